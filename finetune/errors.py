@@ -1,0 +1,62 @@
+"""Errors with advice.
+
+A message has four parts: the rule, what was received, what exists or is nearest, what to do. Names stand in
+backticks; all problems of one kind are told at once, five shown at most.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class FinetuneError(Exception):
+    """Base of every error the package raises on purpose; the command line prints its message alone."""
+
+    exit_code = 2
+
+
+class RecipeError(FinetuneError, ValueError):
+    """The recipe cannot be read or breaks a rule of the schema."""
+
+
+class GroupError(FinetuneError, ValueError):
+    """The layer groups do not partition the trainable variables, or a group's settings are wrong."""
+
+
+class RestoreError(FinetuneError, ValueError):
+    """The pretrained weights cannot be read or do not fit the model."""
+
+
+class DataError(FinetuneError, ValueError):
+    """The examples cannot be read or do not fit the model."""
+
+
+class TrainingError(FinetuneError, RuntimeError):
+    """Training began and failed; the input was fine."""
+
+    exit_code = 1
+
+
+def quote(names: Iterable[object], *, limit: int = 5) -> str:
+    """Lists names in backticks, `limit` at most.
+
+    >>> quote(["a", "b", "c"], limit=2)
+    '`a`, `b` and 1 more'
+    """
+    every = [f"`{name}`" for name in names]
+    shown = ", ".join(every[:limit])
+    return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
+    """Returns the known names that look most like `name`, best first; empty when none is close."""
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=limit, cutoff=0.6)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Returns the sentence that offers the nearest known names, or an empty string.
+
+    >>> did_you_mean("hed", ["stem", "head"])
+    ' Did you mean `head`?'
+    """
+    close = nearest(name, known)
+    return f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
