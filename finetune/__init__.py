@@ -1,3 +1,55 @@
-"""Discriminative fine-tuning of pretrained TensorFlow/Keras networks."""
+"""Discriminative fine-tuning of pretrained TensorFlow/Keras networks.
+
+The names below are imported when they are first used: `import finetune` alone does not load TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from finetune.errors import FinetuneError as FinetuneError
+    from finetune.groups.layer_tree import layer_tree as layer_tree
+    from finetune.groups.rates import discriminative_rates as discriminative_rates
+    from finetune.groups.rates import spread_rates as spread_rates
+    from finetune.groups.resolver import Selector as Selector
+    from finetune.groups.resolver import resolve_groups as resolve_groups
+    from finetune.optimizers.grouped import GroupedOptimizer as GroupedOptimizer
+    from finetune.optimizers.momentum import Momentum as Momentum
+    from finetune.optimizers.schedules import exponential_decay as exponential_decay
+    from finetune.optimizers.schedules import make_schedule as make_schedule
+    from finetune.pretrained.restore import restore as restore
+    from finetune.run import plan as plan
+    from finetune.run import run as run
+    from finetune.training.freezing import freeze as freeze
+    from finetune.training.monitor import LearningRateLogger as LearningRateLogger
+
+_HOMES = {
+    "FinetuneError": "errors",
+    "layer_tree": "groups.layer_tree",
+    "discriminative_rates": "groups.rates",
+    "spread_rates": "groups.rates",
+    "Selector": "groups.resolver",
+    "resolve_groups": "groups.resolver",
+    "GroupedOptimizer": "optimizers.grouped",
+    "Momentum": "optimizers.momentum",
+    "exponential_decay": "optimizers.schedules",
+    "make_schedule": "optimizers.schedules",
+    "restore": "pretrained.restore",
+    "freeze": "training.freezing",
+    "LearningRateLogger": "training.monitor",
+    "plan": "run",
+    "run": "run",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `finetune` has no attribute `{name}`")
+    return getattr(importlib.import_module(f"finetune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,8 +1,31 @@
 """Stable, unique names for every weight of a model."""
 
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, chain, count
 from typing import Any
+
+import keras
+import tensorflow as tf
+
+from finetune.errors import GroupError
+
+_Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of what tf.saved_model.load returns
+
+# What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
+_OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
+_NOT_WEIGHTS = re.compile(r"_self_.*|_?optimizer|save_counter")
+_KERAS_BOOKS = re.compile(r"_layers|_tracker|_tracked|_(non_)?trainable_variables|_self_.*")
+_NORMALIZATION = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.UnitNormalization,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +57,12 @@ class LayerTree:
         leaves: Every weight once; trainable ones among them in the order of `model.trainable_variables` when
             nothing is frozen.
         layers: Names of the model's own layers, exactly as `model.layers` counts them (input layers included).
+        containers: Names below which layers count one by one: nested models, and lists or dicts of layers.
     """
 
     leaves: tuple[Leaf, ...]
     layers: tuple[str, ...]
+    containers: frozenset[str] = frozenset()
 
     @cached_property
     def trainable(self) -> tuple[Leaf, ...]:
@@ -50,4 +75,271 @@ class LayerTree:
 
 
 def layer_tree(model: Any) -> LayerTree:
-    raise NotImplementedError
+    """Names every weight of a model by its place in it.
+
+    The names are unique and stay the same when the model is saved and loaded, cloned or built again, and whatever
+    is frozen. Layers count by their `name`; a layer that Keras named automatically and that a subclassed layer or
+    model holds counts by the attribute that holds it (`encoder`, `blocks/0`). A repeated name gets `~1`, `~2`.
+
+    Args:
+        model: A built Keras model or layer, a `tf.Module`, or what `hub.load` or `tf.saved_model.load` returned.
+
+    Raises:
+        GroupError: `model` is none of these, or has no weights yet.
+    """
+    if isinstance(model, keras.layers.Layer):
+        return _keras_tree(model)
+    if isinstance(model, _Trackable):
+        return _module_tree(model)
+    raise GroupError(
+        "A layer tree needs a Keras model, a `tf.Module` or a loaded SavedModel. "
+        f"Received: `{model!r}` of type `{type(model).__name__}`. Load it first, e.g. with `keras.models.load_model`."
+    )
+
+
+def is_normalization(leaf: Leaf) -> bool:
+    """Whether a normalization layer owns the weight; told by the weight's own name where no Keras layer owns it."""
+    if not isinstance(leaf.owner, keras.layers.Layer):
+        return _own_name(leaf) in ("gamma", "beta", "moving_mean", "moving_variance")
+    custom = type(leaf.owner).__name__.endswith(("Norm", "Normalization"))
+    not_one = (keras.layers.Wrapper, keras.layers.Normalization)  # spectral normalization; a preprocessing layer
+    return isinstance(leaf.owner, _NORMALIZATION) or (custom and not isinstance(leaf.owner, not_one))
+
+
+def takes_weight_decay(leaf: Leaf) -> bool:
+    """Whether weight decay makes sense: not for biases, scalars, vectors and what normalization layers own."""
+    rank = leaf.variable.shape.rank if isinstance(leaf.variable.shape, tf.TensorShape) else len(leaf.variable.shape)
+    is_bias = _own_name(leaf) == "bias" or _own_name(leaf).endswith("_bias")
+    return leaf.trainable and not is_bias and (rank is None or rank > 1) and not is_normalization(leaf)
+
+
+def _own_name(leaf: Leaf) -> str:
+    return leaf.name.rpartition("/")[2].partition("~")[0]
+
+
+# Keras
+
+
+def _keras_tree(root: keras.layers.Layer) -> LayerTree:
+    _require_built(root)
+    containers: set[str] = set()
+    walked = {id(leaf.variable): leaf for leaf in _walk_layer(root, "", containers, set(), not _is_graph(root))}
+    leaves = [walked.get(id(weight)) or _stray(root, weight, index) for index, weight in enumerate(root.weights)]
+    names = {id(child): name for child, name in _named_children(root, not _is_graph(root))}
+    layers = root.layers if isinstance(root, keras.Model) else _children(root)
+    return LayerTree(_uniquely_named(leaves), tuple(names[id(layer)] for layer in layers), frozenset(containers))
+
+
+def _require_built(root: keras.layers.Layer) -> None:
+    waiting = [] if root.built else [layer for layer in root._flatten_layers() if _waits_for_weights(layer)]
+    if waiting or not (root.built or root.weights):
+        raise GroupError(
+            f"A layer tree needs a model that has its weights, and `{root.name}` is not built yet. Call it once on a "
+            "batch, `model(batch)`, or give it a shape: `model.build(input_shape)` or a first `keras.Input`."
+        )
+    if not root.weights:
+        raise GroupError(f"A layer tree needs weights, and `{root.name}` has none. Add a layer that has some.")
+
+
+def _waits_for_weights(layer: keras.layers.Layer) -> bool:
+    # A model that only holds built ones, as a GAN does, is never built itself and waits for nothing.
+    makes_none = (keras.layers.Layer.build, keras.Model.build, keras.Sequential.build)
+    return not layer.built and type(layer).build not in makes_none
+
+
+def _walk_layer(
+    layer: keras.layers.Layer, path: str, containers: set[str], seen: set[int], by_hand: bool = True
+) -> Iterator[Leaf]:
+    trainable = layer._trainable_variables  # private, but unlike the public list it does not shrink on freezing
+    own = [*trainable, *layer._non_trainable_variables]
+    for index, (variable, name) in enumerate(zip(own, _variable_names(layer, own), strict=True)):
+        if _is_new(variable, seen):
+            yield Leaf(_join(path, name), path, variable, index < len(trainable), layer, index)
+    if _is_container(layer):
+        containers.add(path)
+    for child, name in _named_children(layer, by_hand):
+        if _is_new(child, seen):
+            containers.update(_join(path, holder) for holder in _ancestors(name))
+            yield from _walk_layer(child, _join(path, name), containers, seen, by_hand or not _is_graph(child))
+
+
+def _is_container(layer: keras.layers.Layer) -> bool:
+    inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+    return isinstance(inner, keras.Model)
+
+
+def _children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    below = layer._flatten_layers(include_self=False, recursive=False)  # a Layer has no public list of its parts
+    public = layer.layers if isinstance(layer, keras.Model) else []
+    return list({id(child): child for child in [*public, *below]}.values())
+
+
+def _is_graph(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, (keras.Function, keras.Sequential))  # a functional model is a keras.Function
+
+
+def _named_children(layer: keras.layers.Layer, by_hand: bool) -> list[tuple[keras.layers.Layer, str]]:
+    """Names the sublayers; `by_hand` says that a constructor makes them, so that automatic names change each time."""
+    children = _children(layer)
+    if not by_hand:
+        return list(zip(children, _unique(child.name for child in children), strict=True))
+    held = {} if _is_graph(layer) else _attribute_paths(layer)
+    met: Counter[str] = Counter()
+    names = []
+    for child in children:
+        base = _automatic_name(child)
+        names.append(held.get(id(child), _numbered(base, met[base])) if base else child.name)
+        met[base] += 1
+    return list(zip(children, _unique(names), strict=True))
+
+
+def _automatic_name(layer: keras.layers.Layer) -> str:
+    """Returns the name Keras chose for the layer without its number; empty when somebody chose the name."""
+    snake = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)).lower()
+    # Bidirectional derives the names of its halves from an automatic one.
+    match = re.fullmatch(rf"((?:forward_|backward_)?{re.escape(snake)})(_\d+)?", layer.name)
+    return match[1] if match else ""
+
+
+def _numbered(base: str, n: int) -> str:
+    return f"{base}_{n}" if n else base
+
+
+def _variable_names(layer: keras.layers.Layer, variables: list[Any]) -> list[str]:
+    is_auto = [re.fullmatch(r"variable(_\d+)?", variable.name) is not None for variable in variables]
+    held = _attribute_paths(layer) if any(is_auto) else {}
+    return _unique(held.get(id(v), "variable") if auto else v.name for v, auto in zip(variables, is_auto, strict=True))
+
+
+def _attribute_paths(layer: keras.layers.Layer) -> dict[int, str]:
+    paths: dict[int, str] = {}
+    for name, value in sorted(vars(layer).items(), key=lambda item: item[0].startswith("_")):  # public ones first
+        if not _KERAS_BOOKS.fullmatch(name):
+            for path, part in _parts(name, value):
+                paths.setdefault(id(part), path)
+    return paths
+
+
+# tf.Module and SavedModel
+
+
+def _module_tree(root: Any) -> LayerTree:
+    containers: set[str] = set()
+    walked = {id(leaf.variable): leaf for leaf in _walk_module(root, "", containers, set())}
+    listed = {id(variable): variable for variable in _public_list(root, "variables")}
+    kept = {key: leaf for key, leaf in walked.items() if not listed or isinstance(leaf.variable, keras.Variable)}
+    leaves = [walked.get(key) or _stray(root, variable, n) for n, (key, variable) in enumerate(listed.items())]
+    leaves += [leaf for key, leaf in kept.items() if key not in listed]
+    leaves = [leaf for leaf in leaves if not _is_seed(leaf)]
+    if not leaves:
+        raise GroupError(
+            f"A layer tree needs variables, and the `{type(root).__name__}` has none. If it makes them at the first "
+            "call, call it once; if it was saved without tracking them, save it again with them as attributes."
+        )
+    leaves = _uniquely_named(_in_public_order(_with_own_names(leaves), _public_list(root, "trainable_variables")))
+    containers.update(holder for leaf in leaves for holder in _ancestors(leaf.layer))
+    return LayerTree(leaves, _top_names(leaves), frozenset(containers))
+
+
+def _top_names(leaves: tuple[Leaf, ...]) -> tuple[str, ...]:
+    """Returns the first parts that differ: not `sequential` alone when every name starts with it."""
+    shared = set.intersection(*(set(_ancestors(leaf.layer)) for leaf in leaves))
+    return tuple(dict.fromkeys("/".join(leaf.name.split("/")[: len(shared) + 1]) for leaf in leaves))
+
+
+def _walk_module(module: Any, path: str, containers: set[str], seen: set[int]) -> Iterator[Leaf]:
+    for parts in _clear_and_opaque_parts(module):
+        own = {id(part): part for _, part in parts if isinstance(part, tf.Variable)}
+        saved = {key: n for n, key in enumerate(sorted(own, key=lambda key: not own[key].trainable))}
+        for name, part in parts:
+            if id(part) in own and _is_new(part, seen):
+                yield Leaf(_join(path, name), path, part, part.trainable, module, saved[id(part)])
+        for name, part in parts:
+            if isinstance(part, keras.layers.Layer) and _is_new(part, seen):
+                yield from _walk_layer(part, _join(path, name), containers, seen)
+            elif isinstance(part, _Trackable) and _is_new(part, seen):
+                yield from _walk_module(part, _join(path, name), containers, seen)
+
+
+def _clear_and_opaque_parts(module: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    attributes = sorted(vars(module).items(), key=lambda item: (item[0] != "variables", item[0]))
+    clear: list[tuple[str, Any]] = []
+    opaque: list[tuple[str, Any]] = []
+    for name, value in attributes:
+        if not _NOT_WEIGHTS.fullmatch(name):
+            (opaque if _OPAQUE.fullmatch(name) else clear).extend(_parts(name, value))
+    return clear, opaque
+
+
+def _with_own_names(leaves: list[Leaf]) -> list[Leaf]:
+    own = [leaf.variable.name.partition(":")[0] for leaf in leaves]
+    all_speak = all("/" in name for name in own) and len(set(own)) == len(own)
+
+    def named(leaf: Leaf, name: str) -> Leaf:
+        is_opaque = _OPAQUE.fullmatch(leaf.name.partition("/")[0]) is not None
+        use = all_speak or (is_opaque and "/" in name)
+        return replace(leaf, name=name, layer=name.rpartition("/")[0]) if use else leaf
+
+    return [named(leaf, name) for leaf, name in zip(leaves, own, strict=True)]
+
+
+def _in_public_order(leaves: list[Leaf], trainable_variables: list[Any]) -> list[Leaf]:
+    rank = {id(variable): n for n, variable in enumerate(trainable_variables)}
+    ranked = iter(sorted((lf for lf in leaves if id(lf.variable) in rank), key=lambda lf: rank[id(lf.variable)]))
+    return [next(ranked) if id(leaf.variable) in rank else leaf for leaf in leaves]
+
+
+def _public_list(root: Any, name: str) -> list[Any]:
+    value = getattr(root, name, None)
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _is_seed(leaf: Leaf) -> bool:
+    return leaf.variable.name.partition(":")[0].endswith("seed_generator_state")
+
+
+# Both
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields what an attribute holds with its path: itself, or the elements of its lists and dicts."""
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield from _parts(_join(name, str(key).replace("/", "_")), value[key])
+    elif isinstance(value, (list, tuple)):
+        for n, element in enumerate(value):
+            yield from _parts(f"{name}/{n}", element)
+    else:
+        yield name, value
+
+
+def _stray(root: Any, weight: Any, index: int) -> Leaf:
+    path = re.sub(r"[^\w./-]", "_", getattr(weight, "path", weight.name).partition(":")[0]).strip("/")
+    return Leaf(path, path.rpartition("/")[0], weight, weight.trainable, root, index)
+
+
+def _uniquely_named(leaves: list[Leaf]) -> tuple[Leaf, ...]:
+    names = _unique(leaf.name for leaf in leaves)
+    return tuple(replace(leaf, name=name) for leaf, name in zip(leaves, names, strict=True))
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    used: dict[str, None] = {}
+    for name in names:
+        candidates = chain([name], (f"{name}~{n}" for n in count(1)))
+        used[next(candidate for candidate in candidates if candidate not in used)] = None
+    return list(used)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
+
+
+def _ancestors(path: str) -> list[str]:
+    return list(accumulate(path.split("/")[:-1], _join))
+
+
+def _is_new(thing: Any, seen: set[int]) -> bool:
+    is_new = id(thing) not in seen
+    seen.add(id(thing))
+    return is_new

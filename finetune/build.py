@@ -1,0 +1,317 @@
+"""From a recipe to objects. Nothing below this floor has ever heard of recipes."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+import keras
+
+from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.groups.layer_tree import LayerTree, takes_weight_decay
+from finetune.groups.rates import discriminative_rates, length_in_steps, spread_rates
+from finetune.groups.resolver import LayerGroup, Selector, resolve_groups, selectors_by_block, selectors_by_layer
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.schedules import chain, make_schedule, with_warmup
+from finetune.pretrained.restore import RestoreReport, restore
+from finetune.recipe.fields import length_of
+from finetune.recipe.loader import resolve_path
+from finetune.recipe.schema import Group, Named, Optimizer, Recipe, Strategy
+from finetune.sources.data import Examples, check_examples, read_npz
+from finetune.sources.models import call_builder, check_model, load_keras_file
+from finetune.training.plan import GroupSettings
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is, in batches."""
+
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def in_steps(self, amount: float, unit: str) -> int:
+        return length_in_steps(amount, unit, steps_per_epoch=self.steps_per_epoch, total_steps=self.steps)
+
+
+@contextmanager
+def precision(recipe: Recipe) -> Iterator[None]:
+    """Sets the seed and the dtype policy of the recipe; the policy is put back afterwards."""
+    mixed = recipe.train.mixed_precision
+    if mixed and recipe.model.keras_file:
+        raise RecipeError(
+            "A model from a file keeps the precision it was saved with. The recipe says `keras_file` and "
+            f"`train.mixed_precision: {mixed}`. Build the model with a `builder` and restore its weights, or leave it away."
+        )
+    before = keras.config.dtype_policy()
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(f"mixed_{mixed}" if mixed else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_model(recipe: Recipe) -> keras.Model:
+    """Builds or loads the network, with fresh weights where it is built."""
+    source = recipe.model
+    if source.keras_file:
+        return check_model(load_keras_file(resolve_path(recipe, source.keras_file)), source.keras_file)
+    assert source.builder  # the schema holds that there is exactly one source
+    return check_model(call_builder(source.builder, source.arguments), source.builder)
+
+
+def build_examples(recipe: Recipe) -> Examples:
+    """Reads or makes the examples."""
+    source = recipe.data
+    if source.npz:
+        return read_npz(resolve_path(recipe, source.npz))
+    assert source.builder
+    return check_examples(call_builder(source.builder, source.arguments))
+
+
+def run_length(recipe: Recipe, examples: Examples) -> RunLength:
+    """Counts the batches as Keras will, which takes the validation rows off the end of the training rows."""
+    rows = floor(len(examples.x_train) * (1 - recipe.train.validation_fraction))
+    if not 0 < rows:
+        raise RecipeError(
+            f"Some rows must be left to train on. `train.validation_fraction: {recipe.train.validation_fraction}` of "
+            f"{len(examples.x_train)} rows leaves none. Make it smaller."
+        )
+    return RunLength(recipe.train.epochs, ceil(rows / recipe.train.batch_size))
+
+
+def restore_weights(recipe: Recipe, tree: LayerTree) -> RestoreReport | None:
+    """Restores the pretrained weights that the recipe names, if any."""
+    wanted = recipe.restore
+    if wanted is None:
+        return None
+    return restore(
+        tree,
+        resolve_path(recipe, wanted.source),
+        exclude=wanted.exclude,
+        rename=wanted.rename,
+        allow_missing=wanted.allow_missing,
+        allow_unused=wanted.allow_unused,
+    )
+
+
+# -- Groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """One group as the recipe wants it; `optimizer` is `None` exactly when the group is frozen."""
+
+    selector: Selector
+    optimizer: Optimizer | None
+    learning_rate: Any
+    decay_bias_and_norm: bool
+
+
+def plan_groups(recipe: Recipe, tree: LayerTree) -> list[GroupPlan]:
+    """Writes a strategy out as a list of groups; a list is taken as it is."""
+    if isinstance(recipe.groups, Strategy):
+        return _strategy_groups(recipe.groups, tree)
+    return [
+        GroupPlan(_selector(group), group.optimizer, group.learning_rate, group.decay_bias_and_norm)
+        for group in recipe.groups
+    ]
+
+
+def _selector(group: Group) -> Selector:
+    return Selector(
+        name=group.name,
+        prefixes=group.prefixes,
+        regex=group.regex,
+        layers=group.layers,
+        variables=group.variables,
+        rest=group.rest,
+        frozen=group.frozen,
+    )
+
+
+def _strategy_groups(strategy: Strategy, tree: LayerTree) -> list[GroupPlan]:
+    selectors = (selectors_by_layer if strategy.by == "layer" else selectors_by_block)(tree)
+    if strategy.spread:
+        rates = spread_rates(*strategy.spread, len(selectors))
+    else:
+        assert strategy.peak and strategy.decay
+        rates = discriminative_rates(strategy.peak, len(selectors), decay=strategy.decay)
+    shape = strategy.learning_rate
+    return [
+        GroupPlan(
+            selector, strategy.optimizer, shape.with_rate(rate) if shape else rate, strategy.decay_bias_and_norm
+        )
+        for selector, rate in zip(selectors, rates, strict=True)
+    ]
+
+
+def build_groups(plans: Sequence[GroupPlan], tree: LayerTree) -> tuple[LayerGroup, ...]:
+    """Resolves the selectors to layer groups that cover every trainable weight once."""
+    return resolve_groups(tree, [plan.selector for plan in plans])
+
+
+# -- Optimizers and schedules -----------------------------------------------------------------------------------------
+
+
+def build_settings(plans: Sequence[GroupPlan], length: RunLength) -> dict[str, GroupSettings]:
+    """Returns the settings of every group that is not frozen, by its name."""
+    return {
+        plan.selector.name: GroupSettings(
+            optimizer=plan.optimizer.name,
+            learning_rate=build_rate(plan.learning_rate, length),
+            weight_decay=float(_make_optimizer(plan.selector.name, plan.optimizer, 1.0).weight_decay or 0.0),
+            decay_bias_and_norm=plan.decay_bias_and_norm,
+        )
+        for plan in plans
+        if plan.optimizer
+    }
+
+
+def build_optimizer(
+    recipe: Recipe, plans: Sequence[GroupPlan], groups: Sequence[LayerGroup], settings: Mapping[str, GroupSettings]
+) -> GroupedOptimizer:
+    """Makes one optimizer with a child for every group that is not frozen."""
+    children: dict[str, Any] = {}
+    for plan, group in zip(plans, groups, strict=True):
+        if plan.optimizer is None:
+            continue
+        child = _make_optimizer(group.name, plan.optimizer, settings[group.name].learning_rate)
+        undecayed = [leaf.variable for leaf in group.trainable if not takes_weight_decay(leaf)]
+        if undecayed and not plan.decay_bias_and_norm:
+            child.exclude_from_weight_decay(var_list=undecayed)
+        children[group.name] = (child, group)
+    train = recipe.train
+    return GroupedOptimizer(
+        children,
+        clipnorm=train.clipnorm,
+        clipvalue=train.clipvalue,
+        global_clipnorm=train.global_clipnorm,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        use_ema=train.use_ema,
+        ema_momentum=train.ema_momentum,
+    )
+
+
+def _make_optimizer(group: str, wanted: Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
+    kind = _optimizer_class(wanted.name)
+    accepted = {
+        name: parameter.default
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in ("learning_rate", "name")
+    }
+    unknown = [name for name in wanted.arguments if name not in accepted]
+    if unknown:
+        raise RecipeError(
+            f"An optimizer is given its own keyword arguments. Group `{group}`: `{wanted.name}` does not take "
+            f"{quote(unknown)}. It takes {quote(accepted, limit=20)}.{did_you_mean(unknown[0], list(accepted))}"
+        )
+    arguments = {  # Keras insists on floats, YAML writes `momentum: 0`
+        name: float(value) if type(value) is int and type(accepted[name]) is float else value
+        for name, value in wanted.arguments.items()
+    }
+    try:
+        return kind(learning_rate=learning_rate, **arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"An optimizer must accept its arguments. Group `{group}`: `{wanted.name}` says: {error}"
+        ) from error
+
+
+def _optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+    if name == "momentum":
+        return Momentum
+    return _by_plain_name(keras.optimizers)[name.replace("_", "")]
+
+
+def _by_plain_name(module: Any) -> dict[str, Any]:
+    return {name.lower(): value for name, value in vars(module).items() if inspect.isclass(value)}
+
+
+_LENGTHS = ("decay", "first_decay", "total", "warmup")
+
+
+def build_rate(rate: Any, length: RunLength) -> Any:
+    """Returns a number as it is, and a schedule of the recipe as a Keras schedule with its lengths in steps."""
+    if isinstance(rate, int | float):
+        return float(rate)
+    # Where a warm-up goes in front, its length is not the schedule's own.
+    stems = [s for s in _LENGTHS if hasattr(rate, f"{s}_steps") and not (s == "warmup" and hasattr(rate, "warmup_from"))]
+    spelled = {f"{stem}_{unit}" for stem in _LENGTHS if hasattr(rate, f"{stem}_steps") for unit in _UNITS}
+    switches = {"boundaries", "boundaries_epochs", "boundaries_fraction"}
+    skipped = spelled | switches | {"schedule", "schedules", "warmup_from"}
+    arguments = {name: getattr(rate, name) for name in type(rate).model_fields if name not in skipped}
+    for stem in stems:
+        arguments[f"{stem}_steps"] = length.in_steps(*_given(length_of(rate, stem)))
+    schedule = _with_switches(rate, arguments, length)
+    if rate.leading_warmup:
+        return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
+    return schedule
+
+
+_UNITS = ("steps", "epochs", "fraction")
+
+
+def _given(found: tuple[float, str] | None) -> tuple[float, str]:
+    assert found is not None  # the schema holds that one spelling is given
+    return found
+
+
+def _with_switches(rate: Any, arguments: dict[str, Any], length: RunLength) -> Any:
+    if not hasattr(rate, "switches"):
+        return make_schedule(rate.schedule, **arguments)
+    boundaries = [length.in_steps(*switch) for switch in rate.switches]
+    if rate.schedule == "chain":
+        return chain([build_rate(part, length) for part in rate.schedules], boundaries)
+    return make_schedule(rate.schedule, boundaries=boundaries, **arguments)
+
+
+# -- Compiling --------------------------------------------------------------------------------------------------------
+
+
+def compile_model(recipe: Recipe, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compiles the model with the recipe's loss and metrics; freeze before this."""
+    train = recipe.train
+    model.compile(
+        optimizer=optimizer,
+        loss=_keras_object(keras.losses, train.loss, "train.loss"),
+        metrics=[_keras_object(keras.metrics, metric, "train.metrics") for metric in train.metrics],
+        steps_per_execution=train.steps_per_execution,
+        jit_compile=train.jit_compile,
+    )
+
+
+def _keras_object(module: Any, wanted: Named, where: str) -> Any:
+    plain = wanted.name.lower().replace("_", "")
+    classes = _by_plain_name(module)
+    if wanted.arguments:
+        make: Callable[..., Any] | None = classes.get(plain)
+        if make is None:
+            raise _unknown(module, wanted.name, where)
+        try:
+            return make(**wanted.arguments)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"`{where}: {wanted.name}` must accept its arguments. Keras says: {error}") from error
+    if wanted.name in ("accuracy", "acc", "crossentropy", "ce"):
+        return wanted.name  # Keras chooses the kind by the shape of the targets
+    try:
+        return module.get(wanted.name)
+    except ValueError:
+        if plain in classes:
+            return classes[plain]()
+        raise _unknown(module, wanted.name, where) from None
+
+
+def _unknown(module: Any, name: str, where: str) -> RecipeError:
+    known = [key for key, value in vars(module).items() if key.islower() and callable(value) and key != "get"]
+    known += [key for key, value in vars(module).items() if inspect.isclass(value)]
+    return RecipeError(
+        f"`{where}` is a name that Keras knows, `snake_case` or its class. Received `{name}`.{did_you_mean(name, known)}"
+    )

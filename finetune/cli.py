@@ -1,0 +1,124 @@
+"""The `finetune` command: options and printing. The work is done below."""
+
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from finetune import __version__
+from finetune.errors import FinetuneError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for every layer group.\n\n"
+    "Start with `finetune check recipe.yaml` (is it well written?), then `finetune plan recipe.yaml` (what will happen to "
+    "every weight?), then `finetune run recipe.yaml`.",
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+Override = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable."),
+]
+AllowCode = Annotated[
+    list[str],
+    typer.Option("--allow-code", metavar="PACKAGE", help="Let the recipe run code of this package. Repeatable."),
+]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
+    ] = None,
+    overrides: Override = [],  # noqa: B006 - typer reads the default
+    allow_code: AllowCode = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into `--out` even if it holds something.")] = False,
+) -> None:
+    """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
+    _start()
+    from finetune.run import run as run_recipe
+
+    console = _console()
+    result = run_recipe(recipe, out, overrides=overrides, allow_code=allow_code, overwrite=overwrite, console=console)
+    for name, value in result.metrics.items():
+        console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if result.frozen_tensors:
+        console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
+    console.print(f"written: {result.folder}")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+    weights: Annotated[bool, typer.Option("--weights", help="One row for every weight instead of every group.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what would happen to every weight, on the real model, without training."""
+    _start()
+    from finetune.run import plan as plan_recipe
+    from finetune.run import tell_plan
+
+    planned = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    if json:
+        print(dumps(planned.plan.to_json(), indent=2))
+    else:
+        tell_plan(planned, _console(), every_weight=weights)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Check a recipe's spelling and rules in a moment, without loading TensorFlow."""
+    from finetune.recipe.loader import check_code_allowed, load_recipe
+
+    check_code_allowed(load_recipe(recipe, overrides=overrides), allow_code)
+    print(f"{recipe}: well written. See what it does with `finetune plan {recipe}`.")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")] = False,
+) -> None:
+    if version:
+        print(f"finetune {__version__}")
+        raise typer.Exit
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def _start() -> None:
+    from finetune.quiet import start_tensorflow
+
+    start_tensorflow()
+
+
+def main() -> None:
+    """Runs the command line; exits 2 on bad input, 1 when training failed, 130 on Ctrl-C."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except FinetuneError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

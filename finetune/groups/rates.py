@@ -1,0 +1,154 @@
+"""Rate arithmetic: plain numbers in, plain numbers out."""
+
+import math
+import re
+import sys
+from numbers import Integral, Real
+
+from finetune.errors import GroupError, did_you_mean, quote
+
+_UNITS = ("steps", "epochs", "fraction")
+_NUMERIC = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.I)
+
+
+def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) -> tuple[float, ...]:
+    """Spaces learning rates geometrically, smallest for the group nearest the input.
+
+    >>> discriminative_rates(0.08, 3, decay=2)
+    (0.02, 0.04, 0.08)
+
+    Args:
+        peak: Learning rate of the last group, per step. Must be > 0.
+        num_groups: How many groups, input to output. Must be >= 1.
+        decay: Ratio between neighbours, >= 1; `1` gives every group `peak`.
+
+    Returns:
+        One rate per group, input to output; length `num_groups`.
+
+    Raises:
+        GroupError: A bound is broken, or the smallest rate would be 0.
+
+    References:
+        Howard & Ruder (2018), ULMFiT, section 3.1, https://arxiv.org/abs/1801.06146
+    """
+    peak, num_groups = check_rate(peak, "peak"), _check_count(num_groups, "num_groups")
+    if not _is_number(decay) or not 1 <= decay < math.inf:
+        raise GroupError(
+            f"`decay` is the ratio of a group's learning rate to the one before it, a finite number >= 1. Received: "
+            f"`{decay!r}`. Give `2.6` as ULMFiT does, or `1` for equal rates."
+        )
+    rates = tuple(peak * float(decay) ** -(num_groups - 1 - group) for group in range(num_groups))
+    if rates[0] == 0:
+        raise GroupError(
+            f"Every group needs a learning rate above 0. With a `decay` of `{decay}` over {num_groups} groups the "
+            "first gets 0. Give a smaller `decay`, or make fewer groups."
+        )
+    return rates
+
+
+def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
+    """Spaces learning rates geometrically from `low` to `high`, as fastai's `slice(low, high)` does.
+
+    >>> spread_rates(0.001, 0.1, 2)
+    (0.001, 0.1)
+
+    Args:
+        low: Learning rate of the first group, per step. Must be > 0.
+        high: Learning rate of the last group, and of a single one. Must be >= `low`.
+        num_groups: How many groups, input to output. Must be >= 1.
+
+    Returns:
+        One rate per group, input to output; length `num_groups`.
+
+    Raises:
+        GroupError: A bound is broken.
+
+    References:
+        `even_mults` in fastcore, https://github.com/fastai/fastcore/blob/main/fastcore/basics.py
+    """
+    low, high = check_rate(low, "low"), check_rate(high, "high")
+    num_groups = _check_count(num_groups, "num_groups")
+    if low > high:
+        raise GroupError(
+            f"A spread goes from the rate of the first group to that of the last, low to high. Received: `{low}` and "
+            f"`{high}`. Write `[{high}, {low}]`."
+        )
+    if num_groups == 1:
+        return (high,)
+    last = num_groups - 1
+    return (low, *(low * (high / low) ** (group / last) for group in range(1, last)), high)
+
+
+def check_rate(value: float, what: str = "learning_rate") -> float:
+    """Returns a learning rate as a `float`.
+
+    Args:
+        value: The rate, per step. Must be finite and > 0.
+        what: What to call it in the error, e.g. "group `body`: learning_rate".
+
+    Raises:
+        GroupError: It is not such a number. Text such as `1e-4`, which YAML does not read as a number, is named.
+    """
+    if _is_number(value) and 0 < value <= sys.float_info.max and float(value) > 0:
+        return float(value)
+    rule = f"{_in_backticks(what)} must be a finite number above 0. Received: `{value!r}`."
+    raise GroupError(f"{rule} {_advice(value)}")
+
+
+def length_in_steps(
+    value: float, unit: str, *, steps_per_epoch: int | None = None, total_steps: int | None = None
+) -> int:
+    """Converts a length of training to whole steps, at least 1.
+
+    >>> length_in_steps(0.5, "epochs", steps_per_epoch=100)
+    50
+
+    Args:
+        value: How long. Must be > 0; whole when in steps, at most 1 when a fraction.
+        unit: `steps`, `epochs`, or `fraction` of the whole training.
+        steps_per_epoch: Needed for `epochs`. Must be >= 1.
+        total_steps: Steps of the whole training, needed for `fraction`. Must be >= 1.
+
+    Raises:
+        GroupError: A bound is broken, the unit is unknown, or what it refers to is missing.
+    """
+    if unit not in _UNITS:
+        raise GroupError(f"A length is in {quote(_UNITS)}. Received: `{unit}`.{did_you_mean(str(unit), _UNITS)}")
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise GroupError(f"A length in {unit} must be a finite number above 0. Received: `{value!r}`.")
+    if unit == "steps":
+        if value != int(value):
+            raise GroupError(
+                f"A length in steps must be whole. Received: `{value}`. Use `epochs` or `fraction` instead."
+            )
+        return int(value)
+    if unit == "fraction" and value > 1:
+        raise GroupError(
+            f"A fraction of the training is at most 1. Received: `{value}`. Use `steps` or `epochs` instead."
+        )
+    name, whole = ("steps_per_epoch", steps_per_epoch) if unit == "epochs" else ("total_steps", total_steps)
+    if whole is None:
+        raise GroupError(f"A length in `{unit}` needs `{name}`. Received none. Give it, or give the length in `steps`.")
+    return max(1, round(value * _check_count(whole, name)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _check_count(value: int, what: str) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
+        return int(value)
+    raise GroupError(f"`{what}` must be a whole number >= 1. Received: `{value!r}`.")
+
+
+def _in_backticks(what: str) -> str:
+    return what if "`" in what else f"`{what}`"
+
+
+def _advice(value: object) -> str:
+    if _is_number(value) and value == 0:
+        return "To leave a group alone say `frozen: true`: with a rate of 0 its moving statistics would still drift."
+    if isinstance(value, str) and _NUMERIC.fullmatch(value):
+        return "That is text: write it without quotes and with a point, `1.0e-4`, as YAML reads `1e-4` as text."
+    return "Give one such as `1.0e-4`."

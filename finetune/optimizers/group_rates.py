@@ -1,0 +1,127 @@
+"""The learning rates of an optimizer's groups: read one by one, written together, their ratios kept."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from finetune.errors import GroupError, quote
+
+
+class ScaledSchedule:
+    """`schedule(step) x multiplier`: the learning rate of a scheduled child, and still writable.
+
+    Keras refuses to write a rate that comes from a schedule. Its setter calls `assign` on whatever is held in place of
+    the rate's variable and its getter calls it, so this object lets `child.learning_rate = x` set the multiplier.
+    """
+
+    def __init__(self, schedule: Callable[..., Any], step: keras.Variable, multiplier: keras.Variable):
+        self.schedule, self.step, self.multiplier = schedule, step, multiplier
+
+    def __call__(self) -> tf.Tensor:
+        return self.scheduled() * self.multiplier
+
+    def scheduled(self) -> tf.Tensor:
+        """The schedule's own rate at the present step, without the multiplier."""
+        takes_step = isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
+        return tf.cast(self.schedule(self.step) if takes_step else self.schedule(), tf.float32)
+
+    def assign(self, value: Any) -> None:
+        scheduled = float(self.scheduled())
+        if scheduled:
+            self.multiplier.assign(float(value) / scheduled)
+        else:
+            _tell_unreachable(float(value))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+
+@dataclass
+class GroupRate:
+    """One group's rate: the variable that moves it, and what that variable is when nobody has moved it.
+
+    Attributes:
+        dial: The child's learning rate; of a scheduled child the multiplier of its schedule.
+        schedule: The child's schedule, if it has one.
+        base: The dial at scale 1. The bases hold the ratios between the groups, also while all rates are 0.
+        seen: The dial when it was last written from here.
+    """
+
+    dial: keras.Variable
+    schedule: ScaledSchedule | None = None
+    base: float = field(init=False)
+    seen: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base = self.seen = float(self.dial)
+
+    @property
+    def scheduled(self) -> float:
+        """The schedule's rate at the present step; 1 without a schedule."""
+        return float(self.schedule.scheduled()) if self.schedule else 1.0
+
+    @property
+    def now(self) -> float:
+        """The rate in the next step."""
+        return float(self.dial) * self.scheduled
+
+    def turn(self, dial: float) -> None:
+        self.dial.assign(dial)
+        self.seen = float(self.dial)
+
+
+class GroupRates:
+    """The rates of all groups, input to output."""
+
+    def __init__(self, rates: Sequence[GroupRate]):
+        self._rates = tuple(rates)
+        self._scale = 1.0
+
+    def read(self) -> list[float]:
+        return [rate.now for rate in self._rates]
+
+    def write_last(self, value: float) -> None:
+        """Gives the last group the rate `value` and scales all others by the same ratio.
+
+        Where the last group's schedule gives 0, as at the first step of many a warm-up, no multiple of it is `value`:
+        all rates stay, with a warning unless `value` is 0.
+        """
+        self._adopt_moved()
+        unit = self._rates[-1].base * self._rates[-1].scheduled
+        if unit == 0.0:
+            _tell_unreachable(value)
+            return
+        scale = value / unit
+        dials = [rate.base * scale for rate in self._rates]
+        if not all(0 <= dial <= np.finfo(np.float32).max for dial in dials):
+            raise GroupError(
+                f"A learning rate is finite and not negative, in every group. Received `{value}` for the last group, "
+                f"{scale} times its rate: the groups would get {quote(dials)}. No rate was changed."
+            )
+        self._scale = scale
+        for rate, dial in zip(self._rates, dials, strict=True):
+            rate.turn(dial)
+
+    def _adopt_moved(self) -> None:
+        """Takes dials that were moved one by one, or restored from a file, for the new ratios."""
+        if not self._scale or not any(float(rate.dial) for rate in self._rates):
+            return  # all rates are 0: that tells nothing about their ratios
+        for rate in self._rates:
+            dial = float(rate.dial)
+            silenced_last = rate is self._rates[-1] and not dial  # a ratio to 0 is none: keep the one it had
+            if dial != rate.seen and not silenced_last:
+                rate.base, rate.seen = dial / self._scale, dial
+
+
+def _tell_unreachable(value: float) -> None:
+    if value:
+        warnings.warn(
+            f"The learning rate `{value}` was not written: it is a multiple of the group's schedule, which gives 0 at "
+            "this step. Write it at another step, or start the schedule above 0.",
+            stacklevel=3,
+        )

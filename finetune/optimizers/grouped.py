@@ -1,0 +1,354 @@
+"""One Keras optimizer that holds a child optimizer, with its own learning rate, for every layer group.
+
+The division of labour: the parent is an ordinary Keras optimizer. It counts the steps and filters, unscales, accumulates
+and clips the gradients and keeps the moving average, over all groups at once. A child is only an update rule with its
+slots, its rate and its weight decay. Hence equal children give, bit for bit, what the plain optimizer gives.
+
+Keras has no public hook for this. The private ones used are all in this module, the minor version of Keras is pinned, and
+`tests/test_keras_contract.py` fails when one of them moves. See https://github.com/keras-team/keras/issues/21741.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+from keras.src.utils import tracking
+
+from finetune.errors import GroupError, quote
+from finetune.optimizers.group import Group, child_config, make_groups, names_of
+from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule
+from finetune.optimizers.membership import Roster
+from finetune.optimizers.replicas import in_every_replica, update_once
+from finetune.optimizers.seats import Seat
+from finetune.optimizers.sparse import densify, merge_rows
+
+_CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+_OWN_SETTINGS = (
+    *("name", *_CLIPPING, "gradient_accumulation_steps", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    "loss_scale_factor",
+)
+
+
+@keras.saving.register_keras_serializable("finetune")
+class GroupedOptimizer(keras.optimizers.Optimizer):
+    """Updates every layer group with its own optimizer at its own learning rate, all in one step.
+
+    It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group; writing
+    it scales all groups by the same ratio. So `ReduceLROnPlateau`, `LearningRateScheduler` and an LR range test keep the
+    ratios between the groups, with and without schedules. A group alone is moved by
+    `optimizer.optimizers[i].learning_rate = x`.
+
+    Args:
+        groups: Name to `(optimizer, members)`, from input to output. `members` is what the group updates: a `LayerGroup`,
+            a layer or model, a variable, or a (nested) sequence of these; layers may be built later, by `fit`. Optimizers
+            are fresh, one for each group, and take the group's name. A bare sequence of pairs names its groups
+            `group_0`, `group_1`, ...
+        clipnorm: Norm to which each gradient is clipped.
+        clipvalue: Value to which each gradient element is clipped.
+        global_clipnorm: Norm to which the gradients of all groups together are clipped.
+        gradient_accumulation_steps: Batches per update, >= 2. Schedules count batches, as in Keras.
+        use_ema: Whether to keep a moving average of the variables of all groups.
+        ema_momentum: Momentum of that average, in [0, 1].
+        ema_overwrite_frequency: Updates after which the average replaces the variables; `None`: at the end of `fit`.
+        loss_scale_factor: Factor on the loss, taken off the gradients again.
+        name: Name of the optimizer.
+
+    Raises:
+        GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or holds a setting
+            that belongs to all groups, or a rate is not a positive number.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
+        >>> body, head = model.layers
+        >>> optimizer = GroupedOptimizer({
+        ...     "body": (keras.optimizers.SGD(1e-4, momentum=0.9), body),
+        ...     "head": (keras.optimizers.AdamW(1e-3), head),
+        ... })
+        >>> model.compile(optimizer, loss="mse")
+        >>> optimizer.learning_rate = 2e-3
+        >>> {name: round(rate, 6) for name, rate in optimizer.learning_rates.items()}
+        {'body': 0.0002, 'head': 0.002}
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, tuple[keras.optimizers.Optimizer, Any]] | Sequence[tuple[keras.optimizers.Optimizer, Any]],
+        *,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        name: str = "grouped_optimizer",
+    ):
+        roster = Roster(make_groups(groups), self._var_key)
+        super().__init__(
+            learning_rate=lambda: self.learning_rate,  # a callable, so that Keras makes no rate variable of ours
+            clipnorm=clipnorm,
+            clipvalue=clipvalue,
+            global_clipnorm=global_clipnorm,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            use_ema=use_ema,
+            ema_momentum=ema_momentum,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            loss_scale_factor=loss_scale_factor,
+            name=name,
+        )
+        self._roster = roster
+        self._rates = GroupRates([self._adopt(group) for group in roster.groups])
+        self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
+        # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
+        self.children = tf.Module(name="children")
+        self.children.by_group = {group.name: group.optimizer for group in roster.groups}
+
+    def _adopt(self, group: Group) -> GroupRate:
+        """Makes a child tick with the parent's clock and its rate writable; returns its rate."""
+        child = group.optimizer
+        child.name = group.name
+        group.unused_counter = child._iterations
+        with tracking.DotNotTrackScope():  # else the parent's counter were one of the child's variables, too
+            child._iterations = self._iterations
+        child._all_reduce_sum_gradients = list  # the parent has summed them over the replicas
+        if isinstance(child._learning_rate, keras.Variable):
+            group.initial_rate = float(child._learning_rate)
+            return GroupRate(child._learning_rate)
+        group.initial_rate = child._learning_rate
+        multiplier = self.add_variable((), initializer="ones", dtype="float32", name=f"{group.name}_multiplier")
+        child._learning_rate = ScaledSchedule(group.initial_rate, self._iterations, multiplier)
+        return GroupRate(multiplier, child._learning_rate)
+
+    # -- Groups and rates ---------------------------------------------------------------------------------------------
+
+    @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """The children, one for each group, input to output, named after their groups.
+
+        Keras' own code, but for TensorBoard, does not see this attribute: its rate callbacks would write every child alone,
+        so that `LearningRateScheduler(lambda epoch: 1e-3)` erases the ratios between the groups; `SwapEMAWeights` would
+        look for an average in each child; and saving would store the children twice.
+        """
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.startswith("keras.src.") and not caller.endswith(".tensorboard"):
+            raise AttributeError("Keras writes `learning_rate` instead, which keeps the ratios between the groups.")
+        return [group.optimizer for group in self._roster.groups]
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The names of the groups, input to output."""
+        return names_of(self._roster.groups)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rate that each group uses in the next step."""
+        return dict(zip(self.group_names, self._rates.read(), strict=True))
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate of the last group. Writing it scales all groups by the same ratio."""
+        return self._roster.groups[-1].optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if callable(value):
+            raise GroupError(
+                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, or "
+                "give the schedule to a group's optimizer when it is made."
+            )
+        self._rates.write_last(float(value))
+
+    # -- Building -----------------------------------------------------------------------------------------------------
+
+    @tracking.no_automatic_dependency_tracking
+    def build(self, variables: Iterable[Any]) -> None:
+        """Makes the slots of all groups, also of the variables that are frozen just now.
+
+        Args:
+            variables: Any part of the groups' variables, such as `model.trainable_variables`.
+
+        Raises:
+            GroupError: If a variable belongs to no group.
+        """
+        self._admit(list(variables))
+        if self.built:
+            return
+        super().build([v for group in self._roster.groups for v in group.variables])
+        for group in self._roster.groups:
+            group.optimizer.build(group.variables)
+            # After `build`: the child must count updates as the parent does, and needs no accumulators of its own.
+            group.optimizer.gradient_accumulation_steps = self.gradient_accumulation_steps
+
+    def _admit(self, variables: list[Any]) -> None:
+        for stand_in, variable in self._roster.admit(variables):
+            for optimizer in (self, self._roster.group_of(variable).optimizer):
+                self._hand_over(optimizer, stand_in, variable)
+
+    def _hand_over(self, optimizer: keras.optimizers.Optimizer, stand_in: Any, variable: Any) -> None:
+        """Gives what the optimizer keeps for a stand-in to the variable that took its place."""
+        old, new = self._var_key(stand_in), self._var_key(variable)
+        excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+        if old in excluded:
+            excluded.add(new)
+        if optimizer.built:
+            optimizer._trainable_variables_indices[new] = optimizer._trainable_variables_indices[old]
+            with tracking.DotNotTrackScope():  # a changed list could not be saved by tf.train.Checkpoint any more
+                known = optimizer._trainable_variables
+                optimizer._trainable_variables = [variable if v is stand_in else v for v in known]
+
+    def _check_variables_are_known(self, variables: list[Any]) -> None:
+        self._admit(variables)
+        self._stepping = frozenset(self._var_key(variable) for variable in variables)
+
+    # -- One step -----------------------------------------------------------------------------------------------------
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Updates the variables of all groups in one step; a group without gradients stands still, its clock ticks.
+
+        Args:
+            grads: Gradients, one for each variable; `None` where there is none.
+            trainable_variables: Any part of the groups' variables; the others are frozen. Default: all of them, in the
+                order in which `build` had them.
+
+        Raises:
+            GroupError: If a variable belongs to no group, or gradients and variables do not pair up.
+        """
+        self._roster.settle()
+        grads = list(grads)
+        variables = list(self._roster.order if trainable_variables is None else trainable_variables)
+        if grads and len(grads) != len(variables):
+            raise GroupError(
+                f"Gradients and variables come in pairs. Received {len(grads)} gradients for {len(variables)} variables"
+                f"{' of the groups. Pass the variables, too' if trainable_variables is None else ''}."
+            )
+        # Keras divides by the factor, which a sparse gradient does not support.
+        super().apply(densify(grads) if self.loss_scale_factor else grads, variables)
+
+    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Any) -> None:
+        update_once(super()._backend_apply_gradients, grads, trainable_variables)
+
+    def _backend_increment_gradient_accumulators(self, grads: list[Any], acc_grads: list[Any]) -> None:
+        in_every_replica(super()._backend_increment_gradient_accumulators, grads, acc_grads)
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        return super()._clip_gradients(merge_rows(grads) if _clips(self) else grads)
+
+    def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
+        for child, (members,) in self._by_child(variables):
+            in_every_replica(child._apply_weight_decay, members)
+
+    def _backend_update_step(self, grads: list[Any], trainable_variables: Any, learning_rate: Any) -> None:
+        for child, (gradients, members) in self._by_child(grads, trainable_variables):
+            if _clips(child):
+                gradients = child._clip_gradients(merge_rows(gradients))
+            in_every_replica(child._backend_update_step, gradients, members, child.learning_rate)
+
+    def _by_child(self, *columns: Iterable[Any]) -> Iterator[tuple[keras.optimizers.Optimizer, list[list[Any]]]]:
+        """Splits columns, the last one of variables, by group; groups without a row are left out."""
+        rows: dict[str, list[tuple[Any, ...]]] = {}
+        for row in zip(*columns, strict=True):
+            rows.setdefault(self._roster.group_of(row[-1]).name, []).append(row)
+        for group in self._roster.groups:
+            if group.name in rows:
+                yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
+
+    # -- The moving average -------------------------------------------------------------------------------------------
+
+    def _update_model_variables_moving_average(self, trainable_variables: list[Any]) -> None:
+        """As in Keras; only that the average of a frozen variable stands still, to the last bit."""
+        not_first = ops.not_equal(self.iterations, 0)
+        for variable, average in zip(trainable_variables, self._model_variables_moving_average, strict=True):
+            if average is not None:
+                keeps = self.ema_momentum if self._var_key(variable) in self._stepping else 1.0
+                momentum = ops.multiply(ops.cast(not_first, variable.dtype), keeps)
+                average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1, momentum), variable)))
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
+        self.finalize_variable_values(v for v in trainable_variables if self._var_key(v) in self._stepping)
+
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
+        """Puts the moving average, if one is kept, into the variables, of which some may be frozen."""
+        for variable in var_list if self.use_ema else ():
+            average = self._model_variables_moving_average[self._get_variable_index(variable)]
+            if average is not None:
+                variable.assign(average)
+
+    # -- State --------------------------------------------------------------------------------------------------------
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As in Keras, for the children of all groups."""
+        for group in self._roster.groups:
+            group.optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The parent's variables, then those of each child; the shared step counter once."""
+        groups = self._roster.groups
+        children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
+        return [*self._variables, *children]
+
+    def set_weights(self, weights: Iterable[Any]) -> None:
+        """Sets all of `variables` from arrays in the same order."""
+        self.load_own_variables({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves all of `variables`; before the first step these are made, so that every file is complete."""
+        if not self.built:
+            self.build(self._roster.order)
+        super().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Sets all of `variables` from a store, or none of them.
+
+        Raises:
+            GroupError: If the store does not hold exactly this state. Keras itself would only warn.
+        """
+        if not len(store.keys()):
+            return  # the file holds weights alone
+        if not self.built:
+            self._roster.settle()
+            self.build(self._roster.order)
+        ours = [tuple(v.shape) for v in self.variables]
+        theirs = [tuple(store[str(i)].shape) for i in range(len(store.keys())) if str(i) in store.keys()]
+        if ours != theirs:
+            raise GroupError(
+                f"An optimizer's state fits the optimizer it was saved from. The file holds {len(theirs)} variables, this "
+                f"optimizer with the groups {quote(self.group_names)} has {len(ours)}"
+                f"{'' if len(ours) != len(theirs) else ', of other shapes'}. No state was loaded. Use the same groups and "
+                "optimizers, or load the weights before `compile`."
+            )
+        for i, variable in enumerate(self.variables):
+            variable.assign(store[str(i)])
+
+    def get_config(self) -> dict[str, Any]:
+        """The config, from which the groups are found again by the places of their variables in the model."""
+        seats = self._roster.seats(lambda group, variable: group.optimizer._use_weight_decay(variable))
+        groups = [
+            {"name": group.name, "optimizer": child_config(group), "seats": seats[group.name]}
+            for group in self._roster.groups
+        ]
+        return {**{key: getattr(self, key) for key in _OWN_SETTINGS}, "groups": groups}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedOptimizer":
+        """Makes the optimizer again; its variables are found when it is built on those of a model."""
+        groups, seats = {}, {}
+        for entry in config["groups"]:
+            child = keras.saving.deserialize_keras_object(entry["optimizer"], custom_objects=custom_objects)
+            taken = [(seat.stand_in(), seat) for seat in map(Seat.from_dict, entry["seats"])]
+            if undecayed := [stand_in for stand_in, seat in taken if not seat.weight_decay]:
+                child.exclude_from_weight_decay(var_list=undecayed)
+            groups[entry["name"]] = (child, [stand_in for stand_in, _ in taken])
+            seats |= {id(stand_in): seat for stand_in, seat in taken}
+        optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
+        optimizer._roster.await_model(seats)
+        return optimizer
+
+
+def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
+    return any(getattr(optimizer, setting) for setting in _CLIPPING)

@@ -1,0 +1,219 @@
+"""Weights in TensorFlow checkpoints: object graphs of TF2, and the flat names of TF1's `Saver`."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from finetune.errors import RestoreError
+from finetune.pretrained.weight_file import Tensor, WeightFile
+
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_SSTABLE_END = bytes.fromhex("57fb808b247547db")
+_COUNTER = re.compile(
+    r"(global_)?step|save_counter|epoch|iterations?|iter|(beta|beta_|beta_power_)[12](_power)?(_\d+)?|decay|"
+    r"learning_rate|good_steps|current_loss_scale|dynamic_(scale|counter)|step_counter"
+)
+_SLOT = re.compile(r"(Adam\w*|Momentum|RMSProp|Ada[a-z]+|Ftrl\w*|ExponentialMovingAverage)(_\d+)?")
+_RANDOM_STATE = re.compile(r"(^|/)_?(seed|random)_generator(/|$)|seed_generator_state$|(^|/)_state_var$")
+
+
+def is_checkpoint_index(path: Path) -> bool:
+    """Whether the file ends as a checkpoint's index does (or a whole checkpoint of TensorFlow before 0.12)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8))
+        return file.read() == _SSTABLE_END
+
+
+def read_checkpoint(path: Path) -> WeightFile:
+    """Reads the checkpoint that an index file belongs to.
+
+    Raises:
+        RestoreError: A part of the checkpoint is missing.
+    """
+    prefix = path.with_suffix("") if path.suffix == ".index" else path
+    if path.suffix == ".index":
+        _require_shards(prefix)
+    reader = tf.train.load_checkpoint(str(prefix))
+    if _GRAPH in reader.get_variable_to_shape_map():
+        return WeightFile(str(prefix), "tf-object-checkpoint", _unique_names(_object_tensors(reader)))
+    return WeightFile(str(prefix), "tf1-checkpoint", tuple(_saver_tensors(reader)))
+
+
+def _require_shards(prefix: Path) -> None:
+    shards = [entry.name for entry in prefix.parent.iterdir() if entry.name.startswith(f"{prefix.name}.data-")]
+    wanted = {int(shard.rpartition("-of-")[2]) for shard in shards} or {1}
+    if len(shards) < max(wanted):
+        raise RestoreError(
+            f"A checkpoint is an index and its data. `{prefix}.index` is there, but {len(shards)} of {max(wanted)} "
+            f"data files. Copy all files that begin with `{prefix.name}` to `{prefix.parent}`."
+        )
+
+
+def _tensor(reader: Any, key: str, name: str, **known: Any) -> Tensor:
+    shape = tuple(reader.get_variable_to_shape_map()[key])
+    dtype = reader.get_variable_to_dtype_map()[key].name
+    return Tensor(name, shape, dtype, partial(_read, reader, key), **known)
+
+
+def _read(reader: Any, key: str) -> np.ndarray:
+    return np.asarray(reader.get_tensor(key))
+
+
+# TF1: flat names
+
+
+def _saver_tensors(reader: Any) -> Iterator[Tensor]:
+    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    for name in sorted(shapes):
+        counts = not shapes[name] and _COUNTER.fullmatch(name.rpartition("/")[2])
+        if dtypes[name] != tf.string and not counts and not _is_slot(name, shapes):
+            yield _tensor(reader, name, name)
+
+
+def _is_slot(name: str, every: Mapping[str, Any]) -> bool:
+    """Whether it hangs below another weight: `dense/kernel/Adam`, or `train/dense/kernel/Adam` from a scope."""
+    owner, _, own = name.rpartition("/")
+    if owner in every or own == "ExponentialMovingAverage":
+        return True
+    parts = owner.split("/")
+    return bool(_SLOT.fullmatch(own)) and any("/".join(parts[i:]) in every for i in range(1, len(parts)))
+
+
+# TF2: a graph of objects
+
+
+def variable_paths(root: Any, children: Callable[[Any], Mapping[str, Any]]) -> dict[Any, tuple[str, ...]]:
+    """Returns the shortest path of names to every object below `root` that no optimizer holds.
+
+    Args:
+        root: A hashable object, or the number of one.
+        children: Gives the objects one holds by their names.
+    """
+    paths: dict[Any, tuple[str, ...]] = {root: ()}
+    queue = [root]
+    for node in queue:
+        for name, child in sorted(children(node).items()):
+            if child not in paths and not is_optimizer(children(child)):
+                paths[child] = (*paths[node], name)
+                queue.append(child)
+    return paths
+
+
+def is_optimizer(children: Mapping[str, Any]) -> bool:
+    """Whether an object that holds these is an optimizer, of Keras or of TF1."""
+    return not {"_iterations", "iter", "inner_optimizer", "beta1_power"}.isdisjoint(children)
+
+
+def object_place(path: tuple[str, ...], full_name: str) -> str:
+    """Returns where an object graph keeps a variable: its path, checked by the variable's own name.
+
+    Numbers in the name are left out, since TensorFlow and Keras count names up as a process goes on. Where the path
+    is only numbers of layers, the whole name counts; where it is attributes, the last part of it.
+    """
+    name = re.sub(r"_\d+(?=/|$)", "", full_name.removesuffix(":0"))
+    return f"object:{'/'.join(path)}|{name.rpartition('/')[2] if _by_attributes(path) else name}"
+
+
+def trainable_place(index: int, count: int, name: str) -> str:
+    """Returns the place of a weight that is only known as one of the trainable ones in their order."""
+    return f"trainable:{index}/{count}|{name.rpartition('/')[2].partition('~')[0]}"
+
+
+def _by_attributes(path: tuple[str, ...]) -> bool:
+    return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+", part) for part in path)
+
+
+def _object_tensors(reader: Any) -> Iterator[Tensor]:
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor(_GRAPH))
+    edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
+    values = _values(graph)
+    paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in values}
+    paths = {node: path for node, path in paths.items() if not _is_bookkeeping(reader, path, *values[node])}
+    places = _object_places(edges, {node: values[node][0] for node in paths})
+    roots = {path[0] for path in paths.values()} if all(len(path) > 1 for path in paths.values()) else set()
+    scopes = {full_name.partition("/")[0] for full_name, _ in (values[node] for node in paths)}
+    for node, path in paths.items():
+        full_name, key = values[node]
+        name, *aliases = dict.fromkeys(_names(path, full_name, len(roots) == 1, len(scopes) == 1))
+        yield _tensor(reader, key, name, aliases=tuple(aliases), places=tuple(places[node]))
+    yield from _only_in_optimizer(reader, edges, values, set(paths))
+
+
+def _values(graph: Any) -> dict[int, tuple[str, str]]:
+    """The variables' full names and keys by node, without the slots that TF2's older optimizers declare."""
+    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
+    return {
+        number: (value.full_name, value.checkpoint_key)
+        for number, node in enumerate(graph.nodes)
+        for value in node.attributes
+        if value.name == "VARIABLE_VALUE" and number not in slots
+    }
+
+
+def _is_bookkeeping(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
+    if reader.get_variable_to_dtype_map()[key] == tf.string or _RANDOM_STATE.search("/".join(path)):
+        return True
+    counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key]
+    return bool(counts and _COUNTER.fullmatch(path[0])) or bool(_RANDOM_STATE.search(full_name))
+
+
+def _object_places(edges: list[dict[str, int]], full_names: dict[int, str]) -> dict[int, list[str]]:
+    """Places below the root and below whatever the root holds: any of them may be the model."""
+    roots = [0, *(node for node in edges[0].values() if not is_optimizer(edges[node]))]
+    below = [variable_paths(root, edges.__getitem__) for root in dict.fromkeys(roots)]
+    return {
+        node: [object_place(paths[node], name) for paths in below if paths.get(node)]
+        for node, name in full_names.items()
+    }
+
+
+def _names(path: tuple[str, ...], full_name: str, one_root: bool, one_scope: bool) -> Iterator[str]:
+    below_root = path[1:] if len(path) > 1 else path
+    attributes = [below_root, path] if one_root else [path, below_root]
+    by_attributes = ["/".join(part.lstrip("_") for part in parts) for parts in attributes]
+    scoped = full_name.partition("/")[2]
+    by_name = [scoped, full_name] if one_scope and scoped else [full_name]
+    yield from by_attributes + by_name if _by_attributes(path) else by_name
+    yield from (f"{'/'.join(parts[:-1])}/{full_name.rpartition('/')[2]}".lstrip("/") for parts in attributes)
+    if "/" in full_name:
+        yield f"*/{full_name}"
+
+
+def _only_in_optimizer(
+    reader: Any, edges: list[dict[str, int]], values: dict[int, tuple[str, str]], known: set[int]
+) -> Iterator[Tensor]:
+    """Weights of layers in lists of a Keras 3 model: only its optimizer's list of variables leads to them."""
+    optimizers = [held for held in edges if is_optimizer(held) and "_trainable_variables" in held]
+    for held in optimizers:
+        trained = edges[held["_trainable_variables"]]
+        for index, node in sorted((int(index), node) for index, node in trained.items()):
+            if node in values and node not in known:
+                full_name, key = values[node]
+                places = (trainable_place(index, len(trained), full_name),)
+                yield _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), places=places)
+
+
+def _unique_names(tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
+    """Numbers the repeated names `~1`, `~2`; a repeated name identifies nothing, so it is no alias either."""
+    every = list(tensors)
+    names = [tensor.name for tensor in every]
+    result = []
+    for i, tensor in enumerate(every):
+        if names.count(tensor.name) > 1:
+            number = names[:i].count(tensor.name)
+            tensor = Tensor(
+                f"{tensor.name}~{number}" if number else tensor.name,
+                tensor.shape,
+                tensor.dtype,
+                tensor.read,
+                places=tensor.places,
+            )
+        result.append(tensor)
+    return tuple(result)

@@ -1,0 +1,59 @@
+"""Names that Keras makes from classes, and the numbers it counts up as a process goes on."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+import keras
+from keras.src.utils.naming import to_snake_case  # Keras' own rule; test_numbering.py holds it to real layers
+
+
+def stem(name: str) -> str:
+    """Returns the name without the number at its end: `dense` for `dense_7`."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def class_name(item: object) -> str:
+    """Returns the name that Keras makes from an object's class: `multi_head_attention`."""
+    return to_snake_case(type(item).__name__)
+
+
+def is_automatic(name: str) -> bool:
+    """Whether Keras gives such a name to one of its own layers by itself."""
+    return stem(name) in _class_names()
+
+
+@cache
+def _class_names() -> frozenset[str]:
+    return frozenset(to_snake_case(name) for name in (*dir(keras.layers), "Functional", "Sequential"))
+
+
+def renumbered(layers: Iterable[str]) -> dict[str, str]:
+    """Counts automatic names from zero below each layer, and notes how many there are.
+
+    Two models built by the same code agree in these names, whatever was built before them.
+
+    >>> renumbered(["bb/dense_7", "bb/dense_9", "bb/head"])
+    {'bb/dense_7': 'bb/dense(0/2)', 'bb/dense_9': 'bb/dense(1/2)', 'bb/head': 'bb/head'}
+    """
+    every = list(dict.fromkeys(layers))
+    siblings: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for parent, part in (step for layer in every for step in _steps(layer)):
+        siblings[parent, stem(part)].add(_number(part))
+
+    def count(parent: str, part: str) -> str:
+        known = siblings[parent, stem(part)]
+        return f"{stem(part)}({sorted(known).index(_number(part))}/{len(known)})" if is_automatic(part) else part
+
+    return {layer: "/".join(count(*step) for step in _steps(layer)) for layer in every}
+
+
+def _steps(layer: str) -> Iterator[tuple[str, str]]:
+    parts = layer.split("/")
+    return (("/".join(parts[:i]), part) for i, part in enumerate(parts))
+
+
+def _number(part: str) -> int:
+    found = re.search(r"_(\d+)$", part)
+    return int(found[1]) if found else 0

@@ -1,0 +1,244 @@
+"""Building blocks of the schema: a strict base class, and field types whose faults read as advice."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+
+from finetune.errors import did_you_mean, quote
+
+UNITS = ("steps", "epochs", "fraction")
+_NOTHING: Any = object()
+_T = TypeVar("_T")
+
+
+def fault(
+    predicate: str,
+    *,
+    received: Any = _NOTHING,
+    at: Sequence[str | int] = (),
+    about: Literal["value", "key", "mapping"] = "value",
+) -> PydanticCustomError:
+    """Makes a validation error whose message reads "`path.to.key` <predicate>".
+
+    Args:
+        predicate: The rule and what to do about it, e.g. "must be greater than 0".
+        received: The value at fault, shown at the end.
+        at: Keys that lead from the validated value to the one at fault.
+        about: What is at fault: the value, its key, or the mapping that holds the key.
+    """
+    shown = "" if received is _NOTHING else f". Received: {show(received)}"
+    return PydanticCustomError("fault", "fault", {"predicate": predicate + shown, "at": tuple(at), "about": about})
+
+
+def show(value: Any) -> str:
+    """Returns a value as one short line of YAML in backticks."""
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError, TypeError):
+        text = type(value).__name__
+    if isinstance(value, float):
+        text = text.replace("Infinity", ".inf").replace("NaN", ".nan")
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+
+
+def pick(value: Any, known: Iterable[str], *, at: Sequence[str | int] = ()) -> str:
+    """Returns `value` if it is one of the known names; raises with the nearest ones if not."""
+    names = list(known)
+    if isinstance(value, str) and value in names:
+        return value
+    raise fault(f"is not one of those known. Received: {show(value)}.{offer(str(value), names)}", at=at)
+
+
+def offer(name: str, known: Sequence[str]) -> str:
+    """Returns a sentence with the nearest known names, or with all of them if none is near."""
+    return did_you_mean(name, known) or f" There are {quote(known, limit=20)}."
+
+
+class Part(BaseModel):
+    """One mapping of a recipe: unknown keys are errors, nothing is coerced, `null` means "left out".
+
+    Attributes:
+        keys_read_before: Keys that users may write but that are gone by now; offered when a key is misspelt.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True
+    )
+
+    keys_read_before: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: Any) -> Any:
+        if not isinstance(value, dict):
+            return handler(value)
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        given = {key: item for key, item in value.items() if item is not None or _needs_value(fields.get(key))}
+        try:
+            return handler(given)
+        except ValidationError as error:
+            details = [_detail(one, [*fields, *cls.keys_read_before]) for one in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @model_serializer(mode="wrap")
+    def _drop_unset(self, handler: Any) -> dict[str, Any]:
+        fields = {field.alias or name: field for name, field in type(self).model_fields.items()}
+        unset = [key for key, field in fields.items() if not field.get_default(call_default_factory=True)]
+        return {key: item for key, item in handler(self).items() if key not in unset or not _says_nothing(item)}
+
+
+def _needs_value(field: FieldInfo | None) -> bool:
+    return field is None or field.is_required()
+
+
+def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
+    kind: str | PydanticCustomError = error["type"]
+    context = error.get("ctx", {})
+    if kind == "fault":
+        kind = PydanticCustomError("fault", "fault", context)
+    elif kind == "extra_forbidden" and len(error["loc"]) == 1:
+        key = str(error["loc"][0])
+        kind = fault(f"is not a known key.{offer(key, known)}", about="key")
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
+
+
+def _says_nothing(item: Any) -> bool:
+    return item is None or item is False or item in ((), {})
+
+
+class RecipePath(str):
+    """A path as the recipe writes it, and the folder of the file that wrote it.
+
+    Attributes:
+        folder: What a relative path is relative to; `None` stands for the working directory.
+    """
+
+    folder: Path | None
+
+    def __new__(cls, text: str, folder: Path | None = None) -> "RecipePath":
+        path = super().__new__(cls, text)
+        path.folder = folder
+        return path
+
+
+class Length(NamedTuple):
+    """A stretch of training.
+
+    Attributes:
+        amount: How much of the unit, > 0.
+        unit: `steps`, `epochs`, or `fraction` of the whole run.
+    """
+
+    amount: float
+    unit: str
+
+
+def length_of(part: BaseModel, name: str) -> Length | None:
+    """Returns the length that `part` gives as `<name>_steps`, `<name>_epochs` or `<name>_fraction`."""
+    for unit in UNITS:
+        amount = getattr(part, f"{name}_{unit}", None)
+        if amount is not None:
+            return Length(amount, unit)
+    return None
+
+
+def one_of(value: Any, info: ValidationInfo, *others: str, default: Any = _NOTHING) -> Any:
+    """Holds that exactly one of several spellings is given: the field being validated, the last, or the others.
+
+    Args:
+        value: What the last spelling was given; `None` for nothing.
+        info: Pydantic's; a field at fault is not in `info.data` and counts as given.
+        others: Names of the fields before.
+        default: What the field is when no spelling is given; without it that is an error.
+    """
+    given = [name for name in others if info.data.get(name, _NOTHING) is not None]
+    given += [] if value is None else [str(info.field_name)]
+    if len(given) == 1 or (not given and default is not _NOTHING):
+        return value if given else default
+    spellings = quote([*others, info.field_name])
+    received = f"Received: {quote(given)}" if given else "Received none of them"
+    rule = "needs exactly one" if default is _NOTHING else "takes at most one"
+    raise fault(f"{rule} of {spellings}. {received}", about="mapping")
+
+
+def validated_by(function: Callable[[Any], Any]) -> GetPydanticSchema:
+    """Leaves a field wholly to `function`; pydantic does not build validators for the annotated type."""
+    return GetPydanticSchema(lambda source, handler: core_schema.no_info_plain_validator_function(function))
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def choice(*known: Any) -> BeforeValidator:
+    """Accepts only the values named, `false` being none of the numbers."""
+
+    def check(value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in known):
+            pick(value, [json.dumps(one).strip('"') for one in known])
+        return value
+
+    return BeforeValidator(check)
+
+
+def matched(pattern: str, predicate: str) -> AfterValidator:
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise fault(predicate, received=text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _compiled(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise fault(f"is no regular expression: {error}", received=text) from None
+    return text
+
+
+Positive = Annotated[float, Field(gt=0)]
+Rate = Positive
+NotNegative = Annotated[float, Field(ge=0)]
+AtLeastOne = Annotated[float, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+Text = Annotated[str, Field(min_length=1)]
+ListOf = Annotated[tuple[_T, ...], Strict(False)]
+OneOrMore = Annotated[tuple[_T, ...], Strict(False), BeforeValidator(_listed)]
+Regex = Annotated[Text, AfterValidator(_compiled)]
+Identifier = Annotated[str, matched(r"[A-Za-z_]\w*", "must be a name of letters, digits and `_`")]
+Arguments = dict[Identifier, Any]
+FilePath = Annotated[
+    RecipePath,
+    GetPydanticSchema(
+        lambda source, handler: core_schema.no_info_wrap_validator_function(
+            lambda value, text: RecipePath(text(value), getattr(value, "folder", None)),
+            core_schema.str_schema(strict=True, min_length=1),
+        )
+    ),
+]

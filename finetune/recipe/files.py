@@ -1,0 +1,121 @@
+"""Recipe files and the files they extend."""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+
+from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.recipe.text import Node, Place, Problem, parse
+from finetune.recipe.tree import merged
+
+MAX_BYTES = 1_000_000
+MAX_EXTENDS = 20
+
+
+def read_tree(path: Path, problems: list[Problem]) -> Node | None:
+    """Reads a recipe and lays it over what it extends.
+
+    Args:
+        path: The recipe.
+        problems: What is wrong is appended here.
+
+    Returns:
+        The tree without `extends`; `None` if a file cannot be read.
+
+    Raises:
+        RecipeError: The recipe itself is not a readable file.
+    """
+    return _Files(problems).tree(path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file of a recipe's size.
+
+    Raises:
+        RecipeError: There is no such file, or it is no text.
+    """
+    try:
+        if path.is_dir():
+            raise RecipeError(f"A recipe is a file. Received the folder `{path}`.{_yaml_files_in(path)}")
+        if not path.exists():
+            raise RecipeError(f"The recipe `{path}` does not exist.{_nearest(path)}")
+        if not path.is_file():
+            raise RecipeError(f"A recipe is a file. Received `{path}`, which is a device or a pipe.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"The recipe `{path}` cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"A recipe is no larger than {MAX_BYTES:,} bytes. `{path}` is. Is it the right file?")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"`{path}` is not UTF-8 text: byte 0x{data[error.start]:02x} in line {line}. Save it as UTF-8."
+        raise RecipeError(message) from None
+
+
+def _nearest(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" There is no folder `{path.parent}`."
+    names = [file.name for file in path.parent.iterdir() if file.is_file()]
+    return did_you_mean(path.name, names) or _yaml_files_in(path.parent)
+
+
+def _yaml_files_in(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml"))
+    return f" The folder `{folder}` holds {quote(names) if names else 'no `.yaml` file'}."
+
+
+@dataclass
+class _Files:
+    problems: list[Problem]
+    trees: dict[Path, Node | None] = field(default_factory=dict)
+    opened: list[Path] = field(default_factory=list)
+
+    def tree(self, path: Path, text: str) -> Node | None:
+        """Returns a file laid over what it extends; each file is read once, however often it is extended."""
+        key = path.resolve()
+        if key not in self.trees:
+            self.opened.append(key)
+            self.trees[key] = self.over_its_bases(path, text)
+            self.opened.pop()
+        return self.trees[key]
+
+    def over_its_bases(self, path: Path, text: str) -> Node | None:
+        folder = path.parent.absolute()
+        root = parse(text, lambda line, column: Place(str(path), line, column, folder), self.problems)
+        if root is None:
+            return None
+        if not isinstance(root.value, dict):
+            return self.fail(root.place, "a recipe must be a mapping with `model`, `data`, `groups` and `train`.")
+        own = Node({key: node for key, node in root.value.items() if key != "extends"}, root.place)
+        bases = [self.base(node, path) for node in self.extended(root.child("extends"))]
+        found = [base for base in bases if base]
+        return reduce(merged, [*found, own]) if len(found) == len(bases) else None
+
+    def extended(self, node: Node | None) -> list[Node]:
+        if node is None or node.value is None:
+            return []
+        return node.value if isinstance(node.value, list) else [node]
+
+    def base(self, node: Node, path: Path) -> Node | None:
+        if not isinstance(node.value, str) or not node.value:
+            return self.fail(node.place, "`extends` must be a path or a list of paths, relative to this file.")
+        base = path.parent / Path(node.value).expanduser()
+        try:
+            text, key = read_text(base), base.resolve()
+        except RecipeError as error:
+            return self.fail(node.place, f"`extends`: {error}")
+        if key in self.opened:
+            circle = [*self.opened[self.opened.index(key) :], key]
+            names = " -> ".join(f"`{file.name}`" for file in circle)
+            return self.fail(node.place, f"`extends` goes in a circle: {names}. Remove one of them.")
+        if len(self.opened) > MAX_EXTENDS:
+            return self.fail(node.place, f"`extends` goes through more than {MAX_EXTENDS} files. Join some of them.")
+        return self.tree(base, text)
+
+    def fail(self, place: Place, message: str) -> None:
+        self.problems.append(Problem(place, message))

@@ -1,0 +1,151 @@
+"""From a recipe file to a `Recipe`, and back."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune.errors import RecipeError
+from finetune.recipe.fields import RecipePath
+from finetune.recipe.files import read_tree
+from finetune.recipe.messages import problems_of
+from finetune.recipe.schema import PATH_FIELDS, Recipe
+from finetune.recipe.text import Node, Place, Problem, dump, parse
+from finetune.recipe.tree import follow, report, with_value
+
+TRUSTED = ("finetune.examples", "keras.applications", "keras.datasets")
+
+
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: Changes such as `"groups.head.learning_rate=1e-3"`, applied in order. Relative paths in them are
+            relative to the working directory.
+
+    Returns:
+        The recipe with what it extends and the overrides worked in.
+
+    Raises:
+        RecipeError: All that is wrong, each with file, line and column.
+    """
+    problems: list[Problem] = []
+    tree = read_tree(Path(path), problems)
+    if tree is None:
+        raise report(problems)
+    for override in overrides:
+        tree = _overridden(tree, override, problems)
+    try:
+        recipe = Recipe.model_validate(_with_folders(tree))
+    except ValidationError as error:
+        raise report([*problems, *problems_of(error, tree)]) from None
+    if problems:
+        raise report(problems)
+    recipe._tree = tree
+    return recipe
+
+
+def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
+    path, equals, text = override.partition("=")
+    keys, place = path.strip().split("."), Place(f"--set {path.strip()}", folder=Path.cwd())
+    if not equals or "" in keys:
+        problems.append(Problem(place, f"must read `path.to.key=value`. Received: `{override}`."))
+        return tree
+    if keys[0] == "extends":
+        problems.append(Problem(place, "`extends` is for files and cannot be set. Write it into the recipe."))
+        return tree
+    value = parse(text, lambda line, column: place, problems) if text.strip() else Node(None, place)
+    try:
+        return with_value(tree, keys, value) if value else tree
+    except RecipeError as error:
+        problems.append(Problem(place, str(error)))
+        return tree
+
+
+def _with_folders(tree: Node) -> dict[str, Any]:
+    data = tree.plain()
+    for section, key in PATH_FIELDS:
+        node, passed, _ = follow(tree, (section, key))
+        if len(passed) == 3 and isinstance(node.value, str):
+            data[section][key] = RecipePath(node.value, node.place.folder)
+    return data
+
+
+def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
+    """Writes a recipe as YAML that loads as the same recipe.
+
+    Args:
+        recipe: The recipe.
+        absolute_paths: Write paths in full, so that the text loads from any folder.
+    """
+    data = recipe.model_dump(by_alias=True)
+    for section, key in PATH_FIELDS:
+        path = data.get(section, {}).get(key)
+        if path is not None:
+            data[section][key] = str(resolve_path(recipe, path)) if absolute_paths else str(path)
+    return dump(data)
+
+
+def resolve_path(recipe: Recipe, path: str) -> Path:
+    """Returns the absolute path of one that a recipe gives.
+
+    A relative path is relative to the file that wrote it, which may be one that the recipe extends. Any other text is
+    taken as relative to the recipe's own file; without one, and for overrides, that is the working directory.
+    """
+    folder = getattr(path, "folder", None) or (recipe._tree and recipe._tree.place.folder)
+    return Path(folder or ".").absolute() / Path(path).expanduser()
+
+
+def place_of(recipe: Recipe, *keys: str | int) -> str:
+    """Returns where a key's value was written, e.g. `recipes/pets.yaml:14:9`.
+
+    Args:
+        recipe: The recipe.
+        keys: The way to the value, e.g. `"groups", 1, "prefixes"`. If it leads further than what was written, the
+            place of the last value that was.
+
+    Returns:
+        The place, or an empty string for a recipe that was not loaded from a file.
+    """
+    return str(follow(recipe._tree, keys)[0].place) if recipe._tree else ""
+
+
+# -- Code -------------------------------------------------------------------------------------------------------------
+
+
+def code_modules(recipe: Recipe) -> list[str]:
+    """Returns the top packages of builders outside `TRUSTED`, which run only if the user allows it."""
+    return list(dict.fromkeys(module.split(".")[0] for _, _, module in _untrusted(recipe)))
+
+
+def check_code_allowed(recipe: Recipe, allowed: Sequence[str]) -> None:
+    """Holds that a recipe runs no code but finetune's, Keras' networks and data sets, and what the user allowed.
+
+    Args:
+        recipe: The recipe.
+        allowed: Packages or modules, dotted; each allows what is below it too.
+
+    Raises:
+        RecipeError: A builder names other code.
+    """
+    refused = [
+        f"`{key}: {builder}` names code that is not part of finetune, and a recipe may come from anywhere. "
+        f"Run with `--allow-code {module.split('.')[0]}` if you trust it."
+        for key, builder, module in _untrusted(recipe)
+        if not _below(module, allowed)
+    ]
+    if refused:
+        raise RecipeError("\n".join(refused))
+
+
+def _untrusted(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    for key, builder in (("model.builder", recipe.model.builder), ("data.builder", recipe.data.builder)):
+        module = builder.split(":")[0] if builder else ""
+        if builder and not _below(module, TRUSTED):
+            yield key, builder, module
+
+
+def _below(module: str, packages: Sequence[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)

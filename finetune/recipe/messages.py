@@ -1,0 +1,99 @@
+"""From pydantic's validation errors to sentences for people, each with its place in the recipe."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from finetune.recipe.fields import show
+from finetune.recipe.text import Node, Problem, read_scalar
+from finetune.recipe.tree import follow
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be `true` or `false`",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be {le:g} or less",
+}
+_INSERTED = {"<number>", "<schedule>", "<list>", "<strategy>", "arguments", "[key]"}  # steps that nobody wrote
+
+
+def problems_of(error: ValidationError, tree: Node) -> Iterator[Problem]:
+    """Puts every validation error into words.
+
+    Args:
+        error: What the schema found.
+        tree: The recipe that was validated.
+    """
+    for one in error.errors(include_url=False):
+        context = one.get("ctx", {})
+        steps = _written_steps((*one["loc"], *context.get("at", ())), tree)
+        node, passed, names = follow(tree, steps)
+        is_missing = len(passed) <= len(steps)
+        about = _about(one, context)
+        if about == "mapping":
+            names = names[:-1]
+            node = node if is_missing else passed[-2]
+        by_key = about != "value" or is_missing
+        place = (by_key and node.key_place) or node.place
+        yield Problem(place, _sentence(names, _predicate(one, context, names)))
+
+
+def _about(error: ErrorDetails, context: dict[str, Any]) -> str:
+    is_key = error["type"] == "invalid_key" or error["loc"][-1:] == ("[key]",)
+    return "key" if is_key else context.get("about", "value")
+
+
+def _written_steps(loc: tuple[Any, ...], tree: Node) -> list[Any]:
+    steps: list[Any] = []
+    node: Node | None = tree
+    for step in loc:
+        child = node.child(step) if node else None
+        if child is None and (
+            step in _INSERTED or (isinstance(step, int) and node and not isinstance(node.value, list))
+        ):
+            continue
+        steps.append(step)
+        node = child
+    return steps
+
+
+def _predicate(error: ErrorDetails, context: dict[str, Any], names: list[str]) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "fault":
+        return context["predicate"]
+    if kind == "missing":
+        return f"is missing. Add it under `{'.'.join(names[:-1])}`" if names[1:] else "is missing. Add it"
+    if kind == "invalid_key":
+        return "is a key that is no text. Put it in quotes"
+    rule = _RULES.get(kind, "is not valid: {msg}").format(**{"msg": error["msg"], **context})
+    return f"{rule}. Received: {show(value)}{_hint(kind, value, names[-1:])}"
+
+
+def _hint(kind: str, value: Any, name: list[str]) -> str:
+    if kind in ("int_type", "float_type") and isinstance(value, str) and isinstance(read_scalar(value), int | float):
+        return ". Remove the quotes"
+    if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f". Write `{int(value)}`"
+    if kind == "string_type" and isinstance(value, int | float):
+        return ". Put it in quotes"
+    if kind == "bool_type" and value in ("true", "false"):
+        return ". Remove the quotes"
+    if kind == "greater_than" and value == 0 and name in (["learning_rate"], ["initial"], ["peak"]):
+        return ". For layers that stay as they are say `frozen: true`"
+    return ""
+
+
+def _sentence(names: list[str], predicate: str) -> str:
+    subject = f"`{'.'.join(names)}`" if names else "the recipe"
+    return f"{subject} {predicate}" + ("" if predicate[-1] in ".?" else ".")

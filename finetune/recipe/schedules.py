@@ -1,0 +1,260 @@
+"""What a recipe may write below `learning_rate`: one class a schedule, told apart by `schedule`.
+
+Every stretch of training has three spellings, of which exactly one is given: `<name>_steps`, `<name>_epochs`, or
+`<name>_fraction` of the whole run. `length_of(schedule, "decay")` reads whichever it was.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import ValidationInfo, field_validator
+
+from finetune.errors import quote
+from finetune.recipe.fields import (
+    AtLeastOne,
+    Count,
+    Fraction,
+    Length,
+    ListOf,
+    NotNegative,
+    OpenShare,
+    Part,
+    Positive,
+    Rate,
+    Share,
+    fault,
+    length_of,
+    one_of,
+    pick,
+    validated_by,
+)
+
+
+class _Schedule(Part):
+    """Base of every schedule.
+
+    Attributes:
+        rate_field: The field that holds the first or highest rate; empty where a schedule has several of its own.
+    """
+
+    rate_field: ClassVar[str] = ""
+    schedule: Any  # a `Literal` in every schedule; here only so that it is dumped first
+
+    @property
+    def leading_warmup(self) -> Length | None:
+        """The linear warm-up in front of the schedule, if there is one."""
+        return None
+
+    def with_rate(self, rate: float) -> Self:
+        """Returns the same shape with another `initial` (or `peak`) rate; needs a `rate_field`."""
+        return self.model_copy(update={self.rate_field: rate})
+
+
+class _Initial(_Schedule):
+    rate_field: ClassVar[str] = "initial"
+    initial: Rate
+
+
+class _Peak(_Schedule):
+    rate_field: ClassVar[str] = "peak"
+    peak: Rate
+
+
+class _Decay(_Schedule):
+    decay_steps: Count | None = None
+    decay_epochs: Positive | None = None
+    decay_fraction: Fraction | None = None
+
+    @field_validator("decay_fraction")
+    @classmethod
+    def _one_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "decay_steps", "decay_epochs")
+
+
+class _Total(_Schedule):
+    total_steps: Count | None = None
+    total_epochs: Positive | None = None
+    total_fraction: Fraction | None = None
+
+    @field_validator("total_fraction")
+    @classmethod
+    def _one_total(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "total_steps", "total_epochs", default=1.0)
+
+
+class _WarmUp(_Schedule):
+    """A linear warm-up in front, from `warmup_from` times the first rate up to it."""
+
+    warmup_steps: Count | None = None
+    warmup_epochs: Positive | None = None
+    warmup_fraction: Fraction | None = None
+    warmup_from: Share = 0.0
+
+    @property
+    def leading_warmup(self) -> Length | None:
+        return length_of(self, "warmup")
+
+    @field_validator("warmup_fraction")
+    @classmethod
+    def _one_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "warmup_steps", "warmup_epochs", default=None)
+
+    @field_validator("warmup_from")
+    @classmethod
+    def _belongs_to_a_warmup(cls, value: float, info: ValidationInfo) -> float:
+        lengths = ("warmup_steps", "warmup_epochs", "warmup_fraction")
+        if value and all(name in info.data and info.data[name] is None for name in lengths):
+            raise fault("says where a warm-up starts, but there is none. Give its length as `warmup_steps`")
+        return value
+
+
+class _Boundaries(_Schedule):
+    boundaries: ListOf[Count] | None = None
+    boundaries_epochs: ListOf[Positive] | None = None
+    boundaries_fraction: ListOf[OpenShare] | None = None
+
+    @property
+    def switches(self) -> tuple[Length, ...]:
+        """Where one stretch ends and the next begins, counted from the start of the schedule."""
+        spelled = {"steps": self.boundaries, "epochs": self.boundaries_epochs, "fraction": self.boundaries_fraction}
+        return next(tuple(Length(at, unit) for at in given) for unit, given in spelled.items() if given)
+
+    @field_validator("boundaries", "boundaries_epochs", "boundaries_fraction")
+    @classmethod
+    def _grow(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and not (value and all(a < b for a, b in pairwise(value))):
+            raise fault(f"must be a list that grows from each entry to the next. Received: `{list(value)}`")
+        return value
+
+    @field_validator("boundaries_fraction")
+    @classmethod
+    def _one_spelling(cls, value: Any, info: ValidationInfo) -> Any:
+        return one_of(value, info, "boundaries", "boundaries_epochs")
+
+
+def _one_more(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    spellings = ("boundaries", "boundaries_epochs", "boundaries_fraction")
+    counts = [len(info.data[name]) for name in spellings if info.data.get(name) is not None]
+    if len(counts) == 1 and len(value) != counts[0] + 1:
+        raise fault(f"needs {counts[0] + 1} entries, one more than there are boundaries. Received: {len(value)}")
+    return value
+
+
+class _RateOfDecay(_WarmUp, _Decay, _Initial):
+    decay_rate: Positive
+    staircase: bool = False
+
+
+class ExponentialDecay(_RateOfDecay):
+    schedule: Literal["exponential_decay"]
+
+
+class NaturalExponentialDecay(_RateOfDecay):
+    schedule: Literal["natural_exponential_decay"]
+
+
+class InverseTimeDecay(_RateOfDecay):
+    schedule: Literal["inverse_time_decay"]
+
+
+class PolynomialDecay(_WarmUp, _Decay, _Initial):
+    schedule: Literal["polynomial_decay"]
+    end: NotNegative = 1e-4
+    power: Positive = 1.0
+    cycle: bool = False
+
+
+class PiecewiseConstantDecay(_WarmUp, _Boundaries):
+    schedule: Literal["piecewise_constant_decay"]
+    values: ListOf[Rate]
+
+    _fits_the_boundaries = field_validator("values")(_one_more)
+
+
+class CosineDecay(_WarmUp, _Decay, _Initial):
+    schedule: Literal["cosine_decay"]
+    alpha: Share = 0.0
+
+
+class CosineDecayRestarts(_WarmUp, _Initial):
+    schedule: Literal["cosine_decay_restarts"]
+    first_decay_steps: Count | None = None
+    first_decay_epochs: Positive | None = None
+    first_decay_fraction: Fraction | None = None
+    t_mul: AtLeastOne = 2.0
+    m_mul: Positive = 1.0
+    alpha: Share = 0.0
+
+    @field_validator("first_decay_fraction")
+    @classmethod
+    def _one_first_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "first_decay_steps", "first_decay_epochs")
+
+
+class InverseSquareRoot(_Peak):
+    schedule: Literal["inverse_square_root"]
+    warmup_steps: Count | None = None
+    warmup_epochs: Positive | None = None
+    warmup_fraction: Fraction | None = None
+
+    @field_validator("warmup_fraction")
+    @classmethod
+    def _one_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "warmup_steps", "warmup_epochs")
+
+
+class SlantedTriangular(_WarmUp, _Total, _Peak):
+    schedule: Literal["slanted_triangular"]
+    cut_fraction: OpenShare = 0.1
+    ratio: AtLeastOne = 32.0
+
+
+class OneCycle(_Total, _Peak):
+    schedule: Literal["one_cycle"]
+    warmup_fraction: OpenShare = 0.25
+    div: AtLeastOne = 25.0
+    final_div: AtLeastOne = 1e5
+
+
+class Constant(_WarmUp, _Initial):
+    schedule: Literal["constant"]
+
+
+class Chain(_WarmUp, _Boundaries):
+    schedule: Literal["chain"]
+    schedules: "ListOf[Schedule]"
+
+    _fits_the_boundaries = field_validator("schedules")(_one_more)
+
+
+AnySchedule = (
+    ExponentialDecay
+    | NaturalExponentialDecay
+    | InverseTimeDecay
+    | PolynomialDecay
+    | PiecewiseConstantDecay
+    | CosineDecay
+    | CosineDecayRestarts
+    | InverseSquareRoot
+    | SlantedTriangular
+    | OneCycle
+    | Constant
+    | Chain
+)
+SCHEDULES: dict[str, type[_Schedule]] = {
+    get_args(model.model_fields["schedule"].annotation)[0]: model for model in get_args(AnySchedule)
+}
+
+
+def read_schedule(value: Any) -> Any:
+    """Validates a mapping against the class that its `schedule` names; only that class is built, which is quicker."""
+    if isinstance(value, _Schedule):
+        return value
+    if not isinstance(value, dict):
+        raise fault("must be a mapping with `schedule`, e.g. `{schedule: cosine_decay, ...}`", received=value)
+    if "schedule" not in value:
+        raise fault(f"does not say which `schedule`. There are {quote(SCHEDULES, limit=12)}")
+    return SCHEDULES[pick(value["schedule"], SCHEDULES, at=("schedule",))].model_validate(value)
+
+
+Schedule = Annotated[AnySchedule, validated_by(read_schedule)]

@@ -1,0 +1,163 @@
+"""The shape of a recipe, checked strictly and without TensorFlow or Keras.
+
+What is raised here completes a sentence that begins with the path of the key; `finetune.recipe.messages` writes it.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+)
+
+from finetune.recipe.fields import (
+    Arguments,
+    Count,
+    FilePath,
+    OneOrMore,
+    OpenShare,
+    Part,
+    Positive,
+    Regex,
+    Text,
+    choice,
+    fault,
+    matched,
+    one_of,
+)
+from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
+
+__all__ = [
+    "OPTIMIZERS",
+    "PATH_FIELDS",
+    "DataSource",
+    "Group",
+    "ModelSource",
+    "Named",
+    "Optimizer",
+    "Recipe",
+    "Restore",
+    "Strategy",
+    "Train",
+]
+PATH_FIELDS = (("model", "keras_file"), ("data", "npz"), ("restore", "from"))
+
+
+def _not_inside_finetune(builder: str) -> str:
+    if builder.split(":")[0].split(".")[0] == "finetune" and not builder.startswith("finetune.examples."):
+        raise fault("may name only `finetune.examples.<module>:<function>` inside finetune", received=builder)
+    return builder
+
+
+Builder = Annotated[
+    str,
+    matched(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "must be spelled `package.module:function`"),
+    AfterValidator(_not_inside_finetune),
+]
+
+
+class _Source(Part):
+    builder: Builder | None = None
+    arguments: Arguments = Field(default_factory=dict)
+
+    @field_validator("arguments")
+    @classmethod
+    def _of_a_builder(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if value and info.data.get("builder", "faulty") is None:
+            raise fault("are for a `builder`, and there is none. Leave them out")
+        return value
+
+
+class ModelSource(_Source):
+    """Where the network comes from: a `builder` with `arguments`, or a `keras_file`."""
+
+    keras_file: FilePath | None = None
+
+    @field_validator("keras_file")
+    @classmethod
+    def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
+        return one_of(value, info, "builder")
+
+
+class DataSource(_Source):
+    """Where the examples come from: a `builder` with `arguments`, or an `npz` file."""
+
+    npz: FilePath | None = None
+
+    @field_validator("npz")
+    @classmethod
+    def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
+        return one_of(value, info, "builder")
+
+
+class Restore(Part):
+    """Which pretrained weights go back into which layers.
+
+    Attributes:
+        source: The file, folder or checkpoint prefix; written `from`.
+        exclude: Prefixes of layers that keep their fresh weights.
+        rename: Regular expressions over the file's names, and what replaces them.
+        allow_missing: Prefixes of layers that may lack weights in the file.
+        allow_unused: Prefixes of the file's names that may go unused.
+    """
+
+    source: FilePath = Field(alias="from")
+    exclude: OneOrMore[Text] = ()
+    rename: dict[Regex, str] = Field(default_factory=dict)
+    allow_missing: OneOrMore[Text] = ()
+    allow_unused: OneOrMore[Text] = ()
+
+    @field_validator("rename")
+    @classmethod
+    def _replacements_fit(cls, value: dict[str, str]) -> dict[str, str]:
+        for pattern, replacement in value.items():
+            try:
+                re.sub(pattern, replacement, "")  # reads the replacement even if nothing matches
+            except (re.error, IndexError) as error:
+                raise fault(f"is no replacement: {error}", received=replacement, at=(pattern,)) from None
+        return value
+
+
+class Train(Part):
+    """How long and in which way all groups are trained together."""
+
+    epochs: Count
+    batch_size: Count = 32
+    loss: Named
+    metrics: OneOrMore[Named] = ()
+    clipnorm: Positive | None = None
+    clipvalue: Positive | None = None
+    global_clipnorm: Positive | None = None
+    gradient_accumulation_steps: Annotated[Count, Field(ge=2)] | None = None
+    use_ema: bool = False
+    ema_momentum: OpenShare = 0.99
+    mixed_precision: Annotated[Literal[False, "bfloat16", "float16"], choice(False, "bfloat16", "float16")] = False
+    steps_per_execution: Count = 1
+    jit_compile: bool = False
+    shuffle: bool = True
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("global_clipnorm")
+    @classmethod
+    def _one_way_to_clip(cls, value: Any, info: ValidationInfo) -> Any:
+        return one_of(value, info, "clipnorm", "clipvalue", default=None)
+
+
+class Recipe(Part):
+    """A whole recipe, with `extends` and overrides worked in."""
+
+    keys_read_before: ClassVar[tuple[str, ...]] = ("extends",)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    model: ModelSource
+    data: DataSource
+    restore: Restore | None = None
+    groups: Groups
+    train: Train
+    _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__

@@ -1,0 +1,258 @@
+"""YAML with positions: text to a tree of nodes that know where they were written, and plain data back to text.
+
+It is YAML 1.2 in what it takes for a number (`1e-4` is one) or a truth value (`yes` is none), without tags.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 40
+MAX_NODES = 20_000
+_MERGE = "tag:yaml.org,2002:merge"
+_SCALARS: tuple[tuple[str, re.Pattern[str], Callable[[str], Any]], ...] = (
+    ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)\Z"), lambda text: None),
+    ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), lambda text: text[0] in "tT"),
+    ("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*\Z"), int),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+        ),
+        lambda text: float(re.sub(r"\.(?=[a-z])", "", text.lower())),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was written.
+
+    Attributes:
+        source: The file as the user named it, or the option, `--set train.epochs`.
+        line: From 1; 0 for an option.
+        column: From 1.
+        folder: What relative paths written here are relative to.
+    """
+
+    source: str
+    line: int = 0
+    column: int = 0
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong and where."""
+
+    place: Place
+    message: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A mapping, list or scalar with its place.
+
+    Attributes:
+        value: Nodes by key, a list of nodes, or a plain scalar.
+        place: Where the value starts.
+        key_place: Where its key stands, if it has one.
+        size: How many nodes it is made of, aliases counted every time.
+    """
+
+    value: Any
+    place: Place
+    key_place: Place | None = None
+    size: int = 1
+
+    def plain(self) -> Any:
+        """Returns the value as Python's own dictionaries and lists."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
+
+    def child(self, key: Any) -> "Node | None":
+        """Returns the node below a key or an index, or `None`."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        inside = isinstance(self.value, list) and isinstance(key, int) and key < len(self.value)
+        return self.value[key] if inside else None
+
+
+def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -> Node | None:
+    """Reads YAML text.
+
+    Args:
+        text: One YAML document.
+        at: Makes a place of a line and a column, both from 1.
+        problems: What is wrong is appended here.
+
+    Returns:
+        The root; `None` if the text cannot be read to its end.
+    """
+    try:
+        return _Reader(text, at, problems).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = at(mark.line + 1, mark.column + 1) if mark else at(1, 1)
+        problems.append(Problem(place, _wording(error)))
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = at(before.count("\n") + 1, error.position - before.rfind("\n"))
+        problems.append(Problem(place, f"character `#x{error.character:04x}` is not allowed. Remove it."))
+    except _UnreadableError as error:
+        problems.append(error.problem)
+    return None
+
+
+def _wording(error: yaml.MarkedYAMLError) -> str:
+    if "'\\t'" in str(error.problem):
+        return "not valid YAML: a tab. Indent with spaces."
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"not valid YAML: {said}. Check the indentation, quotes and brackets."
+
+
+class _UnreadableError(Exception):
+    def __init__(self, place: Place, message: str):
+        super().__init__(message)
+        self.problem = Problem(place, message)
+
+
+class _Reader:
+    """Turns PyYAML's events into nodes; PyYAML's own composer would recurse and expand without limit."""
+
+    def __init__(self, text: str, at: Callable[[int, int], Place], problems: list[Problem]):
+        self.loader = yaml.SafeLoader(text)
+        self.at = at
+        self.problems = problems
+        self.anchors: dict[str, Node] = {}
+
+    def document(self) -> Node:
+        self.event()
+        if isinstance(self.event(), yaml.StreamEndEvent):
+            raise _UnreadableError(self.at(1, 1), "empty. A recipe has at least `model`, `data`, `groups` and `train`.")
+        root = self.node(self.event(), depth=0)
+        self.event()
+        last = self.event()
+        if not isinstance(last, yaml.StreamEndEvent):
+            self.fail(self.place(last), "a second YAML document. Remove the `---` and what follows.")
+        return root
+
+    def event(self) -> Any:
+        try:
+            return self.loader.get_event()
+        except (ValueError, OverflowError) as error:  # PyYAML lets them through, e.g. for "\UFFFFFFFF"
+            mark = self.loader.get_mark()
+            raise _UnreadableError(self.at(mark.line + 1, mark.column + 1), f"not valid YAML: {error}.") from None
+
+    def place(self, event: Any) -> Place:
+        return self.at(event.start_mark.line + 1, event.start_mark.column + 1)
+
+    def fail(self, place: Place, message: str) -> None:
+        self.problems.append(Problem(place, message))
+
+    def node(self, event: Any, depth: int) -> Node:
+        place = self.place(event)
+        if isinstance(event, yaml.AliasEvent):
+            return self.alias(event.anchor, place)
+        if depth > MAX_DEPTH:
+            raise _UnreadableError(place, f"nested more than {MAX_DEPTH} levels deep. No recipe needs that.")
+        if event.tag:
+            self.fail(place, f"the tag `{event.tag}` is not allowed: a recipe is plain data. Remove it.")
+        if isinstance(event, yaml.ScalarEvent):
+            node = Node(self.scalar(event, place), place)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = self.sequence(place, depth)
+        else:
+            node = self.mapping(place, depth)
+        if node.size > MAX_NODES:
+            raise _UnreadableError(place, f"more than {MAX_NODES} values, aliases counted. No recipe needs that.")
+        if event.anchor:
+            self.anchors[event.anchor] = node
+        return node
+
+    def alias(self, name: str, place: Place) -> Node:
+        if name not in self.anchors:
+            raise _UnreadableError(place, f"the alias `*{name}` has no finished anchor `&{name}` before it.")
+        return self.anchors[name]
+
+    def scalar(self, event: yaml.ScalarEvent, place: Place) -> Any:
+        if re.search("[\ud800-\udfff]", event.value):
+            self.fail(place, "half a surrogate pair, which is no character. Remove it.")
+        if event.style:
+            return event.value
+        try:
+            return read_scalar(event.value)
+        except ValueError:
+            self.fail(place, f"a number of {len(event.value)} digits is too long.")
+            return 0
+
+    def sequence(self, place: Place, depth: int) -> Node:
+        nodes = []
+        while not isinstance(event := self.event(), yaml.SequenceEndEvent):
+            nodes.append(self.node(event, depth + 1))
+        return Node(nodes, place, size=1 + sum(node.size for node in nodes))
+
+    def mapping(self, place: Place, depth: int) -> Node:
+        nodes: dict[Any, Node] = {}
+        inherited: list[Node] = []
+        while not isinstance(event := self.event(), yaml.MappingEndEvent):
+            key = self.node(event, depth + 1)
+            node = replace(self.node(self.event(), depth + 1), key_place=key.place)
+            if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style:
+                inherited += self.merge_sources(node)
+            elif isinstance(key.value, dict | list):
+                self.fail(key.place, "a key must be a name. Received a mapping or a list.")
+            elif key.value in nodes:
+                first = nodes[key.value].key_place
+                self.fail(key.place, f"the key `{key.value}` was given before, at {first}. Keep one of the two.")
+            else:
+                nodes[key.value] = node
+        for source in inherited:
+            nodes = {**source.value, **nodes}
+        return Node(nodes, place, size=1 + sum(1 + node.size for node in nodes.values()))
+
+    def merge_sources(self, node: Node) -> list[Node]:
+        sources = node.value if isinstance(node.value, list) else [node]
+        if not all(isinstance(source.value, dict) for source in sources):
+            self.fail(node.place, "`<<` must be given a mapping or a list of mappings, e.g. `<<: *base`.")
+            return []
+        return sources
+
+
+def read_scalar(text: str) -> Any:
+    """Returns what an unquoted scalar means.
+
+    >>> [read_scalar(text) for text in ("1e-4", "true", "yes", "4:12", "~")]
+    [0.0001, True, 'yes', '4:12', None]
+    """
+    return next((convert(text) for _, pattern, convert in _SCALARS if pattern.match(text)), text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the strings that `read_scalar` would take for something else."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name for it
+        None: [*((tag, pattern) for tag, pattern, _ in _SCALARS), (_MERGE, re.compile(r"<<\Z"))]
+    }
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Other styles lose line breaks such as U+0085.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+    yaml_representers = {**yaml.SafeDumper.yaml_representers, str: represent_str}  # noqa: RUF012
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump(data: Any) -> str:
+    """Writes plain data as YAML that `parse` reads back as it was."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)

@@ -1,0 +1,88 @@
+"""Trees of nodes: one laid over another, one value replaced, a place looked up."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.recipe.text import Node, Problem
+
+
+def merged(base: Node, top: Node) -> Node:
+    """Lays one tree over another: mappings are merged key by key, everything else is replaced."""
+    if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
+        return top
+    nodes = {key: merged(base.value[key], node) if key in base.value else node for key, node in top.value.items()}
+    return replace(top, value={**base.value, **nodes})
+
+
+def with_value(node: Node, keys: Sequence[str], new: Node, *, above: tuple[str, ...] = ()) -> Node:
+    """Returns the tree with another value at the end of a path.
+
+    Args:
+        node: The tree.
+        keys: Keys of mappings; names or indices of list entries. Mappings that are not there are made.
+        new: The value.
+        above: Keys that led to `node`, for messages.
+
+    Raises:
+        RecipeError: The path leads through something that is no mapping, or past the entries of a list.
+    """
+    if not keys:
+        return replace(new, key_place=new.place)
+    key, below = keys[0], (*above, keys[0])
+    if node.value is None or isinstance(node.value, dict):
+        nodes = node.value or {}
+        child = nodes.get(key, Node({}, new.place))
+        return replace(node, value={**nodes, key: with_value(child, keys[1:], new, above=below)})
+    if isinstance(node.value, list):
+        index = _index(node.value, key, above)
+        nodes = list(node.value)
+        nodes[index] = with_value(nodes[index], keys[1:], new, above=below)
+        return replace(node, value=nodes)
+    raise RecipeError(f"`{'.'.join(above)}` is `{node.value}`, not a mapping, so it has no `{key}`. Set it as a whole.")
+
+
+def name_of(node: Node) -> str | None:
+    """Returns what a list entry calls itself, if it has a `name`."""
+    name = node.child("name")
+    return name.value if name and isinstance(name.value, str) else None
+
+
+def _index(nodes: Sequence[Node], key: str, above: tuple[str, ...]) -> int:
+    names = [name_of(node) for node in nodes]
+    if key in names:
+        return names.index(key)
+    if key.isdecimal() and key.isascii() and len(key) < 9 and int(key) < len(nodes):
+        return int(key)
+    known = [name for name in names if name]
+    entries = f"has {len(nodes)} entries, counted from 0" + (f": {quote(known)}" if known else "")
+    raise RecipeError(f"`{'.'.join(above)}` {entries}. Received: `{key}`.{did_you_mean(key, known)}")
+
+
+def follow(node: Node, keys: Iterable[str | int]) -> tuple[Node, list[Node], list[str]]:
+    """Walks down as far as the keys lead.
+
+    Returns:
+        The last node reached; every node on the way, from the root to the last; and what people call the keys, up to
+        the first that leads nowhere: entries of a list by their `name` if they have one.
+    """
+    passed, names = [node], []
+    for key in keys:
+        child = passed[-1].child(key)
+        names.append(str((child and isinstance(key, int) and name_of(child)) or key))
+        if child is None:
+            break
+        passed.append(child)
+    return passed[-1], passed, names
+
+
+def report(problems: Iterable[Problem], *, limit: int = 5) -> RecipeError:
+    """Makes one error of all problems, in the order of their places."""
+
+    def order(problem: Problem) -> tuple[bool, str, int, int]:
+        place = problem.place
+        return (not place.line, place.source, place.line, place.column)
+
+    lines = list(dict.fromkeys(f"{problem.place}: {problem.message}" for problem in sorted(problems, key=order)))
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return RecipeError("\n".join([*lines[:limit], *more]))

@@ -1,0 +1,83 @@
+"""The plan as tables: plain data in, text out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich import box
+
+Plan = Mapping[str, Any]
+
+
+def group_table(plan: Plan) -> Table:
+    """One row a group: what is in it and how it is trained."""
+    table = _table("group", "layers", "parameters", "optimizer", "learning rate: first, middle, last step", "weight decay")
+    table.add_column("BatchNorm")
+    table.add_column("restored", justify="right")
+    for name in plan["groups"]:
+        rows = [row for row in plan["weights"] if row["group"] == name]
+        trained = next((row for row in rows if row["learning_rate"]), None)
+        decays = sorted({row["weight_decay"] for row in rows if row["weight_decay"]})
+        table.add_row(
+            name,
+            _span(rows),
+            f"{sum(row['parameters'] for row in rows):,}",
+            trained["optimizer"] if trained else "frozen",
+            _rates(trained["learning_rate"]) if trained else "",
+            f"{decays[0]:g}" if decays else "",
+            next((row["batch_normalization"] for row in rows if row["batch_normalization"]), ""),
+            f"{sum(bool(row['restored_from']) for row in rows)}/{len(rows)}",
+        )
+    return table
+
+
+def weight_table(plan: Plan) -> Table:
+    """One row a weight."""
+    table = _table("weight", "group", "shape", "optimizer", "learning rate: first, middle, last step", "weight decay")
+    table.add_column("BatchNorm")
+    table.add_column("restored from")
+    for row in plan["weights"]:
+        untrained = "frozen" if row["frozen"] else "not trainable"
+        table.add_row(
+            row["name"],
+            row["group"],
+            "x".join(map(str, row["shape"])) or "scalar",
+            row["optimizer"] or untrained,
+            _rates(row["learning_rate"]) if row["learning_rate"] else "",
+            f"{row['weight_decay']:g}" if row["weight_decay"] else "",
+            row["batch_normalization"] or "",
+            row["restored_from"] or "",
+        )
+    return table
+
+
+def plan_text(plan: Plan) -> str:
+    """Both tables and the advice as plain text."""
+    parts = [*map(as_text, (group_table(plan), weight_table(plan))), *(f"Advice: {line}\n" for line in plan["advice"])]
+    return "\n".join(parts)
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text, as wide as it needs to be."""
+    out = StringIO()
+    Console(file=out, width=400, color_system=None).print(table)
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("parameters", "weight decay") else "left")
+    return table
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3g}" for rate in rates) if len(set(rates)) > 1 else f"{rates[0]:.3g}"
+
+
+def _span(rows: Sequence[Mapping[str, Any]]) -> str:
+    layers: Iterable[str] = dict.fromkeys(row["name"].rpartition("/")[0] or row["name"] for row in rows)
+    names = list(layers)
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)})"

@@ -1,0 +1,249 @@
+"""The story of a run: load, build, restore, plan, train, prove, save."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+from rich.console import Console
+
+from finetune.build import (
+    RunLength,
+    build_examples,
+    build_groups,
+    build_model,
+    build_optimizer,
+    build_settings,
+    compile_model,
+    plan_groups,
+    precision,
+    restore_weights,
+    run_length,
+)
+from finetune.errors import TrainingError
+from finetune.groups.layer_tree import layer_tree
+from finetune.groups.resolver import LayerGroup
+from finetune.pretrained.restore import RestoreReport
+from finetune.recipe.loader import check_code_allowed, dump_recipe, load_recipe
+from finetune.recipe.schema import Recipe
+from finetune.results.artifacts import choose_run_folder, replacing, write_json, write_text
+from finetune.results.tables import group_table, plan_text, weight_table
+from finetune.sources.data import Examples
+from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
+from finetune.training.monitor import LearningRateLogger, MetricsFile, ProgressLine
+from finetune.training.plan import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, with the weights restored and the model compiled; nothing is trained yet."""
+
+    model: keras.Model
+    examples: Examples
+    groups: tuple[LayerGroup, ...]
+    plan: Plan
+    restored: RestoreReport | None
+    length: RunLength
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out of a run.
+
+    Attributes:
+        folder: The run folder.
+        metrics: Loss and metrics on the test examples after training, by name.
+        metrics_before: The same before training.
+        frozen_unchanged: Whether every frozen tensor is bit-identical to before.
+        frozen_tensors: How many tensors that is said of, moving statistics included.
+        seconds: Wall time of each stage.
+        model: The fine-tuned model.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    metrics_before: dict[str, float]
+    frozen_unchanged: bool
+    frozen_tensors: int
+    seconds: dict[str, float]
+    model: keras.Model = field(repr=False)
+
+
+def run(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Fine-tunes as a recipe says and writes the run folder.
+
+    Args:
+        recipe: Path of the recipe.
+        out: The run folder; by default the first free `runs/<recipe>-<number>`.
+        overrides: Changes to the recipe such as `"train.epochs=3"`.
+        allow_code: Packages whose code the recipe may run.
+        overwrite: Whether `out` may be a folder that holds something.
+        console: Where to tell what happens; `None` stays silent.
+
+    Raises:
+        FinetuneError: If the input is wrong; nothing is written then.
+        TrainingError: If training fails.
+    """
+    console, clock = console or Console(quiet=True), _Clock()
+    with clock("load"):
+        wanted = _load_allowed(recipe, overrides, allow_code)
+        folder = choose_run_folder(Path(out) if out else None, name=Path(recipe).stem, overwrite=overwrite)
+    with precision(wanted):
+        with clock("prepare"):
+            ready = _prepare(wanted)
+        tell_plan(ready, console)
+        _write_plan(folder, wanted, ready)
+        frozen_before = checksums(ready.groups, frozen=True)
+        with clock("evaluate"):
+            metrics_before = _evaluate(ready)
+        with clock("train"):
+            _train(wanted, ready, folder, console)
+        with clock("evaluate"):
+            metrics = _evaluate(ready)
+        with clock("save"), replacing(folder / "model.keras") as path, _without_optimizer(ready.model):
+            ready.model.save(path)
+        frozen_after = checksums(ready.groups, frozen=True)
+    result = RunResult(
+        folder, metrics, metrics_before, frozen_before == frozen_after, len(frozen_before), clock.seconds, ready.model
+    )
+    _write_result(result)
+    prove_unchanged(frozen_before, frozen_after)
+    return result
+
+
+def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Prepared:
+    """Does all of `run` that comes before training: what would happen to every weight, on the real model.
+
+    Args:
+        recipe: Path of the recipe.
+        overrides: Changes to the recipe such as `"train.epochs=3"`.
+        allow_code: Packages whose code the recipe may run.
+
+    Raises:
+        FinetuneError: If the input is wrong.
+    """
+    wanted = _load_allowed(recipe, overrides, allow_code)
+    with precision(wanted):
+        return _prepare(wanted)
+
+
+def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
+    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
+    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters")
+    if ready.restored:
+        console.print(ready.restored.summary())
+    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps")
+    console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
+    for advice in ready.plan.advice:
+        console.print(f"advice: {advice}")
+
+
+def _load_allowed(recipe: str | Path, overrides: Sequence[str], allow_code: Sequence[str]) -> Recipe:
+    wanted = load_recipe(recipe, overrides=overrides)
+    check_code_allowed(wanted, allow_code)
+    return wanted
+
+
+def _prepare(wanted: Recipe) -> Prepared:
+    model, examples = build_model(wanted), build_examples(wanted)
+    tree, length = layer_tree(model), run_length(wanted, examples)
+    plans = plan_groups(wanted, tree)
+    groups = build_groups(plans, tree)
+    settings = build_settings(plans, length)
+    restored = restore_weights(wanted, tree)
+    sources = {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
+    plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
+    freeze(model, groups)
+    compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
+    check_trainable(model, groups)
+    return Prepared(model, examples, groups, plan, restored, length)
+
+
+def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> None:
+    examples, train = ready.examples, wanted.train
+    progress = ProgressLine(console, epochs=train.epochs, steps_per_epoch=ready.length.steps_per_epoch)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    has_validation = examples.x_validation is not None
+    try:
+        ready.model.fit(
+            examples.x_train,
+            examples.y_train,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+            shuffle=train.shuffle,
+            validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
+            validation_split=0.0 if has_validation else train.validation_fraction,
+            verbose=0,
+            callbacks=[
+                LearningRateLogger(),
+                progress,
+                keras.callbacks.TerminateOnNaN(),
+                MetricsFile(folder / "metrics.csv"),
+                keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
+                keras.callbacks.ModelCheckpoint(str(folder / "checkpoints" / "last.weights.h5"), save_weights_only=True),
+            ],
+        )
+    finally:
+        progress.close()
+    _check_finite(ready.model, folder)
+
+
+def _check_finite(model: keras.Model, folder: Path) -> None:
+    losses = model.history.history.get("loss", [])
+    if not losses or not np.isfinite(losses[-1]):
+        raise TrainingError(
+            f"A loss is a finite number. It became {losses[-1] if losses else 'NaN'} in epoch {max(len(losses), 1)}. Lower the "
+            f"learning rates, or set `train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
+        )
+
+
+def _evaluate(ready: Prepared) -> dict[str, float]:
+    metrics = ready.model.evaluate(ready.examples.x_test, ready.examples.y_test, verbose=0, return_dict=True)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+@contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    """Lets the model be saved without its optimizer, so that plain Keras opens it anywhere."""
+    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
+    try:
+        yield
+    finally:
+        model.optimizer, model.compiled = optimizer, True
+
+
+def _write_plan(folder: Path, wanted: Recipe, ready: Prepared) -> None:
+    plan = ready.plan.to_json()
+    write_text(folder / "recipe.yaml", dump_recipe(wanted, absolute_paths=True))
+    write_text(folder / "plan.txt", plan_text(plan))
+    write_json(folder / "plan.json", plan)
+    write_json(folder / "restore.json", ready.restored.to_json() if ready.restored else None)
+
+
+def _write_result(result: RunResult) -> None:
+    names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
+    write_json(result.folder / "result.json", {name: getattr(result, name) for name in names})
+
+
+class _Clock:
+    """Adds up the wall time of named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - start, 3)

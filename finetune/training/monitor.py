@@ -1,0 +1,88 @@
+"""What is told while training runs: the rate of every group in the logs, and progress on the terminal."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.results.artifacts import write_csv
+
+
+class LearningRateLogger(keras.callbacks.Callback):
+    """Adds `learning_rate/<group>` to the logs of every epoch.
+
+    Put it first in the list of callbacks: History, CSVLogger and TensorBoard then record the rates as well.
+    """
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs.update({f"learning_rate/{name}": rate for name, rate in learning_rates(self.model).items()})
+
+
+def learning_rates(model: keras.Model) -> dict[str, float]:
+    """Returns the rate that each layer group of a compiled model uses in the next step."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if isinstance(optimizer, GroupedOptimizer):
+        return optimizer.learning_rates
+    return {optimizer.name: float(optimizer.learning_rate)}
+
+
+class MetricsFile(keras.callbacks.Callback):
+    """Writes one CSV row for every epoch. The file is whole after each of them; Keras' CSVLogger adds empty columns."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._rows.append({"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}})
+        write_csv(self.path, self._rows)
+
+
+class ProgressLine(keras.callbacks.Callback):
+    """A bar that moves on a terminal, and one line for every epoch with loss, metrics and rate everywhere."""
+
+    def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
+        super().__init__()
+        self.console, self.epochs, self.steps_per_epoch = console, epochs, steps_per_epoch
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._task = self._bar.add_task("training", total=self.epochs * self.steps_per_epoch)
+        self._drawn = 0.0
+        self._bar.start()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        now = time.monotonic()
+        if now - self._drawn > 0.1:  # reading the loss waits for the step; ten times a second is enough for eyes
+            self._drawn = now
+            loss = "" if logs is None or "loss" not in logs else f"loss {float(logs['loss']):.4f}"
+            done = self._epoch * self.steps_per_epoch + batch + 1
+            self._bar.update(self._task, completed=done, description=f"epoch {self._epoch + 1}/{self.epochs} {loss}")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        told = sorted(key for key in logs or {} if not key.startswith("learning_rate/"))
+        values = {key: (logs or {})[key] for key in sorted(told, key=lambda key: "loss" not in key)}
+        rates = "  ".join(f"{name} {rate:.2e}" for name, rate in learning_rates(self.model).items())
+        line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
+        width = len(str(self.epochs))
+        self.console.print(f"epoch {epoch + 1:{width}}/{self.epochs}  {line}  rate: {rates}", highlight=False)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar off the terminal; also after an error, when Keras does not call `on_train_end`."""
+        if hasattr(self, "_bar"):
+            self._bar.stop()

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Runs every check of the project: format, lint, types, floors, and the tests with coverage.
+
+    python scripts/check.py            # all, as CI does
+    python scripts/check.py --fast     # without the tests marked slow
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(arguments: list[str]) -> int:
+    if not set(arguments) <= {"--fast"}:
+        print(__doc__)
+        return 2
+    marked = ["-m", "not slow"] if "--fast" in arguments else []
+    checks = {
+        "format": ["ruff", "format", "--check", "."],
+        "lint": ["ruff", "check", "."],
+        "types": ["basedpyright", "--level", "error"],
+        "floors": ["lint-imports"],
+        "tests": ["pytest", "-n", "2", "--dist", "loadfile", "--durations", "10", "--cov", "--cov-report", "term", *marked],
+    }
+    failed = [name for name, command in checks.items() if not passes(name, command)]
+    print(f"\n{'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}")
+    return 1 if failed else 0
+
+
+def passes(name: str, command: list[str]) -> bool:
+    print(f"\n== {name}: {' '.join(command)}", flush=True)
+    start = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    print(f"== {name}: {'passed' if code == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
+    return code == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

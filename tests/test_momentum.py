@@ -1,0 +1,208 @@
+import doctest
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune.errors import GroupError
+from finetune.optimizers import momentum
+from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.schedules import exponential_decay
+
+tf1 = tf.compat.v1
+NUM_STEPS = 20
+RATE = (0.1, 5, 0.5)  # initial, decay_steps, decay_rate: falls three times within 20 steps
+START = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+GRADIENTS = np.random.default_rng(1).standard_normal((NUM_STEPS, 6, 4)).astype(np.float32)
+ROWS = np.random.default_rng(2).integers(0, 5, (NUM_STEPS, 3))  # the last row never occurs; some occur twice
+ROW_GRADIENTS = np.random.default_rng(3).standard_normal((NUM_STEPS, 3, 4)).astype(np.float32)
+
+
+def dense(step):
+    return tf.gather(GRADIENTS, step)
+
+
+def sparse(step):
+    return tf.IndexedSlices(tf.gather(ROW_GRADIENTS, step), tf.gather(ROWS, step), tf.constant([6, 4], tf.int64))
+
+
+def tf1_weights(gradient_at, nesterov=False):
+    """The weights after every step of `tf.compat.v1.train.MomentumOptimizer` in a session of a TF1 program."""
+    with tf.Graph().as_default(), tf1.Session() as session:
+        weight = tf1.get_variable("weight", initializer=START, use_resource=True)
+        global_step = tf1.train.get_or_create_global_step()
+        rate = tf1.train.exponential_decay(RATE[0], global_step, *RATE[1:], staircase=True)
+        optimizer = tf1.train.MomentumOptimizer(rate, 0.9, use_nesterov=nesterov)
+        update = optimizer.apply_gradients([(gradient_at(global_step), weight)], global_step=global_step)
+        session.run(tf1.global_variables_initializer())
+        return np.array([(session.run(update), session.run(weight))[1] for _ in range(NUM_STEPS)])
+
+
+def weights(optimizer, gradient_at, jit_compile=False, variable=None):
+    """The weights after every step of a Keras optimizer in one compiled step."""
+    weight = tf.Variable(START) if variable is None else variable
+    optimizer.build([weight])
+
+    @tf.function(jit_compile=jit_compile)
+    def update(step):
+        optimizer.apply([gradient_at(step)], [weight])
+
+    found = []
+    for step in range(NUM_STEPS):
+        update(tf.constant(step))
+        found.append(np.array(weight))
+    return np.array(found)
+
+
+def decaying(make, **arguments):
+    return make(learning_rate=exponential_decay(*RATE, staircase=True), momentum=0.9, **arguments)
+
+
+four_ways = pytest.mark.parametrize(
+    ("gradient_at", "nesterov"),
+    [(dense, False), (dense, True), (sparse, False), (sparse, True)],
+    ids=["dense", "dense nesterov", "sparse", "sparse nesterov"],
+)
+
+
+@four_ways
+def test_twenty_steps_under_a_staircase_are_tf1s_bit_for_bit(gradient_at, nesterov):
+    ours = weights(decaying(Momentum, nesterov=nesterov), gradient_at)
+    np.testing.assert_array_equal(ours, tf1_weights(gradient_at, nesterov))
+
+
+@four_ways
+def test_twenty_steps_compiled_by_xla_are_tf1s_within_rounding(gradient_at, nesterov):
+    ours = weights(decaying(Momentum, nesterov=nesterov), gradient_at, jit_compile=True)
+    np.testing.assert_allclose(ours, tf1_weights(gradient_at, nesterov), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_keras_sgd_goes_another_way_when_the_rate_decays(nesterov):
+    theirs = weights(decaying(keras.optimizers.SGD, nesterov=nesterov), dense)
+    expected = tf1_weights(dense, nesterov)
+    np.testing.assert_allclose(theirs[:5], expected[:5], rtol=0, atol=1e-6)  # until the first stair
+    assert np.abs(theirs[-1] - expected[-1]).max() > 0.05
+
+
+def test_keras_sgd_goes_the_same_way_when_the_rate_is_constant():
+    ours, theirs = (weights(make(0.1, momentum=0.9), dense) for make in (Momentum, keras.optimizers.SGD))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_hand_computed_step_with_and_without_nesterov():
+    plain, ahead = tf.Variable([1.0]), tf.Variable([1.0])
+    for weight, optimizer in ((plain, Momentum(0.5, 0.5)), (ahead, Momentum(0.5, 0.5, nesterov=True))):
+        optimizer.apply([tf.constant([1.0])], [weight])
+        optimizer.apply([tf.constant([2.0])], [weight])
+    assert plain.numpy() == 1 - 0.5 * 1 - 0.5 * 2.5
+    assert ahead.numpy() == 1 - 0.5 * (1 + 0.5) - 0.5 * (2 + 0.5 * 2.5)
+
+
+def test_a_row_that_does_not_occur_keeps_its_weight_and_its_velocity():
+    optimizer = Momentum(0.1)
+    weight = tf.Variable(START)
+    optimizer.build([weight])
+    optimizer.apply([tf.ones((6, 4))], [weight])
+    before = weight.numpy()
+    optimizer.apply([tf.IndexedSlices(tf.ones((2, 4)), tf.constant([1, 1]), tf.constant([6, 4]))], [weight])
+    moved = (weight.numpy() != before).any(axis=1)
+    assert moved.tolist() == [False, True, False, False, False, False]
+    np.testing.assert_allclose(np.array(optimizer.momentums[0])[:, 0], [1, 0.9 + 2, 1, 1, 1, 1])
+
+
+def test_a_keras_variable_and_a_bare_one_go_the_same_way():
+    np.testing.assert_array_equal(
+        weights(Momentum(0.1), dense, variable=keras.Variable(START)), weights(Momentum(0.1), dense)
+    )
+
+
+@pytest.mark.parametrize("gradient_at", [dense, sparse])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_gradients_are_cast_to_the_type_of_the_variable(gradient_at, dtype):
+    found = weights(decaying(Momentum), gradient_at, variable=tf.Variable(tf.cast(START, dtype)))
+    assert found.dtype == tf.as_dtype(dtype).as_numpy_dtype
+    np.testing.assert_allclose(found.astype("float64"), tf1_weights(gradient_at), rtol=0, atol=0.2)
+
+
+def test_weight_decay_clipping_and_accumulation_are_keras_own():
+    settings = {"weight_decay": 0.1, "global_clipnorm": 0.5, "gradient_accumulation_steps": 2}
+    ours, theirs = (
+        weights(make(0.1, momentum=0.9, **settings), dense, variable=keras.Variable(START))
+        for make in (Momentum, keras.optimizers.SGD)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_moving_average_is_over_the_weights_of_every_step():
+    optimizer = Momentum(0.1, use_ema=True, ema_momentum=0.5)
+    path = weights(optimizer, dense, variable=(variable := keras.Variable(START)))
+    average = path[0]  # keras takes the first weights as they are
+    for step in path[1:]:
+        average = 0.5 * average + 0.5 * step
+    optimizer.finalize_variable_values([variable])
+    np.testing.assert_allclose(np.array(variable), average, rtol=0, atol=1e-5)
+
+
+def text_model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Input((3,), dtype="int32"), keras.layers.Embedding(9, 4), keras.layers.Flatten()]
+    return keras.Sequential([*layers, keras.layers.Dense(1)])
+
+
+def fitted(jit_compile, epochs=1, **settings):
+    model = text_model()
+    model.compile(decaying(Momentum, **settings), "mse", jit_compile=jit_compile)
+    rows = np.random.default_rng(0).integers(0, 8, (32, 3))
+    model.fit(rows, rows.sum(axis=1) / 10, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+    return model
+
+
+def test_fit_gives_the_same_weights_with_and_without_xla():
+    for plain, compiled in zip(fitted(False).get_weights(), fitted(True).get_weights(), strict=True):
+        np.testing.assert_allclose(plain, compiled, rtol=0, atol=1e-6)
+
+
+def test_a_keras_file_brings_back_settings_and_velocities(tmp_path):
+    model = fitted(False, nesterov=True, weight_decay=0.01, name="of_the_body")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded.optimizer) is Momentum
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    assert loaded.optimizer.get_config()["nesterov"] is True
+    for ours, theirs in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+    assert any(np.array(variable).any() for variable in loaded.optimizer.momentums)
+
+
+def test_a_tensorflow_checkpoint_brings_back_the_velocities(tmp_path):
+    model, fresh = fitted(False), text_model()
+    path = tf.train.Checkpoint(optimizer=model.optimizer).save(str(tmp_path / "state"))
+    optimizer = decaying(Momentum)
+    optimizer.build(fresh.trainable_variables)
+    tf.train.Checkpoint(optimizer=optimizer).restore(path).assert_consumed()
+    for ours, theirs in zip(model.optimizer.variables, optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+
+
+def test_the_defaults_are_those_of_the_docstring():
+    config = Momentum().get_config()
+    assert (config["momentum"], config["nesterov"], config["name"].startswith("momentum")) == (0.9, False, True)
+    assert config["learning_rate"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "0.9", None, True])
+def test_a_momentum_outside_its_bounds_is_refused(share):
+    with pytest.raises(GroupError) as caught:
+        Momentum(momentum=share)
+    assert str(caught.value) == (
+        f"`momentum` must be a number from 0 to 1. Received `{share!r}`. 0 is plain gradient descent, `0.9` is usual. "
+        "Write a number between."
+    )
+
+
+def test_the_examples_in_the_docstring_hold():
+    results = doctest.testmod(momentum)
+    assert results.attempted > 0
+    assert results.failed == 0
