@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.errors import GroupError, RecipeError, did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, takes_weight_decay
 from finetune.groups.rates import discriminative_rates, length_in_steps, spread_rates
 from finetune.groups.resolver import LayerGroup, Selector, resolve_groups, selectors_by_block, selectors_by_layer
@@ -18,8 +18,9 @@ from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import chain, make_schedule, with_warmup
 from finetune.pretrained.restore import RestoreReport, restore
 from finetune.recipe.fields import length_of
-from finetune.recipe.loader import resolve_path
-from finetune.recipe.schema import Group, Named, Optimizer, Recipe, Strategy
+from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
+from finetune.recipe.loader import place_of, resolve_path
+from finetune.recipe.schema import Recipe
 from finetune.sources.data import Examples, check_examples, read_npz
 from finetune.sources.models import call_builder, check_model, load_keras_file
 from finetune.training.plan import GroupSettings
@@ -47,7 +48,7 @@ def precision(recipe: Recipe) -> Iterator[None]:
     if mixed and recipe.model.keras_file:
         raise RecipeError(
             "A model from a file keeps the precision it was saved with. The recipe says `keras_file` and "
-            f"`train.mixed_precision: {mixed}`. Build the model with a `builder` and restore its weights, or leave it away."
+            f"`train.mixed_precision: {mixed}`. Use a `builder` and restore the weights, or leave it away."
         )
     before = keras.config.dtype_policy()
     keras.utils.set_random_seed(recipe.seed)
@@ -79,7 +80,7 @@ def build_examples(recipe: Recipe) -> Examples:
 def run_length(recipe: Recipe, examples: Examples) -> RunLength:
     """Counts the batches as Keras will, which takes the validation rows off the end of the training rows."""
     rows = floor(len(examples.x_train) * (1 - recipe.train.validation_fraction))
-    if not 0 < rows:
+    if rows < 1:
         raise RecipeError(
             f"Some rows must be left to train on. `train.validation_fraction: {recipe.train.validation_fraction}` of "
             f"{len(examples.x_train)} rows leaves none. Make it smaller."
@@ -142,20 +143,22 @@ def _strategy_groups(strategy: Strategy, tree: LayerTree) -> list[GroupPlan]:
     if strategy.spread:
         rates = spread_rates(*strategy.spread, len(selectors))
     else:
-        assert strategy.peak and strategy.decay
+        assert strategy.peak is not None
+        assert strategy.decay is not None
         rates = discriminative_rates(strategy.peak, len(selectors), decay=strategy.decay)
     shape = strategy.learning_rate
     return [
-        GroupPlan(
-            selector, strategy.optimizer, shape.with_rate(rate) if shape else rate, strategy.decay_bias_and_norm
-        )
+        GroupPlan(selector, strategy.optimizer, shape.with_rate(rate) if shape else rate, strategy.decay_bias_and_norm)
         for selector, rate in zip(selectors, rates, strict=True)
     ]
 
 
-def build_groups(plans: Sequence[GroupPlan], tree: LayerTree) -> tuple[LayerGroup, ...]:
+def build_groups(recipe: Recipe, plans: Sequence[GroupPlan], tree: LayerTree) -> tuple[LayerGroup, ...]:
     """Resolves the selectors to layer groups that cover every trainable weight once."""
-    return resolve_groups(tree, [plan.selector for plan in plans])
+    try:
+        return resolve_groups(tree, [plan.selector for plan in plans])
+    except GroupError as error:
+        raise GroupError(f"{place_of(recipe, 'groups')}: {error}") from None
 
 
 # -- Optimizers and schedules -----------------------------------------------------------------------------------------
@@ -243,7 +246,9 @@ def build_rate(rate: Any, length: RunLength) -> Any:
     if isinstance(rate, int | float):
         return float(rate)
     # Where a warm-up goes in front, its length is not the schedule's own.
-    stems = [s for s in _LENGTHS if hasattr(rate, f"{s}_steps") and not (s == "warmup" and hasattr(rate, "warmup_from"))]
+    stems = [
+        s for s in _LENGTHS if hasattr(rate, f"{s}_steps") and not (s == "warmup" and hasattr(rate, "warmup_from"))
+    ]
     spelled = {f"{stem}_{unit}" for stem in _LENGTHS if hasattr(rate, f"{stem}_steps") for unit in _UNITS}
     switches = {"boundaries", "boundaries_epochs", "boundaries_fraction"}
     skipped = spelled | switches | {"schedule", "schedules", "warmup_from"}
@@ -313,5 +318,6 @@ def _unknown(module: Any, name: str, where: str) -> RecipeError:
     known = [key for key, value in vars(module).items() if key.islower() and callable(value) and key != "get"]
     known += [key for key, value in vars(module).items() if inspect.isclass(value)]
     return RecipeError(
-        f"`{where}` is a name that Keras knows, `snake_case` or its class. Received `{name}`.{did_you_mean(name, known)}"
+        f"`{where}` is a name that Keras knows, in snake_case or its class. Received `{name}`."
+        f"{did_you_mean(name, known)}"
     )

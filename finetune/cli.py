@@ -16,15 +16,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for every layer group.\n\n"
-    "Start with `finetune check recipe.yaml` (is it well written?), then `finetune plan recipe.yaml` (what will happen to "
-    "every weight?), then `finetune run recipe.yaml`.",
+    help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for each layer group.\n\n"
+    "Start with `finetune check recipe.yaml` (is it well written?), then `finetune plan recipe.yaml` (what will happen "
+    "to every weight?), then `finetune run recipe.yaml`.",
 )
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 Override = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable."
+    ),
 ]
 AllowCode = Annotated[
     list[str],
@@ -40,7 +42,9 @@ def run(
     ] = None,
     overrides: Override = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into `--out` even if it holds something.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into `--out` even if it holds something.")
+    ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
     _start()
@@ -60,7 +64,9 @@ def plan(
     recipe: RecipePath,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
-    weights: Annotated[bool, typer.Option("--weights", help="One row for every weight instead of every group.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="One row for every weight instead of every group.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
@@ -91,7 +97,9 @@ def check(
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")
+    ] = False,
 ) -> None:
     if version:
         print(f"finetune {__version__}")

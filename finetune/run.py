@@ -159,7 +159,7 @@ def _prepare(wanted: Recipe) -> Prepared:
     model, examples = build_model(wanted), build_examples(wanted)
     tree, length = layer_tree(model), run_length(wanted, examples)
     plans = plan_groups(wanted, tree)
-    groups = build_groups(plans, tree)
+    groups = build_groups(wanted, plans, tree)
     settings = build_settings(plans, length)
     restored = restore_weights(wanted, tree)
     sources = {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
@@ -191,7 +191,9 @@ def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> N
                 keras.callbacks.TerminateOnNaN(),
                 MetricsFile(folder / "metrics.csv"),
                 keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-                keras.callbacks.ModelCheckpoint(str(folder / "checkpoints" / "last.weights.h5"), save_weights_only=True),
+                keras.callbacks.ModelCheckpoint(
+                    str(folder / "checkpoints" / "last.weights.h5"), save_weights_only=True
+                ),
             ],
         )
     finally:
@@ -203,8 +205,8 @@ def _check_finite(model: keras.Model, folder: Path) -> None:
     losses = model.history.history.get("loss", [])
     if not losses or not np.isfinite(losses[-1]):
         raise TrainingError(
-            f"A loss is a finite number. It became {losses[-1] if losses else 'NaN'} in epoch {max(len(losses), 1)}. Lower the "
-            f"learning rates, or set `train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
+            f"A loss is a finite number. It became {losses[-1] if losses else 'NaN'} in epoch {max(len(losses), 1)}. "
+            f"Lower the learning rates, or set `train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
         )
 
 

@@ -4,7 +4,8 @@
     python3 scripts/bootstrap.py finetune run recipes/digits.yaml
     python3 scripts/bootstrap.py --with test python scripts/check.py
 
-Needs nothing but Python 3.11 to 3.13 with pip. Safe to repeat: what is there is used, an interrupted installation begins anew.
+Needs nothing but Python 3.11 to 3.13 with pip. Safe to repeat: what is there is used, an interrupted
+installation begins anew.
 """
 
 import hashlib
@@ -66,7 +67,9 @@ def install(extra: str) -> None:
         return
     print("Installing finetune and what it needs (TensorFlow is about 600 MB; this takes minutes once) ...", flush=True)
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
-    has_pip = subprocess.run([BIN / "python", "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    has_pip = (
+        subprocess.run([BIN / "python", "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    )
     pip = [BIN / "python", "-m", "pip"] if has_pip else [sys.executable, "-m", "pip", "--python", BIN / "python"]
     done = subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", "-e", target], check=False)
     if done.returncode:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs every check of the project: format, lint, types, floors, and the tests with coverage.
 
-    python scripts/check.py            # all, as CI does
-    python scripts/check.py --fast     # without the tests marked slow
+python scripts/check.py            # all, as CI does
+python scripts/check.py --fast     # without the tests marked slow
 """
 
 import subprocess
@@ -23,7 +23,19 @@ def main(arguments: list[str]) -> int:
         "lint": ["ruff", "check", "."],
         "types": ["basedpyright", "--level", "error"],
         "floors": ["lint-imports"],
-        "tests": ["pytest", "-n", "2", "--dist", "loadfile", "--durations", "10", "--cov", "--cov-report", "term", *marked],
+        "tests": [
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            "--durations",
+            "10",
+            "--cov",
+            "--cov-report",
+            "term",
+            *marked,
+        ],
     }
     failed = [name for name, command in checks.items() if not passes(name, command)]
     print(f"\n{'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}")

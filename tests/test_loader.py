@@ -70,10 +70,10 @@ def test_a_good_recipe_is_read():
 def test_all_problems_are_told_at_once_in_the_order_of_the_file():
     write(TEXT.replace("epochs: 10", "epochs: ten").replace("adamw", "adamm").replace("conv1]", "conv1], regex: '('"))
     assert said() == [
-        "recipe.yaml:7:43: `groups.stem.regex` is no regular expression: missing ), unterminated subpattern at position 0. "
-        'Received: `"("`.',
+        "recipe.yaml:7:44: `groups.stem.regex` is no regular expression: "
+        'missing ), unterminated subpattern at position 0. Received: `"("`.',
         'recipe.yaml:10:16: `groups.head.optimizer` is not one of those known. Received: `"adamm"`. '
-        "Did you mean `adam` or `adamw` or `adamax`?",
+        "Did you mean `adam` or `nadam` or `adamw`?",
         'recipe.yaml:13:11: `train.epochs` must be a whole number. Received: `"ten"`.',
     ]
 
@@ -105,7 +105,7 @@ def test_a_union_is_complained_about_once():
     assert said() == [
         "recipe.yaml:11:5: `groups.head.learning_rate` needs exactly one of `decay_steps`, `decay_epochs`, "
         "`decay_fraction`. Received none of them.",
-        "recipe.yaml:11:62: `groups.head.learning_rate.decay_stps` is not a known key. "
+        "recipe.yaml:11:60: `groups.head.learning_rate.decay_stps` is not a known key. "
         "Did you mean `decay_steps` or `decay_epochs`?",
     ]
 
@@ -120,7 +120,7 @@ def test_duplicate_keys_and_wrong_values_are_told_together():
 
 def test_the_place_of_a_value_can_be_asked_for_later():
     recipe = load_recipe(write(), overrides=["train.loss=mae"])
-    assert place_of(recipe, "groups", 0, "prefixes") == "recipe.yaml:7:29"
+    assert place_of(recipe, "groups", 0, "prefixes") == "recipe.yaml:7:28"
     assert place_of(recipe, "groups", 1, "prefixes") == "recipe.yaml:8:5"
     assert place_of(recipe, "train", "loss") == "--set train.loss"
     assert place_of(Recipe.model_validate(recipe.model_dump(by_alias=True)), "train") == ""
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_text_is_told():
     assert "is not UTF-8 text" in said(path="a.yaml")[0]
     Path("a.yaml").write_bytes(b"#" * 1_000_001)
     assert "A recipe is no larger than 1,000,000 bytes." in said(path="a.yaml")[0]
-    assert "cannot be read" in said(path="a\0.yaml")[0]
+    assert "The recipe `a\0.yaml` " in said(path="a\0.yaml")[0]
     assert "cannot be read" in said(path="a" * 5000)[0]
     os.mkfifo("pipe")
     assert said(path="pipe") == ["A recipe is a file. Received `pipe`, which is a device or a pipe."]
@@ -216,11 +216,11 @@ def test_circles_and_missing_bases_are_told_where_they_are_written():
     ]
     write("extends: c.yaml\n", "c.yaml")
     assert said(path="c.yaml") == ["c.yaml:1:10: `extends` goes in a circle: `c.yaml` -> `c.yaml`. Remove one of them."]
-    write("extends: [recip.yaml, 3]\n", "d.yaml")
+    write("extends: [recipes, 3]\n", "d.yaml")
     write()
     assert said(path="d.yaml") == [
-        "d.yaml:1:11: `extends`: The recipe `recip.yaml` does not exist. Did you mean `recipe.yaml`?",
-        "d.yaml:1:23: `extends` must be a path or a list of paths, relative to this file.",
+        "d.yaml:1:11: `extends`: The recipe `recipes` does not exist. Did you mean `recipe.yaml`?",
+        "d.yaml:1:20: `extends` must be a path or a list of paths, relative to this file.",
     ]
 
 
@@ -313,20 +313,26 @@ def test_an_override_of_null_or_nothing_takes_a_key_away():
         ("train.epoch=3", "--set train.epoch: `train.epoch` is not a known key. Did you mean `epochs`?"),
         ("trane.epochs=3", "--set trane.epochs: `trane` is not a known key. Did you mean `train`?"),
         ("train.epochs=no", '--set train.epochs: `train.epochs` must be a whole number. Received: `"no"`.'),
-        ("train.epochs.x=3", "--set train.epochs.x: `train.epochs` is `10`, not a mapping, so it has no `x`. Set it as a whole."),
+        (
+            "train.epochs.x=3",
+            "--set train.epochs.x: `train.epochs` is `10`, not a mapping, so it has no `x`. Set it as a whole.",
+        ),
         ("train.epochs", "--set train.epochs: must read `path.to.key=value`. Received: `train.epochs`."),
         ("train..epochs=3", "--set train..epochs: must read `path.to.key=value`. Received: `train..epochs=3`."),
         ("=3", "--set : must read `path.to.key=value`. Received: `=3`."),
         ("extends=a", "--set extends: `extends` is for files and cannot be set. Write it into the recipe."),
         (
             "train.metrics=[a",
-            "--set train.metrics: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'. "
-            "Check the indentation, quotes and brackets.",
+            "--set train.metrics: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got "
+            "'<stream end>'. Check the indentation, quotes and brackets.",
         ),
-        ("groups.head.learning_rate=0", "--set groups.head.learning_rate: `groups.head.learning_rate` must be greater than 0. "
-         "Received: `0`. For layers that stay as they are say `frozen: true`."),
+        (
+            "groups.head.learning_rate=0",
+            "--set groups.head.learning_rate: `groups.head.learning_rate` must be greater than 0. Received: `0`. "
+            "For layers that stay as they are say `frozen: true`.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_override_is_told_by_its_own_name(override, message):
     write()
     assert said(override) == [message]
@@ -468,9 +474,13 @@ _STRATEGIES = _joined(
     st.sampled_from([{"by": "layer", "peak": 1e-3, "decay": 2.6}, {"by": "block", "spread": [1e-6, 1e-3]}]),
     st.fixed_dictionaries(
         {"optimizer": _OPTIMIZERS},
-        optional={"learning_rate": st.sampled_from([{"schedule": "cosine_decay", "decay_fraction": 1.0}, {"schedule": "one_cycle"}])},
+        optional={
+            "learning_rate": st.sampled_from(
+                [{"schedule": "cosine_decay", "decay_fraction": 1.0}, {"schedule": "one_cycle"}]
+            )
+        },
     ),
-)  # fmt: skip
+)
 _NAMED = _NAMES | _joined(_NAMES.map(lambda name: {"name": name}), _ARGUMENTS)
 _RECIPES = st.fixed_dictionaries(
     {
@@ -497,16 +507,18 @@ _RECIPES = st.fixed_dictionaries(
 )
 
 
+def refusal(path, *overrides):
+    try:
+        load_recipe(path, overrides=overrides)
+    except RecipeError as error:
+        return str(error)
+    return None
+
+
 def loaded_or_refused(text):
     """Loads a text; nothing but a recipe or an error in our own words may come of it."""
-    Path("fuzz.yaml").write_text(text, encoding="utf-8")
-    try:
-        return load_recipe("fuzz.yaml")
-    except RecipeError as error:
-        assert "nput should" not in str(error)
-        assert "not valid: " not in str(error)
-        assert "fuzz.yaml:" in str(error)
-        return None
+    said = refusal(write(text, "fuzz.yaml"))
+    assert said is None or ("fuzz.yaml:" in said and "not valid: " not in said and "nput should" not in said)
 
 
 @given(_RECIPES)
@@ -520,8 +532,8 @@ def test_a_recipe_dumped_and_loaded_is_itself(data):
 
 _JUNK = st.sampled_from(
     [None, True, 0, -1, 1e-3, 10**400, math.nan, math.inf, "", "x", "4:12", "a:b", [], {}, [[]], [None], {"": None}]
-    + [{1: 2}, {None: 1}, {"name": 3}, {"schedule": []}, {"schedule": "chain"}, {"by": {}}, [{"name": "a"}, 3], {"rest": True}]
-)  # fmt: skip
+    + [{1: 2}, {None: 1}, {"name": 3}, {"schedule": []}, {"schedule": "chain"}, {"by": {}}, [{"name": "a"}, 3]]
+)
 _KEYS = st.sampled_from(
     ["name", "schedule", "frozen", "rest", "initial", "arguments", "spread", "optimizer", "<list>", 0, True]
 )
@@ -565,8 +577,5 @@ def test_a_text_with_characters_changed_is_read_or_refused(data):
 
 @given(st.text(max_size=30) | st.from_regex(r"(train|groups|model)(\.[a-z0-9]+){1,3}=.{0,8}", fullmatch=True))
 def test_any_override_is_taken_or_refused(override):
-    write()
-    try:
-        load_recipe("recipe.yaml", overrides=[override])
-    except RecipeError as error:
-        assert "--set" in str(error)
+    said = refusal(write(), override)
+    assert said is None or "--set" in said

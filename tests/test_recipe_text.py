@@ -42,7 +42,7 @@ def only_complaint(text):
         ("False", False),
         ("~", None),
         ("null", None),
-        *((word, word) for word in ("yes", "no", "on", "off", "y", "4:12", "1:30:00", "2020-01-01", "1e", "1__0", "inf")),
+        *((word, word) for word in ("yes", "no", "on", "off", "y", "4:12", "1:30:00", "2020-01-01", "1e", "inf")),
         ("'1e-4'", "1e-4"),
         ('"true"', "true"),
     ],
@@ -73,7 +73,7 @@ def test_a_key_given_twice_is_told_with_both_lines():
     ("text", "said"),
     [
         ("a:\n\t- 1\n", "2:1: not valid YAML: a tab. Indent with spaces."),
-        ("a: [1\nb: 2\n", "2:2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'. Check"),
+        ("a: [1\nb: 2\n", "2:2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'."),
         ("a: 'x\n", "2:1: not valid YAML: while scanning a quoted scalar, found unexpected end of stream. Check the"),
         ("a: b: c", "1:5: not valid YAML: mapping values are not allowed here. Check the"),
         ("a: \x07", "1:4: character `#x0007` is not allowed. Remove it."),

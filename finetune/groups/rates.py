@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from numbers import Integral, Real
 
 from finetune.errors import GroupError, did_you_mean, quote
@@ -32,7 +31,7 @@ def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) ->
         Howard & Ruder (2018), ULMFiT, section 3.1, https://arxiv.org/abs/1801.06146
     """
     peak, num_groups = check_rate(peak, "peak"), _check_count(num_groups, "num_groups")
-    if not _is_number(decay) or not 1 <= decay < math.inf:
+    if not 1 <= _number(decay) < math.inf:
         raise GroupError(
             f"`decay` is the ratio of a group's learning rate to the one before it, a finite number >= 1. Received: "
             f"`{decay!r}`. Give `2.6` as ULMFiT does, or `1` for equal rates."
@@ -89,8 +88,9 @@ def check_rate(value: float, what: str = "learning_rate") -> float:
     Raises:
         GroupError: It is not such a number. Text such as `1e-4`, which YAML does not read as a number, is named.
     """
-    if _is_number(value) and 0 < value <= sys.float_info.max and float(value) > 0:
-        return float(value)
+    rate = _number(value)
+    if 0 < rate < math.inf:
+        return rate
     rule = f"{_in_backticks(what)} must be a finite number above 0. Received: `{value!r}`."
     raise GroupError(f"{rule} {_advice(value)}")
 
@@ -114,26 +114,33 @@ def length_in_steps(
     """
     if unit not in _UNITS:
         raise GroupError(f"A length is in {quote(_UNITS)}. Received: `{unit}`.{did_you_mean(str(unit), _UNITS)}")
-    if not _is_number(value) or not 0 < value < math.inf:
+    length = _number(value)
+    if not 0 < length < math.inf:
         raise GroupError(f"A length in {unit} must be a finite number above 0. Received: `{value!r}`.")
     if unit == "steps":
-        if value != int(value):
+        if not length.is_integer():
             raise GroupError(
                 f"A length in steps must be whole. Received: `{value}`. Use `epochs` or `fraction` instead."
             )
         return int(value)
-    if unit == "fraction" and value > 1:
+    if unit == "fraction" and length > 1:
         raise GroupError(
             f"A fraction of the training is at most 1. Received: `{value}`. Use `steps` or `epochs` instead."
         )
     name, whole = ("steps_per_epoch", steps_per_epoch) if unit == "epochs" else ("total_steps", total_steps)
     if whole is None:
         raise GroupError(f"A length in `{unit}` needs `{name}`. Received none. Give it, or give the length in `steps`.")
-    return max(1, round(value * _check_count(whole, name)))
+    return max(1, round(length * _check_count(whole, name)))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+def _number(value: object) -> float:
+    """Returns a real number as a `float`, and anything else as NaN, which no bound admits."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _check_count(value: int, what: str) -> int:
@@ -147,7 +154,7 @@ def _in_backticks(what: str) -> str:
 
 
 def _advice(value: object) -> str:
-    if _is_number(value) and value == 0:
+    if _number(value) == 0:
         return "To leave a group alone say `frozen: true`: with a rate of 0 its moving statistics would still drift."
     if isinstance(value, str) and _NUMERIC.fullmatch(value):
         return "That is text: write it without quotes and with a point, `1.0e-4`, as YAML reads `1e-4` as text."

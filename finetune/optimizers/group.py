@@ -1,7 +1,7 @@
-"""One layer group inside the optimizer: its own optimizer, checked, and its config."""
+"""One layer group inside the optimizer, and the checks on what the caller gave for it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,9 @@ def make_groups(groups: Any) -> list[Group]:
     children = [group.optimizer for group in made]
     shared = [group.name for group in made if sum(child is group.optimizer for child in children) > 1]
     if shared:
-        raise GroupError(f"Every group has an optimizer of its own. Groups {quote(shared)} share one. Make one for each.")
+        raise GroupError(
+            f"Every group has an optimizer of its own. Groups {quote(shared)} share one. Make one for each."
+        )
     for group in made:
         _check_child(group)
     return made
@@ -82,8 +84,8 @@ def _check_child(group: Group) -> None:
     child = group.optimizer
     if hasattr(child, "optimizers") or hasattr(child, "inner_optimizer"):
         raise GroupError(
-            f"A group's optimizer is a plain one. Group `{group.name}` received a `{type(child).__name__}`, which holds "
-            "others. Give it a plain one; a `LossScaleOptimizer` goes around the whole."
+            f"A group's optimizer is a plain one. Group `{group.name}` received a `{type(child).__name__}`, which "
+            "holds others. Give it a plain one; a `LossScaleOptimizer` goes around the whole."
         )
     for setting in _OVER_ALL_GROUPS:
         if getattr(child, setting):
@@ -93,22 +95,8 @@ def _check_child(group: Group) -> None:
             )
     if child.built or not any(child.iterations is variable for variable in child.variables):
         raise GroupError(
-            f"A group's optimizer is a fresh one. The `{type(child).__name__}` of group `{group.name}` already belongs to "
-            "other variables or to another `GroupedOptimizer`. Make a new one."
+            f"A group's optimizer is a fresh one. The `{type(child).__name__}` of group `{group.name}` already belongs "
+            "to other variables or to another `GroupedOptimizer`. Make a new one."
         )
     if isinstance(child.learning_rate, keras.Variable):  # else a schedule
         check_rate(float(child.learning_rate), f"the learning rate of group `{group.name}`")
-
-
-def child_config(group: Group) -> dict[str, Any]:
-    """The child's config as the user made it: with its first rate, and without what the parent gave it."""
-    config = keras.saving.serialize_keras_object(group.optimizer)
-    rate = group.initial_rate
-    if not isinstance(rate, float):
-        rate = keras.saving.serialize_keras_object(rate)
-    config["config"] |= {"learning_rate": rate, "gradient_accumulation_steps": None}
-    return config
-
-
-def names_of(groups: Iterable[Group]) -> tuple[str, ...]:
-    return tuple(group.name for group in groups)

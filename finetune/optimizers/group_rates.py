@@ -1,4 +1,4 @@
-"""The learning rates of an optimizer's groups: read one by one, written together, their ratios kept."""
+"""The learning rates of an optimizer's groups, written together so that their ratios are kept."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError, quote
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class ScaledSchedule:
@@ -65,11 +67,6 @@ class GroupRate:
         """The schedule's rate at the present step; 1 without a schedule."""
         return float(self.schedule.scheduled()) if self.schedule else 1.0
 
-    @property
-    def now(self) -> float:
-        """The rate in the next step."""
-        return float(self.dial) * self.scheduled
-
     def turn(self, dial: float) -> None:
         self.dial.assign(dial)
         self.seen = float(self.dial)
@@ -81,9 +78,6 @@ class GroupRates:
     def __init__(self, rates: Sequence[GroupRate]):
         self._rates = tuple(rates)
         self._scale = 1.0
-
-    def read(self) -> list[float]:
-        return [rate.now for rate in self._rates]
 
     def write_last(self, value: float) -> None:
         """Gives the last group the rate `value` and scales all others by the same ratio.
@@ -98,7 +92,7 @@ class GroupRates:
             return
         scale = value / unit
         dials = [rate.base * scale for rate in self._rates]
-        if not all(0 <= dial <= np.finfo(np.float32).max for dial in dials):
+        if not all(0 <= dial <= _LARGEST for dial in dials):
             raise GroupError(
                 f"A learning rate is finite and not negative, in every group. Received `{value}` for the last group, "
                 f"{scale} times its rate: the groups would get {quote(dials)}. No rate was changed."

@@ -1,11 +1,11 @@
 """One Keras optimizer that holds a child optimizer, with its own learning rate, for every layer group.
 
-The division of labour: the parent is an ordinary Keras optimizer. It counts the steps and filters, unscales, accumulates
-and clips the gradients and keeps the moving average, over all groups at once. A child is only an update rule with its
-slots, its rate and its weight decay. Hence equal children give, bit for bit, what the plain optimizer gives.
+The division of labour: the parent is an ordinary Keras optimizer. It counts the steps and filters, unscales,
+accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
+rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are all in this module, the minor version of Keras is pinned, and
-`tests/test_keras_contract.py` fails when one of them moves. See https://github.com/keras-team/keras/issues/21741.
+Keras has no public hook for this. The private ones used are all in this module, the minor version of Keras is pinned,
+and `tests/test_keras_contract.py` fails when one of them moves. See https://github.com/keras-team/keras/issues/21741.
 """
 
 import sys
@@ -19,12 +19,12 @@ from keras import ops
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
-from finetune.optimizers.group import Group, child_config, make_groups, names_of
+from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
-from finetune.optimizers.seats import Seat
 from finetune.optimizers.sparse import densify, merge_rows
+from finetune.optimizers.state import fitting_values, group_config, read_groups
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _OWN_SETTINGS = (
@@ -37,16 +37,16 @@ _OWN_SETTINGS = (
 class GroupedOptimizer(keras.optimizers.Optimizer):
     """Updates every layer group with its own optimizer at its own learning rate, all in one step.
 
-    It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group; writing
-    it scales all groups by the same ratio. So `ReduceLROnPlateau`, `LearningRateScheduler` and an LR range test keep the
-    ratios between the groups, with and without schedules. A group alone is moved by
+    It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group;
+    writing it scales all groups by the same ratio. So `ReduceLROnPlateau`, `LearningRateScheduler` and an LR range test
+    keep the ratios between the groups, with and without schedules. A group alone is moved by
     `optimizer.optimizers[i].learning_rate = x`.
 
     Args:
-        groups: Name to `(optimizer, members)`, from input to output. `members` is what the group updates: a `LayerGroup`,
-            a layer or model, a variable, or a (nested) sequence of these; layers may be built later, by `fit`. Optimizers
-            are fresh, one for each group, and take the group's name. A bare sequence of pairs names its groups
-            `group_0`, `group_1`, ...
+        groups: Name to `(optimizer, members)`, from input to output. `members` is what the group updates: a
+            `LayerGroup`, a layer or model, a variable, or a (nested) sequence of these; layers may be built later, by
+            `fit`. Optimizers are fresh, one for each group, and take the group's name. A bare sequence of pairs names
+            its groups `group_0`, `group_1`, ...
         clipnorm: Norm to which each gradient is clipped.
         clipvalue: Value to which each gradient element is clipped.
         global_clipnorm: Norm to which the gradients of all groups together are clipped.
@@ -58,8 +58,8 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         name: Name of the optimizer.
 
     Raises:
-        GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or holds a setting
-            that belongs to all groups, or a rate is not a positive number.
+        GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or holds a
+            setting that belongs to all groups, or a rate is not a positive number.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
@@ -130,9 +130,9 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """The children, one for each group, input to output, named after their groups.
 
-        Keras' own code, but for TensorBoard, does not see this attribute: its rate callbacks would write every child alone,
-        so that `LearningRateScheduler(lambda epoch: 1e-3)` erases the ratios between the groups; `SwapEMAWeights` would
-        look for an average in each child; and saving would store the children twice.
+        Keras' own code, but for TensorBoard, does not see this attribute: its rate callbacks would write every child
+        alone, so that `LearningRateScheduler(lambda epoch: 1e-3)` erases the ratios between the groups;
+        `SwapEMAWeights` would look for an average in each child; and saving would store the children twice.
         """
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.startswith("keras.src.") and not caller.endswith(".tensorboard"):
@@ -142,12 +142,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     @property
     def group_names(self) -> tuple[str, ...]:
         """The names of the groups, input to output."""
-        return names_of(self._roster.groups)
+        return tuple(group.name for group in self._roster.groups)
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """The rate that each group uses in the next step."""
-        return dict(zip(self.group_names, self._rates.read(), strict=True))
+        return {group.name: float(group.optimizer.learning_rate) for group in self._roster.groups}
 
     @property
     def learning_rate(self) -> Any:
@@ -158,10 +158,20 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     def learning_rate(self, value: Any) -> None:
         if callable(value):
             raise GroupError(
-                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, or "
-                "give the schedule to a group's optimizer when it is made."
+                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, "
+                "or give the schedule to a group's optimizer when it is made."
             )
+        self._check_schedules()
         self._rates.write_last(float(value))
+
+    def _check_schedules(self) -> None:
+        held = keras.Variable | ScaledSchedule
+        replaced = [g.name for g in self._roster.groups if not isinstance(g.optimizer._learning_rate, held)]
+        if replaced:
+            raise GroupError(
+                f"A group's schedule is given to its optimizer before the `{type(self).__name__}` is made, so that its "
+                f"rate stays writable. Afterwards it was given to {quote(replaced)}. Write a number, or make a new one."
+            )
 
     # -- Building -----------------------------------------------------------------------------------------------------
 
@@ -184,6 +194,11 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             # After `build`: the child must count updates as the parent does, and needs no accumulators of its own.
             group.optimizer.gradient_accumulation_steps = self.gradient_accumulation_steps
 
+    def _build_all(self) -> None:
+        if not self.built:
+            self._roster.settle()
+            self.build(self._roster.order)
+
     def _admit(self, variables: list[Any]) -> None:
         for stand_in, variable in self._roster.admit(variables):
             for optimizer in (self, self._roster.group_of(variable).optimizer):
@@ -202,6 +217,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 optimizer._trainable_variables = [variable if v is stand_in else v for v in known]
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
+        self._check_schedules()
         self._admit(variables)
         self._stepping = frozenset(self._var_key(variable) for variable in variables)
 
@@ -266,7 +282,9 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             if average is not None:
                 keeps = self.ema_momentum if self._var_key(variable) in self._stepping else 1.0
                 momentum = ops.multiply(ops.cast(not_first, variable.dtype), keeps)
-                average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1, momentum), variable)))
+                average.assign(
+                    ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1, momentum), variable))
+                )
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
         self.finalize_variable_values(v for v in trainable_variables if self._var_key(v) in self._stepping)
@@ -298,53 +316,32 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store: Any) -> None:
         """Saves all of `variables`; before the first step these are made, so that every file is complete."""
-        if not self.built:
-            self.build(self._roster.order)
+        self._build_all()
         super().save_own_variables(store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Sets all of `variables` from a store, or none of them.
+        """Sets all of `variables` from a store, or none of them; from an empty store none.
 
         Raises:
             GroupError: If the store does not hold exactly this state. Keras itself would only warn.
         """
         if not len(store.keys()):
             return  # the file holds weights alone
-        if not self.built:
-            self._roster.settle()
-            self.build(self._roster.order)
-        ours = [tuple(v.shape) for v in self.variables]
-        theirs = [tuple(store[str(i)].shape) for i in range(len(store.keys())) if str(i) in store.keys()]
-        if ours != theirs:
-            raise GroupError(
-                f"An optimizer's state fits the optimizer it was saved from. The file holds {len(theirs)} variables, this "
-                f"optimizer with the groups {quote(self.group_names)} has {len(ours)}"
-                f"{'' if len(ours) != len(theirs) else ', of other shapes'}. No state was loaded. Use the same groups and "
-                "optimizers, or load the weights before `compile`."
-            )
-        for i, variable in enumerate(self.variables):
-            variable.assign(store[str(i)])
+        self._build_all()
+        values = fitting_values(store, self.variables, self.group_names)
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         """The config, from which the groups are found again by the places of their variables in the model."""
         seats = self._roster.seats(lambda group, variable: group.optimizer._use_weight_decay(variable))
-        groups = [
-            {"name": group.name, "optimizer": child_config(group), "seats": seats[group.name]}
-            for group in self._roster.groups
-        ]
+        groups = [group_config(group, seats[group.name]) for group in self._roster.groups]
         return {**{key: getattr(self, key) for key in _OWN_SETTINGS}, "groups": groups}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedOptimizer":
         """Makes the optimizer again; its variables are found when it is built on those of a model."""
-        groups, seats = {}, {}
-        for entry in config["groups"]:
-            child = keras.saving.deserialize_keras_object(entry["optimizer"], custom_objects=custom_objects)
-            taken = [(seat.stand_in(), seat) for seat in map(Seat.from_dict, entry["seats"])]
-            if undecayed := [stand_in for stand_in, seat in taken if not seat.weight_decay]:
-                child.exclude_from_weight_decay(var_list=undecayed)
-            groups[entry["name"]] = (child, [stand_in for stand_in, _ in taken])
-            seats |= {id(stand_in): seat for stand_in, seat in taken}
+        groups, seats = read_groups(config["groups"], custom_objects)
         optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
         optimizer._roster.await_model(seats)
         return optimizer

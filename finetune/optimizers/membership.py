@@ -110,8 +110,8 @@ def variables_of(group: str, members: Any, key: Callable[[Any], Any] = id) -> li
     found = list({key(variable): variable for variable in _walk(group, members)}.values())
     if not found:
         raise GroupError(
-            f"A group updates at least one trainable variable. Group `{group}` has none. Give it layers with weights, or "
-            "leave the group out."
+            f"A group updates at least one trainable variable. Group `{group}` has none. Give it layers with weights, "
+            "or leave the group out."
         )
     return found
 
@@ -124,8 +124,8 @@ def _walk(group: str, member: Any) -> Iterable[Any]:
     elif isinstance(member, keras.Layer):
         if _waits(member):
             raise GroupError(
-                f"A group updates weights that exist. Group `{group}` holds the layer `{member.name}`, which has none yet. "
-                "Build the model first: call it on a batch, or give it a `keras.Input`."
+                f"A group updates weights that exist. Group `{group}` holds the layer `{member.name}`, which has none "
+                "yet. Build the model first: call it on a batch, or give it a `keras.Input`."
             )
         if member.weights:  # dropout and the like have none
             yield from (leaf.variable for leaf in layer_tree(member).trainable)

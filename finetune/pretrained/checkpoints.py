@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
+from finetune.pretrained.numbering import stem
 from finetune.pretrained.weight_file import Tensor, WeightFile
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -116,13 +117,13 @@ def object_place(path: tuple[str, ...], full_name: str) -> str:
     Numbers in the name are left out, since TensorFlow and Keras count names up as a process goes on. Where the path
     is only numbers of layers, the whole name counts; where it is attributes, the last part of it.
     """
-    name = re.sub(r"_\d+(?=/|$)", "", full_name.removesuffix(":0"))
+    name = re.sub(r"_\d+(?=/|$)", "", full_name)
     return f"object:{'/'.join(path)}|{name.rpartition('/')[2] if _by_attributes(path) else name}"
 
 
-def trainable_place(index: int, count: int, name: str) -> str:
+def trainable_place(index: int, count: int, full_name: str) -> str:
     """Returns the place of a weight that is only known as one of the trainable ones in their order."""
-    return f"trainable:{index}/{count}|{name.rpartition('/')[2].partition('~')[0]}"
+    return f"trainable:{index}/{count}|{stem(full_name.rpartition('/')[2])}"
 
 
 def _by_attributes(path: tuple[str, ...]) -> bool:

@@ -4,6 +4,8 @@ import hashlib
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 
 def checksum(values: Any) -> str:
@@ -18,5 +20,10 @@ def checksum(values: Any) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    array: Any = keras.ops.convert_to_numpy(values)
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(as_array(values).tobytes()).hexdigest()[:16]
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Returns the values of a variable, tensor or array in their own type."""
+    stored = values.value if isinstance(values, keras.Variable) else values
+    return np.asarray(stored.numpy() if tf.is_tensor(stored) or isinstance(stored, tf.Variable) else stored)

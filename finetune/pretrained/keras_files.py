@@ -236,7 +236,7 @@ def legacy_place(layer: str, place: str, weight: str, name: str) -> str:
         weight: `0/4`, the first of four.
         name: The weight's name, of which the last part counts.
     """
-    return f"legacy:{layer}:{place}:{weight}|{name.rpartition('/')[2].partition('~')[0]}"
+    return f"legacy:{layer}:{place}:{weight}|{stem(name.rpartition('/')[2])}"
 
 
 def _legacy_name(group: str, kept: str) -> str:

@@ -91,7 +91,7 @@ def _legacy_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     parts = [(name, f"{i}/{len(filled)}", leaves) for i, (name, leaves) in enumerate(filled)]
     for name, order, leaves in [*parts, (LEGACY_ROOT, "", [leaf for leaf in tree.leaves if not leaf.layer])]:
         for i, leaf in enumerate(sorted(leaves, key=lambda leaf: not leaf.trainable)):
-            yield leaf.name, legacy_place(name, order, f"{i}/{len(leaves)}", leaf.name)
+            yield leaf.name, legacy_place(name, order, f"{i}/{len(leaves)}", leaf.variable.path)
 
 
 def _legacy_name(layer: keras.layers.Layer) -> str:
@@ -115,7 +115,7 @@ def _object_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 
 def _trainable_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     for index, leaf in enumerate(tree.trainable):
-        yield leaf.name, trainable_place(index, len(tree.trainable), leaf.name)
+        yield leaf.name, trainable_place(index, len(tree.trainable), full_name(leaf.variable))
 
 
 def full_name(variable: Any) -> str:

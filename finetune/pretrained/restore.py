@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import LayerTree, layer_tree
-from finetune.pretrained.checksum import checksum
+from finetune.pretrained.checksum import as_array, checksum
 from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.pairing import Pair
 from finetune.pretrained.places import places
@@ -162,8 +161,7 @@ def _values(plan: RestorePlan, pair: Pair) -> np.ndarray:
             f"A weight file must be whole. Reading `{pair.tensor.name}` from `{plan.path}` failed: {error}. "
             "Nothing was restored; copy the file again."
         ) from error
-    dtype: Any = keras.ops.convert_to_numpy(pair.leaf.variable)
-    return array.astype(dtype.dtype, copy=False)
+    return array.astype(as_array(pair.leaf.variable).dtype, copy=False)
 
 
 def _assign(pair: Pair, array: np.ndarray) -> Restored:

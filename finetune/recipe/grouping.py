@@ -182,7 +182,7 @@ def _read_shape(value: Any) -> Any:
     if model.rate_field in value:
         raise fault("comes from the strategy's `peak` or `spread`. Leave it out", at=(model.rate_field,))
     if model is PolynomialDecay and "end" not in value:
-        raise fault("needs `end` in a strategy: the usual 0.0001 may be above the rates of lower groups")
+        raise fault("needs `end` in a strategy: the usual 0.0001 may be above the lowest rates")
     return read_schedule({**value, model.rate_field: 1.0})
 
 

@@ -59,13 +59,16 @@ def _written_steps(loc: tuple[Any, ...], tree: Node) -> list[Any]:
     node: Node | None = tree
     for step in loc:
         child = node.child(step) if node else None
-        if child is None and (
-            step in _INSERTED or (isinstance(step, int) and node and not isinstance(node.value, list))
-        ):
+        if child is None and (step in _INSERTED or _holds_none(node, step)):
             continue
         steps.append(step)
         node = child
     return steps
+
+
+def _holds_none(node: Node | None, step: Any) -> bool:
+    """Says whether the step leads below a value that stands for a list or a mapping: `exclude: head`."""
+    return node is not None and not isinstance(node.value, list if isinstance(step, int) else dict | list)
 
 
 def _predicate(error: ErrorDetails, context: dict[str, Any], names: list[str]) -> str:

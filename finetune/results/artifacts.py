@@ -29,8 +29,8 @@ def choose_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -
         raise FinetuneError(f"A run is written to a folder. `--out {out}` is a file. Choose another name.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise FinetuneError(
-            f"A run never writes over what is there. `--out {out}` is not empty. Choose another folder, leave `--out` away "
-            "for a numbered one, or say `--overwrite`."
+            f"A run never writes over what is there. `--out {out}` is not empty. Choose another folder, leave `--out` "
+            "away for a numbered one, or say `--overwrite`."
         )
     return out
 

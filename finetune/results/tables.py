@@ -4,16 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich import box
 
 Plan = Mapping[str, Any]
 
 
 def group_table(plan: Plan) -> Table:
     """One row a group: what is in it and how it is trained."""
-    table = _table("group", "layers", "parameters", "optimizer", "learning rate: first, middle, last step", "weight decay")
+    table = _table(
+        "group", "layers", "parameters", "optimizer", "learning rate: first, middle, last step", "weight decay"
+    )
     table.add_column("BatchNorm")
     table.add_column("restored", justify="right")
     for name in plan["groups"]:

@@ -44,8 +44,8 @@ def _find(builder: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise FinetuneError(
-            f"A builder is a function in an importable module. `{module_name}` of `{builder}` cannot be imported: {error}. "
-            "Install the package, or run from the folder that holds it."
+            f"A builder is a function in an importable module. `{module_name}` of `{builder}` cannot be imported: "
+            f"{error}. Install the package, or run from the folder that holds it."
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -87,7 +87,7 @@ def check_model(model: Any, source: str) -> keras.Model:
         )
     if not model.built:
         raise FinetuneError(
-            f"A model must have its weights before they can be grouped. The one from `{source}` is not built. Give it a "
-            "`keras.Input`, or call it once on an example before returning it."
+            f"A model must have its weights before they can be grouped. The one from `{source}` is not built. Give it "
+            "a `keras.Input`, or call it once on an example before returning it."
         )
     return model

@@ -1,6 +1,5 @@
 """Frozen layer groups: made so, and proven so."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from finetune.groups.layer_tree import Leaf, LayerTree, takes_weight_decay
+from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.resolver import LayerGroup
 
 HIGH_RATE, DEEP_LAYERS = 0.1, 7
@@ -125,12 +125,12 @@ def _advice(peaks: Mapping[str, float], depth: int) -> Iterator[str]:
     for name, peak in peaks.items():
         if peak > HIGH_RATE and depth > DEEP_LAYERS:
             yield (
-                f"Group `{name}` has a learning rate of {peak:g}. In a network of {depth} layers with weights, more than "
-                f"{HIGH_RATE} rarely trains: try {peak / 10:g}."
+                f"Group `{name}` has a learning rate of {peak:g}. In a network of {depth} layers with weights, more "
+                f"than {HIGH_RATE} rarely trains: try {peak / 10:g}."
             )
     for (earlier, high), (later, low) in pairwise(peaks.items()):
         if high > low:
             yield (
-                f"Group `{earlier}` has a higher learning rate ({high:g}) than `{later}` ({low:g}), which is nearer the "
-                "output. Earlier layers are more general and usually take the smaller rate."
+                f"Group `{earlier}` has a higher learning rate ({high:g}) than `{later}` ({low:g}), which is nearer "
+                "the output. Earlier layers are more general and usually take the smaller rate."
             )
