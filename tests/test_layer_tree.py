@@ -158,6 +158,17 @@ def test_names_of_a_subclassed_model_are_the_same_when_it_is_built_again():
     assert names(network()) == names(network())
 
 
+def test_a_functional_model_made_by_a_subclassed_one_has_its_layers_numbered_within_it():
+    class Holder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            inputs = keras.Input((2,))
+            self.body = keras.Model(inputs, L.Dense(2)(L.Dense(2)(L.Dense(2, name="first")(inputs))))
+
+    for _ in range(2):
+        assert [leaf.layer for leaf in layer_tree(Holder()).leaves[::2]] == ["body/first", "body/dense", "body/dense_1"]
+
+
 def test_what_a_subclassed_layer_holds_is_named_by_attribute_unless_somebody_named_it():
     tree = layer_tree(network())
 
@@ -477,6 +488,29 @@ def test_an_export_whose_variables_share_their_names_still_has_unique_names(tmp_
     assert len({variable.name for variable in loaded.variables}) == 2, "Keras gives them different names now"
 
     assert names(loaded) == ["twice/kernel", "twice/bias", "twice/kernel~1", "twice/bias~1"]
+
+
+def test_a_tf1_saved_model_is_named_by_its_variables(tmp_path):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        image = tf.compat.v1.placeholder(tf.float32, (None, 3))
+        kernel = tf.compat.v1.get_variable("net/stem/kernel", (3, 2))
+        head = tf.compat.v1.get_variable("net/head/kernel", (2, 1))
+        tf.compat.v1.train.create_global_step()
+        session.run(tf.compat.v1.global_variables_initializer())
+        logits = tf.matmul(tf.matmul(image, kernel), head)
+        builder = tf.compat.v1.saved_model.Builder(str(tmp_path / "tf1"))
+        signature = tf.compat.v1.saved_model.predict_signature_def({"image": image}, {"logits": logits})
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map={"serving_default": signature})
+        builder.save()
+
+    tree = layer_tree(tf.saved_model.load(tmp_path / "tf1"))
+
+    assert [(leaf.name, leaf.trainable) for leaf in tree.leaves] == [
+        ("net/stem/kernel", True),
+        ("net/head/kernel", True),
+        ("global_step", False),
+    ]
+    assert tree.layers == ("net/stem", "net/head", "global_step")
 
 
 def test_a_reusable_saved_model_is_limited_to_the_variables_it_lists(tmp_path):

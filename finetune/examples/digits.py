@@ -64,11 +64,8 @@ def uci_digits(train_rows: int = 100, test_rows: int = 1000, validation_rows: in
     left = len(order) - validation_rows
     test, validation = order[:test_rows], order[left:]
     train = _classes_in_turn(order[test_rows:left], labels)[:train_rows]
-    x = enlarge(images)
-    examples = Examples(x[train], labels[train], x[test], labels[test])
-    if validation_rows == 0:
-        return examples
-    return Examples(x[train], labels[train], x[test], labels[test], x[validation], labels[validation])
+    parts = [train, test, validation] if validation_rows else [train, test]
+    return Examples(*(array for rows in parts for array in (enlarge(images[rows]), labels[rows])))
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ _Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of 
 
 # What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
 _OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
+_AUTOMATIC = re.compile(r"[Vv]ariable(_\d+)?")
 _NOT_WEIGHTS = re.compile(r"_self_.*|_?optimizer|save_counter")
 _KERAS_BOOKS = re.compile(r"_layers|_tracker|_tracked|_(non_)?trainable_variables|_self_.*")
 _NORMALIZATION = (
@@ -206,7 +207,7 @@ def _numbered(base: str, n: int) -> str:
 
 
 def _variable_names(layer: keras.layers.Layer, variables: list[Any]) -> list[str]:
-    is_auto = [re.fullmatch(r"variable(_\d+)?", variable.name) is not None for variable in variables]
+    is_auto = [_AUTOMATIC.fullmatch(variable.name) is not None for variable in variables]
     held = _attribute_paths(layer) if any(is_auto) else {}
     return _unique(held.get(id(v), "variable") if auto else v.name for v, auto in zip(variables, is_auto, strict=True))
 
@@ -243,7 +244,8 @@ def _module_tree(root: Any) -> LayerTree:
 
 def _top_names(leaves: tuple[Leaf, ...]) -> tuple[str, ...]:
     """Returns the first parts that differ: not `sequential` alone when every name starts with it."""
-    shared = set.intersection(*(set(_ancestors(leaf.layer)) for leaf in leaves))
+    decisive = [leaf for leaf in leaves if leaf.trainable] or leaves  # a global step may stand outside
+    shared = set.intersection(*(set(_ancestors(leaf.layer)) for leaf in decisive))
     return tuple(dict.fromkeys("/".join(leaf.name.split("/")[: len(shared) + 1]) for leaf in leaves))
 
 
@@ -277,8 +279,8 @@ def _with_own_names(leaves: list[Leaf]) -> list[Leaf]:
 
     def named(leaf: Leaf, name: str) -> Leaf:
         is_opaque = _OPAQUE.fullmatch(leaf.name.partition("/")[0]) is not None
-        use = all_speak or (is_opaque and "/" in name)
-        return replace(leaf, name=name, layer=name.rpartition("/")[0]) if use else leaf
+        speaks = all_speak or (is_opaque and not _AUTOMATIC.fullmatch(name))
+        return replace(leaf, name=name, layer=name.rpartition("/")[0]) if speaks else leaf
 
     return [named(leaf, name) for leaf, name in zip(leaves, own, strict=True)]
 

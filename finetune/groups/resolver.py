@@ -344,7 +344,7 @@ def _robbed(selectors: Sequence[Selector], matches: Sequence[set[int]], places: 
 # Groups by layer and by block
 
 _BLOCK = re.compile(
-    r"(.*(?:block|layer|stage|unit|cell|module|bottleneck|stack|level|fire|sequential)s?[_/.-]?\d+[a-z]?)(?:[_/.-]|$)",
+    r"(.*(?:block|layer|stage|unit|cell|module|bottleneck|stack|level|fire)s?[_/.-]?\d+[a-z]?)(?:[_/.-]|$)",
     re.I,
 )
 _IN_LIST = re.compile(r"((?:.*?/)?\d+)/")

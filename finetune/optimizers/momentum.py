@@ -1,7 +1,6 @@
 """Momentum as TF1 had it: the learning rate stays outside the velocity."""
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import keras
@@ -87,7 +86,7 @@ class Momentum(keras.optimizers.Optimizer):
 
 
 def _share(momentum: Any) -> float:
-    if isinstance(momentum, bool) or not isinstance(momentum, Real) or not 0 <= momentum <= 1:
+    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
         raise GroupError(
             f"`momentum` must be a number from 0 to 1. Received `{momentum!r}`. 0 is plain gradient descent, `0.9` is "
             "usual. Write a number between."

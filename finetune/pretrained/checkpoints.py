@@ -1,7 +1,9 @@
 """Weights in TensorFlow checkpoints: object graphs of TF2, and the flat names of TF1's `Saver`."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,8 @@ def _by_attributes(path: tuple[str, ...]) -> bool:
     return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+", part) for part in path)
 
 
-def _object_tensors(reader: Any) -> Iterator[Tensor]:
+def _object_tensors(reader: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights, each with the name of what holds it at the root."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
@@ -143,7 +146,7 @@ def _object_tensors(reader: Any) -> Iterator[Tensor]:
     for node, path in paths.items():
         full_name, key = values[node]
         name, *aliases = dict.fromkeys(_names(path, full_name, len(roots) == 1, len(scopes) == 1))
-        yield _tensor(reader, key, name, aliases=tuple(aliases), places=tuple(places[node]))
+        yield path[0], _tensor(reader, key, name, aliases=tuple(aliases), places=tuple(places[node]))
     yield from _only_in_optimizer(reader, edges, values, set(paths))
 
 
@@ -189,7 +192,7 @@ def _names(path: tuple[str, ...], full_name: str, one_root: bool, one_scope: boo
 
 def _only_in_optimizer(
     reader: Any, edges: list[dict[str, int]], values: dict[int, tuple[str, str]], known: set[int]
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[str, Tensor]]:
     """Weights of layers in lists of a Keras 3 model: only its optimizer's list of variables leads to them."""
     optimizers = [held for held in edges if is_optimizer(held) and "_trainable_variables" in held]
     for held in optimizers:
@@ -198,23 +201,20 @@ def _only_in_optimizer(
             if node in values and node not in known:
                 full_name, key = values[node]
                 places = (trainable_place(index, len(trained), full_name),)
-                yield _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), places=places)
+                yield "", _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), places=places)
 
 
-def _unique_names(tensors: Iterator[Tensor]) -> tuple[Tensor, ...]:
-    """Numbers the repeated names `~1`, `~2`; a repeated name identifies nothing, so it is no alias either."""
+def _unique_names(tensors: Iterator[tuple[str, Tensor]]) -> tuple[Tensor, ...]:
+    """Tells weights of one name apart by the root that holds them, `one/head/kernel`, or by numbers, `head/kernel~2`.
+
+    A repeated name identifies nothing, so no other name made from it stays either.
+    """
     every = list(tensors)
-    names = [tensor.name for tensor in every]
-    result = []
-    for i, tensor in enumerate(every):
-        if names.count(tensor.name) > 1:
-            number = names[:i].count(tensor.name)
-            tensor = Tensor(
-                f"{tensor.name}~{number}" if number else tensor.name,
-                tensor.shape,
-                tensor.dtype,
-                tensor.read,
-                places=tensor.places,
-            )
-        result.append(tensor)
+    repeated = {name for name, count in Counter(tensor.name for _, tensor in every).items() if count > 1}
+    rooted = [f"{root}/{t.name}" if root and t.name in repeated else t.name for root, t in every]
+    counts, seen, result = Counter(rooted), Counter[str](), []
+    for name, (_, tensor) in zip(rooted, every, strict=True):
+        seen[name] += 1
+        unique = name if counts[name] == 1 else f"{name}~{seen[name]}"
+        result.append(tensor if unique == tensor.name else replace(tensor, name=unique, aliases=()))
     return tuple(result)

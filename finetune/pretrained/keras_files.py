@@ -77,7 +77,7 @@ def _dtype(dataset: Any) -> str:
 def _tensor(open_file: _Open, dataset: Any, name: str, **known: Any) -> Tensor:
     if dataset.external or dataset.is_virtual:
         raise RestoreError(
-            f"A weight file holds its own values. `{dataset.name}` points to another file; save it anew."
+            f"A weight file must hold its own values. `{dataset.name}` points to another file. Save the weights anew."
         )
     read = partial(_read_dataset, open_file, dataset.name)
     return Tensor(name, tuple(dataset.shape), _dtype(dataset), read, **known)

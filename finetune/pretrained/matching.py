@@ -74,8 +74,8 @@ def match(
     """
     exclude = tuple(exclude)
     renamed, dead_rules = _renamed(weight_file.tensors, rename or {})
-    pairs, disputed = pair(tree.leaves, renamed, places or {})
     origin = {id(new): old for new, old in zip(renamed, weight_file.tensors, strict=True)}
+    pairs, disputed = pair(tree.leaves, renamed, places or {}, {new for new, old in origin.items() if new != id(old)})
     plan = _sorted_out(tree, weight_file, [_in_file(p, origin) for p in pairs], exclude)
     claimants = {name: [origin[id(new)] for new in claims] for name, claims in disputed.items()}
     problems = [

@@ -1,7 +1,7 @@
 """Joins the weights of a file with those of a model by all the names that either has."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -32,7 +32,10 @@ _TensorKeys = Callable[[Tensor], Sequence[str]]
 
 
 def pair(
-    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]]
+    leaves: Sequence[Leaf],
+    tensors: Sequence[Tensor],
+    places: Mapping[str, Sequence[str]],
+    renamed: Collection[int] = (),
 ) -> tuple[list[Pair], dict[str, list[Tensor]]]:
     """Pairs each weight of the model with at most one of the file, the surest kind of name first.
 
@@ -43,6 +46,7 @@ def pair(
         leaves: The model's weights.
         tensors: The file's weights.
         places: What else each weight of the model may be called, from `finetune.pretrained.places.places`.
+        renamed: Ids of the tensors whose names somebody chose for this model; they come first.
 
     Returns:
         The pairs in the model's order, and the weights of the model that several of the file's claim.
@@ -50,7 +54,7 @@ def pair(
     found: dict[str, Pair] = {}
     disputed: dict[str, list[Tensor]] = {}
     taken: set[int] = set()
-    for how, leaf_keys, tensor_keys in _ways(leaves, tensors, places):
+    for how, leaf_keys, tensor_keys in _ways(leaves, tensors, places, renamed):
         claims = _claims(
             {leaf.name: leaf_keys(leaf) for leaf in leaves if leaf.name not in found},
             [(tensor, tensor_keys(tensor)) for tensor in tensors if id(tensor) not in taken],
@@ -83,7 +87,7 @@ def _claims(
 
 
 def _ways(
-    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]]
+    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]], renamed: Collection[int]
 ) -> Iterator[tuple[str, _LeafKeys, _TensorKeys]]:
     counts = Counter(id(leaf.owner) for leaf in leaves)
     ours = renumbered(leaf.layer for leaf in leaves)
@@ -102,6 +106,10 @@ def _ways(
         layer = theirs[_layer(tensor.name)]
         return [f"{layer}/{_own(tensor.name)}", *_by_index(tensor, layer)]
 
+    def chosen(tensor: Tensor) -> list[str]:
+        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if id(tensor) in renamed else []
+
+    yield "rename", lambda leaf: [leaf.name, by_index(leaf, leaf.layer)], chosen
     yield "structure", lambda leaf: places.get(leaf.name, ()), lambda tensor: tensor.places
     yield "renumbered", numbered, tensor_numbered
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]

@@ -78,7 +78,7 @@ class RestoreReport:
         """Returns the report in one line."""
         cast = sum(bool(weight.cast_from) for weight in self.restored)
         parts = [
-            f"{len(self.restored)} weights restored from {self.path} ({self.kind}), bit for bit",
+            f"{len(self.restored)} weights restored from {self.path} ({self.kind}), read back bit for bit",
             f"{cast} of them cast" if cast else "",
             f"{len(self.excluded)} excluded" if self.excluded else "",
             f"{len(self.missing)} missing" if self.missing else "",

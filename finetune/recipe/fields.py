@@ -121,7 +121,7 @@ def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
 
 
 def _says_nothing(item: Any) -> bool:
-    return item is None or item is False or item in ((), {})
+    return not item and type(item) is not int  # `seed: 0` says something
 
 
 class RecipePath(str):

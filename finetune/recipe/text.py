@@ -236,6 +236,11 @@ def read_scalar(text: str) -> Any:
     return next((convert(text) for _, pattern, convert in _SCALARS if pattern.match(text)), text)
 
 
+def _text(dumper: Any, data: str) -> yaml.ScalarNode:
+    style = None if data.isprintable() else '"'  # the other styles lose line breaks such as U+0085
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the strings that `read_scalar` would take for something else."""
 
@@ -243,11 +248,7 @@ class _Dumper(yaml.SafeDumper):
         None: [*((tag, pattern) for tag, pattern, _ in _SCALARS), (_MERGE, re.compile(r"<<\Z"))]
     }
 
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Other styles lose line breaks such as U+0085.
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
-
-    yaml_representers = {**yaml.SafeDumper.yaml_representers, str: represent_str}  # noqa: RUF012
+    yaml_representers = {**yaml.SafeDumper.yaml_representers, str: _text}  # noqa: RUF012
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

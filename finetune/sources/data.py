@@ -1,6 +1,5 @@
 """Examples to train and test on, and the files they come from."""
 
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ class Examples:
 
 _NAMES = tuple(field.name for field in fields(Examples))
 _REQUIRED = _NAMES[:4]
+_ADVICE = "Write it with `numpy.savez`, arrays of numbers or text, not of Python objects."
 _PARTS = ("train", "test", "validation")
 
 
@@ -81,17 +81,17 @@ def check_examples(examples: Any) -> Examples:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    advice = "Write it with `numpy.savez`, arrays of numbers or text, not of Python objects."
+    if not path.exists():
+        raise DataError(_not_found(path))
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {advice}")
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise DataError(_not_found(path)) from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {advice}") from error
+        with path.open("rb") as file:  # opened here because `numpy.load` leaves damaged files open
+            loaded = np.load(file, allow_pickle=False)
+            arrays = None if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # zipfile, zlib and NumPy's header parser raise much
+        raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
+    if arrays is None:
+        raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")
+    return arrays
 
 
 def _not_found(path: Path) -> str:

@@ -1,0 +1,39 @@
+import keras
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers
+
+from finetune.pretrained.numbering import class_name, is_automatic, renumbered, stem
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.Conv2D(1, 1), layers.MultiHeadAttention(1, 1), layers.LSTM(1), layers.RNN(layers.LSTMCell(1))]
+    + [layers.BatchNormalization(), layers.GlobalAveragePooling2D(), keras.Sequential([keras.Input((1,))])],
+)
+def test_keras_names_layers_by_this_very_rule(layer):
+    assert stem(layer.name) == class_name(layer)
+    assert is_automatic(layer.name)
+
+
+@pytest.mark.parametrize("name", ["head", "block_1", "conv", "conv1", "dense_layer", "denses_3"])
+def test_names_that_people_give_are_not_automatic(name):
+    assert not is_automatic(name)
+
+
+def test_automatic_names_are_counted_among_their_siblings_by_number_not_by_spelling():
+    named = renumbered(["bb/dense_10", "bb/dense_9", "cc/dense_9", "bb/block_4"])
+    assert named == {
+        "bb/dense_10": "bb/dense(1/2)",
+        "bb/dense_9": "bb/dense(0/2)",
+        "cc/dense_9": "cc/dense(0/1)",
+        "bb/block_4": "bb/block_4",
+    }
+
+
+@given(st.lists(st.integers(1, 50), unique=True, min_size=1), st.integers(0, 1000))
+def test_what_was_built_before_makes_no_difference(numbers, before):
+    early = renumbered([f"sequential_{n}/lstm_{n}" for n in numbers])
+    late = renumbered([f"sequential_{n + before}/lstm_{n + before}" for n in numbers])
+    assert list(early.values()) == list(late.values())

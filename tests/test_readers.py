@@ -1,0 +1,137 @@
+import re
+import shutil
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from finetune.errors import RestoreError
+from finetune.pretrained.readers import read_weights
+
+# Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body"), layers.Dense(2, name="head")])
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """A folder with the same weights in every format."""
+    model.save(tmp_path / "whole.keras")
+    model.save_weights(tmp_path / "only.weights.h5")
+    model.save(tmp_path / "legacy.h5")
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(net=model), str(tmp_path / "ckpts"), max_to_keep=3)
+    manager.save()
+    manager.save()
+    return tmp_path
+
+
+def refused(path):
+    with pytest.raises(RestoreError) as caught:
+        read_weights(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("whole.keras", "keras"),
+        ("only.weights.h5", "keras-weights"),
+        ("legacy.h5", "keras-legacy-h5"),
+        ("ckpts", "tf-object-checkpoint"),
+        ("ckpts/checkpoint", "tf-object-checkpoint"),
+        ("ckpts/ckpt-1", "tf-object-checkpoint"),
+        ("ckpts/ckpt-1.index", "tf-object-checkpoint"),
+    ],
+)
+def test_every_format_is_recognised_and_read(folder, model, name, kind):
+    found = read_weights(folder / name)
+    assert found.kind == kind
+    kernel = next(tensor for tensor in found.tensors if tensor.shape == (3, 4))
+    np.testing.assert_array_equal(kernel.read(), model.weights[0].numpy())
+
+
+def test_a_folder_of_checkpoints_gives_the_latest(folder):
+    assert read_weights(str(folder / "ckpts")).path == str(folder / "ckpts" / "ckpt-2")
+
+
+@pytest.mark.parametrize("name", ["whole.keras", "only.weights.h5", "legacy.h5"])
+def test_the_format_is_told_by_the_content_not_by_the_name(folder, name):
+    kind = read_weights(folder / name).kind
+    shutil.move(folder / name, folder / "download.bin")
+    assert read_weights(folder / "download.bin").kind == kind
+
+
+def test_a_missing_file_is_refused_with_the_nearest_ones(folder):
+    message = refused(folder / "only.weight.h5")
+    assert message == (
+        f"A file of pretrained weights must exist. There is no `{folder}/only.weight.h5`. "
+        f"Did you mean `{folder}/only.weights.h5`?"
+    )
+    assert "holds `ckpts`, `legacy.h5`, `only.weights.h5`, `whole.keras`." in refused(folder / "zzz")
+    assert f"The nearest folder that exists is `{folder}`." in refused(folder / "sub" / "deep" / "m.keras")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "m.h5").touch()
+    assert "is none of them: it is empty." in refused(tmp_path / "m.h5")
+
+
+def test_a_file_that_is_no_weights_is_refused_with_how_it_begins(tmp_path):
+    (tmp_path / "m.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1")
+    message = refused(tmp_path / "m.h5")
+    assert message.startswith("Known are `.keras`, Keras' `.weights.h5`")
+    assert "it begins with `b'version https://git-lfs'`" in message
+
+
+@pytest.mark.parametrize("name", ["whole.keras", "only.weights.h5", "legacy.h5", "ckpts/ckpt-1.index"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_a_truncated_file_is_refused(folder, name, kept):
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    message = refused(path)
+    assert "must be whole" in message or "is none of them: it begins with" in message
+
+
+def test_a_file_without_weights_is_refused(tmp_path):
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["data"] = [1.0, 2.0]
+    assert re.search(r"A weight file holds weights. `.*m.h5` \(keras-weights\) holds none", refused(tmp_path / "m.h5"))
+
+
+def test_a_checkpoint_without_its_data_is_refused_with_what_is_missing(folder):
+    (folder / "ckpts" / "ckpt-1.data-00000-of-00001").unlink()
+    for name in ("ckpt-1", "ckpt-1.index"):
+        message = refused(folder / "ckpts" / name)
+        assert "ckpt-1.index` is there, but 0 of 1 data files." in message
+        assert "Copy all files that begin with `ckpt-1`" in message
+
+
+def test_a_file_of_a_checkpoint_s_data_is_refused_with_the_name_to_give_instead(folder):
+    path = folder / "ckpts" / "ckpt-1.data-00000-of-00001"
+    assert f"Give the checkpoint's prefix, `{folder}/ckpts/ckpt-1`." in refused(path)
+
+
+def test_a_folder_without_the_file_that_names_the_latest_lists_its_checkpoints(folder):
+    (folder / "ckpts" / "checkpoint").unlink()
+    message = refused(folder / "ckpts")
+    assert message.endswith("is missing. It holds the checkpoints `ckpt-1`, `ckpt-2`; give one of them.")
+
+
+def test_a_folder_whose_latest_checkpoint_is_gone_says_so(folder):
+    (folder / "ckpts" / "ckpt-2.index").unlink()
+    message = refused(folder / "ckpts")
+    assert "ckpt-2.index`, which is gone. It holds the checkpoints `ckpt-1`; give one of them." in message
+
+
+def test_a_folder_without_checkpoints_lists_what_it_holds(folder, tmp_path):
+    assert "`only.weights.h5`, `whole.keras`; give the file itself." in refused(folder)
+    (tmp_path / "none").mkdir()
+    assert refused(tmp_path / "none").endswith("The folder is empty.")
