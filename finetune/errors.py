@@ -5,6 +5,7 @@ backticks; all problems of one kind are told at once, five shown at most.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -60,3 +61,17 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     """
     close = nearest(name, known)
     return f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
+
+
+def reason(error: BaseException) -> str:
+    """Returns the one line of an exception's message that says what went wrong; those of TensorFlow fill a page.
+
+    >>> reason(ValueError("Exception encountered when calling Dense.call().\\n\\n\\x1b[1mtoo wide\\x1b[0m\\n\\nArguments: ..."))
+    'too wide'
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node .*?\}\} ?| ?\[Op:.*", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # TensorFlow's compiled functions tell where they were written first and what is wrong last.
+    lines = lines[::-1] if lines[:1] == ["Graph execution error:"] else lines
+    said = (line for line in lines if not line.startswith(("[[{{", "Exception encountered when calling")))
+    return next(said, type(error).__name__)[:300]

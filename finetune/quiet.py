@@ -9,7 +9,7 @@ def start_tensorflow() -> None:
     """Imports TensorFlow and wakes its runtime while what both write to the terminal is held back.
 
     TensorFlow's C++ writes some of its greetings before any log level is read, so the file descriptor itself is turned
-    away meanwhile. Should the start fail, everything held back is printed.
+    away meanwhile. Should the start fail, everything held back is printed; Ctrl-C is no failure.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -21,7 +21,7 @@ def start_tensorflow() -> None:
             import tensorflow as tf
 
             tf.constant(0)
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(terminal, held.read())
             raise

@@ -132,6 +132,16 @@ def test_a_checkpoint_of_tf_keras_goes_into_a_model_of_keras_3(how, tmp_path):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 
+def test_the_kernel_that_keras_2_called_depthwise_is_found(tmp_path):
+    with tf.Graph().as_default(), v1.Session() as session:
+        kernel = v1.get_variable("deep/depthwise_kernel", (2, 2, 3, 1), initializer=v1.random_normal_initializer())
+        session.run(kernel.initializer)
+        path, expected = v1.train.Saver().save(session, str(tmp_path / "ckpt")), session.run(kernel)
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.DepthwiseConv2D(2, use_bias=False, name="deep")])
+    restore(model, path)
+    np.testing.assert_array_equal(model.weights[0].numpy(), expected)
+
+
 class Listed(keras.Model):
     def __init__(self):
         super().__init__()

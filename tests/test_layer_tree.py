@@ -211,6 +211,17 @@ def test_a_layer_frozen_before_it_was_built_still_counts_as_trainable(tmp_path):
         assert [leaf.name for leaf in layer_tree(each).trainable] == ["a/kernel", "a/bias", "b/kernel", "b/bias"]
 
 
+def test_a_nameless_weight_has_the_same_name_in_every_copy_of_its_layer():
+    def nameless() -> L.Layer:
+        layer = L.Layer()
+        layer.held = layer.add_weight(shape=(1,))
+        _ = [layer.add_weight(shape=(1,)) for _ in range(2)]
+        layer.built = True
+        return layer
+
+    assert names(nameless()) == names(nameless()) == ["held", "variable", "variable~1"]
+
+
 def test_two_nested_models_with_the_same_layer_names_stay_apart():
     inputs = keras.Input((4,))
     tree = check_promises(keras.Model(inputs, backbone("right")(backbone("left")(inputs))))
@@ -478,16 +489,17 @@ def test_an_export_whose_variables_share_their_names_still_has_unique_names(tmp_
         def __init__(self):
             super().__init__(name="twice")
             self.a, self.b = L.Dense(2), L.Dense(2)
+            self.nameless = keras.Variable([1.0])
 
         def call(self, x):
-            return self.b(self.a(x))
+            return self.b(self.a(x)) * self.nameless
 
     model = Twice()
     model(np.ones((1, 2), "float32"))
     loaded = exported_and_loaded(model, tmp_path)
-    assert len({variable.name for variable in loaded.variables}) == 2, "Keras gives them different names now"
+    assert len({variable.name for variable in loaded.variables}) == 3, "Keras gives them different names now"
 
-    assert names(loaded) == ["twice/kernel", "twice/bias", "twice/kernel~1", "twice/bias~1"]
+    assert names(loaded) == ["variables/0", "twice/kernel", "twice/bias", "twice/kernel~1", "twice/bias~1"]
 
 
 def test_a_tf1_saved_model_is_named_by_its_variables(tmp_path):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
@@ -521,6 +521,7 @@ def loaded_or_refused(text):
     assert said is None or ("fuzz.yaml:" in said and "not valid: " not in said and "nput should" not in said)
 
 
+@settings(deadline=None)  # shared machines pause
 @given(_RECIPES)
 def test_a_recipe_dumped_and_loaded_is_itself(data):
     recipe = Recipe.model_validate(data)
@@ -546,6 +547,7 @@ def _places(data, here=()):
         yield from _places(value, (*here, key))
 
 
+@settings(deadline=None)  # shared machines pause
 @given(_RECIPES, st.data())
 def test_a_recipe_with_junk_anywhere_in_it_is_read_or_refused(recipe, data):
     root = [copy.deepcopy(recipe)]
@@ -561,6 +563,7 @@ def test_a_recipe_with_junk_anywhere_in_it_is_read_or_refused(recipe, data):
     loaded_or_refused(dump(root[0]))
 
 
+@settings(deadline=None)  # shared machines pause
 @given(st.data())
 def test_a_text_with_characters_changed_is_read_or_refused(data):
     text = TEXT
@@ -575,6 +578,7 @@ def test_a_text_with_characters_changed_is_read_or_refused(data):
     loaded_or_refused(text)
 
 
+@settings(deadline=None)  # shared machines pause
 @given(st.text(max_size=30) | st.from_regex(r"(train|groups|model)(\.[a-z0-9]+){1,3}=.{0,8}", fullmatch=True))
 def test_any_override_is_taken_or_refused(override):
     said = refusal(write(), override)

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.recipe.text import MAX_DEPTH, Place, dump, parse
@@ -130,11 +130,13 @@ _DATA = st.recursive(
 )
 
 
+@settings(deadline=None)  # shared machines pause
 @given(_DATA)
 def test_plain_data_dumped_and_parsed_is_itself(data):
     assert value(dump([data])) == [data]
 
 
+@settings(deadline=None)  # shared machines pause
 @given(st.text(st.sampled_from("ab:-[]{}&*!|>'\"%@`#,?~<=. \n\t1e0") | st.characters(), max_size=60))
 def test_any_text_is_read_or_complained_about(text):
     root, said = read(text)

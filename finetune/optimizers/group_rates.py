@@ -95,7 +95,7 @@ class GroupRates:
         if not all(0 <= dial <= _LARGEST for dial in dials):
             raise GroupError(
                 f"A learning rate is finite and not negative, in every group. Received `{value}` for the last group, "
-                f"{scale} times its rate: the groups would get {quote(dials)}. No rate was changed."
+                f"{scale:g} times its rate: the groups would get {quote(f'{dial:g}' for dial in dials)}. No rate was changed."
             )
         self._scale = scale
         for rate, dial in zip(self._rates, dials, strict=True):

@@ -58,10 +58,12 @@ def _require_shards(prefix: Path) -> None:
         )
 
 
-def _tensor(reader: Any, key: str, name: str, **known: Any) -> Tensor:
+def _tensor(reader: Any, key: str, name: str, aliases: tuple[str, ...] = (), places: tuple[str, ...] = ()) -> Tensor:
+    in_keras3 = [re.sub("(^|/)depthwise_kernel$", r"\1kernel", known) for known in (name, *aliases)]
+    aliases = tuple(alias for alias in dict.fromkeys([*aliases, *in_keras3]) if alias != name)
     shape = tuple(reader.get_variable_to_shape_map()[key])
     dtype = reader.get_variable_to_dtype_map()[key].name
-    return Tensor(name, shape, dtype, partial(_read, reader, key), **known)
+    return Tensor(name, shape, dtype, partial(_read, reader, key), aliases=aliases, places=places)
 
 
 def _read(reader: Any, key: str) -> np.ndarray:

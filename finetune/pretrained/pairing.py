@@ -35,7 +35,7 @@ def pair(
     leaves: Sequence[Leaf],
     tensors: Sequence[Tensor],
     places: Mapping[str, Sequence[str]],
-    renamed: Collection[int] = (),
+    renamed: Collection[str] = (),
 ) -> tuple[list[Pair], dict[str, list[Tensor]]]:
     """Pairs each weight of the model with at most one of the file, the surest kind of name first.
 
@@ -46,7 +46,7 @@ def pair(
         leaves: The model's weights.
         tensors: The file's weights.
         places: What else each weight of the model may be called, from `finetune.pretrained.places.places`.
-        renamed: Ids of the tensors whose names somebody chose for this model; they come first.
+        renamed: Names that somebody chose for this very model; they come first.
 
     Returns:
         The pairs in the model's order, and the weights of the model that several of the file's claim.
@@ -87,7 +87,7 @@ def _claims(
 
 
 def _ways(
-    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]], renamed: Collection[int]
+    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]], renamed: Collection[str]
 ) -> Iterator[tuple[str, _LeafKeys, _TensorKeys]]:
     counts = Counter(id(leaf.owner) for leaf in leaves)
     ours = renumbered(leaf.layer for leaf in leaves)
@@ -107,7 +107,7 @@ def _ways(
         return [f"{layer}/{_own(tensor.name)}", *_by_index(tensor, layer)]
 
     def chosen(tensor: Tensor) -> list[str]:
-        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if id(tensor) in renamed else []
+        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if tensor.name in renamed else []
 
     yield "rename", lambda leaf: [leaf.name, by_index(leaf, leaf.layer)], chosen
     yield "structure", lambda leaf: places.get(leaf.name, ()), lambda tensor: tensor.places
@@ -138,7 +138,8 @@ def _aliases(tensor: Tensor) -> list[str]:
 def _variable_paths(leaf: Leaf) -> list[str]:
     """Keras' own path of the variable, and what it is below the model's name."""
     path = leaf.variable.path if isinstance(leaf.variable, keras.Variable) else ""
-    return [part for part in (path, path.partition("/")[2]) if "/" in part]
+    first, _, below = path.partition("/")
+    return [path, below] if "/" in below and first != leaf.name.partition("/")[0] else [path]
 
 
 def _endings(name: str) -> Iterator[str]:

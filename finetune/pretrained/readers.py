@@ -1,6 +1,7 @@
 """Files to arrays: finds out what a file of weights is and reads what it holds."""
 
 import difflib
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_weights(path: str | Path) -> WeightFile:
     file = _weight_path(Path(path))
     read = next((read for recognises, read in _FORMATS if recognises(file)), None)
     if read is None:
-        raise RestoreError(f"{_KNOWN}. `{path}` is none of them: {_beginning(file)}.")
+        raise RestoreError(f"{_KNOWN}. `{path}` is none of them: {_beginning(file)}.{_prefix_hint(file)}")
     try:
         found = read(file)
     except (OSError, KeyError, ValueError, RuntimeError, IndexError, zipfile.BadZipFile, tf.errors.OpError) as error:
@@ -51,11 +52,10 @@ def read_weights(path: str | Path) -> WeightFile:
             f"A weight file must be whole. `{path}` looks like one, but reading it failed: {error}. Copy it again."
         ) from error
     if not found.tensors:
-        raise RestoreError(f"A weight file holds weights. `{path}` ({found.kind}) holds none; {_WHY_EMPTY}.")
+        raise RestoreError(
+            f"A weight file holds weights. `{path}` ({found.kind}) holds none. Build the model before you save it."
+        )
     return found
-
-
-_WHY_EMPTY = "was the model built before it was saved?"
 
 
 def _weight_path(path: Path) -> Path:
@@ -102,3 +102,8 @@ def _beginning(file: Path) -> str:
     with file.open("rb") as opened:
         start = opened.read(24)
     return f"it begins with `{start!r}`" if start else "it is empty"
+
+
+def _prefix_hint(file: Path) -> str:
+    prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
+    return f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""

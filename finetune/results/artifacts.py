@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,35 +12,83 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 
+RUN_FILES = (
+    *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
+    *("model.keras", "result.json", "report.html", "plots"),
+)
 
-def choose_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Path:
-    """Returns the folder a run will write to; nothing is made yet.
+
+def check_run_folder(out: Path | None, *, overwrite: bool = False) -> None:
+    """Holds that `make_run_folder` can do its work later; changes nothing.
 
     Args:
-        out: The folder the user asked for; `None` takes the first free `runs/<name>-<number>`.
-        name: Name of the recipe.
-        overwrite: Whether a finished run in `out` may be written over.
+        out: The folder the user asked for; `None` stands for one below `runs`.
+        overwrite: Whether it may hold something.
 
     Raises:
-        FinetuneError: If `out` is a file, or holds something and `overwrite` is false.
+        FinetuneError: If `out` is a file, cannot be made, or holds something and `overwrite` is false.
     """
-    if out is None:
-        return next(path for path in _numbered(Path("runs"), name) if not path.exists())
-    if out.exists() and not out.is_dir():
-        raise FinetuneError(f"A run is written to a folder. `--out {out}` is a file. Choose another name.")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    wanted = out or Path("runs")
+    if os.path.lexists(wanted) and not wanted.is_dir():
+        name = f"`--out {out}`" if out else "`runs`"
+        raise FinetuneError(f"A run is written to a folder. {name} is a file. Choose another folder with `--out`.")
+    there = next(path for path in (wanted, *wanted.absolute().parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise FinetuneError(
+            f"A run needs a folder that can be made and written to. `{wanted}` cannot: `{there}` is "
+            f"{'write-protected' if there.is_dir() else 'a file'}. Choose another folder with `--out`."
+        )
+    if out and there == out and not overwrite and any(out.iterdir()):
         raise FinetuneError(
             f"A run never writes over what is there. `--out {out}` is not empty. Choose another folder, leave `--out` "
             "away for a numbered one, or say `--overwrite`."
         )
+
+
+def make_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Path:
+    """Makes the folder that a run writes to, and takes it for this run alone.
+
+    Args:
+        out: The folder the user asked for; `None` takes the first free `runs/<name>-<number>`.
+        name: Name of the recipe.
+        overwrite: Whether the files of a former run in `out` are removed first. Other files always stay.
+
+    Raises:
+        FinetuneError: As `check_run_folder` does.
+    """
+    check_run_folder(out, overwrite=overwrite)
+    try:
+        if out is None:
+            return _first_free(Path("runs"), name)
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "recipe.yaml").is_file() and (out / "plan.txt").is_file():  # else it was no run: nothing is ours
+            _remove_run(out)
+    except OSError as error:
+        raise FinetuneError(
+            f"A run needs a folder that can be made and written to. `{error.filename}`: {error.strerror}. Choose "
+            "another folder with `--out`."
+        ) from error
     return out
 
 
-def _numbered(parent: Path, name: str) -> Iterator[Path]:
+def _first_free(parent: Path, name: str) -> Path:
     number = 1
     while True:
-        yield parent / f"{name}-{number}"
-        number += 1
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # perhaps by a run that started at the same time
+            number += 1
+        else:
+            return folder
+
+
+def _remove_run(folder: Path) -> None:
+    for path in (folder / name for name in RUN_FILES):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from finetune.errors import FinetuneError, did_you_mean, quote
+from finetune.errors import FinetuneError, did_you_mean, quote, reason
 
 
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
@@ -33,7 +33,7 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:
         raise FinetuneError(
-            f"A builder returns a network or examples. `{builder}` failed with {type(error).__name__}: {error}. "
+            f"A builder returns a network or examples. `{builder}` failed with {type(error).__name__}: {reason(error)} "
             "Mend it, or see where with `--debug`."
         ) from error
 
@@ -42,13 +42,15 @@ def _find(builder: str) -> Callable[..., Any]:
     module_name, _, name = builder.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # the module's own code runs
         raise FinetuneError(
             f"A builder is a function in an importable module. `{module_name}` of `{builder}` cannot be imported: "
-            f"{error}. Install the package, or run from the folder that holds it."
+            f"{type(error).__name__}: {reason(error)}. Install the package, or put its folder on `PYTHONPATH`."
         ) from error
     found = getattr(module, name, None)
-    if not callable(found):
+    # What the module merely imported is not its own: else a trusted one would lend its name to any code.
+    home = str(getattr(found, "__module__", "")).partition(".")[0]
+    if not callable(found) or home != module_name.partition(".")[0]:
         functions = [key for key, value in inspect.getmembers(module, inspect.isfunction) if not key.startswith("_")]
         raise FinetuneError(
             f"A builder is a function. `{module_name}` has no function `{name}`; it has {quote(functions) or 'none'}."
@@ -72,9 +74,8 @@ def load_keras_file(path: Path) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise FinetuneError(
-            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason} "
+            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)} "
             "If it holds weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."
         ) from error
 

@@ -1,5 +1,6 @@
-"""What is told while training runs: the rate of every group in the logs, and progress on the terminal."""
+"""What is told and kept while training runs: rates, progress, metrics, weights; and what stops it."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.results.artifacts import write_csv
+from finetune.results.artifacts import replacing, write_csv
 
 
 class LearningRateLogger(keras.callbacks.Callback):
@@ -44,6 +45,44 @@ class MetricsFile(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._rows.append({"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}})
         write_csv(self.path, self._rows)
+
+
+class LastWeights(keras.callbacks.Callback):
+    """Saves weights and optimizer after every epoch, unless its loss is no finite number.
+
+    The file is whole at all times; Keras' ModelCheckpoint writes over the one that is there.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if math.isfinite(float((logs or {}).get("loss", 0.0))):
+            with replacing(self.path) as temporary:
+                self.model.save_weights(temporary)
+
+
+class StopAtNonFiniteLoss(keras.callbacks.Callback):
+    """Stops at the first loss that is no finite number, without the print of Keras' TerminateOnNaN.
+
+    Attributes:
+        stopped_at: Epoch, step of the epoch (both from 1) and loss; `None` while all is well.
+    """
+
+    stopped_at: tuple[int, int, float] | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.stopped_at = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        loss = float((logs or {}).get("loss", 0.0))
+        if self.stopped_at is None and not math.isfinite(loss):
+            self.stopped_at = (self._epoch, batch + 1, loss)
+            self.model.stop_training = True
 
 
 class ProgressLine(keras.callbacks.Callback):

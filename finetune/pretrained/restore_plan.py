@@ -1,0 +1,59 @@
+"""What restoring a file would do to a model."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from finetune.errors import RestoreError
+from finetune.groups.layer_tree import Leaf
+from finetune.pretrained.pairing import Pair
+from finetune.pretrained.weight_file import Tensor
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """What restoring a file would do to a model.
+
+    Attributes:
+        path: The file.
+        kind: Its format.
+        restored: Pairs that fit.
+        missing: Weights of the model that the file lacks.
+        unused: Weights of the file that the model lacks.
+        shape_conflict: Pairs that belong together and differ in shape, or of which only one is of whole numbers.
+        excluded: Weights of the model that keep their fresh values.
+        problems: All that speaks against restoring, one text for each kind.
+    """
+
+    path: str
+    kind: str
+    restored: tuple[Pair, ...]
+    missing: tuple[Leaf, ...]
+    unused: tuple[Tensor, ...]
+    shape_conflict: tuple[Pair, ...]
+    excluded: tuple[Leaf, ...]
+    problems: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises one error that tells every problem.
+
+        Raises:
+            RestoreError: There are problems.
+        """
+        if self.problems:
+            listed = "".join(f"\n- {problem}" for problem in self.problems)
+            raise RestoreError(f"`{self.path}` ({self.kind}) does not fit the model; nothing was restored.{listed}")
+
+
+def is_under(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether one of the prefixes covers the name; `a` covers `a` and `a/b`, not `ab`."""
+    return any(name == prefix.rstrip("/") or name.startswith(f"{prefix.rstrip('/')}/") for prefix in prefixes)
+
+
+def shape_of(leaf: Leaf) -> tuple[int, ...]:
+    """Returns the shape of a weight of the model."""
+    return tuple(leaf.variable.shape)
+
+
+def dtype_of(leaf: Leaf) -> str:
+    """Returns the type of a weight of the model, as NumPy spells it."""
+    return getattr(leaf.variable.dtype, "name", str(leaf.variable.dtype))
