@@ -1,18 +1,20 @@
 """From a recipe to objects. Nothing below this floor has ever heard of recipes."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
 import keras
 
-from finetune.errors import GroupError, RecipeError, did_you_mean, quote
+from finetune.errors import GroupError, RecipeError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import LayerTree, takes_weight_decay
 from finetune.groups.rates import discriminative_rates, length_in_steps, spread_rates
-from finetune.groups.resolver import LayerGroup, Selector, resolve_groups, selectors_by_block, selectors_by_layer
+from finetune.groups.resolver import LayerGroup, Selector, resolve_groups
+from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import chain, make_schedule, with_warmup
@@ -47,8 +49,9 @@ def precision(recipe: Recipe) -> Iterator[None]:
     mixed = recipe.train.mixed_precision
     if mixed and recipe.model.keras_file:
         raise RecipeError(
-            "A model from a file keeps the precision it was saved with. The recipe says `keras_file` and "
-            f"`train.mixed_precision: {mixed}`. Use a `builder` and restore the weights, or leave it away."
+            f"{place_of(recipe, 'train', 'mixed_precision')}: a model from a file keeps the precision it was saved "
+            f"with. The recipe says `keras_file` and `train.mixed_precision: {mixed}`. Use a `builder` and restore the "
+            "weights, or leave it away."
         )
     before = keras.config.dtype_policy()
     keras.utils.set_random_seed(recipe.seed)
@@ -79,13 +82,19 @@ def build_examples(recipe: Recipe) -> Examples:
 
 def run_length(recipe: Recipe, examples: Examples) -> RunLength:
     """Counts the batches as Keras will, which takes the validation rows off the end of the training rows."""
-    rows = floor(len(examples.x_train) * (1 - recipe.train.validation_fraction))
-    if rows < 1:
-        raise RecipeError(
-            f"Some rows must be left to train on. `train.validation_fraction: {recipe.train.validation_fraction}` of "
-            f"{len(examples.x_train)} rows leaves none. Make it smaller."
-        )
+    fraction, every = recipe.train.validation_fraction, len(examples.x_train)
+    rows = floor(every * (1.0 - fraction))
+    wrong = "but the data have validation rows of their own. Use one or the other" if _has_validation(examples) else ""
+    if not wrong and rows in (0, every):
+        wrong = f"leaves {rows} of {every} rows to train on. Both parts need a row: choose another fraction"
+    if fraction and wrong:
+        place = place_of(recipe, "train", "validation_fraction")
+        raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
     return RunLength(recipe.train.epochs, ceil(rows / recipe.train.batch_size))
+
+
+def _has_validation(examples: Examples) -> bool:
+    return examples.x_validation is not None
 
 
 def restore_weights(recipe: Recipe, tree: LayerTree) -> RestoreReport | None:
@@ -108,8 +117,13 @@ def restore_weights(recipe: Recipe, tree: LayerTree) -> RestoreReport | None:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One group as the recipe wants it; `optimizer` is `None` exactly when the group is frozen."""
+    """One group as the recipe wants it; `optimizer` is `None` exactly when the group is frozen.
 
+    Attributes:
+        about: What messages about it begin with, e.g. "recipes/pets.yaml:14:5: group `body`".
+    """
+
+    about: str
     selector: Selector
     optimizer: Optimizer | None
     learning_rate: Any
@@ -119,10 +133,16 @@ class GroupPlan:
 def plan_groups(recipe: Recipe, tree: LayerTree) -> list[GroupPlan]:
     """Writes a strategy out as a list of groups; a list is taken as it is."""
     if isinstance(recipe.groups, Strategy):
-        return _strategy_groups(recipe.groups, tree)
+        return _strategy_groups(recipe.groups, tree, f"{place_of(recipe, 'groups')}: `groups`")
     return [
-        GroupPlan(_selector(group), group.optimizer, group.learning_rate, group.decay_bias_and_norm)
-        for group in recipe.groups
+        GroupPlan(
+            f"{place_of(recipe, 'groups', index)}: group `{group.name}`",
+            _selector(group),
+            group.optimizer,
+            group.learning_rate,
+            group.decay_bias_and_norm,
+        )
+        for index, group in enumerate(recipe.groups)
     ]
 
 
@@ -138,7 +158,7 @@ def _selector(group: Group) -> Selector:
     )
 
 
-def _strategy_groups(strategy: Strategy, tree: LayerTree) -> list[GroupPlan]:
+def _strategy_groups(strategy: Strategy, tree: LayerTree, about: str) -> list[GroupPlan]:
     selectors = (selectors_by_layer if strategy.by == "layer" else selectors_by_block)(tree)
     if strategy.spread:
         rates = spread_rates(*strategy.spread, len(selectors))
@@ -148,7 +168,13 @@ def _strategy_groups(strategy: Strategy, tree: LayerTree) -> list[GroupPlan]:
         rates = discriminative_rates(strategy.peak, len(selectors), decay=strategy.decay)
     shape = strategy.learning_rate
     return [
-        GroupPlan(selector, strategy.optimizer, shape.with_rate(rate) if shape else rate, strategy.decay_bias_and_norm)
+        GroupPlan(
+            about,
+            selector,
+            strategy.optimizer,
+            shape.with_rate(rate) if shape else rate,
+            strategy.decay_bias_and_norm,
+        )
         for selector, rate in zip(selectors, rates, strict=True)
     ]
 
@@ -158,7 +184,18 @@ def build_groups(recipe: Recipe, plans: Sequence[GroupPlan], tree: LayerTree) ->
     try:
         return resolve_groups(tree, [plan.selector for plan in plans])
     except GroupError as error:
-        raise GroupError(f"{place_of(recipe, 'groups')}: {error}") from None
+        raise GroupError("\n".join(_placed(recipe, line) for line in str(error).splitlines())) from None
+
+
+def _placed(recipe: Recipe, line: str) -> str:
+    """Puts in front of a resolver's line where the recipe wrote the selector that it is about."""
+    about = re.match(r"group `(?P<group>[^`]+)`(?:[^`]*`(?P<selector>\w+): )?", line)
+    names = [] if isinstance(recipe.groups, Strategy) else [group.name for group in recipe.groups]
+    if line.startswith("... and "):
+        return line
+    if not about or about["group"] not in names:
+        return f"{place_of(recipe, 'groups')}: {line}"
+    return f"{place_of(recipe, 'groups', names.index(about['group']), about['selector'] or 'name')}: {line}"
 
 
 # -- Optimizers and schedules -----------------------------------------------------------------------------------------
@@ -166,16 +203,26 @@ def build_groups(recipe: Recipe, plans: Sequence[GroupPlan], tree: LayerTree) ->
 
 def build_settings(plans: Sequence[GroupPlan], length: RunLength) -> dict[str, GroupSettings]:
     """Returns the settings of every group that is not frozen, by its name."""
-    return {
-        plan.selector.name: GroupSettings(
-            optimizer=plan.optimizer.name,
-            learning_rate=build_rate(plan.learning_rate, length),
-            weight_decay=float(_make_optimizer(plan.selector.name, plan.optimizer, 1.0).weight_decay or 0.0),
-            decay_bias_and_norm=plan.decay_bias_and_norm,
-        )
-        for plan in plans
-        if plan.optimizer
-    }
+    settings: dict[str, GroupSettings] = {}
+    problems: list[str] = []
+    for plan in plans:
+        try:
+            if plan.optimizer:
+                settings[plan.selector.name] = _build_settings(plan, plan.optimizer, length)
+        except (GroupError, RecipeError) as error:
+            problems.append(f"{plan.about}: {error}")
+    if problems:
+        raise RecipeError("\n".join(list(dict.fromkeys(problems))[:5]))
+    return settings
+
+
+def _build_settings(plan: GroupPlan, optimizer: Optimizer, length: RunLength) -> GroupSettings:
+    return GroupSettings(
+        optimizer=optimizer.name,
+        learning_rate=build_rate(plan.learning_rate, length),
+        weight_decay=float(_make_optimizer(optimizer, 1.0).weight_decay or 0.0),
+        decay_bias_and_norm=plan.decay_bias_and_norm,
+    )
 
 
 def build_optimizer(
@@ -186,7 +233,7 @@ def build_optimizer(
     for plan, group in zip(plans, groups, strict=True):
         if plan.optimizer is None:
             continue
-        child = _make_optimizer(group.name, plan.optimizer, settings[group.name].learning_rate)
+        child = _make_optimizer(plan.optimizer, settings[group.name].learning_rate)
         undecayed = [leaf.variable for leaf in group.trainable if not takes_weight_decay(leaf)]
         if undecayed and not plan.decay_bias_and_norm:
             child.exclude_from_weight_decay(var_list=undecayed)
@@ -203,29 +250,50 @@ def build_optimizer(
     )
 
 
-def _make_optimizer(group: str, wanted: Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
+def _make_optimizer(wanted: Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
     kind = _optimizer_class(wanted.name)
-    accepted = {
+    takes = {
         name: parameter.default
         for name, parameter in inspect.signature(kind).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in ("learning_rate", "name")
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in _NOT_OF_A_GROUP
     }
-    unknown = [name for name in wanted.arguments if name not in accepted]
+    unknown = [name for name in wanted.arguments if name not in takes]
     if unknown:
         raise RecipeError(
-            f"An optimizer is given its own keyword arguments. Group `{group}`: `{wanted.name}` does not take "
-            f"{quote(unknown)}. It takes {quote(accepted, limit=20)}.{did_you_mean(unknown[0], list(accepted))}"
+            f"`{wanted.name}` does not take {quote(unknown)}. It takes {quote(takes, limit=20)}."
+            f"{did_you_mean(unknown[0], list(takes))}"
         )
-    arguments = {  # Keras insists on floats, YAML writes `momentum: 0`
-        name: float(value) if type(value) is int and type(accepted[name]) is float else value
-        for name, value in wanted.arguments.items()
-    }
+    arguments = {name: _as_default(value, takes[name]) for name, value in wanted.arguments.items()}
+    wrong = [name for name, value in arguments.items() if not _like_default(name, value, takes[name])]
+    if wrong:
+        told = ", ".join(f"`{name}: {arguments[name]}`" for name in wrong)
+        usual = ", ".join(f"`{name}: {takes[name]}`" for name in wrong)
+        raise RecipeError(f"`{wanted.name}` received {told}. The usual values are {usual}. Give one of that kind.")
     try:
         return kind(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(
-            f"An optimizer must accept its arguments. Group `{group}`: `{wanted.name}` says: {error}"
-        ) from error
+        raise RecipeError(f"`{wanted.name}` does not accept its arguments. Keras says: {reason(error)}") from error
+
+
+# What is for all groups together stands under `train`.
+_NOT_OF_A_GROUP = (
+    *("learning_rate", "name", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
+    *("loss_scale_factor", "gradient_accumulation_steps"),
+)
+
+
+def _as_default(value: Any, default: Any) -> Any:
+    """Makes an integer a float where Keras insists on one: YAML writes `momentum: 0`."""
+    return float(value) if type(value) is int and type(default) is float else value
+
+
+def _like_default(name: str, value: Any, default: Any) -> bool:
+    """Whether a value is of its default's kind; Keras itself would fail in the middle of the first step."""
+    if value is None and default is None:
+        return True
+    if name in ("weight_decay", "clipnorm", "clipvalue") or type(default) in (int, float):
+        return type(value) in (int, float)
+    return type(value) is bool or type(default) is not bool
 
 
 def _optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
@@ -286,38 +354,31 @@ def compile_model(recipe: Recipe, model: keras.Model, optimizer: keras.optimizer
     train = recipe.train
     model.compile(
         optimizer=optimizer,
-        loss=_keras_object(keras.losses, train.loss, "train.loss"),
-        metrics=[_keras_object(keras.metrics, metric, "train.metrics") for metric in train.metrics],
+        loss=_keras_object(recipe, keras.losses, train.loss, "loss"),
+        metrics=[
+            _keras_object(recipe, keras.metrics, metric, "metrics", index) for index, metric in enumerate(train.metrics)
+        ],
         steps_per_execution=train.steps_per_execution,
         jit_compile=train.jit_compile,
     )
 
 
-def _keras_object(module: Any, wanted: Named, where: str) -> Any:
-    plain = wanted.name.lower().replace("_", "")
-    classes = _by_plain_name(module)
-    if wanted.arguments:
-        make: Callable[..., Any] | None = classes.get(plain)
-        if make is None:
-            raise _unknown(module, wanted.name, where)
-        try:
-            return make(**wanted.arguments)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"`{where}: {wanted.name}` must accept its arguments. Keras says: {error}") from error
-    if wanted.name in ("accuracy", "acc", "crossentropy", "ce"):
-        return wanted.name  # Keras chooses the kind by the shape of the targets
+def _keras_object(recipe: Recipe, module: Any, wanted: Named, *keys: str | int) -> Any:
+    """Returns what Keras takes for a loss or metric: its name as written if Keras knows it so, else an object."""
+    about = f"{place_of(recipe, 'train', *keys)}: `train.{keys[0]}: {wanted.name}`"
+    plain, classes = wanted.name.lower().replace("_", ""), _by_plain_name(module)
+    if not wanted.arguments and plain not in _NO_NAMES:
+        with suppress(ValueError, TypeError):
+            # Of some names Keras chooses the kind by the shape of the targets.
+            return wanted.name if wanted.name in _BY_SHAPE or module.get(wanted.name) else None
+    if plain not in classes or plain in _NO_NAMES:
+        known = [key for key, value in vars(module).items() if callable(value) and key.lower() not in _NO_NAMES]
+        raise RecipeError(f"{about} is no name that Keras knows.{did_you_mean(wanted.name, [*_BY_SHAPE, *known])}")
     try:
-        return module.get(wanted.name)
-    except ValueError:
-        if plain in classes:
-            return classes[plain]()
-        raise _unknown(module, wanted.name, where) from None
+        return classes[plain](**wanted.arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{about} needs other arguments. Keras says: {reason(error)}") from error
 
 
-def _unknown(module: Any, name: str, where: str) -> RecipeError:
-    known = [key for key, value in vars(module).items() if key.islower() and callable(value) and key != "get"]
-    known += [key for key, value in vars(module).items() if inspect.isclass(value)]
-    return RecipeError(
-        f"`{where}` is a name that Keras knows, in snake_case or its class. Received `{name}`."
-        f"{did_you_mean(name, known)}"
-    )
+_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")
+_NO_NAMES = ("get", "serialize", "deserialize", "loss", "metric")

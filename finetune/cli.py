@@ -1,6 +1,7 @@
 """The `finetune` command: options and printing. The work is done below."""
 
 import sys
+import traceback
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 
 from finetune import __version__
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, reason
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +44,7 @@ def run(
     overrides: Override = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into `--out` even if it holds something.")
+        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files in it stay.")
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
@@ -107,7 +108,9 @@ def options(
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    return Console(
+        highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
+    )
 
 
 def _start() -> None:
@@ -119,14 +122,21 @@ def _start() -> None:
 def main() -> None:
     """Runs the command line; exits 2 on bad input, 1 when training failed, 130 on Ctrl-C."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
     try:
         app(arguments)
-    except FinetuneError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == 130:  # typer has caught Ctrl-C
+            print("stopped", file=sys.stderr)
+        raise
+    except Exception as error:
+        if len(arguments) < len(sys.argv) - 1:
+            traceback.print_exception(error)
+        else:
+            print(f"error: {_message(error)}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, FinetuneError) else 1)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, FinetuneError):
+        return str(error)
+    return f"finetune failed with {type(error).__name__}: {reason(error)} `--debug` shows where; please report it."

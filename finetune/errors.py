@@ -66,7 +66,7 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 def reason(error: BaseException) -> str:
     """Returns the one line of an exception's message that says what went wrong; those of TensorFlow fill a page.
 
-    >>> reason(ValueError("Exception encountered when calling Dense.call().\\n\\n\\x1b[1mtoo wide\\x1b[0m\\n\\nArguments: ..."))
+    >>> reason(ValueError("Exception encountered when calling Dense.call().\\n\\ntoo wide\\n\\nArguments received ..."))
     'too wide'
     """
     text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node .*?\}\} ?| ?\[Op:.*", "", str(error))

@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
 import keras
-import numpy as np
 from rich.console import Console
 
 from finetune.build import (
@@ -23,18 +23,21 @@ from finetune.build import (
     restore_weights,
     run_length,
 )
-from finetune.errors import TrainingError
+from finetune.errors import DataError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
-from finetune.results.artifacts import choose_run_folder, replacing, write_json, write_text
+from finetune.results.artifacts import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import group_table, plan_text, weight_table
 from finetune.sources.data import Examples
 from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
-from finetune.training.monitor import LearningRateLogger, MetricsFile, ProgressLine
+from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
 from finetune.training.plan import Plan, make_plan
+from finetune.training.trial import explained, try_examples
+
+_SEE_WHERE = "The option `--debug` shows where."
 
 
 @dataclass(frozen=True)
@@ -95,24 +98,26 @@ def run(
         FinetuneError: If the input is wrong; nothing is written then.
         TrainingError: If training fails.
     """
-    console, clock = console or Console(quiet=True), _Clock()
+    console, clock, out = console or Console(quiet=True), _Clock(), None if out is None else Path(out)
     with clock("load"):
         wanted = _load_allowed(recipe, overrides, allow_code)
-        folder = choose_run_folder(Path(out) if out else None, name=Path(recipe).stem, overwrite=overwrite)
+        check_run_folder(out, overwrite=overwrite)
     with precision(wanted):
         with clock("prepare"):
             ready = _prepare(wanted)
         tell_plan(ready, console)
+        with clock("evaluate"), explained(DataError, "The test examples must go through the model.", _SEE_WHERE):
+            metrics_before = _evaluate(ready)
+        folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
         _write_plan(folder, wanted, ready)
         frozen_before = checksums(ready.groups, frozen=True)
-        with clock("evaluate"):
-            metrics_before = _evaluate(ready)
         with clock("train"):
             _train(wanted, ready, folder, console)
         with clock("evaluate"):
             metrics = _evaluate(ready)
-        with clock("save"), replacing(folder / "model.keras") as path, _without_optimizer(ready.model):
-            ready.model.save(path)
+            _check_finite(metrics["loss"], "on the test examples after training", folder)
+        with clock("save"):
+            _save(ready.model, folder)
         frozen_after = checksums(ready.groups, frozen=True)
     result = RunResult(
         folder, metrics, metrics_before, frozen_before == frozen_after, len(frozen_before), clock.seconds, ready.model
@@ -140,13 +145,13 @@ def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Seque
 
 def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
     """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
-    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters")
+    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
     if ready.restored:
-        console.print(ready.restored.summary())
+        console.print(ready.restored.summary(), markup=False)
     console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps")
     console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
     for advice in ready.plan.advice:
-        console.print(f"advice: {advice}")
+        console.print(f"advice: {advice}", markup=False)
 
 
 def _load_allowed(recipe: str | Path, overrides: Sequence[str], allow_code: Sequence[str]) -> Recipe:
@@ -162,20 +167,25 @@ def _prepare(wanted: Recipe) -> Prepared:
     groups = build_groups(wanted, plans, tree)
     settings = build_settings(plans, length)
     restored = restore_weights(wanted, tree)
-    sources = {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
+    sources = {leaf.name: str(wanted.model.keras_file) for leaf in tree.leaves if wanted.model.keras_file}
+    sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     freeze(model, groups)
     compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
     check_trainable(model, groups)
+    try_examples(model, examples)
     return Prepared(model, examples, groups, plan, restored, length)
 
 
 def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> None:
     examples, train = ready.examples, wanted.train
     progress = ProgressLine(console, epochs=train.epochs, steps_per_epoch=ready.length.steps_per_epoch)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    guard = StopAtNonFiniteLoss()
     has_validation = examples.x_validation is not None
-    try:
+    with (
+        progress,
+        explained(TrainingError, "Training broke off.", f"{_SEE_WHERE} What there is of it is in `{folder}`."),
+    ):
         ready.model.fit(
             examples.x_train,
             examples.y_train,
@@ -187,32 +197,37 @@ def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> N
             verbose=0,
             callbacks=[
                 LearningRateLogger(),
+                guard,
                 progress,
-                keras.callbacks.TerminateOnNaN(),
                 MetricsFile(folder / "metrics.csv"),
                 keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-                keras.callbacks.ModelCheckpoint(
-                    str(folder / "checkpoints" / "last.weights.h5"), save_weights_only=True
-                ),
+                LastWeights(folder / "checkpoints" / "last.weights.h5"),
             ],
         )
-    finally:
-        progress.close()
-    _check_finite(ready.model, folder)
+    if guard.stopped_at:
+        epoch, step, loss = guard.stopped_at
+        _check_finite(loss, f"in epoch {epoch}, step {step}", folder)
 
 
-def _check_finite(model: keras.Model, folder: Path) -> None:
-    losses = model.history.history.get("loss", [])
-    if not losses or not np.isfinite(losses[-1]):
+def _check_finite(loss: float, where: str, folder: Path) -> None:
+    if not isfinite(loss):
         raise TrainingError(
-            f"A loss is a finite number. It became {losses[-1] if losses else 'NaN'} in epoch {max(len(losses), 1)}. "
-            f"Lower the learning rates, or set `train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
+            f"A loss is a finite number. It became `{loss}` {where}. Lower the learning rates, or set "
+            f"`train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
         )
 
 
 def _evaluate(ready: Prepared) -> dict[str, float]:
     metrics = ready.model.evaluate(ready.examples.x_test, ready.examples.y_test, verbose=0, return_dict=True)
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}
+
+
+def _save(model: keras.Model, folder: Path) -> None:
+    weights = folder / "checkpoints" / "last.weights.h5"
+    advice = f"Its weights are in `{weights}`; mend the model's `get_config` to have it whole."
+    rule = "A trained model is saved whole, for plain Keras to open."
+    with explained(TrainingError, rule, advice), replacing(folder / "model.keras") as path, _without_optimizer(model):
+        model.save(path)
 
 
 @contextmanager

@@ -216,3 +216,48 @@ def test_training_keeps_the_last_rows_apart():
     keras.utils.set_random_seed(0)
     model, measured = train(x, y, epochs=5)
     assert measured == accuracy(model, x[-held_out:], y[-held_out:]) == 0.0
+
+
+@pytest.fixture
+def compare():
+    made = script("compare_digits")
+    made["main"].__globals__["EPOCHS"] = 1  # the globals of all its functions
+    return made
+
+
+@pytest.mark.slow
+def test_each_training_of_a_comparison_starts_afresh(compare):
+    trainer = compare["Trainer"](compare["WAYS"]["discriminative: the recipe's groups"])
+    examples = uci_digits(20, validation_rows=400)
+    first = trainer.fit(examples, 1e-3, seed=1)
+    weights = trainer.model.get_weights()
+    assert trainer.fit(examples, 1e-1, seed=2) != first
+    assert trainer.fit(examples, 1e-3, seed=1) == first
+    for before, after in zip(weights, trainer.model.get_weights(), strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_comparison_trains_only_what_it_says(compare):
+    trainer = compare["Trainer"](compare["WAYS"]["head only"])
+    trainer.fit(uci_digits(20, validation_rows=1), 1e-2, seed=0)
+    pretrained = small_cnn()
+    pretrained.load_weights(WEIGHTS)
+    changed = [
+        layer.name
+        for layer, other in zip(trainer.model.layers, pretrained.layers, strict=True)
+        if any(not np.array_equal(a, b) for a, b in zip(layer.get_weights(), other.get_weights(), strict=True))
+    ]
+    assert changed == ["head"]
+
+
+def test_the_rate_of_a_comparison_is_chosen_on_validation_rows_alone(compare):
+    chosen = compare["choose"]([0.1, 0.2], [[(0.5, 0.9), (0.8, 0.3)], [(0.7, 0.6), (0.6, 0.8)]])
+    assert chosen["peaks"] == [0.2, 0.1]
+    assert chosen["test"] == [0.3, 0.6]
+    assert chosen["by_rate"] == [{"peak": 0.1, "test": 0.75}, {"peak": 0.2, "test": 0.55}]
+
+
+def test_a_comparison_is_told_as_mean_and_standard_deviation(compare):
+    results = [{"way": name, "rows": 20, "test": [0.9, 0.94]} for name in ("as pretrained", *compare["WAYS"])]
+    assert "| head only | 0.920 ± 0.028 |" in compare["table"](results, [20])

@@ -108,6 +108,27 @@ def test_a_part_in_an_attribute_goes_by_its_own_name_and_by_the_attribute(tmp_pa
     assert all(names in known for names in expected)
 
 
+def test_a_member_of_a_list_of_several_classes_is_not_taken_for_another_one(tmp_path):
+    class Mixed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [layers.LayerNormalization(), layers.Dense(2), layers.Dropout(0.1), layers.Dense(2)]
+
+        def build(self, shape):
+            for layer in self.blocks:
+                layer.build((None, 2))
+
+    source, model = Mixed(), Mixed()
+    for holder in (source, model):
+        holder.build((None, 2))
+    for weight in source.weights:
+        weight.assign(np.random.default_rng(len(weight.path)).normal(size=weight.shape))
+    source.save_weights(tmp_path / "m.weights.h5")
+    restore(model, tmp_path / "m.weights.h5")
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
+
+
 def test_the_legacy_layout_gives_names(model, tmp_path):
     model.save(tmp_path / "m.h5")
     found = read_weights(tmp_path / "m.h5")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -173,7 +175,7 @@ def test_a_layer_s_weights_match_by_their_index_only_if_there_are_equally_many()
     model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="bn"), layers.Dense(2, name="head")])
     tree = layer_tree(model)
     numbered = {f"bn/{i}": Tensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 4)) for i in range(4)}
-    head = file_of(HEAD).tensors
+    head = tuple(Tensor(f"head/{i}", s, "float32", lambda: 0, (i, 2)) for i, s in enumerate(HEAD.values()))
     plan = match(tree, WeightFile("w", "keras-weights", (*numbered.values(), *head)))
     assert [(p.leaf.name, p.tensor.name) for p in plan.restored[:4]] == [
         ("bn/gamma", "bn/0"),
@@ -181,7 +183,8 @@ def test_a_layer_s_weights_match_by_their_index_only_if_there_are_equally_many()
         ("bn/moving_mean", "bn/2"),
         ("bn/moving_variance", "bn/3"),
     ]
-    assert plan.restored[0].how == "layer and index"
+    assert {p.how for p in plan.restored} == {"layer and index"}
+    assert names(plan.restored[4:]) == ["head/kernel", "head/bias"]
     three = tuple(Tensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 3)) for i in range(3))
     message = complaint(match(tree, WeightFile("w", "keras-weights", (*three, *head))))
     assert "`bn/gamma` (`bn` in the file: 3 weights)" in message
@@ -211,19 +214,27 @@ def test_names_that_people_gave_are_never_shifted():
     assert names(plan.missing) == ["block_3/kernel", "block_3/bias"]
 
 
-def test_an_ending_matches_only_one_weight():
-    inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="conv")], name="bb")
-    model = keras.Sequential([keras.Input((3,)), inner, layers.Dense(4, name="body")])
-    ending = [
-        Tensor(f"conv/{w}", s, "float32", lambda: 0, aliases=(f"*/conv/{w}",))
-        for w, s in zip(WB, [(3, 3), (3,)], strict=True)
-    ]
-    plan = match(layer_tree(model), WeightFile("w", "tf-object-checkpoint", (*ending, *file_of(BODY).tensors)))
-    plan.check()
-    assert [(p.leaf.name, p.how) for p in plan.restored[:2]] == [
+def test_an_ending_counts_only_if_one_weight_has_it():
+    def model_of(*names):
+        parts = (keras.Sequential([keras.Input((3,)), layers.Dense(3, name="conv")], name=name) for name in names)
+        return layer_tree(keras.Sequential([keras.Input((3,)), *parts, layers.Dense(4, name="body")]))
+
+    shapes = dict(zip(WB, [(3, 3), (3,)], strict=True))
+    ending = [Tensor(f"conv/{w}", s, "float32", lambda: 0, aliases=(f"*/conv/{w}",)) for w, s in shapes.items()]
+    file = WeightFile("w", "tf-object-checkpoint", (*ending, *file_of(BODY).tensors))
+    assert [(p.leaf.name, p.how) for p in match(model_of("bb"), file).restored[:2]] == [
         ("bb/conv/kernel", "ending"),
         ("bb/conv/bias", "ending"),
     ]
+    assert names(match(model_of("one", "two"), file).restored) == ["body/kernel", "body/bias"]
+
+
+def test_a_new_name_makes_the_file_forget_where_it_kept_the_weight(tree):
+    file = file_of(BODY | HEAD, places=(), aliases=())
+    moved = tuple(replace(t, places=(f"keras:{t.name}",)) for t in file.tensors)
+    places = {name: (f"keras:{name}",) for name in tree.by_name}
+    plan = match(tree, replace(file, tensors=moved), rename={"^body": "old"}, places=places)
+    assert names(plan.restored) == ["head/kernel", "head/bias"]
 
 
 def test_the_weights_of_a_bare_module_match_by_name():
@@ -231,3 +242,15 @@ def test_the_weights_of_a_bare_module_match_by_name():
     module.kernel = tf.Variable(tf.ones((2, 3)))
     (name,) = layer_tree(module).by_name
     match(layer_tree(module), file_of({name: (2, 3)})).check()
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_names_come_before_structure_where_all_of_the_file_s_are_in_the_model(structured):
+    shapes = {f"block_{i}/{w}": (3, 3) if w == "kernel" else (3,) for i in (1, 2) for w in WB}
+    tree = tree_of(block_0=3, block_1=3, block_2=3)
+    shifted = {f"block_{i - 1}/{w}": (f"keras:block_{i}/{w}",) for i in (1, 2) for w in WB} if structured else {}
+    file = file_of(shapes)
+    moved = tuple(replace(t, places=(f"keras:{t.name}",)) for t in file.tensors)
+    plan = match(tree, replace(file, tensors=moved), exclude=["block_0"], places=shifted)
+    plan.check()
+    assert [(p.leaf.name, p.tensor.name) for p in plan.restored] == [(name, name) for name in shapes]

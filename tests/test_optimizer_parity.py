@@ -4,6 +4,8 @@ The plain optimizer is the oracle. What MultiOptimizer gets wrong is a strict xf
 the test says so.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 tf1 = tf.compat.v1
 optimizers, schedules = keras.optimizers, keras.optimizers.schedules
 
-NUM_STEPS = 6
+NUM_STEPS = 4
 SHAPES = {"body/kernel": (4, 3), "body/bias": (3,), "head/kernel": (3, 2), "head/bias": (2,)}
 START = {name: np.random.default_rng(0).standard_normal(shape).astype("f4") for name, shape in SHAPES.items()}
 GRADIENTS = [
@@ -102,12 +104,17 @@ RULES = {
 }
 
 
+@functools.cache
+def driven_by_one(rule):
+    variables = make_variables()
+    return drive(RULES[rule](), variables)
+
+
 @over("multi", "ours")
 @pytest.mark.parametrize("rule", RULES)
 def test_equal_groups_are_bit_identical_to_one_optimizer(kind, rule):
-    ours, theirs = make_variables(), make_variables()
-    expected = drive(RULES[rule](), theirs)
-    assert_identical(drive(equal_groups(kind, RULES[rule], ours), ours), expected)
+    variables = make_variables()
+    assert_identical(drive(equal_groups(kind, RULES[rule], variables), variables), driven_by_one(rule))
 
 
 @over("multi", "ours")
@@ -255,7 +262,7 @@ def test_the_update_has_the_norm_that_was_asked_for(kind):
 def test_eight_batches_accumulated_by_two_are_four_updates_in_all_groups(kind):
     variables = make_variables()
     optimizer = equal_groups(kind, RULES["adam"], variables, gradient_accumulation_steps=2)
-    drive(optimizer, variables, GRADIENTS + GRADIENTS[:2])
+    drive(optimizer, variables, GRADIENTS + GRADIENTS)
     counts = [int(one.iterations) for one in [optimizer, *getattr(optimizer, "optimizers", [])]]
     assert set(counts) == {4}
 

@@ -226,7 +226,9 @@ def test_the_report_is_plain_data(small, tmp_path):
 
 def test_the_summary_tells_all_in_one_line(small, tmp_path):
     path = saved(small, ".weights.h5", tmp_path)
-    assert restore(variant(), path).summary() == f"4 weights restored from {path} (keras-weights), read back bit for bit"
+    assert (
+        restore(variant(), path).summary() == f"4 weights restored from {path} (keras-weights), read back bit for bit"
+    )
     summary = restore(variant(dtype="bfloat16"), path, exclude=["head"]).summary()
     assert summary.endswith("read back bit for bit, 2 of them cast, 2 excluded")
 
@@ -264,6 +266,28 @@ def test_allowed_weights_may_be_missing_and_unused(small, tmp_path):
     assert report.missing == ("other/kernel", "other/bias")
     assert report.unused == ("head/0", "head/1")
     assert "2 missing, 2 unused" in report.summary()
+
+
+class Tied(layers.Layer):
+    """Two weights with one storage."""
+
+    def build(self, shape):
+        storage = tf.Variable(tf.zeros(2))
+        self.one, self.two = (keras.Variable(storage, name=name) for name in ("one", "two"))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "told"), [((), "some differ from the file: `tied/one`"), (("tied/one",), "some changed: `tied/one`")]
+)
+def test_a_weight_that_does_not_hold_what_it_should_fails_the_proof(exclude, told, tmp_path):
+    class Untied(layers.Layer):
+        def build(self, shape):
+            self.one, self.two = (self.add_weight(shape=(2,), name=name) for name in ("one", "two"))
+
+    source, model = (keras.Sequential([keras.Input((2,)), kind(name="tied")]) for kind in (Untied, Tied))
+    scramble(source)
+    with pytest.raises(RestoreError, match=told):
+        restore(model, saved(source, ".weights.h5", tmp_path), exclude=exclude)
 
 
 class Tower(tf.Module):

@@ -9,6 +9,7 @@ import keras
 
 from finetune.errors import GroupError, quote
 from finetune.groups.rates import check_rate
+from finetune.optimizers.group_rates import as_float
 
 _OVER_ALL_GROUPS = ("global_clipnorm", "gradient_accumulation_steps", "loss_scale_factor", "use_ema")
 _EXAMPLE = "{'body': (keras.optimizers.SGD(1e-4), layers), 'head': (...)}"
@@ -99,4 +100,4 @@ def _check_child(group: Group) -> None:
             "to other variables or to another `GroupedOptimizer`. Make a new one."
         )
     if isinstance(child.learning_rate, keras.Variable):  # else a schedule
-        check_rate(float(child.learning_rate), f"the learning rate of group `{group.name}`")
+        check_rate(as_float(child.learning_rate), f"the learning rate of group `{group.name}`")

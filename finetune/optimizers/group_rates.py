@@ -33,11 +33,11 @@ class ScaledSchedule:
         return tf.cast(self.schedule(self.step) if takes_step else self.schedule(), tf.float32)
 
     def assign(self, value: Any) -> None:
-        scheduled = float(self.scheduled())
+        scheduled = as_float(self.scheduled())
         if scheduled:
-            self.multiplier.assign(float(value) / scheduled)
+            self.multiplier.assign(as_float(value) / scheduled)
         else:
-            _tell_unreachable(float(value))
+            _tell_unreachable(as_float(value))
 
     def get_config(self) -> dict[str, Any]:
         return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
@@ -60,16 +60,16 @@ class GroupRate:
     seen: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = self.seen = float(self.dial)
+        self.base = self.seen = as_float(self.dial)
 
     @property
     def scheduled(self) -> float:
         """The schedule's rate at the present step; 1 without a schedule."""
-        return float(self.schedule.scheduled()) if self.schedule else 1.0
+        return as_float(self.schedule.scheduled()) if self.schedule else 1.0
 
     def turn(self, dial: float) -> None:
         self.dial.assign(dial)
-        self.seen = float(self.dial)
+        self.seen = as_float(self.dial)
 
 
 class GroupRates:
@@ -95,7 +95,8 @@ class GroupRates:
         if not all(0 <= dial <= _LARGEST for dial in dials):
             raise GroupError(
                 f"A learning rate is finite and not negative, in every group. Received `{value}` for the last group, "
-                f"{scale:g} times its rate: the groups would get {quote(f'{dial:g}' for dial in dials)}. No rate was changed."
+                f"{scale:g} times its rate: the groups would get {quote(f'{dial:g}' for dial in dials)}. No rate was "
+                "changed."
             )
         self._scale = scale
         for rate, dial in zip(self._rates, dials, strict=True):
@@ -103,13 +104,18 @@ class GroupRates:
 
     def _adopt_moved(self) -> None:
         """Takes dials that were moved one by one, or restored from a file, for the new ratios."""
-        if not self._scale or not any(float(rate.dial) for rate in self._rates):
+        if not self._scale or not any(as_float(rate.dial) for rate in self._rates):
             return  # all rates are 0: that tells nothing about their ratios
         for rate in self._rates:
-            dial = float(rate.dial)
+            dial = as_float(rate.dial)
             silenced_last = rate is self._rates[-1] and not dial  # a ratio to 0 is none: keep the one it had
             if dial != rate.seen and not silenced_last:
                 rate.base, rate.seen = dial / self._scale, dial
+
+
+def as_float(value: Any) -> float:
+    """Reads a number, a tensor or a variable, also one that several replicas hold."""
+    return float(keras.ops.convert_to_numpy(value))
 
 
 def _tell_unreachable(value: float) -> None:

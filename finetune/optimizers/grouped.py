@@ -20,7 +20,7 @@ from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
 from finetune.optimizers.group import Group, make_groups
-from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule
+from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
@@ -117,7 +117,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             child._iterations = self._iterations
         child._all_reduce_sum_gradients = list  # the parent has summed them over the replicas
         if isinstance(child._learning_rate, keras.Variable):
-            group.initial_rate = float(child._learning_rate)
+            group.initial_rate = as_float(child._learning_rate)
             return GroupRate(child._learning_rate)
         group.initial_rate = child._learning_rate
         multiplier = self.add_variable((), initializer="ones", dtype="float32", name=f"{group.name}_multiplier")
@@ -147,7 +147,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     @property
     def learning_rates(self) -> dict[str, float]:
         """The rate that each group uses in the next step."""
-        return {group.name: float(group.optimizer.learning_rate) for group in self._roster.groups}
+        return {group.name: as_float(group.optimizer.learning_rate) for group in self._roster.groups}
 
     @property
     def learning_rate(self) -> Any:
@@ -162,7 +162,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 "or give the schedule to a group's optimizer when it is made."
             )
         self._check_schedules()
-        self._rates.write_last(float(value))
+        self._rates.write_last(as_float(value))
 
     def _check_schedules(self) -> None:
         held = keras.Variable | ScaledSchedule

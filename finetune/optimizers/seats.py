@@ -16,8 +16,9 @@ from finetune.errors import GroupError, quote
 class Seat:
     """A variable's place, as an optimizer's config keeps it.
 
-    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique, so a seat is found again
-    by the end of its path and by its position among the model's trainable variables.
+    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique. So a seat is found again
+    by the end of its path where the layers have kept their names, and else by its position among the model's trainable
+    variables.
     """
 
     position: int
@@ -60,18 +61,15 @@ def take_seats(variables: Sequence[Any], empty: Sequence[Seat]) -> list[tuple[Se
     """Finds the empty seat of each variable: all seats are filled, or a part of the model is frozen just now.
 
     Raises:
-        GroupError: If the variables fit no seats, or fit them in two ways.
+        GroupError: If the variables fit no seats.
     """
     empty = sorted(empty, key=lambda seat: seat.position)
     wanted = [Seat.of(variable, True) for variable in variables]
-    by_path, by_position = _seats_by_path(wanted, empty), _seats_by_position(wanted, empty)
-    found = by_path or by_position
-    doubtful = by_path and by_position and by_path != by_position and len(wanted) < len(empty)
-    if found is None or doubtful:
+    found = _seats_by_path(wanted, empty) or _seats_by_position(wanted, empty)
+    if found is None:
         raise GroupError(
-            f"An optimizer updates the variables that it was made for. {len(variables)} variables belong to no group"
-            f"{' for certain' if doubtful else ''}: {', '.join(label(v) for v in variables[:5])}. {_expected(empty)} "
-            f"{'Build it once on all variables.' if doubtful else 'Make a new one whose groups cover them.'}"
+            f"An optimizer updates the variables that it was made for. {len(variables)} variables belong to no group: "
+            f"{', '.join(label(v) for v in variables[:5])}. {_expected(empty)} Make a new one whose groups cover them."
         )
     return list(zip(found, variables, strict=True))
 

@@ -1,5 +1,6 @@
 """Weights in TensorFlow checkpoints: object graphs of TF2, and the flat names of TF1's `Saver`."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -118,11 +119,16 @@ def is_optimizer(children: Mapping[str, Any]) -> bool:
 def object_place(path: tuple[str, ...], full_name: str) -> str:
     """Returns where an object graph keeps a variable: its path, checked by the variable's own name.
 
-    Numbers in the name are left out, since TensorFlow and Keras count names up as a process goes on. Where the path
-    is only numbers of layers, the whole name counts; where it is attributes, the last part of it.
+    Where the path goes over numbers of layers, the whole name counts; where it is all attributes, its last part.
     """
-    name = re.sub(r"_\d+(?=/|$)", "", full_name)
-    return f"object:{'/'.join(path)}|{name.rpartition('/')[2] if _by_attributes(path) else name}"
+    scope, _, own = full_name.rpartition("/")
+    return f"object:{'/'.join(path)}|{'' if _by_attributes(path) else f'{scope}/'}{stem(own)}"
+
+
+def _possible_places(path: tuple[str, ...], full_name: str) -> set[str]:
+    """The places of a variable, since a file does not tell which numbers in a name Keras or TensorFlow counted."""
+    parts = ({part, stem(part)} for part in full_name.split("/"))
+    return {object_place(path, "/".join(chosen)) for chosen in itertools.islice(itertools.product(*parts), 64)}
 
 
 def trainable_place(index: int, count: int, full_name: str) -> str:
@@ -153,13 +159,12 @@ def _object_tensors(reader: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _values(graph: Any) -> dict[int, tuple[str, str]]:
-    """The variables' full names and keys by node, without the slots that TF2's older optimizers declare."""
-    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
+    """The variables' full names and keys by node. No name leads to the slots of older optimizers."""
     return {
         number: (value.full_name, value.checkpoint_key)
         for number, node in enumerate(graph.nodes)
         for value in node.attributes
-        if value.name == "VARIABLE_VALUE" and number not in slots
+        if value.name == "VARIABLE_VALUE"
     }
 
 
@@ -175,7 +180,7 @@ def _object_places(edges: list[dict[str, int]], full_names: dict[int, str]) -> d
     roots = [0, *(node for node in edges[0].values() if not is_optimizer(edges[node]))]
     below = [variable_paths(root, edges.__getitem__) for root in dict.fromkeys(roots)]
     return {
-        node: [object_place(paths[node], name) for paths in below if paths.get(node)]
+        node: [place for paths in below if paths.get(node) for place in _possible_places(paths[node], name)]
         for node, name in full_names.items()
     }
 

@@ -165,29 +165,34 @@ def _natural(path: str) -> list[tuple[int, str]]:
 
 
 def _layer_chains(owner: str, names: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    """The ways a model may name the layer at `owner`: each object by its own name or by the attribute that holds it."""
+    """The ways a model may name the layer at `owner`: each object by its own name or by what holds it."""
     parts = owner.split("/") if owner else []
     choices: list[list[str]] = []
     container = ""
     for i, part in enumerate(parts):
         path = "/".join(parts[: i + 1])
+        held_as = f"{container}/{_member(path, names)}" if container else part
         if path in names or not names:
-            choices.append(_names_of(part, names.get(path, part), container))
+            choices.append(_names_of(part, names.get(path, part), container, held_as))
             container = ""
         else:
-            container = part
+            container = held_as
     yield from itertools.islice(itertools.product(*choices), 64)
 
 
-def _names_of(part: str, name: str, container: str) -> list[str]:
+def _member(path: str, names: dict[str, str]) -> str:
+    """The index of a list's member, or its name in the file where the list holds several classes."""
+    parent, _, part = path.rpartition("/")
+    members = {known[len(parent) + 1 :].partition("/")[0] for known in names if known.startswith(f"{parent}/")}
+    number = re.search(r"_(\d+)$", part)
+    return part if len({stem(member) for member in members}) > 1 else (number[1] if number else "0")
+
+
+def _names_of(part: str, name: str, container: str, held_as: str) -> list[str]:
     if container == "layers":
         return [name]
-    held_as = part
-    if container:
-        number = re.search(r"_(\d+)$", part)
-        held_as = f"{container}/{number[1] if number else 0}"
-    by_class = _numbered(name, part) if container else is_automatic(name)
-    return list(dict.fromkeys([held_as, name] if by_class else [name, held_as]))
+    counted = _numbered(name, part) if container else is_automatic(name)
+    return list(dict.fromkeys([held_as, name] if counted else [name, held_as]))
 
 
 # Legacy HDF5: one group for each of the model's own layers, weights by name

@@ -19,6 +19,11 @@ def class_name(item: object) -> str:
     return to_snake_case(type(item).__name__)
 
 
+def is_counted(layer: keras.layers.Layer) -> bool:
+    """Whether Keras made the layer's name from its class and a count: `dense_7`, or `dense` for the first."""
+    return stem(layer.name) == class_name(layer)
+
+
 def is_automatic(name: str) -> bool:
     """Whether Keras gives such a name to one of its own layers by itself."""
     return stem(name) in _class_names()
@@ -39,17 +44,18 @@ def renumbered(layers: Iterable[str]) -> dict[str, str]:
     """
     every = list(dict.fromkeys(layers))
     siblings: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for parent, part in (step for layer in every for step in _steps(layer)):
+    for parent, part in (step for layer in every for step in steps(layer)):
         siblings[parent, stem(part)].add(_number(part))
 
     def count(parent: str, part: str) -> str:
         known = siblings[parent, stem(part)]
         return f"{stem(part)}({sorted(known).index(_number(part))}/{len(known)})" if is_automatic(part) else part
 
-    return {layer: "/".join(count(*step) for step in _steps(layer)) for layer in every}
+    return {layer: "/".join(count(*step) for step in steps(layer)) for layer in every}
 
 
-def _steps(layer: str) -> Iterator[tuple[str, str]]:
+def steps(layer: str) -> Iterator[tuple[str, str]]:
+    """Yields each part of a layer's name after the name of the layer that holds it."""
     parts = layer.split("/")
     return (("/".join(parts[:i]), part) for i, part in enumerate(parts))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import keras
 
 from finetune.groups.layer_tree import Leaf
-from finetune.pretrained.numbering import renumbered
+from finetune.pretrained.numbering import renumbered, stem, steps
 from finetune.pretrained.weight_file import Tensor
 
 
@@ -39,8 +39,8 @@ def pair(
 ) -> tuple[list[Pair], dict[str, list[Tensor]]]:
     """Pairs each weight of the model with at most one of the file, the surest kind of name first.
 
-    Structure comes before names because numbers at the end of automatic names tell nothing: `dense_1` in the file may
-    well be `dense_2` in a model that is the second one built in its process.
+    Names come first where all of a kind agree. Where they do not, structure comes before names: `dense_1` in the file
+    may well be `dense_2` in a model that is the second one built in its process.
 
     Args:
         leaves: The model's weights.
@@ -106,16 +106,27 @@ def _ways(
         layer = theirs[_layer(tensor.name)]
         return [f"{layer}/{_own(tensor.name)}", *_by_index(tensor, layer)]
 
-    def chosen(tensor: Tensor) -> list[str]:
-        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if tensor.name in renamed else []
+    agrees = _agreement(leaves, tensors)
 
-    yield "rename", lambda leaf: [leaf.name, by_index(leaf, leaf.layer)], chosen
+    def trusted(tensor: Tensor) -> list[str]:
+        known = tensor.name in renamed or agrees(tensor)
+        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if known else []
+
+    yield "name", lambda leaf: [leaf.name, by_index(leaf, leaf.layer)], trusted
     yield "structure", lambda leaf: places.get(leaf.name, ()), lambda tensor: tensor.places
     yield "renumbered", numbered, tensor_numbered
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]
     yield "layer and index", lambda leaf: [by_index(leaf, leaf.layer)], lambda t: _by_index(t, _layer(t.name))
     yield "alias", aliases, _aliases
     yield "ending", lambda leaf: list(_endings(leaf.name)), lambda tensor: [a for a in tensor.aliases if a[:2] == "*/"]
+
+
+def _agreement(leaves: Sequence[Leaf], tensors: Sequence[Tensor]) -> Callable[[Tensor], bool]:
+    """Tells of a file's weight whether its layer and all siblings of the like name are in the model."""
+    ours = {f"{parent}/{part}" for leaf in leaves for parent, part in steps(leaf.layer)}
+    theirs = {step for tensor in tensors for step in steps(_layer(tensor.name))}
+    strangers = {(parent, stem(part)) for parent, part in theirs if f"{parent}/{part}" not in ours}
+    return lambda tensor: all((parent, stem(part)) not in strangers for parent, part in steps(_layer(tensor.name)))
 
 
 def _layer(name: str) -> str:

@@ -12,7 +12,7 @@ from keras.src.saving.saving_lib import _walk_saveable
 from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.checkpoints import object_place, trainable_place, variable_paths
 from finetune.pretrained.keras_files import LEGACY_ROOT, address, legacy_place
-from finetune.pretrained.numbering import class_name, stem
+from finetune.pretrained.numbering import class_name, is_counted, stem
 
 
 def places(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
@@ -95,7 +95,7 @@ def _legacy_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 
 
 def _legacy_name(layer: keras.layers.Layer) -> str:
-    return stem(layer.name) if stem(layer.name) == class_name(layer) else layer.name
+    return stem(layer.name) if is_counted(layer) else layer.name
 
 
 def _object_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
@@ -108,9 +108,11 @@ def _object_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 
     held[id(model)] = model
     paths = variable_paths(id(model), children)
+    counted = {item.name for item in held.values() if isinstance(item, keras.layers.Layer) and is_counted(item)}
     for leaf in tree.leaves:
         if path := paths.get(id(leaf.variable)):
-            yield leaf.name, object_place(path, full_name(leaf.variable))
+            parts = full_name(leaf.variable).split("/")
+            yield leaf.name, object_place(path, "/".join(stem(part) if part in counted else part for part in parts))
 
 
 def _trainable_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.errors import RestoreError
+from finetune.errors import RestoreError, quote
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.pretrained.checksum import as_array, checksum
 from finetune.pretrained.matching import RestorePlan, match
@@ -131,17 +131,16 @@ def restore(
 
 
 def _apply(plan: RestorePlan) -> RestoreReport:
-    fresh = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
+    kept = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
+    fresh = [checksum(pair.leaf.variable) for pair in plan.restored]
     # All values are fetched before the first is assigned: a damaged file must not leave a model half restored.
     values = [_values(plan, pair) for pair in plan.restored]
-    restored = tuple(_assign(pair, array) for pair, array in zip(plan.restored, values, strict=True))
-    changed = [leaf.name for leaf in plan.excluded if checksum(leaf.variable) != fresh[leaf.name]]
-    wrong = [weight.name for weight in restored if weight.after != weight.file] + changed
-    if wrong:
-        raise RestoreError(
-            f"Restored weights must equal the file's and excluded ones must stay. After restoring `{plan.path}` "
-            f"`{wrong[0]}` does not; {len(wrong)} in all. Does the model share variables or constrain them?"
-        )
+    for pair, array in zip(plan.restored, values, strict=True):
+        pair.leaf.variable.assign(array)
+    restored = tuple(
+        _restored(pair, array, before) for pair, array, before in zip(plan.restored, values, fresh, strict=True)
+    )
+    _prove(plan, restored, kept)
     return RestoreReport(
         plan.path,
         plan.kind,
@@ -149,7 +148,7 @@ def _apply(plan: RestorePlan) -> RestoreReport:
         missing=tuple(leaf.name for leaf in plan.missing),
         unused=tuple(tensor.name for tensor in plan.unused),
         shape_conflict=tuple(pair.leaf.name for pair in plan.shape_conflict),
-        excluded=fresh,
+        excluded=kept,
     )
 
 
@@ -164,12 +163,10 @@ def _values(plan: RestorePlan, pair: Pair) -> np.ndarray:
     return array.astype(as_array(pair.leaf.variable).dtype, copy=False)
 
 
-def _assign(pair: Pair, array: np.ndarray) -> Restored:
-    leaf, dtype = pair.leaf, array.dtype.name
-    before = checksum(leaf.variable)
-    leaf.variable.assign(array)
+def _restored(pair: Pair, array: np.ndarray, before: str) -> Restored:
+    dtype = array.dtype.name
     return Restored(
-        leaf.name,
+        pair.leaf.name,
         pair.tensor.name,
         pair.how,
         tuple(array.shape),
@@ -177,5 +174,19 @@ def _assign(pair: Pair, array: np.ndarray) -> Restored:
         cast_from="" if pair.tensor.dtype == dtype else pair.tensor.dtype,
         before=before,
         file=checksum(array),
-        after=checksum(leaf.variable),
+        after=checksum(pair.leaf.variable),
     )
+
+
+def _prove(plan: RestorePlan, restored: tuple[Restored, ...], kept: Mapping[str, str]) -> None:
+    wrong = [weight.name for weight in restored if weight.after != weight.file]
+    changed = [leaf.name for leaf in plan.excluded if checksum(leaf.variable) != kept[leaf.name]]
+    if wrong or changed:
+        told = [
+            f"differ from the file: {quote(wrong)}" if wrong else "",
+            f"changed: {quote(changed)}" if changed else "",
+        ]
+        raise RestoreError(
+            f"Restored weights must equal the file's, and excluded ones must stay. After restoring `{plan.path}` some "
+            f"{' and some excluded ones '.join(filter(None, told))}. Do these weights share their values with others?"
+        )

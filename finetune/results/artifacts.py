@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +124,9 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path with the same ending, which becomes `path` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        temporary = Path(folder) / path.name
+    temporary = path.with_name(f".writing-{path.name}")
+    try:
         yield temporary
         os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

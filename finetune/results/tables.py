@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Plan = Mapping[str, Any]
 
@@ -22,7 +23,8 @@ def group_table(plan: Plan) -> Table:
         rows = [row for row in plan["weights"] if row["group"] == name]
         trained = next((row for row in rows if row["learning_rate"]), None)
         decays = sorted({row["weight_decay"] for row in rows if row["weight_decay"]})
-        table.add_row(
+        _add_row(
+            table,
             name,
             _span(rows),
             f"{sum(row['parameters'] for row in rows):,}",
@@ -42,7 +44,8 @@ def weight_table(plan: Plan) -> Table:
     table.add_column("restored from")
     for row in plan["weights"]:
         untrained = "frozen" if row["frozen"] else "not trainable"
-        table.add_row(
+        _add_row(
+            table,
             row["name"],
             row["group"],
             "x".join(map(str, row["shape"])) or "scalar",
@@ -73,6 +76,10 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in ("parameters", "weight decay") else "left")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    table.add_row(*map(Text, cells))  # a name may look like markup
 
 
 def _rates(rates: Sequence[float]) -> str:

@@ -92,11 +92,12 @@ class ProgressLine(keras.callbacks.Callback):
         super().__init__()
         self.console, self.epochs, self.steps_per_epoch = console, epochs, steps_per_epoch
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self._task = self._bar.add_task("training", total=self.epochs * self.steps_per_epoch)
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("training", total=epochs * steps_per_epoch)
         self._drawn = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._bar.start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -116,12 +117,19 @@ class ProgressLine(keras.callbacks.Callback):
         rates = "  ".join(f"{name} {rate:.2e}" for name, rate in learning_rates(self.model).items())
         line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
         width = len(str(self.epochs))
-        self.console.print(f"epoch {epoch + 1:{width}}/{self.epochs}  {line}  rate: {rates}", highlight=False)
+        self.console.print(
+            f"epoch {epoch + 1:{width}}/{self.epochs}  {line}  rate: {rates}", highlight=False, markup=False
+        )
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Takes the bar off the terminal; also after an error, when Keras does not call `on_train_end`."""
-        if hasattr(self, "_bar"):
-            self._bar.stop()
+        """Takes the bar off the terminal."""
+        self._bar.stop()
+
+    def __enter__(self) -> "ProgressLine":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()  # after an error Keras does not call `on_train_end`

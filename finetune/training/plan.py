@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from finetune.errors import quote
 from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.resolver import LayerGroup
 
@@ -81,15 +82,20 @@ def make_plan(
         restored_from: Source of every restored weight, by its name.
     """
     group_of = {leaf.name: group for group in groups for leaf in group.leaves}
-    rows = tuple(_row(leaf, group_of[leaf.name], settings, steps, restored_from or {}) for leaf in tree.leaves)
-    trained = list(dict.fromkeys(row.group for row in rows if row.learning_rate))  # input to output
+    rates = {name: _first_middle_last(one, steps) for name, one in settings.items()}
+    rows = tuple(_row(leaf, group_of[leaf.name], settings, rates, restored_from or {}) for leaf in tree.leaves)
+    peaks = {name: _peak(one, steps) for name, one in settings.items()}
     depth = len({leaf.layer for leaf in tree.trainable})
-    peaks = {name: max(_first_middle_last(settings[name], steps)) for name in trained}
-    return Plan(rows, tuple(group.name for group in groups), steps, tuple(_advice(peaks, depth)))
+    advice = (*_advice_on_rates(rows, peaks, depth), *_advice_on_frozen(rows))
+    return Plan(rows, tuple(group.name for group in groups), steps, advice)
 
 
 def _row(
-    leaf: Leaf, group: LayerGroup, settings: Mapping[str, GroupSettings], steps: int, restored_from: Mapping[str, str]
+    leaf: Leaf,
+    group: LayerGroup,
+    settings: Mapping[str, GroupSettings],
+    rates: Mapping[str, tuple[float, float, float]],
+    restored_from: Mapping[str, str],
 ) -> PlannedWeight:
     trained = settings[group.name] if leaf.trainable and not group.frozen else None
     return PlannedWeight(
@@ -99,7 +105,7 @@ def _row(
         parameters=prod(leaf.variable.shape),
         frozen=group.frozen,
         optimizer=trained.optimizer if trained else None,
-        learning_rate=_first_middle_last(trained, steps) if trained else None,
+        learning_rate=rates[group.name] if trained else None,
         weight_decay=_weight_decay(trained, leaf) if trained else None,
         batch_normalization=_batch_normalization(leaf, group),
         restored_from=restored_from.get(leaf.name),
@@ -109,6 +115,12 @@ def _row(
 def _first_middle_last(settings: GroupSettings, steps: int) -> tuple[float, float, float]:
     last = max(steps - 1, 0)
     return settings.rate_at(0), settings.rate_at(last // 2), settings.rate_at(last)
+
+
+def _peak(settings: GroupSettings, steps: int) -> float:
+    """The highest of 21 rates spread over the run: a rise and fall has its peak between first, middle and last."""
+    last = max(steps - 1, 0)
+    return max(settings.rate_at(step) for step in {last * n // 20 for n in range(21)})
 
 
 def _weight_decay(settings: GroupSettings, leaf: Leaf) -> float:
@@ -121,16 +133,31 @@ def _batch_normalization(leaf: Leaf, group: LayerGroup) -> str | None:
     return "inference, statistics stand" if group.frozen else "training, statistics move"
 
 
-def _advice(peaks: Mapping[str, float], depth: int) -> Iterator[str]:
-    for name, peak in peaks.items():
-        if peak > HIGH_RATE and depth > DEEP_LAYERS:
+def _advice_on_rates(rows: Sequence[PlannedWeight], peaks: Mapping[str, float], depth: int) -> Iterator[str]:
+    places: dict[str, list[int]] = {}  # of each trained group, input to output
+    for place, row in enumerate(rows):
+        if row.learning_rate:
+            places.setdefault(row.group, []).append(place)
+    for name in places:
+        if peaks[name] > HIGH_RATE and depth > DEEP_LAYERS:
             yield (
-                f"Group `{name}` has a learning rate of {peak:g}. In a network of {depth} layers with weights, more "
-                f"than {HIGH_RATE} rarely trains: try {peak / 10:g}."
+                f"Group `{name}` has a learning rate of {peaks[name]:g}. In a network of {depth} layers with weights, "
+                f"more than {HIGH_RATE} rarely trains: try {peaks[name] / 10:g}."
             )
-    for (earlier, high), (later, low) in pairwise(peaks.items()):
-        if high > low:
+    for earlier, later in pairwise(places):
+        if peaks[earlier] > peaks[later] and places[earlier][-1] < places[later][0]:
             yield (
-                f"Group `{earlier}` has a higher learning rate ({high:g}) than `{later}` ({low:g}), which is nearer "
-                "the output. Earlier layers are more general and usually take the smaller rate."
+                f"Group `{earlier}` has a higher learning rate ({peaks[earlier]:g}) than `{later}` "
+                f"({peaks[later]:g}), which is nearer the output. Earlier layers are more general and usually take the "
+                "smaller rate."
+            )
+
+
+def _advice_on_frozen(rows: Sequence[PlannedWeight]) -> Iterator[str]:
+    for name in dict.fromkeys(row.group for row in rows if row.frozen):
+        fresh = [row.name for row in rows if row.group == name and row.restored_from is None]
+        if fresh:
+            yield (
+                f"Group `{name}` is frozen, and {len(fresh)} of its weights are not restored: {quote(fresh)}. Unless "
+                "the builder loaded them, they stay random: restore or train them."
             )

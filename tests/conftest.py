@@ -1,0 +1,85 @@
+"""What many tests share. Settings that TensorFlow reads when it is imported come first."""
+
+import os
+
+# Test processes run side by side, one a core: threads of their own would only get in each other's way.
+for name, value in {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+RECIPE = """\
+seed: 3
+model: {keras_file: FOLDER/tiny.keras}
+data: {npz: FOLDER/rows.npz}
+groups:
+  - {name: stem, prefixes: [stem, bn], frozen: true}
+  - name: body
+    prefixes: [body]
+    optimizer: {name: momentum, momentum: 0.9}
+    learning_rate: {schedule: exponential_decay, initial: 1.0e-2, decay_steps: 4, decay_rate: 0.5, staircase: true}
+  - {name: head, rest: true, optimizer: adamw, learning_rate: 2.0e-2}
+train: {epochs: 2, batch_size: 16, loss: sparse_categorical_crossentropy, metrics: [accuracy]}
+"""
+
+
+@pytest.fixture
+def tiny():
+    """Makes the model `stem`, `bn`, `body`, `head`: 6 numbers in, 3 classes out, 10 weights."""
+    return tiny_model
+
+
+@pytest.fixture
+def rows():
+    """90 rows of 6 numbers and their classes 0, 1, 2, which can be learned."""
+    return tiny_rows()
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory):
+    """A folder with `tiny.keras`, `rows.npz` (60 training, 30 test rows) and `tiny.yaml`, a recipe for them; read only."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("tiny")
+    keras.utils.set_random_seed(0)
+    tiny_model().save(folder / "tiny.keras")
+    x, y = tiny_rows()
+    np.savez(folder / "rows.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    (folder / "tiny.yaml").write_text(RECIPE.replace("FOLDER/", ""))
+    return folder
+
+
+@pytest.fixture
+def recipe(tiny_files, tmp_path, monkeypatch):
+    """A recipe file for the tiny model, alone in the working directory: 2 epochs of 4 steps."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(RECIPE.replace("FOLDER", str(tiny_files)))
+    return Path("tiny.yaml")
+
+
+def tiny_model():
+    import keras
+    from keras import layers
+
+    parts = [
+        keras.Input((6,)),
+        layers.Dense(8, name="stem"),
+        layers.BatchNormalization(name="bn"),
+        layers.Dense(8, activation="relu", name="body"),
+        layers.Dense(3, activation="softmax", name="head"),
+    ]
+    return keras.Sequential(parts, name="tiny")
+
+
+def tiny_rows():
+    classes = np.arange(90) % 3
+    noise = np.random.default_rng(0).normal(size=(90, 6)).astype("float32")
+    return noise + np.eye(3, 6, dtype="float32")[classes] * 2, classes

@@ -1,0 +1,363 @@
+"""What the package takes for granted of Keras' inside. When Keras is upgraded, what moved fails here, by name."""
+
+import inspect
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.utils import tracking
+
+# NumPy 2 warns when Keras copies a TensorFlow variable to save it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+Optimizer, SGD, Adam = keras.optimizers.Optimizer, keras.optimizers.SGD, keras.optimizers.Adam
+
+
+def test_keras_is_of_the_minor_version_that_these_tests_describe():
+    assert keras.__version__.startswith("3.15."), "read what changed in keras/src/optimizers, then move the pin"
+
+
+# -- The hooks of a step ----------------------------------------------------------------------------------------------
+
+HOOKS = {
+    "build": ["variables"],
+    "apply": ["grads", "trainable_variables"],
+    "_check_variables_are_known": ["variables"],
+    "_backend_apply_gradients": ["grads", "trainable_variables"],
+    "_backend_increment_gradient_accumulators": ["grads", "acc_grads"],
+    "_backend_update_step": ["grads", "trainable_variables", "learning_rate"],
+    "_clip_gradients": ["grads"],
+    "_apply_weight_decay": ["variables"],
+    "_all_reduce_sum_gradients": ["grads_and_vars"],
+    "_update_model_variables_moving_average": ["trainable_variables"],
+    "_overwrite_model_variables_with_average_value": ["trainable_variables"],
+    "finalize_variable_values": ["var_list"],
+    "_use_weight_decay": ["variable"],
+    "_get_variable_index": ["variable"],
+    "_var_key": ["variable"],
+    "save_own_variables": ["store"],
+    "load_own_variables": ["store"],
+    "set_weights": ["weights"],
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_has_the_signature_that_grouped_py_overrides_or_calls(hook):
+    method = getattr(Optimizer, hook, None)
+    assert method is not None, f"keras.optimizers.Optimizer has no `{hook}` any more"
+    assert [name for name in inspect.signature(method).parameters if name != "self"] == HOOKS[hook]
+
+
+def recording(base, **settings):
+    """An optimizer that notes which hooks are called, and with how many variables."""
+    calls = []
+
+    def note(hook):
+        def call(self, *args):
+            sized = [len(a) for a in args if isinstance(a, (list, tuple))]
+            calls.append((hook, sized[-1] if sized else None))
+            return getattr(base, hook)(self, *args)
+
+        return call
+
+    names = [name for name in HOOKS if name.startswith("_") and name not in ("_var_key", "_get_variable_index")]
+    return type("Recording", (base,), {name: note(name) for name in names})(**settings), calls
+
+
+def test_a_step_calls_the_hooks_in_this_order_with_the_variables_that_have_gradients():
+    variables = [tf.Variable([1.0]), tf.Variable([1.0]), tf.Variable([1.0])]
+    optimizer, calls = recording(SGD, learning_rate=0.1, use_ema=True, ema_overwrite_frequency=1, weight_decay=0.1)
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([tf.ones(1), None, tf.ones(1)], variables)
+    assert [call for call in calls if call[0] != "_use_weight_decay"] == [
+        ("_check_variables_are_known", 3),
+        ("_backend_apply_gradients", 2),
+        ("_clip_gradients", 2),
+        ("_apply_weight_decay", 2),
+        ("_backend_update_step", 2),
+        ("_all_reduce_sum_gradients", 2),
+        ("_update_model_variables_moving_average", 3),
+        ("_overwrite_model_variables_with_average_value", 3),
+    ]
+
+
+def test_accumulation_clips_decays_and_updates_only_at_the_last_of_its_batches():
+    v = tf.Variable([1.0])
+    optimizer, calls = recording(SGD, learning_rate=0.1, gradient_accumulation_steps=2)
+    optimizer.apply([tf.ones(1)], [v])
+    assert [name for name, _ in calls][-1] == "_backend_increment_gradient_accumulators"
+    calls.clear()
+    optimizer.apply([tf.ones(1)], [v])
+    assert [name for name, _ in calls][2:4] == ["_clip_gradients", "_apply_weight_decay"]
+    assert optimizer._iterations.numpy() == 2
+    assert int(optimizer.iterations) == 1, "`iterations` must count updates, `_iterations` batches"
+
+
+def test_the_loss_scale_factor_is_taken_off_before_accumulation_and_clipping():
+    seen = []
+
+    class Seeing(SGD):
+        def _backend_apply_gradients(self, grads, trainable_variables):
+            seen.extend(float(g[0]) for g in grads)
+
+    Seeing(0.1, loss_scale_factor=4.0).apply([tf.constant([8.0])], [tf.Variable([1.0])])
+    assert seen == [2.0]
+
+
+def test_the_update_rule_takes_the_rate_that_it_is_given():
+    v = tf.Variable([1.0])
+    optimizer = SGD(0.1)
+    optimizer.build([v])
+    optimizer._backend_update_step([tf.ones(1)], [v], 0.5)
+    assert v.numpy() == [0.5]
+    assert optimizer._iterations.numpy() == 0, "the update rule alone must not count"
+
+
+def test_weight_decay_reads_the_rate_by_the_property():
+    v = tf.Variable([1.0])
+    optimizer = SGD(lambda: 0.5, weight_decay=0.5)
+    optimizer.build([v])
+    optimizer._apply_weight_decay([v])
+    assert v.numpy() == [0.75]
+
+
+def test_the_average_is_computed_by_the_formula_that_grouped_py_repeats():
+    source = inspect.getsource(BaseOptimizer._update_model_variables_moving_average)
+    for part in (
+        "not_first_step = ops.not_equal(self.iterations, 0)",
+        "ops.cast(not_first_step, var.dtype), self.ema_momentum",
+        "ops.multiply(momentum, average)",
+        "ops.multiply(ops.subtract(1, momentum), var)",
+    ):
+        assert part in source, f"Keras changed its moving average: `{part}` is gone. Repeat it in grouped.py."
+
+
+def test_the_averages_are_in_the_order_in_which_the_optimizer_was_built():
+    variables = [tf.Variable([1.0]), tf.Variable([2.0])]
+    optimizer = SGD(0.1, use_ema=True)
+    optimizer.build(variables)
+    assert [v is w for v, w in zip(optimizer._trainable_variables, variables, strict=True)] == [True, True]
+    assert len(optimizer._model_variables_moving_average) == 2
+    assert [optimizer._get_variable_index(v) for v in variables] == [0, 1]
+    assert optimizer._trainable_variables_indices == {optimizer._var_key(v): i for i, v in enumerate(variables)}
+
+
+def test_a_variable_has_one_key_bare_or_inside_a_keras_variable():
+    optimizer, v = SGD(0.1), keras.Variable([1.0])
+    assert optimizer._var_key(v) == optimizer._var_key(v.value)
+    assert optimizer._var_key(v) != optimizer._var_key(keras.Variable([1.0]))
+
+
+# -- Rates and counters -----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_held_as_a_variable_a_schedule_or_a_callable():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    assert isinstance(SGD(0.1)._learning_rate, keras.Variable)
+    assert SGD(0.1).learning_rate is not None
+    assert SGD(schedule)._learning_rate is schedule
+    number = SGD(0.1)
+    assert number.learning_rate is number._learning_rate
+
+
+def test_a_callable_in_place_of_the_rate_is_called_by_the_getter_and_assigned_by_the_setter():
+    class Held:
+        written = None
+
+        def __call__(self):
+            return tf.constant(0.5)
+
+        def assign(self, value):
+            self.written = value
+
+    optimizer, held = SGD(lambda: 0.1), Held()
+    optimizer._learning_rate = held
+    assert float(optimizer.learning_rate) == 0.5
+    optimizer.learning_rate = 0.25
+    assert held.written == 0.25
+    assert optimizer._learning_rate is held
+
+
+def test_a_callable_rate_makes_no_variable_of_the_optimizer():
+    assert [v.name for v in SGD(lambda: 0.1).variables] == ["iteration"]
+    assert [v.name for v in SGD(0.1).variables] == ["iteration", "learning_rate"]
+
+
+def test_a_counter_put_in_without_tracking_is_used_and_not_listed():
+    shared, child = SGD(0.1)._iterations, Adam(0.1)
+    own = child._iterations
+    with tracking.DotNotTrackScope():
+        child._iterations = shared
+    assert child.iterations is shared
+    assert [v is own for v in child.variables] == [True, False]
+
+
+def test_an_optimizer_is_built_once_and_slots_are_tracked_where_attributes_are_not():
+    v = tf.Variable([1.0])
+    optimizer = Adam(0.1)
+    with tracking.DotNotTrackScope():
+        optimizer.build([v])
+        optimizer.build([v])
+    assert len(optimizer.variables) == 4
+    assert callable(tracking.no_automatic_dependency_tracking)
+
+
+def test_excluded_variables_are_a_set_of_keys():
+    v = tf.Variable([1.0])
+    optimizer = SGD(0.1, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[v])
+    assert set(optimizer._exclude_from_weight_decay) == {optimizer._var_key(v)}
+    assert not optimizer._use_weight_decay(v)
+
+
+# -- Who looks for `.optimizers` --------------------------------------------------------------------------------------
+
+
+asked_by = set()
+
+
+class Parent(SGD):
+    """Notes in which module its `optimizers` were asked for, and has none."""
+
+    @property
+    def optimizers(self):
+        asked_by.add(sys._getframe(1).f_globals["__name__"])
+        raise AttributeError
+
+
+@pytest.mark.parametrize(
+    ("callback", "names", "module"),
+    [
+        (lambda _: keras.callbacks.LearningRateScheduler(lambda e: 0.5), ["on_epoch_begin", "on_epoch_end"], "learning_rate_scheduler"),
+        (lambda _: keras.callbacks.ReduceLROnPlateau("loss", patience=0), ["on_train_begin", "on_epoch_end"], "reduce_lr_on_plateau"),
+        (lambda _: keras.callbacks.SwapEMAWeights(), ["on_test_begin", "on_test_end"], "swap_ema_weights"),
+        (keras.callbacks.TensorBoard, ["on_train_begin", "on_epoch_end"], "tensorboard"),
+    ],
+    ids=["LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights", "TensorBoard"],
+)  # fmt: skip
+def test_a_callback_asks_for_the_children_from_its_own_module_and_does_without(callback, names, module, tmp_path):
+    model, listening = keras.Sequential(), callback(tmp_path)
+    model.compile(Parent(0.1, use_ema=True), loss="mse")
+    model.optimizer.apply([tf.ones(1)], [tf.Variable([1.0])])
+    asked_by.clear()
+    listening.set_model(model)
+    for name in names:
+        event = getattr(listening, name)
+        event(0, {"loss": 1.0}) if "epoch" in name else event()
+    assert asked_by == {f"keras.src.callbacks.{module}"}, "`GroupedOptimizer.optimizers` hides itself by this name"
+
+
+def test_no_other_callback_of_keras_knows_children():
+    known = {"LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights", "TensorBoard"}
+    classes = {name: c for name, c in vars(keras.callbacks).items() if inspect.isclass(c)}
+    found = {name for name, c in classes.items() if '"optimizers"' in inspect.getsource(c)}
+    assert found == known, "a callback writes children's rates on its own: see to it that the ratios are kept"
+
+
+def test_saving_walks_over_what_raises_attribute_error(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.compile(Parent(0.1), loss="mse")
+    asked_by.clear()
+    model.save_weights(tmp_path / "model.weights.h5")
+    assert asked_by == {"keras.src.saving.saving_lib"}
+
+
+def test_a_loss_scale_optimizer_passes_the_rate_through_and_holds_its_inner_optimizer_by_this_name():
+    inner = SGD(0.1)
+    outer = keras.optimizers.LossScaleOptimizer(inner)
+    outer.learning_rate = 0.5
+    assert float(inner.learning_rate) == 0.5
+    assert outer.inner_optimizer is inner
+    assert not hasattr(outer, "optimizers")
+
+
+# -- Saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_without_optimizer_state_gives_an_empty_store_and_the_state_has_keys_by_position(tmp_path):
+    stores = []
+
+    class Storing(SGD):
+        def load_own_variables(self, store):
+            stores.append({key: np.asarray(store[key]).shape for key in store.keys()})  # noqa: SIM118
+
+    def model():
+        return keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+
+    saved, loaded = model(), model()
+    saved.save_weights(tmp_path / "bare.weights.h5")
+    saved.compile(SGD(0.1))
+    saved.save_weights(tmp_path / "state.weights.h5")
+    loaded.compile(Storing(0.1))
+    loaded.load_weights(tmp_path / "bare.weights.h5")
+    loaded.load_weights(tmp_path / "state.weights.h5")
+    assert stores == [{}, {"0": (), "1": ()}]
+
+
+def test_a_loaded_model_builds_its_optimizer_on_what_is_trainable_before_it_loads_the_state(tmp_path):
+    calls = []
+
+    @keras.saving.register_keras_serializable("contract")
+    class Calling(SGD):
+        def build(self, variables):
+            calls.append(("build", len(variables)))
+            super().build(variables)
+
+        def load_own_variables(self, store):
+            calls.append(("load", len(store.keys())))
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2), keras.layers.Dense(2)])
+    model.layers[0].trainable = False
+    model.compile(Calling(0.1))
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    calls.clear()
+    keras.models.load_model(tmp_path / "model.keras")
+    assert calls == [("build", 2), ("load", 2)]
+
+
+def test_tensorflow_follows_a_module_that_keras_does_not_save(tmp_path):
+    class Holding(SGD):
+        def __init__(self, rate, **kwargs):
+            super().__init__(rate, **kwargs)
+            self.children = tf.Module()
+            self.children.by_group = {"name": Adam(0.1)}
+
+    holder = Holding(0.1)
+    holder.children.by_group["name"].build([tf.Variable([1.0])])
+    path = tf.train.Checkpoint(optimizer=holder).save(str(tmp_path / "checkpoint"))
+    slots = [name for name, _ in tf.train.list_variables(path) if "children/by_group/name/_variables" in name]
+    assert len(slots) == 2
+
+
+def test_a_scope_of_names_gives_a_variable_its_path():
+    with keras.name_scope("a"), keras.name_scope("b"):
+        assert keras.Variable([1.0], name="kernel").path == "a/b/kernel"
+
+
+# -- Layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_lists_its_own_weights_also_when_it_is_frozen():
+    layer = keras.layers.BatchNormalization()
+    layer.build((None, 2))
+    layer.trainable = False
+    assert [v.name for v in layer._trainable_variables] == ["gamma", "beta"]
+    assert [v.name for v in layer._non_trainable_variables] == ["moving_mean", "moving_variance"]
+    assert not any(v.trainable for v in layer._trainable_variables), "a frozen layer's variables say so themselves"
+
+
+def test_a_layer_lists_its_parts_as_deep_as_asked():
+    inner = keras.Sequential([keras.Input((2,)), dense := keras.layers.Dense(2)])
+    outer = keras.Sequential([keras.Input((2,)), inner])
+    below = list(outer._flatten_layers(include_self=False, recursive=False))
+    assert inner in below
+    assert dense not in below
+    assert {outer, inner, dense} <= set(outer._flatten_layers())
+
+
+def test_modules_and_loaded_saved_models_have_one_base():
+    assert issubclass(tf.Module, tf.__internal__.tracking.AutoTrackable)
+    assert issubclass(keras.optimizers.Optimizer, tf.__internal__.tracking.AutoTrackable)
