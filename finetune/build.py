@@ -97,13 +97,13 @@ def _has_validation(examples: Examples) -> bool:
     return examples.x_validation is not None
 
 
-def restore_weights(recipe: Recipe, tree: LayerTree) -> RestoreReport | None:
+def restore_weights(recipe: Recipe, model: keras.Model) -> RestoreReport | None:
     """Restores the pretrained weights that the recipe names, if any."""
     wanted = recipe.restore
     if wanted is None:
         return None
     return restore(
-        tree,
+        model,
         resolve_path(recipe, wanted.source),
         exclude=wanted.exclude,
         rename=wanted.rename,

@@ -30,7 +30,7 @@ from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.results.artifacts import check_run_folder, make_run_folder, replacing, write_json, write_text
-from finetune.results.tables import group_table, plan_text, weight_table
+from finetune.results.tables import LEGEND, group_table, plan_text, weight_table
 from finetune.sources.data import Examples
 from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
 from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
@@ -148,7 +148,7 @@ def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) 
     console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
     if ready.restored:
         console.print(ready.restored.summary(), markup=False)
-    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps")
+    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
     console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
     for advice in ready.plan.advice:
         console.print(f"advice: {advice}", markup=False)
@@ -166,7 +166,7 @@ def _prepare(wanted: Recipe) -> Prepared:
     plans = plan_groups(wanted, tree)
     groups = build_groups(wanted, plans, tree)
     settings = build_settings(plans, length)
-    restored = restore_weights(wanted, tree)
+    restored = restore_weights(wanted, model)
     sources = {leaf.name: str(wanted.model.keras_file) for leaf in tree.leaves if wanted.model.keras_file}
     sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)

@@ -1,20 +1,16 @@
 """What many tests share. Settings that TensorFlow reads when it is imported come first."""
 
 import os
-
-# Test processes run side by side, one a core: threads of their own would only get in each other's way.
-for name, value in {
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-}.items():
-    os.environ.setdefault(name, value)
-
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# Test processes run side by side, one a core: threads of their own would only get in each other's way.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 RECIPE = """\
 seed: 3

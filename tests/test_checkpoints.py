@@ -176,6 +176,24 @@ def test_layers_in_lists_are_found_through_the_optimizer_that_trained_them(tmp_p
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
+def test_repeated_names_are_told_apart_by_number_and_each_weight_finds_its_place(tmp_path):
+    class Twins(Listed):
+        def __init__(self):
+            super().__init__()
+            self.parts = [layers.Dense(3, name="same"), layers.Dense(3, name="same")]
+
+    source, model = Twins(), Twins()
+    for holder in (source, model):
+        holder.build((None, 3))
+    source.compile("adam", "mse")
+    source.optimizer.build(source.trainable_variables)
+    path = tf.train.Checkpoint(model=source).write(str(tmp_path / "ckpt"))
+    assert {"twins/same/kernel~1", "twins/same/kernel~2"} <= {tensor.name for tensor in read_weights(path).tensors}
+    restore(model, path)
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
 class Counting(tf.Module):
     def __init__(self):
         super().__init__()

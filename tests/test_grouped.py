@@ -219,12 +219,12 @@ def test_a_name_that_no_variable_could_have_is_an_error(name):
     )
 
 
-@pytest.mark.parametrize("name", ["name", "variables", "trainable_variables", "0", "_x", "-1", "a.b"])
+@pytest.mark.parametrize("name", ["name", "variables", "0", "_x", "-1", "a.b"])
 def test_any_other_name_is_fine(name):
     v = variable()
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     optimizer = GroupedOptimizer({name: (Adam(schedule), v)})
-    tf.function(lambda: optimizer.apply([tf.ones((2, 2))], [v]))()
+    tf.function(lambda: optimizer.apply([tf.ones((2, 2))], [v])).get_concrete_function()
     assert list(optimizer.learning_rates) == [name]
 
 
@@ -391,6 +391,23 @@ def test_tensorboard_records_the_rate_of_every_group(tmp_path):
         )
 
 
+def test_the_rate_cannot_be_assigned_behind_the_other_groups_backs():
+    optimizer = GroupedOptimizer([(SGD(0.1), variable()), (SGD(0.2), variable())])
+    with pytest.raises(AttributeError, match="assign"):
+        optimizer.learning_rate.assign(0.5)
+    assert optimizer.learning_rate.numpy() == np.float32(0.2)
+
+
+def test_a_smaller_rate_makes_smaller_steps_also_of_adam():
+    a, b = variable("a"), variable("b")
+    optimizer = GroupedOptimizer([(Adam(0.01), a), (Adam(0.1), b)])
+    first = moved_by(optimizer, [a, b])
+    optimizer.learning_rate = 0.05
+    second = moved_by(optimizer, [a, b])
+    assert first[1] / first[0] == pytest.approx(10, rel=1e-3)
+    assert np.divide(second, first) == pytest.approx([0.5, 0.5], rel=1e-3)
+
+
 def test_a_group_may_clip_its_own_gradients():
     a, b = variable("a"), variable("b")
     optimizer = GroupedOptimizer([(SGD(1.0, clipvalue=0.25), a), (SGD(1.0, clipnorm=1.0), b)])
@@ -484,13 +501,13 @@ def with_only(model, *names):
     return model.trainable_variables
 
 
-@pytest.mark.parametrize("saved", ["abc", "bc", "c", "a"])
-@pytest.mark.parametrize("first", ["abc", "bc", "c", "b", "ac"])
+@pytest.mark.parametrize("saved", ["abc", "bc", "a"])
+@pytest.mark.parametrize("first", ["abc", "bc", "b"])
 @pytest.mark.parametrize("listed", ["abc", "cba"])
 def test_a_config_finds_its_variables_whatever_was_and_is_frozen(saved, first, listed):
     model, again = make_model(*"abc"), make_model(*"abc")
     layers = {layer.name: layer for layer in model.layers}
-    optimizer = GroupedOptimizer({name: (Adam(0.1), layers[name]) for name in listed})
+    optimizer = GroupedOptimizer({name: (SGD(0.1), layers[name]) for name in listed})
     optimizer.build(with_only(model, *saved))
     found = GroupedOptimizer.from_config(optimizer.get_config())
     for names in (first, "ab", "abc"):
@@ -514,6 +531,18 @@ def test_weight_decay_stays_off_for_variables_that_come_later():
         bias.assign([1.0, 1.0])
     found.apply([tf.zeros(v.shape) for v in again.trainable_variables], again.trainable_variables)
     assert [float(bias[0]) for bias in biases] == [1.0, 1.0]
+
+
+def test_an_average_starts_where_a_part_is_that_comes_later():
+    optimizer = GroupedOptimizer([(SGD(0.5), make_model(*"ab"))], use_ema=True, ema_momentum=0.5)
+    found, model = GroupedOptimizer.from_config(optimizer.get_config()), make_model(*"ab")
+    for names in ("b", "ab"):
+        variables = with_only(model, *names)
+        found.apply([tf.zeros(v.shape) for v in variables], variables)
+    before = [v.numpy() for v in model.trainable_variables]
+    found.finalize_variable_values(model.trainable_variables)
+    for v, value in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
 
 
 def test_variables_of_another_model_are_an_error_that_names_what_is_still_to_come():

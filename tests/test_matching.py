@@ -204,6 +204,16 @@ def test_automatic_names_match_by_their_order_when_only_the_numbers_differ():
     assert pairs["x/kernel"] == ("x/kernel", "name")
 
 
+def test_automatic_names_that_overlap_match_by_their_order_too():
+    shapes = {f"{layer}/{w}": (3, 3) if w == "kernel" else (3,) for layer in ("dense", "dense_1") for w in WB}
+    plan = match(tree_of(dense_1=3, dense_2=3), file_of(shapes))
+    plan.check()
+    assert [(p.leaf.layer, p.tensor.name) for p in plan.restored[::2]] == [
+        ("dense_1", "dense/kernel"),
+        ("dense_2", "dense_1/kernel"),
+    ]
+
+
 WB = ("kernel", "bias")
 
 

@@ -136,8 +136,9 @@ def values(model):
 
 @pytest.fixture(scope="module", params=MODELS)
 def twins(request):
-    """A trained model, and a second one by the same code: Keras numbers its layers differently."""
-    return trained(MODELS[request.param]), MODELS[request.param]()
+    """A trained model and one built before by the same code: Keras numbers their layers differently."""
+    model = MODELS[request.param]()
+    return trained(MODELS[request.param]), model
 
 
 @pytest.mark.parametrize("kind", [".keras", ".weights.h5", ".h5", "checkpoint"])

@@ -79,12 +79,18 @@ class GroupRates:
         self._rates = tuple(rates)
         self._scale = 1.0
 
-    def write_last(self, value: float) -> None:
+    def write_last(self, value: Any) -> None:
         """Gives the last group the rate `value` and scales all others by the same ratio.
 
         Where the last group's schedule gives 0, as at the first step of many a warm-up, no multiple of it is `value`:
         all rates stay, with a warning unless `value` is 0.
         """
+        if callable(value):
+            raise GroupError(
+                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, "
+                "or give the schedule to a group's optimizer when it is made."
+            )
+        value = as_float(value)
         self._adopt_moved()
         unit = self._rates[-1].base * self._rates[-1].scheduled
         if unit == 0.0:
@@ -115,7 +121,8 @@ class GroupRates:
 
 def as_float(value: Any) -> float:
     """Reads a number, a tensor or a variable, also one that several replicas hold."""
-    return float(keras.ops.convert_to_numpy(value))
+    number: Any = keras.ops.convert_to_numpy(value)
+    return float(number)
 
 
 def _tell_unreachable(value: float) -> None:

@@ -105,7 +105,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         self._rates = GroupRates([self._adopt(group) for group in roster.groups])
         self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
-        self.children = tf.Module(name="children")
+        self.children: Any = tf.Module(name="children")
         self.children.by_group = {group.name: group.optimizer for group in roster.groups}
 
     def _adopt(self, group: Group) -> GroupRate:
@@ -152,17 +152,13 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     @property
     def learning_rate(self) -> Any:
         """The rate of the last group. Writing it scales all groups by the same ratio."""
-        return self._roster.groups[-1].optimizer.learning_rate
+        # A value, not the variable: `learning_rate.assign(x)` would move the last group alone.
+        return tf.convert_to_tensor(self._roster.groups[-1].optimizer.learning_rate)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if callable(value):
-            raise GroupError(
-                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, "
-                "or give the schedule to a group's optimizer when it is made."
-            )
         self._check_schedules()
-        self._rates.write_last(as_float(value))
+        self._rates.write_last(value)
 
     def _check_schedules(self) -> None:
         held = keras.Variable | ScaledSchedule
@@ -200,21 +196,22 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             self.build(self._roster.order)
 
     def _admit(self, variables: list[Any]) -> None:
-        for stand_in, variable in self._roster.admit(variables):
-            for optimizer in (self, self._roster.group_of(variable).optimizer):
-                self._hand_over(optimizer, stand_in, variable)
+        came = {self._var_key(stand_in): variable for stand_in, variable in self._roster.admit(variables)}
+        if came:
+            for optimizer in (self, *(group.optimizer for group in self._roster.groups)):
+                self._hand_over(optimizer, came)
+        if self.built and self.use_ema:
+            self._start_averages(came.values())
 
-    def _hand_over(self, optimizer: keras.optimizers.Optimizer, stand_in: Any, variable: Any) -> None:
-        """Gives what the optimizer keeps for a stand-in to the variable that took its place."""
-        old, new = self._var_key(stand_in), self._var_key(variable)
+    def _hand_over(self, optimizer: keras.optimizers.Optimizer, came: dict[Any, Any]) -> None:
+        """Gives what the optimizer keeps for stand-ins, by their keys, to the variables that took their places."""
         excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
-        if old in excluded:
-            excluded.add(new)
+        excluded.update([self._var_key(variable) for old, variable in came.items() if old in excluded])
         if optimizer.built:
-            optimizer._trainable_variables_indices[new] = optimizer._trainable_variables_indices[old]
+            known, indices = optimizer._trainable_variables, optimizer._trainable_variables_indices
+            indices.update({self._var_key(v): indices[old] for old, v in came.items() if old in indices})
             with tracking.DotNotTrackScope():  # a changed list could not be saved by tf.train.Checkpoint any more
-                known = optimizer._trainable_variables
-                optimizer._trainable_variables = [variable if v is stand_in else v for v in known]
+                optimizer._trainable_variables = [came.get(self._var_key(v), v) for v in known]
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         self._check_schedules()
@@ -285,6 +282,14 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 average.assign(
                     ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1, momentum), variable))
                 )
+
+    def _start_averages(self, variables: Iterable[Any]) -> None:
+        """Lets averages that are of stand-ins alone, not from a file, begin at the variables that came."""
+        for variable in variables:
+            average = self._model_variables_moving_average[self._get_variable_index(variable)]
+            with tf.init_scope():  # a step may be traced just now
+                if not np.any(average):
+                    average.assign(variable)
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
         self.finalize_variable_values(v for v in trainable_variables if self._var_key(v) in self._stepping)

@@ -101,8 +101,13 @@ class Roster:
         return {group.name: [describe(group, variable) for variable in group.variables] for group in self.groups}
 
 
-def variables_of(group: str, members: Any, key: Callable[[Any], Any] = id) -> list[Any]:
+def variables_of(group: str, members: Any, key: Callable[[Any], Any]) -> list[Any]:
     """Returns the variables behind layer groups, built layers, modules, variables or nested sequences of these.
+
+    Args:
+        group: The group's name, for messages.
+        members: What the caller gave.
+        key: What tells variables apart.
 
     Raises:
         GroupError: If there is none, or a member is nothing that holds variables.
@@ -148,7 +153,7 @@ def _waits(member: Any) -> bool:
     return isinstance(member, keras.Layer) and not member.built
 
 
-def check_disjoint(members: Mapping[str, Sequence[Any]], key: Callable[[Any], Any] = id) -> None:
+def check_disjoint(members: Mapping[str, Sequence[Any]], key: Callable[[Any], Any]) -> None:
     """Raises a GroupError that names every variable that two groups claim."""
     owner: dict[Any, str] = {}
     twice = []

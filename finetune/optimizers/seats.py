@@ -1,6 +1,6 @@
 """Places of variables in a model, by which a loaded optimizer finds its variables again."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -94,14 +94,14 @@ def _seats_by_path(wanted: Sequence[Seat], empty: Sequence[Seat]) -> list[Seat] 
     alike: dict[Any, list[Seat]] = defaultdict(list)
     for seat in empty:
         alike[seat.path_end].append(seat)
+    ends = [want.path_end for want in wanted]
     in_turn = {}
-    for end in {want.path_end for want in wanted}:
-        coming = sum(want.path_end == end for want in wanted)
+    for end, coming in Counter(ends).items():
         part = next((part for part in _parts(alike[end]) if len(part) == coming), None)
         if part is None:
             return None
         in_turn[end] = iter(part)
-    return [next(in_turn[want.path_end]) for want in wanted]
+    return [next(in_turn[end]) for end in ends]
 
 
 def label(variable: Any) -> str:

@@ -12,7 +12,7 @@ from finetune.optimizers.seats import Seat
 
 def group_config(group: Group, seats: list[dict[str, Any]]) -> dict[str, Any]:
     """The group's optimizer as the user made it: with its first rate, and without what the parent gave it."""
-    config = keras.saving.serialize_keras_object(group.optimizer)
+    config: Any = keras.saving.serialize_keras_object(group.optimizer)
     rate = group.initial_rate
     if not isinstance(rate, float):
         rate = keras.saving.serialize_keras_object(rate)

@@ -21,7 +21,8 @@ def class_name(item: object) -> str:
 
 def is_counted(layer: keras.layers.Layer) -> bool:
     """Whether Keras made the layer's name from its class and a count: `dense_7`, or `dense` for the first."""
-    return stem(layer.name) == class_name(layer)
+    # Bidirectional makes the names of its halves from an automatic one.
+    return stem(layer.name).removeprefix("forward_").removeprefix("backward_") == class_name(layer)
 
 
 def is_automatic(name: str) -> bool:

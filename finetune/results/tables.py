@@ -10,15 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 Plan = Mapping[str, Any]
+LEGEND = "Learning rates are those of the first, the middle and the last step."
 
 
 def group_table(plan: Plan) -> Table:
     """One row a group: what is in it and how it is trained."""
-    table = _table(
-        "group", "layers", "parameters", "optimizer", "learning rate: first, middle, last step", "weight decay"
-    )
-    table.add_column("BatchNorm")
-    table.add_column("restored", justify="right")
+    table = _table("group", "layers", "parameters", "optimizer", "learning rate", "decay", "BatchNorm", "restored")
     for name in plan["groups"]:
         rows = [row for row in plan["weights"] if row["group"] == name]
         trained = next((row for row in rows if row["learning_rate"]), None)
@@ -31,7 +28,7 @@ def group_table(plan: Plan) -> Table:
             trained["optimizer"] if trained else "frozen",
             _rates(trained["learning_rate"]) if trained else "",
             f"{decays[0]:g}" if decays else "",
-            next((row["batch_normalization"] for row in rows if row["batch_normalization"]), ""),
+            next((_mode(row) for row in rows if row["batch_normalization"]), ""),
             f"{sum(bool(row['restored_from']) for row in rows)}/{len(rows)}",
         )
     return table
@@ -39,9 +36,7 @@ def group_table(plan: Plan) -> Table:
 
 def weight_table(plan: Plan) -> Table:
     """One row a weight."""
-    table = _table("weight", "group", "shape", "optimizer", "learning rate: first, middle, last step", "weight decay")
-    table.add_column("BatchNorm")
-    table.add_column("restored from")
+    table = _table("weight", "group", "shape", "optimizer", "learning rate", "decay", "BatchNorm", "restored from")
     for row in plan["weights"]:
         untrained = "frozen" if row["frozen"] else "not trainable"
         _add_row(
@@ -52,7 +47,7 @@ def weight_table(plan: Plan) -> Table:
             row["optimizer"] or untrained,
             _rates(row["learning_rate"]) if row["learning_rate"] else "",
             f"{row['weight_decay']:g}" if row["weight_decay"] else "",
-            row["batch_normalization"] or "",
+            _mode(row),
             row["restored_from"] or "",
         )
     return table
@@ -60,26 +55,35 @@ def weight_table(plan: Plan) -> Table:
 
 def plan_text(plan: Plan) -> str:
     """Both tables and the advice as plain text."""
-    parts = [*map(as_text, (group_table(plan), weight_table(plan))), *(f"Advice: {line}\n" for line in plan["advice"])]
-    return "\n".join(parts)
+    tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
+    return "\n".join([LEGEND + "\n", *tables, *(f"Advice: {line}\n" for line in plan["advice"])])
 
 
 def as_text(table: Table) -> str:
     """A table as plain text, as wide as it needs to be."""
     out = StringIO()
-    Console(file=out, width=400, color_system=None).print(table)
+    Console(file=out, width=10_000, color_system=None).print(table)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in ("parameters", "weight decay") else "left")
+        right = column in ("parameters", "decay", "restored")
+        # On a narrow terminal long cells go over several lines; nothing is cut short.
+        fixed = right or column in ("optimizer", "BatchNorm")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=fixed, min_width=min(8, len(column)), overflow="fold"
+        )
     return table
 
 
 def _add_row(table: Table, *cells: str) -> None:
     table.add_row(*map(Text, cells))  # a name may look like markup
+
+
+def _mode(row: Mapping[str, Any]) -> str:
+    return (row["batch_normalization"] or "").partition(",")[0]
 
 
 def _rates(rates: Sequence[float]) -> str:

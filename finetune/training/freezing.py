@@ -8,7 +8,7 @@ import keras
 from finetune.errors import TrainingError, quote
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.resolver import LayerGroup
-from finetune.pretrained.restore import checksum
+from finetune.pretrained.checksum import checksum
 
 
 def freeze(model: keras.Model, groups: Sequence[LayerGroup]) -> None:
@@ -22,8 +22,11 @@ def freeze(model: keras.Model, groups: Sequence[LayerGroup]) -> None:
         groups: All of its layer groups.
     """
     frozen = {id(leaf.variable) for group in groups if group.frozen for leaf in group.leaves}
-    model.trainable = True
-    for owner in _owners(layer_tree(model)):
+    owners = _owners(layer_tree(model))
+    for layer in (model, *owners):  # Keras ignores `True` where it already stands, and so all that is below it
+        layer.trainable = False
+        layer.trainable = True
+    for owner in owners:
         weights = [weight for weight in owner.weights if weight.trainable] or owner.weights
         if all(id(weight) in frozen for weight in weights):
             owner.trainable = False

@@ -113,14 +113,13 @@ def _row(
 
 
 def _first_middle_last(settings: GroupSettings, steps: int) -> tuple[float, float, float]:
-    last = max(steps - 1, 0)
+    last = steps - 1
     return settings.rate_at(0), settings.rate_at(last // 2), settings.rate_at(last)
 
 
 def _peak(settings: GroupSettings, steps: int) -> float:
     """The highest of 21 rates spread over the run: a rise and fall has its peak between first, middle and last."""
-    last = max(steps - 1, 0)
-    return max(settings.rate_at(step) for step in {last * n // 20 for n in range(21)})
+    return max(settings.rate_at(step) for step in {min(steps * n // 20, steps - 1) for n in range(21)})
 
 
 def _weight_decay(settings: GroupSettings, leaf: Leaf) -> float:

@@ -1,0 +1,109 @@
+from io import StringIO
+
+from rich.console import Console
+
+from finetune.results.tables import as_text, group_table, plan_text, weight_table
+
+
+def row(name, group, **changes):
+    usual = {
+        "name": name,
+        "group": group,
+        "shape": [2, 3],
+        "parameters": 6,
+        "frozen": False,
+        "optimizer": "sgd",
+        "learning_rate": [1e-2, 5e-3, 2.5e-3],
+        "weight_decay": 0.0,
+        "batch_normalization": None,
+        "restored_from": None,
+    }
+    return usual | changes
+
+
+UNTRAINED = {"optimizer": None, "learning_rate": None, "weight_decay": None}
+PLAN = {
+    "groups": ["stem", "head"],
+    "steps": 10,
+    "advice": ["Sleep well."],
+    "weights": [
+        row("conv/kernel", "stem", **UNTRAINED, frozen=True, restored_from="layer0/0", parameters=123456),
+        row("bn/mean", "stem", **UNTRAINED, frozen=True, batch_normalization="inference, statistics stand"),
+        row("norm/mean", "head", **UNTRAINED),
+        row("head/kernel", "head", weight_decay=0.01),
+        row("head/bias", "head", shape=[]),
+    ],
+}
+
+
+def cells(table):
+    return [line.split("  ") for line in as_text(table).splitlines() if line.strip() and "─" not in line]
+
+
+def stripped(line):
+    return [cell.strip() for cell in line if cell.strip()]
+
+
+def test_a_group_has_one_row_with_layers_size_optimizer_rates_decay_and_restored_count():
+    header, stem, head = map(stripped, cells(group_table(PLAN)))
+    assert header[:4] == ["group", "layers", "parameters", "optimizer"]
+    assert stem == ["stem", "conv, bn", "123,462", "frozen", "inference", "1/2"]
+    assert head == ["head", "norm, head", "18", "sgd", "0.01, 0.005, 0.0025", "0.01", "0/3"]
+
+
+def test_a_weight_has_one_row_and_says_why_it_is_not_trained():
+    rows = [stripped(line) for line in cells(weight_table(PLAN))][1:]
+    assert rows == [
+        ["conv/kernel", "stem", "2x3", "frozen", "layer0/0"],
+        ["bn/mean", "stem", "2x3", "frozen", "inference"],
+        ["norm/mean", "head", "2x3", "not trainable"],
+        ["head/kernel", "head", "2x3", "sgd", "0.01, 0.005, 0.0025", "0.01"],
+        ["head/bias", "head", "scalar", "sgd", "0.01, 0.005, 0.0025"],
+    ]
+
+
+def test_a_constant_rate_is_told_once():
+    plan = PLAN | {"weights": [row("a/kernel", "head", learning_rate=[1e-3] * 3)], "groups": ["head"]}
+    assert "0.001" in as_text(group_table(plan))
+    assert "0.001, " not in as_text(group_table(plan))
+
+
+def test_many_layers_are_told_by_the_first_and_the_last():
+    weights = [row(f"conv{n}/kernel", "body") for n in range(5)]
+    assert "conv0 ... conv4 (5)" in as_text(group_table(PLAN | {"weights": weights, "groups": ["body"]}))
+
+
+def test_names_that_look_like_markup_or_emoji_are_told_as_they_are():
+    weights = [row("x[bold]/[/red]", "head", restored_from=":smile:")]
+    told = as_text(weight_table(PLAN | {"weights": weights}))
+    assert "x[bold]/[/red]" in told
+    assert ":smile:" in told
+
+
+def test_the_text_holds_both_tables_and_the_advice_without_trailing_space():
+    text = plan_text(PLAN)
+    assert text.count("head/kernel") == 1
+    assert "123,462" in text
+    assert text.endswith("Advice: Sleep well.\n")
+    assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+def test_a_long_name_is_never_cut_short():
+    name = "/".join(f"transformer_layer_{n}" for n in range(12))
+    assert name in as_text(weight_table(PLAN | {"weights": [row(name, "head", restored_from=name)]}))
+
+
+def test_on_a_narrow_terminal_cells_go_over_several_lines_and_nothing_is_cut_short():
+    out = StringIO()
+    console = Console(file=out, width=80, soft_wrap=True)
+    console.print(group_table(PLAN))
+    console.print(weight_table(PLAN))
+    text = out.getvalue()
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    for whole in ("parameters", "optimizer", "123,462", "inference", "restored", "0.005"):
+        assert whole in text
+
+
+def test_the_text_says_which_steps_the_rates_are_of():
+    assert "first, the middle and the last step" in plan_text(PLAN)
