@@ -17,7 +17,7 @@ from finetune.groups.resolver import LayerGroup, Selector, resolve_groups
 from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
-from finetune.optimizers.schedules import chain, make_schedule, with_warmup
+from finetune.optimizers.schedules import chain, make_schedule, schedule_functions, with_warmup
 from finetune.pretrained.restore import RestoreReport, restore
 from finetune.recipe.fields import length_of
 from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
@@ -133,7 +133,11 @@ class GroupPlan:
 def plan_groups(recipe: Recipe, tree: LayerTree) -> list[GroupPlan]:
     """Writes a strategy out as a list of groups; a list is taken as it is."""
     if isinstance(recipe.groups, Strategy):
-        return _strategy_groups(recipe.groups, tree, f"{place_of(recipe, 'groups')}: `groups`")
+        about = f"{place_of(recipe, 'groups')}: `groups`"
+        try:
+            return _strategy_groups(recipe.groups, tree, about)
+        except GroupError as error:
+            raise RecipeError(f"{about}: {error}") from error
     return [
         GroupPlan(
             f"{place_of(recipe, 'groups', index)}: group `{group.name}`",
@@ -161,7 +165,8 @@ def _selector(group: Group) -> Selector:
 def _strategy_groups(strategy: Strategy, tree: LayerTree, about: str) -> list[GroupPlan]:
     selectors = (selectors_by_layer if strategy.by == "layer" else selectors_by_block)(tree)
     if strategy.spread:
-        rates = spread_rates(*strategy.spread, len(selectors))
+        low, high = strategy.spread
+        rates = spread_rates(low, high, len(selectors))
     else:
         assert strategy.peak is not None
         assert strategy.decay is not None
@@ -252,11 +257,9 @@ def build_optimizer(
 
 def _make_optimizer(wanted: Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
     kind = _optimizer_class(wanted.name)
-    takes = {
-        name: parameter.default
-        for name, parameter in inspect.signature(kind).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in _NOT_OF_A_GROUP
-    }
+    own = inspect.signature(kind).parameters.values()
+    takes = {p.name: p.default for p in own if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}
+    takes = {**takes, **{name: takes.get(name) for name in _OF_EVERY_OPTIMIZER}}
     unknown = [name for name in wanted.arguments if name not in takes]
     if unknown:
         raise RecipeError(
@@ -272,9 +275,10 @@ def _make_optimizer(wanted: Optimizer, learning_rate: Any) -> keras.optimizers.O
     try:
         return kind(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"`{wanted.name}` does not accept its arguments. Keras says: {reason(error)}") from error
+        raise RecipeError(f"`{wanted.name}` does not accept its arguments. Keras says: {reason(error)}.") from error
 
 
+_OF_EVERY_OPTIMIZER = ("weight_decay", "clipnorm", "clipvalue")
 # What is for all groups together stands under `train`.
 _NOT_OF_A_GROUP = (
     *("learning_rate", "name", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
@@ -291,7 +295,7 @@ def _like_default(name: str, value: Any, default: Any) -> bool:
     """Whether a value is of its default's kind; Keras itself would fail in the middle of the first step."""
     if value is None and default is None:
         return True
-    if name in ("weight_decay", "clipnorm", "clipvalue") or type(default) in (int, float):
+    if name in _OF_EVERY_OPTIMIZER or type(default) in (int, float):
         return type(value) in (int, float)
     return type(value) is bool or type(default) is not bool
 
@@ -306,44 +310,29 @@ def _by_plain_name(module: Any) -> dict[str, Any]:
     return {name.lower(): value for name, value in vars(module).items() if inspect.isclass(value)}
 
 
-_LENGTHS = ("decay", "first_decay", "total", "warmup")
-
-
 def build_rate(rate: Any, length: RunLength) -> Any:
     """Returns a number as it is, and a schedule of the recipe as a Keras schedule with its lengths in steps."""
     if isinstance(rate, int | float):
         return float(rate)
-    # Where a warm-up goes in front, its length is not the schedule's own.
-    stems = [
-        s for s in _LENGTHS if hasattr(rate, f"{s}_steps") and not (s == "warmup" and hasattr(rate, "warmup_from"))
-    ]
-    spelled = {f"{stem}_{unit}" for stem in _LENGTHS if hasattr(rate, f"{stem}_steps") for unit in _UNITS}
-    switches = {"boundaries", "boundaries_epochs", "boundaries_fraction"}
-    skipped = spelled | switches | {"schedule", "schedules", "warmup_from"}
-    arguments = {name: getattr(rate, name) for name in type(rate).model_fields if name not in skipped}
-    for stem in stems:
-        arguments[f"{stem}_steps"] = length.in_steps(*_given(length_of(rate, stem)))
-    schedule = _with_switches(rate, arguments, length)
+    if rate.schedule == "chain":
+        schedule = chain([build_rate(part, length) for part in rate.schedules], _boundaries(rate, length))
+    else:
+        takes = inspect.signature(schedule_functions()[rate.schedule]).parameters
+        schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in takes})
     if rate.leading_warmup:
         return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
     return schedule
 
 
-_UNITS = ("steps", "epochs", "fraction")
+def _argument(rate: Any, name: str, length: RunLength) -> Any:
+    if name == "boundaries":
+        return _boundaries(rate, length)
+    given = length_of(rate, name.removesuffix("_steps")) if name.endswith("_steps") else None
+    return length.in_steps(*given) if given else getattr(rate, name)
 
 
-def _given(found: tuple[float, str] | None) -> tuple[float, str]:
-    assert found is not None  # the schema holds that one spelling is given
-    return found
-
-
-def _with_switches(rate: Any, arguments: dict[str, Any], length: RunLength) -> Any:
-    if not hasattr(rate, "switches"):
-        return make_schedule(rate.schedule, **arguments)
-    boundaries = [length.in_steps(*switch) for switch in rate.switches]
-    if rate.schedule == "chain":
-        return chain([build_rate(part, length) for part in rate.schedules], boundaries)
-    return make_schedule(rate.schedule, boundaries=boundaries, **arguments)
+def _boundaries(rate: Any, length: RunLength) -> list[int]:
+    return [length.in_steps(*switch) for switch in rate.switches]
 
 
 # -- Compiling --------------------------------------------------------------------------------------------------------
@@ -359,7 +348,7 @@ def compile_model(recipe: Recipe, model: keras.Model, optimizer: keras.optimizer
             _keras_object(recipe, keras.metrics, metric, "metrics", index) for index, metric in enumerate(train.metrics)
         ],
         steps_per_execution=train.steps_per_execution,
-        jit_compile=train.jit_compile,
+        jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
     )
 
 
@@ -367,18 +356,18 @@ def _keras_object(recipe: Recipe, module: Any, wanted: Named, *keys: str | int) 
     """Returns what Keras takes for a loss or metric: its name as written if Keras knows it so, else an object."""
     about = f"{place_of(recipe, 'train', *keys)}: `train.{keys[0]}: {wanted.name}`"
     plain, classes = wanted.name.lower().replace("_", ""), _by_plain_name(module)
+    by_shape = _BY_SHAPE if module is keras.metrics else ()
     if not wanted.arguments and plain not in _NO_NAMES:
         with suppress(ValueError, TypeError):
-            # Of some names Keras chooses the kind by the shape of the targets.
-            return wanted.name if wanted.name in _BY_SHAPE or module.get(wanted.name) else None
+            return wanted.name if wanted.name in by_shape or module.get(wanted.name) else None
     if plain not in classes or plain in _NO_NAMES:
         known = [key for key, value in vars(module).items() if callable(value) and key.lower() not in _NO_NAMES]
-        raise RecipeError(f"{about} is no name that Keras knows.{did_you_mean(wanted.name, [*_BY_SHAPE, *known])}")
+        raise RecipeError(f"{about} is no name that Keras knows.{did_you_mean(wanted.name, [*by_shape, *known])}")
     try:
         return classes[plain](**wanted.arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{about} needs other arguments. Keras says: {reason(error)}") from error
+        raise RecipeError(f"{about} needs other arguments. Keras says: {reason(error)}.") from error
 
 
-_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")
+_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras chooses the kind by the shape of the targets
 _NO_NAMES = ("get", "serialize", "deserialize", "loss", "metric")

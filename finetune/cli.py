@@ -139,4 +139,4 @@ def main() -> None:
 def _message(error: Exception) -> str:
     if isinstance(error, FinetuneError):
         return str(error)
-    return f"finetune failed with {type(error).__name__}: {reason(error)} `--debug` shows where; please report it."
+    return f"finetune failed with {type(error).__name__}: {reason(error)}. `--debug` shows where; please report it."

@@ -64,14 +64,15 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns the one line of an exception's message that says what went wrong; those of TensorFlow fill a page.
+    """Returns what an exception says went wrong, in one line without its full stop; those of TensorFlow fill a page.
 
     >>> reason(ValueError("Exception encountered when calling Dense.call().\\n\\ntoo wide\\n\\nArguments received ..."))
     'too wide'
     """
-    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node .*?\}\} ?| ?\[Op:.*", "", str(error))
+    inner = str(error).rpartition("Exception encountered: ")[2]
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node .*?\}\} ?| ?\[Op:.*| Full object config: .*", "", inner)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # TensorFlow's compiled functions tell where they were written first and what is wrong last.
     lines = lines[::-1] if lines[:1] == ["Graph execution error:"] else lines
     said = (line for line in lines if not line.startswith(("[[{{", "Exception encountered when calling")))
-    return next(said, type(error).__name__)[:300]
+    return next(said, "no reason given")[:300].removeprefix("''").removesuffix("''").rstrip(". ")

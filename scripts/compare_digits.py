@@ -72,7 +72,7 @@ WAYS = {
         }
     ),
     "discriminative: the recipe's groups": Way(
-        {"stem": Group(STEM), "body": Group(MIDDLE + TOP, sgd, 1 / 3), "head": Group(HEAD, adamw)}
+        {"stem": Group(STEM), "body": Group(MIDDLE + TOP, sgd, 0.3), "head": Group(HEAD, adamw)}
     ),
 }
 

@@ -141,6 +141,11 @@ def test_a_sound_fit_is_not_stopped(tiny, rows):
 # -- Progress ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def xterm(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
 def told(tiny, rows, console, epochs=2, **more):
     with ProgressLine(console, epochs=epochs, steps_per_epoch=3) as progress:
         return fit(compiled(tiny()), rows, LearningRateLogger(), progress, epochs=epochs, **more)
@@ -181,6 +186,7 @@ def read_all(terminal):
             return shown.decode()
 
 
+@pytest.mark.usefixtures("xterm")
 def test_a_terminal_gets_a_bar_that_moves_and_is_gone_at_the_end(tiny, rows):
     ours, theirs = pty.openpty()
     with ThreadPoolExecutor() as reader, os.fdopen(theirs, "w") as terminal:
@@ -194,6 +200,7 @@ def test_a_terminal_gets_a_bar_that_moves_and_is_gone_at_the_end(tiny, rows):
     assert shown.count("epoch 2/2  loss") == 1
 
 
+@pytest.mark.usefixtures("xterm")
 def test_the_bar_is_taken_off_the_terminal_when_training_breaks(tiny, rows):
     out = StringIO()
     console = Console(file=out, width=100, force_terminal=True)

@@ -33,8 +33,8 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:
         raise FinetuneError(
-            f"A builder returns a network or examples. `{builder}` failed with {type(error).__name__}: {reason(error)} "
-            "Mend it, or see where with `--debug`."
+            f"A builder returns a network or examples. `{builder}` failed with {type(error).__name__}: "
+            f"{reason(error)}. Mend it, or see where with `--debug`."
         ) from error
 
 
@@ -72,12 +72,13 @@ def load_keras_file(path: Path) -> keras.Model:
             f"{did_you_mean(path.name, beside) or f' Beside it are {quote(beside)}.' if beside else ''}"
         )
     try:
-        return keras.saving.load_model(path, compile=False)
+        model: Any = keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise FinetuneError(
-            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)} "
+            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)}. "
             "If it holds weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."
         ) from error
+    return model
 
 
 def check_model(model: Any, source: str) -> keras.Model:

@@ -24,7 +24,11 @@ class LearningRateLogger(keras.callbacks.Callback):
             logs.update({f"learning_rate/{name}": rate for name, rate in learning_rates(self.model).items()})
 
 
-def learning_rates(model: keras.Model) -> dict[str, float]:
+def _model(callback: keras.callbacks.Callback) -> Any:
+    return callback.model  # Keras says that it may be None; while training runs it is not
+
+
+def learning_rates(model: Any) -> dict[str, float]:
     """Returns the rate that each layer group of a compiled model uses in the next step."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if isinstance(optimizer, GroupedOptimizer):
@@ -60,7 +64,7 @@ class LastWeights(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if math.isfinite(float((logs or {}).get("loss", 0.0))):
             with replacing(self.path) as temporary:
-                self.model.save_weights(temporary)
+                _model(self).save_weights(temporary)
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
@@ -82,7 +86,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         loss = float((logs or {}).get("loss", 0.0))
         if self.stopped_at is None and not math.isfinite(loss):
             self.stopped_at = (self._epoch, batch + 1, loss)
-            self.model.stop_training = True
+            _model(self).stop_training = True
 
 
 class ProgressLine(keras.callbacks.Callback):

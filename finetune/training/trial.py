@@ -39,7 +39,7 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
     except FinetuneError:
         raise
     except Exception as error:
-        raise kind(f"{rule} {type(error).__name__}: {reason(error).rstrip('.')}. {advice}") from error
+        raise kind(f"{rule} {type(error).__name__}: {reason(error)}. {advice}") from error
 
 
 def _check_shape(model: keras.Model, x: np.ndarray) -> None:

@@ -1,0 +1,266 @@
+"""Pictures of a run: plain data in, PNG and SVG out. Matplotlib is imported when one is drawn, pyplot never."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.results.figures import (
+    COLOURS,
+    GREY,
+    finish,
+    line_style,
+    new_figure,
+    numbers,
+    rate_text,
+    style,
+    worth_showing,
+)
+from finetune.results.flags import LINE_HEIGHT, Flag, raise_flags
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curve = Mapping[str, Any]
+Verdict = Mapping[str, Any]
+
+_RULE_MARKS = {"valley": "v", "slide": "s", "minimum": "D", "steep": "^"}
+_MOST_AXES = 4  # x axes below each other; more cannot be read
+# The picture of an LR range test is laid out in inches: its axes keep their size, and the figure grows around them.
+_WIDTH, _LEFT, _AXES_WIDTH, _AXES_HEIGHT = 9.3, 1.1, 7.5, 4.2
+_X_AXIS, _TEXT_LINE = 0.72, 0.24
+_REASON_WIDTH = 100  # characters
+
+
+def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], *, path: Path | None = None) -> Figure:
+    """Draws the loss against the learning rate, with what was suggested and where the loss begins to diverge.
+
+    Args:
+        curves: One curve, or one for each layer group that was swept, by name. A curve holds plain lists: `rates`,
+            `losses` of the batches and `smoothed`, each of shape `(steps,)`; and where there are such, `repeats`, the
+            smoothed losses of every repeat, drawn as a band, and `group_rates`, the rates of each group by name, drawn
+            as further axes. Losses may be NaN or `None`.
+        verdicts: What `Verdict.to_json` returns, for each curve by name.
+        path: Writes `<path>.png` and `<path>.svg`; `path` may end in either.
+
+    Returns:
+        The figure; notebooks show it.
+    """
+    with style():
+        figure, (axis,) = new_figure(1, 1, size=(_WIDTH, _AXES_HEIGHT))
+        axis.set_position((_LEFT / _WIDTH, 0, _AXES_WIDTH / _WIDTH, 1))
+        flags: list[Flag] = []
+        for number, (name, curve) in enumerate(curves.items()):
+            verdict, many = verdicts[name], len(curves) > 1
+            _draw_curve(axis, curve, _summary(name, verdict) if many else None, number)
+            flags += _mark_chosen(axis, curve, verdict, name if many else None, number)
+            flags += [] if many else _mark_rules(axis, curve, verdict)
+            _mark_divergence(axis, verdict, number if many else None)
+        _scale(axis, list(curves.values()))
+        axes_below = _add_group_axes(axis, *curves.values()) if len(curves) == 1 else 0
+        _lay_out(figure, axis, raise_flags(axis, flags, axes_height=_AXES_HEIGHT), axes_below, _refusals(verdicts))
+        return finish(figure, path)
+
+
+def plot_training(history_rows: Sequence[Mapping[str, Any]], *, path: Path | None = None) -> Figure:
+    """Draws the loss, each metric and the learning rate of every group over the epochs, a panel each.
+
+    Args:
+        history_rows: One row an epoch, as in `metrics.csv`: `epoch`, `loss`, `val_loss`, metrics and
+            `learning_rate/<group>`. A rate of 0 and a value that is missing leave a gap.
+        path: Writes `<path>.png` and `<path>.svg`; `path` may end in either.
+
+    Returns:
+        The figure; notebooks show it.
+    """
+    panels = _panels(history_rows)
+    columns = min(max(len(panels), 1), 3)
+    lines = max(-(-len(panels) // columns), 1)
+    epochs = [int(row.get("epoch", number)) for number, row in enumerate(history_rows, start=1)]
+    with style():
+        figure, axes = new_figure(lines, columns, size=(5.0 * columns, 4.0 * lines), layout="constrained")
+        for axis, (title, keys) in zip(axes, panels.items(), strict=False):
+            _draw_panel(axis, title, {key: _column(history_rows, key) for key in keys}, epochs)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        return finish(figure, path)
+
+
+# The LR range test
+
+
+def _draw_curve(axis: Axes, curve: Curve, told: str | None, number: int) -> None:
+    rates, losses, smoothed = (numbers(curve[key]) for key in ("rates", "losses", "smoothed"))
+    line = line_style(number)
+    repeats = curve.get("repeats") or ()
+    if len(repeats) > 1:
+        low, high = _band(repeats)
+        label = None if told else f"smoothed, lowest to highest of {len(repeats)} repeats"
+        axis.fill_between(rates[: len(low)], low, high, color=line["color"], alpha=0.2, linewidth=0, label=label)
+    raw = None if told else "loss of the batches" + (", mean of the repeats" if len(repeats) > 1 else "")
+    axis.plot(rates, losses, color=line["color"], alpha=0.2 if told else 0.4, linewidth=1, label=raw)
+    axis.plot(rates, smoothed, label=told or "smoothed", linewidth=2.4, **line)
+
+
+def _band(repeats: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lowest and the highest of the repeats at each step that all of them made."""
+    shortest = min(map(len, repeats))
+    every = np.array([numbers(repeat)[:shortest] for repeat in repeats])
+    return every.min(axis=0), every.max(axis=0)
+
+
+def _summary(name: str, verdict: Verdict) -> str:
+    rate, divergence = verdict["learning_rate"], verdict["divergence"]
+    told = "no suggestion" if rate is None else f"{rate_text(rate)}, confidence {verdict['confidence']:.2f}"
+    return f"{name}: {told}" + ("" if divergence is None else f", diverges from {rate_text(divergence)}")
+
+
+def _mark_rules(axis: Axes, curve: Curve, verdict: Verdict) -> list[Flag]:
+    """Marks what each rule says on the curve; returns what is to be written above."""
+    flags = []
+    for suggestion in verdict["suggestions"]:
+        rate, used = suggestion["learning_rate"], suggestion["used"]
+        text = f"{suggestion['rule']} {rate_text(rate)}"
+        shape, shade = _RULE_MARKS.get(suggestion["rule"], "o"), "black" if used else GREY
+        mark = {"marker": shape, "linestyle": "", "markersize": 8, "color": shade, "markerfacecolor": "white"}
+        if curve["rates"][0] <= rate <= curve["rates"][-1]:
+            point = _on_curve(rate, curve)
+            axis.plot(*point, **mark, zorder=4)
+            flags.append(Flag(*point, text if used else f"({text})", shade, "normal"))
+        else:  # a tenth of the rate at the minimum may lie before the first
+            axis.plot([], [], **mark, label=f"({text}: outside the range)")
+    if any(text.startswith("(") for *_, text, _, _ in flags):
+        axis.plot([], [], "o", color=GREY, markerfacecolor="white", label="(set aside: the loss does not fall there)")
+    return flags
+
+
+def _mark_chosen(axis: Axes, curve: Curve, verdict: Verdict, name: str | None, number: int) -> list[Flag]:
+    rate = verdict["learning_rate"]
+    if rate is None:
+        return []
+    colour, point = line_style(number)["color"], _on_curve(rate, curve)
+    label = None if name else f"suggested {rate_text(rate)}, confidence {verdict['confidence']:.2f}"
+    axis.plot(*point, "*", markersize=18, color=colour, markeredgecolor="white", zorder=5, label=label)
+    return [Flag(*point, f"{name or 'suggested'} {rate_text(rate)}", colour, "bold")]
+
+
+def _on_curve(rate: float, curve: Curve) -> tuple[float, float]:
+    rates, smoothed = numbers(curve["rates"]), numbers(curve["smoothed"])
+    known = np.isfinite(smoothed)
+    return rate, float(np.interp(math.log(rate), np.log(rates[known]), smoothed[known]))
+
+
+def _mark_divergence(axis: Axes, verdict: Verdict, number: int | None) -> None:
+    rate = verdict["divergence"]
+    if rate is not None:
+        colour = COLOURS[1] if number is None else line_style(number)["color"]
+        label = f"diverges from {rate_text(rate)}" if number is None else None
+        axis.axvline(rate, color=colour, linestyle=":", linewidth=1.8, label=label)
+
+
+def _scale(axis: Axes, curves: Sequence[Curve]) -> None:
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("loss")
+    axis.yaxis.set_label_coords(-0.85 / _AXES_WIDTH, 0.5)
+    axis.yaxis.set_major_formatter("{x:.6g}")
+    rates = np.log(np.concatenate([numbers(curve["rates"]) for curve in curves]))
+    room = max(np.ptp(rates) * 0.02, 0.1)
+    axis.set_xlim(math.exp(rates.min() - room), math.exp(rates.max() + room))
+    lows, highs = zip(*(worth_showing(curve["smoothed"], curve["losses"]) for curve in curves), strict=True)
+    low, high = min(lows), max(highs)
+    room = max((high - low) * 0.06, abs(high) * 0.01, 1e-9)
+    axis.set_ylim(low - room, high + room)
+
+
+def _add_group_axes(axis: Axes, curve: Curve) -> int:
+    """Shows the rates of the other groups on axes below, where they keep their ratios to the rate that is swept."""
+    rates = numbers(curve["rates"])
+    own: list[str] = []
+    others: dict[str, tuple[float, list[str]]] = {}
+    for name, values in (curve.get("group_rates") or {}).items():
+        ratios = numbers(values) / rates
+        if np.allclose(ratios, 1, rtol=1e-3):
+            own.append(name)
+        elif ratios[0] > 0 and np.allclose(ratios, ratios[0], rtol=1e-3):
+            others.setdefault(f"{ratios[0]:.3g}", (float(ratios[0]), []))[1].append(name)
+    if own:
+        axis.set_xlabel(f"learning rate of {_names(own)}")
+    shown = list(reversed(others.values()))
+    if len(shown) >= _MOST_AXES:
+        shown = [shown[i] for i in np.linspace(0, len(shown) - 1, _MOST_AXES - 1).astype(int)]
+    for place, (ratio, names) in enumerate(shown, start=1):
+        functions = (partial(np.multiply, ratio), partial(np.multiply, 1 / ratio))
+        below = axis.secondary_xaxis(-place * _X_AXIS / _AXES_HEIGHT, functions=functions)
+        below.set_xlabel(f"of {_names(names)}")
+    return len(shown)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)} groups)"
+
+
+def _refusals(verdicts: Mapping[str, Verdict]) -> str:
+    told = {name: f"No suggestion. {verdict['refused']}" for name, verdict in verdicts.items() if verdict["refused"]}
+    reasons = (f"{name}: {reason}" if len(verdicts) > 1 else reason for name, reason in told.items())
+    return "\n".join(textwrap.fill(reason, _REASON_WIDTH) for reason in reasons)
+
+
+def _lay_out(figure: Figure, axis: Axes, flag_lines: int, axes_below: int, refusals: str) -> None:
+    """Makes room above the axes for the flags, below them for more axes, the legend and the reasons."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) < 45 else 1
+    legend = _TEXT_LINE * -(-len(handles) // columns) + 0.1
+    reasons = 0.2 * len(refusals.splitlines())
+    bottom = _X_AXIS * (1 + axes_below) - 0.08 + legend + reasons + 0.1
+    height = bottom + _AXES_HEIGHT + LINE_HEIGHT * flag_lines + 0.15
+    figure.set_size_inches(_WIDTH, height)
+    axis.set_position((_LEFT / _WIDTH, bottom / height, _AXES_WIDTH / _WIDTH, _AXES_HEIGHT / height))
+    place = (_LEFT / _WIDTH, (reasons + 0.1) / height)
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=columns, fontsize=11, borderaxespad=0)
+    if refusals:
+        figure.text(0.02, 0.07 / height, refusals, fontsize=11, color=COLOURS[1], va="bottom")
+
+
+# Training
+
+
+def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Returns what is drawn together: the training and the validation value of a metric, the rates of all groups."""
+    panels: dict[str, list[str]] = {}
+    measured = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, Real))
+    keys = [key for key in measured if key != "epoch"]
+    for key in sorted(keys, key=lambda key: (not key.endswith("loss"), key.startswith("learning_rate"))):
+        title = "learning rate" if key.startswith("learning_rate") else key.removeprefix("val_")
+        panels.setdefault(title, []).append(key)
+    return panels
+
+
+def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epochs: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    rates = title == "learning rate"
+    for number, (key, values) in enumerate(columns.items()):
+        label = "validation" if key.startswith("val_") else key.partition("/")[2] or "training"
+        shown = np.where(values > 0, values, np.nan) if rates else values
+        marker = "o" if len(epochs) < 50 else ""
+        axis.plot(epochs, shown, label=label, linewidth=2, marker=marker, markersize=4.5, **line_style(number))
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    if rates:
+        axis.set_yscale("log")
+    axis.legend(fontsize=11)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    return numbers([row.get(key) for row in rows])

@@ -1,0 +1,244 @@
+"""The LR range test: raises the learning rate from step to step, watches the loss, and leaves no trace.
+
+References:
+    Smith (2017), Cyclical Learning Rates for Training Neural Networks, section 3.3, https://arxiv.org/abs/1506.01186
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
+from keras.src.utils import tracking
+
+from finetune.errors import GroupError, TrainingError, did_you_mean, quote
+from finetune.optimizers.group_rates import ScaledSchedule
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.lr_rules import smooth
+from finetune.training.snapshot import no_trace
+
+_PROBED = (0, 1, 10, 100, 1000, 10000)
+CHUNK = 10  # steps between two looks at the loss: Ctrl-C and early stopping wait no longer than that
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One raising of the rates.
+
+    Attributes:
+        groups: Names of the layer groups, input to output.
+        rates: Learning rate of each group at each step, shape `(steps, groups)`; cut where the sweep stopped.
+        losses: Loss of the batch (of the accumulated batches) of each step, shape `(steps,)`; its last may be NaN.
+        swept: Index of the group whose rate is the x axis: the only one swept, or the last one.
+        planned_steps: Steps that it would have had.
+        diverged: Whether it stopped because the loss rose beyond all measure or was no number.
+    """
+
+    groups: tuple[str, ...]
+    rates: np.ndarray
+    losses: np.ndarray
+    swept: int
+    planned_steps: int
+    diverged: bool
+
+    @property
+    def x(self) -> np.ndarray:
+        """The rate of the swept group at each step."""
+        return self.rates[:, self.swept]
+
+
+def lr_range_test(
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    *,
+    start: float = 1e-7,
+    end: float = 10.0,
+    steps: int = 100,
+    group: str | None = None,
+    others: str = "rest",
+    repeats: int = 1,
+    stop_factor: float = 4.0,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Sweep]:
+    """Sweeps the learning rate of a compiled model; weights, optimizer and random state are as before afterwards.
+
+    Args:
+        model: A compiled and built model. With a `GroupedOptimizer` one multiplier sweeps all groups, which keeps the
+            ratios of their rates; `start` and `end` are those of the last group.
+        batches: Batches as for `fit`, one for every step (times `gradient_accumulation_steps`): repeat it if shorter.
+        start: First learning rate, > 0.
+        end: Last learning rate, > `start`.
+        steps: Steps between the two, >= 2, spaced geometrically.
+        group: Sweeps this group alone.
+        others: What the other groups do meanwhile: `rest` (rate 0), or `stand` at their own rates, which hides what the
+            swept group does wherever they alone bring the loss down.
+        repeats: Sweeps one after another, each from the same weights and with other batches.
+        stop_factor: A sweep stops when its smoothed loss exceeds this many times its best.
+        on_step: Told the steps done and the steps in all.
+
+    Returns:
+        One sweep for each repeat.
+
+    Raises:
+        GroupError: If the group does not exist, or the range is none.
+        TrainingError: If the batches run out.
+    """
+    _check_range(start, end, steps, stop_factor)
+    children = _children(model)
+    names = tuple(children)
+    swept = _index(names, group)
+    rates = _rates(children, swept, np.geomspace(start, end, steps), alone=group is not None, others=others)
+    micro = getattr(_inner(model), "gradient_accumulation_steps", None) or 1
+    _build(model, batches)
+    batch, sweeps = iter(batches), []
+    with _rate_variables(children.values()) as dials:
+        run = _sweeper(model, dials, micro)
+        for done in range(0, repeats * steps, steps):
+            with no_trace(model):
+                tell = partial(_tell, on_step, done, repeats * steps)
+                losses, diverged = _sweep(run, batch, rates, stop_factor, tell)
+            sweeps.append(Sweep(names, rates[: len(losses)], losses, swept, steps, diverged))
+    return sweeps
+
+
+def _check_range(start: float, end: float, steps: int, stop_factor: float) -> None:
+    if not (0 < start < end < float("inf") and steps >= 2 and stop_factor > 1):
+        raise GroupError(
+            "An LR range test raises the rate from `start` > 0 to a higher `end` in at least 2 `steps`, and stops at "
+            f"`stop_factor` > 1 times the best loss. Received start={start}, end={end}, steps={steps}, "
+            f"stop_factor={stop_factor}."
+        )
+
+
+def _inner(model: keras.Model) -> keras.optimizers.Optimizer:
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
+def _children(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    optimizer = _inner(model)
+    children = optimizer.optimizers if isinstance(optimizer, GroupedOptimizer) else [optimizer]
+    return {child.name: child for child in children}
+
+
+def _index(names: Sequence[str], group: str | None) -> int:
+    if group is None:
+        return len(names) - 1
+    if group not in names:
+        raise GroupError(
+            f"A group to sweep is one that is trained. Received `{group}`; there are {quote(names)}."
+            f"{did_you_mean(group, names)}"
+        )
+    return names.index(group)
+
+
+def _rates(
+    children: Mapping[str, keras.optimizers.Optimizer], swept: int, raised: np.ndarray, *, alone: bool, others: str
+) -> np.ndarray:
+    own = np.array([_own_rate(child) for child in children.values()])
+    if alone:
+        rates = np.tile(own if others == "stand" else np.zeros_like(own), (len(raised), 1))
+        rates[:, swept] = raised
+        return rates.astype("float32")
+    return (raised[:, None] * own / own[swept]).astype("float32")
+
+
+def _own_rate(child: keras.optimizers.Optimizer) -> float:
+    """The child's present rate; with a schedule the highest of its early ones, past a warm-up from 0."""
+    rate = child._learning_rate
+    if isinstance(rate, ScaledSchedule) and isinstance(rate.schedule, LearningRateSchedule):
+        return max(float(rate.schedule(step)) for step in _PROBED) * float(rate.multiplier)
+    return float(rate(0)) if isinstance(rate, LearningRateSchedule) else float(child.learning_rate)
+
+
+def _build(model: keras.Model, batches: tf.data.Dataset) -> None:
+    """Makes every variable that training will touch, so that the snapshot is complete."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    if not model.metrics_variables:
+        model._symbolic_build(data_batch=next(iter(batches.take(1))))
+
+
+@contextmanager
+def _rate_variables(children: Iterable[keras.optimizers.Optimizer]) -> Iterator[list[keras.Variable]]:
+    """Lets every child read its rate from a variable of its own meanwhile; yields these variables."""
+    children = list(children)
+    own = [child._learning_rate for child in children]
+    dials = [keras.Variable(0.0, dtype="float32", trainable=False, name="swept_learning_rate") for _ in children]
+    try:
+        for child, rate, dial in zip(children, own, dials, strict=True):
+            # Adafactor asks whether its rate is a callable, so it stays what it was.
+            _hold(child, dial if isinstance(rate, keras.Variable) else ScaledSchedule(lambda: 1.0, dial, dial))
+        yield dials
+    finally:
+        for child, rate in zip(children, own, strict=True):
+            _hold(child, rate)
+
+
+def _hold(child: keras.optimizers.Optimizer, rate: Any) -> None:
+    with tracking.DotNotTrackScope():
+        child._learning_rate = rate
+
+
+def _sweeper(model: keras.Model, dials: Sequence[keras.Variable], micro: int) -> Callable[..., tf.Tensor]:
+    """Compiles one function that trains a step for each row of rates and returns the losses of the batches."""
+    step = tf.function(model.train_step, jit_compile=True) if model.jit_compile is True else model.train_step
+
+    def loss_of(data: Any) -> tf.Tensor:
+        for metric in model.metrics:  # else `loss` were the mean over the batches so far
+            metric.reset_state()
+        return tf.cast(step(data)["loss"], tf.float32)
+
+    @tf.function(reduce_retracing=True)
+    def run(batch: Iterator[Any], rates: tf.Tensor) -> tf.Tensor:
+        count = tf.shape(rates)[0]
+        losses = tf.TensorArray(tf.float32, size=count)
+        for i in tf.range(count):
+            for group, dial in enumerate(dials):
+                dial.assign(rates[i, group])
+            total = tf.constant(0.0)
+            for _ in tf.range(micro):
+                total += loss_of(next(batch))
+            losses = losses.write(i, total / micro)
+        return losses.stack()
+
+    return run
+
+
+def _tell(on_step: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_step(before + done, total)
+
+
+def _sweep(
+    run: Callable[..., tf.Tensor],
+    batch: Iterator[Any],
+    rates: np.ndarray,
+    stop_factor: float,
+    tell: Callable[[int], None],
+) -> tuple[np.ndarray, bool]:
+    losses = np.zeros(0, "float32")
+    for first in range(0, len(rates), CHUNK):
+        try:
+            losses = np.concatenate([losses, run(batch, tf.constant(rates[first : first + CHUNK])).numpy()])
+        except (tf.errors.OutOfRangeError, StopIteration):
+            raise TrainingError(
+                f"An LR range test needs a batch for every step. The batches ran out after {first} of {len(rates)} "
+                "steps. Pass a dataset that repeats: `dataset.repeat()`."
+            ) from None
+        tell(len(losses))
+        if (stop := _divergence(losses, stop_factor)) is not None:
+            return losses[: stop + 1], True
+    return losses, False
+
+
+def _divergence(losses: np.ndarray, stop_factor: float) -> int | None:
+    """Returns the first step at which the smoothed loss is no number, or too many times its best."""
+    smoothed = smooth(losses)
+    risen = smoothed > stop_factor * np.fmin.accumulate(smoothed)
+    risen[:CHUNK] = False  # the first batches of a nearly fitted network differ that much by chance
+    beyond = ~np.isfinite(smoothed) | risen
+    return int(np.argmax(beyond)) if beyond.any() else None

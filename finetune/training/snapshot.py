@@ -1,0 +1,65 @@
+"""Everything that training changes, kept in memory and put back: for measurements that leave no trace."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common import global_state
+from tensorflow.python.eager import context
+
+
+@contextmanager
+def no_trace(model: keras.Model) -> Iterator[int]:
+    """Puts back, bit for bit, all that the block changed: also after an error or Ctrl-C.
+
+    That is the weights, moving statistics and seeds of the model, the slots, counters and rates of its optimizer, its
+    metrics, and the random state of Python, NumPy, Keras and TensorFlow.
+
+    Args:
+        model: A compiled model whose optimizer is built.
+
+    Yields:
+        The bytes that the copy takes.
+    """
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    variables = list({id(variable): variable for variable in variables}.values())
+    values = [variable.numpy() for variable in variables]
+    randomness = _random_state()
+    try:
+        yield sum(value.nbytes for value in values)
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        _set_random_state(randomness)
+
+
+def _random_state() -> dict[str, Any]:
+    # TensorFlow draws the seeds of eager operations from a private generator; there is no public way to read it.
+    eager, seeds = _eager_generator(), _seed_generator()
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "tensorflow": eager.getstate() if eager else None,
+        "keras": seeds.state.numpy() if seeds is not None else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    if state["tensorflow"] is not None:
+        _eager_generator().setstate(state["tensorflow"])
+    if state["keras"] is not None:
+        _seed_generator().state.assign(state["keras"])
+
+
+def _eager_generator() -> Any:
+    eager: Any = context.context()
+    return eager._rng
+
+
+def _seed_generator() -> Any:
+    return global_state.get_global_attribute("global_seed_generator")

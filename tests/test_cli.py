@@ -1,0 +1,258 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "recipes" / "digits.yaml"
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
+    "PYTHONPATH": str(ROOT),
+    "COLUMNS": "100",
+}
+
+
+def finetune(*arguments, **more):
+    command = [sys.executable, "-m", "finetune", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False, **more)
+
+
+def refused(*arguments, code=2):
+    """Runs a command that must fail with a message alone; returns the message."""
+    done = finetune(*arguments)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_recipe_is_well_written_and_the_next_command_is_named(recipe):
+    done = finetune("check", recipe)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "tiny.yaml: well written. See what it does with `finetune plan tiny.yaml`.\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_is_well_written(path):
+    assert finetune("check", path).returncode == 0
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.argv = ["finetune", *sys.argv[1:]]
+from finetune.cli import main
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+loaded = {name.split(".")[0] for name in sys.modules} & {"tensorflow", "keras", "tensorflow_hub", "numpy", "h5py"}
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize("arguments", [["check", "tiny.yaml"], ["--help"], ["run", "--help"], ["--version"]])
+def test_check_and_help_load_neither_tensorflow_nor_keras_nor_numpy(recipe, arguments):
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_all_problems_are_told_at_once_with_file_line_and_column(recipe):
+    text = recipe.read_text()
+    for old, new in [("seed: 3", "seed: -3"), ("momentum: 0.9}", "learning_rate: 1}"), ("epochs: 2", "epoch: 2")]:
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    lines = refused("check", recipe).splitlines()
+    assert lines[0] == "error: tiny.yaml:1:7: `seed` must be 0 or more. Received: `-3`."
+    assert lines[1].startswith("tiny.yaml:8:")
+    assert lines[2:] == [
+        "tiny.yaml:11:9: `train.epochs` is missing. Add it under `train`.",
+        "tiny.yaml:11:9: `train.epoch` is not a known key. Did you mean `epochs`?",
+    ] or lines[2].startswith("tiny.yaml:11:")
+
+
+def test_an_override_is_applied_and_one_that_is_wrong_is_named(recipe):
+    assert (
+        finetune("check", recipe, "--set", "train.epochs=5", "--set", "groups.head.learning_rate=1e-3").returncode == 0
+    )
+    message = refused("check", recipe, "--set", "train.epochs=many", "--set", "groups.hed.learning_rate=1")
+    assert "--set train.epochs: `train.epochs` must be a whole number." in message
+    assert "Did you mean `head`?" in message
+
+
+def test_code_of_others_needs_to_be_allowed_by_name(recipe):
+    override = ["--set", "model={builder: my_package.models:build}"]
+    message = refused("check", recipe, *override)
+    assert "`model.builder: my_package.models:build` names code that is not part of finetune" in message
+    assert "--allow-code my_package" in message
+    assert finetune("check", recipe, *override, "--allow-code", "my_package").returncode == 0
+    refused("check", recipe, *override, "--allow-code", "my_pack")
+
+
+def test_a_missing_recipe_is_told_with_the_nearest_name(recipe):
+    assert refused("check", "tny.yaml") == "error: The recipe `tny.yaml` does not exist. Did you mean `tiny.yaml`?\n"
+
+
+@pytest.mark.parametrize(
+    "line", [["--debug", "check", "no.yaml"], ["check", "--debug", "no.yaml"], ["check", "no.yaml", "--debug"]]
+)
+def test_debug_shows_the_traceback_wherever_it_stands_and_keeps_the_exit_code(line):
+    done = finetune(*line)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert (
+        done.stderr.rstrip().splitlines()[-1].startswith("finetune.errors.RecipeError: The recipe `no.yaml` does not")
+    )
+
+
+def test_debug_changes_nothing_about_a_good_command(recipe):
+    done = finetune("check", recipe, "--debug")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- Usage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["chek", "a.yaml"], "No such command 'chek'"),
+        (["check"], "Missing argument"),
+        (["check", "a.yaml", "--sett", "x=1"], "No such option: --sett"),
+        (["run", "a.yaml", "--out"], "requires an argument"),
+        (["check", "a.yaml", "b.yaml"], "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_with_the_usage(arguments, told):
+    message = refused(*arguments)
+    assert message.startswith("Usage: ")
+    assert told in message
+
+
+def test_without_a_command_the_help_is_shown():
+    done = finetune()
+    assert done.returncode == 2
+    assert "finetune check recipe.yaml" in done.stdout + done.stderr
+
+
+def test_the_help_names_every_command_and_the_version_is_the_packages():
+    shown = finetune("--help").stdout
+    assert all(f"  {command} " in shown for command in ("run", "plan", "check"))
+    assert finetune("--version").stdout == "finetune 0.1.0\n"
+
+
+# -- plan and run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_as_json_is_alone_on_stdout_and_nothing_is_on_stderr(recipe):
+    done = finetune("plan", recipe, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = json.loads(done.stdout)
+    assert plan["groups"] == ["stem", "body", "head"]
+    body = next(weight for weight in plan["weights"] if weight["name"] == "body/kernel")
+    assert body["learning_rate"] == pytest.approx([1e-2, 1e-2, 5e-3])
+
+
+def test_a_run_tells_plan_epochs_metrics_proof_and_folder_and_nothing_on_stderr(recipe):
+    done = finetune("run", recipe, "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "model: tiny, 187 parameters"
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert [line.partition(": ")[0] for line in lines[-4:]] == ["test loss", "test accuracy", "proof", "written"]
+    assert lines[-2:] == ["proof: all 6 frozen tensors are bit-identical to the start", "written: out"]
+
+
+@pytest.mark.slow
+def test_a_plan_shows_groups_and_with_weights_every_weight(recipe):
+    groups = finetune("plan", recipe)
+    assert (groups.returncode, groups.stderr) == (0, "")
+    assert "stem, bn" in groups.stdout
+    assert "body/kernel" not in groups.stdout
+    weights = finetune("plan", recipe, "--weights").stdout
+    assert "bn/moving_variance" in weights
+    assert "0.01, 0.01, 0.005" in weights
+
+
+@pytest.mark.slow
+def test_a_reader_that_stops_reading_is_no_error_worth_a_traceback(recipe):
+    command = f"{sys.executable} -m finetune plan tiny.yaml --json | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.stdout == "{\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_that_knows_only_ascii_gets_a_table_too(recipe):
+    command = [sys.executable, "-m", "finetune", "plan", "tiny.yaml"]
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "momentum" in done.stdout
+
+
+@pytest.mark.slow
+def test_bad_input_found_only_with_the_model_exits_2_with_its_place_and_leaves_nothing(recipe):
+    assert refused("run", recipe, "--out", "out", "--set", "groups.body.prefixes=[bdy]") == (
+        "error: --set groups.body.prefixes: group `body` matches nothing: `prefixes: [bdy]`. The model's top layers are "
+        "`stem`, `bn`, `body`, `head`. Did you mean `body`?\n"
+    )
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_training_that_fails_exits_1_with_advice_alone(recipe):
+    rates = ["--set", "groups.body.learning_rate=1e30", "--set", "groups.head.learning_rate=1e30"]
+    message = refused("run", recipe, "--out", "out", *rates, code=1)
+    assert message.startswith("error: A loss is a finite number.")
+    assert message.count("\n") == 1
+    assert not Path("out/model.keras").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130_with_one_line_and_keeps_what_is_there(recipe):
+    command = [sys.executable, "-m", "finetune", "run", "tiny.yaml", "--out", "out", "--set", "train.epochs=100000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch     20/"):
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        assert process.stderr.read() == "stopped\n"
+    assert process.returncode == 130
+    assert {"recipe.yaml", "plan.json", "metrics.csv", "checkpoints"} <= {path.name for path in Path("out").iterdir()}
+    assert Path("out/metrics.csv").read_text().count("\n") >= 20
+    assert not Path("out/result.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_tensorflow_starts_prints_none_of_its_noise(recipe):
+    script = """
+import os, signal, threading
+threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+import sys
+sys.argv = ["finetune", "plan", "tiny.yaml"]
+from finetune.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
+@pytest.mark.slow
+def test_the_embedded_recipe_runs_and_learns(tmp_path):
+    done = finetune("run", DIGITS, "--out", tmp_path / "out", "--set", "train.epochs=5", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["frozen_unchanged"] is True
+    assert result["metrics"]["accuracy"] > 0.7
+    assert result["metrics"]["accuracy"] > result["metrics_before"]["accuracy"] + 0.3
