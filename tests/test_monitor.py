@@ -64,7 +64,7 @@ def test_rates_are_read_through_the_wrapper_of_mixed_precision(tiny, rows):
 
 
 def test_a_plain_optimizer_logs_its_rate_under_its_name(tiny, rows):
-    model = compiled(tiny(), keras.optimizers.Adam(exponential_decay(1e-2, 3, 0.5)))
+    model = compiled(tiny(), keras.optimizers.Adam(exponential_decay(1e-2, 3, 0.5), name="adam"))
     assert fit(model, rows, LearningRateLogger(), epochs=1)["learning_rate/adam"] == [pytest.approx(5e-3)]
     assert learning_rates(model) == {"adam": pytest.approx(5e-3)}
 
