@@ -8,6 +8,8 @@ Needs nothing but Python 3.11 to 3.13 with pip. Safe to repeat: what is there is
 installation begins anew.
 """
 
+from __future__ import annotations  # an older Python must get as far as saying that it is too old
+
 import hashlib
 import os
 import shutil
@@ -22,17 +24,24 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 
 
 def main(arguments: list[str]) -> int:
-    extra = ""
-    if arguments[:1] == ["--with"] and len(arguments) > 1:
-        extra, arguments = arguments[1], arguments[2:]
-    if not arguments or arguments[0] in ("-h", "--help"):
+    extra, command = split(arguments)
+    if not command or command[0].startswith("-"):
         print(__doc__)
-        return 0 if arguments else 2
+        return 0 if command in (["-h"], ["--help"]) else 2
     make_environment()
     install(extra)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}", "VIRTUAL_ENV": str(VENV)}
-    program = shutil.which(arguments[0], path=environment["PATH"]) or arguments[0]
-    return subprocess.run([program, *arguments[1:]], env=environment, check=False).returncode
+    program = shutil.which(command[0], path=environment["PATH"])
+    if program is None:
+        sys.exit(f"error: there is no program `{command[0]}`, neither in {BIN} nor on the PATH.")
+    return subprocess.run([program, *command[1:]], env=environment, check=False).returncode
+
+
+def split(arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the extra that `--with` names, empty for none, and the command."""
+    if arguments[:1] == ["--with"]:
+        return "".join(arguments[1:2]), arguments[2:]
+    return "", arguments
 
 
 def make_environment() -> None:
@@ -44,7 +53,9 @@ def make_environment() -> None:
     print(f"Making a virtual environment in {VENV} ...", flush=True)
     made = subprocess.run([base, "-m", "venv", "--clear", VENV], capture_output=True, text=True, check=False)
     if made.returncode:  # some distributions ship Python without ensurepip; the pip outside can fill the environment
-        subprocess.run([base, "-m", "venv", "--clear", "--without-pip", VENV], check=True)
+        made = subprocess.run([base, "-m", "venv", "--clear", "--without-pip", VENV], check=False)
+    if made.returncode:
+        sys.exit(f"error: `{base} -m venv` failed. Python's venv module is needed; Debian has it in `python3-venv`.")
 
 
 def find_python() -> str:
@@ -60,9 +71,9 @@ def find_python() -> str:
 
 
 def install(extra: str) -> None:
-    """Installs the project, once for each state of pyproject.toml and choice of extras."""
+    """Installs the project, once for each choice of extras, state of pyproject.toml and place of the checkout."""
     stamp = VENV / f".installed-{extra or 'plain'}"
-    state = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    state = hashlib.sha256(str(ROOT).encode() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == state:
         return
     print("Installing finetune and what it needs (TensorFlow is about 600 MB; this takes minutes once) ...", flush=True)
@@ -78,4 +89,7 @@ def install(extra: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

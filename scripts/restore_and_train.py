@@ -10,10 +10,14 @@ A short program to copy and change. As it stands it takes the MNIST weights of t
 import argparse
 from pathlib import Path
 
-import keras
+from finetune.quiet import start_tensorflow
 
-import finetune
-from finetune.examples.digits import small_cnn, uci_digits
+start_tensorflow()  # without the noise that importing it makes otherwise
+
+import keras  # noqa: E402 - see above
+
+import finetune  # noqa: E402
+from finetune.examples.digits import small_cnn, uci_digits  # noqa: E402
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnist_cnn.weights.h5"
 

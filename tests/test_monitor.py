@@ -153,7 +153,8 @@ def told(tiny, rows, console, epochs=2, **more):
 
 def test_a_pipe_gets_one_plain_line_for_every_epoch_with_loss_metrics_and_rates(tiny, rows):
     out = StringIO()
-    history = told(tiny, rows, Console(file=out, width=200), epochs=10)
+    few = tuple(part[:5] for part in rows)
+    history = told(tiny, few, Console(file=out, width=200), epochs=10)
     lines = out.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[0] == (

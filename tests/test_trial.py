@@ -10,7 +10,7 @@ from finetune.training.trial import explained, try_examples
 
 
 def compiled(model, loss="sparse_categorical_crossentropy", metrics=("accuracy",)):
-    model.compile("sgd", loss=loss, metrics=list(metrics))
+    model.compile("sgd", loss=loss, metrics=list(metrics), run_eagerly=True)
     return model
 
 

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_a_new_process(code):
+    command = [sys.executable, "-W", "error", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_importing_the_package_loads_neither_tensorflow_nor_keras_nor_numpy():
+    done = in_a_new_process("import finetune; print({'tensorflow', 'keras', 'numpy', 'pydantic'} & set(sys.modules))")
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_name_of_an_error_can_be_had_without_tensorflow():
+    done = in_a_new_process("import finetune; finetune.FinetuneError; print('tensorflow' in sys.modules)")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_the_package_hands_out_these_names_and_no_others():
+    assert finetune.__all__ == sorted(finetune.__all__)
+    assert {
+        *("FinetuneError", "GroupedOptimizer", "LearningRateLogger", "Momentum", "Selector"),
+        *("discriminative_rates", "exponential_decay", "freeze", "layer_tree", "make_schedule", "plan"),
+        *("resolve_groups", "restore", "run", "spread_rates"),
+    } <= set(finetune.__all__)
+    assert all(callable(getattr(finetune, name)) for name in finetune.__all__)
+    assert set(finetune.__all__) <= set(dir(finetune))
+
+
+def test_what_is_handed_out_has_a_docstring_and_comes_from_the_package():
+    for name in finetune.__all__:
+        thing = getattr(finetune, name)
+        assert thing.__doc__, name
+        assert thing.__module__.startswith("finetune."), name
+        assert thing.__name__ == name
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module `finetune` has no attribute `runn`"):
+        finetune.runn  # noqa: B018
+    assert not hasattr(finetune, "nothing")
+
+
+def test_run_is_the_function_also_after_the_module_of_that_name_was_imported():
+    from finetune.run import RunResult
+
+    finetune.run = sys.modules["finetune.run"]  # what importing a module does
+    assert finetune.run.__annotations__["return"] is RunResult
+    assert finetune.run.__name__ == "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first", ["finetune.run", "finetune.plan", "import finetune.run", "from finetune.run import plan"]
+)
+def test_run_is_the_function_whatever_came_first(first):
+    done = in_a_new_process(f"import finetune; {first}; print(finetune.run.__name__, callable(finetune.run))")
+    assert done.stdout == "run True\n"
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "finetune" / "py.typed").is_file()
+
+
+def test_the_floors_are_listed_from_the_command_down_to_the_errors():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = next(c["layers"] for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    listed = {name.strip("()") for layer in layers for name in layer.split(" | ")}
+    rooms = {path.stem for path in (ROOT / "finetune").glob("*.py")} | {
+        path.parent.name for path in (ROOT / "finetune").glob("*/__init__.py")
+    }
+    assert rooms - listed <= {"__init__", "examples"}
