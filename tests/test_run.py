@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from io import StringIO
 from pathlib import Path
 
@@ -138,6 +139,12 @@ def test_frozen_tensors_are_bit_identical_and_all_others_trained(finished, tiny_
     for leaf in layer_tree(finished[0].model).leaves:
         same = checksum(leaf.variable) == checksum(start[leaf.name].variable)
         assert same == leaf.name.startswith(("stem/", "bn/")), leaf.name
+
+
+def test_the_saved_model_names_nothing_of_finetune(finished):
+    with zipfile.ZipFile(finished[0].folder / "model.keras") as file:
+        assert b"finetune" not in file.read("config.json")
+        assert b"finetune" not in file.read("model.weights.h5")
 
 
 PLAIN_KERAS = """
