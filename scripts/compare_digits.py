@@ -3,7 +3,7 @@
 
 Every way gets the same number of batches, the same decay and the same search: on each split of the digits it is trained
 with every peak rate, the best one on 400 validation rows is taken, and its accuracy on 1,000 test rows counts. Reported
-are mean and standard deviation over the splits. Takes about ten minutes on two quiet cores.
+are mean and standard deviation over the splits. Takes about 15 minutes on two quiet cores.
 
     python scripts/compare_digits.py
     python scripts/compare_digits.py --rows 20 --seeds 10 --json comparison.json

@@ -59,6 +59,12 @@ def test_the_network_is_small():
     assert WEIGHTS.stat().st_size < 300_000
 
 
+def test_moving_statistics_settle_within_the_few_steps_of_a_small_fine_tune():
+    norms = [layer for layer in small_cnn().layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norms
+    assert all(layer.momentum**100 < 0.001 for layer in norms)  # what is left of the first statistics
+
+
 def test_the_head_is_as_wide_as_asked_and_gives_probabilities():
     outputs = np.asarray(small_cnn(num_classes=3)(np.zeros((2, 28, 28, 1), np.float32)))
     assert outputs.shape == (2, 3)
