@@ -46,6 +46,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_training_after_the_test_is_bit_identical_to_training_without_it():
     histories = []
     for tested in (False, True):
@@ -59,6 +60,7 @@ def test_training_after_the_test_is_bit_identical_to_training_without_it():
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_put_back_after_an_error_and_after_ctrl_c(stop):
     model = compiled()
@@ -112,6 +114,7 @@ def test_a_diverging_sweep_stops_early_and_says_so():
     assert len(sweep.losses) == len(sweep.rates) < 60 == sweep.planned_steps
 
 
+@pytest.mark.slow
 def test_each_step_trains_as_many_batches_as_are_accumulated():
     model = compiled(gradient_accumulation_steps=2)
     counted = []
@@ -124,6 +127,7 @@ def test_each_step_trains_as_many_batches_as_are_accumulated():
         lr_range_test(model, batches().take(STEPS), steps=STEPS)
 
 
+@pytest.mark.slow
 def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
     keras.config.set_dtype_policy("mixed_float16")
     try:
