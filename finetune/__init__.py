@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from finetune.optimizers.momentum import Momentum as Momentum
     from finetune.optimizers.schedules import exponential_decay as exponential_decay
     from finetune.optimizers.schedules import make_schedule as make_schedule
+    from finetune.prepare import plan as plan
     from finetune.pretrained.restore import restore as restore
-    from finetune.run import plan as plan
     from finetune.run import run as run
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
@@ -41,7 +41,7 @@ _HOMES = {
     "restore": "pretrained.restore",
     "freeze": "training.freezing",
     "LearningRateLogger": "training.monitor",
-    "plan": "run",
+    "plan": "prepare",
     "run": "run",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these
