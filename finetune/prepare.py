@@ -72,11 +72,16 @@ def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Seque
         return prepare(wanted)
 
 
-def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
-    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
+def tell_network(ready: Prepared, console: Console) -> None:
+    """Prints which network it is, and where its weights came from."""
     console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
     if ready.restored:
         console.print(ready.restored.summary(), markup=False)
+
+
+def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
+    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
+    tell_network(ready, console)
     console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
     console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
     for advice in ready.plan.advice:

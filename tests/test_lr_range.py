@@ -118,7 +118,9 @@ def test_a_diverging_sweep_stops_early_and_says_so():
 def test_each_step_trains_as_many_batches_as_are_accumulated():
     model = compiled(gradient_accumulation_steps=2)
     counted = []
-    [[sweep]] = sweep_rates(model, batches().map(lambda x, y: (x, y)), steps=STEPS, on_step=lambda *n: counted.append(n))
+    [[sweep]] = sweep_rates(
+        model, batches().map(lambda x, y: (x, y)), steps=STEPS, on_step=lambda *n: counted.append(n)
+    )
     assert len(sweep.losses) == STEPS
     assert counted[-1] == (STEPS, STEPS)
     with pytest.raises(TrainingError, match="The batches ran out"):
