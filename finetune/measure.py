@@ -18,7 +18,6 @@ from finetune.results.terminal import terminal_plot
 from finetune.training.monitor import progress_bar
 from finetune.training.range_test import ALL, RangeTest, lr_range_test
 
-
 _AUTO_REPEATS = 5  # of `train.learning_rate: auto`, where one sweep is too noisy
 
 
