@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from finetune.run import run as run
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
+    from finetune.training.range_test import lr_range_test as lr_range_test
 
 _HOMES = {
     "FinetuneError": "errors",
@@ -41,6 +42,7 @@ _HOMES = {
     "restore": "pretrained.restore",
     "freeze": "training.freezing",
     "LearningRateLogger": "training.monitor",
+    "lr_range_test": "training.range_test",
     "plan": "prepare",
     "run": "run",
 }

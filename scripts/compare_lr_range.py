@@ -64,8 +64,9 @@ def judge(name: str, recipe: Path, overrides: list[str]) -> dict:
     best = max(GRID, key=lambda rate: np.mean(grid[rate]))
     rates = [last(rates) for rates in suggested]
     middle = float(np.exp(np.mean(np.log(rates))))
+    shown, off = " / ".join(f"{rate:.1e}" for rate in rates), max(middle / best, best / middle)
     print(
-        f"| {name} | {' / '.join(f'{rate:.1e}' for rate in rates)} | {best:.1e} | {max(middle / best, best / middle):.1f}x "
+        f"| {name} | {shown} | {best:.1e} | {off:.1f}x "
         f"| {told(followed)} | {told(grid[best])} | {np.mean(grid[best]) - np.mean(followed):+.3f} | {told(alone)} |",
         flush=True,
     )
