@@ -1,5 +1,7 @@
 """Measurements on the network of a recipe before it is trained: which learning rates are right? No trace is left."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.build import build_batches, precision
-from finetune.errors import TrainingError
+from finetune.errors import RecipeError, TrainingError
 from finetune.prepare import Prepared, equip, load_allowed, prepare, tell_network
 from finetune.recipe.loader import load_recipe, with_values
 from finetune.recipe.rates import check_text, scaled, scaled_text, tidy
 from finetune.recipe.schema import Recipe
-from finetune.results.artifacts import write_json, write_text
+from finetune.results.artifacts import check_run_folder, replacing, write_json
 from finetune.results.tables import rules_table
 from finetune.results.terminal import terminal_plot
 from finetune.training.monitor import progress_bar
@@ -61,8 +63,9 @@ def lr_range(
     """
     console = console or Console(quiet=True)
     wanted = load_allowed(recipe, overrides, allow_code)
-    if write:  # what cannot be written is told before the work, not after it
-        scaled_text(wanted, Path(recipe), dict.fromkeys(_trained(wanted), 1.0))
+    check_run_folder(None if out is None else Path(out), overwrite=True)
+    if write:
+        _check_writable(wanted, Path(recipe))
     with precision(wanted):
         ready = prepare(wanted)
         tell_network(ready, console)
@@ -141,8 +144,12 @@ def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console)
 # -- Into the recipe --------------------------------------------------------------------------------------------------
 
 
-def _trained(wanted: Recipe) -> list[str]:
-    return [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
+def _check_writable(wanted: Recipe, path: Path) -> None:
+    """Tells what cannot be written before the work, not after it."""
+    groups = [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
+    scaled_text(wanted, path, dict.fromkeys(groups, 1.0))
+    if not (os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)):
+        raise RecipeError(f"`--write` changes the recipe. `{path}` or its folder is write-protected. Use a copy.")
 
 
 def _factors(ready: Prepared, found: RangeTest) -> dict[str, float]:
@@ -160,6 +167,8 @@ def _write_rates(wanted: Recipe, path: Path, ready: Prepared, found: RangeTest, 
     factors = _factors(ready, found)
     text, changed = scaled_text(wanted, path, factors)
     check_text(text, path, scaled(load_recipe(path), factors))  # other overrides are not written
-    write_text(path, text)
+    with replacing(path.resolve()) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        shutil.copymode(path, temporary)
     for place, (old, new) in changed.items():
         console.print(f"{place}: {old:g} -> {new:g}")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -144,7 +145,7 @@ def _listed(wanted: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str, fl
     model = (
         wanted.groups if isinstance(wanted.groups, Strategy) else [one for one in wanted.groups if not one.frozen][-1]
     )
-    shape = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
+    shape: Any = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
     return [
         Group(
             name=group.name,

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,11 +65,12 @@ class CallbackTest(keras.callbacks.Callback):
         self.rates, self.losses = iter(np.geomspace(1e-7, 1e-3, STEPS)), []
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.model.optimizer.learning_rate = next(self.rates)
-        self.model.reset_metrics()
+        model: Any = self.model
+        model.optimizer.learning_rate = next(self.rates)
+        model.reset_metrics()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(logs["loss"])
+        self.losses.append((logs or {})["loss"])
 
 
 def plain(model: keras.Model, data: tf.data.Dataset) -> None:

@@ -11,6 +11,7 @@ python scripts/compare_lr_range.py --json FILE    # everything measured, too
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,9 +87,10 @@ def score(recipe: Path, overrides: list[str], rates: float | dict[str, float]) -
     wanted = load_recipe(recipe, overrides=overrides)
     with precision(wanted):
         ready = prepare(wanted)
-        if isinstance(rates, float):
+        optimizer: Any = ready.model.optimizer
+        if not isinstance(rates, dict):
             rates = {name: rates * peak / last(ready.peaks) for name, peak in ready.peaks.items()}
-        for child in ready.model.optimizer.optimizers:
+        for child in optimizer.optimizers:
             child.learning_rate = rates.get(child.name, ready.peaks[child.name])
         data, train = ready.examples, wanted.train
         ready.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 import finetune
-from finetune.errors import GroupError, RecipeError, TrainingError
+from finetune.errors import FinetuneError, GroupError, RecipeError, TrainingError
 from finetune.measure import Range, lr_range
+from finetune.prepare import tell_plan
 
 TRAINABLE = [  # all rows in a batch: no noise
     "train.batch_size=60",
@@ -122,3 +123,31 @@ def test_auto_without_a_suggestion_fails_and_leaves_no_folder(recipe):
     with pytest.raises(TrainingError, match=r"`train\.learning_rate: auto` takes the rate .* It suggests none\."):
         finetune.run(recipe, "out", overrides=same)
     assert not Path("out").exists()
+
+
+def test_a_recipe_behind_a_link_is_changed_where_it_lies_with_its_line_ends_and_its_rights(recipe):
+    text = recipe.read_text().replace("\n", "\r\n")
+    Path("there").mkdir()
+    real = Path("there/real.yaml")
+    real.write_text(text, newline="")
+    real.chmod(0o600)
+    recipe.unlink()
+    recipe.symlink_to(real)
+    lr_range(recipe, write=True, overrides=TRAINABLE[:1])
+    assert recipe.is_symlink()
+    assert real.read_bytes().count(b"\r\n") == text.count("\r\n")
+    assert real.read_text() != text
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_is_a_file_is_told_before_the_work(recipe):
+    Path("out").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"`--out out` is a file"):
+        lr_range(recipe, out="out")
+
+
+def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
+    tell_plan(finetune.plan(recipe, overrides=["train.learning_rate=auto"]), console)
+    assert "`train.learning_rate: auto` measures the rates first" in " ".join(told(console).split())
+    with pytest.raises(RecipeError, match=r"`train\.learning_rate` may only be `auto`.*Received: `0\.1`"):
+        finetune.plan(recipe, overrides=["train.learning_rate=0.1"])

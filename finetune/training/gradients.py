@@ -7,6 +7,7 @@ References:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -70,7 +71,7 @@ def _norms(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf
     @tf.function(reduce_retracing=True)
     def norms(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(x, y, model(x, training=True), training=True)
+            loss: Any = model.compute_loss(x, y, model(x, training=True), training=True)
         gradients = tape.gradient(loss, variables)
         pairs = zip(gradients, variables, strict=True)
         return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
