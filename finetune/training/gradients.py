@@ -72,7 +72,7 @@ def _norms(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf
     def norms(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss: Any = model.compute_loss(x, y, model(x, training=True), training=True)
-        gradients = tape.gradient(loss, variables)
+        gradients: Any = tape.gradient(loss, variables)
         pairs = zip(gradients, variables, strict=True)
         return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
 
