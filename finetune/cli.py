@@ -99,6 +99,21 @@ def check(
     print(f"{recipe}: well written. See what it does with `finetune plan {recipe}`.")
 
 
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List what a file of pretrained weights holds: name, shape, type and size of each."""
+    from finetune.pretrained.listing import list_weights
+    from finetune.results.listing import listing_text
+
+    listing = list_weights(path)
+    print(dumps(listing, indent=2) if json else listing_text(listing))
+
+
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,

@@ -37,7 +37,8 @@ class WeightFile:
 
     Attributes:
         path: As it was given.
-        kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint` or `tf1-checkpoint`.
+        kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint`, `tf1-checkpoint`, `saved-model`,
+            `safetensors` or `npz`.
         tensors: The weights, in the file's order.
     """
 
