@@ -266,7 +266,7 @@ def test_allowed_weights_may_be_missing_and_unused(small, tmp_path):
     report = restore(model, saved(small, ".weights.h5", tmp_path), allow_missing=["other"], allow_unused=["head"])
     assert report.missing == ("other/kernel", "other/bias")
     assert report.unused == ("head/0", "head/1")
-    assert "2 missing, 2 unused" in report.summary()
+    assert "2 missing (61.0% of the parameters), 2 unused" in report.summary()
 
 
 class Tied(layers.Layer):

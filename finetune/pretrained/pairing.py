@@ -19,7 +19,8 @@ class Pair:
         leaf: The model's weight.
         tensor: The file's weight.
         how: `name`, `layer and index`, `alias`, `structure` (where Keras or TensorFlow would keep it), `renumbered`
-            (`dense_3` for `dense`) or `ending` (`bb/conv/kernel` for `conv/kernel`); `rename` if a rule made the name.
+            (`dense_3` for `dense`) or `ending` (`bb/conv/kernel` for `conv/kernel`); then what rules did
+            to it: `rename, transpose [1, 0]`.
     """
 
     leaf: Leaf
