@@ -9,9 +9,9 @@ from finetune.recipe.fields import (
     FilePath,
     Fraction,
     ListOf,
-    NotNegative,
     OneOrMore,
     Part,
+    Positive,
     Regex,
     Text,
     choice,
@@ -120,8 +120,8 @@ class Restore(Part):
     allow_unused: OneOrMore[Text] = ()
     min_coverage: Fraction | None = None
     verify: FilePath | None = None
-    verify_rtol: NotNegative | None = None
-    verify_atol: NotNegative | None = None
+    verify_rtol: Positive | None = None
+    verify_atol: Positive | None = None
 
     @field_validator("rename")
     @classmethod
