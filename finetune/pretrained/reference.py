@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from finetune.errors import RestoreError, did_you_mean, quote, reason
+from finetune.pretrained.signatures import is_zip
 
 RTOL, ATOL = 1e-4, 1e-5
 _PARTS = ("input", "output")
@@ -55,6 +56,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             f"A file of reference outputs must exist. There is no `{path}`. Write it with `finetune reference`."
         )
     try:
+        if not is_zip(path):
+            raise ValueError("it is no npz file")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # what NumPy raises over a damaged file is not to be foreseen
@@ -78,13 +81,13 @@ def as_arrays(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray
     return {f"{part}/{name}".rstrip("/"): array for part in _PARTS for name, array in held[part].items()}
 
 
-def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[str] = ("",)) -> dict[str, np.ndarray]:
+def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Computes what a network gives out, without training behaviour.
 
     Args:
         model: A Keras model, or anything that takes a batch when it is called.
         inputs: As in `Reference`.
-        layers: Names of layers, or of outputs; an empty one stands for the model's own output.
+        layers: Names of layers, or of outputs, an empty one for the model's only output; by default all its outputs.
 
     Raises:
         RestoreError: The model takes other inputs, or has no such layer or output.
@@ -100,7 +103,8 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
             f"Reference inputs must go through the model. It takes no {_described(inputs)}: {reason(error)}."
         ) from error
     own = every.pop("")
-    every |= {str(name): value for name, value in (own.items() if isinstance(own, dict) else [("", own)])}
+    own = {str(name): value for name, value in own.items()} if isinstance(own, dict) else {"": own}
+    every, layers = every | own, layers or list(own)
     unknown = [name for name in layers if name not in every]
     if unknown:
         raise RestoreError(
@@ -175,8 +179,8 @@ def _problem(name: str, got: np.ndarray, wanted: np.ndarray, *, rtol: float, ato
     if not off.any():
         return ""
     return (
-        f"{about} differs by up to {_difference(got, wanted).max():.3g}, and {off.mean():.0%} of its {got.size:,} "
-        f"values by more than {atol:g} + {rtol:g} x the value."
+        f"{about} differs by up to {_difference(got, wanted).max():.3g}, and {off.sum():,} of its {got.size:,} values "
+        f"by more than {atol:g} + {rtol:g} x the value."
     )
 
 
