@@ -74,7 +74,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FinetuneError(f"Reference outputs are written to an npz file. Received: `{out}`. End its name in `.npz`.")
     if out.exists() and not overwrite:
         raise FinetuneError(
-            f"Nothing is written over what is there. `{out}` exists. Say `--overwrite`, or name another."
+            f"Nothing is written over what is there. `{out}` exists. Say `--overwrite`, or name another file."
         )
 
 
@@ -115,7 +115,7 @@ def _require_whole(report: RestoreReport, model: keras.Model) -> None:
     if fresh:
         raise FinetuneError(
             f"Reference outputs come from pretrained weights alone. {quote(fresh)} keep fresh ones. Name the last "
-            f"layer before them with `--layer`; the layers are {quote((layer.name for layer in model.layers), limit=12)}."
+            f"layer before them with `--layer`; there are {quote((layer.name for layer in model.layers), limit=9)}."
         )
 
 

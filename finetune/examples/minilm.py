@@ -4,6 +4,8 @@ The network is that of Wang et al. (2020), MiniLM, https://arxiv.org/abs/2002.10
 Transformers uses it. `recipes/parts/minilm.yaml` maps the names and layouts of its safetensors file onto this network.
 """
 
+from typing import Any
+
 import keras
 from keras import layers, ops
 
@@ -44,22 +46,23 @@ def classifier(
     return keras.Model(tokens, outputs, name="minilm_classifier")
 
 
-def _sentence(tokens: keras.KerasTensor, num_layers: int, vocabulary: int, max_length: int) -> keras.KerasTensor:
+def _sentence(tokens: Any, num_layers: int, vocabulary: int, max_length: int) -> Any:
     present = ops.not_equal(tokens, PAD)
     x = _embeddings(vocabulary, max_length)(tokens)
     for number in range(num_layers):
         x = _transformer_layer(f"layer_{number}")([x, present])
     weights = ops.expand_dims(ops.cast(present, x.dtype), -1)
-    mean = ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1e-9)
+    mean = ops.divide(ops.sum(x * weights, axis=1), ops.maximum(ops.sum(weights, axis=1), 1e-9))
     return layers.UnitNormalization(name="sentence")(mean)
 
 
 def _embeddings(vocabulary: int, max_length: int) -> keras.Model:
     tokens = keras.Input((None,), dtype="int32")
-    ones = ops.ones_like(tokens)
+    ones: Any = ops.ones_like(tokens)
     x = layers.Embedding(vocabulary, _WIDTH, name="word")(tokens)
     x += layers.Embedding(2, _WIDTH, name="token_type")(ones - 1)  # one sentence, all of the first type
-    x += layers.Embedding(max_length, _WIDTH, name="position")(ops.cumsum(ones, axis=1) - 1)
+    places: Any = ops.cumsum(ones, axis=1)
+    x += layers.Embedding(max_length, _WIDTH, name="position")(places - 1)
     return keras.Model(tokens, _norm("norm")(x), name="embeddings")
 
 

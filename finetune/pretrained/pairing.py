@@ -101,7 +101,8 @@ def _ways(
         return [f"{ours[leaf.layer]}/{_own(leaf.name)}", by_index(leaf, ours[leaf.layer])]
 
     def aliases(leaf: Leaf) -> list[str]:
-        return [leaf.name, by_index(leaf, leaf.layer), *_variable_paths(leaf)]
+        without_cell = leaf.name.replace("/cell/", "/")  # Keras 2 knew no cells
+        return [leaf.name, by_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
     def tensor_numbered(tensor: Tensor) -> list[str]:
         layer = theirs[_layer(tensor.name)]

@@ -93,7 +93,9 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
         RestoreError: The model takes other inputs, or has no such layer or output.
     """
     call = _caller(model, [name for name in layers if name])
-    given = inputs[""] if list(inputs) == [""] else dict(inputs)
+    given: Any = inputs[""] if list(inputs) == [""] else dict(inputs)
+    if isinstance(model, keras.Function) and isinstance(model.input, list) and not isinstance(given, dict):
+        given = [given]
     try:
         every = call(given)
     except RestoreError:
