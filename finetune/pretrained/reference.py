@@ -58,7 +58,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zip(path):
             raise ValueError("it is no npz file")
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # what NumPy raises over a damaged file is not to be foreseen
         raise RestoreError(
@@ -109,9 +109,10 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
     every, layers = every | own, layers or list(own)
     unknown = [name for name in layers if name not in every]
     if unknown:
+        known = [*filter(None, every), *(layer.name for layer in getattr(model, "layers", []))]
         raise RestoreError(
-            f"Reference outputs are the model's own, or those of a layer. It has none called {quote(unknown)}; it "
-            f"gives {quote(every)}."
+            f"Reference outputs are those of the model, by name, or of a layer. It has none of {quote(unknown)}."
+            f"{did_you_mean(unknown[0], known) or f' There are {quote(known)}.'}"
         )
     return {name: np.asarray(every[name]) for name in layers}
 
@@ -132,8 +133,10 @@ def _caller(model: Any, layers: Sequence[str]) -> Callable[[Any], dict[str, Any]
             f"The output of a layer inside can be had of functional and Sequential models. `{model.name}` is a "
             f"`{type(model).__name__}`. Take the model's own output."
         )
-    wanted: Any = {"": model.output} | {name: model.get_layer(name).output for name in inner}
-    return lambda batch: keras.Model(model.input, wanted)(batch, training=False)
+    is_graph = isinstance(model, keras.Function)  # a Sequential hands its input and output out in lists alone
+    given, own = (model.input, model.output) if is_graph else (model.inputs[0], model.outputs[0])
+    wanted: Any = {"": own} | {name: model.get_layer(name).output for name in inner}
+    return lambda batch: keras.Model(given, wanted)(batch, training=False)
 
 
 def agreement(model: Any, reference: Reference, *, rtol: float = RTOL, atol: float = ATOL) -> float:
@@ -152,13 +155,6 @@ def agreement(model: Any, reference: Reference, *, rtol: float = RTOL, atol: flo
         RestoreError: It gives out something else.
     """
     layers = list(reference.outputs)
-    if isinstance(model, keras.Model) and "" not in layers:
-        known = [layer.name for layer in model.layers] + list(getattr(model, "output_names", []))
-        for name in (name for name in layers if name not in known):
-            raise RestoreError(
-                f"A reference compares outputs of the model or of its layers. `{reference.path}` holds one of "
-                f"`{name}`, which the model lacks.{did_you_mean(name, known)}"
-            )
     got = outputs_of(model, reference.inputs, layers)
     problems = [
         problem

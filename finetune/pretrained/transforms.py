@@ -46,8 +46,8 @@ class Transform:
         along = f" along axis {self.axis}"
         ordered = f" in order {self.order}" if self.order != "C" else ""
         said = {
-            "transpose": self.transpose and f"transpose {list(self.transpose)}",
-            "reshape": self.reshape and f"reshape {list(self.reshape)}{ordered}",
+            "transpose": self.transpose is not None and f"transpose {list(self.transpose)}",
+            "reshape": self.reshape is not None and f"reshape {list(self.reshape)}{ordered}",
             "split": self.split and f"split {list(self.split) if type(self.split) is tuple else self.split}{along}",
             "concatenate": self.concatenate and f"concatenate{along}",
             "add": self.add and "add",
