@@ -95,6 +95,7 @@ warnings.simplefilter("ignore")
 import torch
 from fastai.basics import *
 from fastai.callback.schedule import *
+from torch.utils.data import TensorDataset
 torch.set_num_threads(2)
 kind, rounds = sys.argv[1], int(sys.argv[2])
 shape = (64,) if kind == "dense" else (3, 32, 32)
@@ -125,11 +126,12 @@ def main() -> None:
     parser.add_argument("--fastai", help="a Python that has fastai")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = {name: measure(*workload, arguments.rounds) for name, workload in WORKLOADS.items()}
-    for name, systems in found.items():
+    found = {}
+    for name, workload in WORKLOADS.items():
+        found[name] = measure(*workload, arguments.rounds)
         if arguments.fastai:
-            systems["fastai lr_find"] = of_fastai(arguments.fastai, name, arguments.rounds)
-        tell(name, systems)
+            found[name]["fastai lr_find"] = of_fastai(arguments.fastai, name, arguments.rounds)
+        tell(name, found[name])
     if not arguments.fastai:
         print("fastai was not timed: give a Python that has it with `--fastai`.")
     if arguments.json:
