@@ -165,3 +165,28 @@ def test_it_works_where_nobody_has_ever_set_a_seed(monkeypatch):
     model.optimizer.build(model.trainable_variables)
     with no_trace(model) as size:
         assert size > 0
+
+
+def test_a_second_test_compiles_nothing_and_one_after_a_new_compile_is_of_the_new_model():
+    model = compiled()
+
+    def losses():
+        [[sweep]] = sweep_rates(model, batches(), start=1e-5, end=1e-2, steps=STEPS)
+        return sweep.losses
+
+    first, kept = losses(), vars(model)["_finetune_sweeper"]
+    np.testing.assert_array_equal(first, losses())
+    assert vars(model)["_finetune_sweeper"] is kept
+    assert kept.run.experimental_get_tracing_count() == 1
+    assert not any("swept" in variable.name for variable in model.variables)
+    model.compile(model.optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=False))
+    assert not np.array_equal(first, losses())
+
+
+def test_a_model_that_was_tested_is_saved_cloned_and_copied_as_before(tmp_path):
+    model = compiled()
+    sweep_rates(model, batches(), start=1e-5, end=1e-2, steps=STEPS)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
+    assert len(keras.models.clone_model(model).weights) == len(model.weights)

@@ -102,8 +102,9 @@ def sweep_rates(
     _build(model, batches)
     batch, total = iter(batches), len(plans) * repeats * steps
     sweeps: list[list[Sweep]] = [[] for _ in plans]
-    with _rate_variables(children.values()) as dials:
-        run = _sweeper(model, dials, micro)
+    sweeper = _sweeper_of(model, len(children), micro)
+    run = sweeper.run
+    with _read_from(children.values(), sweeper.dials):
         for number, before in enumerate(range(0, total, steps)):
             swept, rates = plans[number // repeats]
             with no_trace(model) as size:
@@ -169,21 +170,51 @@ def _build(model: keras.Model, batches: tf.data.Dataset) -> None:
     """Makes every variable that training will touch, so that the snapshot is complete."""
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    if not model.metrics_variables:
-        model._symbolic_build(data_batch=next(iter(batches.take(1))))
+    model._symbolic_build(data_batch=next(iter(batches.take(1))))  # metrics too: what is built already stays
+
+
+@dataclass(frozen=True)
+class _Sweeper:
+    """A compiled sweep of a model, kept with it so that a second test compiles nothing.
+
+    Attributes:
+        dials: The variables that the groups read their rates from meanwhile.
+        run: Trains a step for each row of rates and returns the losses of the batches.
+        made_for: What of the model it was compiled for.
+    """
+
+    dials: tuple[keras.Variable, ...]
+    run: Callable[..., tf.Tensor]
+    made_for: tuple[Any, ...]
+
+
+def _sweeper_of(model: keras.Model, num_groups: int, micro: int) -> _Sweeper:
+    loss = getattr(model, "_compile_loss", None)  # `compile` makes it anew
+    made_for = (model.optimizer, loss, model.jit_compile, micro, [id(weight) for weight in model.trainable_variables])
+    kept = vars(model).get("_finetune_sweeper")
+    if kept is None or not _same(kept.made_for, made_for):
+        dials = tuple(
+            keras.Variable(0.0, dtype="float32", trainable=False, name="swept_learning_rate") for _ in range(num_groups)
+        )
+        kept = _Sweeper(dials, _compiled_sweep(model, dials, micro), made_for)
+        model.__dict__["_finetune_sweeper"] = kept  # past Keras' tracking: the dials are no weights of the model
+    return kept
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return all(one is other or (isinstance(one, list | int) and one == other) for one, other in zip(a, b, strict=True))
 
 
 @contextmanager
-def _rate_variables(children: Iterable[keras.optimizers.Optimizer]) -> Iterator[list[keras.Variable]]:
-    """Lets every child read its rate from a variable of its own meanwhile; yields these variables."""
+def _read_from(children: Iterable[keras.optimizers.Optimizer], dials: Sequence[keras.Variable]) -> Iterator[None]:
+    """Lets every child read its rate from a variable of its own meanwhile."""
     children = list(children)
     own = [child._learning_rate for child in children]
-    dials = [keras.Variable(0.0, dtype="float32", trainable=False, name="swept_learning_rate") for _ in children]
     try:
         for child, rate, dial in zip(children, own, dials, strict=True):
             # Adafactor asks whether its rate is a callable, so it stays what it was.
             _hold(child, dial if isinstance(rate, keras.Variable) else ScaledSchedule(lambda: 1.0, dial, dial))
-        yield dials
+        yield
     finally:
         for child, rate in zip(children, own, strict=True):
             _hold(child, rate)
@@ -194,7 +225,7 @@ def _hold(child: keras.optimizers.Optimizer, rate: Any) -> None:
         child._learning_rate = rate
 
 
-def _sweeper(model: keras.Model, dials: Sequence[keras.Variable], micro: int) -> Callable[..., tf.Tensor]:
+def _compiled_sweep(model: keras.Model, dials: Sequence[keras.Variable], micro: int) -> Callable[..., tf.Tensor]:
     """Compiles one function that trains a step for each row of rates and returns the losses of the batches."""
     step = tf.function(model.train_step, jit_compile=True) if model.jit_compile is True else model.train_step
 
@@ -204,8 +235,7 @@ def _sweeper(model: keras.Model, dials: Sequence[keras.Variable], micro: int) ->
         return tf.cast(step(data)["loss"], tf.float32)
 
     @tf.function(reduce_retracing=True)
-    def run(batch: Iterator[Any], rates: tf.Tensor) -> tf.Tensor:
-        count = tf.shape(rates)[0]
+    def run(batch: Iterator[Any], rates: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
         losses = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             for group, dial in enumerate(dials):
@@ -233,7 +263,10 @@ def _sweep(
     losses = np.zeros(0, "float32")
     for first in range(0, len(rates), CHUNK):
         try:
-            losses = np.concatenate([losses, run(batch, tf.constant(rates[first : first + CHUNK])).numpy()])
+            chunk = rates[first : first + CHUNK]
+            filled = np.pad(chunk, ((0, CHUNK - len(chunk)), (0, 0)))  # one shape for all: compiled once
+            found = run(batch, tf.constant(filled), tf.constant(len(chunk)))
+            losses = np.concatenate([losses, found.numpy()])
         except (tf.errors.OutOfRangeError, StopIteration):
             raise TrainingError(
                 f"An LR range test needs a batch for every step. The batches ran out after {first} of {len(rates)} "
