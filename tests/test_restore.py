@@ -434,3 +434,17 @@ def test_a_keras_file_with_a_lambda_gives_its_weights_and_its_code_is_not_run(tm
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body")])
     assert len(restore(model, tmp_path / "m.keras").restored) == 2
     np.testing.assert_array_equal(model.weights[0].numpy(), source.weights[0].numpy())
+
+
+def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
+    model = variant()
+    with pytest.raises(
+        RestoreError, match=r"is \(4, 2\) in the model and \(2, 4\) after `transpose \[0, 1\]` \(`net.1"
+    ):
+        restore(
+            model,
+            foreign,
+            rename=RENAME,
+            allow_unused=["extra"],
+            transform=[Transform(("body/kernel",), transpose=(1, 0)), Transform(("head/kernel",), transpose=(0, 1))],
+        )
