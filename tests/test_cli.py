@@ -89,6 +89,22 @@ def test_inspect_prints_json_on_request_and_a_message_alone_for_what_is_no_weigh
     assert refused("inspect", tmp_path / "m.txt").startswith("error: Known are `.keras`")
 
 
+# -- reference --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_reference_writes_outputs_that_a_run_is_held_to(tiny_files, recipe, tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones((2, 6), "float32"))
+    done = finetune("reference", tiny_files / "tiny.keras", tmp_path / "r.npz", "--input", tmp_path / "rows.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == ["input: 2x6", "output: 2x3"]
+    restore = ["--set", f"restore.from={tiny_files / 'tiny.keras'}", "--set", f"restore.verify={tmp_path / 'r.npz'}"]
+    np.savez(tmp_path / "r.npz", input=np.ones((2, 6)), output=np.zeros((2, 3)))
+    message = refused("run", recipe, *restore, "--out", tmp_path / "out")
+    assert "`output` differs by up to" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_problems_are_told_at_once_with_file_line_and_column(recipe):
     text = recipe.read_text()
     for old, new in [("seed: 3", "seed: -3"), ("momentum: 0.9}", "learning_rate: 1}"), ("epochs: 2", "epoch: 2")]:

@@ -139,3 +139,41 @@ def test_a_folder_without_checkpoints_lists_what_it_holds(folder, tmp_path):
     assert "`legacy.h5`, `only.weights.h5`, `whole.keras`; give the file itself." in refused(folder)
     (tmp_path / "none").mkdir()
     assert refused(tmp_path / "none").endswith("none` is empty.")
+
+
+def test_keras_weights_in_several_files_are_read_by_their_index_or_their_folder(tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="a"), layers.Dense(64, name="b")])
+    model.save_weights(tmp_path / "model.weights.json", max_shard_size=2e-5)
+    assert len(list(tmp_path.glob("*.h5"))) > 1
+    for path in (tmp_path, tmp_path / "model.weights.json"):
+        found = read_weights(path)
+        assert [tensor.name for tensor in found.tensors] == ["a/0", "a/1", "b/0", "b/1"]
+        for tensor, weight in zip(found.tensors, model.weights, strict=True):
+            np.testing.assert_array_equal(tensor.read(), weight.numpy())
+    next(tmp_path.glob("*.h5")).unlink()
+    assert "Weights in several files need all of them." in refused(tmp_path)
+
+
+def test_a_preset_folder_gives_its_backbone_s_weights(model, tmp_path):
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.save_weights(tmp_path / "task.weights.h5")
+    for name in ("config.json", "metadata.json", "task.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    found = read_weights(tmp_path)
+    assert (found.path, len(found.tensors)) == (str(tmp_path / "model.weights.h5"), 4)
+
+
+def test_a_folder_in_a_folder_is_looked_into_and_of_several_files_one_must_be_named(folder, tmp_path):
+    outer = tmp_path / "outer"
+    (outer / "inner").mkdir(parents=True)
+    shutil.copy(folder / "only.weights.h5", outer / "inner")
+    (outer / "inner" / "README.md").write_text("made by hand")
+    assert read_weights(outer).kind == "keras-weights"
+    shutil.copy(folder / "legacy.h5", outer / "inner")
+    assert "holds `legacy.h5`, `only.weights.h5`; give the file itself." in refused(outer)
+
+
+def test_a_folder_of_checkpoints_that_was_moved_gives_the_latest(folder, tmp_path):
+    state = folder / "ckpts" / "checkpoint"
+    state.write_text(state.read_text().replace('"ckpt-2"', '"/where/it/was/written/ckpt-2"', 1))
+    assert read_weights(folder / "ckpts").path.endswith("ckpts/ckpt-2")

@@ -1,4 +1,10 @@
 import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -402,3 +408,43 @@ def test_weights_of_an_lstm_without_a_cell_in_their_names_are_found(tmp_path):
     }
     np.savez(tmp_path / "m.npz", **arrays)
     assert {weight.how for weight in restore(model, tmp_path / "m.npz").restored} == {"alias"}
+
+
+@pytest.mark.slow
+def test_restoring_holds_a_few_weights_of_a_large_file_at_a_time_and_never_the_file():
+    script = Path(__file__).resolve().parent.parent / "scripts" / "bench_restore.py"
+    environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}
+    command = [sys.executable, str(script), "--matrices", "12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rises = [int(rise) for rise in re.findall(r"(\d+) MB more", done.stdout)]
+    assert len(rises) == 2
+    assert max(rises) < 140  # of 201 MB
+
+
+def test_a_keras_file_with_a_lambda_gives_its_weights_and_its_code_is_not_run(tmp_path):
+    body = [keras.Input((3,)), layers.Dense(4, name="body"), layers.Lambda(lambda x: x + 1, name="code")]
+    source = keras.Sequential(body)
+    source.save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["config.json"] = b"[not even json"
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body")])
+    assert len(restore(model, tmp_path / "m.keras").restored) == 2
+    np.testing.assert_array_equal(model.weights[0].numpy(), source.weights[0].numpy())
+
+
+def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
+    model = variant()
+    with pytest.raises(
+        RestoreError, match=r"is \(4, 2\) in the model and \(2, 4\) after `transpose \[0, 1\]` \(`net.1"
+    ):
+        restore(
+            model,
+            foreign,
+            rename=RENAME,
+            allow_unused=["extra"],
+            transform=[Transform(("body/kernel",), transpose=(1, 0)), Transform(("head/kernel",), transpose=(0, 1))],
+        )

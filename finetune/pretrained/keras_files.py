@@ -17,6 +17,7 @@ import numpy as np
 
 from finetune.errors import RestoreError
 from finetune.pretrained.numbering import is_automatic, stem
+from finetune.pretrained.probe import survives
 from finetune.pretrained.signatures import is_zip, zip_members
 from finetune.pretrained.weight_file import Tensor, WeightFile
 
@@ -46,6 +47,16 @@ def read_keras_archive(path: Path) -> WeightFile:
 
 def read_hdf5(path: Path) -> WeightFile:
     """Reads Keras weights from HDF5, whichever of Keras' two layouts the file has."""
+    return _without_crash(partial(_read_hdf5, path))
+
+
+def _without_crash(read: Callable[[], WeightFile]) -> WeightFile:
+    if not survives(read):  # nothing in HDF5 itself tells of damage
+        raise ValueError("the HDF5 library crashes over it")
+    return read()
+
+
+def _read_hdf5(path: Path) -> WeightFile:
     open_file = partial(h5py.File, path)
     with open_file() as file:
         root = "model_weights" if "model_weights" in file else "/"
@@ -57,7 +68,8 @@ def read_hdf5(path: Path) -> WeightFile:
 
 def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
     """Reads Keras weights that were saved with a `max_shard_size`."""
-    return WeightFile(str(index), "keras-weights", _keras3_tensors(*(partial(h5py.File, path) for path in files)))
+    opened = [partial(h5py.File, path) for path in files]
+    return _without_crash(lambda: WeightFile(str(index), "keras-weights", _keras3_tensors(*opened)))
 
 
 def _read_dataset(open_file: _Open, key: str) -> np.ndarray:

@@ -126,9 +126,10 @@ def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
 def _both_shapes(found: Pair) -> str:
     ours, theirs = shape_of(found.leaf), found.tensor.shape
     types = ("", "") if ours != theirs else (f" {dtype_of(found.leaf)}", f" {found.tensor.dtype}")
+    rules = [step for step in found.tensor.steps if step != "rename"]
+    where = f"after `{', '.join(rules)}`" if rules else "in the file"
     return (
-        f"`{found.leaf.name}` is {ours}{types[0]} in the model and {theirs}{types[1]} in the file "
-        f"(`{found.tensor.name}`)"
+        f"`{found.leaf.name}` is {ours}{types[0]} in the model and {theirs}{types[1]} {where} (`{found.tensor.name}`)"
     )
 
 

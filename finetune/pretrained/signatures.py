@@ -45,8 +45,11 @@ def zip_members(path: Path) -> list[str]:
     Raises:
         zipfile.BadZipFile: It is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
-        return [name for name in archive.namelist() if not name.endswith("/")]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name for name in archive.namelist() if not name.endswith("/")]
+    except (ValueError, NotImplementedError, OverflowError, EOFError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
 
 
 def is_tar(path: Path) -> bool:
