@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.pretrained.restore import restore as restore
     from finetune.run import plan as plan
     from finetune.run import run as run
+    from finetune.sources.hub import HubLayer as HubLayer
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
 
@@ -39,6 +40,7 @@ _HOMES = {
     "exponential_decay": "optimizers.schedules",
     "make_schedule": "optimizers.schedules",
     "restore": "pretrained.restore",
+    "HubLayer": "sources.hub",
     "freeze": "training.freezing",
     "LearningRateLogger": "training.monitor",
     "plan": "run",
