@@ -24,7 +24,7 @@ from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
 from finetune.recipe.loader import place_of, resolve_path
 from finetune.recipe.schema import Recipe
 from finetune.sources.data import Examples, check_examples, read_npz
-from finetune.sources.models import call_builder, check_model, load_keras_file
+from finetune.sources.models import call_builder
 from finetune.training.plan import GroupSettings
 
 
@@ -60,15 +60,6 @@ def precision(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def build_model(recipe: Recipe) -> keras.Model:
-    """Builds or loads the network, with fresh weights where it is built."""
-    source = recipe.model
-    if source.keras_file:
-        return check_model(load_keras_file(resolve_path(recipe, source.keras_file)), source.keras_file)
-    assert source.builder  # the schema holds that there is exactly one source
-    return check_model(call_builder(source.builder, source.arguments), source.builder)
 
 
 def build_examples(recipe: Recipe) -> Examples:

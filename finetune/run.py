@@ -14,7 +14,6 @@ from finetune.build import (
     RunLength,
     build_examples,
     build_groups,
-    build_model,
     build_optimizer,
     build_settings,
     compile_model,
@@ -26,6 +25,7 @@ from finetune.build import (
 from finetune.errors import DataError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup
+from finetune.network import build_model, pretrained_sources
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
@@ -167,7 +167,7 @@ def _prepare(wanted: Recipe) -> Prepared:
     groups = build_groups(wanted, plans, tree)
     settings = build_settings(plans, length)
     restored = restore_weights(wanted, model)
-    sources = {leaf.name: str(wanted.model.keras_file) for leaf in tree.leaves if wanted.model.keras_file}
+    sources = pretrained_sources(wanted, tree)
     sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     freeze(model, groups)

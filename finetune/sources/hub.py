@@ -2,7 +2,7 @@
 
 `hub.KerasLayer` is a layer of Keras 2, and `keras.layers.TFSMLayer` trains with few optimizers
 (https://github.com/tensorflow/hub/issues/920, https://github.com/tensorflow/tensorflow/issues/63849). The layer here
-makes Keras variables that share their storage with those of the loaded module: what the optimizer writes, the graph reads.
+makes Keras variables on the storage of the loaded module's: what the optimizer writes, the graph reads.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,11 +60,13 @@ class HubPart(keras.layers.Layer):
 class HubLayer(HubPart):
     """A TensorFlow Hub module, or any SavedModel with a call or a signature, as a layer that trains under `fit`.
 
-    The layer's weights are the module's own variables under their own names, so that layer groups, prefixes and restores
-    reach into it: `hub/conv2d_1/kernel`. It computes in the types it was saved with, also under a mixed policy. Where any
-    part with moving statistics is frozen, the module runs in inference mode: a SavedModel has one switch for all of its
-    BatchNormalization and dropout. It is saved whole with the model, graph and assets included; to load such a file say
-    `from finetune import HubLayer` and `keras.models.load_model(path, safe_mode=False)`, since a graph is code.
+    The layer's weights are the module's own variables under their own names, so that layer groups, prefixes and
+    restores reach into it: `hub/conv2d_1/kernel`. It computes in the types it was saved with, also under a mixed
+    policy. Where any part with moving statistics is frozen, the module runs in inference mode: a SavedModel has one
+    switch for all of its BatchNormalization and dropout.
+
+    It is saved whole with the model, graph and assets included. To load such a file say `from finetune import
+    HubLayer` and `keras.models.load_model(path, safe_mode=False)`, since a graph is code.
 
     Args:
         handle: A local folder, archive or `file://` address, or a handle of TensorFlow Hub, see `resolve_handle`.
