@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.run import plan as plan
     from finetune.run import run as run
     from finetune.sources.hub import HubLayer as HubLayer
+    from finetune.sources.hub_export import export_hub as export_hub
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
 
@@ -41,6 +42,7 @@ _HOMES = {
     "make_schedule": "optimizers.schedules",
     "restore": "pretrained.restore",
     "HubLayer": "sources.hub",
+    "export_hub": "sources.hub_export",
     "freeze": "training.freezing",
     "LearningRateLogger": "training.monitor",
     "plan": "run",

@@ -53,7 +53,7 @@ def add_head(
     }
     head = _make_head(tuple(features.shape[1:]), _pooling(pooling, len(features.shape), backbone.name), made)
     try:
-        return keras.Model(backbone.input, head(features), name=backbone.name)
+        return keras.Model(inputs_of(backbone), head(features), name=backbone.name)
     except ValueError as error:
         if HEAD not in [layer.name for layer in backbone.layers]:
             raise
@@ -75,7 +75,8 @@ def _features(backbone: keras.Model, after: str | None, output_key: str | None) 
             "whose output is not known. Put the head on where it is built."
         )
     if after is None:
-        return one_output(backbone.output, output_key, backbone.name)
+        outputs = backbone.outputs[0] if isinstance(backbone, keras.Sequential) else backbone.output
+        return one_output(outputs, output_key, backbone.name)
     names = [layer.name for layer in backbone.layers]
     if after not in names:
         raise FinetuneError(
@@ -83,6 +84,11 @@ def _features(backbone: keras.Model, after: str | None, output_key: str | None) 
             f"{quote(names[-5:])}.{did_you_mean(after, names)}"
         )
     return one_output(backbone.get_layer(after).output, output_key, after)
+
+
+def inputs_of(model: Any) -> Any:
+    """Returns the symbolic inputs of a functional or Sequential model, in their structure."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
 def one_output(outputs: Any, key: str | None, name: str) -> Any:
