@@ -102,7 +102,8 @@ class HubLayer(HubPart):
         self.supports_jit = False  # not unasked: many graphs hold what XLA cannot compile
         self._graph = graph
         self._folder = unpack_graph(graph, cache_folder() / "graphs") if graph else resolve_handle(handle)
-        module = load_saved_module(self._folder, signature=signature, tags=tags, name=str(handle))
+        settings = {"signature": signature, "tags": tags, "name": str(handle), "warns": graph is None}
+        module = load_saved_module(self._folder, **settings)
         self._module = module
         self._output_key = _pick_output(module.outputs, output_key, str(handle))
         self._wanted = {

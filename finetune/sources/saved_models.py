@@ -114,7 +114,12 @@ def _cast(tensor: Any, spec: Any) -> Any:
 
 
 def load_saved_module(
-    folder: str | Path, *, signature: str | None = None, tags: Iterable[str] | None = None, name: str | None = None
+    folder: str | Path,
+    *,
+    signature: str | None = None,
+    tags: Iterable[str] | None = None,
+    name: str | None = None,
+    warns: bool = True,
 ) -> SavedModule:
     """Loads a SavedModel to run and train it.
 
@@ -123,6 +128,7 @@ def load_saved_module(
         signature: Which signature to run; by default the module's own call, or its usual or only signature.
         tags: Which graph to load, where there are several.
         name: What messages call it.
+        warns: Whether to warn of what is lost of a module of TensorFlow 1.
 
     Raises:
         FinetuneError: If it cannot be loaded, has nothing to call or no variables, or lacks the signature.
@@ -132,7 +138,7 @@ def load_saved_module(
     calls_itself = signature is None and _is_callable(loaded)
     signature = None if calls_itself else _pick_signature(loaded, signature, name)
     function = loaded.__call__ if calls_itself else loaded.signatures[signature]
-    if not _is_callable(loaded) and hasattr(loaded, "graph"):
+    if warns and not _is_callable(loaded) and hasattr(loaded, "graph"):
         _warn_about_tf1(name, signature)
     return SavedModule(
         loaded=loaded,
@@ -186,7 +192,7 @@ def _warn_about_tf1(name: str, signature: str | None) -> None:
     warnings.warn(
         f"`{name}` is of TensorFlow 1 and runs through its signature `{signature}`: its variables are trained, but its "
         "regularization losses are lost, its BatchNorm statistics stand still and dropout stays as it was saved.",
-        stacklevel=5,
+        stacklevel=4,
     )
 
 
