@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from finetune.optimizers.momentum import Momentum as Momentum
     from finetune.optimizers.schedules import exponential_decay as exponential_decay
     from finetune.optimizers.schedules import make_schedule as make_schedule
+    from finetune.prepare import plan as plan
     from finetune.pretrained.restore import restore as restore
-    from finetune.run import plan as plan
     from finetune.run import run as run
     from finetune.sources.hub import HubLayer as HubLayer
     from finetune.sources.hub_export import export_hub as export_hub
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
+    from finetune.training.step import grouped_train_step as grouped_train_step
 
 _HOMES = {
     "FinetuneError": "errors",
@@ -44,8 +45,9 @@ _HOMES = {
     "HubLayer": "sources.hub",
     "export_hub": "sources.hub_export",
     "freeze": "training.freezing",
+    "grouped_train_step": "training.step",
     "LearningRateLogger": "training.monitor",
-    "plan": "run",
+    "plan": "prepare",
     "run": "run",
 }
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these

@@ -9,6 +9,7 @@ from math import ceil, floor
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from finetune.errors import GroupError, RecipeError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import LayerTree, takes_weight_decay
@@ -71,8 +72,8 @@ def build_examples(recipe: Recipe) -> Examples:
     return check_examples(call_builder(source.builder, source.arguments))
 
 
-def run_length(recipe: Recipe, examples: Examples) -> RunLength:
-    """Counts the batches as Keras will, which takes the validation rows off the end of the training rows."""
+def training_rows(recipe: Recipe, examples: Examples) -> int:
+    """Counts the rows that are trained on as Keras will, which takes the validation rows off the end."""
     fraction, every = recipe.train.validation_fraction, len(examples.x_train)
     rows = floor(every * (1.0 - fraction))
     wrong = "but the data have validation rows of their own. Use one or the other" if _has_validation(examples) else ""
@@ -81,7 +82,21 @@ def run_length(recipe: Recipe, examples: Examples) -> RunLength:
     if fraction and wrong:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
-    return RunLength(recipe.train.epochs, ceil(rows / recipe.train.batch_size))
+    return rows
+
+
+def run_length(recipe: Recipe, examples: Examples) -> RunLength:
+    """Counts the batches as Keras will."""
+    return RunLength(recipe.train.epochs, ceil(training_rows(recipe, examples) / recipe.train.batch_size))
+
+
+def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
+    """Makes shuffled whole batches of the training rows, for measurements; one batch if there are fewer rows."""
+    rows = training_rows(recipe, examples)
+    x, y = (tf.convert_to_tensor(array[:rows]) for array in (examples.x_train, examples.y_train))
+    order = tf.data.Dataset.range(rows).shuffle(rows, seed=recipe.seed)
+    batches = order.batch(min(recipe.train.batch_size, rows), drop_remainder=True)
+    return batches.map(lambda picked: (tf.gather(x, picked), tf.gather(y, picked)))
 
 
 def _has_validation(examples: Examples) -> bool:

@@ -75,14 +75,47 @@ def plan(
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
     _start()
-    from finetune.run import plan as plan_recipe
-    from finetune.run import tell_plan
+    from finetune.prepare import plan as plan_recipe
+    from finetune.prepare import tell_plan
 
     planned = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
     if json:
         print(dumps(planned.plan.to_json(), indent=2))
     else:
         tell_plan(planned, _console(), every_weight=weights)
+
+
+@app.command("lr-range")
+def lr_range(
+    recipe: RecipePath,
+    group: Annotated[
+        str | None, typer.Option(help="Sweep this layer group alone.", show_default="all, their ratios kept")
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Sweep every group alone, and propose a rate for each.")] = False,
+    others: Annotated[
+        str, typer.Option(help="The other groups meanwhile: `rest`, or `stand` at their rates.")
+    ] = "rest",
+    start: Annotated[float, typer.Option(help="First learning rate, of the last group if all are swept.")] = 1e-7,
+    end: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps between the two.")] = 100,
+    repeats: Annotated[int, typer.Option(help="Sweeps with other batches, whose mean is judged.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for the curve: JSON, PNG and SVG.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the rates found into the recipe. Its comments stay.")
+    ] = False,
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
+    _start()
+    from finetune.measure import Range
+    from finetune.measure import lr_range as measure
+
+    settings = Range(group, each, start, end, steps, repeats, others)
+    console = _console()
+    found = measure(recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console)
+    if not found.learning_rates:
+        raise typer.Exit(1)
 
 
 @app.command()

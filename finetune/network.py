@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import keras
 
@@ -33,7 +34,7 @@ def _build_network(recipe: Recipe) -> keras.Model:
         return check_model(load_keras_file(resolve_path(recipe, source.keras_file)), source.keras_file)
     if source.application:
         with _placed(recipe, "application"):
-            return _build_application(recipe)
+            return _build_application(recipe, source.application, source.weights or "none")
     if source.hub:
         with _placed(recipe, "hub"):
             return make_hub_model(
@@ -47,16 +48,14 @@ def _build_network(recipe: Recipe) -> keras.Model:
     return check_model(call_builder(source.builder, source.arguments), source.builder)
 
 
-def _build_application(recipe: Recipe) -> keras.Model:
+def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     source = recipe.model
-    settings = {"input_shape": source.input_shape, "arguments": source.arguments}
-    model = make_application(
-        source.application, imagenet=source.weights == "imagenet", include_top=source.include_top, **settings
-    )
-    if source.weights not in ("none", "imagenet"):
-        unused = () if source.include_top else top_layers(source.application, model, **settings)
+    settings: Any = {"input_shape": source.input_shape, "arguments": source.arguments}
+    model = make_application(name, imagenet=weights == "imagenet", include_top=source.include_top, **settings)
+    if weights not in ("none", "imagenet"):
+        unused = () if source.include_top else top_layers(name, model, **settings)
         with _placed(recipe, "weights"):
-            restore(model, resolve_path(recipe, source.weights), allow_unused=unused)
+            restore(model, resolve_path(recipe, weights), allow_unused=unused)
     return model
 
 

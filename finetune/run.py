@@ -10,46 +10,19 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from finetune.build import (
-    RunLength,
-    build_examples,
-    build_groups,
-    build_optimizer,
-    build_settings,
-    compile_model,
-    plan_groups,
-    precision,
-    restore_weights,
-    run_length,
-)
+from finetune.build import precision
 from finetune.errors import DataError, TrainingError
-from finetune.groups.layer_tree import layer_tree
-from finetune.groups.resolver import LayerGroup
-from finetune.network import build_model, pretrained_sources
-from finetune.pretrained.restore import RestoreReport
-from finetune.recipe.loader import check_code_allowed, dump_recipe, load_recipe
+from finetune.measure import with_measured_rates, write_range_test
+from finetune.prepare import Prepared, load_allowed, prepare, tell_plan
+from finetune.recipe.loader import dump_recipe
 from finetune.recipe.schema import Recipe
 from finetune.results.artifacts import check_run_folder, make_run_folder, replacing, write_json, write_text
-from finetune.results.tables import LEGEND, group_table, plan_text, weight_table
-from finetune.sources.data import Examples
-from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
+from finetune.results.tables import plan_text
+from finetune.training.freezing import checksums, prove_unchanged
 from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
-from finetune.training.plan import Plan, make_plan
-from finetune.training.trial import explained, try_examples
+from finetune.training.trial import explained
 
 _SEE_WHERE = "The option `--debug` shows where."
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs, with the weights restored and the model compiled; nothing is trained yet."""
-
-    model: keras.Model
-    examples: Examples
-    groups: tuple[LayerGroup, ...]
-    plan: Plan
-    restored: RestoreReport | None
-    length: RunLength
 
 
 @dataclass(frozen=True)
@@ -100,16 +73,22 @@ def run(
     """
     console, clock, out = console or Console(quiet=True), _Clock(), None if out is None else Path(out)
     with clock("load"):
-        wanted = _load_allowed(recipe, overrides, allow_code)
+        wanted = load_allowed(recipe, overrides, allow_code)
         check_run_folder(out, overwrite=overwrite)
     with precision(wanted):
         with clock("prepare"):
-            ready = _prepare(wanted)
+            ready = prepare(wanted)
+        found = None
+        if wanted.train.learning_rate == "auto":
+            with clock("lr_range"):
+                wanted, ready, found = with_measured_rates(wanted, ready, console)
         tell_plan(ready, console)
         with clock("evaluate"), explained(DataError, "The test examples must go through the model.", _SEE_WHERE):
             metrics_before = _evaluate(ready)
         folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
         _write_plan(folder, wanted, ready)
+        if found:
+            write_range_test(found, folder / "plots")
         frozen_before = checksums(ready.groups, frozen=True)
         with clock("train"):
             _train(wanted, ready, folder, console)
@@ -125,56 +104,6 @@ def run(
     _write_result(result)
     prove_unchanged(frozen_before, frozen_after)
     return result
-
-
-def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Prepared:
-    """Does all of `run` that comes before training: what would happen to every weight, on the real model.
-
-    Args:
-        recipe: Path of the recipe.
-        overrides: Changes to the recipe such as `"train.epochs=3"`.
-        allow_code: Packages whose code the recipe may run.
-
-    Raises:
-        FinetuneError: If the input is wrong.
-    """
-    wanted = _load_allowed(recipe, overrides, allow_code)
-    with precision(wanted):
-        return _prepare(wanted)
-
-
-def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
-    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
-    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
-    if ready.restored:
-        console.print(ready.restored.summary(), markup=False)
-    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
-    console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
-    for advice in ready.plan.advice:
-        console.print(f"advice: {advice}", markup=False)
-
-
-def _load_allowed(recipe: str | Path, overrides: Sequence[str], allow_code: Sequence[str]) -> Recipe:
-    wanted = load_recipe(recipe, overrides=overrides)
-    check_code_allowed(wanted, allow_code)
-    return wanted
-
-
-def _prepare(wanted: Recipe) -> Prepared:
-    model, examples = build_model(wanted), build_examples(wanted)
-    tree, length = layer_tree(model), run_length(wanted, examples)
-    plans = plan_groups(wanted, tree)
-    groups = build_groups(wanted, plans, tree)
-    settings = build_settings(plans, length)
-    restored = restore_weights(wanted, model)
-    sources = pretrained_sources(wanted, tree)
-    sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
-    plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
-    freeze(model, groups)
-    compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
-    check_trainable(model, groups)
-    try_examples(model, examples)
-    return Prepared(model, examples, groups, plan, restored, length)
 
 
 def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> None:

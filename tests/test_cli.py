@@ -161,6 +161,7 @@ def test_a_plan_as_json_is_alone_on_stdout_and_nothing_is_on_stderr(recipe):
     assert body["learning_rate"] == pytest.approx([1e-2, 1e-2, 5e-3])
 
 
+@pytest.mark.slow
 def test_a_run_tells_plan_epochs_metrics_proof_and_folder_and_nothing_on_stderr(recipe):
     done = finetune("run", recipe, "--out", "out")
     assert (done.returncode, done.stderr) == (0, "")

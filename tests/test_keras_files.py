@@ -139,6 +139,7 @@ def test_the_legacy_layout_gives_names(model, tmp_path):
     np.testing.assert_array_equal(tensors["conv/kernel"].read(), model.get_layer("conv").kernel.numpy())
 
 
+@pytest.mark.slow
 @uses_tf_keras
 @pytest.mark.parametrize("name", ["whole.h5", "weights_only.h5", "whole.keras", "only.weights.h5"])
 def test_what_tf_keras_wrote_goes_into_a_model_of_keras_3(name, tmp_path):

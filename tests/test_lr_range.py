@@ -10,7 +10,7 @@ import tensorflow as tf
 from finetune.errors import GroupError, TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import exponential_decay
-from finetune.training.lr_range import lr_range_test
+from finetune.training.lr_range import sweep_rates
 from finetune.training.snapshot import no_trace
 
 X = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
@@ -46,6 +46,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 def test_training_after_the_test_is_bit_identical_to_training_without_it():
     histories = []
     for tested in (False, True):
@@ -53,12 +54,13 @@ def test_training_after_the_test_is_bit_identical_to_training_without_it():
         model.fit(X, Y, batch_size=16, epochs=1, verbose=0)
         before = state(model)
         if tested:
-            lr_range_test(model, batches(), steps=STEPS, repeats=2)
+            sweep_rates(model, batches(), steps=STEPS, repeats=2)
             assert same(before, state(model))
         histories.append(model.fit(X, Y, batch_size=16, epochs=2, verbose=0).history)
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_put_back_after_an_error_and_after_ctrl_c(stop):
     model = compiled()
@@ -70,7 +72,7 @@ def test_everything_is_put_back_after_an_error_and_after_ctrl_c(stop):
         raise stop
 
     with pytest.raises(stop):
-        lr_range_test(model, batches(), steps=STEPS, on_step=interrupt)
+        sweep_rates(model, batches(), steps=STEPS, on_step=interrupt)
     assert same(before, state(model))
     assert model.optimizer.learning_rates == rates
     assert random.getstate() == drawn[0]
@@ -86,20 +88,20 @@ def test_the_losses_are_those_of_single_batches_trained_by_hand():
         by_hand.optimizer.learning_rate = rate
         by_hand.reset_metrics()
         losses.append(by_hand.train_on_batch(x, y)[0])
-    [sweep] = lr_range_test(model, batches(), start=1e-4, end=1e-1, steps=STEPS)
+    [[sweep]] = sweep_rates(model, batches(), start=1e-4, end=1e-1, steps=STEPS)
     np.testing.assert_allclose(sweep.losses, losses, rtol=2e-5)
     np.testing.assert_allclose(sweep.x, np.geomspace(1e-4, 1e-1, STEPS), rtol=1e-6)
 
 
 def test_one_multiplier_keeps_the_ratios_of_all_groups():
-    [sweep] = lr_range_test(compiled(), batches(), start=1e-5, end=1e-2, steps=STEPS)
+    [[sweep]] = sweep_rates(compiled(), batches(), start=1e-5, end=1e-2, steps=STEPS)
     assert sweep.groups == ("body", "head")
     np.testing.assert_allclose(sweep.rates[:, 1] / sweep.rates[:, 0], 10, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("others", "rate"), [("stand", 1e-2), ("rest", 0.0)])
 def test_a_group_alone_is_swept_while_the_others_stand_or_rest(others, rate):
-    [sweep] = lr_range_test(compiled(), batches(), start=1e-5, end=1e-2, steps=STEPS, group="body", others=others)
+    [[sweep]] = sweep_rates(compiled(), batches(), start=1e-5, end=1e-2, steps=STEPS, groups=["body"], others=others)
     assert sweep.swept == 0
     np.testing.assert_allclose(sweep.rates[:, 1], rate, rtol=1e-6)
     np.testing.assert_allclose(sweep.rates[[0, -1], 0], [1e-5, 1e-2], rtol=1e-6)
@@ -107,23 +109,25 @@ def test_a_group_alone_is_swept_while_the_others_stand_or_rest(others, rate):
 
 def test_a_diverging_sweep_stops_early_and_says_so():
     model = compiled(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0))
-    [sweep] = lr_range_test(model, batches(), start=1e-2, end=1e6, steps=60)
+    [[sweep]] = sweep_rates(model, batches(), start=1e-2, end=1e6, steps=60)
     assert sweep.diverged
     assert len(sweep.losses) == len(sweep.rates) < 60 == sweep.planned_steps
 
 
+@pytest.mark.slow
 def test_each_step_trains_as_many_batches_as_are_accumulated():
     model = compiled(gradient_accumulation_steps=2)
     counted = []
-    [sweep] = lr_range_test(
+    [[sweep]] = sweep_rates(
         model, batches().map(lambda x, y: (x, y)), steps=STEPS, on_step=lambda *n: counted.append(n)
     )
     assert len(sweep.losses) == STEPS
     assert counted[-1] == (STEPS, STEPS)
     with pytest.raises(TrainingError, match="The batches ran out"):
-        lr_range_test(model, batches().take(STEPS), steps=STEPS)
+        sweep_rates(model, batches().take(STEPS), steps=STEPS)
 
 
+@pytest.mark.slow
 def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -131,7 +135,7 @@ def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
         model.compile(
             keras.optimizers.Adam(name="adam"), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
-        [sweep] = lr_range_test(model, batches(), steps=STEPS)
+        [[sweep]] = sweep_rates(model, batches(), steps=STEPS)
     finally:
         keras.config.set_dtype_policy("float32")
     assert sweep.groups == ("adam",)
@@ -141,9 +145,9 @@ def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
 
 def test_an_unknown_group_and_an_impossible_range_are_told():
     with pytest.raises(GroupError, match=r"Received `hed`; there are `body`, `head`\. Did you mean `head`\?"):
-        lr_range_test(compiled(), batches(), group="hed")
+        sweep_rates(compiled(), batches(), groups=["hed"])
     with pytest.raises(GroupError, match=r"raises the rate from `start` > 0 to a higher `end`.*start=1\.0, end=0\.1"):
-        lr_range_test(compiled(), batches(), start=1.0, end=0.1)
+        sweep_rates(compiled(), batches(), start=1.0, end=0.1)
 
 
 def test_the_copy_takes_as_much_memory_as_the_variables_it_keeps():

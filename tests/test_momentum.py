@@ -161,6 +161,7 @@ def fitted(jit_compile, epochs=1, **settings):
     return model
 
 
+@pytest.mark.slow
 @saves_a_model
 def test_fit_gives_the_same_weights_with_and_without_xla():
     for plain, compiled in zip(fitted(False).get_weights(), fitted(True).get_weights(), strict=True):

@@ -368,6 +368,7 @@ def test_a_loss_scale_factor_goes_with_sparse_gradients(kind):
     assert_identical(found, drive_sparse(RULES["sgd"](loss_scale_factor=4.0), dense, dense=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [{}, {"global_clipnorm": 0.5}], ids=str)
 def test_sparse_gradients_compile_with_xla(clip):
     compiled, eager = make_variables(), make_variables()
@@ -380,6 +381,7 @@ def test_sparse_gradients_compile_with_xla(clip):
 # -- Compiled steps and mixed precision -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "jit_compile"), [("ours", False), ("ours", True), ("multi", False)])
 def test_a_compiled_step_of_equal_groups_is_bit_identical_to_one_optimizer(kind, jit_compile):
     def run(optimizer, variables):
@@ -602,6 +604,7 @@ def assert_goes_on_alike(model, loaded):
 PATHS = "finds its variables by paths, which change when the model is loaded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("ours", name) for name in MODELS]
@@ -618,6 +621,7 @@ def test_a_loaded_keras_file_goes_on_bit_identically(kind, name, tmp_path):
     assert_goes_on_alike(model, keras.models.load_model(tmp_path / "model.keras"))
 
 
+@pytest.mark.slow
 @over(
     "plain", "multi", "ours", plain="reads no state of a frozen part", multi="a frozen part makes its gradients too few"
 )
@@ -639,6 +643,7 @@ def test_saved_with_a_part_frozen_and_loaded_it_can_be_unfrozen(kind, name, tmp_
     assert_goes_on_alike(model, loaded)
 
 
+@pytest.mark.slow
 @over("plain", "multi", "ours", plain="does not keep it in its config", multi="does not keep it in its config")
 def test_what_is_excluded_from_weight_decay_stays_so_in_a_loaded_file(kind, tmp_path):
     def make(**settings):
@@ -665,6 +670,7 @@ def test_loaded_weights_and_optimizer_state_go_on_bit_identically(kind, tmp_path
 NOT_BUILT = "skips the state of an optimizer that was not built yet"
 
 
+@pytest.mark.slow
 @over("plain", "multi", "ours", plain=NOT_BUILT, multi=NOT_BUILT)
 def test_loading_weights_into_an_optimizer_not_built_yet_brings_its_state(kind, tmp_path):
     model, fresh = (compiled(kind, flat_model(), RULES["scheduled"]) for _ in range(2))
@@ -674,6 +680,7 @@ def test_loading_weights_into_an_optimizer_not_built_yet_brings_its_state(kind, 
     assert_goes_on_alike(model, fresh)
 
 
+@pytest.mark.slow
 @over("plain", "multi", "ours", multi="saves none of the children's slots")
 @pytest.mark.parametrize("built", [True, False], ids=["built", "not built"])
 def test_a_tensorflow_checkpoint_brings_every_slot_and_goes_on_bit_identically(kind, built, tmp_path):

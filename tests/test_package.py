@@ -59,7 +59,7 @@ def test_run_is_the_function_also_after_the_module_of_that_name_was_imported():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "first", ["finetune.run", "finetune.plan", "import finetune.run", "from finetune.run import plan"]
+    "first", ["finetune.run", "finetune.plan", "import finetune.run", "from finetune.prepare import plan"]
 )
 def test_run_is_the_function_whatever_came_first(first):
     done = in_a_new_process(f"import finetune; {first}; print(finetune.run.__name__, callable(finetune.run))")

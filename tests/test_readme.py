@@ -23,6 +23,10 @@ def test_the_python_in_the_readme_runs():
     assert names["optimizer"].learning_rates["head"] == pytest.approx(1e-3)
 
 
+def test_the_recipe_in_the_readme_is_the_one_that_runs():
+    assert (ROOT / "recipes" / "digits.yaml").read_text(encoding="utf-8") in blocks("yaml")
+
+
 def test_every_link_to_a_file_leads_somewhere():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links

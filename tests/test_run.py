@@ -183,6 +183,7 @@ def test_the_returned_model_can_be_trained_further(finished, rows):
 # -- The same again ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_out_runs_are_numbered_and_the_same_seed_gives_the_same_result(recipe):
     first, second = (finetune.run(recipe, overrides=["train.epochs=1"]) for _ in range(2))
     assert [first.folder, second.folder] == [Path("runs/tiny-1"), Path("runs/tiny-2")]

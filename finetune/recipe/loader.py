@@ -1,7 +1,7 @@
 """From a recipe file to a `Recipe`, and back."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,16 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         raise report(problems)
     recipe._tree = tree
     return recipe
+
+
+def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> Recipe:
+    """Returns a loaded recipe with other values at some places, each given by the keys that lead to it."""
+    tree: Node = recipe._tree
+    for keys, value in values.items():
+        tree = with_value(tree, keys, Node(value, follow(tree, keys)[0].place))
+    changed = Recipe.model_validate(_with_folders(tree))
+    changed._tree = tree
+    return changed
 
 
 def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:

@@ -19,6 +19,7 @@ from finetune.recipe.fields import (
     matched,
     one_of,
     pick,
+    show,
 )
 
 APPLICATIONS = (
@@ -136,9 +137,9 @@ class ModelSource(Part):
             said = "is missing. Say `imagenet` (Keras downloads them), `none`, or name a weight file"
             raise fault(said, at=("weights",))
         if self.input_shape is None or len(self.input_shape) != 3 or self.input_shape[-1] != 3:
-            shown = {} if self.input_shape is None else {"received": self.input_shape}
+            received = f". Received: {show(self.input_shape)}" if self.input_shape else ""
             rule = "must give height, width and 3 channels of an image, e.g. `[224, 224, 3]`"
-            raise fault(rule, at=("input_shape",), **shown)
+            raise fault(rule + received, at=("input_shape",))
         if self.include_top == (self.head is not None):
             received = "both" if self.include_top else "neither"
             raise fault(

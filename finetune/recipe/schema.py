@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PrivateAttr,
     ValidationInfo,
@@ -103,11 +104,23 @@ class Restore(Part):
         return value
 
 
+def _auto(value: Any) -> Any:
+    if value not in (None, "auto"):
+        raise fault("may only be `auto`, which measures it before training. Rates stand in the groups", received=value)
+    return value
+
+
 class Train(Part):
-    """How long and in which way all groups are trained together."""
+    """How long and in which way all groups are trained together.
+
+    Attributes:
+        learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
+            groups then only say their ratios.
+    """
 
     epochs: Count
     batch_size: Count = 32
+    learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_auto)] = None
     loss: Named
     metrics: OneOrMore[Named] = ()
     clipnorm: Positive | None = None

@@ -15,12 +15,13 @@ def merged(base: Node, top: Node) -> Node:
     return replace(top, value={**base.value, **nodes})
 
 
-def with_value(node: Node, keys: Sequence[str], new: Node, *, above: tuple[str, ...] = ()) -> Node:
+def with_value(node: Node, keys: Sequence[str | int], new: Node, *, above: tuple[str, ...] = ()) -> Node:
     """Returns the tree with another value at the end of a path.
 
     Args:
         node: The tree.
-        keys: Keys of mappings; names or indices of list entries. Mappings that are not there are made.
+        keys: Keys of mappings; names or indices of list entries, the latter also as text. Mappings that are not there
+            are made.
         new: The value.
         above: Keys that led to `node`, for messages.
 
@@ -29,7 +30,7 @@ def with_value(node: Node, keys: Sequence[str], new: Node, *, above: tuple[str, 
     """
     if not keys:
         return replace(new, key_place=new.place)
-    key, below = keys[0], (*above, keys[0])
+    key, below = keys[0], (*above, str(keys[0]))
     if node.value is None or isinstance(node.value, dict):
         nodes = node.value or {}
         child = nodes.get(key, Node({}, new.place))
@@ -48,7 +49,9 @@ def name_of(node: Node) -> str | None:
     return name.value if name and isinstance(name.value, str) else None
 
 
-def _index(nodes: Sequence[Node], key: str, above: tuple[str, ...]) -> int:
+def _index(nodes: Sequence[Node], key: str | int, above: tuple[str, ...]) -> int:
+    if isinstance(key, int):
+        return key
     names = [name_of(node) for node in nodes]
     if key in names:
         return names.index(key)

@@ -53,6 +53,15 @@ def weight_table(plan: Plan) -> Table:
     return table
 
 
+def rules_table(verdict: Mapping[str, Any]) -> Table:
+    """One row for each rule of an LR range test: its rate, and whether it points at a place where the loss falls."""
+    table = _table("rule", "learning rate", "used")
+    for found in verdict["suggestions"]:
+        used = "yes" if found["used"] else "no: the loss does not fall there"
+        _add_row(table, found["rule"], f"{found['learning_rate']:.2e}", used)
+    return table
+
+
 def plan_text(plan: Plan) -> str:
     """Both tables and the advice as plain text."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]

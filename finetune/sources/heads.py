@@ -104,7 +104,7 @@ def one_output(outputs: Any, key: str | None, name: str) -> Any:
     by_key = dict(outputs) if isinstance(outputs, dict) else {str(n): one for n, one in enumerate(outputs)}
     if key is None and len(by_key) == 1:
         return next(iter(by_key.values()))
-    if key not in by_key:
+    if key is None or key not in by_key:
         received = f"there is no `{key}`" if key else "none is chosen"
         raise FinetuneError(
             f"A recipe trains one output. `{name}` has {quote(by_key)}; {received}. Choose one with `output_key`."

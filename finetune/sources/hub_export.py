@@ -68,10 +68,10 @@ def _specs(model: keras.Model) -> Any:
 
 
 def _traced(model: keras.Model) -> Any:
-    @tf.function(autograph=False)
-    def call(inputs: Any, training: bool = False) -> Any:
+    def run(inputs: Any, training: bool = False) -> Any:
         return model(inputs, training=training)
 
+    call = tf.function(run, autograph=False)
     for training in (False, True):
         call.get_concrete_function(_specs(model), training=training)
     return call

@@ -1,5 +1,6 @@
 """A loaded SavedModel: what can be called in it, with which variables, and what else came with it."""
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def load_saved_module(
         signature=signature,
         leaves=_leaves(loaded, function, name),
         regularizers=tuple(getattr(loaded, "regularization_losses", ()) or ()) if calls_itself else (),
-        takes_training=calls_itself and "training" in function.function_spec.arg_names,
+        takes_training=calls_itself and takes_training(function),
     )
 
 
@@ -165,6 +166,12 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
 def _is_callable(loaded: Any) -> bool:
     """Whether the module was saved with a traced `__call__`; an untraced one has nothing to run."""
     return callable(loaded) and bool(getattr(loaded.__call__, "concrete_functions", None))
+
+
+def takes_training(function: Any) -> bool:
+    """Whether a function, be it Python's, TensorFlow's or restored, takes an argument `training`."""
+    spec = getattr(function, "function_spec", None)
+    return "training" in (spec.arg_names if spec is not None else inspect.signature(function).parameters)
 
 
 def _pick_signature(loaded: Any, wanted: str | None, name: str) -> str:

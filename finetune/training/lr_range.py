@@ -37,6 +37,7 @@ class Sweep:
         swept: Index of the group whose rate is the x axis: the only one swept, or the last one.
         planned_steps: Steps that it would have had.
         diverged: Whether it stopped because the loss rose beyond all measure or was no number.
+        snapshot_bytes: Memory that the copy of all that was put back took.
     """
 
     groups: tuple[str, ...]
@@ -45,6 +46,7 @@ class Sweep:
     swept: int
     planned_steps: int
     diverged: bool
+    snapshot_bytes: int
 
     @property
     def x(self) -> np.ndarray:
@@ -52,66 +54,76 @@ class Sweep:
         return self.rates[:, self.swept]
 
 
-def lr_range_test(
+def sweep_rates(
     model: keras.Model,
     batches: tf.data.Dataset,
     *,
+    groups: Sequence[str | None] = (None,),
     start: float = 1e-7,
     end: float = 10.0,
     steps: int = 100,
-    group: str | None = None,
     others: str = "rest",
     repeats: int = 1,
     stop_factor: float = 4.0,
+    base_rates: Mapping[str, float] | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Sweep]:
+) -> list[list[Sweep]]:
     """Sweeps the learning rate of a compiled model; weights, optimizer and random state are as before afterwards.
 
     Args:
-        model: A compiled and built model. With a `GroupedOptimizer` one multiplier sweeps all groups, which keeps the
-            ratios of their rates; `start` and `end` are those of the last group.
-        batches: Batches as for `fit`, one for every step (times `gradient_accumulation_steps`): repeat it if shorter.
+        model: A compiled and built model.
+        batches: Batches as for `fit`, one for every step of every sweep (times `gradient_accumulation_steps`).
+        groups: What to sweep, one after another. A name sweeps that group alone. `None` sweeps all with one multiplier,
+            which keeps the ratios of their rates; `start` and `end` are those of the last group.
         start: First learning rate, > 0.
         end: Last learning rate, > `start`.
         steps: Steps between the two, >= 2, spaced geometrically.
-        group: Sweeps this group alone.
-        others: What the other groups do meanwhile: `rest` (rate 0), or `stand` at their own rates, which hides what the
-            swept group does wherever they alone bring the loss down.
+        others: What the other groups do while one is swept: `rest` (rate 0), or `stand` at their own rates, which hides
+            what the swept group does wherever they alone bring the loss down.
         repeats: Sweeps one after another, each from the same weights and with other batches.
         stop_factor: A sweep stops when its smoothed loss exceeds this many times its best.
+        base_rates: The rate of each group that the ratios are taken from, by name; by default its present one.
         on_step: Told the steps done and the steps in all.
 
     Returns:
-        One sweep for each repeat.
+        For each entry of `groups` one sweep for each repeat.
 
     Raises:
-        GroupError: If the group does not exist, or the range is none.
+        GroupError: If a group does not exist, or the range is none.
         TrainingError: If the batches run out.
     """
-    _check_range(start, end, steps, stop_factor)
+    _check_range(start, end, steps, stop_factor, repeats)
     children = _children(model)
     names = tuple(children)
-    swept = _index(names, group)
-    rates = _rates(children, swept, np.geomspace(start, end, steps), alone=group is not None, others=others)
+    own = np.array(list((trained_groups(model) | dict(base_rates or {})).values()))
+    raised = np.geomspace(start, end, steps)
+    plans = [(_index(names, group), _rates(own, _index(names, group), raised, group, others)) for group in groups]
     micro = getattr(_inner(model), "gradient_accumulation_steps", None) or 1
     _build(model, batches)
-    batch, sweeps = iter(batches), []
+    batch, total = iter(batches), len(plans) * repeats * steps
+    sweeps: list[list[Sweep]] = [[] for _ in plans]
     with _rate_variables(children.values()) as dials:
         run = _sweeper(model, dials, micro)
-        for done in range(0, repeats * steps, steps):
-            with no_trace(model):
-                tell = partial(_tell, on_step, done, repeats * steps)
-                losses, diverged = _sweep(run, batch, rates, stop_factor, tell)
-            sweeps.append(Sweep(names, rates[: len(losses)], losses, swept, steps, diverged))
+        for number, before in enumerate(range(0, total, steps)):
+            swept, rates = plans[number // repeats]
+            with no_trace(model) as size:
+                losses, diverged = _sweep(run, batch, rates, stop_factor, partial(_tell, on_step, before, total))
+            sweeps[number // repeats].append(Sweep(names, rates[: len(losses)], losses, swept, steps, diverged, size))
     return sweeps
 
 
-def _check_range(start: float, end: float, steps: int, stop_factor: float) -> None:
-    if not (0 < start < end < float("inf") and steps >= 2 and stop_factor > 1):
+def trained_groups(model: keras.Model) -> dict[str, float]:
+    """Returns the present rate of each group of a compiled model, input to output; of a schedule its highest."""
+    return {name: _own_rate(child) for name, child in _children(model).items()}
+
+
+def _check_range(start: float, end: float, steps: int, stop_factor: float, repeats: int) -> None:
+    if not (0 < start < end < float("inf") and steps >= 2 and stop_factor > 1 and repeats >= 1):
         raise GroupError(
-            "An LR range test raises the rate from `start` > 0 to a higher `end` in at least 2 `steps`, and stops at "
-            f"`stop_factor` > 1 times the best loss. Received start={start}, end={end}, steps={steps}, "
-            f"stop_factor={stop_factor}."
+            "An LR range test raises the rate from `start` > 0 to a higher `end` in at least 2 `steps`, stops at "
+            f"`stop_factor` > 1 times the best loss, and has at least 1 of `repeats`. Received start={start}, "
+            f"end={end}, steps={steps}, stop_factor={stop_factor}, repeats={repeats}. The usual range is 1e-7 to 10 "
+            "in 100 steps."
         )
 
 
@@ -136,15 +148,13 @@ def _index(names: Sequence[str], group: str | None) -> int:
     return names.index(group)
 
 
-def _rates(
-    children: Mapping[str, keras.optimizers.Optimizer], swept: int, raised: np.ndarray, *, alone: bool, others: str
-) -> np.ndarray:
-    own = np.array([_own_rate(child) for child in children.values()])
-    if alone:
-        rates = np.tile(own if others == "stand" else np.zeros_like(own), (len(raised), 1))
-        rates[:, swept] = raised
-        return rates.astype("float32")
-    return (raised[:, None] * own / own[swept]).astype("float32")
+def _rates(own: np.ndarray, swept: int, raised: np.ndarray, group: str | None, others: str) -> np.ndarray:
+    """Returns the rate of every group at every step, shape `(steps, groups)`."""
+    if group is None:
+        return (raised[:, None] * own / own[swept]).astype("float32")
+    rates = np.tile(own if others == "stand" else np.zeros_like(own), (len(raised), 1))
+    rates[:, swept] = raised
+    return rates.astype("float32")
 
 
 def _own_rate(child: keras.optimizers.Optimizer) -> float:

@@ -126,7 +126,7 @@ def suggest(
         return verdict
     consensus = math.exp(np.median([math.log(found.learning_rate) for found in used]))
     confidence = _confidence(fall, disagreement, len(used))
-    return replace(verdict, learning_rate=consensus, confidence=confidence, notes=_notes(rates, smoothed))
+    return replace(verdict, learning_rate=consensus, confidence=confidence, notes=_notes(rates, losses, fall))
 
 
 def _check(rates: np.ndarray, losses: np.ndarray) -> None:
@@ -244,8 +244,10 @@ def _no_agreement(used: Sequence[Suggestion], disagreement: float) -> str | None
     )
 
 
-def _notes(rates: np.ndarray, smoothed: np.ndarray) -> tuple[str, ...]:
-    if int(np.nanargmin(smoothed)) < len(smoothed) - 2:
+def _notes(rates: np.ndarray, losses: np.ndarray, fall: _Fall) -> tuple[str, ...]:
+    quick = smooth(losses, _FAST_BETA)  # the usual smoothing falls on long after the losses are at rest
+    before = quick[-1 - max(len(quick) // 10, 1)]
+    if not before - quick[-1] > _BEGUN * fall.size:
         return ()
     return (f"The loss still falls at the end of the range, {rates[-1]:.1e}: a higher `end` may show a higher rate.",)
 
