@@ -24,7 +24,7 @@ from finetune.recipe.fields import length_of
 from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
 from finetune.recipe.loader import place_of, resolve_path
 from finetune.recipe.schema import Recipe
-from finetune.sources.data import Examples, check_examples, read_npz
+from finetune.sources.data import Examples, check_examples, read_npz, with_text_as_objects
 from finetune.sources.models import call_builder
 from finetune.training.plan import GroupSettings
 
@@ -67,9 +67,9 @@ def build_examples(recipe: Recipe) -> Examples:
     """Reads or makes the examples."""
     source = recipe.data
     if source.npz:
-        return read_npz(resolve_path(recipe, source.npz))
+        return with_text_as_objects(read_npz(resolve_path(recipe, source.npz)))
     assert source.builder
-    return check_examples(call_builder(source.builder, source.arguments))
+    return with_text_as_objects(check_examples(call_builder(source.builder, source.arguments)))
 
 
 def training_rows(recipe: Recipe, examples: Examples) -> int:

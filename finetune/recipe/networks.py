@@ -142,11 +142,8 @@ class ModelSource(Part):
             raise fault(rule + received, at=("input_shape",))
         if self.include_top == (self.head is not None):
             received = "both" if self.include_top else "neither"
-            raise fault(
-                "needs a `head` for your classes, or `include_top: true` to keep the network's own. Received "
-                f"{received} of them",
-                about="mapping",
-            )
+            rule = "needs a `head` for your classes, or `include_top: true` to keep the network's own"
+            raise fault(f"{rule}. Received {received} of them")
 
 
 def _either(names: tuple[str, ...]) -> str:

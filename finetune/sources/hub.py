@@ -23,8 +23,6 @@ from finetune.sources.saved_models import SavedModule, load_saved_module
 class HubPart(keras.layers.Layer):
     """The variables of one scope of a module. It is never called; it gives them their place in the layer tree."""
 
-    holds_layers = True  # for the layer tree: its parts count one by one
-
     def __init__(self, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
         self.learned: list[keras.Variable] = []
@@ -35,7 +33,7 @@ class HubPart(keras.layers.Layer):
     def place(self, leaf: Leaf) -> None:
         """Takes a variable, into the part that its name tells."""
         part = self
-        for name in leaf.layer.split("/") if leaf.layer else ():
+        for name in leaf.name.split("/")[:-1]:
             part = part._part(name)
         (part.learned if leaf.trainable else part.statistics).append(_shared(leaf))
 
@@ -49,6 +47,11 @@ class HubPart(keras.layers.Layer):
         yield self
         for part in self.parts:
             yield from part.every_part()
+
+    @property
+    def holds_layers(self) -> bool:
+        """For the layer tree: whether what is below counts one by one."""
+        return bool(self.parts)
 
     @property
     def stands_still(self) -> bool:
@@ -99,7 +102,6 @@ class HubLayer(HubPart):
         graph = kwargs.pop("graph", None)
         kwargs.pop("dtype", None)  # the graph was saved with its own
         super().__init__(**kwargs)
-        self.supports_jit = False  # not unasked: many graphs hold what XLA cannot compile
         self._graph = graph
         self._folder = unpack_graph(graph, cache_folder() / "graphs") if graph else resolve_handle(handle)
         settings = {"signature": signature, "tags": tags, "name": str(handle), "warns": graph is None}
@@ -113,8 +115,12 @@ class HubLayer(HubPart):
             "output_shape": list(output_shape) if output_shape is not None else None,
             "tags": list(tags) if tags is not None else None,
         }
+        self.supports_jit = module.is_for_xla()
         for leaf in module.leaves:
             self.place(leaf)
+        # tf.train.Checkpoint follows this attribute; it sees nothing in the lists of a Keras layer.
+        self.checkpointed: Any = tf.Module(name="checkpointed")
+        self.checkpointed.by_name = {leaf.name: leaf.variable for leaf in module.leaves}
         if not self.trainable:
             self.trainable = False  # of the parts, too
 

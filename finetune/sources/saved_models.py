@@ -58,6 +58,13 @@ class SavedModule:
         specs = [self.inputs] if self.signature else self._first_specs()
         return quote(dict.fromkeys(describe(spec) for spec in specs))
 
+    def is_for_xla(self) -> bool:
+        """Whether nothing in the graph is known to be beyond XLA: text, tables, Python."""
+        concrete = self.function if self.signature else self.function.concrete_functions[0]
+        graph = concrete.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        return not any(_is_beyond_xla(node) for node in nodes)
+
     def _first_specs(self) -> list[Any]:
         return [concrete.structured_input_signature[0][0] for concrete in self.function.concrete_functions]
 
@@ -76,6 +83,11 @@ class SavedModule:
     def _first_spec(self, inputs: Any) -> Any:
         """Returns the specs that the module was saved with for its first argument, if these are all alike."""
         return next((spec for spec in self._first_specs() if _same_structure(spec, inputs)), None)
+
+
+def _is_beyond_xla(node: Any) -> bool:
+    types = {kind for value in node.attr.values() for kind in (value.type, *value.list.type)}
+    return tf.string.as_datatype_enum in types or "PyFunc" in node.op or "Table" in node.op
 
 
 def describe(spec: Any) -> str:
