@@ -62,7 +62,7 @@ def test_an_application_says_where_its_weights_are_from_and_what_it_takes(compla
         "1:1: `model.weights` is missing. Say `imagenet` (Keras downloads them), `none`, or name a weight file."
     ]
     assert complaint("application: VGG16, weights: none, include_top: true, input_shape: [32, 32]") == [
-        "1:77: `model.input_shape` must give height, width and 3 channels of an image, e.g. `[224, 224, 3]`. Received: `[32, 32]`."
+        "1:76: `model.input_shape` must give height, width and 3 channels of an image, e.g. `[224, 224, 3]`. Received: `[32, 32]`."
     ]
 
 

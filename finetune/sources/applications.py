@@ -44,7 +44,7 @@ def make_application(
     pixels = keras.Input(tuple(input_shape), name="pixels")
     prepared = preprocess(pixels, module_of(function))
     try:
-        network = function(**wanted, input_tensor=prepared)
+        network = function(**wanted, input_shape=tuple(input_shape), input_tensor=prepared)
     except Exception as error:
         raise FinetuneError(_complaint(name, imagenet, error)) from error
     return keras.Model(pixels, network.output, name=name.lower())
