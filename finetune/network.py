@@ -15,6 +15,7 @@ from finetune.sources.applications import make_application, top_layers
 from finetune.sources.heads import HEAD, add_head
 from finetune.sources.hub_models import make_hub_model
 from finetune.sources.models import call_builder, check_model, load_keras_file
+from finetune.sources.presets import make_preset
 
 
 def build_model(recipe: Recipe) -> keras.Model:
@@ -44,6 +45,10 @@ def _build_network(recipe: Recipe) -> keras.Model:
                 input_shape=source.input_shape,
                 output_shape=source.output_shape,
             )
+    if source.preset:
+        with _placed(recipe, "preset"):
+            place = resolve_place(recipe, source.preset)
+            return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
     assert source.builder  # the schema holds that there is exactly one source
     return check_model(call_builder(source.builder, source.arguments), source.builder)
 
