@@ -119,6 +119,43 @@ def lr_range(
 
 
 @app.command()
+def suggest(
+    recipe: RecipePath,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Measure a group for each `layer` or `block`.", show_default="the recipe's groups"),
+    ] = None,
+    peak: Annotated[
+        float | None,
+        typer.Option(help="Rate of the group that is pulled hardest.", show_default="the recipe's highest"),
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Batches to measure over.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="Write a recipe that extends this one with the groups.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in `--out`.")] = False,
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Suggest groups with rates in proportion to their relative gradient norms (surgical fine-tuning's Auto-RGN)."""
+    _start()
+    from finetune.suggest import suggest_groups
+
+    console = _console(stderr=out is None)  # then the block alone is on standard output, to be piped
+    found = suggest_groups(
+        recipe,
+        by=by,
+        peak=peak,
+        num_batches=batches,
+        out=out,
+        overwrite=overwrite,
+        overrides=overrides,
+        allow_code=allow_code,
+        console=console,
+    )
+    if out is None:
+        print(found.block)
+
+
+@app.command()
 def check(
     recipe: RecipePath,
     overrides: Override = [],  # noqa: B006
@@ -144,12 +181,11 @@ def options(
         raise typer.Exit
 
 
-def _console() -> "Console":
+def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console  # not at the top: `check` and `--help` answer at once
 
-    return Console(
-        highlight=False, markup=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160
-    )
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
 def _start() -> None:

@@ -1,24 +1,26 @@
 """Measurements on the network of a recipe before it is trained: which learning rates are right? No trace is left."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.build import build_batches, precision
-from finetune.errors import TrainingError
-from finetune.prepare import Prepared, equip, load_allowed, prepare
-from finetune.recipe.loader import with_values
+from finetune.errors import RecipeError, TrainingError
+from finetune.prepare import Prepared, equip, load_allowed, prepare, tell_network
+from finetune.recipe.loader import load_recipe, with_values
 from finetune.recipe.rates import check_text, scaled, scaled_text, tidy
 from finetune.recipe.schema import Recipe
-from finetune.results.artifacts import write_json, write_text
+from finetune.results.artifacts import check_run_folder, replacing, write_json
 from finetune.results.tables import rules_table
 from finetune.results.terminal import terminal_plot
+from finetune.training.monitor import progress_bar
 from finetune.training.range_test import ALL, RangeTest, lr_range_test
+
+_AUTO_REPEATS = 5  # of `train.learning_rate: auto`, where one sweep is too noisy
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ def lr_range(
     """
     console = console or Console(quiet=True)
     wanted = load_allowed(recipe, overrides, allow_code)
-    if write:  # what cannot be written is told before the work, not after it
-        scaled_text(wanted, Path(recipe), dict.fromkeys(_trained(wanted), 1.0))
+    check_run_folder(None if out is None else Path(out), overwrite=True)
+    if write:
+        _check_writable(wanted, Path(recipe))
     with precision(wanted):
         ready = prepare(wanted)
-        _tell_network(ready, console)
+        tell_network(ready, console)
         found = _measure(wanted, ready, settings, console)
     tell_range_test(found, console)
     if out is not None:
@@ -83,6 +86,9 @@ def with_measured_rates(wanted: Recipe, ready: Prepared, console: Console) -> tu
         TrainingError: If the test gives no rate.
     """
     found = _measure(wanted, ready, Range(), console)
+    if not found.learning_rates:
+        console.print(f"one LR range test gives no rate, so the mean of {_AUTO_REPEATS} is judged")
+        found = _measure(wanted, ready, Range(repeats=_AUTO_REPEATS), console)
     tell_range_test(found, console)
     _check_found(found, "`train.learning_rate: auto` takes", "Write the rates by hand and leave `auto` away.")
     measured = with_values(scaled(wanted, _factors(ready, found)), {("train", "learning_rate"): None})
@@ -125,7 +131,7 @@ def _title(name: str, found: RangeTest) -> str:
 
 
 def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console) -> RangeTest:
-    with _progress(console, "LR range test") as on_step:
+    with progress_bar(console, "LR range test") as on_step:
         return lr_range_test(
             ready.model,
             build_batches(wanted, ready.examples),
@@ -135,25 +141,15 @@ def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console)
         )
 
 
-def _tell_network(ready: Prepared, console: Console) -> None:
-    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters")
-    if ready.restored:
-        console.print(ready.restored.summary())
-
-
-@contextmanager
-def _progress(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    columns: Any = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 # -- Into the recipe --------------------------------------------------------------------------------------------------
 
 
-def _trained(wanted: Recipe) -> list[str]:
-    return [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
+def _check_writable(wanted: Recipe, path: Path) -> None:
+    """Tells what cannot be written before the work, not after it."""
+    groups = [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
+    scaled_text(wanted, path, dict.fromkeys(groups, 1.0))
+    if not (os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)):
+        raise RecipeError(f"`--write` changes the recipe. `{path}` or its folder is write-protected. Use a copy.")
 
 
 def _factors(ready: Prepared, found: RangeTest) -> dict[str, float]:
@@ -170,7 +166,9 @@ def _write_rates(wanted: Recipe, path: Path, ready: Prepared, found: RangeTest, 
     _check_found(found, "`--write` writes", "The recipe is as it was.")
     factors = _factors(ready, found)
     text, changed = scaled_text(wanted, path, factors)
-    check_text(text, path, scaled(wanted, factors))
-    write_text(path, text)
+    check_text(text, path, scaled(load_recipe(path), factors))  # other overrides are not written
+    with replacing(path.resolve()) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        shutil.copymode(path, temporary)
     for place, (old, new) in changed.items():
         console.print(f"{place}: {old:g} -> {new:g}")

@@ -45,6 +45,7 @@ class Prepared:
         restored: What was restored, if anything.
         length: Epochs and steps.
         peaks: The first or highest learning rate of every group that is trained, as the recipe gives it.
+        rates_to_measure: Whether an LR range test shall still choose the rates; then the peaks only say their ratios.
     """
 
     model: keras.Model
@@ -54,6 +55,7 @@ class Prepared:
     restored: RestoreReport | None
     length: RunLength
     peaks: dict[str, float]
+    rates_to_measure: bool
 
 
 def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Prepared:
@@ -72,13 +74,22 @@ def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Seque
         return prepare(wanted)
 
 
-def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
-    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
+def tell_network(ready: Prepared, console: Console) -> None:
+    """Prints which network it is, and where its weights came from."""
     console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
     if ready.restored:
         console.print(ready.restored.summary(), markup=False)
+
+
+def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
+    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
+    tell_network(ready, console)
     console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
     console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
+    if ready.rates_to_measure:
+        console.print(
+            "note: `train.learning_rate: auto` measures the rates before training; these only say their ratios"
+        )
     for advice in ready.plan.advice:
         console.print(f"advice: {advice}", markup=False)
 
@@ -119,4 +130,5 @@ def equip(
     compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
     check_trainable(model, groups)
     peaks = {plan.selector.name: peak_of(plan.learning_rate) for plan in plans if plan.optimizer}
-    return Prepared(model, examples, groups, plan, restored, length, peaks)
+    to_measure = wanted.train.learning_rate == "auto"
+    return Prepared(model, examples, groups, plan, restored, length, peaks, to_measure)

@@ -79,7 +79,7 @@ def run(
         with clock("prepare"):
             ready = prepare(wanted)
         found = None
-        if wanted.train.learning_rate == "auto":
+        if ready.rates_to_measure:
             with clock("lr_range"):
                 wanted, ready, found = with_measured_rates(wanted, ready, console)
         tell_plan(ready, console)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from finetune.errors import GroupError, TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
@@ -155,3 +156,12 @@ def test_the_copy_takes_as_much_memory_as_the_variables_it_keeps():
     model.optimizer.build(model.trainable_variables)
     with no_trace(model) as size:
         assert size == sum(value.nbytes for value in state(model))
+
+
+def test_it_works_where_nobody_has_ever_set_a_seed(monkeypatch):
+    monkeypatch.delattr(context.context(), "_rng", raising=False)
+    model = compiled()
+    monkeypatch.delattr(context.context(), "_rng", raising=False)
+    model.optimizer.build(model.trainable_variables)
+    with no_trace(model) as size:
+        assert size > 0

@@ -129,8 +129,8 @@ def _rates(learning_rate: Any) -> Iterator[tuple[Keys, float]]:
 
 def _written(recipe: Recipe, keys: Keys, path: Path) -> Node:
     """Returns the node of a rate that stands in the recipe's own file."""
-    node, passed, _ = follow(recipe._tree, keys)
-    about = f"The rate `{'.'.join(map(str, keys))}`"
+    node, passed, names = follow(recipe._tree, keys)
+    about = f"The rate `{'.'.join(names)}`"
     if len(passed) != len(keys) + 1:
         raise RecipeError(f"{node.place}: {about} is left to its default. Write it into `{path}`, then ask again.")
     if not node.place.line or node.place.source != str(path):
@@ -154,7 +154,7 @@ def _replaced(line: str, place: Place, old: float, new: float) -> str:
 
 def _is_number(token: str, value: float) -> bool:
     try:
-        return float(token.replace("_", "")) == value
+        return float(token) == value
     except ValueError:
         return False
 

@@ -254,6 +254,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def dump(data: Any) -> str:
-    """Writes plain data as YAML that `parse` reads back as it was."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096)
+def dump(data: Any, *, compact: bool = False) -> str:
+    """Writes plain data as YAML that `parse` reads back as it was; `compact` puts innermost collections on one line."""
+    style = None if compact else False
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096, default_flow_style=style)

@@ -62,6 +62,16 @@ def rules_table(verdict: Mapping[str, Any]) -> Table:
     return table
 
 
+def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, float]) -> Table:
+    """One row for each group: mean and standard deviation of its relative gradient norm, and the rate it suggests."""
+    table = _table("group", "|gradient| / |weights|", "of the largest", "learning rate")
+    largest = max(mean for mean, _ in norms.values())
+    for name, (mean, deviation) in norms.items():
+        rate = f"{rates[name]:.3g}" if name in rates else "frozen"
+        _add_row(table, name, f"{mean:.2e} ± {deviation:.0e}", f"{mean / largest:.3f}", rate)
+    return table
+
+
 def plan_text(plan: Plan) -> str:
     """Both tables and the advice as plain text."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]

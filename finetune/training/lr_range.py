@@ -210,8 +210,8 @@ def _sweeper(model: keras.Model, dials: Sequence[keras.Variable], micro: int) ->
         for i in tf.range(count):
             for group, dial in enumerate(dials):
                 dial.assign(rates[i, group])
-            total = tf.constant(0.0)
-            for _ in tf.range(micro):
+            total = loss_of(next(batch))
+            for _ in tf.range(micro - 1) if micro > 1 else ():
                 total += loss_of(next(batch))
             losses = losses.write(i, total / micro)
         return losses.stack()

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.results.artifacts import replacing, write_csv
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+@contextmanager
+def progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar on a terminal; yields what to tell the steps done and the steps in all."""
+    with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class LearningRateLogger(keras.callbacks.Callback):
@@ -95,9 +107,7 @@ class ProgressLine(keras.callbacks.Callback):
     def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
         super().__init__()
         self.console, self.epochs, self.steps_per_epoch = console, epochs, steps_per_epoch
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar = Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=epochs * steps_per_epoch)
         self._drawn = 0.0
 

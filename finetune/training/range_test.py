@@ -155,7 +155,8 @@ def _enough(batches: tf.data.Dataset, needed: int) -> tuple[tf.data.Dataset, tup
         return batches, ()
     if there < 0:
         return batches.repeat(), ()
-    return batches.repeat(), (f"The data make {there} batches and the test needs {needed}: they are repeated.",)
+    made = "1 batch" if there == 1 else f"{there} batches"
+    return batches.repeat(), (f"The data make {made} and the test needs {needed}: they are repeated.",)
 
 
 def _curve(sweeps: tuple[Sweep, ...], *, with_groups: bool) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 def _eager_generator() -> Any:
     eager: Any = context.context()
-    return eager._rng
+    return getattr(eager, "_rng", None)  # there is none before the first seed
 
 
 def _seed_generator() -> Any:
