@@ -289,7 +289,7 @@ def test_a_wrong_signature_or_output_is_told_with_those_that_exist(several):
         f"A signature is one that the SavedModel has. `{several}` has no `bothe`; it has `both`, `one`. Did you mean `both`?"
     )
     assert message(lambda: HubLayer(several, output_key="sums")).endswith(
-        "has no `sums`; it has `twice`, `sum`. Did you mean `sum`?"
+        "has no `sums`; it has `sum`, `twice`. Did you mean `sum`?"
     )
     said = message(lambda: HubLayer(several, signature="both", output_key="x"))
     assert said.endswith("has no `x`; it has `only`.")

@@ -194,7 +194,7 @@ class HubLayer(HubPart):
 
 
 def _pick_output(outputs: Any, wanted: str | None, name: str) -> str | None:
-    known = list(outputs) if isinstance(outputs, Mapping) else []
+    known = sorted(outputs) if isinstance(outputs, Mapping) else []  # restored dicts come in any order
     if wanted is None:
         return "default" if "default" in known else known[0] if len(known) == 1 else None
     if wanted not in known:

@@ -35,10 +35,10 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
     try:
         network = kind.from_preset(preset, **{**dict(arguments or {}), **own})
     except Exception as error:  # KerasHub's, Kaggle's and Hugging Face's own kinds
+        said = f"{type(error).__name__}: {reason(error).rstrip(':')}"
         raise FinetuneError(
             f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: "
-            f"{type(error).__name__}: {reason(error)}. Check the name and the network, or download it elsewhere and "
-            "name the folder."
+            f"{said}. Check the name and the network, or download it elsewhere and name the folder."
         ) from error
     _check_arguments(type(network), dict(arguments or {}), preset)
     return _with_one_input(network, lambda: _padding_id(keras_hub, preset), preset)
