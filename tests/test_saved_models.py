@@ -87,6 +87,22 @@ def test_whether_a_function_takes_training_is_seen_in_its_arguments():
     assert not takes_training(tf.function(lambda x: x))
 
 
+def test_a_module_that_was_saved_for_inference_alone_is_run_so_whatever_is_asked(tmp_path):
+    class Inference(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = tf.Variable(2.0)
+
+        @tf.function
+        def __call__(self, inputs, training=False):
+            return self.kernel * inputs
+
+    module = Inference()
+    module.__call__.get_concrete_function(tf.TensorSpec((None, 2)), training=False)
+    loaded = load_saved_module(saved(tmp_path / "inference", module))
+    np.testing.assert_array_equal(loaded(tf.ones((1, 2)), training=True), [[2.0, 2.0]])
+
+
 def test_a_module_of_several_inputs_is_no_model_of_a_recipe(tmp_path):
     module = tf.Module()
     module.kernel = tf.Variable(1.0)

@@ -41,7 +41,17 @@ class SavedModule:
             return self.function(**self._named(inputs))
         specs = self._first_spec(inputs)
         inputs = tf.nest.map_structure(_cast, inputs, specs) if specs is not None else inputs
-        return self.function(inputs, training=training) if self.takes_training else self.function(inputs)
+        if not self.takes_training:
+            return self.function(inputs)
+        modes = self._training_modes()
+        return self.function(inputs, training=training if training in modes or not modes else not training)
+
+    def _training_modes(self) -> set[bool]:
+        """Returns for which values of `training` the function was traced; empty if it takes it as a tensor."""
+        at = self.function.function_spec.arg_names.index("training")
+        signatures = [concrete.structured_input_signature for concrete in self.function.concrete_functions]
+        given = [args[at] if at < len(args) else kwargs.get("training") for args, kwargs in signatures]
+        return {value for value in given if isinstance(value, bool)}
 
     @property
     def inputs(self) -> Any:
