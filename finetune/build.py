@@ -20,9 +20,11 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import chain, make_schedule, schedule_functions, with_warmup
 from finetune.pretrained.restore import RestoreReport, restore
+from finetune.pretrained.transforms import Transform
 from finetune.recipe.fields import length_of
 from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
 from finetune.recipe.loader import place_of, resolve_path
+from finetune.recipe.restoring import TransformRule
 from finetune.recipe.schema import Recipe
 from finetune.sources.data import Examples, check_examples, read_npz, with_text_as_objects
 from finetune.sources.models import call_builder
@@ -103,8 +105,8 @@ def _has_validation(examples: Examples) -> bool:
     return examples.x_validation is not None
 
 
-def restore_weights(recipe: Recipe, model: keras.Model) -> RestoreReport | None:
-    """Restores the pretrained weights that the recipe names, if any."""
+def restore_weights(recipe: Recipe, model: keras.Model, *, verify: bool = True) -> RestoreReport | None:
+    """Restores the pretrained weights that the recipe names, if any, and compares outputs where it asks for that."""
     wanted = recipe.restore
     if wanted is None:
         return None
@@ -113,9 +115,18 @@ def restore_weights(recipe: Recipe, model: keras.Model) -> RestoreReport | None:
         resolve_path(recipe, wanted.source),
         exclude=wanted.exclude,
         rename=wanted.rename,
+        transform=[_transform(rule) for rule in wanted.transform],
         allow_missing=wanted.allow_missing,
         allow_unused=wanted.allow_unused,
+        min_coverage=wanted.min_coverage or 0.0,
+        verify=resolve_path(recipe, wanted.verify) if verify and wanted.verify else None,
+        **{name: getattr(wanted, name) for name in ("verify_rtol", "verify_atol") if getattr(wanted, name) is not None},
     )
+
+
+def _transform(rule: TransformRule) -> Transform:
+    """Takes what the rule says, and the defaults of `Transform` for the rest."""
+    return Transform(**{name: value for name, value in rule if value is not None})
 
 
 # -- Groups -----------------------------------------------------------------------------------------------------------

@@ -169,6 +169,58 @@ def check(
     print(f"{recipe}: well written. See what it does with `finetune plan {recipe}`.")
 
 
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List what a file of pretrained weights holds: name, shape, type and size of each."""
+    from finetune.pretrained.listing import list_weights
+    from finetune.results.listing import listing_text
+
+    listing = list_weights(path)
+    print(dumps(listing, indent=2) if json else listing_text(listing))
+
+
+@app.command()
+def reference(
+    source: Annotated[
+        Path, typer.Argument(help="A whole model (.keras, .h5), a SavedModel, or a recipe.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The .npz file to write.", show_default=False)],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", help="A .npy or .npz file of inputs.", show_default="a recipe's first test rows"),
+    ] = None,
+    layers: Annotated[
+        list[str],
+        typer.Option("--layer", metavar="NAME", help="Write this layer's output, not the model's own. Repeatable."),
+    ] = [],  # noqa: B006 - typer reads the default
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write what a network gives out for some inputs, for `restore.verify` to hold a restored one to."""
+    _start()
+    from finetune.reference import write_reference
+    from finetune.results.listing import shape_text
+
+    written = write_reference(
+        source,
+        out,
+        inputs=inputs,
+        layers=layers,
+        overrides=overrides,
+        allow_code=allow_code,
+        overwrite=overwrite,
+    )
+    for name, shape in written.items():
+        print(f"{name}: {shape_text(shape)}")
+    print(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`.")
+
+
 @app.callback(invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,

@@ -87,9 +87,7 @@ def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) 
     console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
     console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
     if ready.rates_to_measure:
-        console.print(
-            "note: `train.learning_rate: auto` measures the rates before training; these only say their ratios"
-        )
+        console.print("note: `train.learning_rate: auto` measures the rates first; these only say their ratios")
     for advice in ready.plan.advice:
         console.print(f"advice: {advice}", markup=False)
 

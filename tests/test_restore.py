@@ -10,6 +10,7 @@ from finetune.errors import RestoreError
 from finetune.groups.layer_tree import layer_tree
 from finetune.pretrained.checksum import checksum
 from finetune.pretrained.restore import restore
+from finetune.pretrained.transforms import Transform
 
 # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -266,7 +267,7 @@ def test_allowed_weights_may_be_missing_and_unused(small, tmp_path):
     report = restore(model, saved(small, ".weights.h5", tmp_path), allow_missing=["other"], allow_unused=["head"])
     assert report.missing == ("other/kernel", "other/bias")
     assert report.unused == ("head/0", "head/1")
-    assert "2 missing, 2 unused" in report.summary()
+    assert "2 missing (61.0% of the parameters), 2 unused" in report.summary()
 
 
 class Tied(layers.Layer):
@@ -307,3 +308,97 @@ def test_a_bare_module_is_restored_whatever_the_checkpoint_calls_it(tmp_path):
     assert len(report.restored) == 3
     for ours, theirs in zip(model.variables, source.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+# -- Rules, coverage, reference outputs -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(small, tmp_path):
+    """The small model's weights as PyTorch would name and lay them out."""
+    body, bias, head, head_bias = (weight.numpy() for weight in small.weights)
+    arrays = {"net.0.weight": body.T, "net.0.bias": bias, "net.1.weight": head.T, "net.1.bias": head_bias}
+    np.savez(tmp_path / "foreign.npz", **arrays, extra=np.ones(2))
+    return tmp_path / "foreign.npz"
+
+
+RENAME = {r"net\.0\.": "body/", r"net\.1\.": "head/", "weight": "kernel"}
+TRANSPOSE = [Transform((".*/kernel",), transpose=(1, 0))]
+
+
+def test_foreign_names_and_layouts_are_brought_in_by_rules_and_the_report_says_how(small, foreign):
+    model = variant()
+    report = restore(model, foreign, rename=RENAME, transform=TRANSPOSE, allow_unused=["extra"])
+    assert [(weight.source, weight.how) for weight in report.restored[:2]] == [
+        ("net.0.weight", "rename, transpose [1, 0]"),
+        ("net.0.bias", "rename"),
+    ]
+    assert report.unused == ("extra",)
+    for ours, theirs in zip(model.weights, small.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_a_part_of_a_dotted_name_may_be_allowed_to_go_unused(foreign):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body")])
+    for allowed in ("net.1", "net/1"):
+        report = restore(
+            model,
+            foreign,
+            rename=RENAME,
+            transform=TRANSPOSE[:0] + [Transform(("body/kernel",), transpose=(1, 0))],
+            allow_unused=[allowed, "extra"],
+        )
+        assert report.unused == ("net.1.weight", "net.1.bias", "extra")
+
+
+def test_outputs_are_compared_and_a_model_that_gives_others_gets_its_fresh_weights_back(small, foreign, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    np.savez(tmp_path / "r.npz", input=rows, output=small(rows).numpy())
+    square = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="body"), layers.Dense(2, name="head")])
+    fresh, settings = values(square), {"rename": RENAME, "allow_unused": ["extra"], "verify": tmp_path / "r.npz"}
+    with np.load(foreign) as file:
+        arrays = dict(file) | {
+            "net.0.weight": np.arange(9.0).reshape(3, 3),
+            "net.0.bias": np.zeros(3),
+            "net.1.weight": np.ones((2, 3)),
+        }
+    np.savez(foreign, **arrays)
+    np.savez(
+        tmp_path / "r.npz", input=rows, output=rows @ arrays["net.0.weight"].T @ np.ones((3, 2)) + arrays["net.1.bias"]
+    )
+    head = Transform(("head/kernel",), transpose=(1, 0))
+    with pytest.raises(RestoreError, match=r"must give the outputs in `.*r.npz`. `output` differs by up to"):
+        restore(square, foreign, transform=[head], **settings)
+    assert all(np.array_equal(fresh[name], value) for name, value in values(square).items())
+    report = restore(square, foreign, transform=TRANSPOSE, **settings)
+    assert report.difference < 1e-5
+    assert report.summary().endswith(f"outputs agree with {tmp_path / 'r.npz'} (within {report.difference:.2g})")
+
+
+def test_a_tree_cannot_be_compared(small, foreign):
+    with pytest.raises(RestoreError, match="Received its layer tree"):
+        restore(
+            layer_tree(variant()), foreign, rename=RENAME, transform=TRANSPOSE, allow_unused=["extra"], verify="r.npz"
+        )
+
+
+def test_too_small_a_share_is_refused_whatever_may_be_missing(small, tmp_path):
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body"), layers.Dense(5, name="other")])
+    path, allowed = saved(small, ".weights.h5", tmp_path), {"allow_missing": ["other"], "allow_unused": ["head"]}
+    with pytest.raises(
+        RestoreError, match=r"At least 90.0% of .* \(`min_coverage: 0.9`\), and 39.0% would. .*`other/kernel`"
+    ):
+        restore(model, path, min_coverage=0.9, **allowed)
+    report = restore(model, path, min_coverage=0.39, **allowed)
+    assert report.coverage == pytest.approx(16 / 41)
+    assert restore(model, path, min_coverage=1.0, exclude=["other"], allow_unused=["head"]).coverage == 1.0
+
+
+def test_weights_of_an_lstm_without_a_cell_in_their_names_are_found(tmp_path):
+    model = keras.Sequential([keras.Input((2, 3)), layers.LSTM(2, name="rnn")])
+    arrays = {
+        f"rnn/{name}": np.ones(weight.shape)
+        for name, weight in zip(("kernel", "recurrent_kernel", "bias"), model.weights, strict=True)
+    }
+    np.savez(tmp_path / "m.npz", **arrays)
+    assert {weight.how for weight in restore(model, tmp_path / "m.npz").restored} == {"alias"}

@@ -14,24 +14,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
+from finetune.pretrained.bookkeeping import in_books, is_counter, is_random_state, is_slot
 from finetune.pretrained.numbering import stem
 from finetune.pretrained.weight_file import Tensor, WeightFile
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_SSTABLE_END = bytes.fromhex("57fb808b247547db")
-_COUNTER = re.compile(
-    r"(global_)?step|save_counter|epoch|iterations?|iter|(beta|beta_|beta_power_)[12](_power)?(_\d+)?|decay|"
-    r"learning_rate|good_steps|current_loss_scale|dynamic_(scale|counter)|step_counter"
-)
-_SLOT = re.compile(r"(Adam\w*|Momentum|RMSProp|Ada[a-z]+|Ftrl\w*|ExponentialMovingAverage)(_\d+)?")
-_RANDOM_STATE = re.compile(r"(^|/)_?(seed|random)_generator(/|$)|seed_generator_state$|(^|/)_state_var$")
-
-
-def is_checkpoint_index(path: Path) -> bool:
-    """Whether the file ends as a checkpoint's index does (or a whole checkpoint of TensorFlow before 0.12)."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8))
-        return file.read() == _SSTABLE_END
+_TRACKED_LISTS = ("variables", "trainable_variables", "non_trainable_variables")
 
 
 def read_checkpoint(path: Path) -> WeightFile:
@@ -43,6 +31,13 @@ def read_checkpoint(path: Path) -> WeightFile:
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if path.suffix == ".index":
         _require_shards(prefix)
+    try:
+        return _read_prefix(prefix)
+    except tf.errors.OpError as error:
+        raise ValueError(error.message) from error
+
+
+def _read_prefix(prefix: Path) -> WeightFile:
     reader = tf.train.load_checkpoint(str(prefix))
     if _GRAPH in reader.get_variable_to_shape_map():
         return WeightFile(str(prefix), "tf-object-checkpoint", _unique_names(_object_tensors(reader)))
@@ -68,7 +63,10 @@ def _tensor(reader: Any, key: str, name: str, aliases: tuple[str, ...] = (), pla
 
 
 def _read(reader: Any, key: str) -> np.ndarray:
-    return np.asarray(reader.get_tensor(key))
+    try:
+        return np.asarray(reader.get_tensor(key))
+    except tf.errors.OpError as error:
+        raise ValueError(error.message) from error
 
 
 # TF1: flat names
@@ -77,18 +75,9 @@ def _read(reader: Any, key: str) -> np.ndarray:
 def _saver_tensors(reader: Any) -> Iterator[Tensor]:
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name in sorted(shapes):
-        counts = not shapes[name] and _COUNTER.fullmatch(name.rpartition("/")[2])
-        if dtypes[name] != tf.string and not counts and not _is_slot(name, shapes):
+        counts = not shapes[name] and is_counter(name)
+        if dtypes[name] != tf.string and not counts and not is_slot(name, shapes):
             yield _tensor(reader, name, name)
-
-
-def _is_slot(name: str, every: Mapping[str, Any]) -> bool:
-    """Whether it hangs below another weight: `dense/kernel/Adam`, or `train/dense/kernel/Adam` from a scope."""
-    owner, _, own = name.rpartition("/")
-    if owner in every or own == "ExponentialMovingAverage":
-        return True
-    parts = owner.split("/")
-    return bool(_SLOT.fullmatch(own)) and any("/".join(parts[i:]) in every for i in range(1, len(parts)))
 
 
 # TF2: a graph of objects
@@ -145,16 +134,21 @@ def _object_tensors(reader: Any) -> Iterator[tuple[str, Tensor]]:
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
+    if "variables" in edges[0]:
+        edges[0].pop("_all_variables", None)  # Keras 3 exports every weight twice
     values = _values(graph)
     paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in values}
     paths = {node: path for node, path in paths.items() if not _is_bookkeeping(reader, path, *values[node])}
     places = _object_places(edges, {node: values[node][0] for node in paths})
     roots = {path[0] for path in paths.values()} if all(len(path) > 1 for path in paths.values()) else set()
     scopes = {full_name.partition("/")[0] for full_name, _ in (values[node] for node in paths)}
+    trained = edges[edges[0]["trainable_variables"]] if "trainable_variables" in edges[0] else {}
     for node, path in paths.items():
         full_name, key = values[node]
         name, *aliases = dict.fromkeys(_names(path, full_name, len(roots) == 1, len(scopes) == 1))
-        yield path[0], _tensor(reader, key, name, aliases=tuple(aliases), places=tuple(places[node]))
+        listed = [] if path[0] != "trainable_variables" else [trainable_place(int(path[1]), len(trained), full_name)]
+        root = "" if path[0] in _TRACKED_LISTS else path[0]
+        yield root, _tensor(reader, key, name, aliases=tuple(aliases), places=(*places[node], *listed))
     yield from _only_in_optimizer(reader, edges, values, set(paths))
 
 
@@ -169,10 +163,10 @@ def _values(graph: Any) -> dict[int, tuple[str, str]]:
 
 
 def _is_bookkeeping(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
-    if reader.get_variable_to_dtype_map()[key] == tf.string or _RANDOM_STATE.search("/".join(path)):
+    if reader.get_variable_to_dtype_map()[key] == tf.string or in_books(path):
         return True
-    counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key]
-    return bool(counts and _COUNTER.fullmatch(path[0])) or bool(_RANDOM_STATE.search(full_name))
+    counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key] and is_counter(path[0])
+    return counts or is_random_state("/".join(path)) or is_random_state(full_name)
 
 
 def _object_places(edges: list[dict[str, int]], full_names: dict[int, str]) -> dict[int, list[str]]:
@@ -186,15 +180,25 @@ def _object_places(edges: list[dict[str, int]], full_names: dict[int, str]) -> d
 
 
 def _names(path: tuple[str, ...], full_name: str, one_root: bool, one_scope: bool) -> Iterator[str]:
+    if path[0] in _TRACKED_LISTS:  # a SavedModel may list its weights, and nothing else leads to them
+        yield from _names_by_name(full_name, one_scope)
+        yield f"*/{full_name}"
+        return
     below_root = path[1:] if len(path) > 1 else path
     attributes = [below_root, path] if one_root else [path, below_root]
     by_attributes = ["/".join(part.lstrip("_") for part in parts) for parts in attributes]
-    scoped = full_name.partition("/")[2]
-    by_name = [scoped, full_name] if one_scope and scoped else [full_name]
+    by_name = list(_names_by_name(full_name, one_scope))
     yield from by_attributes + by_name if _by_attributes(path) else by_name
     yield from (f"{'/'.join(parts[:-1])}/{full_name.rpartition('/')[2]}".lstrip("/") for parts in attributes)
     if "/" in full_name:
         yield f"*/{full_name}"
+
+
+def _names_by_name(full_name: str, one_scope: bool) -> Iterator[str]:
+    scoped = full_name.partition("/")[2]
+    if one_scope and scoped:
+        yield scoped
+    yield full_name
 
 
 def _only_in_optimizer(

@@ -5,7 +5,8 @@ import itertools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from finetune.errors import RestoreError
 from finetune.pretrained.numbering import is_automatic, stem
+from finetune.pretrained.signatures import is_zip, zip_members
 from finetune.pretrained.weight_file import Tensor, WeightFile
 
 LEGACY_ROOT = "top_level_model_weights"
@@ -25,28 +27,19 @@ _NOT_WEIGHTS = {"optimizer", "metrics", "seed_generator", "_random_generator"}
 _Open = Callable[[], h5py.File]
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether the file begins as HDF5 does, whole or not."""
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
-
-
 def is_keras_archive(path: Path) -> bool:
-    """Whether the file begins as a zip archive does, whole or not."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    """Whether the file is a `.keras` archive; a damaged zip archive counts by its name."""
+    if not is_zip(path):
+        return False
+    try:
+        return _WEIGHTS_IN_ZIP in zip_members(path)
+    except zipfile.BadZipFile:
+        return path.suffix == ".keras"
 
 
 def read_keras_archive(path: Path) -> WeightFile:
     """Reads the weights of a `.keras` file; they stay in memory as long as the result is kept."""
     with zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
-        if _WEIGHTS_IN_ZIP not in members:
-            raise RestoreError(
-                f"A `.keras` file holds `{_WEIGHTS_IN_ZIP}`. `{path}` is a zip archive without one: it holds "
-                f"{', '.join(f'`{member}`' for member in members[:5]) or 'nothing'}. Save the model with "
-                "`model.save('model.keras')` or `model.save_weights('model.weights.h5')`."
-            )
         content = archive.read(_WEIGHTS_IN_ZIP)
     return WeightFile(str(path), "keras", _keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
 
@@ -60,6 +53,11 @@ def read_hdf5(path: Path) -> WeightFile:
     if legacy:
         return WeightFile(str(path), "keras-legacy-h5", _legacy_tensors(open_file, root))
     return WeightFile(str(path), "keras-weights", _keras3_tensors(open_file))
+
+
+def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
+    """Reads Keras weights that were saved with a `max_shard_size`."""
+    return WeightFile(str(index), "keras-weights", _keras3_tensors(*(partial(h5py.File, path) for path in files)))
 
 
 def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
@@ -94,14 +92,16 @@ def _datasets(file: h5py.File, root: str = "/") -> dict[str, Any]:
 # Keras 3: a tree of objects; names of layers are attributes, weights are numbers
 
 
-def _keras3_tensors(open_file: _Open) -> tuple[Tensor, ...]:
-    with open_file() as file:
-        names = _object_names(file)
-        datasets = {path: data for path, data in _datasets(file).items() if _is_weight(path)}
-        counts = Counter(path.rpartition("/")[0] for path in datasets)
+def _keras3_tensors(*open_files: _Open) -> tuple[Tensor, ...]:
+    with ExitStack() as stack:
+        files = [(open_file, stack.enter_context(open_file())) for open_file in open_files]
+        names = {path: name for _, file in files for path, name in _object_names(file).items()}
+        every = ((opened, item) for opened, file in files for item in _datasets(file).items())
+        found = [(path, opened, data) for opened, (path, data) in every if _is_weight(path)]
+        counts = Counter(path.rpartition("/")[0] for path, _, _ in found)
         return tuple(
-            _keras3_tensor(open_file, data, path, counts[path.rpartition("/")[0]], names)
-            for path, data in sorted(datasets.items(), key=lambda item: _natural(item[0]))
+            _keras3_tensor(opened, data, path, counts[path.rpartition("/")[0]], names)
+            for path, opened, data in sorted(found, key=lambda item: _natural(item[0]))
         )
 
 

@@ -10,12 +10,14 @@ from finetune.pretrained.pairing import Pair, pair
 from finetune.pretrained.problems import (
     dead_prefixes,
     disputed_weights,
+    low_coverage,
     missing_weights,
     nothing_restored,
     shape_conflicts,
     unused_weights,
 )
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
+from finetune.pretrained.transforms import Transform, transformed
 from finetune.pretrained.weight_file import Tensor, WeightFile
 
 
@@ -25,8 +27,10 @@ def match(
     *,
     exclude: Iterable[str] = (),
     rename: Mapping[str, str] | None = None,
+    transform: Iterable[Transform] = (),
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
+    min_coverage: float = 0.0,
     places: Mapping[str, Sequence[str]] | None = None,
 ) -> RestorePlan:
     """Finds the weight of the file for each weight of the model.
@@ -36,9 +40,11 @@ def match(
         weight_file: The file's weights.
         exclude: Prefixes of the model's names, matched at `/` boundaries: these weights keep their fresh values.
         rename: Regular expressions and their replacements, applied to the file's names one after the other.
+        transform: What to do to the weights so renamed, one rule after the other.
         allow_missing: Prefixes of the model's names that the file may lack.
         allow_unused: Prefixes of the file's names that the model may lack. Single numbers (counters, totals of
             metrics) that no weight asks for are always allowed.
+        min_coverage: Share of the model's parameters outside of `exclude` that must be restored.
         places: What else the model's weights may be called, from `finetune.pretrained.places.places`.
 
     Returns:
@@ -46,11 +52,11 @@ def match(
     """
     exclude = tuple(exclude)
     renamed, dead_rules = _renamed(weight_file.tensors, rename or {})
-    origin = {id(new): old for new, old in zip(renamed, weight_file.tensors, strict=True)}
-    chosen = {new.name for new in renamed if new.name != origin[id(new)].name}
-    pairs, disputed = pair(tree.leaves, renamed, places or {}, chosen)
-    plan = _sorted_out(tree, weight_file, [_in_file(p, origin) for p in pairs], exclude)
-    claimants = {name: [origin[id(new)] for new in claims] for name, claims in disputed.items()}
+    tensors = transformed(renamed, transform)
+    chosen = {tensor.name for tensor in tensors if tensor.steps}
+    pairs, disputed = pair(tree.leaves, tensors, places or {}, chosen)
+    claimants = {name: [_as_filed(tensor) for tensor in claims] for name, claims in disputed.items()}
+    plan = _sorted_out(tree, weight_file, tensors, pairs, exclude)
     problems = [
         *dead_rules,
         *dead_prefixes(tree, exclude),
@@ -58,6 +64,7 @@ def match(
         *missing_weights(plan, allow_missing, set(claimants)),
         *unused_weights(plan, allow_unused, {t.name for claims in claimants.values() for t in claims}),
         *shape_conflicts(plan),
+        *low_coverage(plan, min_coverage),
         *nothing_restored(plan),
     ]
     return replace(plan, problems=tuple(problems))
@@ -78,37 +85,46 @@ def _renamed(tensors: Sequence[Tensor], rules: Mapping[str, str]) -> tuple[list[
             )
         names = new
     # Only the new name counts: what else the file knew of the weight belongs to the old one.
-    changed = [replace(t, name=name, aliases=(), places=()) for t, name in zip(tensors, names, strict=True)]
+    changed = [
+        replace(t, name=name, aliases=(), places=(), origin=(t.name,), steps=("rename",))
+        for t, name in zip(tensors, names, strict=True)
+    ]
     return [t if t.name == new.name else new for t, new in zip(tensors, changed, strict=True)], dead
 
 
-def _in_file(found: Pair, origin: Mapping[int, Tensor]) -> Pair:
-    """Puts the file's own tensor back for a renamed one, and tells the plainest way in which the two agree."""
-    old, new, leaf = origin[id(found.tensor)], found.tensor, found.leaf
-    same_layer = new.name.rpartition("/")[0] == leaf.layer
-    if old.name != new.name:
-        how = "rename"
-    elif new.name == leaf.name:
-        how = "name"
-    elif same_layer and new.position and new.position[0] == leaf.index:
-        how = "layer and index"
+def _as_filed(tensor: Tensor) -> Tensor:
+    """Puts back the name that stands in the file."""
+    return replace(tensor, name=tensor.in_file)
+
+
+def _how(found: Pair) -> str:
+    """Tells the plainest way in which the two agree, and what was done to the weight before."""
+    tensor, leaf = found.tensor, found.leaf
+    same_layer = tensor.name.rpartition("/")[0] == leaf.layer
+    if tensor.name == leaf.name:
+        way = "name" if tensor.name in tensor.origin or not tensor.origin else ""
+    elif same_layer and tensor.position and tensor.position[0] == leaf.index:
+        way = "layer and index"
     else:
-        how = found.how
-    return Pair(leaf, old, how)
+        way = found.how
+    return ", ".join(filter(None, [way, *tensor.steps]))
 
 
-def _sorted_out(tree: LayerTree, weight_file: WeightFile, pairs: Sequence[Pair], exclude: Sequence[str]) -> RestorePlan:
-    kept = [found for found in pairs if not is_under(found.leaf.name, exclude)]
-    found_leaves = {found.leaf.name for found in pairs}
-    found_tensors = {id(found.tensor) for found in pairs}
+def _sorted_out(
+    tree: LayerTree, weight_file: WeightFile, tensors: Sequence[Tensor], pairs: Sequence[Pair], exclude: Sequence[str]
+) -> RestorePlan:
+    found_leaves, found_tensors = {found.leaf.name for found in pairs}, {id(found.tensor) for found in pairs}
+    told = [Pair(found.leaf, _as_filed(found.tensor), _how(found)) for found in pairs]
+    kept = [found for found in told if not is_under(found.leaf.name, exclude)]
     excluded = tuple(leaf for leaf in tree.leaves if is_under(leaf.name, exclude))
-    left = [tensor for tensor in weight_file.tensors if id(tensor) not in found_tensors]
+    left = [tensor for tensor in tensors if id(tensor) not in found_tensors]
+    unused = [t for t in left if not any(is_under(name, exclude) for name in (t.name, *t.aliases, *t.origin))]
     return RestorePlan(
         weight_file.path,
         weight_file.kind,
         restored=tuple(found for found in kept if _fits(found)),
         missing=tuple(leaf for leaf in tree.leaves if leaf.name not in found_leaves and leaf not in excluded),
-        unused=tuple(t for t in left if not any(is_under(name, exclude) for name in (t.name, *t.aliases))),
+        unused=tuple(map(_as_filed, unused)),
         shape_conflict=tuple(found for found in kept if not _fits(found)),
         excluded=excluded,
     )

@@ -4,9 +4,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
-from keras.src.utils.naming import to_snake_case  # Keras' own rule; test_numbering.py holds it to real layers
+if TYPE_CHECKING:
+    import keras
 
 
 def stem(name: str) -> str:
@@ -16,10 +19,16 @@ def stem(name: str) -> str:
 
 def class_name(item: object) -> str:
     """Returns the name that Keras makes from an object's class: `multi_head_attention`."""
-    return to_snake_case(type(item).__name__)
+    return _to_snake_case(type(item).__name__)
 
 
-def is_counted(layer: keras.layers.Layer) -> bool:
+def _to_snake_case(name: str) -> str:
+    """Keras' own rule, which it does not hand out; test_numbering.py holds it to real layers."""
+    spaced = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", spaced).lower()
+
+
+def is_counted(layer: "keras.layers.Layer") -> bool:
     """Whether Keras made the layer's name from its class and a count: `dense_7`, or `dense` for the first."""
     # Bidirectional makes the names of its halves from an automatic one.
     return stem(layer.name).removeprefix("forward_").removeprefix("backward_") == class_name(layer)
@@ -32,7 +41,12 @@ def is_automatic(name: str) -> bool:
 
 @cache
 def _class_names() -> frozenset[str]:
-    return frozenset(to_snake_case(name) for name in (*dir(keras.layers), "Functional", "Sequential"))
+    """Read from the listing that is `keras/layers/__init__.py`: importing it would take seconds."""
+    spec = find_spec("keras")
+    assert spec is not None
+    listing = Path(str(spec.origin)).parent / "layers" / "__init__.py"
+    listed = re.findall(r"\bas\s+(\w+)", listing.read_text(encoding="utf-8"))
+    return frozenset(_to_snake_case(name) for name in (*listed, "Functional", "Sequential"))
 
 
 def renumbered(layers: Iterable[str]) -> dict[str, str]:

@@ -19,7 +19,8 @@ class Pair:
         leaf: The model's weight.
         tensor: The file's weight.
         how: `name`, `layer and index`, `alias`, `structure` (where Keras or TensorFlow would keep it), `renumbered`
-            (`dense_3` for `dense`) or `ending` (`bb/conv/kernel` for `conv/kernel`); `rename` if a rule made the name.
+            (`dense_3` for `dense`) or `ending` (`bb/conv/kernel` for `conv/kernel`); then what rules did
+            to it: `rename, transpose [1, 0]`.
     """
 
     leaf: Leaf
@@ -100,7 +101,8 @@ def _ways(
         return [f"{ours[leaf.layer]}/{_own(leaf.name)}", by_index(leaf, ours[leaf.layer])]
 
     def aliases(leaf: Leaf) -> list[str]:
-        return [leaf.name, by_index(leaf, leaf.layer), *_variable_paths(leaf)]
+        without_cell = leaf.name.replace("/cell/", "/")  # Keras 2 knew no cells
+        return [leaf.name, by_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
     def tensor_numbered(tensor: Tensor) -> list[str]:
         layer = theirs[_layer(tensor.name)]

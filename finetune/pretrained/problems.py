@@ -1,6 +1,7 @@
 """What speaks against restoring a file, each kind of problem in one text with advice."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import TypeVar
 
 from finetune.errors import did_you_mean, nearest, quote
@@ -90,7 +91,8 @@ def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
 
 def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]) -> Iterator[str]:
     """Weights of the file that the model lacks and may not lack; single numbers do not count."""
-    unused = [t for t in plan.unused if t.shape and t.name not in disputed and not is_under(t.name, allowed)]
+    allowed = tuple(allowed)
+    unused = [t for t in plan.unused if t.shape and t.name not in disputed and not _may_go(t, plan.kind, allowed)]
     if unused:
         missing = [leaf.name for leaf in plan.missing]
         yield (
@@ -98,6 +100,12 @@ def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]
             f"{_listed(unused, lambda tensor: f'`{tensor.name}`{_nearest_name(tensor.name, missing)}')}. "
             "`rename` them, or name a prefix in `allow_unused`."
         )
+
+
+def _may_go(tensor: Tensor, kind: str, allowed: Sequence[str]) -> bool:
+    if kind not in ("safetensors", "npz"):
+        return is_under(tensor.name, allowed)
+    return is_under(tensor.name.replace(".", "/"), [prefix.replace(".", "/") for prefix in allowed])
 
 
 def _nearest_name(name: str, known: Sequence[str]) -> str:
@@ -122,6 +130,20 @@ def _both_shapes(found: Pair) -> str:
         f"`{found.leaf.name}` is {ours}{types[0]} in the model and {theirs}{types[1]} in the file "
         f"(`{found.tensor.name}`)"
     )
+
+
+def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
+    """Says so when too small a part of the model would be restored, whatever is allowed to be missing."""
+    if plan.coverage < least:
+        yield (
+            f"At least {least:.1%} of the model's parameters outside `exclude` must come from the file "
+            f"(`min_coverage: {least:g}`), and {plan.coverage:.1%} would. The largest that would not: "
+            f"{quote(leaf.name for leaf in sorted(plan.missing, key=_size, reverse=True))}."
+        )
+
+
+def _size(leaf: Leaf) -> int:
+    return prod(shape_of(leaf))
 
 
 def nothing_restored(plan: RestorePlan) -> Iterator[str]:

@@ -1,26 +1,70 @@
 """Files to arrays: finds out what a file of weights is and reads what it holds."""
 
-import difflib
 import re
-import zipfile
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import tensorflow as tf
+import numpy as np
 
-from finetune.errors import RestoreError, quote
-from finetune.pretrained.checkpoints import is_checkpoint_index, read_checkpoint
-from finetune.pretrained.keras_files import is_hdf5, is_keras_archive, read_hdf5, read_keras_archive
+from finetune.errors import RestoreError, reason
+from finetune.pretrained.archives import Unpacked, unpack
+from finetune.pretrained.flat_files import read_npz, read_safetensors, refuse_pickle
+from finetune.pretrained.folders import weight_path
+from finetune.pretrained.keras_files import is_keras_archive, read_hdf5, read_keras_archive
+from finetune.pretrained.shards import read_shards
+from finetune.pretrained.signatures import (
+    is_checkpoint_index,
+    is_hdf5,
+    is_npz,
+    is_pickle,
+    is_safetensors,
+    is_saved_model,
+    is_shard_index,
+    is_tar,
+    is_zip,
+)
 from finetune.pretrained.weight_file import WeightFile
+from finetune.quiet import start_tensorflow
+
+
+def _read_checkpoint(path: Path) -> WeightFile:
+    _wake_tensorflow()
+    from finetune.pretrained.checkpoints import read_checkpoint
+
+    return read_checkpoint(path)
+
+
+def _read_saved_model(path: Path) -> WeightFile:
+    _wake_tensorflow()
+    from finetune.pretrained.saved_models import read_saved_model
+
+    return read_saved_model(path)
+
+
+def _wake_tensorflow() -> None:
+    """Imports TensorFlow, which takes seconds, only for the formats that need it."""
+    if "tensorflow" not in sys.modules:
+        start_tensorflow()
+
 
 _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], WeightFile]], ...] = (
+    (is_pickle, refuse_pickle),
+    (is_saved_model, _read_saved_model),
+    (is_npz, read_npz),
     (is_keras_archive, read_keras_archive),
     (is_hdf5, read_hdf5),
-    (is_checkpoint_index, read_checkpoint),
+    (is_checkpoint_index, _read_checkpoint),
+    (is_shard_index, read_shards),
+    (is_safetensors, read_safetensors),
 )
 _KNOWN = (
-    "Known are `.keras`, Keras' `.weights.h5` and legacy `.h5`, and TensorFlow checkpoints of TF2 and TF1 "
-    "(`prefix`, `prefix.index`, or a folder with a `checkpoint` file)"
+    "Known are `.keras`, Keras' `.weights.h5` and legacy `.h5`, safetensors, npz, SavedModels, TensorFlow checkpoints "
+    "of TF2 and TF1 (`prefix`, `prefix.index`, or a folder with a `checkpoint` file), and folders and archives of one "
+    "of these"
 )
 
 
@@ -30,8 +74,10 @@ def read_weights(path: str | Path) -> WeightFile:
     The format is told by the content, not by the name.
 
     Args:
-        path: A `.keras` file, Keras weights in HDF5 (of Keras 3, Keras 2 or tf_keras), a TensorFlow checkpoint by its
-            prefix or its `.index` file, or a folder of checkpoints, of which the latest is taken.
+        path: A `.keras` file, Keras weights in HDF5 (of Keras 3, Keras 2 or tf_keras), safetensors or npz, the JSON
+            index of weights in several files, a TensorFlow checkpoint by its prefix or its `.index` file, a SavedModel,
+            a folder of one of these (of checkpoints the latest; a KerasHub preset), or an archive of that (`.tar.gz`,
+            `.tgz`, `.tar`, `.zip`).
 
     Returns:
         The weights, without optimizer slots, counters, metrics and other bookkeeping.
@@ -39,18 +85,18 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises:
         RestoreError: There is no such file, it is damaged or incomplete, or it holds no weights of a known format.
     """
-    file = _weight_path(Path(path))
+    return _read(Path(path), archives=True)
+
+
+def _read(path: Path, *, archives: bool) -> WeightFile:
+    file = weight_path(path)
+    if archives and _is_archive(file):
+        return _from_archive(file)
     read = next((read for recognises, read in _FORMATS if recognises(file)), None)
     if read is None:
-        raise RestoreError(f"{_KNOWN}. `{path}` is none of them: {_beginning(file)}.{_prefix_hint(file)}")
-    try:
+        raise RestoreError(f"{_KNOWN}. `{file}` is none of them: {_beginning(file)}.{_hint(file)}")
+    with _whole(path):
         found = read(file)
-    except (OSError, KeyError, ValueError, RuntimeError, IndexError, zipfile.BadZipFile, tf.errors.OpError) as error:
-        if isinstance(error, RestoreError):
-            raise
-        raise RestoreError(
-            f"A weight file must be whole. `{path}` looks like one, but reading it failed: {error}. Copy it again."
-        ) from error
     if not found.tensors:
         raise RestoreError(
             f"A weight file holds weights. `{path}` ({found.kind}) holds none. Build the model before you save it."
@@ -58,44 +104,38 @@ def read_weights(path: str | Path) -> WeightFile:
     return found
 
 
-def _weight_path(path: Path) -> Path:
-    index = Path(f"{path}.index")
-    if path.is_dir():
-        return _latest_in(path)
-    if path.is_file():
-        return _latest_in(path.parent) if path.name == "checkpoint" else path
-    if index.is_file():
-        return index
-    raise RestoreError(f"A file of pretrained weights must exist. There is no `{path}`.{_nearby(path)}")
+@contextmanager
+def _whole(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except RestoreError:
+        raise
+    except Exception as error:  # what the formats' libraries raise over a damaged file is not to be foreseen
+        raise RestoreError(
+            f"A weight file must be whole. `{path}` looks like one, but reading it failed: "
+            f"{reason(error) if str(error) else type(error).__name__}. Copy it again."
+        ) from error
 
 
-def _latest_in(folder: Path) -> Path:
-    state = tf.train.get_checkpoint_state(str(folder))
-    index = Path(f"{state.model_checkpoint_path}.index") if state and state.model_checkpoint_path else None
-    if index is not None and index.is_file():
-        return index
-    prefixes = sorted(entry.name.removesuffix(".index") for entry in folder.glob("*.index"))
-    why = f"names `{index}`, which is gone" if index else "is missing"
-    found = f"It holds the checkpoints {quote(prefixes)}; give one of them" if prefixes else _contents(folder)
-    raise RestoreError(
-        f"A folder of checkpoints has a file `checkpoint` that names the latest. In `{folder}` it {why}. {found}."
-    )
+def _is_archive(file: Path) -> bool:
+    other = is_npz(file) or is_keras_archive(file) or is_pickle(file)
+    return is_tar(file) or (is_zip(file) and not other)
 
 
-def _contents(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"It holds {quote(names)}; give the file itself" if names else "The folder is empty"
+def _from_archive(file: Path) -> WeightFile:
+    with _whole(file):
+        unpacked = unpack(file)
+        try:
+            found = _read(unpacked.folder, archives=False)  # one in an archive may be without end
+        except RestoreError as error:
+            raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
+    # What was unpacked stays as long as one of the weights does.
+    tensors = tuple(replace(tensor, read=partial(_read_from, unpacked, tensor.read)) for tensor in found.tensors)
+    return WeightFile(str(file), found.kind, tensors)
 
 
-def _nearby(path: Path) -> str:
-    folder = next((parent for parent in path.parents if parent.is_dir()), Path())
-    if folder != path.parent:
-        return f" The nearest folder that exists is `{folder}`."
-    names = sorted(entry.name for entry in folder.iterdir())
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if close:
-        return f" Did you mean {' or '.join(f'`{folder / name}`' for name in close)}?"
-    return f" `{folder}` holds {quote(names)}." if names else f" `{folder}` is empty."
+def _read_from(unpacked: Unpacked, read: Callable[[], np.ndarray]) -> np.ndarray:
+    return read()
 
 
 def _beginning(file: Path) -> str:
@@ -104,6 +144,6 @@ def _beginning(file: Path) -> str:
     return f"it begins with `{start!r}`" if start else "it is empty"
 
 
-def _prefix_hint(file: Path) -> str:
+def _hint(file: Path) -> str:
     prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
     return f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""

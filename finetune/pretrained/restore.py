@@ -1,19 +1,24 @@
 """Puts pretrained weights into a model and proves that they are there."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from finetune.errors import RestoreError, quote
+from finetune.errors import RestoreError, quote, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.pretrained.checksum import as_array, checksum
 from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.pairing import Pair
 from finetune.pretrained.places import places
 from finetune.pretrained.readers import read_weights
+from finetune.pretrained.reference import ATOL, RTOL, agreement, read_reference
+from finetune.pretrained.restore_plan import dtype_of
+from finetune.pretrained.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class RestoreReport:
         unused: Names in the file that the model lacks (and that were allowed to be unused).
         shape_conflict: Names of weights that differ in shape; always empty after a restore.
         excluded: Checksums of the weights that kept their fresh values, by name.
+        coverage: Share of the model's parameters outside of `exclude` that was restored, 0 to 1.
+        verified: The file with whose outputs those of the restored model agree; empty when none was given.
+        difference: The largest absolute difference between them.
     """
 
     path: str
@@ -64,6 +72,9 @@ class RestoreReport:
     unused: tuple[str, ...]
     shape_conflict: tuple[str, ...]
     excluded: Mapping[str, str]
+    coverage: float = 1.0
+    verified: str = ""
+    difference: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as dicts, lists, strings and numbers."""
@@ -81,8 +92,9 @@ class RestoreReport:
             f"{len(self.restored)} weights restored from {self.path} ({self.kind}), read back bit for bit",
             f"{cast} of them cast" if cast else "",
             f"{len(self.excluded)} excluded" if self.excluded else "",
-            f"{len(self.missing)} missing" if self.missing else "",
+            f"{len(self.missing)} missing ({1 - self.coverage:.1%} of the parameters)" if self.missing else "",
             f"{len(self.unused)} unused" if self.unused else "",
+            f"outputs agree with {self.verified} (within {self.difference:.2g})" if self.verified else "",
         ]
         return ", ".join(filter(None, parts))
 
@@ -93,8 +105,13 @@ def restore(
     *,
     exclude: Iterable[str] = (),
     rename: Mapping[str, str] | None = None,
+    transform: Iterable[Transform] = (),
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
+    min_coverage: float = 0.0,
+    verify: str | Path | None = None,
+    verify_rtol: float = RTOL,
+    verify_atol: float = ATOL,
 ) -> RestoreReport:
     """Gives a model its pretrained weights back.
 
@@ -106,14 +123,21 @@ def restore(
         path: A weight file of any format that `finetune.pretrained.readers.read_weights` knows.
         exclude: Prefixes of the model's names, matched at `/` boundaries: these weights keep their fresh values.
         rename: Regular expressions and their replacements, applied to the file's names one after the other.
+        transform: What to do to the weights so renamed, one rule after the other.
         allow_missing: Prefixes of the model's names that the file may lack.
         allow_unused: Prefixes of the file's names that the model may lack.
+        min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1, whatever
+            `allow_missing` allows.
+        verify: An npz file with inputs and the outputs that the restored model must give, as `finetune reference`
+            writes it. If it gives others, it gets its fresh weights back.
+        verify_rtol: How far the outputs may differ, as a share of the expected value.
+        verify_atol: How far they may differ beside that.
 
     Returns:
         What was restored, with checksums before and after.
 
     Raises:
-        RestoreError: The file cannot be read or does not fit the model.
+        RestoreError: The file cannot be read, does not fit the model, or gives it other outputs than `verify` holds.
     """
     is_tree = isinstance(model_or_tree, LayerTree)
     tree = model_or_tree if is_tree else layer_tree(model_or_tree)
@@ -122,24 +146,43 @@ def restore(
         read_weights(path),
         exclude=exclude,
         rename=rename,
+        transform=transform,
         allow_missing=allow_missing,
         allow_unused=allow_unused,
+        min_coverage=min_coverage,
         places={} if is_tree else places(model_or_tree, tree),
     )
     plan.check()
-    return _apply(plan)
+    if verify is None:
+        return _apply(plan)
+    if is_tree:
+        raise RestoreError("Outputs are compared with `verify` on the model itself. Received its layer tree.")
+    reference = read_reference(verify)
+    with _put_back_on_error(plan):
+        report = _apply(plan)
+        difference = agreement(model_or_tree, reference, rtol=verify_rtol, atol=verify_atol)
+    return replace(report, verified=reference.path, difference=difference)
+
+
+@contextmanager
+def _put_back_on_error(plan: RestorePlan) -> Iterator[None]:
+    fresh = [np.copy(as_array(pair.leaf.variable)) for pair in plan.restored]
+    try:
+        yield
+    except BaseException:
+        for pair, array in zip(plan.restored, fresh, strict=True):
+            pair.leaf.variable.assign(array)
+        raise
 
 
 def _apply(plan: RestorePlan) -> RestoreReport:
     kept = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
-    fresh = [checksum(pair.leaf.variable) for pair in plan.restored]
-    # All values are fetched before the first is assigned: a damaged file must not leave a model half restored.
-    values = [_values(plan, pair) for pair in plan.restored]
-    for pair, array in zip(plan.restored, values, strict=True):
-        pair.leaf.variable.assign(array)
-    restored = tuple(
-        _restored(pair, array, before) for pair, array, before in zip(plan.restored, values, fresh, strict=True)
-    )
+    # Every value is read once before the first is assigned: a damaged file must not leave a model half restored.
+    # Reading again is cheaper than holding all of a large file in memory.
+    filed = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
+    for pair in plan.restored:
+        pair.leaf.variable.assign(_values(plan, pair))
+    restored = tuple(_restored(pair, file, before) for pair, (file, before) in zip(plan.restored, filed, strict=True))
     _prove(plan, restored, kept)
     return RestoreReport(
         plan.path,
@@ -149,31 +192,34 @@ def _apply(plan: RestorePlan) -> RestoreReport:
         unused=tuple(tensor.name for tensor in plan.unused),
         shape_conflict=tuple(pair.leaf.name for pair in plan.shape_conflict),
         excluded=kept,
+        coverage=plan.coverage,
     )
 
 
 def _values(plan: RestorePlan, pair: Pair) -> np.ndarray:
     try:
         array = pair.tensor.read()
-    except (OSError, KeyError, ValueError, RuntimeError, IndexError, tf.errors.OpError) as error:
+        if array.shape != pair.tensor.shape:
+            raise ValueError(f"its shape is {array.shape} instead of {pair.tensor.shape}")
+    except Exception as error:  # what the formats' libraries raise over a damaged file is not to be foreseen
         raise RestoreError(
-            f"A weight file must be whole. Reading `{pair.tensor.name}` from `{plan.path}` failed: {error}. "
-            "Nothing was restored; copy the file again."
+            f"A weight file must be whole. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
+            f"{reason(error) if str(error) else type(error).__name__}. Nothing was restored; copy the file again."
         ) from error
-    return array.astype(as_array(pair.leaf.variable).dtype, copy=False)
+    return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
 
 
-def _restored(pair: Pair, array: np.ndarray, before: str) -> Restored:
-    dtype = array.dtype.name
+def _restored(pair: Pair, file: str, before: str) -> Restored:
+    dtype = dtype_of(pair.leaf)
     return Restored(
         pair.leaf.name,
         pair.tensor.name,
         pair.how,
-        tuple(array.shape),
+        pair.tensor.shape,
         dtype,
         cast_from="" if pair.tensor.dtype == dtype else pair.tensor.dtype,
         before=before,
-        file=checksum(array),
+        file=file,
         after=checksum(pair.leaf.variable),
     )
 

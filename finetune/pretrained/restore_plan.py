@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import Leaf
@@ -32,6 +33,13 @@ class RestorePlan:
     shape_conflict: tuple[Pair, ...]
     excluded: tuple[Leaf, ...]
     problems: tuple[str, ...] = ()
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's parameters outside of `exclude` that would be restored."""
+        restored = sum(prod(shape_of(pair.leaf)) for pair in self.restored)
+        others = [*self.missing, *(pair.leaf for pair in self.shape_conflict)]
+        return restored / max(1, restored + sum(prod(shape_of(leaf)) for leaf in others))
 
     def check(self) -> None:
         """Raises one error that tells every problem.

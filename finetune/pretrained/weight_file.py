@@ -20,6 +20,8 @@ class Tensor:
         aliases: Other names under which a model may know it, likeliest first. `*/conv1/kernel` stands for the one
             weight whose name ends in `/conv1/kernel`.
         places: Where the file keeps it, in the words of `finetune.pretrained.places`.
+        origin: The names in the file of what it was made from; empty for a weight as it is in the file.
+        steps: How it was made: `rename`, `transpose [1, 0]`.
     """
 
     name: str
@@ -29,6 +31,13 @@ class Tensor:
     position: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    origin: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+
+    @property
+    def in_file(self) -> str:
+        """What the file calls it, or all that it was made from."""
+        return " + ".join(self.origin) or self.name
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,8 @@ class WeightFile:
 
     Attributes:
         path: As it was given.
-        kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint` or `tf1-checkpoint`.
+        kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint`, `tf1-checkpoint`, `saved-model`,
+            `safetensors` or `npz`.
         tensors: The weights, in the file's order.
     """
 

@@ -3,7 +3,6 @@
 What is raised here completes a sentence that begins with the path of the key; `finetune.recipe.messages` writes it.
 """
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,14 +21,13 @@ from finetune.recipe.fields import (
     OpenShare,
     Part,
     Positive,
-    Regex,
-    Text,
     choice,
     fault,
     one_of,
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
 from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
+from finetune.recipe.restoring import Restore
 
 __all__ = [
     "APPLICATIONS",
@@ -50,6 +48,7 @@ PATH_FIELDS = (
     *(("model", key) for key in ("keras_file", "preset", "hub", "weights")),
     ("data", "npz"),
     ("restore", "from"),
+    ("restore", "verify"),
 )
 
 
@@ -74,34 +73,6 @@ class DataSource(_Source):
     @classmethod
     def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
         return one_of(value, info, "builder")
-
-
-class Restore(Part):
-    """Which pretrained weights go back into which layers.
-
-    Attributes:
-        source: The file, folder or checkpoint prefix; written `from`.
-        exclude: Prefixes of layers that keep their fresh weights.
-        rename: Regular expressions over the file's names, and what replaces them.
-        allow_missing: Prefixes of layers that may lack weights in the file.
-        allow_unused: Prefixes of the file's names that may go unused.
-    """
-
-    source: FilePath = Field(alias="from")
-    exclude: OneOrMore[Text] = ()
-    rename: dict[Regex, str] = Field(default_factory=dict)
-    allow_missing: OneOrMore[Text] = ()
-    allow_unused: OneOrMore[Text] = ()
-
-    @field_validator("rename")
-    @classmethod
-    def _replacements_fit(cls, value: dict[str, str]) -> dict[str, str]:
-        for pattern, replacement in value.items():
-            try:
-                re.sub(pattern, replacement, "")  # reads the replacement even if nothing matches
-            except (re.error, IndexError) as error:
-                raise fault(f"is no replacement: {error}", received=replacement, at=(pattern,)) from None
-        return value
 
 
 def _auto(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.sources.archives import unpack
+from finetune.sources.unpacking import unpack
 
 _VARIABLES = "variables"
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
-from finetune.sources.archives import ENDINGS, is_archive, unpack
+from finetune.sources.unpacking import ENDINGS, is_archive, unpack
 
 _REMOTE = ("http", "https", "gs")
 _SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")

@@ -17,7 +17,7 @@ from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.groups.layer_tree import Leaf
 from finetune.sources.graphs import pack_graph, unpack_graph
 from finetune.sources.handles import cache_folder, resolve_handle
-from finetune.sources.saved_models import SavedModule, load_saved_module
+from finetune.sources.modules import SavedModule, load_saved_module
 
 
 class HubPart(keras.layers.Layer):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from finetune.errors import FinetuneError, reason
 from finetune.sources.heads import one_output
 from finetune.sources.hub import HubLayer
-from finetune.sources.saved_models import describe
+from finetune.sources.modules import describe
 
 
 def make_hub_model(

@@ -10,7 +10,7 @@ from finetune.errors import GroupError, TrainingError, did_you_mean
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.sources.saved_models import takes_training
+from finetune.sources.modules import takes_training
 
 
 def grouped_train_step(

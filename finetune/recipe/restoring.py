@@ -1,0 +1,141 @@
+"""The `restore` of a recipe: which pretrained weights go back into which layers, and what is done to them."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from finetune.recipe.fields import (
+    FilePath,
+    Fraction,
+    ListOf,
+    OneOrMore,
+    Part,
+    Positive,
+    Regex,
+    Text,
+    choice,
+    fault,
+)
+
+_OPERATIONS = ("transpose", "reshape", "split", "concatenate", "add")
+_JOINS = ("concatenate", "add")
+_ONLY_WITH = {"order": ("reshape",), "axis": ("split", "concatenate")}
+
+Axis = Annotated[int, Field(ge=-32, lt=32)]
+Size = Annotated[int, Field(ge=-1)]
+
+
+def _parts(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class TransformRule(Part):
+    """One thing that is done to every weight whose whole name a pattern matches.
+
+    Attributes:
+        names: Regular expressions; several, in their order, only to concatenate and to add.
+        to: New names; one for each part when splitting.
+        transpose: The axes in their new order.
+        reshape: The new shape; one number may be -1.
+        order: How `reshape` counts: `C` (NumPy, PyTorch) or `F`.
+        split: Into how many equal parts, or the length of each.
+        concatenate: Whether the weights, one of each pattern, become one.
+        add: Whether their sum becomes one.
+        axis: What `split` and `concatenate` go along.
+    """
+
+    names: OneOrMore[Regex]
+    to: OneOrMore[Text] = ()
+    transpose: ListOf[Annotated[int, Field(ge=0, lt=32)]] | None = None
+    reshape: ListOf[Size] | None = None
+    order: Annotated[Literal["C", "F"], choice("C", "F")] | None = None
+    split: Any = None
+    concatenate: Annotated[Literal[True], choice(True)] | None = None
+    add: Annotated[Literal[True], choice(True)] | None = None
+    axis: Axis | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _count_or_lengths(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list | tuple) else [value]
+        whole = all(type(size) is int and size > 0 for size in sizes)
+        if value is None or (whole and (sizes is not value or len(sizes) > 1) and value != 1):
+            return _parts(value)
+        raise fault("must be a number of equal parts, or a list with the length of each, at least two", received=value)
+
+    @field_validator("reshape")
+    @classmethod
+    def _one_open_size(cls, value: Any) -> Any:
+        if value and list(value).count(-1) > 1:
+            raise fault("may leave only one number open with -1", received=list(value))
+        return value
+
+    @model_validator(mode="after")
+    def _one_operation(self) -> "TransformRule":
+        given = [name for name in _OPERATIONS if getattr(self, name) is not None]
+        if len(given) != 1 and (given or not self.to):
+            listed = ", ".join(f"`{name}`" for name in _OPERATIONS)
+            does = f"must do exactly one of {listed}, or give a new name with `to`"
+            raise fault(does, received=given) if given else fault(does)
+        self._check_names(given[0] if given else "")
+        for key, operations in _ONLY_WITH.items():
+            if getattr(self, key) is not None and not set(given) & set(operations):
+                raise fault(f"has `{key}`, which goes with `{'` or `'.join(operations)}`. Leave it out")
+        return self
+
+    def _check_names(self, operation: str) -> None:
+        if operation in _JOINS and (len(self.names) < 2 or len(self.to) != 1):
+            raise fault(f"needs two or more patterns under `names`, and one name under `to`, to `{operation}`")
+        if operation not in _JOINS and len(self.names) > 1:
+            raise fault("takes several patterns under `names` only to `concatenate` or `add`. Write a rule for each")
+        count = self.split if isinstance(self.split, int) else len(self.split or ())
+        if operation == "split" and len(self.to) != count:
+            raise fault(f"needs {count} names under `to`, one for each part", received=list(self.to))
+        if operation not in (*_JOINS, "split") and len(self.to) > 1:
+            raise fault("takes one name under `to`", received=list(self.to))
+
+
+class Restore(Part):
+    """Which pretrained weights go back into which layers.
+
+    Attributes:
+        source: The file, folder, archive or checkpoint prefix; written `from`.
+        exclude: Prefixes of layers that keep their fresh weights.
+        rename: Regular expressions over the file's names, and what replaces them.
+        transform: What is done to the weights so renamed, one rule after the other.
+        allow_missing: Prefixes of layers that may lack weights in the file.
+        allow_unused: Prefixes of the file's names that may go unused.
+        min_coverage: Share of the parameters outside `exclude` that must come from the file, whatever may be missing.
+        verify: An npz file with inputs and the outputs that the restored model must give.
+        verify_rtol: How far they may differ, as a share of the expected value.
+        verify_atol: How far they may differ beside that.
+    """
+
+    source: FilePath = Field(alias="from")
+    exclude: OneOrMore[Text] = ()
+    rename: dict[Regex, str] = Field(default_factory=dict)
+    transform: ListOf[TransformRule] = ()
+    allow_missing: OneOrMore[Text] = ()
+    allow_unused: OneOrMore[Text] = ()
+    min_coverage: Fraction | None = None
+    verify: FilePath | None = None
+    verify_rtol: Positive | None = None
+    verify_atol: Positive | None = None
+
+    @field_validator("rename")
+    @classmethod
+    def _replacements_fit(cls, value: dict[str, str]) -> dict[str, str]:
+        for pattern, replacement in value.items():
+            try:
+                re.sub(pattern, replacement, "")  # reads the replacement even if nothing matches
+            except (re.error, IndexError) as error:
+                raise fault(f"is no replacement: {error}", received=replacement, at=(pattern,)) from None
+        return value
+
+    @field_validator("verify_rtol", "verify_atol")
+    @classmethod
+    def _of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("verify", "faulty") is None:
+            raise fault("is for `verify`, and there is none. Leave it out")
+        return value
