@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from finetune.prepare import plan as plan
     from finetune.pretrained.restore import restore as restore
     from finetune.run import run as run
+    from finetune.sources.hub import HubLayer as HubLayer
+    from finetune.sources.hub_export import export_hub as export_hub
     from finetune.training.freezing import freeze as freeze
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
     from finetune.training.range_test import lr_range_test as lr_range_test
+    from finetune.training.step import grouped_train_step as grouped_train_step
 
 _HOMES = {
     "FinetuneError": "errors",
@@ -40,7 +43,10 @@ _HOMES = {
     "exponential_decay": "optimizers.schedules",
     "make_schedule": "optimizers.schedules",
     "restore": "pretrained.restore",
+    "HubLayer": "sources.hub",
+    "export_hub": "sources.hub_export",
     "freeze": "training.freezing",
+    "grouped_train_step": "training.step",
     "LearningRateLogger": "training.monitor",
     "lr_range_test": "training.range_test",
     "plan": "prepare",

@@ -26,8 +26,8 @@ from finetune.recipe.grouping import Group, Named, Optimizer, Strategy
 from finetune.recipe.loader import place_of, resolve_path
 from finetune.recipe.restoring import TransformRule
 from finetune.recipe.schema import Recipe
-from finetune.sources.data import Examples, check_examples, read_npz
-from finetune.sources.models import call_builder, check_model, load_keras_file
+from finetune.sources.data import Examples, check_examples, read_npz, with_text_as_objects
+from finetune.sources.models import call_builder
 from finetune.training.plan import GroupSettings
 
 
@@ -65,22 +65,13 @@ def precision(recipe: Recipe) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def build_model(recipe: Recipe) -> keras.Model:
-    """Builds or loads the network, with fresh weights where it is built."""
-    source = recipe.model
-    if source.keras_file:
-        return check_model(load_keras_file(resolve_path(recipe, source.keras_file)), source.keras_file)
-    assert source.builder  # the schema holds that there is exactly one source
-    return check_model(call_builder(source.builder, source.arguments), source.builder)
-
-
 def build_examples(recipe: Recipe) -> Examples:
     """Reads or makes the examples."""
     source = recipe.data
     if source.npz:
-        return read_npz(resolve_path(recipe, source.npz))
+        return with_text_as_objects(read_npz(resolve_path(recipe, source.npz)))
     assert source.builder
-    return check_examples(call_builder(source.builder, source.arguments))
+    return with_text_as_objects(check_examples(call_builder(source.builder, source.arguments)))
 
 
 def training_rows(recipe: Recipe, examples: Examples) -> int:

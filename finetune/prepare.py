@@ -11,7 +11,6 @@ from finetune.build import (
     RunLength,
     build_examples,
     build_groups,
-    build_model,
     build_optimizer,
     build_settings,
     compile_model,
@@ -22,6 +21,7 @@ from finetune.build import (
 )
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup
+from finetune.network import build_model, pretrained_sources
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, load_recipe
 from finetune.recipe.rates import peak_of
@@ -121,7 +121,7 @@ def equip(
     tree, length = layer_tree(model), run_length(wanted, examples)
     plans = plan_groups(wanted, tree)
     settings = build_settings(plans, length)
-    sources = {leaf.name: str(wanted.model.keras_file) for leaf in tree.leaves if wanted.model.keras_file}
+    sources = pretrained_sources(wanted, tree)
     sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     freeze(model, groups)

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.build import build_examples, build_model, precision, restore_weights
+from finetune.build import build_examples, precision, restore_weights
 from finetune.errors import FinetuneError, quote, reason
+from finetune.network import build_model
 from finetune.pretrained.reference import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, load_recipe

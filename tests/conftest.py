@@ -66,6 +66,34 @@ def recipe(tiny_files, tmp_path, monkeypatch):
     return Path("tiny.yaml")
 
 
+@pytest.fixture
+def encoder():
+    """Makes a new `encoder_model` with the weights of those in `encoder_folder`."""
+    return encoder_model()
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory):
+    """A SavedModel of `encoder_model`, in the form that TensorFlow Hub reuses; read only."""
+    from finetune import export_hub
+
+    return export_hub(encoder_model(), tmp_path_factory.mktemp("hub") / "encoder")
+
+
+def encoder_model():
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(5)
+    parts = [
+        keras.Input((6,)),
+        layers.Dense(8, name="stem"),
+        layers.BatchNormalization(momentum=0.5, name="bn"),
+        layers.Dense(8, activation="relu", kernel_regularizer=keras.regularizers.L2(0.1), name="body"),
+    ]
+    return keras.Sequential(parts, name="encoder")
+
+
 def tiny_model():
     import keras
     from keras import layers

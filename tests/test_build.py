@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from finetune import build
+from finetune import build, network
 from finetune.build import RunLength
 from finetune.errors import FinetuneError, GroupError, RecipeError
 from finetune.groups.layer_tree import layer_tree
@@ -29,7 +29,7 @@ def prepared(recipe, *overrides):
     """Goes from a recipe to a compiled model, as a run does; returns the model and its groups' settings."""
     wanted = load_recipe(recipe, overrides=overrides)
     with build.precision(wanted):
-        model = build.build_model(wanted)
+        model = network.build_model(wanted)
         tree = layer_tree(model)
         plans = build.plan_groups(wanted, tree)
         groups = build.build_groups(wanted, plans, tree)
@@ -503,7 +503,7 @@ def test_float16_gets_a_loss_scale_around_all_groups(recipe):
         recipe, overrides=[BUILT, "train.mixed_precision=float16", "groups.stem.prefixes=[conv1, bn1]"]
     )
     with build.precision(wanted):
-        model = build.build_model(wanted)
+        model = network.build_model(wanted)
         tree = layer_tree(model)
         plans = build.plan_groups(
             load_recipe(recipe, overrides=["groups=[{name: a, rest: true, optimizer: sgd, learning_rate: 0.1}]"]), tree
@@ -581,4 +581,4 @@ def test_a_file_saved_with_frozen_layers_gives_a_model_that_a_recipe_can_train(r
 
 def test_a_file_that_is_not_there_is_an_error_of_ours(recipe):
     with pytest.raises(FinetuneError, match="does not exist"):
-        build.build_model(load_recipe(recipe, overrides=["model.keras_file=nowhere.keras"]))
+        network.build_model(load_recipe(recipe, overrides=["model.keras_file=nowhere.keras"]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import DataError
-from finetune.sources.data import Examples, check_examples, read_npz
+from finetune.sources.data import Examples, check_examples, read_npz, with_text_as_objects
 
 
 def arrays(**changes):
@@ -170,3 +170,13 @@ def test_five_problems_are_shown_at_most():
 def test_examples_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         Examples(**arrays()).x_train = np.ones(3)
+
+
+def test_text_in_the_inputs_becomes_objects_for_keras_and_everything_else_stays():
+    text, numbers = np.array(["good", "bad"]), np.arange(2)
+    examples = with_text_as_objects(Examples(text, numbers, text, np.array(["a", "b"])))
+    assert examples.x_train.dtype == examples.x_test.dtype == object
+    assert list(examples.x_train) == ["good", "bad"]
+    assert examples.y_train is numbers
+    assert examples.y_test.dtype.kind == "U"
+    assert examples.x_validation is None

@@ -361,3 +361,28 @@ def test_a_layer_lists_its_parts_as_deep_as_asked():
 def test_modules_and_loaded_saved_models_have_one_base():
     assert issubclass(tf.Module, tf.__internal__.tracking.AutoTrackable)
     assert issubclass(keras.optimizers.Optimizer, tf.__internal__.tracking.AutoTrackable)
+
+
+# -- The hub layer ----------------------------------------------------------------------------------------------------
+
+
+def test_whether_safe_mode_is_on_can_be_asked_while_a_layer_is_made_from_its_config():
+    from keras.src.saving.serialization_lib import SafeModeScope, in_safe_mode
+
+    assert in_safe_mode() is None
+    for safe in (True, False):
+        with SafeModeScope(safe):
+            assert in_safe_mode() is safe
+
+
+def test_tensorflow_asks_a_layer_for_its_parts_and_says_what_for():
+    parameters = inspect.signature(keras.layers.Layer._trackable_children).parameters
+    assert parameters["save_type"].default == "checkpoint"
+
+
+def test_a_keras_variable_takes_over_the_storage_of_a_tensorflow_variable():
+    theirs = tf.Variable([1.0, 2.0])
+    ours = keras.Variable(theirs, dtype="float32")
+    ours.assign([3.0, 4.0])
+    assert ours.value is theirs
+    np.testing.assert_array_equal(theirs.numpy(), [3.0, 4.0])

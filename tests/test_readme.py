@@ -15,12 +15,22 @@ def blocks(language):
 
 
 def test_the_python_in_the_readme_runs():
-    (code,) = blocks("python")
+    code, *_ = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     history = names["history"].history
     assert {"loss", "learning_rate/body", "learning_rate/head"} <= set(history)
     assert names["optimizer"].learning_rates["head"] == pytest.approx(1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_the_python_on_saved_models_goes_on_from_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile("".join(blocks("python")), "README.md", "exec"), names)
+    assert [variable.path for variable in names["network"].trainable_variables] == ["kernel", "bias"] * 2
+    assert float(names["loss"]) > 0
 
 
 def test_the_recipe_in_the_readme_is_the_one_that_runs():

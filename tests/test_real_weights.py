@@ -16,9 +16,10 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from finetune.build import build_model, restore_weights
+from finetune.build import restore_weights
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import layer_tree
+from finetune.network import build_model
 from finetune.pretrained.readers import read_weights
 from finetune.pretrained.reference import as_arrays, outputs_of
 from finetune.pretrained.restore import restore

@@ -129,7 +129,8 @@ def test_only_one_way_to_clip_is_taken(complaint):
 
 
 def test_model_and_data_come_from_exactly_one_source(complaint):
-    assert complaint("model", to={}) == ["`model` needs exactly one of `builder`, `keras_file`. Received none of them."]
+    sources = "`builder`, `keras_file`, `application`, `preset`, `hub`"
+    assert complaint("model", to={}) == [f"`model` needs exactly one of {sources}. Received none of them."]
     both = {"builder": "finetune.examples.digits:uci_digits", "npz": "a.npz"}
     said = "`data` needs exactly one of `builder`, `npz`. Received: `builder`, `npz`."
     assert complaint("data", to=both) == [said]

@@ -166,7 +166,7 @@ def _walk_layer(
 
 def _is_container(layer: keras.layers.Layer) -> bool:
     inner = layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
-    return isinstance(inner, keras.Model)
+    return isinstance(inner, keras.Model) or getattr(inner, "holds_layers", False)
 
 
 def _children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -145,6 +145,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         return tuple(group.name for group in self._roster.groups)
 
     @property
+    def group_variables(self) -> list[Any]:
+        """The variables of all groups, those that are frozen just now included, in the model's order."""
+        self._roster.settle()
+        return list(self._roster.order)
+
+    @property
     def learning_rates(self) -> dict[str, float]:
         """The rate that each group uses in the next step."""
         return {group.name: as_float(group.optimizer.learning_rate) for group in self._roster.groups}

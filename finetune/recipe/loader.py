@@ -1,5 +1,6 @@
 """From a recipe file to a `Recipe`, and back."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
     for section, key in PATH_FIELDS:
         path = data.get(section, {}).get(key)
         if path is not None:
-            data[section][key] = str(resolve_path(recipe, path)) if absolute_paths else str(path)
+            resolve = resolve_place if section == "model" else resolve_path
+            data[section][key] = str(resolve(recipe, path) if absolute_paths else path)
     return dump(data)
 
 
@@ -106,6 +108,16 @@ def resolve_path(recipe: Recipe, path: str) -> Path:
     """
     folder = getattr(path, "folder", None) or (recipe._tree and recipe._tree.place.folder)
     return Path(folder or ".").absolute() / Path(path).expanduser()
+
+
+def resolve_place(recipe: Recipe, text: str) -> str:
+    """Returns what a recipe gives as a path or as something else, the path made absolute.
+
+    Something else is an address (`https://...`), `none`, `imagenet`, or a name without `/` where no such file is.
+    """
+    path = resolve_path(recipe, text)
+    is_name = re.fullmatch(r"[\w-]+", text) is not None and not path.exists()
+    return str(text) if is_name or "://" in text else str(path)
 
 
 def place_of(recipe: Recipe, *keys: str | int) -> str:

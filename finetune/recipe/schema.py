@@ -6,7 +6,6 @@ What is raised here completes a sentence that begins with the path of the key; `
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PrivateAttr,
@@ -24,17 +23,19 @@ from finetune.recipe.fields import (
     Positive,
     choice,
     fault,
-    matched,
     one_of,
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
+from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
 from finetune.recipe.restoring import Restore
 
 __all__ = [
+    "APPLICATIONS",
     "OPTIMIZERS",
     "PATH_FIELDS",
     "DataSource",
     "Group",
+    "Head",
     "ModelSource",
     "Named",
     "Optimizer",
@@ -43,20 +44,12 @@ __all__ = [
     "Strategy",
     "Train",
 ]
-PATH_FIELDS = (("model", "keras_file"), ("data", "npz"), ("restore", "from"), ("restore", "verify"))
-
-
-def _not_inside_finetune(builder: str) -> str:
-    if builder.split(":")[0].split(".")[0] == "finetune" and not builder.startswith("finetune.examples."):
-        raise fault("may name only `finetune.examples.<module>:<function>` inside finetune", received=builder)
-    return builder
-
-
-Builder = Annotated[
-    str,
-    matched(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "must be spelled `package.module:function`"),
-    AfterValidator(_not_inside_finetune),
-]
+PATH_FIELDS = (
+    *(("model", key) for key in ("keras_file", "preset", "hub", "weights")),
+    ("data", "npz"),
+    ("restore", "from"),
+    ("restore", "verify"),
+)
 
 
 class _Source(Part):
@@ -69,17 +62,6 @@ class _Source(Part):
         if value and info.data.get("builder", "faulty") is None:
             raise fault("are for a `builder`, and there is none. Leave them out")
         return value
-
-
-class ModelSource(_Source):
-    """Where the network comes from: a `builder` with `arguments`, or a `keras_file`."""
-
-    keras_file: FilePath | None = None
-
-    @field_validator("keras_file")
-    @classmethod
-    def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
-        return one_of(value, info, "builder")
 
 
 class DataSource(_Source):

@@ -1,6 +1,6 @@
 """Examples to train and test on, and the files they come from."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ def check_examples(examples: Any) -> Examples:
         shown = problems[:5] + ([f"{len(problems) - 5} more"] if len(problems) > 5 else [])
         raise DataError(f"Examples must be filled arrays that fit together; received {'; '.join(shown)}.")
     return examples
+
+
+def with_text_as_objects(examples: Examples) -> Examples:
+    """Returns the examples with text in the inputs as Python objects, the only way in which Keras takes it."""
+    inputs = {name: getattr(examples, name) for name in _NAMES if name.startswith("x_")}
+    is_text = {name: x for name, x in inputs.items() if x is not None and x.dtype.kind in "US"}
+    return replace(examples, **{name: x.astype(object) for name, x in is_text.items()})
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
