@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from finetune.errors import RestoreError
-from finetune.pretrained import archives
 from finetune.pretrained.readers import read_weights
+from finetune.sources import unpacking
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_an_archive_that_swells_is_refused_before_anything_is_written(tmp_path, 
 
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_FILES", 3)
+    monkeypatch.setattr(unpacking, "MOST_FILES", 3)
     members = [(f"{n}.h5", tarfile.REGTYPE) for n in range(4)]
     assert "unpacks to 3 files" in refused(tar_with(tmp_path / "m.tar", *members))
 

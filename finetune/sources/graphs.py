@@ -38,7 +38,7 @@ def unpack_graph(text: str, cache: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / f"{sha256(data).hexdigest()}.zip"
         archive.write_bytes(data)
-        return str(unpack(archive, cache))
+        return str(unpack(archive, cache, may_swell=True))  # zeros pack small
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
