@@ -63,7 +63,6 @@ def test_an_archive_is_read_like_the_folder_it_holds_and_cleared_away_afterwards
     tensor.read()  # one weight alone keeps what was unpacked
     assert any(temporary.iterdir())
     del tensor
-    gc.collect()
     assert not any(temporary.iterdir())
 
 
@@ -128,8 +127,7 @@ def test_an_archive_in_an_archive_is_not_opened(weights, tmp_path):
     assert "inner.tar.gz` is none of them" in refused(packed(outer, "outer.tar"))
 
 
-@pytest.mark.parametrize("name", ["m.tar.gz", "m.zip", "m.tar.xz"])
-@pytest.mark.parametrize("kept", [0.3, 0.9])
+@pytest.mark.parametrize(("name", "kept"), [("m.tar.gz", 0.3), ("m.tar.gz", 0.9), ("m.zip", 0.9), ("m.tar.xz", 0.5)])
 def test_a_truncated_archive_is_refused_and_cleared_away(weights, name, kept, temporary):
     np.save(weights / "noise.npy", np.random.default_rng(0).normal(size=1000))
     path = packed(weights, name)
