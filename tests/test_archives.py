@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune.errors import RestoreError
 from finetune.pretrained.readers import read_weights
@@ -62,7 +63,6 @@ def test_an_archive_is_read_like_the_folder_it_holds_and_cleared_away_afterwards
     tensor.read()  # one weight alone keeps what was unpacked
     assert any(temporary.iterdir())
     del tensor
-    gc.collect()
     assert not any(temporary.iterdir())
 
 
@@ -127,8 +127,7 @@ def test_an_archive_in_an_archive_is_not_opened(weights, tmp_path):
     assert "inner.tar.gz` is none of them" in refused(packed(outer, "outer.tar"))
 
 
-@pytest.mark.parametrize("name", ["m.tar.gz", "m.zip", "m.tar.xz"])
-@pytest.mark.parametrize("kept", [0.3, 0.9])
+@pytest.mark.parametrize(("name", "kept"), [("m.tar.gz", 0.3), ("m.tar.gz", 0.9), ("m.zip", 0.9), ("m.tar.xz", 0.5)])
 def test_a_truncated_archive_is_refused_and_cleared_away(weights, name, kept, temporary):
     np.save(weights / "noise.npy", np.random.default_rng(0).normal(size=1000))
     path = packed(weights, name)
@@ -142,3 +141,14 @@ def test_a_truncated_archive_is_refused_and_cleared_away(weights, name, kept, te
 def test_an_archive_without_weights_is_refused_by_its_own_name(tmp_path):
     message = refused(tar_with(tmp_path / "m.tar.gz", ("README.md", tarfile.REGTYPE), ("b.txt", tarfile.REGTYPE)))
     assert f"`{tmp_path}/m.tar.gz` holds neither: `README.md`, `b.txt`." in message
+
+
+def test_a_compressed_archive_is_held_to_its_checksum(tmp_path):
+    save_file({"kernel": np.zeros(1000, "float32")}, tmp_path / "m.safetensors")
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz", compresslevel=0) as archive:
+        archive.add(tmp_path / "m.safetensors", "m.safetensors")
+    assert read_weights(tmp_path / "m.tar.gz").kind == "safetensors"
+    content = bytearray((tmp_path / "m.tar.gz").read_bytes())
+    content[2500] ^= 1  # among the values
+    (tmp_path / "m.tar.gz").write_bytes(content)
+    assert "CRC check failed" in refused(tmp_path / "m.tar.gz")

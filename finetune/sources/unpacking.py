@@ -95,6 +95,7 @@ def extract(path: Path, folder: Path, *, may_swell: bool = False) -> None:
     """
     with _opened(path) as (archive, members):
         listed = _few(path, members, may_swell=may_swell)
+        _read_checksum(archive)
         _check(path, folder, listed)
         for member in listed:
             _extract(archive, member, folder)
@@ -139,6 +140,14 @@ def _few(path: Path, members: Iterable[_Member], *, may_swell: bool) -> list[_Me
                 f"({path.stat().st_size:,} bytes) holds more. Unpack it yourself, if you trust it, and give the folder."
             )
     return listed
+
+
+def _read_checksum(archive: Any) -> None:
+    """Reads on to the end of a compressed tar archive, where its checksum stands; zip checks each file by itself."""
+    if isinstance(archive, tarfile.TarFile) and archive.fileobj:
+        for _ in range(64):
+            if not archive.fileobj.read(_PIECE):
+                break
 
 
 def _check(path: Path, folder: Path, members: list[_Member]) -> None:
