@@ -469,7 +469,8 @@ def test_keras_safe_mode_does_not_load_a_graph(encoder_folder, tmp_path):
     said = message(lambda: keras.models.load_model(tmp_path / "model.keras"))
     assert said == (
         "A SavedModel's graph is code, which Keras' safe mode does not load. The file holds a `HubLayer` made from "
-        f"`{encoder_folder}`. If you trust the file, load it with `safe_mode=False`."
+        f"`{encoder_folder}`. If you trust the file, load it with `safe_mode=False`; in a recipe name the SavedModel under "
+        "`hub` and the file under `restore`."
     )
 
 

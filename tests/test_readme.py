@@ -29,7 +29,7 @@ def test_the_python_on_saved_models_goes_on_from_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile("".join(blocks("python")), "README.md", "exec"), names)
-    assert [variable.path for variable in names["network"].trainable_variables] == ["kernel", "bias"] * 2
+    assert [variable.name for variable in names["network"].trainable_variables] == ["kernel", "bias"] * 2
     assert float(names["loss"]) > 0
 
 

@@ -181,7 +181,8 @@ class HubLayer(HubPart):
         if in_safe_mode():
             raise FinetuneError(
                 "A SavedModel's graph is code, which Keras' safe mode does not load. The file holds a `HubLayer` made "
-                f"from `{config.get('handle')}`. If you trust the file, load it with `safe_mode=False`."
+                f"from `{config.get('handle')}`. If you trust the file, load it with `safe_mode=False`; in a recipe "
+                "name the SavedModel under `hub` and the file under `restore`."
             )
         return cls(**config)
 
