@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from finetune import HubLayer, export_hub
 from finetune.errors import GroupError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.lr_range import Sweep
@@ -121,3 +122,19 @@ def test_contradictory_wishes_are_told():
         lr_range_test(compiled(), batches(), group="body", each=True)
     with pytest.raises(GroupError, match=r"`others` is 'rest' or 'stand'"):
         lr_range_test(compiled(), batches(), group="body", others="sleep")
+
+
+@pytest.mark.slow
+def test_a_hub_layer_is_swept_and_is_as_before_afterwards(tmp_path):
+    body = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="a"), keras.layers.BatchNormalization()])
+    export_hub(body, tmp_path / "hub")
+    inputs = keras.Input((6,))
+    hub, head = HubLayer(str(tmp_path / "hub"), name="hub"), keras.layers.Dense(2, name="head")
+    model = keras.Model(inputs, head(hub(inputs)))
+    groups = {"hub": (keras.optimizers.Adam(1e-3), hub), "head": (keras.optimizers.Adam(1e-2), head)}
+    model.compile(GroupedOptimizer(groups), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [variable.numpy() for variable in model.weights]
+    found = lr_range_test(model, batches(), each=True)
+    assert list(found.sweeps) == ["hub", "head"]
+    assert found.sweeps["hub"][0].losses.std() > 0
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
