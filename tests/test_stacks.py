@@ -10,7 +10,8 @@ import tensorflow as tf
 from finetune.errors import GroupError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
-from finetune.optimizers.stacks import LARGEST_STACK, Window
+from finetune.optimizers.stacks import LARGEST_STACK
+from finetune.optimizers.windows import Window
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -209,6 +210,26 @@ def test_a_window_is_read_and_written_as_the_slot_of_one_variable():
     assert repr(first) == f"<Window path={first.path}, shape=(4, 2), dtype=float32>"
 
 
+@pytest.mark.parametrize("fused", ["auto", "off"])
+def test_the_rate_of_a_group_can_be_read_written_and_calculated_with_as_a_variable(fused):
+    optimizer = groups_of_one(make_variables(3), fused=fused)
+    rate = optimizer.optimizers[1].learning_rate
+    assert isinstance(rate, keras.Variable)
+    rate.assign(2.0)
+    rate.assign_add(1.0)
+    assert (float(rate), int(rate), float(-rate), float(abs(rate)), float(rate[...])) == (3, 3, -3, 3, 3)
+    assert (float(rate * 2), float(2 - rate), float(tf.square(rate)), rate.numpy(), bool(rate > 1)) == (
+        6,
+        -1,
+        9,
+        3,
+        True,
+    )
+    assert list(optimizer.learning_rates.values()) == pytest.approx([0.1, 3, 0.1 / 3])
+    optimizer.optimizers[1].learning_rate = 5.0
+    assert (float(rate), optimizer.optimizers[1].get_config()["learning_rate"]) == (5, 5)
+
+
 def model(units=3, layers=3):
     keras.utils.set_random_seed(0)
     return keras.Sequential([keras.Input((units,)), *(keras.layers.Dense(units, name=f"d{i}") for i in range(layers))])
@@ -281,10 +302,10 @@ def test_a_step_of_many_small_variables_has_a_fifth_of_the_operations_of_keras()
     assert together[1] < alone[1] * 0.4  # a slot is captured once for all
 
 
-def test_sixty_groups_cost_a_few_operations_each_more_than_one():
+def test_a_step_of_sixty_groups_costs_hardly_an_operation_more_than_one_of_one():
     variables = make_variables(60, (2, 2)) + make_variables(60, (2,))
     one = operations(GroupedOptimizer([(Adam(0.1), variables)]), variables)
     pairs = [(Adam(0.1 / i), [variables[i - 1], variables[i + 59]]) for i in range(1, 61)]
     sixty = operations(GroupedOptimizer(pairs), variables)
-    assert sixty[0] - one[0] <= 2.2 * 60
-    assert sixty[1] - one[1] <= 60
+    assert sixty[0] - one[0] <= 30
+    assert sixty[1] - one[1] <= 2

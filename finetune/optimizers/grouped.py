@@ -26,6 +26,7 @@ from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
 from finetune.optimizers.stacks import Stacks, make_stacks
 from finetune.optimizers.state import fitting_values, group_config, read_groups
+from finetune.optimizers.windows import move_together
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _OWN_SETTINGS = (
@@ -112,7 +113,10 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         self.fused = fused
         self._roster = roster
         self._stacks = Stacks([], {}, self._var_key)  # until the optimizer is built
-        self._rates = GroupRates([self._adopt(group) for group in roster.groups])
+        rates = [self._adopt(group) for group in roster.groups]
+        if fused != "off" and not tf.distribute.has_strategy():
+            move_together([rate.dial for rate in rates])
+        self._rates = GroupRates(rates)
         self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
         self.children: Any = tf.Module(name="children")

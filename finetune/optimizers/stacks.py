@@ -20,6 +20,7 @@ from keras.src.utils import tracking
 
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.windows import Window, column
 
 # Rules that treat every element alike and never look at the variable, and the settings that they are made of.
 _CONSTANTS = {
@@ -35,60 +36,6 @@ _CONSTANTS = {
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between stays in the processor's cache
 
 _pile_ids = count()
-
-
-class Window(tf.__internal__.tracking.Trackable):
-    """One entry of a stacked slot, which passes for a `keras.Variable`: the slot of one variable."""
-
-    def __init__(self, stacked: keras.Variable, index: int, path: str):
-        self._stacked, self._index = stacked, index
-        self.path, self.name = path, path.split("/")[-1]
-        self.shape, self.dtype, self.trainable = stacked.shape[1:], stacked.dtype, False
-
-    @property
-    def value(self) -> tf.Tensor:
-        """The entry as a tensor. Write with `assign`."""
-        return tf.convert_to_tensor(self._stacked)[self._index]
-
-    def numpy(self) -> np.ndarray:
-        return self.value.numpy()
-
-    def assign(self, value: Any) -> None:
-        self._stacked.value[self._index].assign(tf.cast(value, self.dtype))
-
-    def assign_add(self, value: Any) -> None:
-        self.assign(self.value + value)
-
-    def assign_sub(self, value: Any) -> None:
-        self.assign(self.value - value)
-
-    def scatter_add(self, rows: tf.IndexedSlices) -> None:
-        self.assign(tf.tensor_scatter_nd_add(self.value, rows.indices[:, None], rows.values))
-
-    def scatter_sub(self, rows: tf.IndexedSlices) -> None:
-        self.assign(tf.tensor_scatter_nd_sub(self.value, rows.indices[:, None], rows.values))
-
-    def scatter_update(self, rows: tf.IndexedSlices) -> None:
-        self.assign(tf.tensor_scatter_nd_update(self.value, rows.indices[:, None], rows.values))
-
-    def __sub__(self, other: Any) -> tf.Tensor:
-        return self.value - other
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.numpy(), dtype)
-
-    def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
-        return tf.convert_to_tensor(self.value, dtype, name=name)
-
-    def __repr__(self) -> str:
-        return f"<Window path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
-
-    # tf.train.Checkpoint asks for these; the name is that of a variable's value, so files are the same either way.
-    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        return {"VARIABLE_VALUE": self.value}
-
-    def _restore_from_tensors(self, restored_tensors: Mapping[str, tf.Tensor]) -> None:
-        self.assign(restored_tensors["VARIABLE_VALUE"])
 
 
 class Pile:
@@ -156,28 +103,34 @@ class Stack:
 
     def window(self, index: int, slot: int, path: str) -> Window:
         """The `slot`-th slot of the variable at `index`."""
-        return Window(self._slots[slot], index, path)
+        return Window(self._slots[slot].value, index, path)
 
     def can_update(self, gradients: Sequence[Any]) -> bool:
         """Whether all members have a dense gradient, and no optimizer was given other constants meanwhile."""
         dense = all(g is not None and not isinstance(g, tf.IndexedSlices) for g in gradients)
         return dense and all(kind(group.optimizer) == self._kind for group in self.groups)
 
-    def update(self, gradients: Sequence[tf.Tensor], rates: Mapping[str, Any]) -> None:
+    def update(self, gradients: Sequence[tf.Tensor]) -> None:
         stacked = tf.stack([tf.cast(gradient, self.pile.dtype) for gradient in gradients])
-        self._rule.update_step(stacked, self.pile, self._column(rates))
+        self._rule.update_step(stacked, self.pile, self._rates())
 
-    def decay(self, rates: Mapping[str, Any]) -> None:
-        decays = self._column({group.name: group.optimizer.weight_decay for group in self.groups})
-        self.pile.assign_sub(self.pile.read() * decays * self._column(rates))
+    def decay(self) -> None:
+        decays = self._in_turn([tf.cast(group.optimizer.weight_decay, self.pile.dtype) for group in self.groups])
+        self.pile.assign_sub(self.pile.read() * decays * self._rates())
 
-    def _column(self, by_group: Mapping[str, Any]) -> tf.Tensor:
-        """One number for each variable, or only one if all are of one group."""
-        values = {group.name: tf.cast(by_group[group.name], self.pile.dtype) for group in self.groups}
-        if len(values) == 1:
-            return values[self.groups[0].name]
-        column = tf.stack([values[group.name] for group in self.groups])
-        return tf.reshape(column, [-1] + [1] * (self.pile.shape.rank - 1))
+    def _rates(self) -> tf.Tensor:
+        """The rate of the group, or one for each variable if there are several groups."""
+        if len(set(map(id, self.groups))) == 1:
+            return tf.cast(self.groups[0].optimizer.learning_rate, self.pile.dtype)
+        rates = column([group.optimizer._learning_rate for group in self.groups])
+        if rates is None:
+            read = {group.name: tf.cast(group.optimizer.learning_rate, self.pile.dtype) for group in self.groups}
+            rates = [read[group.name] for group in self.groups]
+        return self._in_turn(rates)
+
+    def _in_turn(self, numbers: Any) -> tf.Tensor:
+        """Lets one number for each variable multiply the pile."""
+        return tf.reshape(tf.cast(numbers, self.pile.dtype), [-1] + [1] * (self.pile.shape.rank - 1))
 
 
 class Stacks:
@@ -222,12 +175,11 @@ class Stacks:
     def update(self, gradients: Sequence[Any], variables: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Updates every stack that has all its gradients; returns the gradients and variables that are left."""
         given = {self._key(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
-        rates = _Rates()
         for stack in self._stacks:
             keys = [self._key(v) for v in stack.pile.variables]
             wanted = [given.get(key) for key in keys]
             if stack.can_update(wanted):
-                stack.update(wanted, rates.of(stack))
+                stack.update(wanted)
                 given = {key: gradient for key, gradient in given.items() if key not in set(keys)}
         left = [v for v in variables if self._key(v) in given]
         return [given[self._key(v)] for v in left], left
@@ -235,23 +187,12 @@ class Stacks:
     def decay(self, variables: Iterable[Any]) -> list[Any]:
         """Applies the weight decay of every stack all of whose variables decay; returns the variables that are left."""
         left = {self._key(v): v for v in variables}
-        rates = _Rates()
         for stack in self._stacks:
             keys = {self._key(v) for v in stack.pile.variables}
             if keys <= left.keys() and all(map(_decays, stack.groups, stack.pile.variables)):
-                stack.decay(rates.of(stack))
+                stack.decay()
                 left = {key: v for key, v in left.items() if key not in keys}
         return list(left.values())
-
-
-class _Rates(dict):
-    """The learning rates of the groups in this step, each read once."""
-
-    def of(self, stack: Stack) -> "_Rates":
-        for group in stack.groups:
-            if group.name not in self:
-                self[group.name] = tf.convert_to_tensor(group.optimizer.learning_rate)
-        return self
 
 
 def make_stacks(
