@@ -147,7 +147,7 @@ def many_tapes(model: keras.Model, groups: int) -> None:
     pairs = [(Adam(1e-4 * 0.99**i), part) for i, part in enumerate(parts(model, groups))]
     for optimizer, part in pairs:
         optimizer.build(part)
-    loss = keras.losses.get(model.loss_name)
+    loss: Any = keras.losses.get(model.loss_name)
 
     @tf.function
     def step(x: tf.Tensor, y: tf.Tensor) -> None:
@@ -159,7 +159,8 @@ def many_tapes(model: keras.Model, groups: int) -> None:
         for (optimizer, part), gradient in zip(pairs, gradients, strict=True):
             optimizer.apply(gradient, part)
 
-    model.train_function = lambda iterator: step(*next(iterator))
+    untyped: Any = model
+    untyped.train_function = lambda iterator: step(*next(iterator))
 
 
 def forward_and_backward(model: keras.Model, groups: int) -> None:
@@ -216,9 +217,10 @@ def start(workload: Workload, system: str, groups: int) -> Callable[[], None]:
     if model.train_function is None:
         model.make_train_function()
     batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
+    step: Any = model.train_function
     for _ in range(5):
-        model.train_function(batches)
-    return lambda: model.train_function(batches)
+        step(batches)
+    return lambda: step(batches)
 
 
 def in_turns(workload: Workload, wanted: Sequence[tuple[str, int]], rounds: int) -> dict[tuple[str, int], list[float]]:

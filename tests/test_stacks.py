@@ -269,6 +269,32 @@ def test_files_of_either_way_load_into_the_other_and_go_on_alike(saved, loaded, 
         assert_identical(state(other), state(old))
 
 
+@pytest.mark.slow
+def test_an_asynchronous_checkpoint_brings_every_slot_and_rate(tmp_path):
+    old, new = compiled("on"), compiled("off")
+    teach(old)
+    old.optimizer.learning_rate = 0.2
+    checkpoint = tf.train.Checkpoint(model=old, optimizer=old.optimizer)
+    path = checkpoint.save(
+        str(tmp_path / "checkpoint"), tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
+    )
+    checkpoint.sync()
+    new.optimizer.build(new.trainable_variables)
+    tf.train.Checkpoint(model=new, optimizer=new.optimizer).restore(path).assert_consumed()
+    assert_identical(state(new), state(old))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_can_be_saved_as_a_saved_model(tmp_path):
+    made = compiled("on")
+    teach(made)
+    tf.saved_model.save(made, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(
+        loaded.signatures["serving_default"](tf.ones((1, 3)))["output_0"], made(np.ones((1, 3)))
+    )
+
+
 def test_a_config_remembers_whether_variables_are_updated_together_and_one_without_it_says_auto():
     config = compiled("off").optimizer.get_config()
     assert GroupedOptimizer.from_config(config).fused == "off"

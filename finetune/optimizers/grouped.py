@@ -4,8 +4,9 @@ The division of labour: the parent is an ordinary Keras optimizer. It counts the
 accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
 rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are all in this module, the minor version of Keras is pinned,
-and `tests/test_keras_contract.py` fails when one of them moves. See https://github.com/keras-team/keras/issues/21741.
+Keras has no public hook for this. The private ones used are in this module, in `stacks.py` and in `windows.py`, the minor
+version of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
+https://github.com/keras-team/keras/issues/21741.
 """
 
 import sys
@@ -349,6 +350,10 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         groups = self._roster.groups
         children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
         return [*self._variables, *children]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """A checkpoint holds the optimizer; a SavedModel, which cannot be trained on, goes without."""
+        return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Sets all of `variables` from arrays in the same order."""

@@ -177,7 +177,7 @@ class Stacks:
         given = {self._key(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
         for stack in self._stacks:
             keys = [self._key(v) for v in stack.pile.variables]
-            wanted = [given.get(key) for key in keys]
+            wanted: list[Any] = [given.get(key) for key in keys]
             if stack.can_update(wanted):
                 stack.update(wanted)
                 given = {key: gradient for key, gradient in given.items() if key not in set(keys)}

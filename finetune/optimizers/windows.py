@@ -84,13 +84,20 @@ class Window(tf.__internal__.tracking.Trackable):
     def _restore_from_tensors(self, restored_tensors: Mapping[str, tf.Tensor]) -> None:
         self.assign(restored_tensors["VARIABLE_VALUE"])
 
+    # An asynchronous checkpoint writes such a copy.
+    def _copy_trackable_to_cpu(self, object_map: Any) -> None:
+        if self in object_map:
+            object_map[self].assign(self.value)
+        else:
+            object_map[self] = tf.Variable(self.value)
+
 
 def move_together(variables: Sequence[keras.Variable]) -> None:
     """Lets scalar variables keep their values in one common variable, from which a step reads them all at once.
 
     They stay the objects that they are, to be read and written one by one.
     """
-    stacked = tf.Variable([float(keras.ops.convert_to_numpy(v)) for v in variables], trainable=False, name="dials")
+    stacked: Any = tf.Variable(tf.stack([tf.convert_to_tensor(v) for v in variables]), trainable=False, name="rates")
     for index, variable in enumerate(variables):
         variable._value = Window(stacked, index, variable.path)
 
