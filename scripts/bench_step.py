@@ -55,7 +55,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement, as the JSON file holds it; `ratio` and `spread` are relative to Keras with one Adam."""
+    """One measurement, as the JSON file holds it; `ratio` and `spread` are relative to Keras with one Adam.
+
+    `operations` is the size of the step's graph, which is the same on every machine.
+    """
 
     workload: str
     system: str
@@ -64,6 +67,7 @@ class Figure:
     spread: tuple[float, float] | None
     startup_cpu_seconds: float | None
     peak_rss_mb: float | None
+    operations: int | None = None
 
 
 # -- Workloads --------------------------------------------------------------------------------------------------------
@@ -208,8 +212,8 @@ def cases(workload: Workload, systems: Sequence[str]) -> list[tuple[str, int]]:
 # -- Measuring --------------------------------------------------------------------------------------------------------
 
 
-def start(workload: Workload, system: str, groups: int) -> Callable[[], None]:
-    """Builds and warms up a system; returns its step."""
+def start(workload: Workload, system: str, groups: int) -> tuple[keras.Model, Sequence[np.ndarray], Callable[[], None]]:
+    """Builds and warms up a system; returns its model, its batch and its step."""
     keras.utils.set_random_seed(0)
     model, batch = workload.make()
     model.loss_name = workload.loss
@@ -220,12 +224,12 @@ def start(workload: Workload, system: str, groups: int) -> Callable[[], None]:
     step: Any = model.train_function
     for _ in range(5):
         step(batches)
-    return lambda: step(batches)
+    return model, batch, lambda: step(batches)
 
 
 def in_turns(workload: Workload, wanted: Sequence[tuple[str, int]], rounds: int) -> dict[tuple[str, int], list[float]]:
     """Returns the ratio of every case to the baseline, round by round."""
-    steps = {case: start(workload, *case) for case in wanted}
+    steps = {case: start(workload, *case)[2] for case in wanted}
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in wanted}
     for _ in range(rounds):
         for case, step in steps.items():
@@ -237,35 +241,42 @@ def in_turns(workload: Workload, wanted: Sequence[tuple[str, int]], rounds: int)
     return {case: [a / b for a, b in zip(own, base, strict=True)] for case, own in seconds.items()}
 
 
-def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, float]:
-    """Returns processor seconds up to the fifth step, and peak memory in MB."""
+def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, float, int | None]:
+    """Returns processor seconds up to the fifth step, peak memory in MB, and operations of the step."""
     command = [sys.executable, __file__, "--alone", workload, system, str(groups)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, memory = map(float, done.stdout.split()[-2:])
-    return seconds, memory
+    seconds, memory, operations = map(float, done.stdout.split()[-3:])
+    return round(seconds, 2), round(memory, 1), int(operations) or None
 
 
 def alone(workload: str, system: str, groups: int) -> None:
-    start(WORKLOADS[workload], system, groups)
-    print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    model, batch, _ = start(WORKLOADS[workload], system, groups)
+    seconds, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(seconds, memory, count_operations(model, batch))
+
+
+def count_operations(model: keras.Model, batch: Sequence[np.ndarray]) -> int:
+    """Returns the operations of a compiled step; 0 if the step is not the model's own."""
+    if not model.compiled:
+        return 0
+    step = tf.function(lambda *batch: model.train_step(batch))
+    return len(step.get_concrete_function(*map(tf.constant, batch)).graph.get_operations())
 
 
 def measure(name: str, systems: Sequence[str], rounds: int, *, processes: bool = True) -> Iterator[Figure]:
     wanted = cases(WORKLOADS[name], systems)
-    apart = {case: in_its_own_process(name, *case) if processes else (None, None) for case in wanted}
+    apart = {case: in_its_own_process(name, *case) if processes else (None, None, None) for case in wanted}
     for case, ratios in in_turns(WORKLOADS[name], wanted, rounds).items():
         low, middle, high = statistics.quantiles(ratios, n=4)
         yield Figure(name, *case, round(middle, 3), (round(low, 3), round(high, 3)), *apart[case])
 
 
 def table(figures: Sequence[Figure]) -> str:
-    rows = [
-        "| workload | system | groups | step | middle half | start-up, s | memory, MB |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
+    columns = ("workload", "system", "groups", "step", "middle half", "start-up, s", "memory, MB", "operations")
+    rows = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|--:|--:|--:|"]
     for f in figures:
         low, high = f.spread or (0, 0)
-        apart = f"{f.startup_cpu_seconds or 0:.1f} | {f.peak_rss_mb or 0:.0f}"
+        apart = f"{f.startup_cpu_seconds or 0:.1f} | {f.peak_rss_mb or 0:.0f} | {f.operations or ''}"
         rows.append(f"| {f.workload} | {f.system} | {f.groups} | {f.ratio:.2f}x | {low:.2f}-{high:.2f} | {apart} |")
     return "\n".join([*rows, "", f"On {machine()}."])
 

@@ -4,8 +4,8 @@ The division of labour: the parent is an ordinary Keras optimizer. It counts the
 accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
 rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are in this module, in `stacks.py` and in `windows.py`, the minor
-version of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
+Keras has no public hook for this. The private ones used are here, in `stacks.py` and in `windows.py`; the minor version
+of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
 https://github.com/keras-team/keras/issues/21741.
 """
 
