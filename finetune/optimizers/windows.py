@@ -95,8 +95,10 @@ class Window(tf.__internal__.tracking.Trackable):
 def move_together(variables: Sequence[keras.Variable]) -> None:
     """Lets scalar variables keep their values in one common variable, from which a step reads them all at once.
 
-    They stay the objects that they are, to be read and written one by one.
+    They stay the objects that they are, to be read and written one by one. Those of different types are left alone.
     """
+    if len({variable.dtype for variable in variables}) > 1:
+        return
     stacked: Any = tf.Variable(tf.stack([tf.convert_to_tensor(v) for v in variables]), trainable=False, name="rates")
     for index, variable in enumerate(variables):
         variable._value = Window(stacked, index, variable.path)
