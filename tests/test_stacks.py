@@ -251,6 +251,7 @@ def state(model):
     return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "loaded"), [("on", "off"), ("off", "on")])
 def test_files_of_either_way_load_into_the_other_and_go_on_alike(saved, loaded, tmp_path):
     old, new, third = compiled(saved), compiled(loaded), compiled(loaded)
@@ -319,6 +320,7 @@ def operations(optimizer, variables):
     return len(graph.get_operations()), len(graph.captures)
 
 
+@pytest.mark.slow
 def test_a_step_of_many_small_variables_has_a_fifth_of_the_operations_of_keras():
     """Counts, not times: they are the same on every machine, and on small layers they are what a step costs."""
     variables = make_variables(20, (2, 2)) + make_variables(20, (2,))
