@@ -162,6 +162,31 @@ def test_a_rate_is_held_as_a_variable_a_schedule_or_a_callable():
     assert number.learning_rate is number._learning_rate
 
 
+def test_a_variable_reads_and_writes_what_it_holds_as_its_value():
+    class Held:
+        dtype, written = "float32", None
+
+        def __tf_tensor__(self, dtype=None, name=None):
+            return tf.constant(0.5)
+
+        def assign(self, value):
+            self.written = float(value)
+
+    variable, held = keras.Variable(1.0), Held()
+    variable._value = held
+    variable.assign(0.25)
+    assert held.written == 0.25
+    assert float(tf.convert_to_tensor(variable)) == 0.5
+
+
+def test_slots_are_made_one_after_another_by_one_method_that_an_instance_may_replace():
+    asked = []
+    optimizer = Adam(0.1, amsgrad=True)
+    optimizer.add_variable_from_reference = lambda reference_variable, name, initializer: asked.append(name)
+    optimizer.build([tf.Variable([1.0])])
+    assert asked == ["momentum", "velocity", "velocity_hat"]
+
+
 def test_a_callable_in_place_of_the_rate_is_called_by_the_getter_and_assigned_by_the_setter():
     class Held:
         written = None

@@ -4,8 +4,9 @@ The division of labour: the parent is an ordinary Keras optimizer. It counts the
 accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
 rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are all in this module, the minor version of Keras is pinned,
-and `tests/test_keras_contract.py` fails when one of them moves. See https://github.com/keras-team/keras/issues/21741.
+Keras has no public hook for this. The private ones used are here, in `stacks.py` and in `windows.py`; the minor version
+of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
+https://github.com/keras-team/keras/issues/21741.
 """
 
 import sys
@@ -24,13 +25,16 @@ from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedul
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
+from finetune.optimizers.stacks import Stacks, make_stacks
 from finetune.optimizers.state import fitting_values, group_config, read_groups
+from finetune.optimizers.windows import move_together
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _OWN_SETTINGS = (
     *("name", *_CLIPPING, "gradient_accumulation_steps", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    "loss_scale_factor",
+    *("loss_scale_factor", "fused"),
 )
+_FUSED = ("auto", "on", "off")
 
 
 @keras.saving.register_keras_serializable("finetune")
@@ -55,11 +59,14 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         ema_momentum: Momentum of that average, in [0, 1].
         ema_overwrite_frequency: Updates after which the average replaces the variables; `None`: at the end of `fit`.
         loss_scale_factor: Factor on the loss, taken off the gradients again.
+        fused: `auto`: small variables of one shape, whose optimizers are of one kind, are updated together, at any
+            number of groups and with the same results to the last bit; `off`: every variable alone; `on`: together also
+            where it does not pay. `not_fused` says which variables are updated alone, and why.
         name: Name of the optimizer.
 
     Raises:
         GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or holds a
-            setting that belongs to all groups, or a rate is not a positive number.
+            setting that belongs to all groups, a rate is not a positive number, or `fused` is none of its values.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
@@ -86,8 +93,11 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         ema_momentum: float = 0.99,
         ema_overwrite_frequency: int | None = None,
         loss_scale_factor: float | None = None,
+        fused: str = "auto",
         name: str = "grouped_optimizer",
     ):
+        if fused not in _FUSED:
+            raise GroupError(f"`fused` is one of {quote(_FUSED)}. Received `{fused!r}`. Write `auto`, or leave it out.")
         roster = Roster(make_groups(groups), self._var_key)
         super().__init__(
             learning_rate=lambda: self.learning_rate,  # a callable, so that Keras makes no rate variable of ours
@@ -101,8 +111,13 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             loss_scale_factor=loss_scale_factor,
             name=name,
         )
+        self.fused = fused
         self._roster = roster
-        self._rates = GroupRates([self._adopt(group) for group in roster.groups])
+        self._stacks = Stacks([], {}, self._var_key)  # until the optimizer is built
+        rates = [self._adopt(group) for group in roster.groups]
+        if fused != "off" and not tf.distribute.has_strategy():
+            move_together([rate.dial for rate in rates])
+        self._rates = GroupRates(rates)
         self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
         self.children: Any = tf.Module(name="children")
@@ -175,6 +190,12 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 f"rate stays writable. Afterwards it was given to {quote(replaced)}. Write a number, or make a new one."
             )
 
+    @property
+    def not_fused(self) -> dict[str, str]:
+        """Why a variable is updated alone, by its path; for the others, which are updated together, see `fused`."""
+        self._build_all()
+        return dict(self._stacks.alone)
+
     # -- Building -----------------------------------------------------------------------------------------------------
 
     @tracking.no_automatic_dependency_tracking
@@ -191,8 +212,16 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build([v for group in self._roster.groups for v in group.variables])
+        self._stacks = make_stacks(
+            self._roster.groups,
+            fused=self.fused,
+            key=self._var_key,
+            iterations=self._iterations,
+            accumulation_steps=self.gradient_accumulation_steps,
+        )
         for group in self._roster.groups:
-            group.optimizer.build(group.variables)
+            with self._stacks.windows(group.optimizer):
+                group.optimizer.build(group.variables)
             # After `build`: the child must count updates as the parent does, and needs no accumulators of its own.
             group.optimizer.gradient_accumulation_steps = self.gradient_accumulation_steps
 
@@ -206,6 +235,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         if came:
             for optimizer in (self, *(group.optimizer for group in self._roster.groups)):
                 self._hand_over(optimizer, came)
+            self._stacks.hand_over(came)
         if self.built and self.use_ema:
             self._start_averages(came.values())
 
@@ -258,14 +288,20 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         return super()._clip_gradients(merge_rows(grads) if _clips(self) else grads)
 
     def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
-        for child, (members,) in self._by_child(variables):
+        for child, (members,) in self._by_child(self._stacks.decay(variables)):
             in_every_replica(child._apply_weight_decay, members)
 
     def _backend_update_step(self, grads: list[Any], trainable_variables: Any, learning_rate: Any) -> None:
-        for child, (gradients, members) in self._by_child(grads, trainable_variables):
-            if _clips(child):
-                gradients = child._clip_gradients(merge_rows(gradients))
+        left = self._stacks.update(*self._clip_by_child(grads, trainable_variables))
+        for child, (gradients, members) in self._by_child(*left):
             in_every_replica(child._backend_update_step, gradients, members, child.learning_rate)
+
+    def _clip_by_child(self, grads: Iterable[Any], variables: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+        clipped, in_turn = [], []
+        for child, (gradients, members) in self._by_child(grads, variables):
+            clipped += child._clip_gradients(merge_rows(gradients)) if _clips(child) else gradients
+            in_turn += members
+        return clipped, in_turn
 
     def _by_child(self, *columns: Iterable[Any]) -> Iterator[tuple[keras.optimizers.Optimizer, list[list[Any]]]]:
         """Splits columns, the last one of variables, by group; groups without a row are left out."""
@@ -320,6 +356,10 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         groups = self._roster.groups
         children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
         return [*self._variables, *children]
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """A checkpoint holds the optimizer; a SavedModel, which cannot be trained on, goes without."""
+        return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Sets all of `variables` from arrays in the same order."""

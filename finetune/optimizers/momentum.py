@@ -72,6 +72,9 @@ class Momentum(keras.optimizers.Optimizer):
         if isinstance(gradient, tf.IndexedSlices):
             _update_rows(variable, slot, gradient, rate, momentum, self.nesterov)
             return
+        if not (hasattr(variable, "handle") and hasattr(slot, "handle")):  # of several variables: see stacks.py
+            _update_all(variable, slot, gradient, rate, momentum, self.nesterov)
+            return
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=slot.handle,
@@ -96,6 +99,15 @@ def _share(momentum: Any) -> float:
 
 def _native(variable: Any) -> Any:
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _update_all(
+    variable: Any, slot: Any, gradient: tf.Tensor, rate: tf.Tensor, momentum: tf.Tensor, nesterov: bool
+) -> None:
+    # The operations of TF1's kernel in its order; the kernel itself takes only one rate.
+    velocity = slot * momentum + gradient
+    slot.assign(velocity)
+    variable.assign_sub(gradient * rate + velocity * momentum * rate if nesterov else velocity * rate)
 
 
 def _update_rows(
