@@ -20,6 +20,7 @@ def raised(xs: list[float], text: str = "valley 1.2e-3", width: float = 9.0):
     return lines, [text.get_window_extent() for text in axis.texts], poles
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)  # drawing takes as long as the machine is busy
 @given(xs=places)
 def test_no_text_lies_over_another_text_or_crosses_a_pole(xs):

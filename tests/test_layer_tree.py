@@ -365,6 +365,7 @@ specs = st.recursive(
 ).filter(lambda spec: isinstance(spec, tuple))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(spec=specs)
 def test_any_nested_model_has_unique_names_that_survive_cloning(spec):

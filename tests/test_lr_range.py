@@ -183,6 +183,7 @@ def test_a_second_test_compiles_nothing_and_one_after_a_new_compile_is_of_the_ne
     assert not np.array_equal(first, losses())
 
 
+@pytest.mark.slow
 def test_a_model_that_was_tested_is_saved_cloned_and_copied_as_before(tmp_path):
     model = compiled()
     sweep_rates(model, batches(), start=1e-5, end=1e-2, steps=STEPS)

@@ -125,6 +125,7 @@ def test_auto_without_a_suggestion_fails_and_leaves_no_folder(recipe):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_behind_a_link_is_changed_where_it_lies_with_its_line_ends_and_its_rights(recipe):
     text = recipe.read_text().replace("\n", "\r\n")
     Path("there").mkdir()

@@ -404,6 +404,7 @@ def test_sparse_gradients_compile_with_xla(clip, kind):
 # -- Compiled steps and mixed precision -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "jit_compile"),
     [("ours", False), ("ours", True), ("multi", False)]
@@ -688,6 +689,7 @@ def test_what_is_excluded_from_weight_decay_stays_so_in_a_loaded_file(kind, tmp_
     assert_goes_on_alike(model, keras.models.load_model(tmp_path / "model.keras"))
 
 
+@pytest.mark.slow
 @over("plain", "multi", "ours")
 def test_loaded_weights_and_optimizer_state_go_on_bit_identically(kind, tmp_path):
     model, fresh = (compiled(kind, flat_model(), RULES["scheduled"]) for _ in range(2))

@@ -59,6 +59,7 @@ def test_a_name_with_a_point_keeps_all_of_it(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"rate-1.5.png", "rate-1.5.svg"}
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_files(tmp_path):
     for name in ("first", "second"):
         draw("new_head_on_pretrained", path=tmp_path / name, stem=0.1, head=1.0)

@@ -301,6 +301,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert "old" not in Path("out/recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples(recipe):
     last_step = "train.epochs=1", "train.batch_size=60"
     with pytest.raises(TrainingError, match=r"on the test examples after training\. Lower the learning rates"):

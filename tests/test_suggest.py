@@ -29,6 +29,7 @@ def test_the_recipes_own_groups_get_rates_in_proportion_and_frozen_ones_stay_fro
         assert f"{norms[name]:.2e}" in told.file.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["layer", "block"])
 def test_a_group_for_each_layer_or_block_extends_the_recipe_and_runs(recipe, by):
     found = suggest_groups(recipe, by=by, peak=0.5, num_batches=2, out="new.yaml")

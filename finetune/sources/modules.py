@@ -107,7 +107,7 @@ def describe(spec: Any) -> str:
     '{x: float32 ?x3}'
     """
     if isinstance(spec, dict):
-        return "{" + ", ".join(f"{key}: {describe(one)}" for key, one in spec.items()) + "}"
+        return "{" + ", ".join(f"{key}: {describe(one)}" for key, one in sorted(spec.items())) + "}"
     if isinstance(spec, list | tuple):
         return "[" + ", ".join(describe(one) for one in spec) + "]"
     if not isinstance(spec, tf.TensorSpec):
