@@ -6,10 +6,12 @@ saved, without Keras and without a line of `finetune`; the weights come from `sc
 are written as token ids of BERT's uncased vocabulary. The cosines must be those published for three of them.
 
     python scripts/make_minilm_reference.py
+    python scripts/make_minilm_reference.py --torch PYTHON    # one with torch and transformers: compares
 """
 
 import argparse
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +72,33 @@ def _norm(w: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
     return scaled * w[f"{name}.LayerNorm.weight"] + w[f"{name}.LayerNorm.bias"]
 
 
+PYTORCH = """
+import json, sys
+import numpy as np, torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+folder, reference = sys.argv[1:]
+model = BertModel(BertConfig(**json.load(open(folder + "/config.json")))).eval()
+assert not model.load_state_dict(load_file(folder + "/model.safetensors"), strict=False).missing_keys
+saved = np.load(reference)
+tokens = torch.tensor(saved["input"].astype("int64"))
+mask = tokens != 0
+with torch.no_grad():
+    states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+difference = np.abs(torch.nn.functional.normalize(mean, dim=1).numpy() - saved["output/sentence"]).max()
+print(f"PyTorch {torch.__version__}: the largest difference is {difference:.1e}")
+assert difference < 1e-5
+"""
+
+
 def main() -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="file to write")
-    out = parser.parse_args().out
+    parser.add_argument("--torch", help="a Python with torch and transformers, to compare what was written with")
+    arguments = parser.parse_args()
+    out = arguments.out
     from fetch_real_weights import fetch
 
     folder = fetch("minilm")
@@ -86,6 +110,8 @@ def main() -> None:
         cosine = float(embeddings[one] @ embeddings[other])
         assert abs(cosine - published) < 1e-4, f"cosine of sentences {one} and {other}: {cosine}, published {published}"
     print(f"{out}: {len(tokens)} sentences, cosines as published, {out.stat().st_size} bytes")
+    if arguments.torch:
+        subprocess.run([arguments.torch, "-c", PYTORCH, folder, out], check=True)
 
 
 if __name__ == "__main__":
