@@ -11,7 +11,8 @@ from rich.console import Console
 from finetune.build import build_batches, precision
 from finetune.errors import RecipeError, TrainingError
 from finetune.prepare import Prepared, equip, load_allowed, prepare, tell_network
-from finetune.recipe.loader import load_recipe, with_values
+from finetune.recipe.grouping import Strategy
+from finetune.recipe.loader import load_recipe, place_of, with_values
 from finetune.recipe.rates import check_text, scaled, scaled_text, tidy
 from finetune.recipe.schema import Recipe
 from finetune.results.artifacts import check_run_folder, replacing, write_json
@@ -19,6 +20,7 @@ from finetune.results.tables import rules_table
 from finetune.results.terminal import terminal_plot
 from finetune.training.monitor import progress_bar
 from finetune.training.range_test import ALL, RangeTest, lr_range_test
+from finetune.training.suggestions import check_steps
 
 _AUTO_REPEATS = 5  # of `train.learning_rate: auto`, where one sweep is too noisy
 
@@ -62,10 +64,11 @@ def lr_range(
         TrainingError: If there is nothing to write: the test gave no rate.
     """
     console = console or Console(quiet=True)
+    check_steps(settings.steps)
     wanted = load_allowed(recipe, overrides, allow_code)
     check_run_folder(None if out is None else Path(out), overwrite=True)
     if write:
-        _check_writable(wanted, Path(recipe))
+        _check_writable(wanted, Path(recipe), settings)
     with precision(wanted):
         ready = prepare(wanted)
         tell_network(ready, console)
@@ -144,8 +147,13 @@ def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console)
 # -- Into the recipe --------------------------------------------------------------------------------------------------
 
 
-def _check_writable(wanted: Recipe, path: Path) -> None:
+def _check_writable(wanted: Recipe, path: Path, settings: Range) -> None:
     """Tells what cannot be written before the work, not after it."""
+    if isinstance(wanted.groups, Strategy) and (settings.group or settings.each):
+        raise RecipeError(
+            f"{place_of(wanted, 'groups')}: a strategy gives its groups rates with fixed ratios, so a rate of one "
+            "group alone cannot be written. Sweep all together, or list them: `finetune suggest` writes such a list."
+        )
     groups = [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
     scaled_text(wanted, path, dict.fromkeys(groups, 1.0))
     if not (os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)):
@@ -172,3 +180,7 @@ def _write_rates(wanted: Recipe, path: Path, ready: Prepared, found: RangeTest, 
         shutil.copymode(path, temporary)
     for place, (old, new) in changed.items():
         console.print(f"{place}: {old:g} -> {new:g}")
+    if wanted.train.learning_rate == "auto":
+        console.print(
+            "note: `train.learning_rate: auto` still stands, and will measure again. Remove it to train at these"
+        )

@@ -57,7 +57,7 @@ def write_reference(
         model = _from_file(Path(source))
     if given is None:
         raise FinetuneError(
-            f"Reference outputs belong to inputs. `{source}` is a network without any. Name some with "
+            f"Reference outputs belong to inputs, and `{source}` holds a network without example rows. Name some with "
             "`--input rows.npz`."
         )
     outputs = outputs_of(model, given, layers)

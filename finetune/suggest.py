@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from finetune.build import build_batches, precision
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup, resolve_groups
 from finetune.groups.strategies import selectors_by_block, selectors_by_layer
@@ -91,6 +91,9 @@ def suggest_groups(
     listed = _listed(wanted, groups, trained) if by else _rescaled(wanted, ready, trained)
     block = groups_block(listed, _reasons(norms), _header(num_batches, wanted))
     console.print(norms_table(norms, trained))
+    frozen = [group.name for group in ready.groups if group.frozen]
+    if by and frozen:
+        console.print(f"note: the recipe freezes {quote(frozen)}; the groups suggested here train everything")
     if out is not None:
         _write_extending(Path(recipe), Path(out), block)
         console.print(f"written: {out}, which extends {recipe}")

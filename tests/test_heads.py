@@ -64,7 +64,7 @@ def test_pooling_brings_every_row_to_one_vector(shape, pooling, oracle):
 def test_pooling_that_does_not_fit_is_told():
     assert problem(backbone(6), classes=2, pooling="max") == (
         "Pooling brings what the backbone gives to one vector for each row. `net` gives 2 axes, rows included, and "
-        "`pooling: max` is for 3 to 5. Say `none` or `flatten`."
+        "`pooling: max` is for 3 to 5. Say one of `none`, `flatten`."
     )
     assert "`pooling: first` is for 3." in problem(backbone(3, 2, 6), classes=2, pooling="first")
 

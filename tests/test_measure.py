@@ -89,7 +89,7 @@ def test_a_group_that_is_frozen_or_unknown_is_told(recipe):
 
 def test_the_rates_of_a_warm_up_are_those_of_its_peak(recipe):
     rate = "{schedule: one_cycle, peak: 0.04}"
-    found = lr_range(recipe, Range(steps=4), overrides=[f"groups.head.learning_rate={rate}"])
+    found = lr_range(recipe, Range(steps=25), overrides=[f"groups.head.learning_rate={rate}"])
     assert found.base_rates == {"body": 1e-2, "head": 4e-2}
     [sweep] = found.sweeps["all groups"]
     np.testing.assert_allclose(sweep.rates[:, 1] / sweep.rates[:, 0], 4, rtol=1e-6)
@@ -152,3 +152,18 @@ def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
     assert "`train.learning_rate: auto` measures the rates first" in " ".join(told(console).split())
     with pytest.raises(RecipeError, match=r"`train\.learning_rate` may only be `auto`.*Received: `0\.1`"):
         finetune.plan(recipe, overrides=["train.learning_rate=0.1"])
+
+
+def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_judged(recipe):
+    strategy = ["groups={by: layer, peak: 1e-2, decay: 2.6, optimizer: adam}"]
+    for alone in (Range(group="head"), Range(each=True)):
+        with pytest.raises(RecipeError, match=r"a rate of one group alone cannot be written"):
+            lr_range(recipe, alone, write=True, overrides=strategy)
+    with pytest.raises(FinetuneError, match=r"needs 2\d steps in all\. Received: 20\."):
+        lr_range(recipe, Range(steps=20))
+
+
+def test_writing_beside_auto_says_that_auto_still_stands(recipe, console):
+    recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
+    lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
+    assert "`train.learning_rate: auto` still stands" in told(console)

@@ -147,7 +147,7 @@ def _replaced(line: str, place: Place, old: float, new: float) -> str:
     if token is None or not _is_number(token[0], old):
         raise RecipeError(
             f"{place}: a rate is changed only where it stands as a plain number, not behind an anchor or in quotes. "
-            f"Change it to {new:g} by hand."
+            "Write it so, then ask again."
         )
     return f"{before}{_spelled(new)}{rest[token.end() :]}"
 

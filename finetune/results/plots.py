@@ -65,6 +65,8 @@ def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], 
             flags += [] if many else _mark_rules(axis, curve, verdict)
             _mark_divergence(axis, verdict, number if many else None)
         _scale(axis, list(curves.values()))
+        if len(curves) == 1 and "group_rates" not in next(iter(curves.values())):
+            axis.set_xlabel(f"learning rate of {next(iter(curves))} alone")
         axes_below = _add_group_axes(axis, *curves.values()) if len(curves) == 1 else 0
         _lay_out(figure, axis, raise_flags(axis, flags, axes_height=_AXES_HEIGHT), axes_below, _refusals(verdicts))
         return finish(figure, path)

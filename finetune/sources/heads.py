@@ -148,9 +148,12 @@ def _pooling(wanted: str | None, rank: int, name: str) -> Any:
     if kind == "first" and rank == 3:
         return lambda x: x[:, 0]
     if (kind, rank) not in global_pooling:
+        fitting = [known for known, axes in global_pooling if axes == rank]
+        fitting += ["first"] if rank == 3 else ["none"] if rank == 2 else []
         raise FinetuneError(
             f"Pooling brings what the backbone gives to one vector for each row. `{name}` gives {rank} axes, rows "
-            f"included, and `pooling: {kind}` is for {'3' if kind == 'first' else '3 to 5'}. Say `none` or `flatten`."
+            f"included, and `pooling: {kind}` is for {'3' if kind == 'first' else '3 to 5'}. Say one of "
+            f"{quote([*fitting, 'flatten'])}."
         )
     return global_pooling[kind, rank](name="pooling")
 

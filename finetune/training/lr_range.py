@@ -23,6 +23,7 @@ from finetune.training.lr_rules import smooth
 from finetune.training.snapshot import no_trace
 
 _PROBED = (0, 1, 10, 100, 1000, 10000)
+_LOWEST, _HIGHEST = 1e-30, 1e30  # whole numbers of float32, with room for the ratios of groups
 CHUNK = 10  # steps between two looks at the loss: Ctrl-C and early stopping wait no longer than that
 
 
@@ -31,7 +32,7 @@ class Sweep:
     """One raising of the rates.
 
     Attributes:
-        groups: Names of the layer groups, input to output.
+        groups: Names of the layer groups, in the optimizer's order (input to output, as people list them).
         rates: Learning rate of each group at each step, shape `(steps, groups)`; cut where the sweep stopped.
         losses: Loss of the batch (of the accumulated batches) of each step, shape `(steps,)`; its last may be NaN.
         swept: Index of the group whose rate is the x axis: the only one swept, or the last one.
@@ -114,14 +115,15 @@ def sweep_rates(
 
 
 def trained_groups(model: keras.Model) -> dict[str, float]:
-    """Returns the present rate of each group of a compiled model, input to output; of a schedule its highest."""
+    """Returns the present rate of each group of a compiled model, in its order; of a schedule its highest."""
     return {name: _own_rate(child) for name, child in _children(model).items()}
 
 
 def _check_range(start: float, end: float, steps: int, stop_factor: float, repeats: int) -> None:
-    if not (0 < start < end < float("inf") and steps >= 2 and stop_factor > 1 and repeats >= 1):
+    if not (_LOWEST <= start < end <= _HIGHEST and steps >= 2 and stop_factor > 1 and repeats >= 1):
         raise GroupError(
-            "An LR range test raises the rate from `start` > 0 to a higher `end` in at least 2 `steps`, stops at "
+            "An LR range test raises the rate from `start` > 0 to a higher `end`, both between 1e-30 and 1e30, in at "
+            "least 2 `steps`, stops at "
             f"`stop_factor` > 1 times the best loss, and has at least 1 of `repeats`. Received start={start}, "
             f"end={end}, steps={steps}, stop_factor={stop_factor}, repeats={repeats}. The usual range is 1e-7 to 10 "
             "in 100 steps."

@@ -127,9 +127,12 @@ def _weight_decay(settings: GroupSettings, leaf: Leaf) -> float:
 
 
 def _batch_normalization(leaf: Leaf, group: LayerGroup) -> str | None:
-    if not isinstance(leaf.owner, keras.layers.BatchNormalization):
+    in_module = bool(getattr(leaf.owner, "statistics", None))  # of a part of a hub layer
+    if not (in_module or isinstance(leaf.owner, keras.layers.BatchNormalization)):
         return None
-    return "inference, statistics stand" if group.frozen else "training, statistics move"
+    if group.frozen:
+        return "inference, statistics stand"
+    return "in module, trains unless a part of it is frozen" if in_module else "training, statistics move"
 
 
 def _advice_on_rates(rows: Sequence[PlannedWeight], peaks: Mapping[str, float], depth: int) -> Iterator[str]:

@@ -39,7 +39,7 @@ class RangeTest:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The rate proposed for each group, input to output; a group that got none is left out."""
+        """The rate proposed for each group, in the optimizer's order; a group that got none is left out."""
         together = self.verdicts.get(ALL)
         if together is None:
             return {name: verdict.learning_rate for name, verdict in self.verdicts.items() if verdict.learning_rate}

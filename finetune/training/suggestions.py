@@ -80,6 +80,16 @@ class _Fall:
         return self.high - self.low
 
 
+def check_steps(num_steps: int) -> None:
+    """Raises a FinetuneError if a sweep of so many steps could not be judged, whatever it finds."""
+    least = next(n for n in range(1, 1000) if n - max(n, 6) // 10 - SKIPPED_AT_END >= _LEAST_POINTS)
+    if num_steps < least:
+        raise FinetuneError(
+            f"A curve is judged without its first tenth and its last {SKIPPED_AT_END} steps, and needs {least} "
+            f"steps in all. Received: {num_steps}. Ask for more `steps`; 100 is usual."
+        )
+
+
 def average(repeats: Sequence[Array]) -> np.ndarray:
     """Returns the mean curve of repeats over the steps that all of them made."""
     shortest = min(map(len, repeats))
