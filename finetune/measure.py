@@ -121,6 +121,8 @@ def tell_range_test(found: RangeTest, console: Console) -> None:
             console.print(f"no suggestion: {verdict.refused}")
         for note in verdict.notes:
             console.print(f"note: {note}")
+    if len(found.verdicts) > 1:
+        console.print("note: groups that are trained together bear less than each alone; sweep all together, too")
     for name, rate in found.learning_rates.items():
         verdict = found.verdicts.get(name) or found.verdicts[ALL]
         console.print(f"suggested for `{name}`: {tidy(rate):g}  (confidence {verdict.confidence:.2f})")
