@@ -136,7 +136,7 @@ def _callable_part(loaded: Any) -> Any:
     signature = signatures.get("serving_default") or next(iter(signatures.values()), None)
     if signature is None:
         return loaded
-    names = list(signature.structured_input_signature[1])
+    names = sorted(signature.structured_input_signature[1])
 
     def call(batch: Any) -> Mapping[str, Any]:
         given = batch if isinstance(batch, dict) else {names[0]: batch}

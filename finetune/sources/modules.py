@@ -79,14 +79,15 @@ class SavedModule:
         return [concrete.structured_input_signature[0][0] for concrete in self.function.concrete_functions]
 
     def _named(self, inputs: Any) -> dict[str, Any]:
-        specs = self.function.structured_input_signature[1]
+        # A SavedModel tells them in no fixed order: it changes from process to process.
+        specs = dict(sorted(self.function.structured_input_signature[1].items()))
         if not isinstance(inputs, dict):
             given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
             inputs = dict(zip(specs, given, strict=False)) if len(given) == len(specs) else None
         if inputs is None or set(inputs) != set(specs):
             raise FinetuneError(
-                f"A signature takes its inputs by name. `{self.signature}` takes {quote(specs)}. "
-                "Give a dict with these keys."
+                f"A signature takes its inputs by name, or as a list in the order of names. `{self.signature}` takes "
+                f"{quote(specs)}. Give a dict with these keys."
             )
         return {name: _cast(inputs[name], spec) for name, spec in specs.items()}
 
