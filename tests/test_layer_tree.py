@@ -466,6 +466,7 @@ def test_a_keras_layer_inside_a_module_is_walked_too():
     assert names(module) == ["bias", "kernel", "dense/kernel", "dense/bias"]
 
 
+@pytest.mark.slow
 def test_an_exported_keras_model_keeps_the_names_of_its_layers(tmp_path):
     model = keras.Sequential(
         [

@@ -167,6 +167,7 @@ def test_it_works_where_nobody_has_ever_set_a_seed(monkeypatch):
         assert size > 0
 
 
+@pytest.mark.slow
 def test_a_second_test_compiles_nothing_and_one_after_a_new_compile_is_of_the_new_model():
     model = compiled()
 

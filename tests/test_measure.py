@@ -114,6 +114,7 @@ def test_auto_measures_first_records_it_and_its_recipe_repeats_the_run_exactly(r
     assert loads(Path("auto/result.json").read_text())["seconds"]["lr_range"] > 0
 
 
+@pytest.mark.slow
 def test_auto_without_a_suggestion_fails_and_leaves_no_folder(recipe):
     same = ["data.npz=same.npz", "train.learning_rate=auto"]
     generator = np.random.default_rng(0)
@@ -163,6 +164,7 @@ def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_j
         lr_range(recipe, Range(steps=20))
 
 
+@pytest.mark.slow
 def test_writing_beside_auto_says_that_auto_still_stands(recipe, console):
     recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
     lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)

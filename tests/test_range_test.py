@@ -66,6 +66,7 @@ def test_the_result_is_plain_data_with_every_repeat(together):
     assert told["snapshot_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_plot_writes_the_picture(together, tmp_path):
     together.plot(tmp_path / "curve")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "curve.svg"]
