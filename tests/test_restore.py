@@ -448,3 +448,24 @@ def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
             allow_unused=["extra"],
             transform=[Transform(("body/kernel",), transpose=(1, 0)), Transform(("head/kernel",), transpose=(0, 1))],
         )
+
+
+def test_a_file_that_vanishes_while_it_is_read_does_not_say_that_nothing_was_restored(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")])
+    path = tmp_path / "w.npz"
+    np.savez(path, **{leaf.name: np.ones(leaf.variable.shape, "float32") for leaf in layer_tree(model).leaves})
+    checked = []
+
+    def vanish(value):
+        checked.append(value)
+        if len(checked) == 2 * len(
+            model.weights
+        ):  # the values of the file and the fresh ones: the first reading is over
+            path.unlink()
+        return checksum(value)
+
+    monkeypatch.setattr("finetune.pretrained.restore.checksum", vanish)
+    with pytest.raises(
+        RestoreError, match=r"Reading `a/kernel` from .* It changed while it was read.*build the model anew"
+    ):
+        restore(model, path)

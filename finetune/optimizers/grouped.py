@@ -25,7 +25,7 @@ from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedul
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
-from finetune.optimizers.stacks import Stacks, make_stacks
+from finetune.optimizers.stacks import Stacks, check_fused, make_stacks
 from finetune.optimizers.state import fitting_values, group_config, read_groups
 from finetune.optimizers.windows import move_together
 
@@ -34,7 +34,6 @@ _OWN_SETTINGS = (
     *("name", *_CLIPPING, "gradient_accumulation_steps", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
     *("loss_scale_factor", "fused"),
 )
-_FUSED = ("auto", "on", "off")
 
 
 @keras.saving.register_keras_serializable("finetune")
@@ -96,8 +95,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         fused: str = "auto",
         name: str = "grouped_optimizer",
     ):
-        if fused not in _FUSED:
-            raise GroupError(f"`fused` is one of {quote(_FUSED)}. Received `{fused!r}`. Write `auto`, or leave it out.")
+        check_fused(fused)
         roster = Roster(make_groups(groups), self._var_key)
         super().__init__(
             learning_rate=lambda: self.learning_rate,  # a callable, so that Keras makes no rate variable of ours

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.utils import tracking
 
+from finetune.errors import GroupError, quote
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.windows import Window, column
@@ -33,6 +34,7 @@ _CONSTANTS = {
     keras.optimizers.RMSprop: ("rho", "momentum", "epsilon", "centered"),
     keras.optimizers.Lion: ("beta_1", "beta_2"),
 }
+_FUSED = ("auto", "on", "off")
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between stays in the processor's cache
 
 _pile_ids = count()
@@ -193,6 +195,12 @@ class Stacks:
                 stack.decay()
                 left = {key: v for key, v in left.items() if key not in keys}
         return list(left.values())
+
+
+def check_fused(fused: str) -> None:
+    """Raises a GroupError unless `fused` is one of its values."""
+    if fused not in _FUSED:
+        raise GroupError(f"`fused` is one of {quote(_FUSED)}. Received `{fused!r}`. Write `auto`, or leave it out.")
 
 
 def make_stacks(

@@ -181,7 +181,7 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     # Reading again is cheaper than holding all of a large file in memory.
     filed = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
     for pair in plan.restored:
-        pair.leaf.variable.assign(_values(plan, pair))
+        pair.leaf.variable.assign(_values(plan, pair, failing=_HALF))
     restored = tuple(_restored(pair, file, before) for pair, (file, before) in zip(plan.restored, filed, strict=True))
     _prove(plan, restored, kept)
     return RestoreReport(
@@ -196,7 +196,11 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     )
 
 
-def _values(plan: RestorePlan, pair: Pair) -> np.ndarray:
+_NOTHING = "Nothing was restored; copy the file again."
+_HALF = "It changed while it was read, and weights before this one are restored already: build the model anew."
+
+
+def _values(plan: RestorePlan, pair: Pair, *, failing: str = _NOTHING) -> np.ndarray:
     try:
         array = pair.tensor.read()
         if array.shape != pair.tensor.shape:
@@ -204,7 +208,7 @@ def _values(plan: RestorePlan, pair: Pair) -> np.ndarray:
     except Exception as error:  # what the formats' libraries raise over a damaged file is not to be foreseen
         raise RestoreError(
             f"A weight file must be whole. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
-            f"{reason(error) if str(error) else type(error).__name__}. Nothing was restored; copy the file again."
+            f"{reason(error) if str(error) else type(error).__name__}. {failing}"
         ) from error
     return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
 
