@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from finetune.sources.hub import HubLayer as HubLayer
     from finetune.sources.hub_export import export_hub as export_hub
     from finetune.training.freezing import freeze as freeze
+    from finetune.training.loop import FastLoop as FastLoop
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
     from finetune.training.range_test import lr_range_test as lr_range_test
     from finetune.training.step import grouped_train_step as grouped_train_step
@@ -47,6 +48,7 @@ _HOMES = {
     "export_hub": "sources.hub_export",
     "freeze": "training.freezing",
     "grouped_train_step": "training.step",
+    "FastLoop": "training.loop",
     "LearningRateLogger": "training.monitor",
     "lr_range_test": "training.range_test",
     "plan": "prepare",

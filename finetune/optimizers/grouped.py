@@ -20,12 +20,13 @@ from keras import ops
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
+from finetune.optimizers.adam import update_large
 from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
-from finetune.optimizers.stacks import Stacks, check_fused, make_stacks
+from finetune.optimizers.stacks import Pile, Stacks, check_fused, make_stacks
 from finetune.optimizers.state import fitting_values, group_config, read_groups
 from finetune.optimizers.windows import move_together
 
@@ -194,6 +195,11 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         self._build_all()
         return dict(self._stacks.alone)
 
+    def piles(self, variables: Iterable[Any]) -> list[Pile]:
+        """The variables, of those to be trained, that a training loop may hold together for some steps."""
+        self._build_all()
+        return [] if self.use_ema else self._stacks.holdable(variables)
+
     # -- Building -----------------------------------------------------------------------------------------------------
 
     @tracking.no_automatic_dependency_tracking
@@ -292,7 +298,9 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     def _backend_update_step(self, grads: list[Any], trainable_variables: Any, learning_rate: Any) -> None:
         left = self._stacks.update(*self._clip_by_child(grads, trainable_variables))
         for child, (gradients, members) in self._by_child(*left):
-            in_every_replica(child._backend_update_step, gradients, members, child.learning_rate)
+            gradients, members = update_large(child, gradients, members)
+            if members:
+                in_every_replica(child._backend_update_step, gradients, members, child.learning_rate)
 
     def _clip_by_child(self, grads: Iterable[Any], variables: Iterable[Any]) -> tuple[list[Any], list[Any]]:
         clipped, in_turn = [], []

@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
+from finetune.optimizers.adam import has_kernels, is_plain_adam, move_slots, move_weights, step_size, weight_change
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.windows import Window, column
@@ -41,7 +42,11 @@ _pile_ids = count()
 
 
 class Pile:
-    """Variables of one shape, which pass for one variable: what is subtracted from it is subtracted from each."""
+    """Variables of one shape, which pass for one variable: what is subtracted from it is subtracted from each.
+
+    Attributes:
+        slab: While the pile is held, the variable that has all values; the variables themselves are behind meanwhile.
+    """
 
     def __init__(self, variables: Sequence[Any]):
         self.variables = list(variables)
@@ -49,17 +54,36 @@ class Pile:
         self.dtype = tf.as_dtype(variables[0].dtype)
         self._unique_id = f"pile_{next(_pile_ids)}"  # Keras tells variables apart by this
         self.path = self.name = self._unique_id
+        self.slab: tf.Variable | None = None
 
     def assign_sub(self, value: tf.Tensor) -> None:
+        if self.slab is not None:
+            self.slab.assign_sub(value, read_value=False)
+            return
         for variable, part in zip(self.variables, tf.unstack(value), strict=True):
-            native(variable).assign_sub(part)
+            native(variable).assign_sub(part, read_value=False)
 
     def assign_add(self, value: tf.Tensor) -> None:
-        for variable, part in zip(self.variables, tf.unstack(value), strict=True):
-            native(variable).assign_add(part)
+        self.assign_sub(-value)
 
     def read(self) -> tf.Tensor:
+        if self.slab is not None:
+            return self.slab.read_value()
         return tf.stack([native(variable).read_value() for variable in self.variables])
+
+    def write(self, value: tf.Tensor) -> None:
+        """Gives every variable its part; a tensor shares its memory with its parts, so nothing is copied."""
+        for variable, part in zip(self.variables, tf.unstack(value), strict=True):
+            native(variable).assign(part, read_value=False)
+
+    @contextmanager
+    def held(self, slab: tf.Variable) -> Iterator[None]:
+        """Lets the updates that are traced meanwhile go to `slab` instead of the variables."""
+        self.slab = slab
+        try:
+            yield
+        finally:
+            self.slab = None
 
 
 @contextmanager
@@ -114,7 +138,16 @@ class Stack:
 
     def update(self, gradients: Sequence[tf.Tensor]) -> None:
         stacked = tf.stack([tf.cast(gradient, self.pile.dtype) for gradient in gradients])
-        self._rule.update_step(stacked, self.pile, self._rates())
+        if not (is_plain_adam(self._rule) and has_kernels(native(self._slots[0]))):
+            self._rule.update_step(stacked, self.pile, self._rates())
+            return
+        m, v = map(native, self._slots)
+        alpha = step_size(self._rule, self._rates())
+        move_slots(self._rule, m, v, stacked)
+        if self.pile.slab is not None:
+            move_weights(self._rule, self.pile.slab, m, v, alpha)
+        else:
+            self.pile.assign_sub(weight_change(self._rule, m, v, alpha))
 
     def decay(self) -> None:
         decays = self._in_turn([tf.cast(group.optimizer.weight_decay, self.pile.dtype) for group in self.groups])
@@ -180,11 +213,21 @@ class Stacks:
         for stack in self._stacks:
             keys = [self._key(v) for v in stack.pile.variables]
             wanted: list[Any] = [given.get(key) for key in keys]
-            if stack.can_update(wanted):
+            if stack.pile.slab is not None or stack.can_update(wanted):
                 stack.update(wanted)
                 given = {key: gradient for key, gradient in given.items() if key not in set(keys)}
         left = [v for v in variables if self._key(v) in given]
         return [given[self._key(v)] for v in left], left
+
+    def holdable(self, variables: Iterable[Any]) -> list[Pile]:
+        """The piles all of whose variables are among these, as Keras' own variables without a constraint."""
+        given = {self._key(variable) for variable in variables}
+
+        def may(variable: Any) -> bool:
+            is_free = isinstance(variable, keras.Variable) and variable.constraint is None
+            return is_free and self._key(variable) in given
+
+        return [stack.pile for stack in self._stacks if all(map(may, stack.pile.variables))]
 
     def decay(self, variables: Iterable[Any]) -> list[Any]:
         """Applies the weight decay of every stack all of whose variables decay; returns the variables that are left."""
