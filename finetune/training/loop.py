@@ -92,7 +92,9 @@ class FastFunction:
 
     def __init__(self, model: Any, forward: Callable[..., Any] | None = None):
         if reason := reason_against(model):
-            raise TrainingError(f"A fast loop makes the steps of a model itself. It cannot for `{model.name}`: {reason}.")
+            raise TrainingError(
+                f"A fast loop makes the steps of a model itself. It cannot for `{model.name}`: {reason}."
+            )
         self.most_steps: int | None = None
         self._model, self._forward = model, forward or model
         self._made_for = _state(model)
@@ -149,7 +151,9 @@ class FastFunction:
         """Keras' `train_step`, but that some weights are read and written elsewhere."""
         model, optimizer = self._model, self._model.optimizer
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        parts = {id(v): part for pile in self._slabs for v, part in zip(pile.variables, tf.unstack(pile.read()), strict=True)}
+        parts = {
+            id(v): part for pile in self._slabs for v, part in zip(pile.variables, tf.unstack(pile.read()), strict=True)
+        }
         sources = [parts.get(id(variable), variable.value) for variable in self._trained]
         mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
         with _SeenAs(mapping), tf.GradientTape() as tape:
