@@ -17,7 +17,9 @@ from finetune.results.figures import COLOURS, GREY, finish, line_style, new_figu
 Figures = Sequence[dict[str, Any]]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "step.md"
 OURS = "finetune"
-COLUMNS = "| system | groups | step | middle half | ms | start-up, s | memory, MB | operations |\n|---|--:|--:|--:|--:|--:|--:|--:|"
+COLUMNS = """\
+| system | groups | step | middle half | ms | start-up, s | memory, MB | operations |
+|---|--:|--:|--:|--:|--:|--:|--:|"""
 MEASURES = {"step": "ratio", "start-up": "startup_cpu_seconds", "peak memory": "peak_rss_mb"}
 
 

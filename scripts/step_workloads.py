@@ -59,9 +59,9 @@ class Workload:
         return model, batch
 
 
-def small_layers() -> tuple[keras.Model, Batch]:
-    """100 dense layers of 64, batch 32: 200 small variables, bound by the number of operations."""
-    hidden = [layers.Dense(64, activation="relu") for _ in range(99)]
+def small_layers(number: int = 100) -> tuple[keras.Model, Batch]:
+    """Dense layers of 64, batch 32: of 100 the 200 small variables are bound by the number of operations."""
+    hidden = [layers.Dense(64, activation="relu") for _ in range(number - 1)]
     model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(64)])
     return model, (normal(32, 64), normal(32, 64))
 
