@@ -129,13 +129,22 @@ class SlowToSave(keras.Sequential):
         super().save_weights(*arguments, **more)
 
 
-def test_where_epochs_are_short_few_are_saved_but_always_the_last(tiny, rows, tmp_path):
+def test_where_epochs_are_short_few_are_saved_but_always_the_last(tiny, rows, tmp_path, monkeypatch):
     model = compiled(SlowToSave(tiny().layers))
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
     fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=5)
     assert model.saved_at == (3, 15)  # between the first and the last there were not 6 s
 
 
+def test_a_training_of_less_than_a_second_is_saved_once(tiny, rows, tmp_path, monkeypatch):
+    model = compiled(SlowToSave(tiny().layers))
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 60.0)
+    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
+    assert model.saved_at == (9,)
+
+
 def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(LastWeights, "_SHARE", 1e9)
     model = compiled(SlowToSave(tiny().layers))
     fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
