@@ -59,7 +59,7 @@ def kernels(folder: Path) -> Iterator[tuple[str, int]]:
     """Yields type and picoseconds of every kernel in a profile."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2  # in TensorFlow's wheel, but in no public name
 
-    space = xplane_pb2.XSpace()
+    space = getattr(xplane_pb2, "XSpace")()  # noqa: B009 - protobuf makes the name when it is imported
     space.ParseFromString(next(folder.rglob("*.xplane.pb")).read_bytes())
     for plane in space.planes:
         for event in (event for line in plane.lines for event in line.events):

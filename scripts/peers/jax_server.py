@@ -1,5 +1,8 @@
 """The work loads in JAX: a jitted step with optax' `multi_transform`, an Adam with its own rate for every label."""
 
+# pyright: reportMissingImports=false
+# It runs in an environment of its own.
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +69,8 @@ def transformer():
     def call(layers, x):
         x = apply_norm(layers[1], layers[0]["table"][x])
         for at in range(2, len(layers) - 1, 8):
-            *attention, first_norm, up, down, last_norm = layers[at : at + 8]
-            x = apply_norm(first_norm, x + attend(*attention, x))
+            query, key, value, out, first_norm, up, down, last_norm = layers[at : at + 8]
+            x = apply_norm(first_norm, x + attend(query, key, value, out, x))
             x = apply_norm(last_norm, x + apply_dense(down, jax.nn.gelu(apply_dense(up, x), approximate=False)))
         return apply_dense(layers[-1], x.mean(1))
 

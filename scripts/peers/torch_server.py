@@ -1,5 +1,8 @@
 """The work loads in PyTorch: parameter groups with fused Adam, the same compiled, and fastai's optimizer."""
 
+# pyright: reportMissingImports=false
+# It runs in an environment of its own.
+
 import torch
 from serving import cuts, serve, wanted
 from torch import nn
