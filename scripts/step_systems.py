@@ -102,7 +102,7 @@ BASELINE = "Keras, one Adam"
 SYSTEMS = {
     BASELINE: System(lambda model, groups: fitted(model, Adam(1e-4)), has_groups=False, plain=True, quick=True),
     "Keras, one Adam, likewise": System(
-        lambda model, groups: fitted(model, Adam(1e-4)), has_groups=False, varied_only=True
+        lambda model, groups: fitted(model, Adam(1e-4)), has_groups=False, varied_only=True, quick=True
     ),
     "finetune": System(lambda model, groups: fitted(model, grouped(model, groups)), quick=True),
     # Here goes our own loop: "finetune, own loop": System(own_loop), where `own_loop` compiles with `grouped(...)` and
