@@ -1,13 +1,16 @@
 import csv
 import os
 import pty
+import time
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import exponential_decay
@@ -17,6 +20,7 @@ from finetune.training.monitor import (
     MetricsFile,
     ProgressLine,
     StopAtNonFiniteLoss,
+    TensorBoardLog,
     learning_rates,
 )
 
@@ -116,6 +120,55 @@ def test_weights_of_an_epoch_that_broke_do_not_replace_the_last_good_ones(tiny, 
     assert path.read_bytes() == good
 
 
+class SlowToSave(keras.Sequential):
+    saved_at = ()
+
+    def save_weights(self, *arguments, **more):
+        self.saved_at = (*self.saved_at, int(self.optimizer.iterations))
+        time.sleep(0.3)
+        super().save_weights(*arguments, **more)
+
+
+def test_where_epochs_are_short_few_are_saved_but_always_the_last(tiny, rows, tmp_path, monkeypatch):
+    model = compiled(SlowToSave(tiny().layers))
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
+    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=5)
+    assert model.saved_at == (3, 15)  # between the first and the last there were not 6 s
+
+
+def test_a_training_of_less_than_a_second_is_saved_once(tiny, rows, tmp_path, monkeypatch):
+    model = compiled(SlowToSave(tiny().layers))
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 60.0)
+    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
+    assert model.saved_at == (9,)
+
+
+def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(LastWeights, "_SHARE", 1e9)
+    model = compiled(SlowToSave(tiny().layers))
+    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
+    assert model.saved_at == (3, 6, 9)
+
+
+def curves(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["tensors"]
+    return {tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)] for tag in tags}
+
+
+def test_tensorboard_gets_the_curves_that_keras_own_callback_writes_and_no_rate_twice(tiny, rows, tmp_path):
+    keras_own = keras.callbacks.TensorBoard(str(tmp_path / "keras"), write_graph=False)
+    ours = TensorBoardLog(tmp_path / "ours")
+    fit(compiled(tiny()), rows, LearningRateLogger(), keras_own, ours, validation_split=0.3)
+    for part in ("train", "validation"):
+        expected = curves(tmp_path / "keras" / part)
+        doubled = {tag for tag in expected if tag.startswith("epoch_learning_rate_") or "evaluation_" in tag}
+        assert curves(tmp_path / "ours" / part) == {tag: row for tag, row in expected.items() if tag not in doubled}
+    assert {"epoch_loss", "epoch_learning_rate/body"} <= set(curves(tmp_path / "ours" / "train"))
+
+
 # -- Losses that are no numbers ---------------------------------------------------------------------------------------
 
 
@@ -132,6 +185,42 @@ def test_training_stops_at_the_first_loss_that_is_not_finite_and_says_where_and_
     assert capfd.readouterr() == ("", "")
 
 
+class Loss:
+    """A loss on a device, which notes when it is read."""
+
+    def __init__(self, value, step, read):
+        self.value, self.step, self.read = value, step, read
+
+    def __float__(self):
+        self.read.append(self.step)
+        return self.value
+
+
+def test_no_step_is_waited_for_its_loss_is_read_when_the_next_one_or_the_epoch_is_done(tiny):
+    guard, read, seen = StopAtNonFiniteLoss(), [], []
+    guard.set_model(compiled(tiny()))
+    guard.on_train_begin()
+    guard.on_epoch_begin(0)
+    for step, value in enumerate([1.0, 2.0, float("nan")]):
+        guard.on_train_batch_end(step, {"loss": Loss(value, step, read)})
+        seen.append(list(read))
+    assert seen == [[], [0], [0, 1]]
+    assert guard.stopped_at is None
+    guard.on_epoch_end(0)
+    assert guard.stopped_at[:2] == (1, 3)
+    assert guard.model.stop_training
+
+
+def test_where_it_stopped_is_told_exactly_also_when_the_steps_after_are_not_finite_either(tiny, rows):
+    model, guard = compiled(tiny(), keras.optimizers.SGD(1e30)), StopAtNonFiniteLoss()
+    losses = []
+    fit(model, rows, guard, keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: losses.append(logs)))
+    values = [float(logs["loss"]) for logs in losses]
+    first = next(step for step, value in enumerate(values) if not np.isfinite(value))
+    assert guard.stopped_at[:2] == (1, first + 1)
+    np.testing.assert_equal(guard.stopped_at[2], values[first])
+
+
 def test_a_sound_fit_is_not_stopped(tiny, rows):
     guard = StopAtNonFiniteLoss()
     fit(compiled(tiny()), rows, guard)
@@ -139,6 +228,13 @@ def test_a_sound_fit_is_not_stopped(tiny, rows):
 
 
 # -- Progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_logger_the_line_of_an_epoch_reads_the_rates_itself(tiny, rows):
+    out = StringIO()
+    with ProgressLine(Console(file=out, width=200), epochs=1, steps_per_epoch=3) as progress:
+        fit(compiled(tiny()), rows, progress, epochs=1)
+    assert out.getvalue().rstrip().endswith("rate: body 1.00e-03  head 1.00e-02")
 
 
 @pytest.fixture

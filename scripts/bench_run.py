@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Measures what a run costs beside its steps: against a plain Keras script, by what takes the time, and from the shell.
+
+Whole processes run in turns; `ratio` is the median over the rounds of `finetune run` by the plain script, `spread` the
+middle half of these ratios. The plain script does the same work as `recipes/digits.yaml` as far as Keras can: the same
+network, weights, frozen layers, batches, epochs and evaluations, one Adam instead of two optimizers, TensorBoard,
+CSVLogger and weights after every epoch, the model saved. It writes neither a plan nor a proof.
+
+    python scripts/bench_run.py --json run.json
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "digits.yaml"
+PLAIN = """\
+import keras
+
+from finetune.examples.digits import small_cnn, uci_digits
+
+keras.utils.set_random_seed(7)
+model = small_cnn()
+head = model.get_layer("head").get_weights()
+model.load_weights("{weights}")
+model.get_layer("head").set_weights(head)
+for name in ("conv1", "bn1"):
+    model.get_layer(name).trainable = False
+data = uci_digits(train_rows=100, test_rows=1000)
+rate = keras.optimizers.schedules.ExponentialDecay(1e-3, 25, 0.5, staircase=True)
+model.compile(keras.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+before = model.evaluate(data.x_test, data.y_test, verbose=0)
+model.fit(data.x_train, data.y_train, epochs=20, batch_size=20, verbose=0, callbacks=[
+    keras.callbacks.CSVLogger("metrics.csv"),
+    keras.callbacks.TensorBoard("tensorboard", write_graph=False),
+    keras.callbacks.ModelCheckpoint("last.weights.h5", save_weights_only=True),
+])
+after = model.evaluate(data.x_test, data.y_test, verbose=0)
+model.save("model.keras")
+print(before, after)
+"""
+COMMANDS = {
+    "finetune --help": ["-m", "finetune", "--help"],
+    "finetune check recipes/digits.yaml": ["-m", "finetune", "check", str(RECIPE)],
+    "import finetune": ["-c", "import finetune"],
+}
+
+
+def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Runs Python in a folder; returns its wall and processor seconds."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"`python {' '.join(arguments)}` failed:\n{done.stderr[-2000:]}")
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def against_plain(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    plain = folder / "plain.py"
+    plain.write_text(PLAIN.format(weights=ROOT / "recipes" / "weights" / "mnist_cnn.weights.h5"))
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    for number in range(rounds):
+        theirs.append(timed([str(plain)], folder))
+        ours.append(timed(["-m", "finetune", "run", str(RECIPE), "--out", f"run-{number}"], folder))
+    for at, kind in enumerate(("wall", "processor")):
+        ratios = [own[at] / other[at] for own, other in zip(ours, theirs, strict=True)]
+        low, middle, high = (round(value, 3) for value in statistics.quantiles(ratios, n=4))
+        seconds = [round(statistics.median(times[at] for times in side), 2) for side in (ours, theirs)]
+        yield {"name": f"finetune run, {kind}", "seconds": seconds[0], "plain_seconds": seconds[1]} | {
+            "ratio": middle,
+            "spread": (low, high),
+        }
+
+
+def from_the_shell(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    for name, arguments in COMMANDS.items():
+        walls = [timed(arguments, folder)[0] for _ in range(rounds + 1)][1:]  # the first one reads from disk
+        yield {"name": name, "seconds": round(statistics.median(walls), 3)}
+
+
+# -- What takes the time of training ----------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up the seconds in functions that it is put around."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def around(self, function: Callable[..., Any], name: Callable[[], str]) -> Callable[..., Any]:
+        def measured(*arguments: Any, **more: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*arguments, **more)
+            finally:
+                self.seconds[name()] += time.perf_counter() - begun
+
+        return measured
+
+
+def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    """Runs a recipe in this process; returns the seconds of its `fit` and of what is in it."""
+    from finetune.quiet import start_tensorflow
+
+    start_tensorflow()
+    import keras
+
+    watch, calls = Stopwatch(), Counter[str]()
+    model: Any = keras.Model
+    make, fit = model.make_train_function, model.fit
+
+    def name_of_step() -> str:
+        calls["step"] += 1
+        return "first step" if calls["step"] == 1 else "steps"
+
+    def measured_make(self: Any, force: bool = False) -> None:
+        make(self, force)
+        self.train_function = watch.around(self.train_function, name_of_step)
+
+    def measured_fit(self: Any, *arguments: Any, callbacks: Sequence[Any], **more: Any) -> Any:
+        for callback in callbacks:
+            for hook in (
+                "on_train_begin",
+                "on_train_batch_begin",
+                "on_train_batch_end",
+                "on_epoch_end",
+                "on_train_end",
+            ):
+                setattr(callback, hook, watch.around(getattr(callback, hook), lambda c=callback: type(c).__name__))
+        return watch.around(fit, lambda: "fit")(self, *arguments, callbacks=callbacks, **more)
+
+    model.make_train_function, model.fit = measured_make, measured_fit
+    importlib.import_module("finetune.run").run(recipe, folder / "watched", overrides=overrides)
+    return dict(watch.seconds)
+
+
+def shares(seconds: dict[str, float]) -> Iterator[dict[str, Any]]:
+    """Yields what is beside the steps, as shares of the training without its first step, which traces."""
+    whole = seconds["fit"] - seconds["first step"]
+    beside = {name: value for name, value in seconds.items() if name not in ("fit", "first step", "steps")}
+    beside["Keras' own loop and batches"] = whole - seconds["steps"] - sum(beside.values())
+    yield {"name": "training beside its steps", "seconds": round(whole - seconds["steps"], 3)} | {
+        "share": round(1 - seconds["steps"] / whole, 3),
+        "share_of_callbacks": round(1 - (seconds["steps"] + beside["Keras' own loop and batches"]) / whole, 3),
+    }
+    yield {"name": "first step, which traces", "seconds": round(seconds["first step"], 3)}
+    for name, value in sorted(beside.items(), key=lambda pair: -pair[1]):
+        yield {"name": f"training, {name}", "seconds": round(value, 4), "share": round(value / whole, 4)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds, >= 2 (default %(default)s)")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="whose training is taken apart")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="a change to that recipe")
+    parser.add_argument("--training-only", action="store_true", help="take the training apart, nothing else")
+    options = parser.parse_args(arguments)
+    if options.rounds < 2:
+        parser.error("--rounds is at least 2")
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not options.training_only:
+            found += from_the_shell(options.rounds, folder)
+            found += against_plain(options.rounds, folder)
+        found += shares(training_time(options.recipe, options.overrides, folder))
+    for figure in found:
+        print("  ".join(f"{key}: {value}" if key != "name" else str(value) for key, value in figure.items()))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
