@@ -83,6 +83,8 @@ def plan(
         print(dumps(planned.plan.to_json(), indent=2))
     else:
         tell_plan(planned, _console(), every_weight=weights)
+        if planned.block:
+            print(f"\n# The strategy written out, to be pasted into the recipe and edited:\n{planned.block}", end="")
 
 
 @app.command("lr-range")

@@ -11,7 +11,9 @@ from pydantic import (
     PrivateAttr,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from finetune.recipe.fields import (
     Arguments,
@@ -27,6 +29,7 @@ from finetune.recipe.fields import (
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
 from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
+from finetune.recipe.phasing import Phase, Phases, check_names, disagreement
 from finetune.recipe.restoring import Restore
 
 __all__ = [
@@ -85,13 +88,16 @@ class Train(Part):
     """How long and in which way all groups are trained together.
 
     Attributes:
+        epochs: Given exactly when there are no `phases`, or a strategy of them that does not say its own.
+        always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then only say their ratios.
     """
 
-    epochs: Count
+    epochs: Count | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_auto)] = None
+    always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
     loss: Named
     metrics: OneOrMore[Named] = ()
     clipnorm: Positive | None = None
@@ -122,7 +128,28 @@ class Recipe(Part):
     restore: Restore | None = None
     groups: Groups
     train: Train
+    phases: Phases | None = None
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Recipe":
+        if self.phases is None:
+            if self.train.epochs is None:
+                raise fault("is missing. Add it under `train`", at=("train", "epochs"))
+            return self
+        if isinstance(self.phases, tuple):
+            self._check_phases(self.phases)
+        return self
+
+    def _check_phases(self, phases: tuple[Phase, ...]) -> None:
+        if isinstance(self.groups, tuple):
+            try:
+                check_names(phases, {group.name: group.frozen for group in self.groups})
+            except PydanticCustomError as error:
+                context = error.context or {}
+                raise fault(context["predicate"], at=("phases", *context["at"]), about=context["about"]) from None
+        if wrong := disagreement(phases, self.train.epochs):
+            raise wrong
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__

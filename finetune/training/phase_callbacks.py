@@ -13,6 +13,8 @@ from finetune.groups.resolver import LayerGroup
 from finetune.training.gradients import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
 
+AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an epoch
+
 
 @dataclass(frozen=True)
 class Until:

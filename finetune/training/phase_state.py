@@ -1,4 +1,4 @@
-"""What is trained in a phase and what stands: worked out from the groups, put into effect, and held against the model."""
+"""What is trained in a phase and what stands: worked out from the groups, put into effect, held against the model."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +94,7 @@ def phase_state(
     moves = {id(leaf.owner) for leaf in changing if is_batch_norm(leaf) and not leaf.trainable}
     held = {id(leaf.variable) for leaf in tree.leaves if group_of[leaf.name] not in {*train, *dropping}}
     resting = [layer for key, layer in norms.items() if key in learns and key not in moves]
-    known = {id(layer) for layer in resting} | moves
-    resting += [one for one in frozen_parts(model, tree, held) if not _is_or_holds(one, known)]
+    resting += [one for one in frozen_parts(model, tree, held) if id(one) not in norms and not _holds(one, moves)]
     return PhaseState(
         trained=tuple(leaf for leaf in changing if leaf.trainable),
         standing=tuple(leaf for leaf in tree.leaves if id(leaf.variable) not in changes),
@@ -105,8 +104,8 @@ def phase_state(
     )
 
 
-def _is_or_holds(layer: keras.layers.Layer, keys: Collection[int]) -> bool:
-    return any(id(one) in keys for one in (layer, *layers_in_order(layer)))
+def _holds(layer: keras.layers.Layer, keys: Collection[int]) -> bool:
+    return any(id(one) in keys for one in layers_in_order(layer))
 
 
 def enter(model: keras.Model, state: PhaseState) -> None:
@@ -138,8 +137,8 @@ def check(model: keras.Model, state: PhaseState, phase: str) -> None:
     if wrong:
         told = {leaf.layer or leaf.name: "frozen" if leaf.owner.trainable else "trained" for leaf in wrong}
         raise TrainingError(
-            f"The phases alone decide what is trained. During {phase} somebody else has changed `trainable` of "
+            f"The phases alone decide what is trained. During {phase} somebody has changed `trainable` of "
             f"{quote(told)}, which the plan has {' and '.join(sorted({*told.values()}))}: what was compiled before does "
-            "not heed it. Do not set `layer.trainable` while phases run; name the layers in a group, and the group in "
-            "`train` of a phase."
+            "not heed it. Do not set `layer.trainable` while phases run: put the layers into a group of their own, and "
+            "name it in `train` of a phase."
         )

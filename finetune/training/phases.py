@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from finetune.errors import GroupError, did_you_mean, quote
+from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.resolver import LayerGroup
 from finetune.optimizers.group_rates import as_float
@@ -79,6 +79,7 @@ class PhaseRecord:
         number: From 1.
         train: The groups that were trained.
         epochs: Epochs begun.
+        epochs_left: Epochs that were planned and not needed.
         steps: Steps made.
         parameters: Numbers that were trained.
         frozen_tensors: Tensors that had to stand, moving statistics included.
@@ -89,6 +90,7 @@ class PhaseRecord:
     number: int
     train: tuple[str, ...]
     epochs: int
+    epochs_left: int
     steps: int
     parameters: int
     frozen_tensors: int
@@ -98,6 +100,9 @@ class PhaseRecord:
     @property
     def frozen_unchanged(self) -> bool:
         return not self.frozen_changed
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "frozen_unchanged": self.frozen_unchanged}
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,16 @@ class PhaseStart:
         return (
             f"phase {self.number}/{self.count}: train {', '.join(self.train)} "
             f"({self.parameters:,} of {self.total:,} parameters), {length}{plural}"
+        )
+
+
+def prove_phase(record: PhaseRecord) -> None:
+    """Raises a TrainingError that names the tensors that were frozen in a phase and changed."""
+    if record.frozen_changed:
+        raise TrainingError(
+            f"Frozen tensors stay bit-identical. {len(record.frozen_changed)} of {record.frozen_tensors} changed in "
+            f"phase {record.number}: {quote(record.frozen_changed)}. If no callback of yours assigns to them, please "
+            "report this as a bug. Do not trust the trained model."
         )
 
 
@@ -167,7 +182,7 @@ def run_phases(
         GroupError: The phases do not fit the groups.
         TrainingError: Somebody else has changed what is trainable.
     """
-    check_phases(groups, phases)
+    check_phases(groups, phases, every=False)
     try:
         yield from _Run(model, groups, phases, steps_per_epoch, batches).records(fit, tell)
     finally:
@@ -235,16 +250,12 @@ class _Run:
             self.functions[key] = phase_function(self.model)
         self.state, self.trained = state, names
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
-        return PhaseStart(
-            number, len(self.phases), phase, names, parameters, self.model.count_params(), self.epoch
-        )
+        return PhaseStart(number, len(self.phases), phase, names, parameters, self.model.count_params(), self.epoch)
 
     def set_rates(self, phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) -> None:
         for name in self.optimizer.group_names:
             warmup_steps = phase.warmup_steps if name in warmed else 0
-            self.optimizer.reschedule(
-                name, rates.get(name), from_now=phase.clock == "phase", warmup_steps=warmup_steps
-            )
+            self.optimizer.reschedule(name, rates.get(name), from_now=phase.clock == "phase", warmup_steps=warmup_steps)
         self.optimizer.reset_rates()
 
     def train(self, start: PhaseStart, fit: Callable[..., Any]) -> PhaseRecord:
@@ -253,7 +264,8 @@ class _Run:
         before = self.standing_checksums(self.state)
         watch = Watch(lambda: self.check_untouched(start.number), start.phase.steps)
         callbacks = [*self.adjusting(start), *stopping(start.phase.until), watch]
-        fit(epochs=self.epoch + self.epochs_of(start.phase), initial_epoch=self.epoch, callbacks=callbacks)
+        planned = self.epochs_of(start.phase)
+        fit(epochs=self.epoch + planned, initial_epoch=self.epoch, callbacks=callbacks)
         self.check_untouched(start.number)
         self.checksums = self.state.checksums()
         self.epoch += watch.epochs
@@ -261,6 +273,7 @@ class _Run:
             number=start.number,
             train=start.train,
             epochs=watch.epochs,
+            epochs_left=planned - watch.epochs,
             steps=int(as_float(self.optimizer.iterations)) - first_step,
             parameters=start.parameters,
             frozen_tensors=len(before),
@@ -307,8 +320,8 @@ def grouped_optimizer(model: Any) -> GroupedOptimizer:
     if not isinstance(optimizer, GroupedOptimizer):
         raise GroupError(
             f"Phases train layer groups, each with its optimizer. `{model.name}` is compiled with "
-            f"`{type(optimizer).__name__}`. Compile it with a `finetune.GroupedOptimizer`, which keeps what it knows of "
-            "a group while that is frozen."
+            f"`{type(optimizer).__name__}`. Compile it with a `finetune.GroupedOptimizer`, which keeps what it knows "
+            "of a group while that is frozen."
         )
     return optimizer
 
@@ -319,8 +332,8 @@ def restart(optimizer: GroupedOptimizer, names: Sequence[str]) -> None:
         optimizer.restart(names)
 
 
-def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> None:
-    """Holds that the phases and the groups fit.
+def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every: bool = True) -> None:
+    """Holds that the phases and the groups fit; with `every`, that every group is trained in one.
 
     Raises:
         GroupError: A phase names a group that is not there or frozen for good, has no length or two, a setting is none
@@ -331,7 +344,7 @@ def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> None:
         problems = ["Training has one phase at least. Received none. Give `[Phase(epochs=1)]`, for example."]
     trained = {name for phase in phases for name in phase.names(groups)}
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
-    if idle and not problems:
+    if idle and every and not problems:
         problems = [f"no phase trains {quote(idle)}. Add one that does, or say `frozen: true` in the group"]
     if problems:
         raise GroupError("\n".join(problems[:5]))
@@ -351,17 +364,17 @@ def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
     if phase.clock not in CLOCKS:
         yield f"`clock` is one of {quote(CLOCKS)}. Received `{phase.clock}`.{did_you_mean(phase.clock, CLOCKS)}"
     for name, mode in phase.batch_norm.items():
+        may_learn = name in phase.names(groups) or (phase.always_train_normalization and name not in frozen)
         if mode not in BATCH_NORM_MODES:
             yield (
                 f"`batch_norm` of `{name}` is one of {quote(BATCH_NORM_MODES)}. Received `{mode}`."
                 f"{did_you_mean(mode, list(BATCH_NORM_MODES))}"
             )
-        elif mode in ("train", "affine") and name not in phase.names(groups):
-            if not phase.always_train_normalization or name in frozen:
-                yield (
-                    f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Say `statistics` "
-                    "or `freeze`, or train the group."
-                )
+        elif mode in ("train", "affine") and not may_learn:
+            yield (
+                f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Say `statistics` "
+                "or `freeze`, or train the group."
+            )
 
 
 def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[str], where: str) -> Iterator[str]:
@@ -371,6 +384,6 @@ def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[s
             yield f"{where} names `{name}`, which is no group. There are {quote(known)}.{did_you_mean(name, known)}"
         elif name in frozen:
             yield (
-                f"{where} names `{name}`, which is frozen in all phases. Take `frozen: true` from the group and give it "
-                "an optimizer, or leave it out here."
+                f"{where} names `{name}`, which is frozen in all phases. Take `frozen: true` from the group and give "
+                "it an optimizer, or leave it out here."
             )
