@@ -20,8 +20,8 @@ from finetune.recipe.rates import peak_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.unfreezing import written_out
 from finetune.sources.data import Examples
+from finetune.training.phase import ALL, Phase, check_phases
 from finetune.training.phase_callbacks import Plateau, Until
-from finetune.training.phases import ALL, Phase, check_phases
 
 _OWN = "-normalization"  # ends the name of a group made of the normalization parameters of a frozen one
 

@@ -33,8 +33,8 @@ from finetune.recipe.unfreezing import phases_block
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
 from finetune.sources.data import Examples
 from finetune.training.freezing import check_trainable, freeze
+from finetune.training.phase import Phase
 from finetune.training.phase_plan import with_phases
-from finetune.training.phases import Phase
 from finetune.training.plan import GroupSettings, Plan, make_plan
 from finetune.training.trial import try_examples
 

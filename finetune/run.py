@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -121,68 +121,83 @@ def run(
     return result
 
 
+@dataclass(frozen=True)
+class _Observers:
+    """The callbacks of a run."""
+
+    guard: StopAtNonFiniteLoss
+    progress: ProgressLine
+    metrics: MetricsFile
+    others: tuple[keras.callbacks.Callback, ...]
+
+    @property
+    def every(self) -> list[keras.callbacks.Callback]:
+        return [LearningRateLogger(), self.guard, self.progress, self.metrics, *self.others]
+
+
 def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tuple[PhaseRecord, ...]:
     examples, train, length = ready.examples, wanted.train, ready.length
-    progress = ProgressLine(console, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch)
-    guard, metrics = StopAtNonFiniteLoss(), MetricsFile(folder / "metrics.csv")
-    has_validation, records = examples.x_validation is not None, []
+    observers = _Observers(
+        StopAtNonFiniteLoss(),
+        ProgressLine(console, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch),
+        MetricsFile(folder / "metrics.csv"),
+        (
+            keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
+            LastWeights(folder / "checkpoints" / "last.weights.h5"),
+        ),
+    )
+    has_validation = examples.x_validation is not None
+    fit = partial(
+        ready.model.fit,
+        examples.x_train,
+        examples.y_train,
+        batch_size=train.batch_size,
+        shuffle=train.shuffle,
+        validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
+        validation_split=0.0 if has_validation else train.validation_fraction,
+        verbose=0,
+    )
+    records: list[PhaseRecord] = []
     with (
-        progress,
+        observers.progress,
         explained(TrainingError, "Training broke off.", f"{_SEE_WHERE} What there is of it is in `{folder}`."),
     ):
-        last = LastWeights(folder / "checkpoints" / "last.weights.h5")
-        tensorboard = keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False)
-        fit = partial(
-            ready.model.fit,
-            examples.x_train,
-            examples.y_train,
-            batch_size=train.batch_size,
-            shuffle=train.shuffle,
-            validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
-            validation_split=0.0 if has_validation else train.validation_fraction,
-            verbose=0,
-        )
-        told = [LearningRateLogger(), guard, progress, metrics, tensorboard, last]
         if ready.phases:
-            records = _fit_phases(wanted, ready, fit, told, console)
+            records = _fit_phases(wanted, ready, fit, observers, console)
         else:
-            fit(epochs=length.epochs, callbacks=told)
-    if guard.stopped_at:
-        epoch, step, loss = guard.stopped_at
+            fit(epochs=length.epochs, callbacks=observers.every)
+    if observers.guard.stopped_at:
+        epoch, step, loss = observers.guard.stopped_at
         _check_finite(loss, f"in epoch {epoch}, step {step}", folder)
     return tuple(records)
 
 
 def _fit_phases(
-    wanted: Recipe, ready: Prepared, fit: Callable[..., Any], told: Sequence[Any], console: Console
+    wanted: Recipe, ready: Prepared, fit: Callable[..., Any], observers: _Observers, console: Console
 ) -> list[PhaseRecord]:
     """Trains phase by phase; stops after one that a loss or a frozen tensor has spoilt."""
-    guard, progress, metrics = (
-        next(one for one in told if isinstance(one, kind)) for kind in (StopAtNonFiniteLoss, ProgressLine, MetricsFile)
-    )
-    is_asked = (
-        wanted.phases is not None
-    )  # else only the groups ask for what phases do: there is one, and no more to say
     records: list[PhaseRecord] = []
 
     def tell(start: PhaseStart) -> None:
-        if is_asked:
+        if wanted.phases is not None:  # else there is one, because a group asks for what phases do
             console.print(str(start), highlight=False, markup=False)
-            metrics.phase, progress.trained = start.number, start.train
+            observers.metrics.phase, observers.progress.trained = start.number, start.train
 
-    for record in run_phases(
+    every = run_phases(
         ready.model,
         ready.groups,
         ready.phases,
-        lambda callbacks, **lengths: fit(callbacks=[*told, *callbacks], **lengths),
+        lambda callbacks, **lengths: fit(callbacks=[*observers.every, *callbacks], **lengths),
         steps_per_epoch=ready.length.steps_per_epoch,
         batches=build_batches(wanted, ready.examples).take(AUTO_RGN_BATCHES),
         tell=tell,
-    ):
-        records.append(record)
-        progress.epochs -= record.epochs_left
-        if guard.stopped_at or not record.frozen_unchanged:
-            break
+    )
+    with closing(every):
+        for record in every:
+            records.append(record)
+            observers.progress.epochs -= record.epochs_left
+            if observers.guard.stopped_at or not record.frozen_unchanged:
+                break
     return records
 
 

@@ -46,7 +46,7 @@ class ScaledSchedule:
         if self._now is not None:
             self._now.assign(now)
         elif from_now or warmup_steps:
-            self._now = tf.Variable(now, trainable=False, dtype=tf.int64)
+            self._now = tf.Variable(tf.constant(now, tf.int64), trainable=False)
 
     def scheduled(self) -> tf.Tensor:
         """The schedule's own rate at the present step, without the multiplier."""

@@ -63,7 +63,7 @@ def stopping(until: Until | None) -> list[keras.callbacks.Callback]:
     early = keras.callbacks.EarlyStopping(
         monitor=until.monitor,
         patience=until.patience,
-        min_delta=until.min_delta,
+        min_delta=until.min_delta,  # pyright: ignore[reportArgumentType] - Keras' default makes it an int
         mode=until.mode,
         restore_best_weights=until.restore_best,
     )

@@ -9,8 +9,8 @@ import keras
 
 from finetune.errors import quote
 from finetune.groups.resolver import LayerGroup
+from finetune.training.phase import CLOCKS, Phase
 from finetune.training.phase_state import BATCH_NORM_MODES, PhaseState, phase_state
-from finetune.training.phases import CLOCKS, Phase
 from finetune.training.plan import GroupSettings, Plan, PlannedWeight
 
 Rates = tuple[float, float, float]
@@ -94,7 +94,9 @@ def _rate_of(phase: Phase, group: str, settings: GroupSettings, start: int, *, w
     rate: Any = phase.auto_rgn or phase.rates.get(group, settings.learning_rate)
 
     def at(step: int) -> float:
-        value = float(rate(step if phase.clock == "phase" else start + step)) if callable(rate) else float(rate)
+        moment: Any = step if phase.clock == "phase" else start + step
+        now: Any = rate(moment) if callable(rate) else rate
+        value = float(now)
         return value * min(step / phase.warmup_steps, 1.0) if phase.warmup_steps and warms else value
 
     return at

@@ -136,9 +136,10 @@ def check(model: keras.Model, state: PhaseState, phase: str) -> None:
     wrong += [leaf for leaf in leaves if is_batch_norm(leaf) and leaf.owner.trainable != (id(leaf.owner) in alive)]
     if wrong:
         told = {leaf.layer or leaf.name: "frozen" if leaf.owner.trainable else "trained" for leaf in wrong}
+        planned_as = " and ".join(sorted({*told.values()}))
         raise TrainingError(
             f"The phases alone decide what is trained. During {phase} somebody has changed `trainable` of "
-            f"{quote(told)}, which the plan has {' and '.join(sorted({*told.values()}))}: what was compiled before does "
-            "not heed it. Do not set `layer.trainable` while phases run: put the layers into a group of their own, and "
-            "name it in `train` of a phase."
+            f"{quote(told)}, which the plan has {planned_as}: what was compiled before does not heed it. Do not set "
+            "`layer.trainable` while phases run: put the layers into a group of their own, and name it in `train` of a "
+            "phase."
         )

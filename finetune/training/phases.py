@@ -1,74 +1,25 @@
 """Phases: stretches of training, each with a fixed set of trained layer groups, its own rates and its own proof."""
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from finetune.errors import GroupError, TrainingError, did_you_mean, quote
+from finetune.errors import GroupError, TrainingError, quote
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.resolver import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.pretrained.checksum import checksum
-from finetune.training.freezing import changed_since
+from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
-from finetune.training.phase_callbacks import AutoRgn, Plateau, Until, Watch, plateaus, stopping
-from finetune.training.phase_state import BATCH_NORM_MODES, PhaseState, check, enter, phase_state
-
-ALL = "all"
-CLOCKS = ("run", "phase")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training.
-
-    Attributes:
-        train: Names of the groups that are trained, or `all`.
-        epochs: How long; exactly one of this and `steps`.
-        steps: How long, in batches. The epoch in which they end is cut short.
-        rates: A number or a schedule for some groups, in place of what their optimizers were made with.
-        clock: What schedules count: `run`, all steps made so far, or `phase`, those since the phase's start.
-        warmup_steps: Steps in which the rates of groups that were not trained just before rise from 0.
-        batch_norm: One of `BATCH_NORM_MODES` for some groups; by default `train` in a trained group, where statistics
-            move, and `freeze` in another, where they stand.
-        dropping: Groups that keep their dropout while they are frozen; by default none does.
-        always_train_normalization: Whether gamma and beta of normalization layers train in frozen groups, too, with
-            the optimizer and the rate of their group.
-        auto_rgn: Before every epoch the rates become this one times the relative gradient norm of each group, the
-            largest of which counts as 1; they take the place of `rates`.
-        until: Ends the phase early.
-        reduce_on_plateau: Lowers all rates in proportion, until the phase ends.
-    """
-
-    train: Sequence[str] | str = ALL
-    epochs: int | None = None
-    steps: int | None = None
-    rates: Mapping[str, Any] = field(default_factory=dict)
-    clock: str = "run"
-    warmup_steps: int = 0
-    batch_norm: Mapping[str, str] = field(default_factory=dict)
-    dropping: Sequence[str] = ()
-    always_train_normalization: bool = False
-    auto_rgn: float | None = None
-    until: Until | None = None
-    reduce_on_plateau: Plateau | None = None
-
-    @property
-    def sets_rates(self) -> bool:
-        """Whether rates are another thing in this phase than what the optimizers were made with."""
-        return bool(
-            self.rates or self.auto_rgn or self.warmup_steps or self.reduce_on_plateau or self.clock != CLOCKS[0]
-        )
-
-    def names(self, groups: Sequence[LayerGroup]) -> tuple[str, ...]:
-        """The groups it trains, input to output."""
-        return tuple(g.name for g in groups if not g.frozen and (self.train == ALL or g.name in self.train))
+from finetune.training.phase import Phase, check_phases
+from finetune.training.phase_callbacks import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
+from finetune.training.phase_state import PhaseState, check, enter, phase_state
 
 
 @dataclass(frozen=True)
@@ -149,7 +100,81 @@ def prove_phase(record: PhaseRecord) -> None:
 def phase_function(model: keras.Model) -> Callable[..., Any]:
     """Makes the function that trains on a batch in the phase whose state is in effect; `fit` calls it."""
     model.make_train_function(force=True)
-    return model.train_function
+    made: Any = model.train_function
+    return made
+
+
+def train_phases(
+    model: keras.Model,
+    groups: Sequence[LayerGroup],
+    phases: Sequence[Phase],
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    tell: Callable[[PhaseStart], None] = lambda start: None,
+    **fit: Any,
+) -> list[PhaseRecord]:
+    """Trains a compiled model phase by phase, and proves that what a phase froze is bit-identical after it.
+
+    What is trained is as `groups` say again afterwards.
+
+    Args:
+        model: Compiled with a `GroupedOptimizer`; it may be one that was frozen before.
+        groups: All of its layer groups.
+        phases: At least one; every group that is not frozen for good is trained in one of them.
+        x: Inputs, or a `tf.data.Dataset` of batches of inputs and targets.
+        y: Targets.
+        batch_size: As for `model.fit`.
+        callbacks: Keras callbacks, which see the epochs of all phases counted through. One that stops the training ends
+            a phase.
+        tell: Told of every phase that begins; `print` shows what is trained.
+        fit: More of what `model.fit` takes, such as `validation_data`.
+
+    Returns:
+        What came of each phase.
+
+    Raises:
+        GroupError: The phases do not fit the groups, or the optimizer is none of layer groups.
+        TrainingError: A frozen tensor changed, or somebody else has changed what is trainable.
+
+    Example:
+        >>> import numpy as np
+        >>> from finetune import Selector, resolve_groups
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])
+        >>> selectors = [Selector("body", prefixes=("body",)), Selector("head", rest=True)]
+        >>> body, head = groups = resolve_groups(model, selectors)
+        >>> adam = keras.optimizers.Adam
+        >>> model.compile(GroupedOptimizer({"body": (adam(1e-4), body), "head": (adam(1e-3), head)}), loss="mse")
+        >>> phases = [Phase(["head"], epochs=1), Phase("all", epochs=2, rates={"head": 5e-4})]
+        >>> records = train_phases(model, groups, phases, np.ones((8, 4)), np.ones((8, 2)), tell=print)
+        phase 1/2: train head (18 of 58 parameters), 1 epoch
+        phase 2/2: train body, head (58 of 58 parameters), 2 epochs
+        >>> records[0].frozen_tensors, records[0].frozen_unchanged
+        (2, True)
+    """
+    check_phases(groups, phases)
+    settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
+
+    def fit_phase(**more: Any) -> None:
+        model.fit(x, y, **{**settings, **more, "callbacks": [*callbacks, *more["callbacks"]]})
+
+    records = []
+    try:
+        for record in run_phases(model, groups, phases, fit_phase, batches=_some(x, y, batch_size or 32), tell=tell):
+            prove_phase(record)
+            records.append(record)
+    finally:
+        freeze(model, groups)
+        model.make_train_function(force=True)
+    return records
+
+
+def _some(x: Any, y: Any, batch_size: int) -> tf.data.Dataset:
+    """A few batches to measure gradients over."""
+    batches = x if isinstance(x, tf.data.Dataset) else tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+    return batches.take(AUTO_RGN_BATCHES)
 
 
 def run_phases(
@@ -161,7 +186,7 @@ def run_phases(
     steps_per_epoch: int | None = None,
     batches: tf.data.Dataset | None = None,
     tell: Callable[[PhaseStart], None] = lambda start: None,
-) -> Iterator[PhaseRecord]:
+) -> Generator[PhaseRecord, None, None]:
     """Trains a compiled model phase by phase; each phase is done when its record comes.
 
     Slots of groups that stay trained survive; a group that enters after the first phase starts with fresh ones. A
@@ -330,60 +355,3 @@ def restart(optimizer: GroupedOptimizer, names: Sequence[str]) -> None:
     """Gives groups that enter fresh slots."""
     if names and hasattr(optimizer, "restart"):
         optimizer.restart(names)
-
-
-def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every: bool = True) -> None:
-    """Holds that the phases and the groups fit; with `every`, that every group is trained in one.
-
-    Raises:
-        GroupError: A phase names a group that is not there or frozen for good, has no length or two, a setting is none
-            of its values, or a group is never trained.
-    """
-    problems = [f"phase {n}: {problem}" for n, phase in enumerate(phases, 1) for problem in _problems(groups, phase)]
-    if not phases:
-        problems = ["Training has one phase at least. Received none. Give `[Phase(epochs=1)]`, for example."]
-    trained = {name for phase in phases for name in phase.names(groups)}
-    idle = [group.name for group in groups if not group.frozen and group.name not in trained]
-    if idle and every and not problems:
-        problems = [f"no phase trains {quote(idle)}. Add one that does, or say `frozen: true` in the group"]
-    if problems:
-        raise GroupError("\n".join(problems[:5]))
-
-
-def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
-    known = [group.name for group in groups]
-    frozen = [group.name for group in groups if group.frozen]
-    named = [] if phase.train == ALL else [phase.train] if isinstance(phase.train, str) else list(phase.train)
-    yield from name_problems(named, known, frozen, "`train`")
-    yield from name_problems(list(phase.rates), known, frozen, "`rates`")
-    yield from name_problems(list(phase.batch_norm), known, [], "`batch_norm`")
-    if phase.train != ALL and not named:
-        yield "`train` names no group. Name one at least, or say `all`."
-    if (phase.epochs is None) == (phase.steps is None):
-        yield f"has either `epochs` or `steps`. Received `{phase.epochs}` and `{phase.steps}`. Give one of them."
-    if phase.clock not in CLOCKS:
-        yield f"`clock` is one of {quote(CLOCKS)}. Received `{phase.clock}`.{did_you_mean(phase.clock, CLOCKS)}"
-    for name, mode in phase.batch_norm.items():
-        may_learn = name in phase.names(groups) or (phase.always_train_normalization and name not in frozen)
-        if mode not in BATCH_NORM_MODES:
-            yield (
-                f"`batch_norm` of `{name}` is one of {quote(BATCH_NORM_MODES)}. Received `{mode}`."
-                f"{did_you_mean(mode, list(BATCH_NORM_MODES))}"
-            )
-        elif mode in ("train", "affine") and not may_learn:
-            yield (
-                f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Say `statistics` "
-                "or `freeze`, or train the group."
-            )
-
-
-def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[str], where: str) -> Iterator[str]:
-    """Tells of names that are no groups, or groups that are frozen for good."""
-    for name in names:
-        if name not in known:
-            yield f"{where} names `{name}`, which is no group. There are {quote(known)}.{did_you_mean(name, known)}"
-        elif name in frozen:
-            yield (
-                f"{where} names `{name}`, which is frozen in all phases. Take `frozen: true` from the group and give "
-                "it an optimizer, or leave it out here."
-            )
