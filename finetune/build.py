@@ -102,6 +102,13 @@ def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     return batches.map(lambda picked: (tf.gather(x, picked), tf.gather(y, picked)))
 
 
+def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
+    """Makes batches of all training rows, in their order."""
+    rows = training_rows(recipe, examples)
+    arrays = (examples.x_train[:rows], examples.y_train[:rows])
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(recipe.train.batch_size)
+
+
 def _has_validation(examples: Examples) -> bool:
     return examples.x_validation is not None
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from rich.console import Console
 
-from finetune.build import build_batches, precision
+from finetune.build import build_batches, build_rows, precision
 from finetune.errors import DataError, TrainingError
 from finetune.measure import with_measured_rates, write_range_test
 from finetune.prepare import Prepared, load_allowed, prepare, tell_plan
@@ -24,6 +24,7 @@ from finetune.training.freezing import checksums, prove_unchanged
 from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
 from finetune.training.phases import PhaseRecord, PhaseStart, prove_phase, run_phases
+from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.trial import explained
 
 _SEE_WHERE = "The option `--debug` shows where."
@@ -61,6 +62,7 @@ def run(
     overrides: Sequence[str] = (),
     allow_code: Sequence[str] = (),
     overwrite: bool = False,
+    recalibrate: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tunes as a recipe says and writes the run folder.
@@ -71,6 +73,7 @@ def run(
         overrides: Changes to the recipe such as `"train.epochs=3"`.
         allow_code: Packages whose code the recipe may run.
         overwrite: Whether `out` may be a folder that holds something.
+        recalibrate: Whether moving statistics are estimated anew after training, as the mean over all training rows.
         console: Where to tell what happens; `None` stays silent.
 
     Raises:
@@ -98,6 +101,10 @@ def run(
         frozen_before = checksums(ready.groups, frozen=True)
         with clock("train"):
             phases = _train(wanted, ready, folder, console)
+        if recalibrate:
+            with clock("recalibrate"):
+                number = recalibrate_statistics(ready.model, ready.groups, build_rows(wanted, ready.examples))
+            console.print(f"recalibrated: the statistics of {number} BatchNormalization layers", highlight=False)
         with clock("evaluate"):
             metrics = _evaluate(ready)
             _check_finite(metrics["loss"], "on the test examples after training", folder)

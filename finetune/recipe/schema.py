@@ -139,6 +139,12 @@ class Recipe(Part):
             return self
         if isinstance(self.phases, tuple):
             self._check_phases(self.phases)
+            own = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
+            if own is not None and self.train.learning_rate:
+                raise fault(
+                    "has rates of its own, which `train.learning_rate: auto` does not measure. Leave out one of them",
+                    at=("phases", own),
+                )
         return self
 
     def _check_phases(self, phases: tuple[Phase, ...]) -> None:
