@@ -19,22 +19,30 @@ from finetune.groups.layer_tree import LayerTree, layers_in_order
 def rest(layers: Iterable[keras.layers.Layer]) -> None:
     """Calls these layers in inference mode from now on. What was traced before is not changed."""
     for layer in layers:
-        layer.call = partial(_infer, type(layer).call, layer)
+        layer.call = partial(_infer, layer.call, vars(layer).get("call"))
 
 
 def release(layers: Iterable[keras.layers.Layer]) -> None:
-    """Undoes `rest`."""
+    """Undoes `rest`; a `call` of the instance that somebody else has put there comes back."""
     for layer in layers:
-        if "call" in vars(layer):
+        call: Any = vars(layer).get("call")
+        if isinstance(call, partial) and call.func is _infer:
             del layer.call
+            if call.args[1] is not None:
+                layer.call = call.args[1]
 
 
-def _infer(call: Any, layer: keras.layers.Layer, /, *inputs: Any, training: Any = None, **more: Any) -> Any:
-    return call(layer, *inputs, training=False, **more)
+def _infer(call: Any, before: Any, /, *inputs: Any, training: Any = None, **more: Any) -> Any:
+    return call(*inputs, training=False, **more)
+
+
+# They take `training` for the sake of quantization alone.
+_INDIFFERENT = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
 
 
 def takes_training(layer: keras.layers.Layer) -> bool:
-    return "training" in inspect.signature(type(layer).call).parameters
+    """Whether the layer may behave differently in training."""
+    return type(layer) not in _INDIFFERENT and "training" in inspect.signature(type(layer).call).parameters
 
 
 def frozen_parts(model: keras.Model, tree: LayerTree, frozen: Collection[int]) -> list[keras.layers.Layer]:
