@@ -304,10 +304,10 @@ def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows):
 
     def fit(callbacks, **more):
         model.fit(*rows, batch_size=30, verbose=0, callbacks=callbacks, **more)
+        model.get_layer("body").trainable = True
 
     with pytest.raises(TrainingError, match="phase 1/2 somebody has changed `trainable` of `body`"):
-        for _ in run_phases(model, groups, [Phase(["head"], 1), Phase(epochs=1)], fit):
-            model.get_layer("body").trainable = True
+        list(run_phases(model, groups, [Phase(["head"], 1), Phase(epochs=1)], fit))
 
 
 def test_a_frozen_tensor_that_changes_fails_loudly_and_by_name(tiny, rows):
@@ -370,7 +370,7 @@ def test_a_group_frozen_for_good_cannot_be_named(tiny, rows):
 def test_an_optimizer_without_groups_is_refused(tiny, rows):
     model = tiny()
     model.compile("adam", loss="sparse_categorical_crossentropy")
-    with pytest.raises(GroupError, match="is compiled with `Adam`. Compile it with a `finetune.GroupedOptimizer`"):
+    with pytest.raises(GroupError, match=r"is compiled with `Adam`. Compile it with a `finetune.GroupedOptimizer`"):
         train(model, three_groups(model), [Phase(epochs=1)], rows)
 
 
@@ -400,19 +400,11 @@ def test_batch_normalization_of_a_frozen_group_may_still_estimate(tiny, rows, mo
     model = tiny()
     groups = prepared(model)
     before = values(model)
-    train(model, groups, [Phase(["body", "head"], 1, batch_norm={"stem": mode}), Phase(["stem"], steps=1)][:2], rows)
-    model2 = tiny()
-    groups2 = prepared(model2)
-    before = values(model2)
-    list(
-        run_phases(
-            model2,
-            groups2,
-            [Phase(["body", "head"], 1, batch_norm={"stem": mode})],
-            lambda callbacks, **more: model2.fit(*rows, batch_size=30, verbose=0, callbacks=callbacks, **more),
-        )
-    )
-    assert changed(before, model2) == {"body/kernel", "body/bias", "head/kernel", "head/bias"} | moves
+    seen = []
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: seen.append(changed(before, model)))
+    phases = [Phase(["body", "head"], 1, batch_norm={"stem": mode}), Phase(epochs=1)]
+    train(model, groups, phases, rows, callbacks=[end])
+    assert seen[0] == {"body/kernel", "body/bias", "head/kernel", "head/bias"} | moves
 
 
 def test_normalization_may_train_in_groups_that_are_frozen(tiny, rows):
