@@ -23,6 +23,7 @@ from finetune.results.tables import plan_text
 from finetune.training.freezing import checksums, prove_unchanged
 from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
+from finetune.training.phase_state import is_batch_norm
 from finetune.training.phases import PhaseRecord, PhaseStart, prove_phase, run_phases
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.trial import explained
@@ -98,7 +99,7 @@ def run(
         _write_plan(folder, wanted, ready)
         if found:
             write_range_test(found, folder / "plots")
-        frozen_before = checksums(ready.groups, frozen=True)
+        frozen_before = _frozen_checksums(ready)
         with clock("train"):
             phases = _train(wanted, ready, folder, console)
         if recalibrate:
@@ -110,7 +111,7 @@ def run(
             _check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(ready.model, folder)
-        frozen_after = checksums(ready.groups, frozen=True)
+        frozen_after = _frozen_checksums(ready)
     result = RunResult(
         folder=folder,
         metrics=metrics,
@@ -126,6 +127,14 @@ def run(
     for phase in phases:
         prove_phase(phase)
     return result
+
+
+def _frozen_checksums(ready: Prepared) -> dict[str, str]:
+    """Those of all groups that are frozen in all phases, without statistics that a phase shall estimate there."""
+    modes = [(name, mode) for phase in ready.phases for name, mode in phase.batch_norm.items()]
+    moving = [group for group in ready.groups if (group.name, "statistics") in modes]
+    moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
+    return {name: value for name, value in checksums(ready.groups, frozen=True).items() if name not in moved}
 
 
 @dataclass(frozen=True)
