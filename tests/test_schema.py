@@ -61,7 +61,7 @@ def complaint(tmp_path: Path):
         (("train", "epochs"), "3", 'must be a whole number. Received: `"3"`. Remove the quotes.'),
         (("train", "epochs"), True, "must be a whole number. Received: `true`."),
         (("train", "epochs"), 3.0, "must be a whole number. Received: `3.0`. Write `3`."),
-        (("train", "epochs"), None, "is missing. Add it under `train`."),
+        (("train", "epochs"), None, "must be a whole number. Received: `null`."),
         (("train", "epochs"), 0, "must be 1 or more. Received: `0`."),
         (("train", "epochs"), 10**400, f"must be 1e+12 or less. Received: `1{'0' * 56}...`."),
         (("train", "shuffle"), "true", 'must be `true` or `false`. Received: `"true"`. Remove the quotes.'),

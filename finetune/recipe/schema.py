@@ -9,11 +9,12 @@ from pydantic import (
     BeforeValidator,
     Field,
     PrivateAttr,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.recipe.fields import (
     Arguments,
@@ -127,16 +128,30 @@ class Recipe(Part):
     data: DataSource
     restore: Restore | None = None
     groups: Groups
-    train: Train
     phases: Phases | None = None
+    train: Train
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
+
+    @field_validator("train", mode="wrap")
+    @classmethod
+    def _needs_epochs(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
+        """Only phases know themselves how long they are; what else is wrong is told at once."""
+        lacks = isinstance(value, dict) and value.get("epochs") is None and info.data.get("phases", "faulty") is None
+        details: list[Any] = []
+        try:
+            made = handler(value)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        else:
+            if not lacks:
+                return made
+        if lacks:
+            kind = "int_type" if "epochs" in value else "missing"
+            details.append({"type": kind, "loc": ("epochs",), "input": value.get("epochs")})
+        raise ValidationError.from_exception_data("Train", [_again(one) for one in details])
 
     @model_validator(mode="after")
     def _agrees(self) -> "Recipe":
-        if self.phases is None:
-            if self.train.epochs is None:
-                raise fault("is missing. Add it under `train`", at=("train", "epochs"))
-            return self
         if isinstance(self.phases, tuple):
             self._check_phases(self.phases)
             own = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
@@ -159,3 +174,8 @@ class Recipe(Part):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+
+def _again(one: Any) -> InitErrorDetails:
+    kind = PydanticCustomError("fault", "fault", one["ctx"]) if one["type"] == "fault" else one["type"]
+    return InitErrorDetails(type=kind, loc=one["loc"], input=one["input"], ctx=one.get("ctx", {}))
