@@ -471,3 +471,43 @@ def test_mixed_precision_is_looked_through(tiny, rows):
 
 def test_the_names_are_handed_out():
     assert (finetune.Phase, finetune.train_phases, finetune.Until) == (Phase, train_phases, Until)
+
+
+def nested():
+    inner = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, name="dense"), layers.BatchNormalization(name="bn")], name="inner"
+    )
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(inner(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves"), [("affine", {"gamma", "beta"}), ("statistics", {"moving_mean", "moving_variance"})]
+)
+def test_modes_of_batch_normalization_reach_into_nested_models(rows, mode, moves):
+    model = nested()
+    groups = resolve_groups(model, [Selector("inner", prefixes=("inner",)), Selector("head", rest=True)])
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
+    model.compile(grouped, loss="sparse_categorical_crossentropy")
+    before = values(model)
+    train(model, groups, [Phase(epochs=1, batch_norm={"inner": mode})], rows)
+    assert {name.rpartition("/")[2] for name in changed(before, model) if "/bn/" in name} == moves
+
+
+@pytest.mark.parametrize("more", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_phases_run_in_every_way_that_keras_compiles(tiny, rows, more):
+    model = tiny()
+    groups = prepared(model, **more)
+    records = train(
+        model, groups, [Phase(["head"], 1), Phase(epochs=1, rates={"head": 0.01}), Phase(["head"], 1)], rows
+    )
+    assert [record.steps for record in records] == [3, 3, 3]
+
+
+def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tiny, rows):
+    model = tiny()
+    groups = three_groups(model)
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups}, use_ema=True, ema_momentum=0.5)
+    model.compile(grouped, loss="sparse_categorical_crossentropy")
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
+    assert all(record.frozen_unchanged for record in records)
