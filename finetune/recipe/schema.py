@@ -30,8 +30,9 @@ from finetune.recipe.fields import (
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
 from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
-from finetune.recipe.phasing import Phase, Phases, check_names, disagreement
+from finetune.recipe.phasing import Phases, check_names, disagreement
 from finetune.recipe.restoring import Restore
+from finetune.recipe.unfreezing import written_out
 
 __all__ = [
     "APPLICATIONS",
@@ -152,8 +153,9 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _agrees(self) -> "Recipe":
+        if self.phases is not None:
+            self._check_phases()
         if isinstance(self.phases, tuple):
-            self._check_phases(self.phases)
             own = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if own is not None and self.train.learning_rate:
                 raise fault(
@@ -162,14 +164,20 @@ class Recipe(Part):
                 )
         return self
 
-    def _check_phases(self, phases: tuple[Phase, ...]) -> None:
-        if isinstance(self.groups, tuple):
-            try:
-                check_names(phases, {group.name: group.frozen for group in self.groups})
-            except PydanticCustomError as error:
-                context = error.context or {}
-                raise fault(context["predicate"], at=("phases", *context["at"]), about=context["about"]) from None
-        if wrong := disagreement(phases, self.train.epochs):
+    def _check_phases(self) -> None:
+        """Checks what can be without the model; groups made by a strategy have no names yet."""
+        assert self.phases is not None
+        phases: Any = self.phases
+        try:
+            if isinstance(self.groups, tuple):
+                trained = [group.name for group in self.groups if not group.frozen]
+                phases = written_out(phases, dict.fromkeys(trained, 1.0), self.train.epochs)
+                if isinstance(self.phases, tuple):
+                    check_names(phases, {group.name: group.frozen for group in self.groups})
+        except PydanticCustomError as error:
+            context = error.context or {}
+            raise fault(context["predicate"], at=("phases", *context["at"]), about=context["about"]) from None
+        if isinstance(phases, tuple) and (wrong := disagreement(phases, self.train.epochs)):
             raise wrong
 
     def __eq__(self, other: object) -> bool:
