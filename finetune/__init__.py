@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from finetune.training.freezing import freeze as freeze
     from finetune.training.loop import FastLoop as FastLoop
     from finetune.training.monitor import LearningRateLogger as LearningRateLogger
+    from finetune.training.phase import Phase as Phase
+    from finetune.training.phase_callbacks import Plateau as Plateau
+    from finetune.training.phase_callbacks import Until as Until
+    from finetune.training.phases import train_phases as train_phases
     from finetune.training.range_test import lr_range_test as lr_range_test
     from finetune.training.step import grouped_train_step as grouped_train_step
 
@@ -51,6 +55,10 @@ _HOMES = {
     "FastLoop": "training.loop",
     "LearningRateLogger": "training.monitor",
     "lr_range_test": "training.range_test",
+    "Phase": "training.phase",
+    "Plateau": "training.phase_callbacks",
+    "Until": "training.phase_callbacks",
+    "train_phases": "training.phases",
     "plan": "prepare",
     "run": "run",
 }

@@ -33,14 +33,15 @@ from finetune.training.plan import GroupSettings
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is, in batches."""
+    """How long a run or a phase of it is, in batches; `total_steps` only where the last epoch is cut short."""
 
     epochs: int
     steps_per_epoch: int
+    total_steps: int | None = None
 
     @property
     def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
 
     def in_steps(self, amount: float, unit: str) -> int:
         return length_in_steps(amount, unit, steps_per_epoch=self.steps_per_epoch, total_steps=self.steps)
@@ -88,8 +89,8 @@ def training_rows(recipe: Recipe, examples: Examples) -> int:
 
 
 def run_length(recipe: Recipe, examples: Examples) -> RunLength:
-    """Counts the batches as Keras will."""
-    return RunLength(recipe.train.epochs, ceil(training_rows(recipe, examples) / recipe.train.batch_size))
+    """Counts the batches as Keras will; without `train.epochs`, as of one epoch."""
+    return RunLength(recipe.train.epochs or 1, ceil(training_rows(recipe, examples) / recipe.train.batch_size))
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
@@ -99,6 +100,13 @@ def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     order = tf.data.Dataset.range(rows).shuffle(rows, seed=recipe.seed)
     batches = order.batch(min(recipe.train.batch_size, rows), drop_remainder=True)
     return batches.map(lambda picked: (tf.gather(x, picked), tf.gather(y, picked)))
+
+
+def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
+    """Makes batches of all training rows, in their order."""
+    rows = training_rows(recipe, examples)
+    arrays = (examples.x_train[:rows], examples.y_train[:rows])
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(recipe.train.batch_size)
 
 
 def _has_validation(examples: Examples) -> bool:

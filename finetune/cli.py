@@ -49,15 +49,28 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files in it stay.")
     ] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Estimate the statistics of BatchNormalization anew after training.")
+    ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
     _start()
     from finetune.run import run as run_recipe
 
     console = _console()
-    result = run_recipe(recipe, out, overrides=overrides, allow_code=allow_code, overwrite=overwrite, console=console)
+    result = run_recipe(
+        recipe,
+        out,
+        overrides=overrides,
+        allow_code=allow_code,
+        overwrite=overwrite,
+        recalibrate=recalibrate,
+        console=console,
+    )
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if result.phases and any(phase.frozen_tensors for phase in result.phases):
+        console.print("proof: what each phase froze is bit-identical after it")
     if result.frozen_tensors:
         console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
     console.print(f"written: {result.folder}")
@@ -83,6 +96,8 @@ def plan(
         print(dumps(planned.plan.to_json(), indent=2))
     else:
         tell_plan(planned, _console(), every_weight=weights)
+        if planned.block:
+            print(f"\n# The strategy written out, to be pasted into the recipe and edited:\n{planned.block}", end="")
 
 
 @app.command("lr-range")

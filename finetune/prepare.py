@@ -8,6 +8,7 @@ import keras
 from rich.console import Console
 
 from finetune.build import (
+    GroupPlan,
     RunLength,
     build_examples,
     build_groups,
@@ -22,14 +23,19 @@ from finetune.build import (
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.resolver import LayerGroup
 from finetune.network import build_model, pretrained_sources
+from finetune.phasing import build_phases, phase_length, phased_length, with_normalization, written_phases
 from finetune.pretrained.restore import RestoreReport
+from finetune.recipe import phasing as written
 from finetune.recipe.loader import check_code_allowed, load_recipe
 from finetune.recipe.rates import peak_of
 from finetune.recipe.schema import Recipe
-from finetune.results.tables import LEGEND, group_table, weight_table
+from finetune.recipe.unfreezing import phases_block
+from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
 from finetune.sources.data import Examples
 from finetune.training.freezing import check_trainable, freeze
-from finetune.training.plan import Plan, make_plan
+from finetune.training.phase import Phase
+from finetune.training.phase_plan import with_phases
+from finetune.training.plan import GroupSettings, Plan, make_plan
 from finetune.training.trial import try_examples
 
 
@@ -46,6 +52,8 @@ class Prepared:
         length: Epochs and steps.
         peaks: The first or highest learning rate of every group that is trained, as the recipe gives it.
         rates_to_measure: Whether an LR range test shall still choose the rates; then the peaks only say their ratios.
+        phases: The phases; none where all groups are trained all the time.
+        block: The phases as YAML, if the recipe names a strategy of them.
     """
 
     model: keras.Model
@@ -56,6 +64,8 @@ class Prepared:
     length: RunLength
     peaks: dict[str, float]
     rates_to_measure: bool
+    phases: tuple[Phase, ...] = ()
+    block: str | None = None
 
 
 def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Prepared:
@@ -84,8 +94,13 @@ def tell_network(ready: Prepared, console: Console) -> None:
 def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
     """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
     tell_network(ready, console)
-    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {LEGEND}")
-    console.print((weight_table if every_weight else group_table)(ready.plan.to_json()))
+    legend, data = PHASED_LEGEND if ready.phases else LEGEND, ready.plan.to_json()
+    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {legend}")
+    console.print((weight_table if every_weight else group_table)(data))
+    if ready.phases:
+        console.print(phase_table(data))
+        for note in phase_notes(data):
+            console.print(note, markup=False)
     if ready.rates_to_measure:
         console.print("note: `train.learning_rate: auto` measures the rates first; these only say their ratios")
     for advice in ready.plan.advice:
@@ -103,11 +118,22 @@ def prepare(wanted: Recipe) -> Prepared:
     """Builds, restores, plans, freezes, compiles and tries the examples; call it within `precision`."""
     model, examples = build_model(wanted), build_examples(wanted)
     tree = layer_tree(model)
-    groups = build_groups(wanted, plan_groups(wanted, tree), tree)
-    build_settings(plan_groups(wanted, tree), run_length(wanted, examples))  # told before the weights are read
+    plans = with_normalization(wanted, plan_groups(wanted, tree), tree)
+    groups = build_groups(wanted, plans, tree)
+    _lay_out(wanted, plans, groups, examples)  # faults are told before the weights are read
     ready = equip(wanted, model, examples, groups, restore_weights(wanted, model))
     try_examples(model, examples)
     return ready
+
+
+def _lay_out(
+    wanted: Recipe, plans: Sequence[GroupPlan], groups: tuple[LayerGroup, ...], examples: Examples
+) -> tuple[tuple[written.Phase, ...], tuple[Phase, ...], RunLength, dict[str, GroupSettings]]:
+    """Works out the phases, as written and as trained, the length of the run, and the settings of the groups."""
+    phases = written_phases(wanted, plans)
+    length = phased_length(phases, run_length(wanted, examples))
+    settings = build_settings(plans, length)
+    return phases, build_phases(wanted, phases, plans, groups, length, examples), length, settings
 
 
 def equip(
@@ -118,15 +144,19 @@ def equip(
     restored: RestoreReport | None,
 ) -> Prepared:
     """Gives a network the plan, the frozen groups and the optimizer of a recipe, whatever it had before."""
-    tree, length = layer_tree(model), run_length(wanted, examples)
-    plans = plan_groups(wanted, tree)
-    settings = build_settings(plans, length)
+    tree = layer_tree(model)
+    plans = with_normalization(wanted, plan_groups(wanted, tree), tree)
+    listed, phases, length, settings = _lay_out(wanted, plans, groups, examples)
     sources = pretrained_sources(wanted, tree)
     sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
+    if phases:
+        each = [phase_length(one, length) for one in listed] or [length]
+        plan = with_phases(plan, model, groups, phases, settings, [(one.epochs, one.steps) for one in each])
     freeze(model, groups)
     compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
     check_trainable(model, groups)
     peaks = {plan.selector.name: peak_of(plan.learning_rate) for plan in plans if plan.optimizer}
     to_measure = wanted.train.learning_rate == "auto"
-    return Prepared(model, examples, groups, plan, restored, length, peaks, to_measure)
+    block = None if wanted.phases is None or isinstance(wanted.phases, tuple) else phases_block(listed)
+    return Prepared(model, examples, groups, plan, restored, length, peaks, to_measure, phases, block)

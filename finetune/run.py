@@ -1,16 +1,18 @@
 """The story of a run: load, build, restore, plan, train, prove, save."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import keras
 from rich.console import Console
 
-from finetune.build import precision
+from finetune.build import build_batches, build_rows, precision
 from finetune.errors import DataError, TrainingError
 from finetune.measure import with_measured_rates, write_range_test
 from finetune.prepare import Prepared, load_allowed, prepare, tell_plan
@@ -20,6 +22,10 @@ from finetune.results.artifacts import check_run_folder, make_run_folder, replac
 from finetune.results.tables import plan_text
 from finetune.training.freezing import checksums, prove_unchanged
 from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
+from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
+from finetune.training.phase_state import is_batch_norm
+from finetune.training.phases import PhaseRecord, PhaseStart, prove_phase, run_phases
+from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.trial import explained
 
 _SEE_WHERE = "The option `--debug` shows where."
@@ -36,6 +42,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: How many tensors that is said of, moving statistics included.
         seconds: Wall time of each stage.
+        phases: What came of each phase; empty where all groups are trained all the time.
         model: The fine-tuned model.
     """
 
@@ -45,6 +52,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     seconds: dict[str, float]
+    phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
 
 
@@ -55,6 +63,7 @@ def run(
     overrides: Sequence[str] = (),
     allow_code: Sequence[str] = (),
     overwrite: bool = False,
+    recalibrate: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tunes as a recipe says and writes the run folder.
@@ -65,6 +74,7 @@ def run(
         overrides: Changes to the recipe such as `"train.epochs=3"`.
         allow_code: Packages whose code the recipe may run.
         overwrite: Whether `out` may be a folder that holds something.
+        recalibrate: Whether moving statistics are estimated anew after training, as the mean over all training rows.
         console: Where to tell what happens; `None` stays silent.
 
     Raises:
@@ -89,53 +99,122 @@ def run(
         _write_plan(folder, wanted, ready)
         if found:
             write_range_test(found, folder / "plots")
-        frozen_before = checksums(ready.groups, frozen=True)
+        frozen_before = _frozen_checksums(ready)
         with clock("train"):
-            _train(wanted, ready, folder, console)
+            phases = _train(wanted, ready, folder, console)
+        if recalibrate:
+            with clock("recalibrate"):
+                number = recalibrate_statistics(ready.model, ready.groups, build_rows(wanted, ready.examples))
+            console.print(f"recalibrated: the statistics of {number} BatchNormalization layers", highlight=False)
         with clock("evaluate"):
             metrics = _evaluate(ready)
             _check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(ready.model, folder)
-        frozen_after = checksums(ready.groups, frozen=True)
+        frozen_after = _frozen_checksums(ready)
     result = RunResult(
-        folder, metrics, metrics_before, frozen_before == frozen_after, len(frozen_before), clock.seconds, ready.model
+        folder=folder,
+        metrics=metrics,
+        metrics_before=metrics_before,
+        frozen_unchanged=frozen_before == frozen_after and all(phase.frozen_unchanged for phase in phases),
+        frozen_tensors=len(frozen_before),
+        seconds=clock.seconds,
+        phases=phases,
+        model=ready.model,
     )
     _write_result(result)
     prove_unchanged(frozen_before, frozen_after)
+    for phase in phases:
+        prove_phase(phase)
     return result
 
 
-def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> None:
-    examples, train = ready.examples, wanted.train
-    progress = ProgressLine(console, epochs=train.epochs, steps_per_epoch=ready.length.steps_per_epoch)
-    guard = StopAtNonFiniteLoss()
+def _frozen_checksums(ready: Prepared) -> dict[str, str]:
+    """Those of all groups that are frozen in all phases, without statistics that a phase shall estimate there."""
+    modes = [(name, mode) for phase in ready.phases for name, mode in phase.batch_norm.items()]
+    moving = [group for group in ready.groups if (group.name, "statistics") in modes]
+    moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
+    return {name: value for name, value in checksums(ready.groups, frozen=True).items() if name not in moved}
+
+
+@dataclass(frozen=True)
+class _Observers:
+    """The callbacks of a run."""
+
+    guard: StopAtNonFiniteLoss
+    progress: ProgressLine
+    metrics: MetricsFile
+    others: tuple[keras.callbacks.Callback, ...]
+
+    @property
+    def every(self) -> list[keras.callbacks.Callback]:
+        return [LearningRateLogger(), self.guard, self.progress, self.metrics, *self.others]
+
+
+def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tuple[PhaseRecord, ...]:
+    examples, train, length = ready.examples, wanted.train, ready.length
+    observers = _Observers(
+        StopAtNonFiniteLoss(),
+        ProgressLine(console, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch),
+        MetricsFile(folder / "metrics.csv"),
+        (
+            keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
+            LastWeights(folder / "checkpoints" / "last.weights.h5"),
+        ),
+    )
     has_validation = examples.x_validation is not None
+    fit = partial(
+        ready.model.fit,
+        examples.x_train,
+        examples.y_train,
+        batch_size=train.batch_size,
+        shuffle=train.shuffle,
+        validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
+        validation_split=0.0 if has_validation else train.validation_fraction,
+        verbose=0,
+    )
+    records: list[PhaseRecord] = []
     with (
-        progress,
+        observers.progress,
         explained(TrainingError, "Training broke off.", f"{_SEE_WHERE} What there is of it is in `{folder}`."),
     ):
-        ready.model.fit(
-            examples.x_train,
-            examples.y_train,
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-            shuffle=train.shuffle,
-            validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
-            validation_split=0.0 if has_validation else train.validation_fraction,
-            verbose=0,
-            callbacks=[
-                LearningRateLogger(),
-                guard,
-                progress,
-                MetricsFile(folder / "metrics.csv"),
-                keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-                LastWeights(folder / "checkpoints" / "last.weights.h5"),
-            ],
-        )
-    if guard.stopped_at:
-        epoch, step, loss = guard.stopped_at
+        if ready.phases:
+            records = _fit_phases(wanted, ready, fit, observers, console)
+        else:
+            fit(epochs=length.epochs, callbacks=observers.every)
+    if observers.guard.stopped_at:
+        epoch, step, loss = observers.guard.stopped_at
         _check_finite(loss, f"in epoch {epoch}, step {step}", folder)
+    return tuple(records)
+
+
+def _fit_phases(
+    wanted: Recipe, ready: Prepared, fit: Callable[..., Any], observers: _Observers, console: Console
+) -> list[PhaseRecord]:
+    """Trains phase by phase; stops after one that a loss or a frozen tensor has spoilt."""
+    records: list[PhaseRecord] = []
+
+    def tell(start: PhaseStart) -> None:
+        if wanted.phases is not None:  # else there is one, because a group asks for what phases do
+            console.print(str(start), highlight=False, markup=False)
+            observers.metrics.phase, observers.progress.trained = start.number, start.train
+
+    every = run_phases(
+        ready.model,
+        ready.groups,
+        ready.phases,
+        lambda callbacks, **lengths: fit(callbacks=[*observers.every, *callbacks], **lengths),
+        steps_per_epoch=ready.length.steps_per_epoch,
+        batches=build_batches(wanted, ready.examples).take(AUTO_RGN_BATCHES),
+        tell=tell,
+    )
+    with closing(every):
+        for record in every:
+            records.append(record)
+            observers.progress.epochs -= record.epochs_left
+            if observers.guard.stopped_at or not record.frozen_unchanged:
+                break
+    return records
 
 
 def _check_finite(loss: float, where: str, folder: Path) -> None:
@@ -179,7 +258,8 @@ def _write_plan(folder: Path, wanted: Recipe, ready: Prepared) -> None:
 
 def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
-    write_json(result.folder / "result.json", {name: getattr(result, name) for name in names})
+    phases = {"phases": [phase.to_json() for phase in result.phases]} if result.phases else {}
+    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **phases})
 
 
 class _Clock:

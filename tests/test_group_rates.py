@@ -197,3 +197,60 @@ def test_the_ratios_survive_any_writes_of_the_rate(initial, writes, scheduled):
         at(optimizer, step)
     at(optimizer, 0).learning_rate = initial[-1]
     np.testing.assert_allclose(rates(optimizer), initial, rtol=1e-6)
+
+
+# -- Rates that are exchanged -----------------------------------------------------------------------------------------
+
+
+def test_a_group_is_given_another_rate_and_gets_its_own_back():
+    optimizer = grouped(0.1, schedules.ExponentialDecay(0.4, 1, 0.5))
+    optimizer.reschedule("group_0", schedules.ExponentialDecay(0.8, 1, 0.5))
+    optimizer.reschedule("group_1", 0.3)
+    assert rates(at(optimizer, 2)) == pytest.approx([0.2, 0.3])
+    optimizer.reschedule("group_0")
+    optimizer.reschedule("group_1")
+    assert rates(optimizer) == pytest.approx([0.1, 0.1])
+
+
+def test_an_exchanged_schedule_counts_from_now_if_asked_to():
+    optimizer = at(grouped(0.1, 0.2), 5)
+    optimizer.reschedule("group_0", schedules.ExponentialDecay(0.8, 1, 0.5), from_now=True)
+    optimizer.reschedule("group_1", schedules.ExponentialDecay(0.8, 1, 0.5))
+    assert rates(at(optimizer, 6)) == pytest.approx([0.4, 0.8 * 0.5**6])
+
+
+def test_a_compiled_step_reads_from_where_a_schedule_counts():
+    optimizer = grouped(0.1)
+    fall = schedules.ExponentialDecay(0.8, 1, 0.5)
+    optimizer.reschedule("group_0", fall, from_now=True)
+    rate = tf.function(lambda: tf.convert_to_tensor(optimizer.optimizers[0].learning_rate))
+    assert float(rate()) == pytest.approx(0.8)
+    optimizer.iterations.assign(3)
+    assert float(rate()) == pytest.approx(0.1)
+    optimizer.reschedule("group_0", fall, from_now=True)
+    assert float(rate()) == pytest.approx(0.8)
+    assert rate.experimental_get_tracing_count() == 1
+
+
+def test_a_number_can_warm_up_from_now():
+    optimizer = at(grouped(0.1), 7)
+    optimizer.reschedule("group_0", 0.4, warmup_steps=4)
+    assert [rates(at(optimizer, step))[0] for step in (7, 8, 11, 20)] == pytest.approx([0.0, 0.1, 0.4, 0.4])
+
+
+def test_what_scales_all_groups_scales_an_exchanged_rate_until_it_is_taken_back():
+    optimizer = grouped(0.1, 0.2)
+    optimizer.learning_rate = 0.1
+    optimizer.reschedule("group_0", 0.6)
+    assert rates(optimizer) == pytest.approx([0.3, 0.1])
+    optimizer.reset_rates()
+    assert rates(optimizer) == pytest.approx([0.6, 0.2])
+
+
+def test_exchanging_rates_changes_nothing_in_what_is_saved():
+    optimizer = grouped(0.1, schedules.ExponentialDecay(0.4, 1, 0.5))
+    optimizer.build(optimizer.group_variables)
+    before = [variable.path for variable in optimizer.variables]
+    optimizer.reschedule("group_0", schedules.ExponentialDecay(0.8, 1, 0.5), from_now=True)
+    optimizer.reschedule("group_1", 0.3)
+    assert [variable.path for variable in optimizer.variables] == before

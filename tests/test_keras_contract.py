@@ -411,3 +411,30 @@ def test_a_keras_variable_takes_over_the_storage_of_a_tensorflow_variable():
     ours.assign([3.0, 4.0])
     assert ours.value is theirs
     np.testing.assert_array_equal(theirs.numpy(), [3.0, 4.0])
+
+
+# -- Layers in inference mode -----------------------------------------------------------------------------------------
+
+
+def test_a_layer_is_called_through_its_own_attribute_with_training_by_name():
+    """`training/inference.py` puts a `call` on the instance, in eager and compiled code, alone and inside a model."""
+    drop = keras.layers.Dropout(0.5)
+    model = keras.Sequential([keras.Input((3,)), drop])
+    seen = []
+    drop.call = lambda *inputs, **more: seen.append((len(inputs), more)) or inputs[0]
+    drop(np.ones((2, 3)), training=True)
+    model(np.ones((2, 3)), training=True)
+    tf.function(lambda x: model(x, training=True))(tf.ones((2, 3)))
+    assert [(number, more["training"]) for number, more in seen] == [(1, True)] * 3
+
+
+def test_fit_keeps_a_train_function_that_is_there():
+    """`training/phases.py` gives `fit` the function that was compiled for the phase."""
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.make_train_function()
+    kept = model.train_function
+    model.fit(np.ones((2, 3)), np.ones((2, 1)), verbose=0)
+    assert model.train_function is kept
+    model.make_train_function(force=True)
+    assert model.train_function is not kept

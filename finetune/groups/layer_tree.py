@@ -98,6 +98,20 @@ def layer_tree(model: Any) -> LayerTree:
     )
 
 
+def layers_in_order(root: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns all layers below a model, each before its parts, in the model's order; those without weights, too."""
+    found: dict[int, keras.layers.Layer] = {}
+
+    def visit(layer: keras.layers.Layer) -> None:
+        for child in _children(layer):
+            if id(child) not in found:
+                found[id(child)] = child
+                visit(child)
+
+    visit(root)
+    return list(found.values())
+
+
 def is_normalization(leaf: Leaf) -> bool:
     """Whether a normalization layer owns the weight; told by the weight's own name where no Keras layer owns it."""
     if not isinstance(leaf.owner, keras.layers.Layer):

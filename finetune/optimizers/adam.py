@@ -19,7 +19,7 @@ from keras import ops
 def update_large(
     optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], variables: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """Updates what it can of a built Adam's variables, one by one; returns the gradients and variables that are left."""
+    """Updates what it can of a built Adam's variables, one by one; returns the gradients and variables left."""
     if not is_plain_adam(optimizer) or tf.distribute.has_strategy():
         return list(gradients), list(variables)
     left = []

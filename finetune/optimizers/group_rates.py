@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError, quote
+from finetune.optimizers.schedules import constant
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -19,18 +20,46 @@ class ScaledSchedule:
 
     Keras refuses to write a rate that comes from a schedule. Its setter calls `assign` on whatever is held in place of
     the rate's variable and its getter calls it, so this object lets `child.learning_rate = x` set the multiplier.
+
+    The schedule may be exchanged, and count from a later step than the first: see `follow`. That step is a variable, so
+    that a compiled step which was kept from an earlier phase counts from where the phase begins now.
     """
 
     def __init__(self, schedule: Callable[..., Any], step: keras.Variable, multiplier: keras.Variable):
         self.schedule, self.step, self.multiplier = schedule, step, multiplier
+        self._from_now, self._warmup_steps = False, 0
+        self._now: tf.Variable | None = None
 
     def __call__(self) -> tf.Tensor:
         return self.scheduled() * self.multiplier
 
+    def follow(self, schedule: Callable[..., Any], *, from_now: bool, warmup_steps: int) -> None:
+        """Exchanges the schedule for steps that are traced from here on.
+
+        Args:
+            schedule: The new one.
+            from_now: Whether it sees the steps since now, instead of those since the first.
+            warmup_steps: Steps from now on in which the rate rises in a straight line from 0 to the schedule's.
+        """
+        self.schedule, self._from_now, self._warmup_steps = schedule, from_now, warmup_steps
+        now = int(as_float(self.step))
+        if self._now is not None:
+            self._now.assign(now)
+        elif from_now or warmup_steps:
+            self._now = tf.Variable(tf.constant(now, tf.int64), trainable=False)
+
     def scheduled(self) -> tf.Tensor:
         """The schedule's own rate at the present step, without the multiplier."""
         takes_step = isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
-        return tf.cast(self.schedule(self.step) if takes_step else self.schedule(), tf.float32)
+        step: Any = self._since() if self._from_now else self.step
+        rate = tf.cast(self.schedule(step) if takes_step else self.schedule(), tf.float32)
+        if self._warmup_steps:
+            rate *= tf.minimum(tf.cast(self._since(), tf.float32) / self._warmup_steps, 1.0)
+        return rate
+
+    def _since(self) -> tf.Tensor:
+        assert self._now is not None
+        return tf.cast(self.step, tf.int64) - self._now
 
     def assign(self, value: Any) -> None:
         scheduled = as_float(self.scheduled())
@@ -71,6 +100,20 @@ class GroupRate:
         self.dial.assign(dial)
         self.seen = as_float(self.dial)
 
+    def follow(self, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
+        """Exchanges the rate at scale 1, a number or a schedule; returns what the child holds as its rate.
+
+        The dial stays the variable that it was, so that files hold the same state whatever the phase.
+        """
+        if not callable(rate) and not warmup_steps:
+            self.schedule, self.base = None, float(rate)
+            return self.dial
+        schedule = rate if callable(rate) else constant(rate)
+        self.schedule = self.schedule or ScaledSchedule(schedule, step, self.dial)
+        self.schedule.follow(schedule, from_now=from_now, warmup_steps=warmup_steps)
+        self.base = 1.0
+        return self.schedule
+
 
 class GroupRates:
     """The rates of all groups, input to output."""
@@ -107,6 +150,18 @@ class GroupRates:
         self._scale = scale
         for rate, dial in zip(self._rates, dials, strict=True):
             rate.turn(dial)
+
+    def follow(self, index: int, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
+        """Exchanges the rate of one group; what scales all groups scales it, too."""
+        held = self._rates[index].follow(rate, step, from_now=from_now, warmup_steps=warmup_steps)
+        self._rates[index].turn(self._rates[index].base * self._scale)
+        return held
+
+    def reset(self) -> None:
+        """Takes back all that was written to the rates."""
+        self._scale = 1.0
+        for rate in self._rates:
+            rate.turn(rate.base)
 
     def _adopt_moved(self) -> None:
         """Takes dials that were moved one by one, or restored from a file, for the new ratios."""

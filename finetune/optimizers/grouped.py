@@ -189,6 +189,26 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
                 f"rate stays writable. Afterwards it was given to {quote(replaced)}. Write a number, or make a new one."
             )
 
+    def reschedule(self, name: str, rate: Any = None, *, from_now: bool = False, warmup_steps: int = 0) -> None:
+        """Gives a group another rate, for steps that are traced from here on: a phase of training has its own.
+
+        Args:
+            name: The group.
+            rate: A number or a schedule; `None`: what its optimizer was made with.
+            from_now: Whether a schedule counts from now, instead of from the first step.
+            warmup_steps: Steps from now on in which the rate rises from 0 to what it is otherwise.
+        """
+        index = self.group_names.index(name)
+        group = self._roster.groups[index]
+        rate = group.initial_rate if rate is None else rate
+        held = self._rates.follow(index, rate, self._iterations, from_now=from_now, warmup_steps=warmup_steps)
+        with tracking.DotNotTrackScope():
+            group.optimizer._learning_rate = held
+
+    def reset_rates(self) -> None:
+        """Takes back what was written to `learning_rate`, as by `ReduceLROnPlateau`."""
+        self._rates.reset()
+
     @property
     def not_fused(self) -> dict[str, str]:
         """Why a variable is updated alone, by its path; for the others, which are updated together, see `fused`."""

@@ -41,6 +41,7 @@ OPTIMIZERS = (
     *("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "ftrl", "lion", "lamb"),
     *("muon", "adafactor", "schedule_free_adamw"),
 )
+BATCH_NORM_MODES = ("train", "freeze", "affine", "statistics")
 _UNDER_TRAIN = "belongs under `train`: it is for all groups together"
 _MISPLACED = {
     "learning_rate": "belongs beside `optimizer`, not inside it",
@@ -134,6 +135,8 @@ class Group(Part):
         optimizer: Its optimizer.
         learning_rate: A number or a schedule.
         decay_bias_and_norm: Weight decay is for biases and normalisation parameters too.
+        batch_norm: What BatchNormalization does while the group is trained; `statistics`, also while it is frozen.
+        dropout: Whether dropout inside the group is `on` or `off` while it is frozen; `None`: off in phases.
     """
 
     name: Annotated[str, matched(r"[A-Za-z0-9_][\w-]*", "must be a name of letters, digits, `_` and `-`")]
@@ -146,6 +149,19 @@ class Group(Part):
     optimizer: Optimizer | None = None
     learning_rate: LearningRate | None = None
     decay_bias_and_norm: bool = False
+    batch_norm: Annotated[str | None, choice(*BATCH_NORM_MODES, None)] = None
+    dropout: Annotated[str | None, choice("on", "off", None)] = None
+
+    @field_validator("batch_norm")
+    @classmethod
+    def _learns_nothing_frozen(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value in ("train", "affine") and info.data.get("frozen"):
+            raise fault(
+                "trains gamma and beta, and the group is frozen. Say `statistics` to estimate those alone, or "
+                "`train: {always_train: normalization}`",
+                received=value,
+            )
+        return value
 
     @field_validator("rest")
     @classmethod

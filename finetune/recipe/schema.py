@@ -9,9 +9,12 @@ from pydantic import (
     BeforeValidator,
     Field,
     PrivateAttr,
+    ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.recipe.fields import (
     Arguments,
@@ -27,7 +30,9 @@ from finetune.recipe.fields import (
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
 from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
+from finetune.recipe.phasing import Phases, check_names, disagreement
 from finetune.recipe.restoring import Restore
+from finetune.recipe.unfreezing import written_out
 
 __all__ = [
     "APPLICATIONS",
@@ -85,13 +90,16 @@ class Train(Part):
     """How long and in which way all groups are trained together.
 
     Attributes:
+        epochs: Given exactly when there are no `phases`, or a strategy of them that does not say its own.
+        always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then only say their ratios.
     """
 
-    epochs: Count
+    epochs: Count | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_auto)] = None
+    always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
     loss: Named
     metrics: OneOrMore[Named] = ()
     clipnorm: Positive | None = None
@@ -121,8 +129,61 @@ class Recipe(Part):
     data: DataSource
     restore: Restore | None = None
     groups: Groups
+    phases: Phases | None = None
     train: Train
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
 
+    @field_validator("train", mode="wrap")
+    @classmethod
+    def _needs_epochs(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
+        """Only phases know themselves how long they are; what else is wrong is told at once."""
+        lacks = isinstance(value, dict) and value.get("epochs") is None and info.data.get("phases", "faulty") is None
+        details: list[Any] = []
+        try:
+            made = handler(value)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+        else:
+            if not lacks:
+                return made
+        if lacks:
+            kind = "int_type" if "epochs" in value else "missing"
+            details.append({"type": kind, "loc": ("epochs",), "input": value.get("epochs")})
+        raise ValidationError.from_exception_data("Train", [_again(one) for one in details])
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Recipe":
+        if self.phases is not None:
+            self._check_phases()
+        if isinstance(self.phases, tuple):
+            own = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
+            if own is not None and self.train.learning_rate:
+                raise fault(
+                    "has rates of its own, which `train.learning_rate: auto` does not measure. Leave out one of them",
+                    at=("phases", own),
+                )
+        return self
+
+    def _check_phases(self) -> None:
+        """Checks what can be without the model; groups made by a strategy have no names yet."""
+        assert self.phases is not None
+        phases: Any = self.phases
+        try:
+            if isinstance(self.groups, tuple):
+                trained = [group.name for group in self.groups if not group.frozen]
+                phases = written_out(phases, dict.fromkeys(trained, 1.0), self.train.epochs)
+                if isinstance(self.phases, tuple):
+                    check_names(phases, {group.name: group.frozen for group in self.groups})
+        except PydanticCustomError as error:
+            context = error.context or {}
+            raise fault(context["predicate"], at=("phases", *context["at"]), about=context["about"]) from None
+        if isinstance(phases, tuple) and (wrong := disagreement(phases, self.train.epochs)):
+            raise wrong
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+
+def _again(one: Any) -> InitErrorDetails:
+    kind = PydanticCustomError("fault", "fault", one["ctx"]) if one["type"] == "fault" else one["type"]
+    return InitErrorDetails(type=kind, loc=one["loc"], input=one["input"], ctx=one.get("ctx", {}))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 Plan = Mapping[str, Any]
 LEGEND = "Learning rates are those of the first, the middle and the last step."
+PHASED_LEGEND = "Learning rates are those of the first, the middle and the last step in which a group is trained."
 
 
 def group_table(plan: Plan) -> Table:
@@ -53,6 +54,37 @@ def weight_table(plan: Plan) -> Table:
     return table
 
 
+def phase_table(plan: Plan) -> Table:
+    """One row a phase: what is trained, for how long, at which rates."""
+    table = _table("phase", "trains", "parameters", "epochs", "steps", "learning rate", "BatchNorm")
+    for number, phase in enumerate(plan["phases"], start=1):
+        rates = "; ".join(f"{name} {_rates(three)}" for name, three in phase["learning_rates"].items())
+        modes = ", ".join(f"{name} {mode}" for name, mode in phase["batch_norm"].items())
+        _add_row(
+            table,
+            str(number),
+            ", ".join(phase["train"]),
+            f"{phase['parameters']:,}",
+            str(phase["epochs"]),
+            str(phase["steps"]),
+            rates,
+            modes,
+        )
+    return table
+
+
+def phase_notes(plan: Plan) -> list[str]:
+    """What else the phases do, a line for each thing that several may do."""
+    notes: dict[str, list[str]] = {}
+    for number, phase in enumerate(plan["phases"], start=1):
+        own = [*phase["notes"]]
+        if phase["resting"]:
+            own.append(f"called in inference mode: {', '.join(phase['resting'])}")
+        for note in own:
+            notes.setdefault(note, []).append(str(number))
+    return [f"phase {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
+
+
 def rules_table(verdict: Mapping[str, Any]) -> Table:
     """One row for each rule of an LR range test: its rate, and whether it points at a place where the loss falls."""
     table = _table("rule", "learning rate", "used")
@@ -75,7 +107,11 @@ def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, fl
 def plan_text(plan: Plan) -> str:
     """Both tables and the advice as plain text."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
-    return "\n".join([LEGEND + "\n", *tables, *(f"Advice: {line}\n" for line in plan["advice"])])
+    advice = [f"Advice: {line}\n" for line in plan["advice"]]
+    if not plan.get("phases"):
+        return "\n".join([LEGEND + "\n", *tables, *advice])
+    notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]
+    return "\n".join([PHASED_LEGEND + "\n", as_text(phase_table(plan)), *notes, *tables, *advice])
 
 
 def as_text(table: Table) -> str:
@@ -88,7 +124,7 @@ def as_text(table: Table) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        right = column in ("parameters", "decay", "restored")
+        right = column in ("parameters", "decay", "restored", "epochs", "steps")
         # On a narrow terminal long cells go over several lines; nothing is cut short.
         fixed = right or column in ("optimizer", "BatchNorm")
         table.add_column(

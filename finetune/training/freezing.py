@@ -57,9 +57,14 @@ def checksums(groups: Sequence[LayerGroup], *, frozen: bool) -> dict[str, str]:
     return {leaf.name: checksum(leaf.variable) for group in groups if group.frozen is frozen for leaf in group.leaves}
 
 
+def changed_since(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Returns the names of the tensors whose checksum changed."""
+    return [name for name, value in before.items() if after[name] != value]
+
+
 def prove_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
     """Raises a TrainingError that names the frozen tensors whose checksum changed."""
-    changed = [name for name, value in before.items() if after[name] != value]
+    changed = changed_since(before, after)
     if changed:
         raise TrainingError(
             f"Frozen tensors stay bit-identical. {len(changed)} of {len(before)} changed: {quote(changed)}. "

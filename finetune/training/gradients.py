@@ -47,7 +47,7 @@ def relative_gradient_norms(
     ratios = []
     try:
         freeze(model, [replace(group, frozen=False) for group in groups])
-        norms = _norms(model, groups)
+        norms = ratio_function(model, groups)
         with no_trace(model):
             for done, (x, y) in enumerate(batches, start=1):
                 ratios.append(norms(x, y).numpy())
@@ -55,6 +55,12 @@ def relative_gradient_norms(
     finally:
         freeze(model, groups)
     found = {group.name: column for group, column in zip(groups, np.transpose(ratios), strict=True)}
+    check_ratios(found)
+    return found
+
+
+def check_ratios(found: Mapping[str, np.ndarray]) -> None:
+    """Raises a TrainingError that names the groups whose ratios are no positive numbers."""
     wrong = [name for name, column in found.items() if not (np.isfinite(column).all() and column.any())]
     if wrong:
         raise TrainingError(
@@ -62,10 +68,10 @@ def relative_gradient_norms(
             f"{quote(wrong)}: the gradient is 0 or no number, or all weights are 0. Look for NaN in the data, for "
             "layers that do not lead to the loss, and for fresh weights that all begin at 0."
         )
-    return found
 
 
-def _norms(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf.Tensor]:
+def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf.Tensor]:
+    """Makes a compiled function of inputs and targets that returns a ratio for each group, which must be trainable."""
     variables = [[_tensor(leaf.variable) for leaf in group.trainable] for group in groups]
 
     @tf.function(reduce_retracing=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,24 @@ def learning_rates(model: Any) -> dict[str, float]:
 
 
 class MetricsFile(keras.callbacks.Callback):
-    """Writes one CSV row for every epoch. The file is whole after each of them; Keras' CSVLogger adds empty columns."""
+    """Writes one CSV row for every epoch. The file is whole after each of them; Keras' CSVLogger adds empty columns.
+
+    Attributes:
+        phase: Number of the phase, which then has a column; `None` where there are none.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
+        self.phase: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._rows: list[dict[str, Any]] = []
+        if self.phase in (None, 1):  # the rows of all phases stay
+            self._rows: list[dict[str, Any]] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._rows.append({"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}})
+        phase = {} if self.phase is None else {"phase": self.phase}
+        self._rows.append({"epoch": epoch + 1, **phase, **{key: float(value) for key, value in (logs or {}).items()}})
         write_csv(self.path, self._rows)
 
 
@@ -169,10 +176,15 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
 
 class ProgressLine(keras.callbacks.Callback):
-    """A bar that moves on a terminal, and one line for every epoch with loss, metrics and rate everywhere."""
+    """A bar that moves on a terminal, and one line for every epoch with loss, metrics and rate everywhere.
+
+    Attributes:
+        trained: Groups whose rates are told; `None` for all.
+    """
 
     def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
         super().__init__()
+        self.trained: Collection[str] | None = None
         self.console, self.epochs, self.steps_per_epoch = console, epochs, steps_per_epoch
         self._bar = Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=epochs * steps_per_epoch)
@@ -201,7 +213,9 @@ class ProgressLine(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         told = sorted(key for key in logs or {} if not key.startswith(_RATE))
         values = {key: (logs or {})[key] for key in sorted(told, key=lambda key: "loss" not in key)}
-        rates = "  ".join(f"{name} {rate:.2e}" for name, rate in _rates(self.model, logs or {}).items())
+        every = _rates(self.model, logs or {})
+        trained = every if self.trained is None else [name for name in every if name in self.trained]
+        rates = "  ".join(f"{name} {every[name]:.2e}" for name in trained)
         line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
         width = len(str(self.epochs))
         self.console.print(

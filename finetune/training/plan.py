@@ -53,15 +53,17 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows, in model order, and what seems unwise."""
+    """All rows, in model order, and what seems unwise; `phases` as in `finetune.training.phase_plan`, if there are."""
 
     weights: tuple[PlannedWeight, ...]
     groups: tuple[str, ...]
     steps: int
     advice: tuple[str, ...]
+    phases: tuple[Any, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        return data if self.phases else {key: value for key, value in data.items() if key != "phases"}
 
 
 def make_plan(
