@@ -307,7 +307,7 @@ def test_a_summary_counts_the_slots(capsys):
     made = compiled("on")
     teach(made)
     made.summary(print_fn=print)
-    assert "Optimizer params: 76" in capsys.readouterr().out  # two slots for 36 weights, three rates and a counter
+    assert "Optimizer params: 79" in capsys.readouterr().out  # two slots for 36 weights, 3 rates, 3 starts, a counter
 
 
 # -- What it costs ----------------------------------------------------------------------------------------------------

@@ -19,15 +19,16 @@ import tensorflow as tf
 from keras import ops
 from keras.src.utils import tracking
 
-from finetune.errors import GroupError, quote
+from finetune.errors import GroupError, did_you_mean, quote
 from finetune.optimizers.adam import update_large
+from finetune.optimizers.clocks import Clocks, give_fresh_slots
 from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
 from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
 from finetune.optimizers.stacks import Pile, Stacks, check_fused, make_stacks
-from finetune.optimizers.state import fitting_values, group_config, read_groups
+from finetune.optimizers.state import fitting_values, group_config, read_groups, track_all
 from finetune.optimizers.windows import move_together
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -121,6 +122,8 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
         self.children: Any = tf.Module(name="children")
         self.children.by_group = {group.name: group.optimizer for group in roster.groups}
+        self._clocks = Clocks(roster.groups, self._iterations)
+        self.children.starts = self._clocks.starts
 
     def _adopt(self, group: Group) -> GroupRate:
         """Makes a child tick with the parent's clock and its rate writable; returns its rate."""
@@ -198,12 +201,39 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             from_now: Whether a schedule counts from now, instead of from the first step.
             warmup_steps: Steps from now on in which the rate rises from 0 to what it is otherwise.
         """
+        group = self._named(name)
         index = self.group_names.index(name)
-        group = self._roster.groups[index]
         rate = group.initial_rate if rate is None else rate
         held = self._rates.follow(index, rate, self._iterations, from_now=from_now, warmup_steps=warmup_steps)
         with tracking.DotNotTrackScope():
             group.optimizer._learning_rate = held
+
+    def restart(self, names: Iterable[str]) -> None:
+        """Lets groups start anew in steps that are traced from here on: as if no step had been before.
+
+        Their slots are empty again, and bias corrections count from now; their rates and schedules go on.
+
+        Args:
+            names: The groups.
+
+        Raises:
+            GroupError: If there is no such group.
+        """
+        self._build_all()
+        for group in [self._named(name) for name in names]:
+            give_fresh_slots(group)
+            for variable in group.variables if self.gradient_accumulation_steps else ():
+                sum_so_far = self._accumulated_gradients[self._get_variable_index(variable)]
+                sum_so_far.assign(tf.zeros_like(sum_so_far))
+            self._clocks.start(group)
+
+    def _named(self, name: str) -> Group:
+        if name not in self.group_names:
+            raise GroupError(
+                f"There is no group `{name}`. The groups are {quote(self.group_names)}."
+                f"{did_you_mean(name, self.group_names)}"
+            )
+        return self._roster.groups[self.group_names.index(name)]
 
     def reset_rates(self) -> None:
         """Takes back what was written to `learning_rate`, as by `ReduceLROnPlateau`."""
@@ -240,12 +270,13 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
             self._roster.groups,
             fused=self.fused,
             key=self._var_key,
-            iterations=self._iterations,
+            clocks=self._clocks,
             accumulation_steps=self.gradient_accumulation_steps,
         )
         for group in self._roster.groups:
             with self._stacks.windows(group.optimizer):
                 group.optimizer.build(group.variables)
+            track_all(group.optimizer)
             # After `build`: the child must count updates as the parent does, and needs no accumulators of its own.
             group.optimizer.gradient_accumulation_steps = self.gradient_accumulation_steps
 
@@ -378,10 +409,10 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The parent's variables, then those of each child; the shared step counter once."""
+        """The parent's variables, then those of each child, then the steps at which the groups began."""
         groups = self._roster.groups
         children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
-        return [*self._variables, *children]
+        return [*self._variables, *children, self._clocks.starts]
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         """A checkpoint holds the optimizer; a SavedModel, which cannot be trained on, goes without."""
@@ -408,6 +439,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         values = fitting_values(store, self.variables, self.group_names)
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
+        self._clocks.heed()
 
     def get_config(self) -> dict[str, Any]:
         """The config, from which the groups are found again by the places of their variables in the model."""

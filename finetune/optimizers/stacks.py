@@ -20,6 +20,7 @@ from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
 from finetune.optimizers.adam import has_kernels, is_plain_adam, move_slots, move_weights, step_size, weight_change
+from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.windows import Window, column
@@ -101,13 +102,11 @@ class Stack:
 
     Args:
         members: The variables, each with its group.
-        iterations: The step counter.
+        clocks: What the groups count.
         accumulation_steps: Batches per update, if not 1.
     """
 
-    def __init__(
-        self, members: Sequence[tuple[Group, Any]], iterations: keras.Variable, accumulation_steps: int | None
-    ):
+    def __init__(self, members: Sequence[tuple[Group, Any]], clocks: Clocks, accumulation_steps: int | None):
         self.groups = [group for group, _ in members]
         self.pile = Pile([variable for _, variable in members])
         first = self.groups[0].optimizer
@@ -116,8 +115,7 @@ class Stack:
         self._slots: list[keras.Variable] = []
         with _making_slots(self._rule, self._make_slot):
             self._rule.build([self.pile])
-        with tracking.DotNotTrackScope():
-            self._rule._iterations = iterations
+        self._clocks = clocks
         self._rule.gradient_accumulation_steps = accumulation_steps
 
     def _make_slot(self, pile: Pile, name: str = "var", initializer: Any = "zeros") -> keras.Variable:
@@ -137,6 +135,9 @@ class Stack:
         return dense and all(kind(group.optimizer) == self._kind for group in self.groups)
 
     def update(self, gradients: Sequence[tf.Tensor]) -> None:
+        with tracking.DotNotTrackScope():
+            steps = self._clocks.steps_of(self.groups)
+            self._rule._iterations = self._in_turn(steps, steps.dtype) if len(steps.shape) else steps
         stacked = tf.stack([tf.cast(gradient, self.pile.dtype) for gradient in gradients])
         if not (is_plain_adam(self._rule) and has_kernels(native(self._slots[0]))):
             self._rule.update_step(stacked, self.pile, self._rates())
@@ -163,9 +164,9 @@ class Stack:
             rates = [read[group.name] for group in self.groups]
         return self._in_turn(rates)
 
-    def _in_turn(self, numbers: Any) -> tf.Tensor:
+    def _in_turn(self, numbers: Any, dtype: Any = None) -> tf.Tensor:
         """Lets one number for each variable multiply the pile."""
-        return tf.reshape(tf.cast(numbers, self.pile.dtype), [-1] + [1] * (self.pile.shape.rank - 1))
+        return tf.reshape(tf.cast(numbers, dtype or self.pile.dtype), [-1] + [1] * (self.pile.shape.rank - 1))
 
 
 class Stacks:
@@ -251,7 +252,7 @@ def make_stacks(
     *,
     fused: str,
     key: Callable[[Any], Any],
-    iterations: keras.Variable,
+    clocks: Clocks,
     accumulation_steps: int | None,
 ) -> Stacks:
     """Stacks the small variables of one shape.
@@ -260,7 +261,7 @@ def make_stacks(
         groups: Groups whose variables are known and whose optimizers are not built.
         fused: `auto`, `on` (all that can be, whatever its size) or `off`.
         key: What tells variables apart.
-        iterations: The step counter.
+        clocks: What the groups count.
         accumulation_steps: Batches per update, if not 1.
     """
     alike: dict[Any, list[tuple[Group, Any]]] = defaultdict(list)
@@ -276,7 +277,7 @@ def make_stacks(
         if len(members) == 1 and fused == "auto":
             alone[_path(members[0][1])] = "no other variable has its shape and kind of optimizer"
         else:
-            stacks += [Stack(block, iterations, accumulation_steps) for block in _blocks(members)]
+            stacks += [Stack(block, clocks, accumulation_steps) for block in _blocks(members)]
     return Stacks(stacks, alone, key)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from finetune.errors import GroupError, quote
 from finetune.optimizers.group import Group
@@ -47,6 +48,8 @@ def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[s
     """
     values = [store[key] for key in map(str, range(len(store.keys()))) if key in store.keys()]  # noqa: SIM118 - no dict
     ours, theirs = [tuple(v.shape) for v in variables], [tuple(v.shape) for v in values]
+    if theirs == ours[:-1]:  # of a version in which all groups began at step 0
+        return [*values, np.zeros(ours[-1], "int64")]
     if ours != theirs:
         raise GroupError(
             f"An optimizer's state fits the optimizer it was saved from. The file holds {len(theirs)} variables, this "
@@ -55,3 +58,11 @@ def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[s
             "optimizers, or load the weights before `compile`."
         )
     return values
+
+
+def track_all(child: keras.optimizers.Optimizer) -> None:
+    """Counts what a child made as a plain attribute, as Nadam its product, among its variables."""
+    known = {id(variable) for variable in (*child.variables, child._iterations, child._learning_rate)}
+    for value in list(vars(child).values()):
+        if isinstance(value, keras.Variable) and id(value) not in known:
+            child._track_variable(value)

@@ -263,7 +263,7 @@ class _Run:
         check(self.model, state, f"the start of phase {number}/{len(self.phases)}")
         entering = [name for name in names if name not in (self.trained or ())]
         if self.trained is not None:
-            restart(self.optimizer, entering)
+            self.optimizer.restart(entering)
             self.restarted |= {*entering}
         rates = dict.fromkeys(names, phase.auto_rgn) if phase.auto_rgn else dict(phase.rates)
         warmed = entering if phase.warmup_steps else []
@@ -349,9 +349,3 @@ def grouped_optimizer(model: Any) -> GroupedOptimizer:
             "of a group while that is frozen."
         )
     return optimizer
-
-
-def restart(optimizer: GroupedOptimizer, names: Sequence[str]) -> None:
-    """Gives groups that enter fresh slots."""
-    if names and hasattr(optimizer, "restart"):
-        optimizer.restart(names)
