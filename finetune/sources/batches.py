@@ -72,22 +72,22 @@ def training_batches(
             f"`batch_size` is at least 1 and `first_epoch` at least 0. Received {batch_size} and {first_epoch}."
         )
 
-    def order(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        indices = tf.range(rows, dtype=tf.int64)
+    def order(epoch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        indices: Any = tf.range(rows, dtype=tf.int64)
         if shuffle:
-            indices = tf.random.experimental.stateless_shuffle(indices, tf.stack([seed % 2**63, epoch]))
+            indices = _shuffled(indices, tf.stack([seed % 2**63, epoch]))
         return indices, epoch % passes * rows
 
-    def batches(indices: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
-        def batch(step: tf.Tensor) -> tuple[Any, ...]:
+    def batches(indices: Any, offset: Any) -> Any:
+        def batch(step: Any) -> tuple[Any, ...]:
             taken = indices[step * batch_size : (step + 1) * batch_size]
             found = tf.nest.map_structure(lambda one: one.take(taken + offset), inputs)
             return found, *tf.nest.map_structure(lambda one: one.take(taken), others)
 
         return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch)
 
-    epochs = tf.data.Dataset.range(first_epoch, 2**62).map(order).prefetch(1)  # the next order is made beforehand
-    return epochs.flat_map(batches).with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    epochs: Any = tf.data.Dataset.range(first_epoch, 2**62).map(order).prefetch(1)  # the next order is made beforehand
+    return epochs.flat_map(batches).with_options(lean_options()).prefetch(tf.data.AUTOTUNE)
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -114,7 +114,7 @@ def as_rows(array: Any) -> Rows:
 
 def tensor_rows(tensor: tf.Tensor) -> Rows:
     """Returns the rows of a tensor; it is captured by the pipeline, and no constant of its graph."""
-    return Rows(tensor.shape[0], lambda indices: tf.gather(tensor, indices))
+    return Rows(int(tensor.shape[0] or 0), lambda indices: tf.gather(tensor, indices))
 
 
 def file_rows(path: Path, dtype: tf.DType, shape: tuple[int, ...]) -> Rows:
@@ -156,9 +156,15 @@ def _count_rows(inputs: Any, others: Any, passes: int) -> int:
     return rows.pop()
 
 
-def _options() -> tf.data.Options:
+def _shuffled(indices: Any, seed: Any) -> Any:
+    module: Any = tf.random  # its stubs know no `experimental`
+    return module.experimental.stateless_shuffle(indices, seed)
+
+
+def lean_options() -> tf.data.Options:
+    """Returns what keeps a small pipeline in its order and cheap."""
     options = tf.data.Options()
     options.deterministic = True
-    # Rewriting the graph of so small a pipeline costs more than it saves; Keras does without, too.
+    # Rewriting the graph of so small a pipeline costs more than it saves, and makes constants of captured arrays.
     options.experimental_optimization.apply_default_optimizations = False
     return options

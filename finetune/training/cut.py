@@ -1,4 +1,4 @@
-"""Where a network can be cut in two: in front what is frozen and gives the same output every time, behind it the rest."""
+"""Where a network can be cut in two: in front what is frozen and always gives the same output, behind it the rest."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass

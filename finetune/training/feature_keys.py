@@ -41,12 +41,12 @@ def feature_keys(
             read = [keys[number] for number in step.reads]
             for position, number in enumerate(step.writes):
                 keys[number] = _digest(own, *read, str(position), str(passes))
-    except _Unknown:
+    except _UnknownError:
         return None
     return keys
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """Something has no content that can be told."""
 
 
@@ -70,7 +70,7 @@ def _config(layer: keras.layers.Layer) -> Any:
     try:
         return layer.get_config()
     except Exception:  # a `get_config` is anybody's code
-        raise _Unknown from None
+        raise _UnknownError from None
 
 
 def _code(kind: type) -> str:
@@ -79,7 +79,7 @@ def _code(kind: type) -> str:
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):
-        raise _Unknown from None
+        raise _UnknownError from None
 
 
 def _content(value: Any) -> str:
@@ -93,7 +93,7 @@ def _content(value: Any) -> str:
         return repr(value)
     if isinstance(value, keras.DTypePolicy):
         return value.name
-    raise _Unknown
+    raise _UnknownError
 
 
 def _array(array: Any) -> str:

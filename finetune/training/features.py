@@ -1,8 +1,13 @@
 """The frozen part costs nothing: it is run once per example, its output is kept, and only the rest is trained on it.
 
-`find_cut` says where, `cached_features` runs what lies in front, and its result gives the batches and the function that
-takes the model's place in the training step. The model itself keeps its optimizer, its metrics and its callbacks, and is
-evaluated and saved as a whole.
+`find_cut` says where, `cached_features` runs what lies in front, and its result gives the batches and the function
+that takes the model's place in the training step. The model itself keeps its optimizer, its metrics and its callbacks,
+and is evaluated and saved as a whole.
+
+On a processor the last bit of an example's features depends on how many examples are computed at once (MiniLM: 16 or
+40 the same, 7 or 1 not), and on neither its place among them nor the others. All features are computed in batches of
+the training's size, the last one filled up. Training is then the same bit for bit while its batches are full, and for
+what is left over at the end of an epoch the same within the last bit or two of a float32.
 """
 
 import time
@@ -18,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import TrainingError, quote
-from finetune.sources.batches import Rows, as_rows, steps_per_epoch, training_batches
 from finetune.groups.layer_tree import layer_tree
+from finetune.sources.batches import Rows, as_rows, lean_options, steps_per_epoch, training_batches
 from finetune.training.cut import Cut, Front, NoCut, Rest
 from finetune.training.feature_keys import feature_keys
 from finetune.training.feature_store import FeatureStore, Kept, choose_place, of_mask, size_text
@@ -124,7 +129,7 @@ def cached_features(
     work = _Work(cut, x, batch_size, passes, store, on_batch)
     try:
         return work.features(mode, later, memory, tell)
-    except _Off as off:
+    except _OffError as off:
         return NoCut(str(off))
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return NoCut("the features do not fit into memory")
@@ -132,7 +137,7 @@ def cached_features(
         return NoCut(f"writing the features to `{store.folder}` failed: {error.strerror or error}")
 
 
-class _Off(Exception):
+class _OffError(Exception):
     """Why there are no features after all."""
 
 
@@ -145,11 +150,8 @@ class _Work:
         rows = {number: as_rows(array) for number, array in self.inputs.items()}
         self.rows, self.input_rows = rows[0].length, rows
         self.batch_size = min(batch_size, self.rows)
-        in_order = training_batches(
-            [rows[number] for number in sorted(rows)], np.arange(self.rows), batch_size=self.batch_size, shuffle=False
-        )
-        self.batches = in_order.map(lambda x, y: x)
         self.steps = steps_per_epoch(self.rows, self.batch_size)
+        self.batches = _full_batches([rows[number] for number in sorted(rows)], self.rows, self.batch_size)
 
     def features(self, mode: str, later: Sequence[Cut], memory: int | None, tell: Any) -> Features:
         begun = time.monotonic()
@@ -164,7 +166,7 @@ class _Work:
             values, masks = self._probe(steps, missing + extra)
             place, why = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
             if place == "off":
-                raise _Off(why)
+                raise _OffError(why)
             nbytes = self._nbytes(missing + extra, values, masks)
             if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
                 missing += extra
@@ -190,17 +192,17 @@ class _Work:
         before = [weight.numpy() for weight in statistics]
         first, masks = run(batch)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
-            raise _Off(f"{quote(adding)} adds to the loss")
+            raise _OffError(f"{quote(adding)} adds to the loss")
         _check_rows(first, self.batch_size)
         if not self.cut.random:
             again, _ = run(batch)
             if any(not _same(first[number], again[number]) for number in first):
-                raise _Off("the frozen part gives other outputs when it is run again on the same examples")
+                raise _OffError("the frozen part gives other outputs when it is run again on the same examples")
             turned, _ = run(tf.nest.map_structure(lambda one: tf.reverse(one, [0]), batch))
             if any(not _close(first[number], tf.reverse(turned[number], [0])) for number in first):
-                raise _Off("the frozen part gives an example other outputs when others stand beside it")
+                raise _OffError("the frozen part gives an example other outputs when others stand beside it")
         if any((a != b.numpy()).any() for a, b in zip(before, statistics, strict=True)):
-            raise _Off("the frozen part moves its own statistics when it is run")
+            raise _OffError("the frozen part moves its own statistics when it is run")
         return _samples(first), _samples(masks)
 
     def _sentence(self, nbytes: int, place: str) -> str:
@@ -228,11 +230,11 @@ class _Work:
             # The block that is entered last ends first: a value counts for nothing before its mask is there.
             to = [(0, n, writer(keys[n], values[n], n in masks)) for n in wanted]
             to += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in wanted if n in masks]
-            for done, batch in enumerate(self.batches.take(total), start=1):
-                found = run(batch)
+            for done, batch in enumerate(self.batches.repeat(self.passes)):
+                found, left = run(batch), self.rows - done % self.steps * self.batch_size
                 for which, number, write in to:
-                    write(found[which][str(number)].numpy())
-                self.on_batch(done, total)
+                    write(found[which][str(number)].numpy()[:left])
+                self.on_batch(done + 1, total)
 
     def _features(self, keys: dict[int, str], seconds: float) -> Features:
         kept = {str(number): self._kept(keys[number]) for number in self.cut.computed}
@@ -254,8 +256,18 @@ class _Work:
     def _kept(self, key: str) -> Kept:
         found = self.store.find(key)
         if found is None:
-            raise _Off("the features were lost")
+            raise _OffError("the features were lost")
         return found
+
+
+def _full_batches(inputs: Sequence[Rows], rows: int, batch_size: int) -> tf.data.Dataset:
+    """Returns all rows in order, in batches of one size; the last is filled up with the first rows."""
+
+    def batch(step: Any) -> tuple[tf.Tensor, ...]:
+        indices = tf.math.floormod(step * batch_size + tf.range(batch_size, dtype=tf.int64), rows)
+        return tuple(one.take(indices) for one in inputs)
+
+    return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch).with_options(lean_options()).prefetch(2)
 
 
 def _all_steps(cuts: Sequence[Cut]) -> list[Any]:
@@ -264,11 +276,13 @@ def _all_steps(cuts: Sequence[Cut]) -> list[Any]:
     return [by_reads[step.writes] for step in cuts[0].graph.steps if step.writes in by_reads]
 
 
-def _compiled(front: Front, spec: Any) -> Callable[[Any], Any]:
+def _compiled(front: Front, spec: Sequence[tf.TensorSpec]) -> Callable[[Any], Any]:
     def run(x: Any) -> Any:
         return front(x, training=True)
 
-    return tf.function(run, input_signature=[spec], autograph=False)
+    # As in training, the graph does not know the size of a batch: what is done with it must not depend on that.
+    signature = tuple(tf.TensorSpec([None, *one.shape[1:]], one.dtype) for one in spec)
+    return tf.function(run, input_signature=[signature], autograph=False).get_concrete_function()
 
 
 def _statistics(front: Front) -> list[Any]:
@@ -282,13 +296,13 @@ def _statistics(front: Front) -> list[Any]:
 def _check_rows(values: dict[str, Any], rows: int) -> None:
     for value in values.values():
         if not isinstance(value, tf.Tensor) or value.dtype == tf.string:
-            raise _Off("what crosses the cut is no plain tensor of numbers")
+            raise _OffError("what crosses the cut is no plain tensor of numbers")
         if value.shape.rank < 1 or value.shape[0] != rows:
-            raise _Off("what crosses the cut has no row for every example")
+            raise _OffError("what crosses the cut has no row for every example")
 
 
 def _samples(values: dict[str, tf.Tensor]) -> dict[int, _Sample]:
-    return {int(number): _Sample(value.dtype, tuple(value.shape[1:])) for number, value in values.items()}
+    return {int(number): _Sample(value.dtype, value.numpy().shape[1:]) for number, value in values.items()}
 
 
 def _same(a: tf.Tensor, b: tf.Tensor) -> bool:
@@ -296,10 +310,10 @@ def _same(a: tf.Tensor, b: tf.Tensor) -> bool:
 
 
 def _close(a: tf.Tensor, b: tf.Tensor) -> bool:
-    a, b = (tf.cast(one, tf.float64).numpy() for one in (a, b))
-    tolerance = 1e-2 * max(float(np.abs(a).max(initial=0)), 1e-6)
-    return bool(np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True))
+    one, other = (tf.cast(tensor, tf.float64).numpy() for tensor in (a, b))
+    tolerance = 1e-2 * max(float(np.abs(one).max(initial=0)), 1e-6)
+    return np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _repeated(rows: Rows, passes: int) -> Rows:
-    return Rows(passes * rows.length, lambda indices: rows.take(indices % rows.length))
+    return Rows(passes * rows.length, lambda indices: rows.take(tf.math.floormod(indices, rows.length)))

@@ -144,7 +144,7 @@ def _open(
 def _takes_inputs_alone(node: Any) -> bool:
     """Whether a nested model was called with its inputs in their order and nothing else."""
     args, kwargs, model = node.arguments.args, node.arguments.kwargs, node.operation
-    if len(args) != 1 or any(value is not None for value in kwargs.values()):
+    if len(args) != 1 or any(value is not None for value in keras.tree.flatten(kwargs)):  # `mask` is, if any
         return False
     if isinstance(args[0], Mapping) and not _has_keys(model, args[0]):
         return False
