@@ -276,7 +276,7 @@ def _all_steps(cuts: Sequence[Cut]) -> list[Any]:
     return [by_reads[step.writes] for step in cuts[0].graph.steps if step.writes in by_reads]
 
 
-def _compiled(front: Front, spec: Sequence[tf.TensorSpec]) -> Callable[[Any], Any]:
+def _compiled(front: Front, spec: Any) -> Callable[[Any], Any]:
     def run(x: Any) -> Any:
         return front(x, training=True)
 
