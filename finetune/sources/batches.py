@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import DataError
+
+_SHARED = (
+    *(tf.bool, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.int8, tf.int16, tf.int32, tf.int64),
+    *(tf.float16, tf.float32, tf.float64),
+)  # what NumPy and TensorFlow can both share
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +124,25 @@ def tensor_rows(tensor: tf.Tensor) -> Rows:
 
 
 def file_rows(path: Path, dtype: tf.DType, shape: tuple[int, ...]) -> Rows:
-    """Returns the rows of a file of bare values, which the system maps into memory and reads where it is needed.
+    """Returns the rows of a file of bare values, which the system reads where they are needed.
 
-    The file must be whole: that it is as long as `shape` says is not looked at.
+    The file must be as long as `shape` says, and writable, though nothing is written.
     """
-    return tensor_rows(tf.raw_ops.ImmutableConst(dtype=dtype, shape=shape, memory_region_name=str(path)))
+    return shared_rows(np.memmap(path, np.uint8, mode="r+", shape=(prod(shape) * dtype.size,)), dtype, shape)
+
+
+def shared_rows(memory: np.ndarray, dtype: tf.DType, shape: tuple[int, ...]) -> Rows:
+    """Returns the rows of a tensor on an array's own memory: a copy would take it twice.
+
+    Args:
+        memory: The bytes of the tensor, of type uint8, at a multiple of 64 bytes. They may be written later on.
+        dtype: The tensor's type.
+        shape: The tensor's shape.
+    """
+    plain = dtype.as_numpy_dtype if dtype in _SHARED else np.dtype(f"int{8 * dtype.size}")
+    array = np.asarray(memory).view(plain).reshape(shape)
+    tensor: Any = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tensor_rows(tensor if dtype in _SHARED else tf.bitcast(tensor, dtype))
 
 
 def _mapped_rows(array: np.memmap) -> Rows:

@@ -36,7 +36,7 @@ class Cut:
         steps: Those in front of the cut.
         behind: Those behind it.
         crossing: Numbers of the values that the rest needs; those that are inputs of the model among them.
-        inference: Ids of layers that run with `training=False` in front of the cut.
+        inference: Ids of layers that run with `training=False`, on both sides.
         random: Names of layers in front of the cut that draw random numbers.
         stopped_by: Why frozen layers behind the cut are not in front of it.
     """
@@ -96,7 +96,7 @@ class Rest(layers.Layer):
         for number, mask in masks.items():
             set_keras_mask(values[number], mask)
         known = {int(number): value for number, value in values.items()}
-        found = run(self._cut.behind, known, training=training)
+        found = run(self._cut.behind, known, training=training, inference=self._cut.inference)
         return self._cut.graph.outputs_of(found)
 
 
@@ -122,38 +122,55 @@ def find_cut(
     Returns:
         The cut, or why there is none.
     """
-    if not can_open(model):
-        return NoCut(
-            f"`{model.name}` is a model with a `call` of its own: only functional and Sequential ones can be cut"
-        )
+    if why := _not_as_keras_does(model):
+        return NoCut(why)
     graph = open_graph(model)
     live = frozenset(map(id, model.trainable_variables if trained is None else trained))
     moving = _moving(model) if model.weights else frozenset()
     off = frozenset(id(part) for layer in inference for part in _parts(layer))
     reached, front, random, stopped = set(range(len(model.inputs))), [], [], []
     for step in graph.steps:
+        if not reached.issuperset(step.reads):
+            continue
         draws = _draws(step, off)
         why = _stays_behind(step, live, moving) or ("" if allow_random else draws)
-        if why and not _trains(step, live):
-            stopped.append(f"`{step.name}` {why}")
-        if not why and reached.issuperset(step.reads):
+        if not why:
             front.append(step)
             reached.update(step.writes)
             random += [step.name] * bool(draws)
-    return _cut(graph, front, off, tuple(random), tuple(dict.fromkeys(stopped)))
-
-
-def _cut(
-    graph: Graph, front: list[Step], off: frozenset[int], random: tuple[str, ...], stopped: tuple[str, ...]
-) -> Any:
-    front = _without_cheap_ends(graph, front)
-    if not any(_weights(step) for step in front):
-        because = f": {'; '.join(stopped[:3])}" if stopped else ""
-        return NoCut(f"no frozen layer with weights can be run beforehand{because}")
+        elif not _trains(step, live):
+            stopped.append(f"`{step.name}` {why}")
+    ahead = _without_cheap_ends(graph, front)
+    crossing = _crossing(graph, ahead)
+    front = needed(front, crossing)
     names = {step.name for step in front}
-    silent = frozenset(id(step.operation) for step in front if _draws(step, frozenset())) & off
-    found = tuple(name for name in random if name in names)
-    return Cut(graph, tuple(front), _behind(graph, front), _crossing(graph, front), silent, found, stopped)
+    if not any(_weights(step) for step in front):
+        because = f": {'; '.join(stopped[:3])}" if stopped else ", for what stands in front is trained"
+        return NoCut(f"no frozen layer with weights can be run beforehand{because}")
+    return Cut(
+        graph=graph,
+        steps=front,
+        behind=_behind(graph, ahead),
+        crossing=crossing,
+        inference=_silenced(graph, live, off),
+        random=tuple(name for name in random if name in names),
+        stopped_by=tuple(stopped),
+    )
+
+
+def _not_as_keras_does(model: keras.Model) -> str:
+    if not can_open(model):
+        return f"`{model.name}` has a `call` of its own: only functional and Sequential models can be cut"
+    own = [
+        name for name in ("train_step", "compute_loss") if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    return f"`{model.name}` has {quote(own)} of its own, which may want the inputs themselves" if own else ""
+
+
+def _silenced(graph: Graph, live: frozenset[int], off: frozenset[int]) -> frozenset[int]:
+    """Ids of the operations that draw random numbers if they are not told otherwise, and are to be told."""
+    silent = (s for s in graph.steps if not _trains(s, live) and _draws(s, frozenset()) and not _draws(s, off))
+    return frozenset(id(step.operation) for step in silent)
 
 
 def needed(steps: Iterable[Step], wanted: Iterable[int]) -> tuple[Step, ...]:
@@ -179,16 +196,23 @@ def _crossing(graph: Graph, front: Sequence[Step]) -> tuple[int, ...]:
 
 
 def _without_cheap_ends(graph: Graph, front: list[Step]) -> list[Step]:
-    """Leaves out operations without weights that the rest can as well repeat on values it gets anyway."""
-    inputs = set(range(len(graph.model.inputs)))
+    """Leaves to the rest what it can as well do itself on values it gets anyway.
+
+    That is operations without weights that would make one more value cross the cut, and dropout at the very end.
+    """
     for step in reversed(front):
-        if isinstance(step.operation, layers.Layer):
-            continue
         less = [other for other in front if other is not step]
-        before, after = set(_crossing(graph, front)), set(_crossing(graph, less))
-        if len(after - inputs) < len(before - inputs):
-            front = less
+        is_operation = not isinstance(step.operation, layers.Layer)
+        is_last = not any(set(step.writes).intersection(other.reads) for other in less)
+        if is_operation or (is_last and not _weights(step) and _draws(step, frozenset())):
+            gain = len(_kept(graph, front)) - len(_kept(graph, less))
+            if gain >= int(is_operation):
+                front = less
     return front
+
+
+def _kept(graph: Graph, front: Sequence[Step]) -> set[int]:
+    return set(_crossing(graph, front)) - set(range(len(graph.model.inputs)))
 
 
 def _stays_behind(step: Step, live: frozenset[int], moving: frozenset[int]) -> str:

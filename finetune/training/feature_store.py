@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.results.artifacts import write_json
-from finetune.sources.batches import Rows, file_rows, tensor_rows
+from finetune.sources.batches import Rows, file_rows, shared_rows
 
 MEMORY_SHARE = 0.25  # of what is available
 DISK_MARGIN_BYTES = 2**30
@@ -79,7 +79,7 @@ class FeatureStore:
         if place == "memory":
             with _filling(nbytes) as (array, append):
                 yield append
-            self.kept[key] = Kept(tensor_rows(_as_tensor(array, dtype, shape)), nbytes, place, masked)
+            self.kept[key] = Kept(shared_rows(array, dtype, shape), nbytes, place, masked)
         else:
             assert self.folder is not None
             about = {"dtype": dtype.name, "shape": list(shape), "masked": masked}
@@ -230,16 +230,3 @@ def _aligned(nbytes: int) -> np.ndarray:
     raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + nbytes]
-
-
-def _as_tensor(array: np.ndarray, dtype: tf.DType, shape: tuple[int, ...]) -> tf.Tensor:
-    """Returns a tensor on the array's own memory: a copy would take it twice."""
-    plain = dtype.as_numpy_dtype if dtype in _SHARED else np.dtype(f"int{8 * dtype.size}")
-    tensor = tf.experimental.dlpack.from_dlpack(array.view(plain).reshape(shape).__dlpack__())
-    return tensor if dtype in _SHARED else tf.bitcast(tensor, dtype)
-
-
-_SHARED = (
-    *(tf.bool, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.int8, tf.int16, tf.int32, tf.int64),
-    *(tf.float16, tf.float32, tf.float64),
-)

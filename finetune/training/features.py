@@ -30,6 +30,7 @@ from finetune.training.feature_keys import feature_keys
 from finetune.training.feature_store import FeatureStore, Kept, choose_place, of_mask, size_text
 
 MODES = ("auto", "off", "memory", "disk")
+_PROBED_ROWS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +164,17 @@ class _Work:
         missing = [number for number in own if not self.store.has(keys[number])]
         if missing:
             extra = [number for number in more if not self.store.has(keys[number])]
-            values, masks = self._probe(steps, missing + extra)
+            run, values, masks = self._probe(steps, missing + extra)
             place, why = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
             if place == "off":
                 raise _OffError(why)
             nbytes = self._nbytes(missing + extra, values, masks)
             if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
                 missing += extra
+            elif extra:
+                run = _compiled(Front(self.cut, missing, steps), self.batches.element_spec)
             tell(self._sentence(self._nbytes(missing, values, masks), place))
-            self._run(steps, missing, keys, values, masks, place)
+            self._run(run, missing, keys, values, masks, place)
         return self._features(keys, time.monotonic() - begun if missing else 0.0)
 
     def _nbytes(self, numbers: Sequence[int], values: dict[int, _Sample], masks: dict[int, _Sample]) -> int:
@@ -183,27 +186,26 @@ class _Work:
         once = uuid.uuid4().hex
         return found or {number: f"once-{once}-{number}" for step in steps for number in step.writes}
 
-    def _probe(self, steps: Sequence[Any], wanted: Sequence[int]) -> tuple[dict[int, _Sample], dict[int, _Sample]]:
-        """Runs the first batch, twice and in another order, and looks at what comes."""
+    def _probe(self, steps: Sequence[Any], wanted: Sequence[int]) -> Any:
+        """Runs a few rows, and again in another order, and looks at what comes.
+
+        Returns:
+            The compiled function, and a sample of each value and of each mask by number.
+        """
         front = Front(self.cut, wanted, steps)
         run = _compiled(front, self.batches.element_spec)
-        batch = next(iter(self.batches))
+        rows = tf.nest.map_structure(lambda one: one[:_PROBED_ROWS], next(iter(self.batches)))
         statistics = _statistics(front)
         before = [weight.numpy() for weight in statistics]
-        first, masks = run(batch)
+        first, masks = run(rows)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
             raise _OffError(f"{quote(adding)} adds to the loss")
-        _check_rows(first, self.batch_size)
+        _check_rows(first, rows[0].shape[0])
         if not self.cut.random:
-            again, _ = run(batch)
-            if any(not _same(first[number], again[number]) for number in first):
-                raise _OffError("the frozen part gives other outputs when it is run again on the same examples")
-            turned, _ = run(tf.nest.map_structure(lambda one: tf.reverse(one, [0]), batch))
-            if any(not _close(first[number], tf.reverse(turned[number], [0])) for number in first):
-                raise _OffError("the frozen part gives an example other outputs when others stand beside it")
+            _check_same(run, rows, first)
         if any((a != b.numpy()).any() for a, b in zip(before, statistics, strict=True)):
             raise _OffError("the frozen part moves its own statistics when it is run")
-        return _samples(first), _samples(masks)
+        return run, _samples(first), _samples(masks)
 
     def _sentence(self, nbytes: int, place: str) -> str:
         often = f" in {self.passes} passes" if self.passes > 1 else ""
@@ -212,14 +214,13 @@ class _Work:
 
     def _run(
         self,
-        steps: Sequence[Any],
+        run: Callable[[Any], Any],
         wanted: Sequence[int],
         keys: dict[int, str],
         values: dict[int, _Sample],
         masks: dict[int, _Sample],
         place: str,
     ) -> None:
-        run = _compiled(Front(self.cut, wanted, steps), self.batches.element_spec)
         total = self.passes * self.steps
         with ExitStack() as stack:
 
@@ -299,6 +300,17 @@ def _check_rows(values: dict[str, Any], rows: int) -> None:
             raise _OffError("what crosses the cut is no plain tensor of numbers")
         if value.shape.rank < 1 or value.shape[0] != rows:
             raise _OffError("what crosses the cut has no row for every example")
+
+
+def _check_same(run: Callable[[Any], Any], rows: Any, first: dict[str, tf.Tensor]) -> None:
+    turned, _ = run(tf.nest.map_structure(lambda one: tf.reverse(one, [0]), rows))
+    if all(_same(first[number], tf.reverse(turned[number], [0])) for number in first):
+        return
+    again, _ = run(rows)
+    if any(not _same(first[number], again[number]) for number in first):
+        raise _OffError("the frozen part gives other outputs when it is run again on the same examples")
+    if any(not _close(first[number], tf.reverse(turned[number], [0])) for number in first):
+        raise _OffError("the frozen part gives an example other outputs when others stand beside it")
 
 
 def _samples(values: dict[str, tf.Tensor]) -> dict[int, _Sample]:
