@@ -372,7 +372,7 @@ def compile_model(recipe: Recipe, model: keras.Model, optimizer: keras.optimizer
         metrics=[
             _keras_object(recipe, keras.metrics, metric, "metrics", index) for index, metric in enumerate(train.metrics)
         ],
-        steps_per_execution=train.steps_per_execution,
+        steps_per_execution=1 if train.steps_per_execution == "auto" else train.steps_per_execution,
         jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
     )
 

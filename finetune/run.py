@@ -1,18 +1,15 @@
 """The story of a run: load, build, restore, plan, train, prove, save."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import keras
 from rich.console import Console
 
-from finetune.build import build_batches, build_rows, precision
+from finetune.build import build_rows, precision
 from finetune.errors import DataError, TrainingError
 from finetune.measure import with_measured_rates, write_range_test
 from finetune.prepare import Prepared, load_allowed, prepare, tell_plan
@@ -20,15 +17,12 @@ from finetune.recipe.loader import dump_recipe
 from finetune.recipe.schema import Recipe
 from finetune.results.artifacts import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
+from finetune.train import SEE_WHERE, check_finite, train
 from finetune.training.freezing import checksums, prove_unchanged
-from finetune.training.monitor import LastWeights, LearningRateLogger, MetricsFile, ProgressLine, StopAtNonFiniteLoss
-from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
 from finetune.training.phase_state import is_batch_norm
-from finetune.training.phases import PhaseRecord, PhaseStart, prove_phase, run_phases
+from finetune.training.phases import PhaseRecord, prove_phase
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.trial import explained
-
-_SEE_WHERE = "The option `--debug` shows where."
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def run(
             with clock("lr_range"):
                 wanted, ready, found = with_measured_rates(wanted, ready, console)
         tell_plan(ready, console)
-        with clock("evaluate"), explained(DataError, "The test examples must go through the model.", _SEE_WHERE):
+        with clock("evaluate"), explained(DataError, "The test examples must go through the model.", SEE_WHERE):
             metrics_before = _evaluate(ready)
         folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
         _write_plan(folder, wanted, ready)
@@ -101,14 +95,14 @@ def run(
             write_range_test(found, folder / "plots")
         frozen_before = _frozen_checksums(ready)
         with clock("train"):
-            phases = _train(wanted, ready, folder, console)
+            phases = train(wanted, ready, folder, console)
         if recalibrate:
             with clock("recalibrate"):
                 number = recalibrate_statistics(ready.model, ready.groups, build_rows(wanted, ready.examples))
             console.print(f"recalibrated: the statistics of {number} BatchNormalization layers", highlight=False)
         with clock("evaluate"):
             metrics = _evaluate(ready)
-            _check_finite(metrics["loss"], "on the test examples after training", folder)
+            check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(ready.model, folder)
         frozen_after = _frozen_checksums(ready)
@@ -135,94 +129,6 @@ def _frozen_checksums(ready: Prepared) -> dict[str, str]:
     moving = [group for group in ready.groups if (group.name, "statistics") in modes]
     moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
     return {name: value for name, value in checksums(ready.groups, frozen=True).items() if name not in moved}
-
-
-@dataclass(frozen=True)
-class _Observers:
-    """The callbacks of a run."""
-
-    guard: StopAtNonFiniteLoss
-    progress: ProgressLine
-    metrics: MetricsFile
-    others: tuple[keras.callbacks.Callback, ...]
-
-    @property
-    def every(self) -> list[keras.callbacks.Callback]:
-        return [LearningRateLogger(), self.guard, self.progress, self.metrics, *self.others]
-
-
-def _train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tuple[PhaseRecord, ...]:
-    examples, train, length = ready.examples, wanted.train, ready.length
-    observers = _Observers(
-        StopAtNonFiniteLoss(),
-        ProgressLine(console, epochs=length.epochs, steps_per_epoch=length.steps_per_epoch),
-        MetricsFile(folder / "metrics.csv"),
-        (
-            keras.callbacks.TensorBoard(str(folder / "tensorboard"), write_graph=False),
-            LastWeights(folder / "checkpoints" / "last.weights.h5"),
-        ),
-    )
-    has_validation = examples.x_validation is not None
-    fit = partial(
-        ready.model.fit,
-        examples.x_train,
-        examples.y_train,
-        batch_size=train.batch_size,
-        shuffle=train.shuffle,
-        validation_data=(examples.x_validation, examples.y_validation) if has_validation else None,
-        validation_split=0.0 if has_validation else train.validation_fraction,
-        verbose=0,
-    )
-    records: list[PhaseRecord] = []
-    with (
-        observers.progress,
-        explained(TrainingError, "Training broke off.", f"{_SEE_WHERE} What there is of it is in `{folder}`."),
-    ):
-        if ready.phases:
-            records = _fit_phases(wanted, ready, fit, observers, console)
-        else:
-            fit(epochs=length.epochs, callbacks=observers.every)
-    if observers.guard.stopped_at:
-        epoch, step, loss = observers.guard.stopped_at
-        _check_finite(loss, f"in epoch {epoch}, step {step}", folder)
-    return tuple(records)
-
-
-def _fit_phases(
-    wanted: Recipe, ready: Prepared, fit: Callable[..., Any], observers: _Observers, console: Console
-) -> list[PhaseRecord]:
-    """Trains phase by phase; stops after one that a loss or a frozen tensor has spoilt."""
-    records: list[PhaseRecord] = []
-
-    def tell(start: PhaseStart) -> None:
-        if wanted.phases is not None:  # else there is one, because a group asks for what phases do
-            console.print(str(start), highlight=False, markup=False)
-            observers.metrics.phase, observers.progress.trained = start.number, start.train
-
-    every = run_phases(
-        ready.model,
-        ready.groups,
-        ready.phases,
-        lambda callbacks, **lengths: fit(callbacks=[*observers.every, *callbacks], **lengths),
-        steps_per_epoch=ready.length.steps_per_epoch,
-        batches=build_batches(wanted, ready.examples).take(AUTO_RGN_BATCHES),
-        tell=tell,
-    )
-    with closing(every):
-        for record in every:
-            records.append(record)
-            observers.progress.epochs -= record.epochs_left
-            if observers.guard.stopped_at or not record.frozen_unchanged:
-                break
-    return records
-
-
-def _check_finite(loss: float, where: str, folder: Path) -> None:
-    if not isfinite(loss):
-        raise TrainingError(
-            f"A loss is a finite number. It became `{loss}` {where}. Lower the learning rates, or set "
-            f"`train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
-        )
 
 
 def _evaluate(ready: Prepared) -> dict[str, float]:

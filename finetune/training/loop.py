@@ -6,6 +6,7 @@ last, the weights that `finetune.optimizers.stacks` updates together lie in one 
 parts. Before the call and after it they are in the layers' own variables, where everybody looks for them.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,6 +17,9 @@ import tensorflow as tf
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.stacks import Pile
+from finetune.training.snapshot import no_trace
+
+_CALL_SECONDS, _MOST_STEPS = 0.05, 64  # as often as eyes and callbacks need
 
 
 class FastLoop(keras.callbacks.Callback):
@@ -58,6 +62,25 @@ class FastLoop(keras.callbacks.Callback):
             model.train_function = self._theirs
 
 
+class CallsOf(keras.callbacks.Callback):
+    """Lets a `fit` make its calls of several steps while evaluations, compiled for one step a call, go on as they are.
+
+    Keras divides an epoch into calls before it tells any callback, so the number may be taken back then.
+
+    Args:
+        model: A compiled model, one step a call, whose `train_function` is a `FastFunction`.
+        steps: Steps in a call.
+    """
+
+    def __init__(self, model: Any, steps: int):
+        super().__init__()
+        model.train_function.steps_per_call = model.steps_per_execution = steps
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        model: Any = self.model
+        model.steps_per_execution = 1
+
+
 def reason_against(model: Any) -> str | None:
     """Says why a model's steps cannot be made here; `None` if they can."""
     own = [name for name in ("train_step", "compute_metrics") if not _is_keras(model, name)]
@@ -77,14 +100,18 @@ def _is_keras(model: Any, name: str) -> bool:
 
 
 class FastFunction:
-    """What stands in `model.train_function`: trains up to `model.steps_per_execution` steps and returns the metrics.
+    """What stands in `model.train_function`: trains some steps and returns the metrics.
 
     Args:
         model: A compiled and built model for which `reason_against` has none.
         forward: What is called, as `forward(x, training=True)`, in place of the model; it shares the model's weights.
 
+    A call ends at the first step whose loss is no finite number.
+
     Attributes:
-        most_steps: How many steps the next call may have at most; `None` for as many as there are.
+        steps_per_call: How many steps a call has, if there are batches; at first `model.steps_per_execution`.
+        most_steps: How many steps the next call may have at most; `None` for no such limit.
+        steps_made: How many steps the last call had.
 
     Raises:
         TrainingError: If the model cannot be trained so.
@@ -95,7 +122,9 @@ class FastFunction:
             raise TrainingError(
                 f"A fast loop makes the steps of a model itself. It cannot for `{model.name}`: {reason}."
             )
+        self.steps_per_call: int = model.steps_per_execution
         self.most_steps: int | None = None
+        self.steps_made = 0
         self._model, self._forward = model, forward or model
         self._made_for = _state(model)
         self._trained = list(model.trainable_variables)
@@ -107,15 +136,15 @@ class FastFunction:
         return _same(self._made_for, _state(model))
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
-        steps = self._model.steps_per_execution
-        steps = steps if self.most_steps is None else min(steps, self.most_steps)
+        steps = self.steps_per_call if self.most_steps is None else max(1, min(self.steps_per_call, self.most_steps))
         try:
             done, logs = self._run(iterator, tf.constant(steps))
         except _NotReachedError as error:
             self._slabs = {pile: slab for pile, slab in self._slabs.items() if pile not in error.piles}
             self._run = self._compiled()
             return self(iterator)
-        if not done:
+        self.steps_made = int(done)
+        if not self.steps_made:
             raise StopIteration
         return logs
 
@@ -138,17 +167,18 @@ class FastFunction:
         nothing = tf.experimental.Optional.empty(iterator.element_spec)
 
         def body(done: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
-            self._step(_without_optionals(batch.get_value()))
+            loss = self._step(_without_optionals(batch.get_value()))
             done += 1
             # Not one batch more than wanted: the next call shall have it.
-            return done, tf.cond(done < steps, iterator.get_next_as_optional, lambda: nothing)
+            goes_on = tf.logical_and(done < steps, tf.math.is_finite(loss))
+            return done, tf.cond(goes_on, iterator.get_next_as_optional, lambda: nothing)
 
         first = iterator.get_next_as_optional()
         more = lambda done, batch: batch.has_value()  # noqa: E731
         return tf.while_loop(more, body, (tf.constant(0), first), parallel_iterations=1)[0]
 
-    def _step(self, data: Any) -> None:
-        """Keras' `train_step`, but that some weights are read and written elsewhere."""
+    def _step(self, data: Any) -> Any:
+        """Keras' `train_step`, but that some weights are read and written elsewhere; returns the loss."""
         model, optimizer = self._model, self._model.optimizer
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         parts = {
@@ -168,6 +198,7 @@ class FastFunction:
         self._check_reached(gradients)
         optimizer.apply(gradients, self._trained)
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return loss
 
     def _check_reached(self, gradients: Sequence[Any]) -> None:
         """A layer that looks past `keras.Variable`, or takes rows of its weights, cannot have them lie elsewhere."""
@@ -196,6 +227,27 @@ class _SeenAs(keras.StatelessScope):
         if id(variable) in self.state_mapping:
             raise TrainingError(f"A weight changes in the update alone. A layer writes `{variable.path}` in its call.")
         variable._direct_assign(value)
+
+
+def choose_steps_per_call(function: Any, batches: tf.data.Dataset, most: int) -> int:
+    """Times two steps that leave no trace, and returns how many make a call of a twentieth of a second.
+
+    Args:
+        function: What trains the model; only a `FastFunction` takes several steps at no cost.
+        batches: At least two batches.
+        most: Steps of an epoch.
+    """
+    if not isinstance(function, FastFunction) or most < 2:
+        return 1
+    iterator = iter(batches)
+    with no_trace(function._model):
+        function.most_steps = 1
+        function(iterator)  # compiles
+        begun = time.perf_counter()
+        function(iterator)
+        seconds = time.perf_counter() - begun
+        function.most_steps = None
+    return max(1, min(most, _MOST_STEPS, round(_CALL_SECONDS / seconds)))
 
 
 def _piles(optimizer: Any, trained: Iterable[Any]) -> list[Pile]:

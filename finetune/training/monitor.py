@@ -161,8 +161,13 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch + 1
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._first = batch
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._read((self._epoch, batch + 1, (logs or {}).get("loss", 0.0)))
+        # Several steps may share a call, which ends at the step whose loss is no number.
+        made = getattr(_model(self).train_function, "steps_made", 0)
+        self._read((self._epoch, self._first + made if made else batch + 1, (logs or {}).get("loss", 0.0)))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._read(None)

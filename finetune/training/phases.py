@@ -17,6 +17,7 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.pretrained.checksum import checksum
 from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
+from finetune.training.loop import FastFunction, FastLoop, reason_against
 from finetune.training.phase import Phase, check_phases
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
 from finetune.training.phase_state import PhaseState, check, enter, phase_state
@@ -68,6 +69,7 @@ class PhaseStart:
         parameters: Numbers that are trained, of `total`.
         total: Numbers in the model.
         epoch: Epochs begun before.
+        resting: Layers that are called in inference mode though they could be trained.
     """
 
     number: int
@@ -77,6 +79,7 @@ class PhaseStart:
     parameters: int
     total: int
     epoch: int
+    resting: tuple[keras.layers.Layer, ...] = ()
 
     def __str__(self) -> str:
         length = f"{self.phase.epochs} epoch" if self.phase.epochs else f"{self.phase.steps} step"
@@ -99,6 +102,8 @@ def prove_phase(record: PhaseRecord) -> None:
 
 def phase_function(model: keras.Model) -> Callable[..., Any]:
     """Makes the function that trains on a batch in the phase whose state is in effect; `fit` calls it."""
+    if reason_against(model) is None:
+        return FastFunction(model)
     model.make_train_function(force=True)
     made: Any = model.train_function
     return made
@@ -157,8 +162,8 @@ def train_phases(
     check_phases(groups, phases)
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
 
-    def fit_phase(**more: Any) -> None:
-        model.fit(x, y, **{**settings, **more, "callbacks": [*callbacks, *more["callbacks"]]})
+    def fit_phase(start: PhaseStart, **more: Any) -> None:
+        model.fit(x, y, **{**settings, **more, "callbacks": [FastLoop(), *callbacks, *more["callbacks"]]})
 
     records = []
     try:
@@ -196,7 +201,8 @@ def run_phases(
         model: Compiled with a `GroupedOptimizer`.
         groups: All of its layer groups.
         phases: At least one.
-        fit: Trains on the examples: called with `epochs`, `initial_epoch` and `callbacks`, as `model.fit` is.
+        fit: Trains on the examples: called with the start of the phase, and with `epochs`, `initial_epoch` and
+            `callbacks` as `model.fit` is.
         steps_per_epoch: Batches in an epoch, if known: a phase given in steps then has no more epochs than it needs.
         tell: Told of every phase that begins.
 
@@ -275,7 +281,8 @@ class _Run:
             self.functions[key] = phase_function(self.model)
         self.state, self.trained = state, names
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
-        return PhaseStart(number, len(self.phases), phase, names, parameters, self.model.count_params(), self.epoch)
+        total = self.model.count_params()
+        return PhaseStart(number, len(self.phases), phase, names, parameters, total, self.epoch, state.resting)
 
     def set_rates(self, phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) -> None:
         for name in self.optimizer.group_names:
@@ -290,7 +297,7 @@ class _Run:
         watch = Watch(lambda: self.check_untouched(start.number), start.phase.steps)
         callbacks = [*self.adjusting(start), *stopping(start.phase.until), watch]
         planned = self.epochs_of(start.phase)
-        fit(epochs=self.epoch + planned, initial_epoch=self.epoch, callbacks=callbacks)
+        fit(start, epochs=self.epoch + planned, initial_epoch=self.epoch, callbacks=callbacks)
         self.check_untouched(start.number)
         self.checksums = self.state.checksums()
         self.epoch += watch.epochs
