@@ -1,10 +1,11 @@
 """The training of a run: its batches, its observers, and what is fitted in each phase."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -64,6 +65,7 @@ def train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tu
     fit = _Fit(wanted, ready, observers)
     records: list[PhaseRecord] = []
     with (
+        _left_to_keras(ready.model),
         observers.progress,
         explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What there is of it is in `{folder}`."),
     ):
@@ -77,6 +79,15 @@ def train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tu
         epoch, step, loss = observers.guard.stopped_at
         check_finite(loss, f"in epoch {epoch}, step {step}", folder)
     return tuple(records)
+
+
+@contextmanager
+def _left_to_keras(model: Any) -> Iterator[None]:
+    """Takes our function out of the model afterwards, so that whoever goes on has Keras' own."""
+    try:
+        yield
+    finally:
+        model.train_function = None
 
 
 class _Fit:

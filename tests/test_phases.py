@@ -71,7 +71,7 @@ def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_t
     groups = prepared(model)
     seen = []
 
-    def fit(callbacks, **more):
+    def fit(start, callbacks, **more):
         before = values(model)
         model.fit(*rows, batch_size=30, verbose=0, shuffle=False, callbacks=callbacks, **more)
         seen.append(changed(before, model))
@@ -203,7 +203,7 @@ def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows):
     groups = prepared(model, {"stem": SGD(0.1), "body": SGD(0.1), "head": SGD(0.1)})
     moved = []
 
-    def fit(callbacks, **more):
+    def fit(start, callbacks, **more):
         model.fit(*rows, batch_size=90, verbose=0, callbacks=callbacks, **{**more, "epochs": more["initial_epoch"] + 1})
         before = values(model)
         model.fit(*rows, batch_size=90, verbose=0, callbacks=callbacks, **{**more, "epochs": more["initial_epoch"] + 1})
@@ -302,7 +302,7 @@ def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows):
     model = tiny()
     groups = prepared(model)
 
-    def fit(callbacks, **more):
+    def fit(start, callbacks, **more):
         model.fit(*rows, batch_size=30, verbose=0, callbacks=callbacks, **more)
         model.get_layer("body").trainable = True
 
@@ -442,7 +442,7 @@ def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropping, is
 
     call = keras.callbacks.LambdaCallback(on_train_batch_end=look)
 
-    def fit(callbacks, **more):
+    def fit(start, callbacks, **more):
         model.fit(*rows, batch_size=30, verbose=0, callbacks=[*callbacks, call], **more)
 
     list(run_phases(model, groups, [Phase(["head"], 1, dropping=dropping)], fit))

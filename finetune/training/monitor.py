@@ -82,11 +82,12 @@ class LastWeights(keras.callbacks.Callback):
     """Saves weights and optimizer after an epoch, unless its loss is no finite number.
 
     The file is whole at all times; Keras' ModelCheckpoint writes over the one that is there. Saving takes a twentieth
-    of the time at most: where epochs are so short that it would take more, some are left out, but never the last.
+    of the time at most: where epochs are so short that it would take more, some are left out, but neither the first
+    nor the last.
     """
 
     _SHARE = 0.05
-    _FIRST_SECONDS = 1.0  # saving is taken to need a twentieth of this while nothing is known about it
+    _FIRST_SECONDS = 0.0  # before anything is saved
 
     def __init__(self, path: Path):
         super().__init__()
