@@ -276,9 +276,9 @@ class _Run:
         if self.sets_rates:
             self.set_rates(phase, rates, warmed)
         key = (state.key, _rates_key(phase, rates, warmed), frozenset(self.restarted & {*names}))
-        self.model.train_function = self.functions.get(key)
-        if self.model.train_function is None:
+        if key not in self.functions:
             self.functions[key] = phase_function(self.model)
+        self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
         total = self.model.count_params()
