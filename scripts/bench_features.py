@@ -124,7 +124,7 @@ WORKLOADS = {
             "last two of six layers and head": layers_above(4),
         },
         schedule=("head", "last layer and head", "last two of six layers and head"),
-        epochs_per_phase=3,
+        epochs_per_phase=5,
     ),
     "cnn": Workload(
         make=small_cnn,
