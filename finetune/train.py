@@ -1,5 +1,6 @@
 """The training of a run: its batches, its observers, and what is fitted in each phase."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from finetune.errors import TrainingError
 from finetune.prepare import Prepared
 from finetune.recipe.schema import Recipe
 from finetune.sources.batches import training_batches
+from finetune.training.cut import Cut, NoCut, find_cut
+from finetune.training.feature_store import FeatureStore
+from finetune.training.features import Features, cached_features
 from finetune.training.loop import CallsOf, FastFunction, FastLoop, choose_steps_per_call
 from finetune.training.monitor import (
     LastWeights,
@@ -26,7 +30,7 @@ from finetune.training.monitor import (
     TensorBoardLog,
 )
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
-from finetune.training.phases import PhaseRecord, PhaseStart, phase_function, run_phases
+from finetune.training.phases import PhaseRecord, PhaseStart, phase_function, run_phases, state_of
 from finetune.training.trial import explained
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -62,10 +66,10 @@ def train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tu
         MetricsFile(folder / "metrics.csv"),
         (TensorBoardLog(folder / "tensorboard"), LastWeights(folder / "checkpoints" / "last.weights.h5")),
     )
-    fit = _Fit(wanted, ready, observers)
+    fit = _Fit(wanted, ready, observers, folder / "features", console)
     records: list[PhaseRecord] = []
     with (
-        _left_to_keras(ready.model),
+        _tidied(ready.model, folder / "features"),
         observers.progress,
         explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What there is of it is in `{folder}`."),
     ):
@@ -82,20 +86,23 @@ def train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tu
 
 
 @contextmanager
-def _left_to_keras(model: Any) -> Iterator[None]:
-    """Takes our function out of the model afterwards, so that whoever goes on has Keras' own."""
+def _tidied(model: Any, features: Path) -> Iterator[None]:
+    """Takes our function out of the model afterwards, so that whoever goes on has Keras' own, and removes features."""
     try:
         yield
     finally:
         model.train_function = None
+        shutil.rmtree(features, ignore_errors=True)
 
 
 class _Fit:
     """Fits the model of a run on its examples, from one epoch to another."""
 
-    def __init__(self, wanted: Recipe, ready: Prepared, observers: _Observers):
-        self.wanted, self.model, self.observers = wanted, ready.model, observers
-        self.length = ready.length
+    def __init__(self, wanted: Recipe, ready: Prepared, observers: _Observers, folder: Path, console: Console):
+        self.wanted, self.ready, self.model, self.observers = wanted, ready, ready.model, observers
+        self.console, self.length = console, ready.length
+        self.store = FeatureStore(folder)
+        self.on_features: dict[Any, FastFunction] = {}
         examples, rows = ready.examples, training_rows(wanted, ready.examples)
         self.x, self.y = examples.x_train[:rows], examples.y_train[:rows]
         self.validation = (examples.x_validation, examples.y_validation)
@@ -110,9 +117,10 @@ class _Fit:
         initial_epoch: int = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        own = [*self.observers.every, *self.in_calls(), *callbacks]
+        batches = self.batches(start, initial_epoch, epochs)
+        own = [*self.observers.every, *self.in_calls(batches), *callbacks]
         self.model.fit(
-            self.batches(initial_epoch),
+            batches,
             steps_per_epoch=self.length.steps_per_epoch,
             epochs=epochs,
             initial_epoch=initial_epoch,
@@ -123,24 +131,55 @@ class _Fit:
             callbacks=own,
         )
 
-    def batches(self, first_epoch: int) -> tf.data.Dataset:
+    def batches(self, start: PhaseStart | None, first_epoch: int, epochs: int) -> tf.data.Dataset:
+        """Returns batches of features where the first part of the model is frozen, else of the examples."""
         train = self.wanted.train
-        return training_batches(
-            self.x,
-            self.y,
-            batch_size=train.batch_size,
-            shuffle=train.shuffle,
-            seed=self.wanted.seed,
-            first_epoch=first_epoch,
-        )
+        options = {"batch_size": train.batch_size, "shuffle": train.shuffle, "seed": self.wanted.seed}
+        options["first_epoch"] = first_epoch
+        features = self.features(start, epochs - first_epoch)
+        if not isinstance(features, Features):
+            return training_batches(self.x, self.y, **options)
+        key = self.model.train_function, features.cut.computed
+        if key not in self.on_features:
+            self.on_features[key] = FastFunction(self.model, forward=features.rest)
+        self.model.train_function = self.on_features[key]
+        return features.batches(self.y, **options)
 
-    def in_calls(self) -> list[keras.callbacks.Callback]:
+    def features(self, start: PhaseStart | None, epochs: int) -> Features | NoCut:
+        train, model = self.wanted.train, self.model
+        if train.cache == "off" or not isinstance(model.train_function, FastFunction):
+            return NoCut("it is not wanted")
+        cut = find_cut(model, inference=start.resting if start else (), allow_random=train.cache_passes > 1)
+        features = cached_features(
+            cut,
+            self.x,
+            batch_size=train.batch_size,
+            mode=train.cache,
+            epochs=epochs,
+            passes=train.cache_passes,
+            also=self.later_cuts(start) if isinstance(cut, Cut) else (),
+            store=self.store,
+            tell=lambda sentence: self.console.print(f"cache: {sentence}", highlight=False, markup=False),
+        )
+        if isinstance(features, NoCut) and (train.cache != "auto" or isinstance(cut, Cut)):
+            self.console.print(f"cache: none, because {features.reason}", highlight=False, markup=False)
+        return features
+
+    def later_cuts(self, start: PhaseStart | None) -> list[Cut | NoCut]:
+        """The cuts of phases to come, as far as they can be told now: one run can make the features of them all."""
+        found = []
+        for phase in self.ready.phases[start.number :] if start else ():
+            state = state_of(self.model, self.ready.groups, phase)
+            trained = [leaf.variable for leaf in state.trained]
+            found.append(find_cut(self.model, trained=trained, inference=state.resting))
+        return found
+
+    def in_calls(self, batches: tf.data.Dataset) -> list[keras.callbacks.Callback]:
         """Lets several steps share a call, where that may be chosen."""
         function = self.model.train_function
         if self.wanted.train.steps_per_execution != "auto" or not isinstance(function, FastFunction):
             return []
-        steps = choose_steps_per_call(function, self.batches(0), self.length.steps_per_epoch)
-        return [CallsOf(self.model, steps)]
+        return [CallsOf(self.model, choose_steps_per_call(function, batches, self.length.steps_per_epoch))]
 
 
 def _in_phases(

@@ -27,6 +27,7 @@ from finetune.recipe.fields import (
     choice,
     fault,
     one_of,
+    pick,
 )
 from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
 from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
@@ -92,6 +93,14 @@ def _count_or_auto(value: Any) -> Any:
     raise fault("must be a whole number of at least 1, or `auto`, which measures it", received=value)
 
 
+def _cache(value: Any) -> Any:
+    modes = ("auto", "off", "memory", "disk")
+    value = "off" if value is False else value  # as YAML reads `off`
+    if value not in modes:
+        pick(value, modes)
+    return value
+
+
 class Train(Part):
     """How long and in which way all groups are trained together.
 
@@ -102,6 +111,8 @@ class Train(Part):
             groups then only say their ratios.
         steps_per_execution: Steps in one call, between which no callback is called; `auto` takes as many as last a
             twentieth of a second. The results are the same.
+        cache: Where the output of a frozen first part of the network is kept, so that it is run once for every example.
+        cache_passes: How many passes with other random numbers are kept, where that part augments the examples.
     """
 
     epochs: Count | None = None
@@ -118,6 +129,8 @@ class Train(Part):
     ema_momentum: OpenShare = 0.99
     mixed_precision: Annotated[Literal[False, "bfloat16", "float16"], choice(False, "bfloat16", "float16")] = False
     steps_per_execution: Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)] = "auto"
+    cache: Annotated[Literal["auto", "off", "memory", "disk"], BeforeValidator(_cache)] = "auto"
+    cache_passes: Count = 1
     jit_compile: bool = False
     shuffle: bool = True
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0

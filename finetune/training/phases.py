@@ -257,14 +257,7 @@ class _Run:
 
     def begin(self, number: int, phase: Phase) -> PhaseStart:
         names = phase.names(self.groups)
-        state = phase_state(
-            self.model,
-            self.groups,
-            names,
-            batch_norm=phase.batch_norm,
-            always_train_normalization=phase.always_train_normalization,
-            dropping=phase.dropping,
-        )
+        state = state_of(self.model, self.groups, phase)
         enter(self.model, state)
         check(self.model, state, f"the start of phase {number}/{len(self.phases)}")
         entering = [name for name in names if name not in (self.trained or ())]
@@ -343,6 +336,18 @@ def _rates_key(phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) ->
     schedules = sorted((name, id(rate)) for name, rate in rates.items() if callable(rate))
     numbers = sorted(name for name, rate in rates.items() if not callable(rate))
     return phase.clock, tuple(schedules), tuple(numbers), (phase.warmup_steps, tuple(warmed)) if warmed else ()
+
+
+def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> PhaseState:
+    """Works out what becomes of every weight in a phase."""
+    return phase_state(
+        model,
+        groups,
+        phase.names(groups),
+        batch_norm=phase.batch_norm,
+        always_train_normalization=phase.always_train_normalization,
+        dropping=phase.dropping,
+    )
 
 
 def grouped_optimizer(model: Any) -> GroupedOptimizer:
