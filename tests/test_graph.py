@@ -29,7 +29,7 @@ def backbone(name="backbone"):
 def nested():
     inputs = keras.Input((6,))
     inner = keras.Input((6,))
-    block = keras.Model(inner, layers.Add()([inner, backbone()(inner)]), name="block")
+    block = keras.Model(inner, layers.Add(name="add")([inner, backbone()(inner)]), name="block")
     return keras.Model(inputs, layers.Dense(2, name="head")(block(block(inputs))))
 
 
