@@ -105,7 +105,7 @@ class _Fit:
         self.on_features: dict[Any, FastFunction] = {}
         examples, rows = ready.examples, training_rows(wanted, ready.examples)
         self.x, self.y = examples.x_train[:rows], examples.y_train[:rows]
-        self.validation = (examples.x_validation, examples.y_validation)
+        self.validation: tuple[Any, Any] = (examples.x_validation, examples.y_validation)
         if examples.x_validation is None:
             self.validation = (examples.x_train[rows:], examples.y_train[rows:])
 

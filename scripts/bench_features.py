@@ -26,7 +26,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import tensorflow as tf
-from bench_step import machine, small_resnet
+from bench_step import machine
+from step_workloads import small_resnet
 
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.examples.minilm import classifier

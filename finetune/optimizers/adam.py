@@ -52,9 +52,10 @@ def has_kernels(variable: Any) -> bool:
 
 def step_size(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> Any:
     """The rate with its bias correction, in the order of Keras; of the rate's shape."""
-    local_step = ops.cast(optimizer.iterations + 1, "float32")
-    beta_1_power = ops.power(ops.cast(optimizer.beta_1, "float32"), local_step)
-    beta_2_power = ops.power(ops.cast(optimizer.beta_2, "float32"), local_step)
+    iterations: Any = optimizer.iterations
+    local_step = ops.cast(iterations + 1, "float32")
+    beta_1_power: Any = ops.power(ops.cast(optimizer.beta_1, "float32"), local_step)
+    beta_2_power: Any = ops.power(ops.cast(optimizer.beta_2, "float32"), local_step)
     return learning_rate * ops.sqrt(1 - beta_2_power) / (1 - beta_1_power)
 
 

@@ -164,7 +164,8 @@ class FastFunction:
         return run
 
     def _steps(self, iterator: Any, steps: tf.Tensor) -> tf.Tensor:
-        nothing = tf.experimental.Optional.empty(iterator.element_spec)
+        optional: Any = tf.experimental.Optional
+        nothing = optional.empty(iterator.element_spec)
 
         def body(done: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
             loss = self._step(_without_optionals(batch.get_value()))
