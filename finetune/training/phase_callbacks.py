@@ -11,6 +11,7 @@ import tensorflow as tf
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.resolver import LayerGroup
 from finetune.training.gradients import auto_rgn, check_ratios, ratio_function
+from finetune.training.loop import FastFunction
 from finetune.training.snapshot import no_trace
 
 AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an epoch
@@ -120,14 +121,27 @@ class Watch(keras.callbacks.Callback):
         self.epochs += 1
         self._before = self._done
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._first, function = batch, _function(self)
+        if isinstance(function, FastFunction) and self.steps is not None:
+            left = self.steps - self._done
+            function.most_steps = left if function.most_steps is None else min(left, function.most_steps)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._done = self._before + batch + 1
+        function = _function(self)
+        made = self._first + function.steps_made if isinstance(function, FastFunction) else batch + 1
+        self._done = self._before + made
         if self.steps is not None and self._done >= self.steps:
             model: Any = self.model
             model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.check()
+
+
+def _function(callback: keras.callbacks.Callback) -> Any:
+    model: Any = callback.model
+    return model.train_function
 
 
 class AutoRgn(keras.callbacks.Callback):
