@@ -19,6 +19,11 @@ def compare():
     sys.path.remove(str(SCRIPTS))
 
 
+@pytest.fixture(scope="module")
+def tables(compare):
+    return importlib.import_module("strategy_tables")
+
+
 def cell(arm, seed, peak, validation, test, rows=20):
     return {"arm": arm, "rows": rows, "seed": seed, "peak": peak, "validation": validation, "test": test}
 
@@ -38,68 +43,68 @@ def cells():
 
 @pytest.mark.parametrize("degrees", [1, 2, 4, 7, 9, 30])
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
-def test_the_t_quantile_is_that_of_scipy(compare, degrees, level):
-    assert compare.t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-4)
+def test_the_t_quantile_is_that_of_scipy(tables, degrees, level):
+    assert tables.t_quantile(degrees, level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-4)
 
 
-def test_the_interval_is_that_of_scipy(compare):
+def test_the_interval_is_that_of_scipy(tables):
     values = [0.91, 0.93, 0.95, 0.92, 0.97]
-    mean, half = compare.interval(values)
+    mean, half = tables.interval(values)
     expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
     np.testing.assert_allclose([mean - half, mean + half], expected, rtol=1e-5)
 
 
-def test_one_value_has_no_interval(compare):
-    mean, half = compare.interval([0.5])
+def test_one_value_has_no_interval(tables):
+    mean, half = tables.interval([0.5])
     assert mean == 0.5
     assert np.isnan(half)
 
 
-def test_the_paired_test_counts_every_choice_of_signs(compare):
+def test_the_paired_test_counts_every_choice_of_signs(tables):
     # Sums of +-1 +-2 +-3 whose distance from 0 is at least |1 + 2 - 3| = 0: all. At least |1 + 2 + 3|: two of eight.
-    assert compare.sign_flip_p([1, 2, -3]) == 1.0
-    assert compare.sign_flip_p([1, 2, 3]) == 2 / 8
-    assert compare.sign_flip_p([-1, 2, 3]) == 4 / 8  # +-(1 + 2 + 3) and +-(-1 + 2 + 3)
+    assert tables.sign_flip_p([1, 2, -3]) == 1.0
+    assert tables.sign_flip_p([1, 2, 3]) == 2 / 8
+    assert tables.sign_flip_p([-1, 2, 3]) == 4 / 8  # +-(1 + 2 + 3) and +-(-1 + 2 + 3)
 
 
-def test_the_paired_test_is_that_of_scipy(compare):
+def test_the_paired_test_is_that_of_scipy(tables):
     differences = np.random.default_rng(0).normal(0.4, 1, 9)
     expected = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
     )
-    assert compare.sign_flip_p(differences) == pytest.approx(expected.pvalue)
+    assert tables.sign_flip_p(differences) == pytest.approx(expected.pvalue)
 
 
-def test_equal_pairs_are_no_evidence(compare):
-    assert compare.sign_flip_p([0.0] * 5) == 1.0
+def test_equal_pairs_are_no_evidence(tables):
+    assert tables.sign_flip_p([0.0] * 5) == 1.0
 
 
-def test_p_values_are_corrected_step_by_step(compare):
-    assert compare.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert compare.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+def test_p_values_are_corrected_step_by_step(tables):
+    assert tables.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert tables.holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
 
 
 # -- Choices and tables -----------------------------------------------------------------------------------------------
 
 
-def test_the_peak_is_chosen_on_validation_rows_and_not_on_test_rows(compare, cells):
-    found = compare.scores(cells, 20)
+def test_the_peak_is_chosen_on_validation_rows_and_not_on_test_rows(tables, cells):
+    found = tables.scores(cells, 20)
     assert found.peaks == {"uniform": [1e-3] * 4, "discriminative": [1e-2] * 4}
     np.testing.assert_allclose(found.tuned["discriminative"], 0.90)  # not the 0.99 that the test rows would choose
     np.testing.assert_allclose(found.tuned["uniform"], [0.80, 0.81, 0.82, 0.83])
 
 
-def test_a_seed_that_is_not_complete_does_not_count(compare, cells):
-    assert compare.scores(cells[:-1], 20).seeds == [0, 1, 2]
+def test_a_seed_that_is_not_complete_does_not_count(tables, cells):
+    assert tables.scores(cells[:-1], 20).seeds == [0, 1, 2]
 
 
-def test_without_a_complete_seed_there_is_no_table(compare, cells):
+def test_without_a_complete_seed_there_is_no_table(tables, cells):
     with pytest.raises(SystemExit, match=r"Not one seed of 20 rows is complete\. Run `--json FILE` until it ends\."):
-        compare.scores([cells[0], cells[3]], 20)
+        tables.scores([cells[0], cells[3]], 20)
 
 
-def test_differences_are_paired_by_seed(compare, cells):
-    table = compare.tuned_table(compare.scores(cells, 20))
+def test_differences_are_paired_by_seed(tables, cells):
+    table = tables.tuned_table(tables.scores(cells, 20))
     half = stats.t.ppf(0.975, 3) * np.std([0.0, 0.01, 0.02, 0.03], ddof=1) / 2
     assert f"| discriminative | 0.900 ± 0.000 | +0.085 ± {half:.3f} | 0.125 | 0.125 | 0.01 (0.01 to 0.01) |" in table
     assert f"| uniform | 0.815 ± {half:.3f} |  |  |  | 0.001 (0.001 to 0.001) |" in table
