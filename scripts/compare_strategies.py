@@ -38,7 +38,7 @@ from finetune.sources.data import Examples
 GROUPS = {"stem": STEM, "middle": MIDDLE, "top": TOP, "head": HEAD}  # input to output
 BATCH_SIZE, STEPS_PER_EPOCH = 20, 5  # a smaller training set is repeated until it fills five batches
 EPOCHS = {20: 12, 100: 20}  # by training rows
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = {20: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 100: (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}  # no best one at an edge
 VALIDATION_ROWS = 400
 
 
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in range(options.seeds)  # the outermost, so that an interrupted run has whole seeds
             for rows in options.rows
             for arm in options.arms
-            for rate in options.rates
+            for rate in options.rates or RATES[rows]
         ]
         train(wanted, cells, lambda: write(cells, options.json))
     found = [scores(cells, rows) for rows in sorted({cell["rows"] for cell in cells})]
@@ -230,7 +230,7 @@ def write(cells: Sequence[Cell], path: Path | None) -> None:
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", choices=EPOCHS, default=[*EPOCHS], help="to train on")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="peak rates to try")
+    parser.add_argument("--rates", type=float, nargs="+", help="peak rates to try")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--seeds", type=int, default=8, help="splits of the digits, at most 20")
     parser.add_argument("--json", type=Path, help="file for every training; what is in it is not trained again")

@@ -166,12 +166,11 @@ def peaks_told(peaks: Sequence[float]) -> str:
 
 
 def text(all_scores: Sequence[Scores]) -> str:
-    seeds = ", ".join(f"{len(found.seeds)} seeds with {found.rows} rows" for found in all_scores)
+    tried = ", ".join(f"{len(f.seeds)} seeds and {len(f.rates)} peak rates with {f.rows} rows" for f in all_scores)
     least = 2 / 2 ** min(len(found.seeds) for found in all_scores)
     told = [
-        f"{seeds}; {len(all_scores[0].rates)} peak rates. `±` is half of a 95 % interval of the mean (Student's t); p "
-        f"is that of an exact paired sign-flip test (at least {least:.2g} here), corrected after Holm for the "
-        "strategies of a table.",
+        f"{tried}. `±` is half of a 95 % interval of the mean (Student's t); p is that of an exact paired sign-flip test "
+        f"(at least {least:.2g} here), corrected after Holm for the strategies of a table.",
         *(tuned_table(found) for found in all_scores),
         "![Test accuracy against the peak rate](images/strategies.svg)",
         *(grid_table(found) for found in all_scores),

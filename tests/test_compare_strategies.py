@@ -120,7 +120,7 @@ def test_the_tables_and_the_plot_are_made_again_without_training(compare, cells,
     assert told.startswith("before\n")
     assert told.endswith("after\n")
     assert "old" not in told
-    assert "4 seeds with 20 rows; 2 peak rates" in told
+    assert "4 seeds and 2 peak rates with 20 rows" in told
     assert "| discriminative | 0.900 ± 0.000 |" in told
     assert (tmp_path / "images" / "strategies.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "images" / "strategies.svg").read_text()
