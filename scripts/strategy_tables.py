@@ -11,6 +11,7 @@ from compare_digits import choose, markdown
 from finetune.results.figures import GREY, finish, line_style, new_figure, style
 
 BASELINE = "uniform"
+CLOSE = 0.02  # of accuracy
 Cell = dict[str, Any]  # arm, rows, seed, peak; accuracy on validation rows and on test rows
 Key = tuple[str, int, int, float]
 
@@ -122,19 +123,24 @@ def tuned_table(found: Scores) -> str:
 
 
 def grid_table(found: Scores) -> str:
-    """Mean test accuracy at each peak rate, and over all of them, which is what one gets without a search."""
-    head = [f"{found.rows} rows, at a peak of", *(f"{rate:g}" for rate in found.rates), "mean of all", "minus uniform"]
+    """Mean test accuracy at each peak rate, at how many of them it is close to its best, and the mean over all."""
+    rates = [f"{rate:g}" for rate in found.rates]
+    head = [f"{found.rows} rows, at a peak of", *rates, f"within {CLOSE} of its best at", "mean of all"]
     over_grid = {name: values.mean(axis=1) for name, values in found.by_rate.items()}
     compared = compare(over_grid)
-    lines = [
-        [name, *(f"{mean:.3f}" for mean in values.mean(axis=0)), shown(over_grid[name]), compared[name][0]]
-        + [compared[name][2]]
-        for name, values in found.by_rate.items()
-    ]
-    return markdown([*head, "p, corrected"], lines)
+    lines = []
+    for name, values in found.by_rate.items():
+        means = values.mean(axis=0)
+        close = f"{np.count_nonzero(means >= means.max() - CLOSE)} of {len(means)}"
+        difference, _, corrected = compared[name]
+        told = [f"{mean:.3f}" for mean in means]
+        lines.append([name, *told, close, shown(over_grid[name]), difference, corrected])
+    return markdown([*head, "minus uniform", "p, corrected"], lines)
 
 
-def difference_table(found: Scores, names: Iterable[str] = ("discriminative", "all three")) -> str:
+def difference_table(
+    found: Scores, names: Iterable[str] = ("discriminative", "gradual unfreezing", "all three")
+) -> str:
     """Difference to the baseline at the same peak rate, paired by seed."""
     base = found.by_rate[BASELINE]
     lines = [
@@ -169,8 +175,8 @@ def text(all_scores: Sequence[Scores]) -> str:
     tried = ", ".join(f"{len(f.seeds)} seeds and {len(f.rates)} peak rates with {f.rows} rows" for f in all_scores)
     least = 2 / 2 ** min(len(found.seeds) for found in all_scores)
     told = [
-        f"{tried}. `±` is half of a 95 % interval of the mean (Student's t); p is that of an exact paired sign-flip test "
-        f"(at least {least:.2g} here), corrected after Holm for the strategies of a table.",
+        f"{tried}. `±` is half of a 95 % interval of the mean (Student's t); p is that of an exact paired sign-flip "
+        f"test (at least {least:.2g} here), corrected after Holm for the strategies of a table.",
         *(tuned_table(found) for found in all_scores),
         "![Test accuracy against the peak rate](images/strategies.svg)",
         *(grid_table(found) for found in all_scores),

@@ -110,6 +110,13 @@ def test_differences_are_paired_by_seed(tables, cells):
     assert f"| uniform | 0.815 ± {half:.3f} |  |  |  | 0.001 (0.001 to 0.001) |" in table
 
 
+def test_scores_are_also_told_by_peak_rate_and_without_a_search(tables, cells):
+    table = tables.grid_table(tables.scores(cells, 20))
+    assert "| uniform | 0.815 | 0.700 | 1 of 2 | 0.758 ± " in table
+    assert "| discriminative | 0.990 | 0.900 | 1 of 2 | 0.945 ± 0.000 | +0.188 ± " in table
+    assert "| discriminative | +0.175 ± 0.021 | +0.200 ± 0.000 |" in tables.difference_table(tables.scores(cells, 20))
+
+
 def test_the_tables_and_the_plot_are_made_again_without_training(compare, cells, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- figures -->\nold\n<!-- /figures -->\nafter\n")
