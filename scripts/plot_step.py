@@ -92,7 +92,7 @@ def fill(page: str, part: str, inside: str) -> str:
     begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
     before, found, rest = page.partition(begin)
     if not found or end not in rest:
-        raise SystemExit(f"{PAGE} has no `{begin}` and `{end}` to put the figures between.")
+        raise SystemExit(f"The page has no `{begin}` and `{end}` to put the figures between.")
     return f"{before}{begin}\n\n{inside}\n\n{end}{rest.partition(end)[2]}"
 
 

@@ -181,7 +181,7 @@ def test_the_shipped_digits_are_those_of_scikit_learn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["make_uci_digits", "make_mnist_weights", "compare_digits"])
+@pytest.mark.parametrize("name", ["make_uci_digits", "make_mnist_weights", "compare_digits", "compare_strategies"])
 def test_a_script_explains_itself(name):
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
