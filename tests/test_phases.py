@@ -511,3 +511,11 @@ def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tin
     model.compile(grouped, loss="sparse_categorical_crossentropy")
     records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
     assert all(record.frozen_unchanged for record in records)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 16])
+def test_a_phase_in_steps_makes_just_them_however_many_share_a_call(tiny, rows, together):
+    model = tiny()
+    groups = prepared(model, steps_per_execution=together)
+    records = train(model, groups, [Phase(["head"], steps=4), Phase(steps=5), Phase(steps=1)], rows)
+    assert [record.steps for record in records] == [4, 5, 1]

@@ -11,6 +11,7 @@ import tensorflow as tf
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.resolver import LayerGroup
 from finetune.training.gradients import auto_rgn, check_ratios, ratio_function
+from finetune.training.loop import FastFunction
 from finetune.training.snapshot import no_trace
 
 AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an epoch
@@ -114,14 +115,24 @@ class Watch(keras.callbacks.Callback):
     def __init__(self, check: Callable[[], None], steps: int | None):
         super().__init__()
         self.check, self.steps = check, steps
-        self.epochs = self._before = self._done = 0
+        self.epochs = self._before = self._done = self._first = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.epochs += 1
         self._before = self._done
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        function: Any = getattr(self.model, "train_function", None)
+        self._first = batch
+        if self.steps is not None and isinstance(function, FastFunction):
+            left = self.steps - self._before - batch  # `FastLoop`, which is called before, knows the epoch's end alone
+            function.most_steps = min(left, function.most_steps or left)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._done = self._before + batch + 1
+        # Several steps may share a call, and Keras tells the number of the last that could have been in it.
+        made = getattr(getattr(self.model, "train_function", None), "steps_made", 0)
+        done = self._first + made if made else batch + 1
+        self._done = self._before + min(done, (self.params or {}).get("steps") or done)
         if self.steps is not None and self._done >= self.steps:
             model: Any = self.model
             model.stop_training = True
