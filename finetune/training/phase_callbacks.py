@@ -142,11 +142,10 @@ class Watch(keras.callbacks.Callback):
 
 
 class AutoRgn(keras.callbacks.Callback):
-    """Measures the relative gradient norms before every epoch and puts the rates in proportion to them.
+    """Measures the relative gradient norms before every epoch and puts rates that are equal in proportion to them.
 
     Args:
         groups: The groups that are trained, each with the weights that are.
-        peak: Rate of the group with the largest norm.
         batches: Batches of inputs and targets to measure over.
 
     References:
@@ -154,9 +153,9 @@ class AutoRgn(keras.callbacks.Callback):
         https://arxiv.org/abs/2210.11466
     """
 
-    def __init__(self, groups: Sequence[LayerGroup], peak: float, batches: tf.data.Dataset):
+    def __init__(self, groups: Sequence[LayerGroup], batches: tf.data.Dataset):
         super().__init__()
-        self.groups, self.peak, self.batches = groups, peak, batches
+        self.groups, self.batches = groups, batches
         self._ratios: Callable[..., tf.Tensor] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -167,5 +166,5 @@ class AutoRgn(keras.callbacks.Callback):
         found = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
         check_ratios(found)
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        for name, rate in auto_rgn({name: float(column.mean()) for name, column in found.items()}, self.peak).items():
-            optimizer.reschedule(name, rate)
+        for name, share in auto_rgn({name: float(column.mean()) for name, column in found.items()}, 1.0).items():
+            optimizer.share_rate(name, share)
