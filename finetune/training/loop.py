@@ -187,11 +187,15 @@ class FastFunction:
         }
         sources = [parts.get(id(variable), variable.value) for variable in self._trained]
         mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
-        with _SeenAs(mapping), tf.GradientTape() as tape:
+        seen = _SeenAs(mapping)
+        with tf.GradientTape() as tape:
             tape.watch(list(parts.values()))
             options = {"training": True} if model._call_has_training_arg else {}
-            y_pred = self._forward(x, **options)
-            loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+            with seen:
+                y_pred = self._forward(x, **options)
+            _build_loss(model, y, y_pred)
+            with seen:
+                loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
             scaled = optimizer.scale_loss(loss)
         rows = tf.shape(next(one for one in tf.nest.flatten(x) if one is not None))[0]
         model._loss_tracker.update_state(loss, sample_weight=rows)
@@ -254,6 +258,13 @@ def choose_steps_per_call(function: Any, batches: tf.data.Dataset, most: int) ->
 def _piles(optimizer: Any, trained: Iterable[Any]) -> list[Pile]:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     return inner.piles(trained) if isinstance(inner, GroupedOptimizer) else []
+
+def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
+    """Makes the means of the losses of several outputs, which nobody can use who is made where variables are seen."""
+    loss = model._compile_loss
+    if loss is not None and not loss.built:
+        loss.build(y, y_pred)
+
 
 
 def _slab(pile: Pile) -> tf.Variable:
