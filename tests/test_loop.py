@@ -239,3 +239,57 @@ def test_a_layer_that_writes_its_weights_is_an_error():
     build = lambda: keras.Sequential([keras.Input((6,)), Writes(name="writes"), layers.Dense(6), layers.Dense(3)])  # noqa: E731
     with pytest.raises(TrainingError, match=r"A layer writes `.*writes/kernel` in its call\."):
         trained(build, [FastLoop()])
+
+
+# -- What is left behind ----------------------------------------------------------------------------------------------
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= 3:
+            raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_a_plain_fit_makes_all_its_steps_and_the_next_fast_one_gives_keras_function_back():
+    model = dense()
+    model.compile(a_group_each(model), "mse", steps_per_execution=2)
+    x, y = tf.ones((20, 6)), tf.ones((20, 3))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop(), Interrupt()])
+    before = int(model.optimizer.iterations)
+    model.fit(x, y, batch_size=4, verbose=0)
+    assert int(model.optimizer.iterations) - before == 5
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert not isinstance(model.train_function, FastFunction)
+
+
+def test_a_function_that_is_kept_makes_as_many_steps_a_call_as_the_model_is_compiled_for_now():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activity_regularizer="l2")])
+    optimizer = GroupedOptimizer([(SGD(0.1), model)])
+    for together in (1, 4):
+        model.compile(optimizer, steps_per_execution=together)
+        model.fit(tf.ones((24, 6)), batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert int(optimizer.iterations) == 12
+
+
+def test_a_model_with_losses_of_several_outputs_is_trained_before_anything_has_evaluated_it():
+    losses = []
+    for callbacks in ([FastLoop()], []):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((6,))
+        hidden = layers.Dense(6)(inputs)
+        model = keras.Model(inputs, {"a": layers.Dense(3)(hidden), "b": layers.Dense(3)(hidden)})
+        model.compile(GroupedOptimizer([(Adam(0.1), model)]), {"a": "mse", "b": "mae"}, loss_weights={"a": 0.3, "b": 2})
+        y = {"a": tf.ones((8, 3)), "b": tf.zeros((8, 3))}
+        losses.append(model.fit(tf.ones((8, 6)), y, batch_size=4, verbose=0, callbacks=callbacks).history)
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_a_model_that_fit_builds_keeps_its_own_loop():
+    model = keras.Sequential([layers.Dense(3)])
+    model.compile(GroupedOptimizer([(SGD(0.1), model)]), "mse")
+    loop = FastLoop()
+    model.fit(tf.ones((8, 6)), tf.ones((8, 3)), verbose=0, callbacks=[loop])
+    assert loop.reason == "it is not built yet"
+    assert int(model.optimizer.iterations) == 1

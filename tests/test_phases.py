@@ -240,6 +240,18 @@ def test_what_a_plateau_took_from_the_rates_comes_back_with_the_next_phase(tiny,
     assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
 
 
+def test_auto_rgn_heeds_a_warm_up(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    train(model, groups, [Phase(["head"], 1), Phase(epochs=2, auto_rgn=0.1, warmup_steps=2)], rows, callbacks=[rates])
+    head, body = rates.of("head"), rates.of("body")
+    assert body[3] == 0
+    assert body[4] == pytest.approx(body[5] / 2)
+    assert head[3] == head[4] == head[5]  # it was trained before
+    assert max(max(rate.values()) for rate in rates.seen[5:]) == pytest.approx(0.1)
+
+
 def test_auto_rgn_measures_before_every_epoch_and_the_largest_norm_takes_the_rate(tiny, rows):
     model = tiny()
     groups = prepared(model)
@@ -511,3 +523,11 @@ def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tin
     model.compile(grouped, loss="sparse_categorical_crossentropy")
     records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
     assert all(record.frozen_unchanged for record in records)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 16])
+def test_a_phase_in_steps_makes_just_them_however_many_share_a_call(tiny, rows, together):
+    model = tiny()
+    groups = prepared(model, steps_per_execution=together)
+    records = train(model, groups, [Phase(["head"], steps=4), Phase(steps=5), Phase(steps=1)], rows)
+    assert [record.steps for record in records] == [4, 5, 1]

@@ -80,16 +80,18 @@ class GroupRate:
         dial: The child's learning rate; of a scheduled child the multiplier of its schedule.
         schedule: The child's schedule, if it has one.
         base: The dial at scale 1. The bases hold the ratios between the groups, also while all rates are 0.
+        whole: The base when no share of the rate was asked for.
         seen: The dial when it was last written from here.
     """
 
     dial: keras.Variable
     schedule: ScaledSchedule | None = None
     base: float = field(init=False)
+    whole: float = field(init=False)
     seen: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = self.seen = as_float(self.dial)
+        self.base = self.whole = self.seen = as_float(self.dial)
 
     @property
     def scheduled(self) -> float:
@@ -106,12 +108,13 @@ class GroupRate:
         The dial stays the variable that it was, so that files hold the same state whatever the phase.
         """
         if not callable(rate) and not warmup_steps:
-            self.schedule, self.base = None, float(rate)
+            self.schedule = None
+            self.base = self.whole = float(rate)
             return self.dial
         schedule = rate if callable(rate) else constant(rate)
         self.schedule = self.schedule or ScaledSchedule(schedule, step, self.dial)
         self.schedule.follow(schedule, from_now=from_now, warmup_steps=warmup_steps)
-        self.base = 1.0
+        self.base = self.whole = 1.0
         return self.schedule
 
 
@@ -156,6 +159,12 @@ class GroupRates:
         held = self._rates[index].follow(rate, step, from_now=from_now, warmup_steps=warmup_steps)
         self._rates[index].turn(self._rates[index].base * self._scale)
         return held
+
+    def share(self, index: int, share: float) -> None:
+        """Lets one group have a part of its rate; a compiled step heeds it, for the dial alone is moved."""
+        rate = self._rates[index]
+        rate.base = rate.whole * share
+        rate.turn(rate.base * self._scale)
 
     def reset(self) -> None:
         """Takes back all that was written to the rates."""

@@ -208,6 +208,11 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         with tracking.DotNotTrackScope():
             group.optimizer._learning_rate = held
 
+    def share_rate(self, name: str, share: float) -> None:
+        """Lets a group have a part of the rate that it was made with, or that `reschedule` has given it."""
+        group = self._named(name)
+        self._rates.share(self._roster.groups.index(group), share)
+
     def restart(self, names: Iterable[str]) -> None:
         """Lets groups start anew in steps that are traced from here on: as if no step had been before.
 

@@ -41,12 +41,15 @@ class FastLoop(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
+        kept = vars(model).get("_finetune_function")
+        if model.train_function is kept:
+            model.make_train_function(force=True)  # ours was left there by an error or Ctrl-C
         self._theirs = model.train_function
         self.reason = reason_against(model)
         if self.reason is None and not isinstance(self._theirs, FastFunction):
-            kept = vars(model).get("_finetune_function")
             fits = kept is not None and kept.fits(model)
             model.train_function = kept if fits else FastFunction(model)
+            model.train_function.steps_per_call = model.steps_per_execution
             model.__dict__["_finetune_function"] = model.train_function  # past Keras' tracking
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -58,7 +61,6 @@ class FastLoop(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
         if isinstance(model.train_function, FastFunction):
-            model.train_function.most_steps = None
             model.train_function = self._theirs
 
 
@@ -83,6 +85,8 @@ class CallsOf(keras.callbacks.Callback):
 
 def reason_against(model: Any) -> str | None:
     """Says why a model's steps cannot be made here; `None` if they can."""
+    if not model.built:
+        return "it is not built yet"
     own = [name for name in ("train_step", "compute_metrics") if not _is_keras(model, name)]
     if own:
         return f"`{type(model).__name__}` has its own `{own[0]}`"
@@ -137,11 +141,12 @@ class FastFunction:
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         steps = self.steps_per_call if self.most_steps is None else max(1, min(self.steps_per_call, self.most_steps))
+        self.most_steps = None
         try:
             done, logs = self._run(iterator, tf.constant(steps))
         except _NotReachedError as error:
             self._slabs = {pile: slab for pile, slab in self._slabs.items() if pile not in error.piles}
-            self._run = self._compiled()
+            self._run, self.most_steps = self._compiled(), steps
             return self(iterator)
         self.steps_made = int(done)
         if not self.steps_made:
@@ -187,11 +192,15 @@ class FastFunction:
         }
         sources = [parts.get(id(variable), variable.value) for variable in self._trained]
         mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
-        with _SeenAs(mapping), tf.GradientTape() as tape:
+        seen = _SeenAs(mapping)
+        with tf.GradientTape() as tape:
             tape.watch(list(parts.values()))
             options = {"training": True} if model._call_has_training_arg else {}
-            y_pred = self._forward(x, **options)
-            loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+            with seen:
+                y_pred = self._forward(x, **options)
+            _build_loss(model, y, y_pred)
+            with seen:
+                loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
             scaled = optimizer.scale_loss(loss)
         rows = tf.shape(next(one for one in tf.nest.flatten(x) if one is not None))[0]
         model._loss_tracker.update_state(loss, sample_weight=rows)
@@ -244,11 +253,17 @@ def choose_steps_per_call(function: Any, batches: tf.data.Dataset, most: int) ->
     with no_trace(function._model):
         function.most_steps = 1
         function(iterator)  # compiles
-        begun = time.perf_counter()
+        function.most_steps, begun = 1, time.perf_counter()
         function(iterator)
         seconds = time.perf_counter() - begun
-        function.most_steps = None
     return max(1, min(most, _MOST_STEPS, round(_CALL_SECONDS / seconds)))
+
+
+def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
+    """Makes the means of the losses of several outputs, which nobody can use who is made where variables are seen."""
+    loss = model._compile_loss
+    if loss is not None and not loss.built:
+        loss.build(y, y_pred)
 
 
 def _piles(optimizer: Any, trained: Iterable[Any]) -> list[Pile]:

@@ -115,22 +115,24 @@ class Watch(keras.callbacks.Callback):
     def __init__(self, check: Callable[[], None], steps: int | None):
         super().__init__()
         self.check, self.steps = check, steps
-        self.epochs = self._before = self._done = 0
+        self.epochs = self._before = self._done = self._first = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.epochs += 1
         self._before = self._done
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._first, function = batch, _function(self)
-        if isinstance(function, FastFunction) and self.steps is not None:
-            left = self.steps - self._done
-            function.most_steps = left if function.most_steps is None else min(left, function.most_steps)
+        function: Any = getattr(self.model, "train_function", None)
+        self._first = batch
+        if self.steps is not None and isinstance(function, FastFunction):
+            left = self.steps - self._before - batch  # `FastLoop`, which is called before, knows the epoch's end alone
+            function.most_steps = min(left, function.most_steps or left)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        function = _function(self)
-        made = self._first + function.steps_made if isinstance(function, FastFunction) else batch + 1
-        self._done = self._before + made
+        # Several steps may share a call, and Keras tells the number of the last that could have been in it.
+        made = getattr(getattr(self.model, "train_function", None), "steps_made", 0)
+        done = self._first + made if made else batch + 1
+        self._done = self._before + min(done, (self.params or {}).get("steps") or done)
         if self.steps is not None and self._done >= self.steps:
             model: Any = self.model
             model.stop_training = True
@@ -139,17 +141,11 @@ class Watch(keras.callbacks.Callback):
         self.check()
 
 
-def _function(callback: keras.callbacks.Callback) -> Any:
-    model: Any = callback.model
-    return model.train_function
-
-
 class AutoRgn(keras.callbacks.Callback):
-    """Measures the relative gradient norms before every epoch and puts the rates in proportion to them.
+    """Measures the relative gradient norms before every epoch and puts rates that are equal in proportion to them.
 
     Args:
         groups: The groups that are trained, each with the weights that are.
-        peak: Rate of the group with the largest norm.
         batches: Batches of inputs and targets to measure over.
 
     References:
@@ -157,9 +153,9 @@ class AutoRgn(keras.callbacks.Callback):
         https://arxiv.org/abs/2210.11466
     """
 
-    def __init__(self, groups: Sequence[LayerGroup], peak: float, batches: tf.data.Dataset):
+    def __init__(self, groups: Sequence[LayerGroup], batches: tf.data.Dataset):
         super().__init__()
-        self.groups, self.peak, self.batches = groups, peak, batches
+        self.groups, self.batches = groups, batches
         self._ratios: Callable[..., tf.Tensor] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -170,5 +166,5 @@ class AutoRgn(keras.callbacks.Callback):
         found = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
         check_ratios(found)
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        for name, rate in auto_rgn({name: float(column.mean()) for name, column in found.items()}, self.peak).items():
-            optimizer.reschedule(name, rate)
+        for name, share in auto_rgn({name: float(column.mean()) for name, column in found.items()}, 1.0).items():
+            optimizer.share_rate(name, share)

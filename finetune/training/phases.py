@@ -264,7 +264,9 @@ class _Run:
         if self.trained is not None:
             self.optimizer.restart(entering)
             self.restarted |= {*entering}
-        rates = dict.fromkeys(names, phase.auto_rgn) if phase.auto_rgn else dict(phase.rates)
+        ids = {id(leaf.variable) for leaf in state.trained}
+        changed = [group.name for group in self.groups if any(id(leaf.variable) in ids for leaf in group.leaves)]
+        rates = dict.fromkeys(changed, phase.auto_rgn) if phase.auto_rgn else dict(phase.rates)
         warmed = entering if phase.warmup_steps else []
         if self.sets_rates:
             self.set_rates(phase, rates, warmed)
@@ -321,7 +323,7 @@ class _Run:
             assert self.batches is not None
             ids = {id(leaf.variable) for leaf in self.state.trained}
             parts = [replace(g, leaves=tuple(x for x in g.leaves if id(x.variable) in ids)) for g in self.groups]
-            found.append(AutoRgn([part for part in parts if part.leaves], start.phase.auto_rgn, self.batches))
+            found.append(AutoRgn([part for part in parts if part.leaves], self.batches))
         return found
 
     def epochs_of(self, phase: Phase) -> int:
