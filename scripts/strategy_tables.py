@@ -197,7 +197,14 @@ def draw(all_scores: Sequence[Scores], path: Path) -> None:
                 mean, half = np.array([interval(list(column)) for column in values.T]).T
                 line = line_style(number) if number < 7 else {"color": GREY, "linestyle": "-"}
                 axis.plot(found.rates, mean, marker="o", markersize=4, label=name, linewidth=2, **line)
-                axis.fill_between(found.rates, mean - half, mean + half, color=line["color"], alpha=0.12, linewidth=0)
+                axis.fill_between(
+                    found.rates,
+                    (mean - half).clip(0),
+                    (mean + half).clip(max=1),
+                    color=line["color"],
+                    alpha=0.12,
+                    linewidth=0,
+                )
             axis.set(xscale="log", xlabel="peak learning rate (of the head)", title=f"{found.rows} training rows")
         axes[0].set_ylabel("accuracy on 1,000 test rows")
         axes[-1].legend(loc="lower center", fontsize=11, ncols=2)
