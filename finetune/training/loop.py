@@ -47,10 +47,9 @@ class FastLoop(keras.callbacks.Callback):
         self._theirs = model.train_function
         self.reason = reason_against(model)
         if self.reason is None and not isinstance(self._theirs, FastFunction):
-            fits = kept is not None and kept.fits(model)
-            model.train_function = kept if fits else FastFunction(model)
-            model.train_function.steps_per_call = model.steps_per_execution
-            model.__dict__["_finetune_function"] = model.train_function  # past Keras' tracking
+            ours = kept if kept is not None and kept.fits(model) else FastFunction(model)
+            ours.steps_per_call = model.steps_per_execution
+            model.train_function = model.__dict__["_finetune_function"] = ours  # past Keras' tracking
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         function: Any = getattr(self.model, "train_function", None)
