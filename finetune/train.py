@@ -88,10 +88,11 @@ def train(wanted: Recipe, ready: Prepared, folder: Path, console: Console) -> tu
 @contextmanager
 def _tidied(model: Any, features: Path) -> Iterator[None]:
     """Takes our function out of the model afterwards, so that whoever goes on has Keras' own, and removes features."""
+    before = model.steps_per_execution
     try:
         yield
     finally:
-        model.train_function = None
+        model.train_function, model.steps_per_execution = None, before
         shutil.rmtree(features, ignore_errors=True)
 
 

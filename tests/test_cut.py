@@ -223,3 +223,4 @@ def test_models_that_do_more_than_their_graph_are_left_alone():
 def test_a_cut_says_what_it_is():
     model = sequential(dense("a"), dense("b"), dense("head"), frozen=("a", "b"))
     assert str(find_cut(model)) == "2 layers with weights, the last of them `b`"
+    assert str(find_cut(sequential(dense("a"), dense("head"), frozen=("a",)))) == "1 layer with weights, `a`"

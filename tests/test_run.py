@@ -426,6 +426,16 @@ def test_a_run_goes_well_with(recipe, overrides):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fast_loop", ["false", "true"])
+def test_a_run_makes_the_steps_of_its_plan_whoever_makes_them_and_however_many_share_a_call(recipe, fast_loop):
+    phases = "phases=[{train: [head], epochs: 2}, {train: all, steps: 6}, {train: all, steps: 2}]"
+    jit = {"true": "false", "false": "true"}[fast_loop]  # XLA needs Keras' own loop
+    overrides = [phases, "train.epochs=null", "train.steps_per_execution=64", f"train.jit_compile={jit}"]
+    result = finetune.run(recipe, "out", overrides=overrides)
+    assert [phase.steps for phase in result.phases] == [8, 6, 2]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", ["bfloat16", "float16"])
 def test_a_run_in_mixed_precision_keeps_float32_weights_and_puts_the_policy_back(recipe, mixed):
     overrides = [

@@ -60,6 +60,8 @@ class Cut:
         return tuple(dict.fromkeys(step.name for step in self.steps if _weights(step)))
 
     def __str__(self) -> str:
+        if len(self.layers) == 1:
+            return f"1 layer with weights, `{self.layers[0]}`"
         return f"{len(self.layers)} layers with weights, the last of them `{self.layers[-1]}`"
 
 

@@ -26,7 +26,8 @@ class FastLoop(keras.callbacks.Callback):
     """Lets `model.fit` train with a `FastFunction`: as before, bit for bit, in less time.
 
     `model.compile(steps_per_execution=16)` lets sixteen steps share a call; the callbacks are then called every
-    sixteen steps. Where the model needs a loop of its own, nothing changes.
+    sixteen steps. Where the model needs a loop of its own, nothing changes. On a dataset that goes on, an epoch has just
+    `steps_per_epoch` steps; Keras' own makes whole calls.
 
     Attributes:
         reason: Why the model keeps its own loop; `None` if it does not.
@@ -47,9 +48,9 @@ class FastLoop(keras.callbacks.Callback):
         self._theirs = model.train_function
         self.reason = reason_against(model)
         if self.reason is None and not isinstance(self._theirs, FastFunction):
-            function = kept if kept is not None and kept.fits(model) else FastFunction(model)
-            function.steps_per_call = model.steps_per_execution
-            model.train_function = model.__dict__["_finetune_function"] = function  # the latter past Keras' tracking
+            ours = kept if kept is not None and kept.fits(model) else FastFunction(model)
+            ours.steps_per_call = model.steps_per_execution
+            model.train_function = model.__dict__["_finetune_function"] = ours  # past Keras' tracking
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         function: Any = getattr(self.model, "train_function", None)
