@@ -26,8 +26,8 @@ class FastLoop(keras.callbacks.Callback):
     """Lets `model.fit` train with a `FastFunction`: as before, bit for bit, in less time.
 
     `model.compile(steps_per_execution=16)` lets sixteen steps share a call; the callbacks are then called every
-    sixteen steps. Where the model needs a loop of its own, nothing changes. On a dataset that goes on, an epoch has just
-    `steps_per_epoch` steps; Keras' own makes whole calls.
+    sixteen steps. Where the model needs a loop of its own, nothing changes. On a dataset that goes on, an epoch has
+    just `steps_per_epoch` steps; Keras' own makes whole calls.
 
     Attributes:
         reason: Why the model keeps its own loop; `None` if it does not.
