@@ -108,7 +108,7 @@ def test_auto_measures_first_records_it_and_its_recipe_repeats_the_run_exactly(r
     rows = loads(Path("auto/plan.json").read_text())["weights"]
     planned = {row["group"]: row["learning_rate"][0] for row in rows if row["learning_rate"]}
     assert {name: planned[name] for name in rates} == pytest.approx(rates, rel=5e-3)
-    assert "auto" not in Path("auto/recipe.yaml").read_text()
+    assert "learning_rate: auto" not in Path("auto/recipe.yaml").read_text()
     second = finetune.run("auto/recipe.yaml", "again")
     assert first.metrics == second.metrics
     assert loads(Path("auto/result.json").read_text())["seconds"]["lr_range"] > 0
