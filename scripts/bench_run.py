@@ -120,17 +120,11 @@ def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[
     start_tensorflow()
     import keras
 
-    watch, calls = Stopwatch(), Counter[str]()
+    from finetune.training.loop import FastFunction
+
+    watch, in_fit = Stopwatch(), [False]
     model: Any = keras.Model
-    make, fit = model.make_train_function, model.fit
-
-    def name_of_step() -> str:
-        calls["step"] += 1
-        return "first step" if calls["step"] == 1 else "steps"
-
-    def measured_make(self: Any, force: bool = False) -> None:
-        make(self, force)
-        self.train_function = watch.around(self.train_function, name_of_step)
+    fit = model.fit
 
     def measured_fit(self: Any, *arguments: Any, callbacks: Sequence[Any], **more: Any) -> Any:
         for callback in callbacks:
@@ -142,23 +136,26 @@ def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[
                 "on_train_end",
             ):
                 setattr(callback, hook, watch.around(getattr(callback, hook), lambda c=callback: type(c).__name__))
+        in_fit[0] = True
         return watch.around(fit, lambda: "fit")(self, *arguments, callbacks=callbacks, **more)
 
-    model.make_train_function, model.fit = measured_make, measured_fit
+    model.fit = measured_fit
+    untyped: Any = FastFunction
+    untyped.__call__ = watch.around(FastFunction.__call__, lambda: "steps" if in_fit[0] else "first steps")
     importlib.import_module("finetune.run").run(recipe, folder / "watched", overrides=overrides)
     return dict(watch.seconds)
 
 
 def shares(seconds: dict[str, float]) -> Iterator[dict[str, Any]]:
-    """Yields what is beside the steps, as shares of the training without its first step, which traces."""
-    whole = seconds["fit"] - seconds["first step"]
-    beside = {name: value for name, value in seconds.items() if name not in ("fit", "first step", "steps")}
+    """Yields what is beside the steps, as shares of `fit`; the first steps, which trace, are made before it."""
+    whole = seconds["fit"]
+    beside = {name: value for name, value in seconds.items() if name not in ("fit", "first steps", "steps")}
     beside["Keras' own loop and batches"] = whole - seconds["steps"] - sum(beside.values())
     yield {"name": "training beside its steps", "seconds": round(whole - seconds["steps"], 3)} | {
         "share": round(1 - seconds["steps"] / whole, 3),
         "share_of_callbacks": round(1 - (seconds["steps"] + beside["Keras' own loop and batches"]) / whole, 3),
     }
-    yield {"name": "first step, which traces", "seconds": round(seconds["first step"], 3)}
+    yield {"name": "first steps, which trace", "seconds": round(seconds["first steps"], 3)}
     for name, value in sorted(beside.items(), key=lambda pair: -pair[1]):
         yield {"name": f"training, {name}", "seconds": round(value, 4), "share": round(value / whole, 4)}
 
