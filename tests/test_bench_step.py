@@ -168,6 +168,7 @@ def figure(system, groups, ratio, memory=100.0):
     }
 
 
+@pytest.mark.slow
 def test_the_page_is_filled_from_the_figures_and_filling_it_again_changes_nothing(script, tmp_path):
     figures = [figure("Keras, one Adam", 1, 1.0), figure("finetune", 1, 0.5), figure("finetune", 100, 0.55, 101.0)]
     (tmp_path / "all.json").write_text(json.dumps(figures))

@@ -42,6 +42,7 @@ def steps(optimizer, trained, first, last, of=slice(None)):
 
 @pytest.mark.parametrize("fused", ["auto", "on", "off"])
 @pytest.mark.parametrize("name", MAKE)
+@pytest.mark.slow
 def test_a_group_that_enters_goes_as_if_a_fresh_optimizer_trained_it(name, fused):
     ours, theirs = variables(), variables()
     optimizer = GroupedOptimizer({"body": (MAKE[name](), ours[:2]), "head": (MAKE[name](), ours[2:])}, fused=fused)

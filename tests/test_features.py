@@ -148,6 +148,7 @@ def masked():
     return compiled(keras.Model(inputs, layers.Dense(3, "softmax")(layers.LSTM(5)(encoder(inputs)))), "a", "b")
 
 
+@pytest.mark.slow
 def test_masks_are_kept_beside_the_features(tmp_path):
     assert_same_bits(both_ways(masked, TOKENS, mode="disk", store=FeatureStore(tmp_path)))
     model = masked()
@@ -187,6 +188,7 @@ def test_convolutions_in_front_are_trained_bit_for_bit():
     assert_same_bits(both_ways(lambda: compiled(small_cnn(3), "conv1", "bn1", "conv2", "bn2"), images))
 
 
+@pytest.mark.slow
 def test_fit_trains_on_features_and_evaluates_the_whole_model():
     losses = []
     for cached in (False, True):

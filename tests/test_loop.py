@@ -127,6 +127,7 @@ def test_it_gives_what_fit_gives_to_the_last_bit(case):
 
 
 @pytest.mark.parametrize("case", ["dense", "batch normalization and dropout"])
+@pytest.mark.slow
 def test_small_weights_lie_together_meanwhile_and_are_in_their_own_variables_afterwards(case):
     build, options = CASES[case]
     model, state, _ = trained(build, [FastLoop()], **options)
@@ -135,6 +136,7 @@ def test_small_weights_lie_together_meanwhile_and_are_in_their_own_variables_aft
     assert_identical((model, state, {}), (*trained(build, [], **options)[:2], {}))
 
 
+@pytest.mark.slow
 def test_mixed_precision_gives_what_fit_gives():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -144,6 +146,7 @@ def test_mixed_precision_gives_what_fit_gives():
         keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.slow
 def test_a_layer_that_looks_past_the_keras_variables_keeps_its_own():
     class Raw(layers.Layer):
         def build(self, shape):

@@ -143,6 +143,7 @@ def test_a_training_of_less_than_a_second_is_saved_once(tiny, rows, tmp_path, mo
     assert model.saved_at == (9,)
 
 
+@pytest.mark.slow
 def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(LastWeights, "_SHARE", 1e9)
@@ -247,6 +248,7 @@ def told(tiny, rows, console, epochs=2, **more):
         return fit(compiled(tiny()), rows, LearningRateLogger(), progress, epochs=epochs, **more)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_one_plain_line_for_every_epoch_with_loss_metrics_and_rates(tiny, rows):
     out = StringIO()
     few = tuple(part[:5] for part in rows)

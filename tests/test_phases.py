@@ -86,6 +86,7 @@ def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_t
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows):
     results = []
     for phased in (False, True):
@@ -100,6 +101,7 @@ def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows):
     assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.slow
 def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_optimizer(tiny, rows):
     """Plain SGD has no slots: what remains is which gradients are applied."""
     results = []
@@ -138,6 +140,7 @@ def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
     assert any(np.any(slot) for slot in slots[2])
 
 
+@pytest.mark.slow
 def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows):
     model = tiny()
     groups = prepared(model)
@@ -170,6 +173,7 @@ def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, r
 # -- Rates ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rates_of_a_phase_take_the_place_of_the_groups_own_and_go_with_it(tiny, rows):
     model = tiny()
     groups = prepared(model, {"stem": SGD(0.3), "body": SGD(constant(0.2)), "head": SGD(0.1)})
@@ -240,6 +244,7 @@ def test_what_a_plateau_took_from_the_rates_comes_back_with_the_next_phase(tiny,
     assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
 
 
+@pytest.mark.slow
 def test_auto_rgn_heeds_a_warm_up(tiny, rows):
     model = tiny()
     groups = prepared(model)
@@ -462,6 +467,7 @@ def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropping, is
     assert not np.array_equal(body(rows[0], training=True), outputs[0])  # let go afterwards
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, rows, tmp_path):
     model = tiny()
     groups = prepared(model)

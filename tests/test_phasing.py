@@ -62,6 +62,7 @@ def test_without_phases_neither_the_result_nor_the_plan_nor_the_metrics_speak_of
     assert "phase" not in rows_of(tmp_path / "out" / "metrics.csv")[0]
 
 
+@pytest.mark.slow
 def test_one_phase_of_everything_is_bit_identical_to_a_run_without_phases(recipe, tmp_path):
     plain, _ = ran(recipe, tmp_path / "plain")
     phased, _ = ran(recipe, tmp_path / "phased", "phases=[{train: all, epochs: 2}]")
@@ -70,6 +71,7 @@ def test_one_phase_of_everything_is_bit_identical_to_a_run_without_phases(recipe
         np.testing.assert_array_equal(one.variable, other.variable)
 
 
+@pytest.mark.slow
 def test_a_phase_that_ends_early_shortens_the_run(recipe, tmp_path):
     phases = "phases=[{train: all, epochs: 5, until: {monitor: loss, min_delta: 100, patience: 1}}, {train: head, epochs: 1}]"
     result, told = ran(recipe, tmp_path / "out", OPEN, phases)
@@ -84,6 +86,7 @@ def test_a_loss_that_is_no_number_ends_all_phases(recipe, tmp_path):
     assert {row["phase"] for row in rows_of(tmp_path / "out" / "metrics.csv")} == {"1"}
 
 
+@pytest.mark.slow
 def test_recalibrate_estimates_statistics_of_trained_groups_after_training(recipe, tmp_path):
     own = ["groups.stem.frozen=", "groups.stem.optimizer=sgd", "groups.stem.learning_rate=1e-3"]
     plain, _ = ran(recipe, tmp_path / "plain", *own)
@@ -97,6 +100,7 @@ def test_recalibrate_estimates_statistics_of_trained_groups_after_training(recip
     assert changed == ["bn/moving_mean", "bn/moving_variance"]
 
 
+@pytest.mark.slow
 def test_a_model_with_every_mode_of_batch_normalization_opens_in_plain_keras(recipe, tmp_path):
     own = ["groups.stem.frozen=", "groups.stem.optimizer=sgd", "groups.stem.learning_rate=1e-3"]
     phases = "phases=[{train: all, epochs: 1, batch_norm: affine}, {train: [body, head], epochs: 1, batch_norm: {stem: statistics}}]"
@@ -166,6 +170,7 @@ def test_what_surgical_leaves_alone_is_said(recipe):
 # -- Normalization that always trains, and what groups say ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_normalization_of_a_group_frozen_for_good_becomes_a_group_with_the_next_groups_optimizer(recipe, tmp_path):
     ready = planned(recipe, "train.always_train=normalization")
     assert [group.name for group in ready.groups] == ["stem-normalization", "stem", "body", "head"]

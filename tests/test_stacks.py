@@ -330,6 +330,7 @@ def test_a_step_of_many_small_variables_has_a_fifth_of_the_operations_of_keras()
     assert together[1] < alone[1] * 0.4  # a slot is captured once for all
 
 
+@pytest.mark.slow
 def test_a_step_of_sixty_groups_costs_hardly_an_operation_more_than_one_of_one():
     variables = make_variables(60, (2, 2)) + make_variables(60, (2,))
     one = operations(GroupedOptimizer([(Adam(0.1), variables)]), variables)

@@ -58,6 +58,7 @@ def optimizer_of(body, head):
     )
 
 
+@pytest.mark.slow
 def test_a_bare_module_is_trained_bit_for_bit_as_train_on_batch_trains_an_equal_keras_model():
     model, module = keras_network(), Network()
     same_weights(module, model)
