@@ -29,8 +29,9 @@ from finetune.training.monitor import (
     StopAtNonFiniteLoss,
     TensorBoardLog,
 )
+from finetune.training.phase import state_of
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES
-from finetune.training.phases import PhaseRecord, PhaseStart, phase_function, run_phases, state_of
+from finetune.training.phases import PhaseRecord, PhaseStart, phase_function, run_phases
 from finetune.training.trial import explained
 
 SEE_WHERE = "The option `--debug` shows where."

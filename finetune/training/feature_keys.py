@@ -69,7 +69,7 @@ def _step(step: Step, infers: bool, passes: int) -> str:
 def _config(layer: keras.layers.Layer) -> Any:
     try:
         return layer.get_config()
-    except Exception:  # a `get_config` is anybody's code
+    except Exception:  # anybody's code, which may fail in any way: then the features are made anew, never found again
         raise _UnknownError from None
 
 

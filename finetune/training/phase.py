@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
+
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.resolver import LayerGroup
 from finetune.training.phase_callbacks import Plateau, Until
-from finetune.training.phase_state import BATCH_NORM_MODES
+from finetune.training.phase_state import BATCH_NORM_MODES, PhaseState, phase_state
 
 ALL = "all"
 CLOCKS = ("run", "phase")
@@ -58,6 +60,18 @@ class Phase:
     def names(self, groups: Sequence[LayerGroup]) -> tuple[str, ...]:
         """The groups it trains, input to output."""
         return tuple(g.name for g in groups if not g.frozen and (self.train == ALL or g.name in self.train))
+
+
+def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> PhaseState:
+    """Works out what becomes of every weight in a phase."""
+    return phase_state(
+        model,
+        groups,
+        phase.names(groups),
+        batch_norm=phase.batch_norm,
+        always_train_normalization=phase.always_train_normalization,
+        dropping=phase.dropping,
+    )
 
 
 def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every: bool = True) -> None:

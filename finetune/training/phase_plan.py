@@ -9,8 +9,8 @@ import keras
 
 from finetune.errors import quote
 from finetune.groups.resolver import LayerGroup
-from finetune.training.phase import CLOCKS, Phase
-from finetune.training.phase_state import BATCH_NORM_MODES, PhaseState, phase_state
+from finetune.training.phase import CLOCKS, Phase, state_of
+from finetune.training.phase_state import BATCH_NORM_MODES, PhaseState
 from finetune.training.plan import GroupSettings, Plan, PlannedWeight
 
 Rates = tuple[float, float, float]
@@ -38,18 +38,6 @@ class PlannedPhase:
     batch_norm: dict[str, str]
     resting: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> PhaseState:
-    """Works out what becomes of every weight in a phase."""
-    return phase_state(
-        model,
-        groups,
-        phase.names(groups),
-        batch_norm=phase.batch_norm,
-        always_train_normalization=phase.always_train_normalization,
-        dropping=phase.dropping,
-    )
 
 
 def with_phases(

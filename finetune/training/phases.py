@@ -18,9 +18,9 @@ from finetune.pretrained.checksum import checksum
 from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
 from finetune.training.loop import FastFunction, FastLoop, reason_against
-from finetune.training.phase import Phase, check_phases
+from finetune.training.phase import Phase, check_phases, state_of
 from finetune.training.phase_callbacks import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
-from finetune.training.phase_state import PhaseState, check, enter, phase_state
+from finetune.training.phase_state import PhaseState, check, enter
 
 
 @dataclass(frozen=True)
@@ -338,18 +338,6 @@ def _rates_key(phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) ->
     schedules = sorted((name, id(rate)) for name, rate in rates.items() if callable(rate))
     numbers = sorted(name for name, rate in rates.items() if not callable(rate))
     return phase.clock, tuple(schedules), tuple(numbers), (phase.warmup_steps, tuple(warmed)) if warmed else ()
-
-
-def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> PhaseState:
-    """Works out what becomes of every weight in a phase."""
-    return phase_state(
-        model,
-        groups,
-        phase.names(groups),
-        batch_norm=phase.batch_norm,
-        always_train_normalization=phase.always_train_normalization,
-        dropping=phase.dropping,
-    )
 
 
 def grouped_optimizer(model: Any) -> GroupedOptimizer:
