@@ -36,12 +36,14 @@ from step_systems import BASELINE, SYSTEMS
 from step_workloads import NEEDS_BFLOAT16, WORKLOADS, Batch, Workload, has_bfloat16
 
 Case = tuple[str, int]
+IMPORTED = time.process_time()  # seconds that Python, TensorFlow and Keras take before anything is made
 
 
 @dataclass(frozen=True)
 class Figure:
     """One measurement, as the JSON file holds it; `ratio` and `spread` are relative to Keras with one Adam.
 
+    `startup_cpu_seconds` is of a whole process, of which `import_cpu_seconds` pass before anything is made.
     `operations` is the size of the step's graph, which is the same on every machine.
     """
 
@@ -54,6 +56,7 @@ class Figure:
     startup_cpu_seconds: float | None
     peak_rss_mb: float | None
     operations: int | None
+    import_cpu_seconds: float | None
     machine: str
 
 
@@ -69,6 +72,8 @@ def start(workload: Workload, name: str, groups: int) -> tuple[keras.Model, Batc
     system = SYSTEMS[name]
     model, batch = workload.build(plain=system.plain)
     train = system.prepare(model, groups)
+    if model.compiled:
+        model._symbolic_build(data_batch=batch)  # as `fit` does, lest the step be traced twice
     batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
 
     def step(steps: int) -> int:
@@ -95,19 +100,19 @@ def in_turns(workload: Workload, wanted: Sequence[Case], peers: Mapping[Case, An
     return seconds
 
 
-def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, float, int | None]:
-    """Returns processor seconds up to the fifth step, peak memory in MB, and operations of the step."""
+def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, float, int | None, float]:
+    """Returns processor seconds up to the fifth step, peak memory in MB, operations, and seconds of the imports."""
     command = [sys.executable, __file__, "--alone", workload, system, str(groups)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"`{system}` failed at {groups} groups of `{workload}`:\n{done.stderr}")
-    seconds, memory, operations = map(float, done.stdout.split()[-3:])
-    return round(seconds, 2), round(memory, 1), int(operations) or None
+    seconds, memory, operations, imports = map(float, done.stdout.split()[-4:])
+    return round(seconds, 2), round(memory, 1), int(operations) or None, round(imports, 2)
 
 
 def alone(workload: str, system: str, groups: int) -> None:
     model, batch, _ = start(WORKLOADS[workload], system, groups)
-    print(time.process_time(), peak_memory(), count_operations(model, batch))
+    print(time.process_time(), peak_memory(), count_operations(model, batch), IMPORTED)
 
 
 def count_operations(model: keras.Model, batch: Batch) -> int:
@@ -121,30 +126,33 @@ def count_operations(model: keras.Model, batch: Batch) -> int:
 def measure(name: str, options: argparse.Namespace) -> Iterator[Figure]:
     workload, here = WORKLOADS[name], machine()
     wanted = cases(workload, quick=options.quick)
-    apart = {case: (None, None, None) if options.steps_only else in_its_own_process(name, *case) for case in wanted}
+    none = (None, None, None, None)
+    apart = {case: none if options.steps_only else in_its_own_process(name, *case) for case in wanted}
     with running([] if options.quick else wanted_peers(workload), options.peers, name) as peers:
         if not options.steps_only:
             apart |= {
-                case: (round(p.startup_cpu_seconds, 2), round(p.peak_rss_mb, 1), None) for case, p in peers.items()
+                case: (round(p.startup_cpu_seconds, 2), round(p.peak_rss_mb, 1), None, None)
+                for case, p in peers.items()
             }
         seconds = in_turns(workload, wanted, peers, options.rounds or workload.rounds)
     base = seconds[BASELINE, 1]
     for case, own in seconds.items():
         low, middle, high = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)], n=4)
         usual = round(statistics.median(own) * 1000, 3)
-        none = (None, None, None)
         yield Figure(
             name, *case, round(middle, 3), (round(low, 3), round(high, 3)), usual, *apart.get(case, none), here
         )
 
 
 def table(figures: Sequence[Figure]) -> str:
-    columns = ("workload", "system", "groups", "step", "middle half", "start-up, s", "memory, MB", "operations")
-    rows = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    apart = ("start-up, s", "of it imports", "memory, MB", "operations")
+    columns = ("workload", "system", "groups", "step", "middle half", *apart)
+    rows = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
     for f in figures:
         low, high = f.spread
-        apart = f"{f.startup_cpu_seconds or 0:.1f} | {f.peak_rss_mb or 0:.0f} | {f.operations or ''}"
-        rows.append(f"| {f.workload} | {f.system} | {f.groups} | {f.ratio:.2f}x | {low:.2f}-{high:.2f} | {apart} |")
+        start = f"{f.startup_cpu_seconds or 0:.1f} | {f.import_cpu_seconds or 0:.1f}"
+        step = f"{f.ratio:.2f}x | {low:.2f}-{high:.2f} | {start} | {f.peak_rss_mb or 0:.0f} | {f.operations or ''}"
+        rows.append(f"| {f.workload} | {f.system} | {f.groups} | {step} |")
     return "\n".join([*rows, "", f"On {machine()}."])
 
 

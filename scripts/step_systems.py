@@ -106,7 +106,6 @@ def own_loop(model: keras.Model, groups: int, steps: int) -> TrainFunction:
 
     def train(iterator: Iterator[Any]) -> Any:
         if not made:
-            model._symbolic_build(data_batch=next(iterator))
             made.append(FastFunction(model))
         return made[0](iterator)
 

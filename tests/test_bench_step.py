@@ -164,6 +164,7 @@ def figure(system, groups, ratio, memory=100.0):
         "startup_cpu_seconds": 4.0,
         "peak_rss_mb": memory,
         "operations": None,
+        "import_cpu_seconds": 3.0,
         "machine": "a machine",
     }
 
@@ -179,7 +180,7 @@ def test_the_page_is_filled_from_the_figures_and_filling_it_again_changes_nothin
     told = page.read_text()
     assert "Measured on a machine." in told
     assert "| small layers | 100 | 1.10x | 1.00x | 1.01x |" in told
-    assert "| finetune | 100 | 0.55x | 0.54 to 0.56 | 5.50 | 4.0 | 101 |  |" in told
+    assert "| finetune | 100 | 0.55x | 0.54 to 0.56 | 5.50 | 4.0 | 3.0 | 101 |  |" in told
     assert told.startswith("# Title\n\n")
     assert told.endswith("\n\nThe end.\n")
     names = {path.name for path in (tmp_path / "images").iterdir()}

@@ -3,8 +3,9 @@
 Keras writes Adam as a dozen operations, each of which reads and writes all elements. Two of TensorFlow's training
 kernels do what several of them do, in one pass and in the same order: gradient descent, `m -= c * (m - g)`, is
 `m += (g - m) * c` to the last bit, since rounding does not look at the sign; and Adagrad that leaves its accumulator
-alone is `w -= m * alpha / (sqrt(v) + epsilon)`. TensorFlow's own Adam kernel is faster still, but computes `1 - beta`
-in single precision, and so differs from Keras in most elements. See `tests/test_adam.py`.
+alone is `w -= m * alpha / (sqrt(v) + epsilon)`. What is so large that memory is all that counts is updated in one pass,
+which XLA compiles. TensorFlow's own Adam kernel, one pass too, computes `1 - beta` in single precision, and so differs
+from Keras in most elements. See `tests/test_adam.py`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from tensorflow.python.ops import control_flow_util
+
+ONE_PASS_FROM = 2**18  # elements: below, what is computed in between stays in the cache, and another program costs more
+_POWERS = 2 ** np.arange(31)
 
 
 def update_large(
@@ -28,8 +33,11 @@ def update_large(
         index = optimizer._get_variable_index(variable)
         w, m, v = map(native, (variable, optimizer._momentums[index], optimizer._velocities[index]))
         if all(isinstance(one, tf.Variable) and has_kernels(one) for one in (w, m, v)):
-            move_slots(optimizer, m, v, gradient)
-            move_weights(optimizer, w, m, v, alpha)
+            if w.shape.num_elements() >= ONE_PASS_FROM and not is_compiled_by_xla():
+                move_in_one_pass(optimizer, w, m, v, gradient, alpha)
+            else:
+                move_slots(optimizer, m, v, gradient)
+                move_weights(optimizer, w, m, v, alpha)
         else:
             left.append((gradient, variable))
     return [gradient for gradient, _ in left], [variable for _, variable in left]
@@ -98,3 +106,61 @@ def move_weights(optimizer: keras.optimizers.Optimizer, variable: tf.Variable, m
 def weight_change(optimizer: keras.optimizers.Optimizer, m: Any, v: Any, alpha: Any) -> tf.Tensor:
     """What `move_weights` subtracts."""
     return m.read_value() * alpha / (tf.sqrt(v.read_value()) + optimizer.epsilon)
+
+
+def move_in_one_pass(
+    optimizer: keras.optimizers.Optimizer, w: tf.Variable, m: tf.Variable, v: tf.Variable, gradient: Any, alpha: Any
+) -> None:
+    """Does `move_slots` and `move_weights` at once, for `alpha` one number."""
+    factors = np.float32(1 - optimizer.beta_1), np.float32(1 - optimizer.beta_2), np.float32(optimizer.epsilon)
+    constants = (alpha, *map(tf.constant, factors), tf.constant(0))
+    if isinstance(gradient, tf.IndexedSlices):
+        _one_pass_of_rows(w, m, v, *_row_sums(gradient, w), *constants)
+    else:
+        _one_pass(w, m, v, tf.cast(gradient, w.dtype), *constants)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _one_pass(w: Any, m: Any, v: Any, gradient: Any, *constants: Any) -> None:
+    _rule(w, m, v, gradient, _rounded(gradient * gradient, constants[-1]), *constants)
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _one_pass_of_rows(w: Any, m: Any, v: Any, place: Any, sums: Any, squares: Any, *constants: Any) -> None:
+    _rule(w, m, v, tf.gather(sums, place), tf.gather(squares, place), *constants)
+
+
+def _rule(
+    w: Any, m: Any, v: Any, g: Any, g_squared: Any, alpha: Any, c1: Any, c2: Any, epsilon: Any, zero: Any
+) -> None:
+    new_m = m + _rounded((g - m) * c1, zero)
+    new_v = v + _rounded((g_squared - v) * c2, zero)
+    m.assign(new_m, read_value=False)
+    v.assign(new_v, read_value=False)
+    w.assign(w - new_m * alpha / (tf.sqrt(new_v) + epsilon), read_value=False)
+
+
+def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
+    """Keeps XLA from adding to a product that was not rounded: it cannot know that `zero` changes nothing."""
+    return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.int32), zero), product.dtype)
+
+
+def _row_sums(gradient: tf.IndexedSlices, variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Takes a sparse gradient apart, without making it dense.
+
+    Returns:
+        For every row of the variable its place in the others, and sums of the values and of their squares. Their last
+        row is 0: it is of all rows without a gradient. They have 2^n rows, as XLA compiles anew for every shape.
+    """
+    rows, position = tf.unique(gradient.indices)
+    number = tf.size(gradient.indices)
+    length = tf.bitwise.left_shift(1, tf.reduce_sum(tf.cast(number >= _POWERS, tf.int32)))  # the next power of 2
+    values = tf.cast(gradient.values, variable.dtype)
+    sums, squares = (tf.math.unsorted_segment_sum(one, position, length) for one in (values, values * values))
+    nowhere = tf.fill(variable.shape[:1], length - 1)
+    return tf.tensor_scatter_nd_update(nowhere, rows[:, None], tf.range(tf.size(rows))), sums, squares
+
+
+def is_compiled_by_xla() -> bool:
+    """Whether what is traced just now becomes a part of something that XLA compiles, with the rounding of XLA."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
