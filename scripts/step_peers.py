@@ -99,9 +99,10 @@ class Peer:
 
 
 def wanted_peers(workload: Workload) -> list[tuple[str, int]]:
-    """Returns the peers that have a workload, with their numbers of groups."""
+    """Returns the peers that have a workload, with their numbers of groups; where steps are long, they need memory."""
     having = {name: peer for name, peer in PEERS.items() if workload.peers in peer.workloads}
-    return [(name, n) for name, peer in having.items() for n in workload.groups if n <= peer.most_groups]
+    most = 10 if workload.has_long_steps else 100
+    return [(name, n) for name, peer in having.items() for n in workload.groups if n <= min(most, peer.most_groups)]
 
 
 @contextmanager

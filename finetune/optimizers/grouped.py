@@ -4,8 +4,8 @@ The division of labour: the parent is an ordinary Keras optimizer. It counts the
 accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
 rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are here, in `stacks.py` and in `windows.py`; the minor version
-of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
+Keras has no public hook for this. The private ones used are here, in `averages.py`, in `stacks.py` and in `windows.py`;
+the minor version of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
 https://github.com/keras-team/keras/issues/21741.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.optimizers.adam import update_large
+from finetune.optimizers.averages import AveragingOptimizer
 from finetune.optimizers.clocks import Clocks, give_fresh_slots
 from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
@@ -39,7 +39,7 @@ _OWN_SETTINGS = (
 
 
 @keras.saving.register_keras_serializable("finetune")
-class GroupedOptimizer(keras.optimizers.Optimizer):
+class GroupedOptimizer(AveragingOptimizer):
     """Updates every layer group with its own optimizer at its own learning rate, all in one step.
 
     It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group;
@@ -118,7 +118,6 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         if fused != "off" and not tf.distribute.has_strategy():
             move_together([rate.dial for rate in rates])
         self._rates = GroupRates(rates)
-        self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
         self.children: Any = tf.Module(name="children")
         self.children.by_group = {group.name: group.optimizer for group in roster.groups}
@@ -312,7 +311,7 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         self._check_schedules()
         self._admit(variables)
-        self._stepping = frozenset(self._var_key(variable) for variable in variables)
+        super()._check_variables_are_known(variables)
 
     # -- One step -----------------------------------------------------------------------------------------------------
 
@@ -373,37 +372,6 @@ class GroupedOptimizer(keras.optimizers.Optimizer):
         for group in self._roster.groups:
             if group.name in rows:
                 yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
-
-    # -- The moving average -------------------------------------------------------------------------------------------
-
-    def _with_average(self, variables: Iterable[Any]) -> Iterator[tuple[Any, keras.Variable]]:
-        for variable in variables:
-            average = self._model_variables_moving_average[self._get_variable_index(variable)]
-            if average is not None:
-                yield variable, average
-
-    def _start_averages(self, variables: Iterable[Any]) -> None:
-        """Lets averages that are of stand-ins alone, not from a file, begin at the variables that came."""
-        for variable, average in self._with_average(variables):
-            with tf.init_scope():  # a step may be traced just now
-                if not np.any(average):
-                    average.assign(variable)
-
-    def _update_model_variables_moving_average(self, trainable_variables: list[Any]) -> None:
-        """As in Keras; only that the average of a frozen variable stands still, to the last bit."""
-        not_first = ops.not_equal(self.iterations, 0)
-        for variable, average in self._with_average(trainable_variables):
-            keeps = self.ema_momentum if self._var_key(variable) in self._stepping else 1.0
-            momentum = ops.multiply(ops.cast(not_first, variable.dtype), keeps)
-            average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1, momentum), variable)))
-
-    def _overwrite_model_variables_with_average_value(self, trainable_variables: Iterable[Any]) -> None:
-        self.finalize_variable_values(v for v in trainable_variables if self._var_key(v) in self._stepping)
-
-    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
-        """Puts the moving average, if one is kept, into the variables, of which some may be frozen."""
-        for variable, average in self._with_average(var_list if self.use_ema else ()):
-            variable.assign(average)
 
     # -- State --------------------------------------------------------------------------------------------------------
 
