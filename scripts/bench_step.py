@@ -72,8 +72,6 @@ def start(workload: Workload, name: str, groups: int) -> tuple[keras.Model, Batc
     system = SYSTEMS[name]
     model, batch = workload.build(plain=system.plain)
     train = system.prepare(model, groups)
-    if model.compiled:
-        model._symbolic_build(data_batch=batch)  # as `fit` does, lest the step be traced twice
     batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
 
     def step(steps: int) -> int:

@@ -182,6 +182,25 @@ def test_the_first_step_may_be_traced():
     assert float(v[0]) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_fit_traces_the_step_once():
+    traced = []
+
+    class Counting(keras.Model):
+        def train_step(self, *arguments):
+            traced.append(arguments)
+            return super().train_step(*arguments)
+
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(2)
+    model = Counting(inputs, keras.layers.Dense(2)(hidden(inputs)))
+    head = model.layers[-1]
+    optimizer = GroupedOptimizer([(keras.optimizers.Adam(1e-3), hidden), (keras.optimizers.SGD(1e-2), head)])
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    assert len(traced) == 1
+    assert int(optimizer.iterations) == 1
+
+
 def test_a_compiled_step_has_as_many_operations_for_twenty_groups_as_for_one():
     def operations(num_groups):
         variables = [tf.Variable([1.0]) for _ in range(20)]

@@ -9,6 +9,7 @@ from Keras in most elements. See `tests/test_adam.py`.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ import tensorflow as tf
 from keras import ops
 from tensorflow.python.ops import control_flow_util
 
-ONE_PASS_FROM = 2**18  # elements: below, what is computed in between stays in the cache, and another program costs more
+ONE_PASS_FROM = 2**18  # elements; the fewer passes do not pay for another program below
 _POWERS = 2 ** np.arange(31)
 
 
@@ -33,7 +34,7 @@ def update_large(
         index = optimizer._get_variable_index(variable)
         w, m, v = map(native, (variable, optimizer._momentums[index], optimizer._velocities[index]))
         if all(isinstance(one, tf.Variable) and has_kernels(one) for one in (w, m, v)):
-            if w.shape.num_elements() >= ONE_PASS_FROM and not is_compiled_by_xla():
+            if w.shape.num_elements() >= ONE_PASS_FROM and not is_compiled_by_xla() and has_xla():
                 move_in_one_pass(optimizer, w, m, v, gradient, alpha)
             else:
                 move_slots(optimizer, m, v, gradient)
@@ -114,10 +115,11 @@ def move_in_one_pass(
     """Does `move_slots` and `move_weights` at once, for `alpha` one number."""
     factors = np.float32(1 - optimizer.beta_1), np.float32(1 - optimizer.beta_2), np.float32(optimizer.epsilon)
     constants = (alpha, *map(tf.constant, factors), tf.constant(0))
-    if isinstance(gradient, tf.IndexedSlices):
-        _one_pass_of_rows(w, m, v, *_row_sums(gradient, w), *constants)
-    else:
-        _one_pass(w, m, v, tf.cast(gradient, w.dtype), *constants)
+    with tf.device(w.device):  # XLA takes no resource of another device
+        if isinstance(gradient, tf.IndexedSlices):
+            _one_pass_of_rows(w, m, v, *_row_sums(gradient, w), *constants)
+        else:
+            _one_pass(w, m, v, tf.cast(gradient, w.dtype), *constants)
 
 
 @tf.function(jit_compile=True, autograph=False)
@@ -145,15 +147,16 @@ def _rounded(product: tf.Tensor, zero: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(product, tf.int32), zero), product.dtype)
 
 
-def _row_sums(gradient: tf.IndexedSlices, variable: tf.Variable) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _row_sums(gradient: tf.IndexedSlices, variable: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Takes a sparse gradient apart, without making it dense.
 
     Returns:
         For every row of the variable its place in the others, and sums of the values and of their squares. Their last
-        row is 0: it is of all rows without a gradient. They have 2^n rows, as XLA compiles anew for every shape.
+        row is 0: it is of all rows without a gradient. They have 2^n rows, as XLA compiles anew for every shape, and
+        at most twice those of the variable.
     """
     rows, position = tf.unique(gradient.indices)
-    number = tf.size(gradient.indices)
+    number = tf.minimum(tf.size(gradient.indices), variable.shape[0])
     length = tf.bitwise.left_shift(1, tf.reduce_sum(tf.cast(number >= _POWERS, tf.int32)))  # the next power of 2
     values = tf.cast(gradient.values, variable.dtype)
     sums, squares = (tf.math.unsorted_segment_sum(one, position, length) for one in (values, values * values))
@@ -164,3 +167,14 @@ def _row_sums(gradient: tf.IndexedSlices, variable: tf.Variable) -> tuple[tf.Ten
 def is_compiled_by_xla() -> bool:
     """Whether what is traced just now becomes a part of something that XLA compiles, with the rounding of XLA."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+@cache
+def has_xla() -> bool:
+    """Whether this TensorFlow has XLA for processors; not every build does."""
+    try:
+        with tf.init_scope(), tf.device("CPU:0"):  # a step may be traced just now
+            tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(tf.constant(0))
+    except tf.errors.OpError:
+        return False
+    return True

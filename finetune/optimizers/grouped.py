@@ -28,7 +28,7 @@ from finetune.optimizers.membership import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.sparse import densify, merge_rows
 from finetune.optimizers.stacks import Pile, Stacks, check_fused, make_stacks
-from finetune.optimizers.state import fitting_values, group_config, read_groups, track_all
+from finetune.optimizers.state import fitting_values, group_config, made_at_once, read_groups, track_all
 from finetune.optimizers.windows import move_together
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -267,8 +267,11 @@ class GroupedOptimizer(AveragingOptimizer):
             GroupError: If a variable belongs to no group.
         """
         self._admit(list(variables))
-        if self.built:
-            return
+        if not self.built:
+            with made_at_once():
+                self._make_slots()
+
+    def _make_slots(self) -> None:
         super().build([v for group in self._roster.groups for v in group.variables])
         self._stacks = make_stacks(
             self._roster.groups,

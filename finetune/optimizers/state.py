@@ -1,10 +1,12 @@
 """What a grouped optimizer keeps in a model's config and file, and how it is read back."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from finetune.errors import GroupError, quote
 from finetune.optimizers.group import Group
@@ -58,6 +60,23 @@ def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[s
             "optimizers, or load the weights before `compile`."
         )
     return values
+
+
+@contextmanager
+def made_at_once() -> Iterator[None]:
+    """Lets what is made meanwhile be made outside of a function that is being traced.
+
+    TensorFlow traces a function twice that makes variables, as that of `fit` does with Keras' own optimizers.
+    """
+
+    def make(next_creator: Any, **settings: Any) -> tf.Variable:
+        return next_creator(**{**settings, "experimental_enable_variable_lifting": False})
+
+    if tf.distribute.has_strategy():  # makes variables in its own way
+        yield
+    else:
+        with tf.init_scope(), tf.variable_creator_scope(make):
+            yield
 
 
 def track_all(child: keras.optimizers.Optimizer) -> None:
