@@ -81,12 +81,12 @@ class MetricsFile(keras.callbacks.Callback):
 class LastWeights(keras.callbacks.Callback):
     """Saves weights and optimizer after an epoch, unless its loss is no finite number.
 
-    The file is whole at all times; Keras' ModelCheckpoint writes over the one that is there. Saving takes a twentieth
+    The file is whole at all times; Keras' ModelCheckpoint writes over the one that is there. Saving takes a hundredth
     of the time at most: where epochs are so short that it would take more, some are left out, but neither the first
     nor the last.
     """
 
-    _SHARE = 0.05
+    _SHARE = 0.01
     _FIRST_SECONDS = 0.0  # before anything is saved
 
     def __init__(self, path: Path):
