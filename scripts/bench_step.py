@@ -98,7 +98,11 @@ def in_turns(workload: Workload, wanted: Sequence[Case], peers: Mapping[Case, An
     return seconds
 
 
-def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, float, int | None, float]:
+Start = tuple[float, float, int | None, float | None]
+NoStart = tuple[None, None, None, None]
+
+
+def in_its_own_process(workload: str, system: str, groups: int) -> Start:
     """Returns processor seconds up to the fifth step, peak memory in MB, operations, and seconds of the imports."""
     command = [sys.executable, __file__, "--alone", workload, system, str(groups)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -106,6 +110,12 @@ def in_its_own_process(workload: str, system: str, groups: int) -> tuple[float, 
         raise SystemExit(f"`{system}` failed at {groups} groups of `{workload}`:\n{done.stderr}")
     seconds, memory, operations, imports = map(float, done.stdout.split()[-4:])
     return round(seconds, 2), round(memory, 1), int(operations) or None, round(imports, 2)
+
+
+def usual_starts(workload: str, wanted: Sequence[Case], times: int) -> dict[Case, Start]:
+    """Starts every case some times, in turns; returns of each the start whose seconds are the median."""
+    starts = [{case: in_its_own_process(workload, *case) for case in wanted} for _ in range(times)]
+    return {case: sorted((one[case] for one in starts), key=lambda start: start[0])[times // 2] for case in wanted}
 
 
 def alone(workload: str, system: str, groups: int) -> None:
@@ -124,8 +134,9 @@ def count_operations(model: keras.Model, batch: Batch) -> int:
 def measure(name: str, options: argparse.Namespace) -> Iterator[Figure]:
     workload, here = WORKLOADS[name], machine()
     wanted = cases(workload, quick=options.quick)
-    none = (None, None, None, None)
-    apart = {case: none if options.steps_only else in_its_own_process(name, *case) for case in wanted}
+    apart: dict[Case, Start | NoStart] = {}
+    if not options.steps_only:
+        apart |= usual_starts(name, wanted, options.starts)
     with running([] if options.quick else wanted_peers(workload), options.peers, name) as peers:
         if not options.steps_only:
             apart |= {
@@ -137,9 +148,8 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[Figure]:
     for case, own in seconds.items():
         low, middle, high = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)], n=4)
         usual = round(statistics.median(own) * 1000, 3)
-        yield Figure(
-            name, *case, round(middle, 3), (round(low, 3), round(high, 3)), usual, *apart.get(case, none), here
-        )
+        started = apart.get(case, (None, None, None, None))
+        yield Figure(name, *case, round(middle, 3), (round(low, 3), round(high, 3)), usual, *started, here)
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -170,6 +180,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="only these")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--rounds", type=int, help="rounds of blocks, >= 2 (default: as the workload has it)")
+    parser.add_argument("--starts", type=int, default=1, help="processes that start-up is the median of (default 1)")
     parser.add_argument("--markdown", action="store_true", help="print a table")
     parser.add_argument("--steps-only", action="store_true", help="neither start-up nor memory")
     parser.add_argument("--peers", action="append", default=[], metavar="NAME=PYTHON", help="torch or jax; see below")
@@ -177,6 +188,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 2:
         parser.error("--rounds is at least 2")
+    if options.starts < 1:
+        parser.error("--starts is at least 1")
     options.peers = dict(pair.partition("=")[::2] for pair in options.peers)
     unknown = set(options.peers) - {peer.environment for peer in PEERS.values()}
     if unknown:

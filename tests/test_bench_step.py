@@ -120,6 +120,13 @@ def test_a_step_of_a_system_that_makes_many_in_a_call_is_one_of_them(script, ben
     assert step(1) == 16
 
 
+def test_of_several_starts_the_one_with_the_usual_seconds_counts(bench, monkeypatch):
+    starts = iter([(3.0, 10.0, 5, 1.1), (9.0, 90.0, 5, 1.0), (1.0, 20.0, 5, 1.2), (9.0, 90.0, 5, 1.0)] * 2)
+    monkeypatch.setattr(bench, "in_its_own_process", lambda workload, system, groups: next(starts))
+    found = bench.usual_starts("small layers", [("one", 1), ("other", 2)], 3)
+    assert found == {("one", 1): (3.0, 10.0, 5, 1.1), ("other", 2): (9.0, 90.0, 5, 1.0)}
+
+
 def test_what_a_peer_lacks_is_said_and_the_others_go_on(script, capsys):
     peers = script("step_peers")
     with peers.running([(TORCH, 1), (TORCH, 10), (JAX, 1)], {"jax": "no/python"}, "small layers") as found:
