@@ -66,6 +66,10 @@ def backbone(name: str) -> keras.Model:
     return keras.Model(inputs, L.Dense(4, name="conv1")(inputs), name=name)
 
 
+# While a model is loaded Keras tells layers apart by `id`, which a dead one leaves to another.
+ALIVE: list[L.Layer] = []
+
+
 @keras.saving.register_keras_serializable("test_layer_tree")
 class Block(L.Layer):
     def __init__(self, **kwargs):
@@ -73,7 +77,8 @@ class Block(L.Layer):
         self.attention = L.MultiHeadAttention(1, 2)
         self.feed_forward = keras.Sequential([L.Dense(3), L.Dense(4)])
         self.branches = {"left": L.Dense(4), "right": L.Dense(4, name="chosen")}
-        self.both_ways = L.Bidirectional(L.GRU(2, return_sequences=True))
+        ALIVE.append(L.GRU(2, return_sequences=True))
+        self.both_ways = L.Bidirectional(ALIVE[-1])
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(1,))
