@@ -19,7 +19,15 @@ import tensorflow as tf
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, quote
-from finetune.optimizers.adam import has_kernels, is_plain_adam, move_slots, move_weights, step_size, weight_change
+from finetune.optimizers.adam import (
+    has_kernels,
+    is_plain_adam,
+    move_slots,
+    move_weights,
+    native,
+    step_size,
+    weight_change,
+)
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
@@ -313,11 +321,6 @@ def _blocks(members: Sequence[tuple[Group, Any]]) -> Iterator[Sequence[tuple[Gro
 
 def _decays(group: Group, variable: Any) -> bool:
     return group.optimizer.weight_decay is not None and group.optimizer._use_weight_decay(variable)
-
-
-def native(variable: Any) -> Any:
-    """The `tf.Variable` inside a `keras.Variable`."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _path(variable: Any) -> str:
