@@ -1,6 +1,5 @@
 """The `finetune` command: options and printing. The work is done below."""
 
-import os
 import sys
 import traceback
 from json import dumps
@@ -55,7 +54,7 @@ def run(
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
     _start()
-    from finetune.run import run as run_recipe
+    from finetune.commands.run import run as run_recipe
 
     console = _console()
     result = run_recipe(
@@ -88,8 +87,8 @@ def plan(
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
     _start()
-    from finetune.prepare import plan as plan_recipe
-    from finetune.prepare import tell_plan
+    from finetune.commands.plan import plan as plan_recipe
+    from finetune.commands.plan import tell_plan
 
     planned = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
     if json:
@@ -123,8 +122,8 @@ def lr_range(
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
     _start()
-    from finetune.measure import Range
-    from finetune.measure import lr_range as measure
+    from finetune.commands.lr_range import Range
+    from finetune.commands.lr_range import lr_range as measure
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = _console()
@@ -152,7 +151,7 @@ def suggest(
 ) -> None:
     """Suggest groups with rates in proportion to their relative gradient norms (surgical fine-tuning's Auto-RGN)."""
     _start()
-    from finetune.suggest import suggest_groups
+    from finetune.commands.suggest import suggest_groups
 
     console = _console(stderr=out is None)  # then the block alone is on standard output, to be piped
     found = suggest_groups(
@@ -177,10 +176,9 @@ def check(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Check a recipe's spelling and rules in a moment, without loading TensorFlow."""
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some takes a tenth of the time
-    from finetune.recipe.loader import check_code_allowed, load_recipe
+    from finetune.commands.check import check as check_recipe
 
-    check_code_allowed(load_recipe(recipe, overrides=overrides), allow_code)
+    check_recipe(recipe, overrides=overrides, allow_code=allow_code)
     print(f"{recipe}: well written. See what it does with `finetune plan {recipe}`.")
 
 
@@ -192,11 +190,9 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
     """List what a file of pretrained weights holds: name, shape, type and size of each."""
-    from finetune.pretrained.listing import list_weights
-    from finetune.results.listing import listing_text
+    from finetune.commands.inspect import inspect as inspect_file
 
-    listing = list_weights(path)
-    print(dumps(listing, indent=2) if json else listing_text(listing))
+    print(inspect_file(path, json=json))
 
 
 @app.command()
@@ -219,8 +215,8 @@ def reference(
 ) -> None:
     """Write what a network gives out for some inputs, for `restore.verify` to hold a restored one to."""
     _start()
-    from finetune.reference import write_reference
-    from finetune.results.listing import shape_text
+    from finetune.commands.reference import write_reference
+    from finetune.results.file_listing import shape_text
 
     written = write_reference(
         source,
@@ -256,7 +252,7 @@ def _console(*, stderr: bool = False) -> "Console":
 
 
 def _start() -> None:
-    from finetune.quiet import start_tensorflow
+    from finetune.startup import start_tensorflow
 
     start_tensorflow()
 

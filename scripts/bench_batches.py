@@ -21,8 +21,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from bench_step import machine
 
+from finetune.data.batches import steps_per_epoch, training_batches
 from finetune.examples.digits import small_cnn, uci_digits
-from finetune.sources.batches import steps_per_epoch, training_batches
 
 EPOCHS, BATCH_SIZE = 20, 20
 

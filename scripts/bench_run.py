@@ -115,12 +115,12 @@ class Stopwatch:
 
 def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[str, float]:
     """Runs a recipe in this process; returns the seconds of its `fit` and of what is in it."""
-    from finetune.quiet import start_tensorflow
+    from finetune.startup import start_tensorflow
 
     start_tensorflow()
     import keras
 
-    from finetune.training.loop import FastFunction
+    from finetune.training.fast.steps import FastFunction
 
     watch, in_fit = Stopwatch(), [False]
     model: Any = keras.Model

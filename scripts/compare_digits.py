@@ -23,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 import finetune
+from finetune.data.arrays import Examples
 from finetune.examples.digits import small_cnn, uci_digits
-from finetune.sources.data import Examples
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnist_cnn.weights.h5"
 STEM, MIDDLE, TOP, HEAD = ("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("head",)

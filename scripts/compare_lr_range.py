@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.build import precision
-from finetune.measure import Range, lr_range
-from finetune.prepare import prepare
+from finetune.build.data import precision
+from finetune.build.layout import prepare
+from finetune.commands.lr_range import Range, lr_range
 from finetune.recipe.loader import load_recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

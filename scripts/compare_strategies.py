@@ -28,12 +28,13 @@ from plot_step import fill
 from strategy_tables import BASELINE, Cell, Key, draw, key_of, scores, text
 
 import finetune
-from finetune.build import RunLength, build_rate
+from finetune.build.data import RunLength
+from finetune.build.rates import build_rate
+from finetune.data.arrays import Examples
 from finetune.examples.digits import small_cnn, uci_digits
-from finetune.recipe.phasing import STRATEGIES
-from finetune.recipe.unfreezing import written_out
-from finetune.results.artifacts import replacing
-from finetune.sources.data import Examples
+from finetune.recipe.phase_strategies import written_out
+from finetune.recipe.phases import STRATEGIES
+from finetune.results.run_folder import replacing
 
 GROUPS = {"stem": STEM, "middle": MIDDLE, "top": TOP, "head": HEAD}  # input to output
 BATCH_SIZE, STEPS_PER_EPOCH = 20, 5  # a smaller training set is repeated until it fills five batches

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.results.figures import COLOURS, GREY, finish, line_style, new_figure, style
+from finetune.results.plot_style import COLOURS, GREY, finish, line_style, new_figure, style
 
 Figures = Sequence[dict[str, Any]]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "step.md"

@@ -10,7 +10,7 @@ A short program to copy and change. As it stands it takes the MNIST weights of t
 import argparse
 from pathlib import Path
 
-from finetune.quiet import start_tensorflow
+from finetune.startup import start_tensorflow
 
 start_tensorflow()  # without the noise that importing it makes otherwise
 

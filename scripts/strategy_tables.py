@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from compare_digits import choose, markdown
 
-from finetune.results.figures import GREY, finish, line_style, new_figure, style
+from finetune.results.plot_style import GREY, finish, line_style, new_figure, style
 
 BASELINE = "uniform"
 CLOSE = 0.02  # of accuracy

@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +26,30 @@ def test_the_name_of_an_error_can_be_had_without_tensorflow():
 
 
 def test_the_package_hands_out_these_names_and_no_others():
-    assert finetune.__all__ == sorted(finetune.__all__)
-    assert {
-        *("FinetuneError", "GroupedOptimizer", "LearningRateLogger", "Momentum", "Selector"),
-        *("discriminative_rates", "exponential_decay", "freeze", "layer_tree", "make_schedule", "plan"),
-        *("resolve_groups", "restore", "run", "spread_rates"),
-    } <= set(finetune.__all__)
+    assert finetune.__all__ == [
+        *("Examples", "FastLoop", "FinetuneError", "GroupedOptimizer", "HubLayer", "LearningRateLogger", "Momentum"),
+        *("Phase", "Plateau", "Selector", "Transform", "Until", "discriminative_rates"),
+        *(
+            "exponential_decay",
+            "export_hub",
+            "freeze",
+            "grouped_train_step",
+            "layer_tree",
+            "lr_range_test",
+            "make_schedule",
+            "plan",
+        ),
+        *("resolve_groups", "restore", "run", "spread_rates", "train_phases"),
+    ]
     assert all(callable(getattr(finetune, name)) for name in finetune.__all__)
     assert set(finetune.__all__) <= set(dir(finetune))
+
+
+def test_type_checkers_see_each_name_where_it_is_imported_from():
+    tree = ast.parse(Path(finetune.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {node.names[0].asname: str(node.module).removeprefix("finetune.") for node in imports} == finetune._MODULES
 
 
 def test_what_is_handed_out_has_a_docstring_and_comes_from_the_package():
@@ -49,21 +66,13 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
     assert not hasattr(finetune, "nothing")
 
 
-def test_run_is_the_function_also_after_the_module_of_that_name_was_imported():
-    from finetune.run import RunResult
-
-    finetune.run = sys.modules["finetune.run"]  # what importing a module does
-    assert finetune.run.__annotations__["return"] is RunResult
-    assert finetune.run.__name__ == "run"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "first", ["finetune.run", "finetune.plan", "import finetune.run", "from finetune.prepare import plan"]
+    "first", ["finetune.run", "finetune.plan", "import finetune.commands.run, finetune.commands.plan"]
 )
-def test_run_is_the_function_whatever_came_first(first):
-    done = in_a_new_process(f"import finetune; {first}; print(finetune.run.__name__, callable(finetune.run))")
-    assert done.stdout == "run True\n"
+def test_run_and_plan_are_functions_whatever_was_imported_first(first):
+    done = in_a_new_process(f"import finetune; {first}; print(finetune.run.__name__, finetune.plan.__name__)")
+    assert done.stdout == "run plan\n"
 
 
 def test_the_package_is_typed():

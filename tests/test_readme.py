@@ -50,7 +50,7 @@ def test_every_command_in_the_readme_is_one():
 
 
 def test_every_schedule_and_every_option_is_named():
-    from finetune.recipe.schedules import SCHEDULES
+    from finetune.recipe.learning_rates import SCHEDULES
 
     assert [name for name in SCHEDULES if f"`{name}`" not in README] == []
     for option in ("--set", "--allow-code", "--out", "--weights", "--json"):

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from finetune.data.arrays import Examples
 from finetune.errors import DataError
-from finetune.sources.data import Examples
 
 _FILE = Path(__file__).with_name("uci_digits.npz")
 _FILTERS = (32, 64, 64)

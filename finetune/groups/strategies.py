@@ -6,7 +6,7 @@ from itertools import chain, count
 from typing import Any
 
 from finetune.groups.layer_tree import LayerTree, Leaf
-from finetune.groups.resolver import Selector, as_tree, paths_down
+from finetune.groups.selectors import Selector, as_tree, paths_down
 
 
 def selectors_by_layer(tree: LayerTree | Any) -> tuple[Selector, ...]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras.src.utils import tracking
 
 from finetune.optimizers.group import Group
-from finetune.optimizers.state import track_all
+from finetune.optimizers.saved import track_all
 
 
 class Clocks:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from finetune.errors import GroupError, quote
-from finetune.groups.rates import check_rate
+from finetune.groups.spacing import check_rate
 from finetune.optimizers.group_rates import as_float
 
 _OVER_ALL_GROUPS = ("global_clipnorm", "gradient_accumulation_steps", "loss_scale_factor", "use_ema")

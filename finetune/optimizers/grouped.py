@@ -19,17 +19,17 @@ import tensorflow as tf
 from keras.src.utils import tracking
 
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.optimizers.adam import update_large
 from finetune.optimizers.averages import AveragingOptimizer
 from finetune.optimizers.clocks import Clocks, give_fresh_slots
+from finetune.optimizers.fused.adam import update_large
+from finetune.optimizers.fused.slots import move_together
+from finetune.optimizers.fused.stacks import Pile, Stacks, check_fused, make_stacks
 from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
-from finetune.optimizers.membership import Roster
+from finetune.optimizers.members import Roster
 from finetune.optimizers.replicas import in_every_replica, update_once
+from finetune.optimizers.saved import fitting_values, group_config, made_at_once, read_groups, track_all
 from finetune.optimizers.sparse import densify, merge_rows
-from finetune.optimizers.stacks import Pile, Stacks, check_fused, make_stacks
-from finetune.optimizers.state import fitting_values, group_config, made_at_once, read_groups, track_all
-from finetune.optimizers.windows import move_together
 
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 _OWN_SETTINGS = (

@@ -8,15 +8,15 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - lets NumPy know `bfloat16` by name
 import numpy as np
 
-from finetune.pretrained.readers import read_weights
-from finetune.pretrained.weight_file import Tensor
+from finetune.pretrained.formats.readers import read_weights
+from finetune.pretrained.formats.weight_file import Tensor
 
 
 def list_weights(path: str | Path) -> dict[str, Any]:
     """Lists what `read_weights` finds in a file, without reading the values.
 
     Args:
-        path: Anything that `finetune.pretrained.readers.read_weights` takes.
+        path: Anything that `finetune.pretrained.formats.readers.read_weights` takes.
 
     Returns:
         `path`, `kind`, `weights` (each with `name`, `shape`, `dtype`, `parameters` and `bytes`), and of all together

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from finetune.errors import RestoreError, quote
 from finetune.groups.layer_tree import LayerTree
+from finetune.pretrained.formats.weight_file import Tensor, WeightFile
 from finetune.pretrained.pairing import Pair, pair
 from finetune.pretrained.problems import (
     dead_prefixes,
@@ -18,7 +19,6 @@ from finetune.pretrained.problems import (
 )
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 from finetune.pretrained.transforms import Transform, transformed
-from finetune.pretrained.weight_file import Tensor, WeightFile
 
 
 def match(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import keras
 
 from finetune.groups.layer_tree import Leaf
+from finetune.pretrained.formats.weight_file import Tensor
 from finetune.pretrained.numbering import renumbered, stem, steps
-from finetune.pretrained.weight_file import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.saving_lib import _walk_saveable
 
 from finetune.groups.layer_tree import LayerTree
-from finetune.pretrained.checkpoints import object_place, trainable_place, variable_paths
-from finetune.pretrained.keras_files import LEGACY_ROOT, address, legacy_place
+from finetune.pretrained.formats.checkpoints import object_place, trainable_place, variable_paths
+from finetune.pretrained.formats.keras_files import LEGACY_ROOT, address, legacy_place
 from finetune.pretrained.numbering import class_name, is_counted, stem
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from finetune.checksum import as_array, checksum
 from finetune.errors import RestoreError, quote, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
-from finetune.pretrained.checksum import as_array, checksum
+from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.matching import RestorePlan, match
+from finetune.pretrained.outputs import ATOL, RTOL, agreement, read_reference
 from finetune.pretrained.pairing import Pair
 from finetune.pretrained.places import places
-from finetune.pretrained.readers import read_weights
-from finetune.pretrained.reference import ATOL, RTOL, agreement, read_reference
 from finetune.pretrained.restore_plan import dtype_of
 from finetune.pretrained.transforms import Transform
 
@@ -120,7 +120,7 @@ def restore(
     Args:
         model_or_tree: A built model or `tf.Module`, or its layer tree. The model itself is better: files that tell
             weights by their place rather than by name need it.
-        path: A weight file of any format that `finetune.pretrained.readers.read_weights` knows.
+        path: A weight file of any format that `finetune.pretrained.formats.readers.read_weights` knows.
         exclude: Prefixes of the model's names, matched at `/` boundaries: these weights keep their fresh values.
         rename: Regular expressions and their replacements, applied to the file's names one after the other.
         transform: What to do to the weights so renamed, one rule after the other.

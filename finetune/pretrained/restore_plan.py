@@ -6,8 +6,8 @@ from math import prod
 
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import Leaf
+from finetune.pretrained.formats.weight_file import Tensor
 from finetune.pretrained.pairing import Pair
-from finetune.pretrained.weight_file import Tensor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ml_dtypes  # noqa: F401 - lets NumPy know `bfloat16` by name
 import numpy as np
 
 from finetune.errors import RestoreError, quote
-from finetune.pretrained.weight_file import Tensor
+from finetune.pretrained.formats.weight_file import Tensor
 
 _Read = Callable[[], np.ndarray]
 

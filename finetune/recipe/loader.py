@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.errors import RecipeError
+from finetune.recipe.extends import read_tree
 from finetune.recipe.fields import RecipePath
-from finetune.recipe.files import read_tree
 from finetune.recipe.messages import problems_of
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse

@@ -29,11 +29,11 @@ from finetune.recipe.fields import (
     one_of,
     pick,
 )
-from finetune.recipe.grouping import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
-from finetune.recipe.networks import APPLICATIONS, Builder, Head, ModelSource
-from finetune.recipe.phasing import Phases, check_names, disagreement
-from finetune.recipe.restoring import Restore
-from finetune.recipe.unfreezing import written_out
+from finetune.recipe.groups import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
+from finetune.recipe.model import APPLICATIONS, Builder, Head, ModelSource
+from finetune.recipe.phase_strategies import written_out
+from finetune.recipe.phases import Phases, check_names, disagreement
+from finetune.recipe.restore import Restore
 
 __all__ = [
     "APPLICATIONS",

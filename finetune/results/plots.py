@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.results.figures import (
+from finetune.results.plot_labels import LINE_HEIGHT, Flag, raise_flags
+from finetune.results.plot_style import (
     COLOURS,
     GREY,
     finish,
@@ -23,7 +24,6 @@ from finetune.results.figures import (
     style,
     worth_showing,
 )
-from finetune.results.flags import LINE_HEIGHT, Flag, raise_flags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,10 @@ from typing import Any
 
 import keras
 
+from finetune.checksum import checksum
 from finetune.errors import TrainingError, quote
 from finetune.groups.layer_tree import LayerTree, layer_tree
-from finetune.groups.resolver import LayerGroup
-from finetune.pretrained.checksum import checksum
+from finetune.groups.selectors import LayerGroup
 
 
 def freeze(model: keras.Model, groups: Sequence[LayerGroup]) -> None:

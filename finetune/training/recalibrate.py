@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from finetune.errors import TrainingError
 from finetune.groups.layer_tree import layers_in_order
-from finetune.groups.resolver import LayerGroup
+from finetune.groups.selectors import LayerGroup
 from finetune.training.freezing import freeze
 from finetune.training.inference import release, rest, takes_training
 

@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from finetune.errors import GroupError, TrainingError, did_you_mean
 from finetune.groups.layer_tree import layer_tree
-from finetune.groups.resolver import LayerGroup
+from finetune.groups.selectors import LayerGroup
+from finetune.models.modules import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.sources.modules import takes_training
 
 
 def grouped_train_step(

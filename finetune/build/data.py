@@ -1,0 +1,99 @@
+"""From the `data` of a recipe to examples, batches and the length of a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import keras
+import tensorflow as tf
+
+from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
+from finetune.errors import RecipeError
+from finetune.groups.spacing import length_in_steps
+from finetune.models.builders import call_builder
+from finetune.recipe.loader import place_of, resolve_path
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run or a phase of it is, in batches; `total_steps` only where the last epoch is cut short."""
+
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
+
+    def in_steps(self, amount: float, unit: str) -> int:
+        return length_in_steps(amount, unit, steps_per_epoch=self.steps_per_epoch, total_steps=self.steps)
+
+
+@contextmanager
+def precision(recipe: Recipe) -> Iterator[None]:
+    """Sets the seed and the dtype policy of the recipe; the policy is put back afterwards."""
+    mixed = recipe.train.mixed_precision
+    if mixed and recipe.model.keras_file:
+        raise RecipeError(
+            f"{place_of(recipe, 'train', 'mixed_precision')}: a model from a file keeps the precision it was saved "
+            f"with. The recipe says `keras_file` and `train.mixed_precision: {mixed}`. Use a `builder` and restore the "
+            "weights, or leave it away."
+        )
+    before = keras.config.dtype_policy()
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(f"mixed_{mixed}" if mixed else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def build_examples(recipe: Recipe) -> Examples:
+    """Reads or makes the examples, and splits the validation rows off where the recipe asks for that."""
+    source = recipe.data
+    if source.npz:
+        examples = read_npz(resolve_path(recipe, source.npz))
+    else:
+        assert source.builder
+        examples = check_examples(call_builder(source.builder, source.arguments))
+    return _with_validation_rows(recipe, with_text_as_objects(examples))
+
+
+def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
+    """Takes `train.validation_fraction` of the training rows off their end, as Keras' `validation_split` does."""
+    fraction, total = recipe.train.validation_fraction, len(examples.x_train)
+    if not fraction:
+        return examples
+    rows = floor(total * (1.0 - fraction))
+    wrong = None
+    if examples.x_validation is not None:
+        wrong = "but the data have validation rows of their own. Use one or the other"
+    elif rows in (0, total):
+        wrong = f"leaves {rows} of {total} rows to train on. Both parts need a row: choose another fraction"
+    if wrong:
+        place = place_of(recipe, "train", "validation_fraction")
+        raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
+    x, y = examples.x_train, examples.y_train
+    return replace(examples, x_train=x[:rows], y_train=y[:rows], x_validation=x[rows:], y_validation=y[rows:])
+
+
+def run_length(recipe: Recipe, examples: Examples) -> RunLength:
+    """Counts the batches as Keras will; without `train.epochs`, as of one epoch."""
+    return RunLength(recipe.train.epochs or 1, ceil(len(examples.x_train) / recipe.train.batch_size))
+
+
+def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
+    """Makes shuffled whole batches of the training rows, for measurements; one batch if there are fewer rows."""
+    rows = len(examples.x_train)
+    x, y = tf.convert_to_tensor(examples.x_train), tf.convert_to_tensor(examples.y_train)
+    order = tf.data.Dataset.range(rows).shuffle(rows, seed=recipe.seed)
+    batches = order.batch(min(recipe.train.batch_size, rows), drop_remainder=True)
+    return batches.map(lambda picked: (tf.gather(x, picked), tf.gather(y, picked)))
+
+
+def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
+    """Makes batches of all training rows, in their order."""
+    return tf.data.Dataset.from_tensor_slices((examples.x_train, examples.y_train)).batch(recipe.train.batch_size)

@@ -1,0 +1,33 @@
+"""From a learning rate of a recipe to a number or a Keras schedule."""
+
+import inspect
+from typing import Any
+
+from finetune.build.data import RunLength
+from finetune.optimizers.schedules import chain, make_schedule, schedule_functions, with_warmup
+from finetune.recipe.fields import length_of
+
+
+def build_rate(rate: Any, length: RunLength) -> Any:
+    """Returns a number as it is, and a schedule of the recipe as a Keras schedule with its lengths in steps."""
+    if isinstance(rate, int | float):
+        return float(rate)
+    if rate.schedule == "chain":
+        schedule = chain([build_rate(part, length) for part in rate.schedules], _boundaries(rate, length))
+    else:
+        takes = inspect.signature(schedule_functions()[rate.schedule]).parameters
+        schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in takes})
+    if rate.leading_warmup:
+        return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
+    return schedule
+
+
+def _argument(rate: Any, name: str, length: RunLength) -> Any:
+    if name == "boundaries":
+        return _boundaries(rate, length)
+    given = length_of(rate, name.removesuffix("_steps")) if name.endswith("_steps") else None
+    return length.in_steps(*given) if given else getattr(rate, name)
+
+
+def _boundaries(rate: Any, length: RunLength) -> list[int]:
+    return [length.in_steps(*switch) for switch in rate.switches]

@@ -1,0 +1,66 @@
+"""A SavedModel without its weights, small enough to stand in the config of a layer.
+
+`tf.saved_model.load` insists on a file of variables. Zeros in their place pack to almost nothing.
+"""
+
+import base64
+import tempfile
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from finetune.models.unpacking import unpack
+
+_VARIABLES = "variables"
+
+
+def pack_graph(folder: str) -> str:
+    """Returns the SavedModel as text: graph, tables and assets as they are, numbers of variables as zeros."""
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "graph.zip"
+        _save_zeros(f"{folder}/{_VARIABLES}/{_VARIABLES}", f"{scratch}/{_VARIABLES}")
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for name in _files_below(folder):
+                if not name.startswith(f"{_VARIABLES}/"):
+                    file.writestr(_entry(name), tf.io.gfile.GFile(f"{folder}/{name}", "rb").read())
+            for path in sorted(Path(scratch).glob(f"{_VARIABLES}.*")):
+                file.writestr(_entry(f"{_VARIABLES}/{path.name}"), path.read_bytes())
+        return base64.b64encode(archive.read_bytes()).decode("ascii")
+
+
+def unpack_graph(text: str, cache: Path) -> str:
+    """Puts what `pack_graph` returned into a folder below `cache` and returns that folder."""
+    data = base64.b64decode(text, validate=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / f"{sha256(data).hexdigest()}.zip"
+        archive.write_bytes(data)
+        return str(unpack(archive, cache, may_swell=True))  # zeros pack small
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)  # with a date of its own, so that the same graph gives the same text
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _files_below(folder: str) -> list[str]:
+    found = [(top, name) for top, _, names in tf.io.gfile.walk(folder) for name in names]
+    return sorted(str(Path(top).relative_to(folder) / name) for top, name in found)
+
+
+def _save_zeros(prefix: str, target: str) -> None:
+    reader = tf.train.load_checkpoint(prefix)
+    names = sorted(reader.get_variable_to_shape_map())
+    values = [_zeroed(reader, name) for name in names]
+    tf.raw_ops.SaveV2(prefix=target, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
+
+
+def _zeroed(reader: Any, name: str) -> np.ndarray:
+    kind = reader.get_variable_to_dtype_map()[name]
+    if not kind.is_floating and not kind.is_complex:
+        return reader.get_tensor(name)  # the object graph, tables, counters
+    return np.zeros(reader.get_variable_to_shape_map()[name], kind.as_numpy_dtype)

@@ -1,0 +1,172 @@
+"""The learning rates that a recipe writes: read them, scale them, and put the new ones into its text."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import RecipeError, quote
+from finetune.recipe.extends import read_text
+from finetune.recipe.groups import Strategy
+from finetune.recipe.learning_rates import PolynomialDecay
+from finetune.recipe.loader import load_recipe, with_values
+from finetune.recipe.schema import Recipe
+from finetune.recipe.text import Node, Place
+from finetune.recipe.tree import follow
+
+Keys = tuple[str | int, ...]
+_TOKEN = re.compile(r"[^\s,\]}#]+")  # an unquoted scalar, to its end
+
+
+def peak_of(learning_rate: Any) -> float:
+    """Returns the rate of a group, or the first or highest one of its schedule: its `initial`, `peak` or largest."""
+    if isinstance(learning_rate, int | float):
+        return float(learning_rate)
+    if learning_rate.rate_field:
+        return float(getattr(learning_rate, learning_rate.rate_field))
+    parts = getattr(learning_rate, "schedules", None) or learning_rate.values
+    return max(map(peak_of, parts))
+
+
+def tidy(rate: float) -> float:
+    """Rounds a rate to three digits, as one writes it into a recipe."""
+    return float(f"{rate:.2e}")
+
+
+def scaled(recipe: Recipe, factors: Mapping[str, float]) -> Recipe:
+    """Returns the recipe with every rate of some groups times a factor; their schedules keep their shapes.
+
+    Args:
+        recipe: A recipe that was loaded from a file.
+        factors: A factor > 0 for each group to change, by its name. The groups of a strategy share one.
+
+    Raises:
+        RecipeError: The groups of a strategy have different factors.
+    """
+    return with_values(recipe, {keys: tidy(rate) for keys, rate in _new_rates(recipe, factors).items()})
+
+
+def scaled_text(recipe: Recipe, path: Path, factors: Mapping[str, float]) -> tuple[str, dict[str, tuple[float, float]]]:
+    """Returns the text of a recipe's file with its rates scaled, every comment kept.
+
+    Args:
+        recipe: The recipe, loaded from `path` without overrides of the rates.
+        path: Its file.
+        factors: As for `scaled`.
+
+    Returns:
+        The text, and the old and the new rate at every place that was changed.
+
+    Raises:
+        RecipeError: A rate does not stand as a plain number in this file.
+    """
+    text = read_text(path)
+    edits: dict[Place, tuple[float, float]] = {}
+    for keys, new in _new_rates(recipe, factors).items():
+        node = _written(recipe, keys, path)
+        if edits.setdefault(node.place, (float(node.value), tidy(new)))[1] != tidy(new):
+            raise RecipeError(
+                f"{node.place}: several groups share this rate, and they need different ones: {edits[node.place][1]:g} "
+                f"and {tidy(new):g}. Give each group its own number, then ask again."
+            )
+    lines = text.splitlines(keepends=True)
+    for place in sorted(edits, key=lambda place: (place.line, -place.column)):
+        lines[place.line - 1] = _replaced(lines[place.line - 1], place, *edits[place])
+    return "".join(lines), {str(place): rates for place, rates in edits.items()}
+
+
+def check_text(text: str, path: Path, expected: Recipe) -> None:
+    """Holds that a changed text reads as the recipe it should be; it is tried out beside the file."""
+    trial = path.with_name(f".writing-{path.name}")
+    try:
+        trial.write_text(text, encoding="utf-8")
+        same = load_recipe(trial) == expected
+    finally:
+        trial.unlink(missing_ok=True)
+    if not same:
+        raise RecipeError(f"`{path}` cannot be changed safely: the new rates would not be read back. Nothing written.")
+
+
+def _new_rates(recipe: Recipe, factors: Mapping[str, float]) -> dict[Keys, float]:
+    if isinstance(recipe.groups, Strategy):
+        return _of_strategy(recipe.groups, factors)
+    return {
+        ("groups", index, "learning_rate", *keys): rate * factors[group.name]
+        for index, group in enumerate(recipe.groups)
+        if group.name in factors
+        for keys, rate in _rates(group.learning_rate)
+    }
+
+
+def _of_strategy(strategy: Strategy, factors: Mapping[str, float]) -> dict[Keys, float]:
+    different = sorted({f"{tidy(factor):g}" for factor in factors.values()})
+    if len(different) > 1:
+        raise RecipeError(
+            "A strategy gives its groups rates with fixed ratios. The groups would need different factors: "
+            f"{quote(different)}. List the groups instead: `finetune suggest` writes such a list."
+        )
+    factor = next(iter(factors.values()), 1.0)
+    if strategy.spread:
+        return {("groups", "spread", index): rate * factor for index, rate in enumerate(strategy.spread)}
+    assert strategy.peak is not None
+    return {("groups", "peak"): strategy.peak * factor}
+
+
+def _rates(learning_rate: Any) -> Iterator[tuple[Keys, float]]:
+    """Yields every rate that is written below `learning_rate`, and the keys that lead to it."""
+    if isinstance(learning_rate, int | float):
+        yield (), float(learning_rate)
+    elif learning_rate.schedule == "chain":
+        for index, part in enumerate(learning_rate.schedules):
+            yield from ((("schedules", index, *keys), rate) for keys, rate in _rates(part))
+    elif learning_rate.schedule == "piecewise_constant_decay":
+        yield from ((("values", index), rate) for index, rate in enumerate(learning_rate.values))
+    else:
+        yield (learning_rate.rate_field,), getattr(learning_rate, learning_rate.rate_field)
+        if isinstance(learning_rate, PolynomialDecay) and learning_rate.end:
+            yield ("end",), learning_rate.end
+
+
+def _written(recipe: Recipe, keys: Keys, path: Path) -> Node:
+    """Returns the node of a rate that stands in the recipe's own file."""
+    node, passed, names = follow(recipe._tree, keys)
+    about = f"The rate `{'.'.join(names)}`"
+    if len(passed) != len(keys) + 1:
+        raise RecipeError(f"{node.place}: {about} is left to its default. Write it into `{path}`, then ask again.")
+    if not node.place.line or node.place.source != str(path):
+        raise RecipeError(
+            f"{about} was given by `{node.place}`, and only `{path}` itself is written to. Write the rate there, or "
+            "change it by hand."
+        )
+    return node
+
+
+def _replaced(line: str, place: Place, old: float, new: float) -> str:
+    before, rest = line[: place.column - 1], line[place.column - 1 :]
+    token = _TOKEN.match(rest)
+    if token is None or not _is_number(token[0], old):
+        raise RecipeError(
+            f"{place}: a rate is changed only where it stands as a plain number, not behind an anchor or in quotes. "
+            "Write it so, then ask again."
+        )
+    return f"{before}{_spelled(new)}{rest[token.end() :]}"
+
+
+def _is_number(token: str, value: float) -> bool:
+    try:
+        return float(token) == value
+    except ValueError:
+        return False
+
+
+def _spelled(rate: float) -> str:
+    """Writes a rate as `2.3e-3`.
+
+    >>> [_spelled(rate) for rate in (0.0023, 0.5, 1e-05, 12.0)]
+    ['2.3e-3', '0.5', '1.0e-5', '12.0']
+    """
+    if 0.1 <= rate < 1000:
+        return repr(float(rate))
+    digits, _, power = f"{rate:.2e}".partition("e")
+    digits = digits.rstrip("0")
+    return f"{digits}0e{int(power)}" if digits.endswith(".") else f"{digits}e{int(power)}"

@@ -1,0 +1,162 @@
+"""What the plan says of phases: who is trained when, at which rates, and what BatchNormalization does meanwhile."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import keras
+
+from finetune.errors import quote
+from finetune.groups.selectors import LayerGroup
+from finetune.planning.weights import GroupSettings, Plan, PlannedWeight
+from finetune.training.phases.phase import CLOCKS, Phase, state_of
+from finetune.training.phases.state import BATCH_NORM_MODES, PhaseState
+
+Rates = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One phase's row in the plan.
+
+    Attributes:
+        train: The groups that are trained.
+        epochs, steps: How long, at most.
+        parameters: Numbers that are trained.
+        learning_rates: Rate of each of these groups at the first, the middle and the last step of the phase.
+        batch_norm: Mode of BatchNormalization in each group that has some.
+        resting: Layers that are called in inference mode though a frozen group alone does not make them so.
+        notes: What else it does.
+    """
+
+    train: tuple[str, ...]
+    epochs: int
+    steps: int
+    parameters: int
+    learning_rates: dict[str, Rates]
+    batch_norm: dict[str, str]
+    resting: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def with_phases(
+    plan: Plan,
+    model: keras.Model,
+    groups: Sequence[LayerGroup],
+    phases: Sequence[Phase],
+    settings: Mapping[str, GroupSettings],
+    lengths: Sequence[tuple[int, int]],
+) -> Plan:
+    """Puts phases into a plan; a weight's rates are then those of the steps in which it is trained.
+
+    Args:
+        plan: The plan of the run as if all groups were trained all the time.
+        model: The model.
+        groups: All of its layer groups.
+        phases: The phases.
+        settings: Settings of every group that is not frozen for good, by its name.
+        lengths: Epochs and steps of each phase.
+    """
+    states = [state_of(model, groups, phase) for phase in phases]
+    starts = [sum(steps for _, steps in lengths[:place]) for place in range(len(phases))]
+    names = [set(phase.names(groups)) for phase in phases]
+
+    def rate_in(place: int, group: str) -> Callable[[int], float]:
+        warms = place == 0 or group not in names[place - 1]
+        return _rate_of(phases[place], group, settings[group], starts[place], warms=warms)
+
+    rows = [
+        _planned(phase, groups, state, lengths[place], lambda group, place=place: rate_in(place, group))
+        for place, (phase, state) in enumerate(zip(phases, states, strict=True))
+    ]
+    trained_in = {
+        row.name: [place for place, state in enumerate(states) if any(leaf.name == row.name for leaf in state.trained)]
+        for row in plan.weights
+    }
+    weights = tuple(_in_phases(row, trained_in[row.name], states, lengths, rate_in) for row in plan.weights)
+    return replace(plan, weights=weights, phases=tuple(rows), advice=(*plan.advice, *_advice(groups, phases)))
+
+
+def _rate_of(phase: Phase, group: str, settings: GroupSettings, start: int, *, warms: bool) -> Callable[[int], float]:
+    rate: Any = phase.auto_rgn or phase.rates.get(group, settings.learning_rate)
+
+    def at(step: int) -> float:
+        moment: Any = step if phase.clock == "phase" else start + step
+        now: Any = rate(moment) if callable(rate) else rate
+        value = float(now)
+        return value * min(step / phase.warmup_steps, 1.0) if phase.warmup_steps and warms else value
+
+    return at
+
+
+def _planned(
+    phase: Phase,
+    groups: Sequence[LayerGroup],
+    state: PhaseState,
+    length: tuple[int, int],
+    rate: Callable[[str], Callable[[int], float]],
+) -> PlannedPhase:
+    epochs, steps = length
+    rates = {name: _three(rate(name), steps) for name in phase.names(groups)}
+    return PlannedPhase(
+        train=phase.names(groups),
+        epochs=epochs,
+        steps=steps,
+        parameters=sum(prod(leaf.variable.shape) for leaf in state.trained),
+        learning_rates=rates,
+        batch_norm=dict(state.modes),
+        resting=tuple(layer.name for layer in state.resting),
+        notes=tuple(_notes(phase)),
+    )
+
+
+def _three(rate: Callable[[int], float], steps: int) -> Rates:
+    return rate(0), rate((steps - 1) // 2), rate(steps - 1)
+
+
+def _notes(phase: Phase) -> list[str]:
+    notes = [f"schedules count from the start of the {phase.clock}"] if phase.clock != CLOCKS[0] else []
+    notes += [f"the rates of groups that enter rise for {phase.warmup_steps} steps"] if phase.warmup_steps else []
+    notes += ["rates follow the relative gradient norms, measured before every epoch"] if phase.auto_rgn else []
+    if phase.until:
+        notes.append(f"ends after {phase.until.patience} epochs without a better `{phase.until.monitor}`")
+    if phase.reduce_on_plateau:
+        notes.append(f"rates are lowered when `{phase.reduce_on_plateau.monitor}` no longer gets better")
+    if phase.always_train_normalization:
+        notes.append("gamma and beta of normalization layers train in frozen groups, too, at the rates of their groups")
+    return notes
+
+
+def _in_phases(
+    row: PlannedWeight,
+    places: Sequence[int],
+    states: Sequence[PhaseState],
+    lengths: Sequence[tuple[int, int]],
+    rate_in: Callable[[int, str], Callable[[int], float]],
+) -> PlannedWeight:
+    modes = list(dict.fromkeys(state.modes[row.group] for state in states if row.group in state.modes))
+    mode = row.batch_normalization
+    if mode and modes:
+        mode = BATCH_NORM_MODES[modes[0]] if len(modes) == 1 else f"by phase, {', then '.join(modes)}"
+    if not places:
+        stands = row.frozen or row.learning_rate is not None
+        gone = {"frozen": stands, "optimizer": None, "learning_rate": None, "weight_decay": None}
+        return replace(row, batch_normalization=mode, **gone)
+    counts = [lengths[place][1] for place in places]
+    middle = (sum(counts) - 1) // 2
+    at = next(n for n in range(len(places)) if middle < sum(counts[: n + 1]))
+    rates = (
+        rate_in(places[0], row.group)(0),
+        rate_in(places[at], row.group)(middle - sum(counts[:at])),
+        rate_in(places[-1], row.group)(counts[-1] - 1),
+    )
+    return replace(row, batch_normalization=mode, learning_rate=rates)
+
+
+def _advice(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> list[str]:
+    trained = {name for phase in phases for name in phase.names(groups)}
+    idle = [group.name for group in groups if not group.frozen and group.name not in trained]
+    if not idle:
+        return []
+    return [f"The phases leave {quote(idle)} as they are. What is fresh in there stays so: train it first, in a phase."]

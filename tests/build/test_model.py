@@ -1,0 +1,188 @@
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import finetune
+from finetune import layer_tree
+from finetune.errors import FinetuneError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+ROOT = Path(__file__).resolve().parents[2]
+GROUPS = """
+groups:
+  - {name: body, prefixes: [BODY], optimizer: sgd, learning_rate: 1.0e-3}
+  - {name: head, prefixes: [head], optimizer: adamw, learning_rate: 1.0e-2}
+train: {epochs: 1, batch_size: 8, loss: sparse_categorical_crossentropy, metrics: [accuracy]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes `recipe.yaml` and its `rows.npz`."""
+
+    def to_file(model, x, y=None, body="hub"):
+        y = np.arange(len(x)) % 3 if y is None else y
+        np.savez(tmp_path / "rows.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        (tmp_path / "recipe.yaml").write_text(
+            f"model: {{{model}}}\ndata: {{npz: rows.npz}}{GROUPS.replace('BODY', body)}"
+        )
+        return tmp_path / "recipe.yaml"
+
+    return to_file
+
+
+def rows(*shape):
+    return np.random.default_rng(0).normal(size=(12, *shape)).astype("float32")
+
+
+def images(size):
+    return np.random.default_rng(0).integers(0, 256, size=(6, size, size, 3)).astype("uint8")
+
+
+def names_of(tree_or_plan):
+    return [weight.name for weight in tree_or_plan.weights]
+
+
+# -- SavedModels ------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_plans_a_saved_model_with_a_head(write, encoder_folder):
+    ready = finetune.plan(write(f"hub: {encoder_folder}, head: {{classes: 3, units: 4}}", rows(6)))
+    assert names_of(ready.plan)[:2] == ["hub/stem/kernel", "hub/stem/bias"]
+    assert names_of(ready.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
+    sources = {weight.name: weight.restored_from for weight in ready.plan.weights}
+    assert sources["hub/body/kernel"] == str(encoder_folder)
+    assert sources["head/output/kernel"] is None
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_a_saved_model_from_an_archive_beside_it(write, encoder, encoder_folder, tmp_path):
+    with tarfile.open(tmp_path / "encoder.tar.gz", "w:gz") as file:
+        file.add(encoder_folder, arcname=".")
+    path = write("hub: encoder.tar.gz, head: {classes: 3}", rows(6))
+    path.write_text(
+        path.read_text().replace("groups:\n", "groups:\n  - {name: stem, prefixes: [hub/stem, hub/bn], frozen: true}\n")
+    )
+    result = finetune.run(path, tmp_path / "out")
+    assert (result.frozen_unchanged, result.frozen_tensors) == (True, 6)
+    stem = layer_tree(result.model).by_name["hub/stem/kernel"].variable
+    np.testing.assert_array_equal(stem.numpy(), encoder.get_layer("stem").kernel.numpy())
+    again = keras.models.load_model(tmp_path / "out" / "model.keras", safe_mode=False)
+    np.testing.assert_array_equal(again.predict(rows(6), verbose=0), result.model.predict(rows(6), verbose=0))
+    assert finetune.plan(tmp_path / "out" / "recipe.yaml").model.count_params() == result.model.count_params()
+
+
+@pytest.mark.slow
+def test_a_recipe_fine_tunes_a_text_module_on_text(write, tmp_path):
+    class Letters(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.vectors = tf.Variable(np.random.default_rng(0).normal(size=(256, 4)).astype("float32"))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def __call__(self, inputs):
+            codes = tf.strings.unicode_decode(inputs, "UTF-8")
+            return tf.reduce_mean(tf.gather(self.vectors, codes), axis=1)
+
+    tf.saved_model.save(Letters(), str(tmp_path / "letters"))
+    texts = np.array(["aaa", "bbbb", "cc"] * 4)
+    result = finetune.run(write("hub: letters, head: {classes: 3}", texts), tmp_path / "out")
+    assert result.metrics["loss"] < result.metrics_before["loss"]
+
+
+# -- Applications -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_recipe_restores_an_application_from_a_local_file_that_has_a_head_of_its_own(write, tmp_path):
+    whole = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=10)
+    whole.save_weights(tmp_path / "whole.weights.h5")
+    application = "application: MobileNetV2, input_shape: [32, 32, 3], arguments: {alpha: 0.35}, head: {classes: 3}"
+    path = write(f"{application}, weights: whole.weights.h5", images(32), body="Conv1")
+    path.write_text(path.read_text().replace("prefixes: [Conv1]", "rest: true"))
+    ready = finetune.plan(path)
+    np.testing.assert_array_equal(
+        layer_tree(ready.model).by_name["Conv1/kernel"].variable.numpy(), whole.get_layer("Conv1").kernel.numpy()
+    )
+    missing = [weight.name for weight in ready.plan.weights if weight.restored_from is None]
+    assert missing == ["head/output/kernel", "head/output/bias"]
+
+
+@pytest.mark.slow
+def test_weights_of_another_network_are_refused_with_their_place(write, tmp_path, tiny):
+    tiny().save_weights(tmp_path / "tiny.weights.h5")
+    application = "application: MobileNetV2, input_shape: [32, 32, 3], arguments: {alpha: 0.35}, head: {classes: 3}"
+    with pytest.raises(FinetuneError) as error:
+        finetune.plan(write(f"{application}, weights: tiny.weights.h5", images(32), body="Conv1"))
+    assert "recipe.yaml:1:" in str(error.value)
+    assert "`model.weights`: " in str(error.value)
+
+
+@pytest.mark.slow
+def test_an_application_with_its_own_head_is_saved_for_plain_keras(write, tmp_path):
+    application = "application: MobileNet, weights: none, include_top: true, input_shape: [32, 32, 3]"
+    path = write(f"{application}, arguments: {{alpha: 0.25, classes: 3}}", images(32), body="conv1")
+    path.write_text(path.read_text().replace("prefixes: [head]", "rest: true"))
+    ready = finetune.plan(path)
+    assert ready.model.output_shape == (None, 3)
+    assert {weight.restored_from for weight in ready.plan.weights} == {None}
+    ready.model.save(tmp_path / "model.keras")
+    code = f"import keras; assert keras.models.load_model({str(tmp_path / 'model.keras')!r}, compile=False).input_shape[1:] == (32, 32, 3)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- Heads on what there was before -----------------------------------------------------------------------------------
+
+
+def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
+    model = f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: 3, after: body}}"
+    ready = finetune.plan(write(model, rows(6), body="body, stem, bn"))
+    assert names_of(ready.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
+    assert [w.name for w in ready.plan.weights if w.restored_from is None] == names_of(ready.plan)[-2:]
+
+
+# -- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("hub: nowhere", "recipe.yaml:1:14: `model.hub`: A handle names a SavedModel that exists. `"),
+        ("hub: FOLDER, signature: serve", "has no `serve`; it has `serving_default`."),
+        (
+            "hub: FOLDER, output_key: note",
+            "`output_key` is one of the module's outputs. `FOLDER` has no `note`; it has a single",
+        ),
+        ("hub: FOLDER, input_shape: [7]", "`FOLDER` takes `float32 ?x6`, rows first; received `[7]` for a row."),
+        ("hub: FOLDER, head: {classes: 3, activation: sofmax}", "`model.head`: An activation is one that Keras knows."),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_told_in_one_message_with_its_place(write, encoder_folder, model, said):
+    with pytest.raises(FinetuneError) as error:
+        finetune.plan(write(model.replace("FOLDER", str(encoder_folder)), rows(6)))
+    assert said.replace("FOLDER", str(encoder_folder)) in str(error.value)
+    assert "recipe.yaml:1:" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_command_line_tells_a_handle_without_a_network_in_one_line_and_exits_2(write):
+    path = write("hub: 'http://127.0.0.1:1/google/encoder/1', head: {classes: 3}", rows(6))
+    command = [sys.executable, "-m", "finetune", "run", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"error: {path}:1:14: `model.hub`: A handle of TensorFlow Hub is downloaded once." in done.stderr
+    assert not (ROOT / "runs" / "recipe-1").exists()

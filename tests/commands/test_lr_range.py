@@ -1,0 +1,171 @@
+"""`finetune lr-range` measures what a recipe would train, writes what it is asked to, and no more."""
+
+from io import StringIO
+from json import loads
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import finetune
+from finetune.commands.lr_range import Range, lr_range
+from finetune.commands.plan import tell_plan
+from finetune.errors import FinetuneError, GroupError, RecipeError, TrainingError
+
+TRAINABLE = [  # all rows in a batch: no noise
+    "train.batch_size=60",
+    "groups.body.learning_rate=1e-2",
+]
+
+
+def told(console: Console) -> str:
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def console():
+    return Console(file=StringIO(), width=120)
+
+
+def test_the_curve_and_its_pictures_are_written_beside_each_other_and_nothing_else(recipe, console):
+    before = recipe.read_bytes()
+    found = lr_range(recipe, out="out", overrides=TRAINABLE, console=console)
+    assert sorted(path.name for path in Path("out").iterdir()) == ["lr_range.json", "lr_range.png", "lr_range.svg"]
+    written = loads(Path("out/lr_range.json").read_text())
+    assert written["learning_rates"] == found.learning_rates
+    assert written["base_rates"] == {"body": 1e-2, "head": 2e-2}
+    assert recipe.read_bytes() == before
+    assert sorted(path.name for path in Path().iterdir()) == ["out", "tiny.yaml"]
+    text = told(console)
+    assert "they are repeated" in text
+    assert "smoothed loss against the learning rate of `head`; all groups rise" in text
+    for rule in ("valley", "slide", "minimum", "steep"):
+        assert rule in text
+    assert f"suggested for `head`: {found.learning_rates['head']:.3g}" in text
+
+
+def test_write_puts_the_rates_into_the_recipe_and_keeps_the_rest(recipe, console):
+    recipe.write_text(recipe.read_text().replace("initial: 1.0e-2", "initial:  1.0e-2") + "# the end\n")
+    before = recipe.read_text()
+    found = lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
+    body, head = (f"{found.learning_rates[name]:.2e}" for name in ("body", "head"))
+    after = finetune.plan(recipe).peaks
+    assert after == {"body": float(body), "head": float(head)}
+    changed = [(a, b) for a, b in zip(before.splitlines(), recipe.read_text().splitlines(), strict=True) if a != b]
+    assert len(changed) == 2
+    assert recipe.read_text().endswith("# the end\n")
+    assert f"tiny.yaml:9:60: 0.01 -> {after['body']:g}" in told(console)
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_measured(recipe, console):
+    with pytest.raises(RecipeError, match=r"given by `--set groups\.body\.learning_rate`"):
+        lr_range(recipe, write=True, overrides=TRAINABLE, console=console)
+    assert told(console) == ""
+
+
+def test_a_refusal_is_told_and_nothing_is_written(recipe, console):
+    before = recipe.read_bytes()
+    flat = Range(start=1e-12, end=1e-10, steps=40)
+    with pytest.raises(TrainingError, match=r"`--write` writes the rate.*It suggests none\. The curve is flat"):
+        lr_range(recipe, flat, write=True, console=console)
+    assert recipe.read_bytes() == before
+    assert "no suggestion: The curve is flat" in told(console)
+
+
+@pytest.mark.slow
+def test_each_group_is_swept_and_told_alone(recipe, console):
+    found = lr_range(recipe, Range(each=True), overrides=TRAINABLE, console=console)
+    assert list(found.sweeps) == ["body", "head"]
+    assert "against the learning rate of `body` alone" in told(console)
+
+
+def test_a_group_that_is_frozen_or_unknown_is_told(recipe):
+    with pytest.raises(
+        GroupError, match=r"A group to sweep is one that is trained\. Received `stem`; there are `body`"
+    ):
+        lr_range(recipe, Range(group="stem"))
+
+
+def test_the_rates_of_a_warm_up_are_those_of_its_peak(recipe):
+    rate = "{schedule: one_cycle, peak: 0.04}"
+    found = lr_range(recipe, Range(steps=25), overrides=[f"groups.head.learning_rate={rate}"])
+    assert found.base_rates == {"body": 1e-2, "head": 4e-2}
+    [sweep] = found.sweeps["all groups"]
+    np.testing.assert_allclose(sweep.rates[:, 1] / sweep.rates[:, 0], 4, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_auto_measures_first_records_it_and_its_recipe_repeats_the_run_exactly(recipe, console):
+    overrides = [*TRAINABLE, "train.learning_rate=auto"]
+    first = finetune.run(recipe, "auto", overrides=overrides, console=console)
+    assert sorted(path.name for path in Path("auto/plots").iterdir()) == [
+        "lr_range.json",
+        "lr_range.png",
+        "lr_range.svg",
+    ]
+    rates = loads(Path("auto/plots/lr_range.json").read_text())["learning_rates"]
+    rows = loads(Path("auto/plan.json").read_text())["weights"]
+    planned = {row["group"]: row["learning_rate"][0] for row in rows if row["learning_rate"]}
+    assert {name: planned[name] for name in rates} == pytest.approx(rates, rel=5e-3)
+    assert "learning_rate: auto" not in Path("auto/recipe.yaml").read_text()
+    second = finetune.run("auto/recipe.yaml", "again")
+    assert first.metrics == second.metrics
+    assert loads(Path("auto/result.json").read_text())["seconds"]["lr_range"] > 0
+
+
+@pytest.mark.slow
+def test_auto_without_a_suggestion_fails_and_leaves_no_folder(recipe):
+    same = ["data.npz=same.npz", "train.learning_rate=auto"]
+    generator = np.random.default_rng(0)
+    noise = {"x_train": generator.normal(size=(60, 6)), "x_test": generator.normal(size=(9, 6))}
+    labels = {"y_train": generator.integers(0, 3, 60), "y_test": generator.integers(0, 3, 9)}
+    np.savez("same.npz", **{key: value.astype("float32") * 0 for key, value in noise.items()}, **labels)
+    with pytest.raises(TrainingError, match=r"`train\.learning_rate: auto` takes the rate .* It suggests none\."):
+        finetune.run(recipe, "out", overrides=same)
+    assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_a_recipe_behind_a_link_is_changed_where_it_lies_with_its_line_ends_and_its_rights(recipe):
+    text = recipe.read_text().replace("\n", "\r\n")
+    Path("there").mkdir()
+    real = Path("there/real.yaml")
+    real.write_text(text, newline="")
+    real.chmod(0o600)
+    recipe.unlink()
+    recipe.symlink_to(real)
+    lr_range(recipe, write=True, overrides=TRAINABLE[:1])
+    assert recipe.is_symlink()
+    assert real.read_bytes().count(b"\r\n") == text.count("\r\n")
+    assert real.read_text() != text
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_is_a_file_is_told_before_the_work(recipe):
+    Path("out").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"`--out out` is a file"):
+        lr_range(recipe, out="out")
+
+
+def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
+    tell_plan(finetune.plan(recipe, overrides=["train.learning_rate=auto"]), console)
+    assert "`train.learning_rate: auto` measures the rates first" in " ".join(told(console).split())
+    with pytest.raises(RecipeError, match=r"`train\.learning_rate` may only be `auto`.*Received: `0\.1`"):
+        finetune.plan(recipe, overrides=["train.learning_rate=0.1"])
+
+
+def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_judged(recipe):
+    strategy = ["groups={by: layer, peak: 1e-2, decay: 2.6, optimizer: adam}"]
+    for alone in (Range(group="head"), Range(each=True)):
+        with pytest.raises(RecipeError, match=r"a rate of one group alone cannot be written"):
+            lr_range(recipe, alone, write=True, overrides=strategy)
+    with pytest.raises(FinetuneError, match=r"needs 2\d steps in all\. Received: 20\."):
+        lr_range(recipe, Range(steps=20))
+
+
+@pytest.mark.slow
+def test_writing_beside_auto_says_that_auto_still_stands(recipe, console):
+    recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
+    lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
+    assert "`train.learning_rate: auto` still stands" in told(console)

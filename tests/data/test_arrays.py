@@ -1,0 +1,182 @@
+"""Examples: what a file must hold, and what is said when it does not."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
+from finetune.errors import DataError
+
+
+def arrays(**changes):
+    """Four training rows, two test rows, two validation rows; a change to `None` leaves an array out."""
+    rows = {"train": 4, "test": 2, "validation": 2}
+    made = {f"x_{part}": np.ones((n, 3), np.float32) for part, n in rows.items()}
+    made |= {f"y_{part}": np.arange(n) for part, n in rows.items()} | changes
+    return {name: array for name, array in made.items() if array is not None}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name="data.npz", **changes):
+        np.savez(tmp_path / name, **arrays(**changes))
+        return tmp_path / name
+
+    return write
+
+
+def message(path):
+    with pytest.raises(DataError) as caught:
+        read_npz(path)
+    return str(caught.value)
+
+
+def test_a_file_gives_back_the_arrays_that_were_written(write):
+    examples = read_npz(write())
+    for name, array in arrays().items():
+        np.testing.assert_array_equal(getattr(examples, name), array)
+
+
+def test_validation_rows_may_be_left_out(write):
+    examples = read_npz(write(x_validation=None, y_validation=None))
+    assert examples.x_validation is None
+    assert examples.y_validation is None
+
+
+def test_arrays_of_other_names_are_left_alone(write):
+    assert len(read_npz(write(class_names=np.array(["cat", "dog"]))).x_train) == 4
+
+
+def test_examples_may_be_text(write):
+    text = {f"x_{part}": np.array(["a b"] * n) for part, n in {"train": 4, "test": 2, "validation": 2}.items()}
+    assert read_npz(write(**text)).x_test[0] == "a b"
+
+
+def test_a_missing_array_is_told_with_the_names_found(write):
+    said = message(write(y_test=None, x_validation=None, y_validation=None))
+    assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` not found" in said
+    assert "It holds `x_train`, `x_test`, `y_train`." in said
+
+
+def test_a_misspelt_array_is_told_with_the_nearest_name(write):
+    said = message(write(x_validation=None, y_validation=None, x_validate=np.ones((2, 3))))
+    assert "also holds `x_validate`. Did you mean `x_validation` or" in said
+
+
+def test_rows_that_disagree_are_told_with_both_counts(write):
+    said = message(write(y_train=np.arange(3), y_test=np.arange(5)))
+    assert "`x_train` with 4 rows and `y_train` with 3; `x_test` with 2 rows and `y_test` with 5" in said
+
+
+def test_an_empty_array_is_an_error(write):
+    said = message(write(x_test=np.ones((0, 3)), y_test=np.arange(0)))
+    assert "`x_test` that is empty, shape (0, 3); `y_test` that is empty, shape (0,)" in said
+
+
+def test_values_that_are_not_finite_are_counted(write):
+    assert "`x_train` with 2 values that are not finite" in message(write(x_train=np.array([[1, np.nan, np.inf]] * 1)))
+
+
+def test_rows_of_another_shape_are_told_with_both_shapes(write):
+    assert "`x_test` of shape (5,) per row and `x_train` of (3,)" in message(write(x_test=np.ones((2, 5))))
+
+
+def test_validation_inputs_without_targets_are_an_error(write):
+    assert "only one of `x_validation` and `y_validation`" in message(write(y_validation=None))
+
+
+def test_a_missing_file_is_told_with_its_neighbours(write):
+    path = write("digits.npz")
+    said = message(path.with_name("digit.npz"))
+    assert "does not exist" in said
+    assert "holds `digits.npz`. Did you mean `digits.npz`?" in said
+
+
+def test_a_file_in_a_missing_folder_is_an_error(tmp_path):
+    assert "holds no `.npz` file" in message(tmp_path / "nowhere" / "data.npz")
+
+
+def test_python_objects_are_never_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was loaded",))
+
+    changed = arrays(x_train=np.array([Bomb()] * 4, dtype=object))
+    np.savez(tmp_path / "data.npz", **changed)
+    assert "not of Python objects" in message(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"x_train,y_train\n1,2\n", b"PK\x03\x04 and then nothing"])
+def test_a_file_of_another_kind_is_an_error(tmp_path, content):
+    (tmp_path / "data.npz").write_bytes(content)
+    assert "must be a readable `.npz` file" in message(tmp_path / "data.npz")
+
+
+def test_a_truncated_file_is_an_error(write):
+    path = write(x_train=np.random.default_rng(0).random((4, 3000)))
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "must be a readable `.npz` file" in message(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_array_is_an_error(tmp_path, save):
+    path = tmp_path / "data.npz"
+    save(path, **arrays(x_train=np.random.default_rng(0).random((4, 300))))
+    content = bytearray(path.read_bytes())
+    content[200:210] = b"damaged..."
+    path.write_bytes(content)
+    assert "must be a readable `.npz` file" in message(path)
+
+
+def test_a_folder_is_an_error(tmp_path):
+    assert "must be a readable `.npz` file" in message(tmp_path)
+
+
+def test_a_single_array_is_an_error(tmp_path):
+    with (tmp_path / "data.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    assert "an `.npz` file of named arrays; received a single array" in message(tmp_path / "data.npz")
+
+
+def test_checked_examples_come_back_as_they_are():
+    examples = Examples(**arrays())
+    assert check_examples(examples) is examples
+
+
+def test_only_examples_are_examples():
+    with pytest.raises(DataError, match=r"must be a `finetune\.Examples`; received `tuple`"):
+        check_examples((1, 2))
+
+
+def test_lists_are_not_arrays():
+    with pytest.raises(DataError, match="`y_train` that is no NumPy array but `list`"):
+        check_examples(replace(Examples(**arrays()), y_train=[0, 1, 2, 3]))
+
+
+def test_an_array_of_python_objects_is_an_error():
+    with pytest.raises(DataError, match="`x_train` of Python objects"):
+        check_examples(replace(Examples(**arrays()), x_train=np.array([[None]] * 4)))
+
+
+def test_five_problems_are_shown_at_most():
+    empty = np.ones((0,))
+    with pytest.raises(DataError) as caught:
+        check_examples(Examples(empty, empty, empty, empty, empty, empty))
+    assert str(caught.value).count("that is empty") == 5
+    assert "1 more" in str(caught.value)
+
+
+def test_examples_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        Examples(**arrays()).x_train = np.ones(3)
+
+
+def test_text_in_the_inputs_becomes_objects_for_keras_and_everything_else_stays():
+    text, numbers = np.array(["good", "bad"]), np.arange(2)
+    examples = with_text_as_objects(Examples(text, numbers, text, np.array(["a", "b"])))
+    assert examples.x_train.dtype == examples.x_test.dtype == object
+    assert list(examples.x_train) == ["good", "bad"]
+    assert examples.y_train is numbers
+    assert examples.y_test.dtype.kind == "U"
+    assert examples.x_validation is None

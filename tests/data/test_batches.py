@@ -1,0 +1,120 @@
+from itertools import chain
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.data.batches import file_rows, steps_per_epoch, training_batches
+from finetune.errors import DataError
+
+X = np.random.default_rng(0).normal(size=(11, 3)).astype("float32")
+Y = np.arange(11)
+
+
+def targets(batches, count):
+    return [y.numpy().tolist() for _, y in batches.take(count)]
+
+
+def test_every_epoch_holds_every_row_once_and_the_last_batch_what_is_left():
+    batches = targets(training_batches(X, Y, batch_size=4, seed=1), 6)
+    assert [len(batch) for batch in batches] == [4, 4, 3, 4, 4, 3]
+    first, second = (list(chain(*part)) for part in (batches[:3], batches[3:]))
+    assert sorted(first) == sorted(second) == Y.tolist()
+    assert first != second
+    assert first != Y.tolist()
+
+
+@settings(max_examples=8)
+@given(rows=st.integers(1, 30), batch_size=st.integers(1, 40), epoch=st.integers(0, 5), seed=st.integers(0, 2**70))
+def test_an_epoch_has_the_same_batches_whichever_epoch_training_began_with(rows, batch_size, epoch, seed):
+    y, steps = np.arange(rows), steps_per_epoch(rows, batch_size)
+    options = {"batch_size": batch_size, "seed": seed}
+    whole = targets(training_batches(y, y, **options), (epoch + 1) * steps)
+    assert whole[epoch * steps :] == targets(training_batches(y, y, first_epoch=epoch, **options), steps)
+
+
+def test_another_seed_gives_another_order():
+    one, other = (targets(training_batches(Y, Y, batch_size=11, seed=seed), 1) for seed in (1, 2))
+    assert one != other
+
+
+def test_inputs_targets_and_weights_of_a_row_stay_together():
+    x = {"left": X, "right": [X * 2, X * 3]}
+    for inputs, y, weights in training_batches(x, Y, batch_size=4, sample_weight=Y * 0.5).take(3):
+        np.testing.assert_array_equal(inputs["left"], X[y])
+        np.testing.assert_array_equal(inputs["right"][1], X[y] * 3)
+        np.testing.assert_array_equal(weights, y.numpy().astype("float32") * 0.5)
+
+
+def test_without_shuffling_fit_trains_on_the_batches_that_keras_would_make_of_the_arrays():
+    losses = []
+    for arrays in (True, False):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+        x = X.astype("float64")  # Keras makes float32 of it
+        if arrays:
+            history = model.fit(x, Y, batch_size=4, epochs=3, shuffle=False, verbose=0)
+        else:
+            batches = training_batches(x, Y, batch_size=4, shuffle=False)
+            history = model.fit(batches, steps_per_epoch=3, epochs=3, shuffle=False, verbose=0)
+        losses.append(history.history["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_text_comes_as_text():
+    words = np.array(["one", "two", "three"], dtype=object)
+    for x, y in training_batches(words, np.arange(3), batch_size=2).take(2):
+        assert [word.decode() for word in x.numpy()] == words[y.numpy()].tolist()
+
+
+def test_types_that_are_no_floats_are_kept():
+    x, _ = next(iter(training_batches(np.zeros((3, 2), "uint8"), np.zeros((3, 1), bool), batch_size=2)))
+    assert x.dtype == tf.uint8
+
+
+def test_a_memory_mapped_file_is_read_batch_by_batch(tmp_path):
+    np.save(tmp_path / "x.npy", X.astype("float64"))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    batches = training_batches(mapped, Y, batch_size=4)
+    assert batches.element_spec[0] == tf.TensorSpec((None, 3), tf.float32)
+    for x, y in batches.take(3):
+        np.testing.assert_array_equal(x, X[y])
+
+
+@pytest.mark.parametrize("how", ["numpy", "tensorflow"])
+def test_a_file_larger_than_memory_is_trained_on_and_is_no_constant_of_the_graph(tmp_path, how):
+    path, shape = tmp_path / "x.bin", (2**20, 2**16)
+    with path.open("wb") as file:
+        file.truncate(2**36)  # 64 GB of zeros that take no room
+    mapped = np.memmap(path, "uint8", mode="r", shape=shape)
+    x = mapped if how == "numpy" else file_rows(path, tf.uint8, shape)
+    model = keras.Sequential([keras.Input(shape[1:]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    batches = training_batches(x, np.zeros(2**20, "float32"), batch_size=2)
+    history = model.fit(batches, steps_per_epoch=2, shuffle=False, verbose=0)
+    assert history.history["loss"] == [0]
+
+
+def test_versions_of_the_inputs_take_turns_by_epoch():
+    versions = np.concatenate([Y, Y + 100])
+    batches = training_batches(versions, Y, batch_size=11, passes=2).take(4)
+    assert [sorted(set((x - y).numpy())) for x, y in batches] == [[0], [100], [0], [100]]
+
+
+def test_arrays_of_different_lengths_are_refused():
+    with pytest.raises(DataError, match=r"^Inputs, targets and weights have the same number of rows\. Received \[11\]"):
+        training_batches(X, Y[:5], batch_size=4)
+
+
+def test_a_batch_of_no_rows_and_an_epoch_before_the_first_are_refused():
+    with pytest.raises(DataError, match=r"`batch_size` is at least 1 and `first_epoch` at least 0. Received 0 and -1"):
+        training_batches(X, Y, batch_size=0, first_epoch=-1)
+
+
+def test_what_has_no_rows_is_refused():
+    with pytest.raises(DataError, match=r"^Training batches need rows. Received an array of shape \(0, 3\)"):
+        training_batches(X[:0], Y[:0], batch_size=4)

@@ -1,0 +1,171 @@
+"""A group for each layer or block, found by the names of the layers."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.groups.selectors import resolve_groups
+from finetune.groups.strategies import selectors_by_block, selectors_by_layer
+
+L = keras.layers
+
+
+def make_model() -> keras.Model:
+    """Input, stem (conv, bn), block_1, block_2, head; `block_10` to catch matching without a boundary."""
+    image = x = keras.Input((4, 4, 1), name="image")
+    x = L.BatchNormalization(name="bn")(L.Conv2D(2, 2, name="stem")(x))
+    x = L.Dropout(0.1, name="drop")(L.Flatten(name="flat")(x))
+    for name in ("block_1", "block_2", "block_10"):
+        x = L.Dense(3, name=name)(x)
+    return keras.Model(image, L.Dense(2, name="head")(x))
+
+
+@pytest.fixture(scope="module")
+def tree() -> LayerTree:
+    return layer_tree(make_model())
+
+
+def by_layer(model) -> dict[str, tuple[str, ...]]:
+    return {selector.name: selector.prefixes for selector in selectors_by_layer(model)}
+
+
+def by_block(model) -> dict[str, tuple[str, ...]]:
+    return {selector.name: selector.prefixes for selector in selectors_by_block(model)}
+
+
+def test_by_layer_makes_a_group_for_every_layer_with_trainable_weights_from_input_to_output(tree):
+    assert list(by_layer(tree)) == ["stem", "bn", "block_1", "block_2", "block_10", "head"]
+    assert sum(len(group.leaves) for group in resolve_groups(tree, selectors_by_layer(tree))) == len(tree.leaves)
+
+
+def composite_model() -> keras.Model:
+    inner = keras.Input((4, 3))
+    x = L.MultiHeadAttention(1, 2, name="attention")(inner, inner)
+    body = keras.Model(inner, L.Bidirectional(L.GRU(2), name="both_ways")(x), name="body 1")
+    inputs = keras.Input((4, 3))
+    return keras.Model(inputs, keras.Sequential([L.Dense(2, name="a"), L.Dense(2, name="b")], name="top")(body(inputs)))
+
+
+def test_by_layer_opens_nested_models_and_keeps_layers_made_of_layers():
+    model = composite_model()
+
+    assert by_layer(model) == {
+        "body-1.attention": ("body 1/attention",),
+        "body-1.both_ways": ("body 1/both_ways",),
+        "top.a": ("top/a",),
+        "top.b": ("top/b",),
+    }
+    assert len(resolve_groups(model, selectors_by_layer(model))) == 4
+
+
+def test_by_layer_gives_names_that_stay_apart_when_made_usable():
+    model = keras.Sequential(
+        [keras.Input((2,)), L.Dense(2, name="a b"), L.Dense(2, name="a+b"), L.Dense(2, name="a-b")]
+    )
+
+    assert list(by_layer(model)) == ["a-b", "a-b-2", "a-b-3"]
+
+
+def test_by_layer_works_on_a_module_and_what_was_loaded(tmp_path):
+    class Dense(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.b = tf.Variable([[1.0]]), tf.Variable([0.0])
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.head, self.scale = [Dense(), Dense()], Dense(), tf.Variable(1.0)
+
+    net = Net()
+    tf.saved_model.save(net, tmp_path / "net")
+
+    for each in (net, tf.saved_model.load(tmp_path / "net")):
+        assert list(by_layer(each)) == ["scale", "blocks.0", "blocks.1", "head"]
+        assert resolve_groups(each, selectors_by_layer(each))
+
+
+def dense_chain(*names: str) -> keras.Model:
+    norm = re.compile(r"(?i)(.*_)?(bn|norm|layer_normalization|batch_normalization)\w*")
+    layers = [L.BatchNormalization(name=n) if norm.fullmatch(n) else L.Dense(2, name=n) for n in names]
+    return keras.Sequential([keras.Input((2,)), *layers])
+
+
+@pytest.mark.parametrize(
+    ("names", "blocks"),
+    [
+        ("block_1_expand block_1_project block_2_expand head", {"block_1": 2, "block_2": 1, "head": 1}),
+        ("conv2_block1_1_conv conv2_block1_2_bn conv2_block2_1_conv", {"conv2_block1": 2, "conv2_block2": 1}),
+        ("block1a_dwconv block1a_bn block1b_dwconv", {"block1a": 2, "block1b": 1}),
+        ("conv1_conv conv1_bn conv2_conv conv2_bn", {"conv1": 2, "conv2": 2}),
+        ("conv2d batch_normalization conv2d_1 batch_normalization_1", {"conv2d": 2, "conv2d_1": 2}),
+        ("Conv1 bn_Conv1 Conv_1 Conv_1_bn", {"Conv1": 2, "Conv_1": 2}),
+        ("conv1 bn1 conv2 bn2 head", {"conv1": 2, "conv2": 2, "head": 1}),
+        ("stem_conv stem_bn top_conv top_bn", {"stem": 2, "top": 2}),
+        (
+            "transformer_layer_0 transformer_layer_1 pooler",
+            {"transformer_layer_0": 1, "transformer_layer_1": 1, "pooler": 1},
+        ),
+        ("embed_tokens dense_1 dense_2 dense", {"embed_tokens": 1, "dense_1": 1, "dense_2": 1, "dense": 1}),
+        ("left_block_1_a right_block_1_a left_block_1_b right_block_1_b", {"left_block_1": 2, "right_block_1": 2}),
+        ("query_a query_b", {"query_a": 1, "query_b": 1}),
+    ],
+)
+def test_by_block_reads_the_blocks_from_the_layers_names(names, blocks):
+    model = dense_chain(*names.split())
+
+    assert {name: len(prefixes) for name, prefixes in by_block(model).items()} == blocks
+    assert list(by_block(model)) == list(blocks)
+    assert resolve_groups(model, selectors_by_block(model))
+
+
+def test_by_block_takes_each_element_of_a_list_of_layers_as_one():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.stem = L.Dense(2)
+            self.blocks = [keras.Sequential([L.Dense(2), L.Dense(2)]) for _ in range(2)]
+            self.norm = L.LayerNormalization()
+            self.towers = [keras.Sequential([L.Dense(2), L.LayerNormalization()]) for _ in range(2)]
+
+        def call(self, x):
+            x = self.stem(x)
+            for block in (*self.blocks, self.norm, *self.towers):
+                x = block(x)
+            return x
+
+    model = Net()
+    model(np.ones((1, 2), "float32"))
+
+    assert by_block(model) == {
+        "stem": ("stem",),
+        "blocks.0": ("blocks/0/dense", "blocks/0/dense_1"),
+        "blocks.1": ("blocks/1/dense", "blocks/1/dense_1", "norm"),
+        "towers.0": ("towers/0/dense", "towers/0/layer_normalization"),
+        "towers.1": ("towers/1/dense", "towers/1/layer_normalization"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("application", "first", "last", "count"),
+    [
+        ("MobileNetV2", ["Conv1", "expanded_conv", "block_1"], ["block_16", "Conv_1", "predictions"], 20),
+        ("ResNet50", ["conv1", "conv2_block1", "conv2_block2"], ["conv5_block3", "predictions"], 18),
+        ("EfficientNetB0", ["stem", "block1a", "block2a", "block2b"], ["block7a", "top", "predictions"], 19),
+    ],
+)
+def test_by_block_finds_the_blocks_of_keras_applications(application, first, last, count):
+    tree = layer_tree(getattr(keras.applications, application)(weights=None, classes=3, input_shape=(32, 32, 3)))
+
+    groups = resolve_groups(tree, selectors_by_block(tree))
+
+    names = [group.name for group in groups]
+    assert (names[: len(first)], names[-len(last) :], len(names)) == (first, last, count)
+    assert sum(len(group.leaves) for group in groups) == len(tree.leaves)
+    positions = [tree.leaves.index(leaf) for group in groups for leaf in group.trainable]
+    assert positions == sorted(positions), "blocks lie one after the other, from input to output"

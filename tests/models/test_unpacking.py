@@ -1,0 +1,111 @@
+import io
+import tarfile
+import zipfile
+
+import pytest
+
+from finetune.errors import FinetuneError
+from finetune.models.unpacking import is_archive, unpack
+
+
+def tar(path, *members, mode="w:gz"):
+    """Writes an archive of `(name, content)`, or of `TarInfo`s."""
+    with tarfile.open(path, mode) as file:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                file.addfile(member)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            file.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(archive, tmp_path):
+    with pytest.raises(FinetuneError) as error:
+        unpack(archive, tmp_path / "deep" / "cache")
+    assert "\n" not in str(error.value)
+    assert files_below(tmp_path / "deep") == {}
+    assert not list((tmp_path / "deep").rglob("*"))[1:]
+    return str(error.value)
+
+
+def test_archives_of_every_kind_are_unpacked_by_their_content(tmp_path):
+    members = [("a/saved_model.pb", b"graph"), ("a/variables/index", b"index")]
+    tar(tmp_path / "x.tar.gz", *members)
+    tar(tmp_path / "x.tgz", *members)
+    tar(tmp_path / "x.tar", *members, mode="w")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for name, content in members:
+            file.writestr(name, content)
+    for name in ("x.tar.gz", "x.tgz", "x.tar", "x.zip"):
+        assert is_archive(tmp_path / name)
+        assert files_below(unpack(tmp_path / name, tmp_path / "cache")) == dict(members)
+
+
+def test_the_same_content_is_unpacked_once_and_another_beside_it(tmp_path):
+    one, other = tar(tmp_path / "a.tar.gz", ("x", b"1")), tar(tmp_path / "b.tar.gz", ("x", b"2"))
+    first = unpack(one, tmp_path / "cache")
+    (first / "mark").touch()
+    assert unpack(one, tmp_path / "cache") == first
+    assert (first / "mark").exists()
+    assert unpack(other, tmp_path / "cache") != first
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/../../escaped", "/tmp/escaped", "..\\escaped", "C:\\escaped"])
+def test_a_path_that_leads_out_is_refused_before_anything_is_written(tmp_path, name):
+    said = refused(tar(tmp_path / "x.tar.gz", ("good", b"1"), (name, b"out")), tmp_path)
+    assert "would write outside of it: `" in said
+    assert said.endswith("Do not use it.")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("good", b"1")
+        file.writestr(name, b"out")
+    assert "would write outside of it" in refused(tmp_path / "x.zip", tmp_path)
+    assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    said = refused(tar(tmp_path / "x.tar.gz", special("variables", kind, "/etc"), ("variables/passwd", b"")), tmp_path)
+    assert "holds something else: `variables (" in said
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    link = zipfile.ZipInfo("variables")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr(link, "/etc")
+    assert "holds something else: `variables (link)`" in refused(tmp_path / "x.zip", tmp_path)
+
+
+def test_what_is_cut_off_damaged_or_no_archive_is_one_short_error(tmp_path):
+    whole = tar(tmp_path / "x.tar.gz", ("a", bytes(range(256)) * 400)).read_bytes()
+    for name, data in (("cut.tar.gz", whole[: len(whole) // 2]), ("text.tar.gz", b"hello"), ("none.zip", b"")):
+        (tmp_path / name).write_bytes(data)
+        said = refused(tmp_path / name, tmp_path)
+        assert said.startswith("An archive is a whole `.tar.gz`, `.tgz`, `.tar`, `.zip` file.")
+        assert f"`{tmp_path / name}` cannot be read: " in said
+
+
+@pytest.mark.slow
+def test_damaged_bytes_anywhere_are_an_error_of_ours_or_harmless(tmp_path):
+    whole = bytearray(tar(tmp_path / "x.tar.gz", ("a", b"x" * 3000), ("b/c", b"y" * 100)).read_bytes())
+    for at in range(0, len(whole), 2):
+        damaged = whole.copy()
+        damaged[at] ^= 0xFF
+        (tmp_path / "y.tar.gz").write_bytes(damaged)
+        try:
+            unpack(tmp_path / "y.tar.gz", tmp_path / "cache")
+        except FinetuneError:
+            continue

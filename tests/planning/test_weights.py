@@ -1,0 +1,150 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from finetune.groups.layer_tree import layer_tree
+from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.schedules import exponential_decay, one_cycle, slanted_triangular
+from finetune.planning.weights import GroupSettings, make_plan
+
+
+def plan_of(model, selectors, settings, steps=100, **more):
+    tree = layer_tree(model)
+    return make_plan(tree, resolve_groups(tree, selectors), settings, steps=steps, **more)
+
+
+def two_groups(model, body, head, **more):
+    selectors = [Selector("body", prefixes=("stem", "bn", "body")), Selector("head", rest=True)]
+    return plan_of(model, selectors, {"body": GroupSettings("sgd", body), "head": GroupSettings("adamw", head)}, **more)
+
+
+def deep(depth):
+    parts = [layers.Dense(2, name=f"dense{n}") for n in range(depth)]
+    return keras.Sequential([keras.Input((2,)), *parts])
+
+
+def row_of(plan, name):
+    return next(row for row in plan.weights if row.name == name)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 151])
+@pytest.mark.parametrize("staircase", [True, False])
+def test_rates_are_those_of_the_first_the_middle_and_the_last_step(tiny, steps, staircase):
+    rate = exponential_decay(1e-2, decay_steps=10, decay_rate=0.5, staircase=staircase)
+    plan = two_groups(tiny(), rate, 1e-3, steps=steps)
+    at = np.array([0, (steps - 1) // 2, steps - 1])
+    exponents = at // 10 if staircase else at / 10
+    np.testing.assert_allclose(row_of(plan, "body/kernel").learning_rate, 1e-2 * 0.5**exponents, rtol=1e-6)
+    assert row_of(plan, "head/bias").learning_rate == (1e-3, 1e-3, 1e-3)
+
+
+def test_every_weight_has_a_row_in_model_order_with_its_group_shape_and_size(tiny):
+    plan = two_groups(tiny(), 1e-3, 1e-2)
+    assert [row.name for row in plan.weights] == [leaf.name for leaf in layer_tree(tiny()).leaves]
+    assert plan.groups == ("body", "head")
+    kernel = row_of(plan, "head/kernel")
+    assert (kernel.group, kernel.shape, kernel.parameters, kernel.optimizer) == ("head", (8, 3), 24, "adamw")
+    assert sum(row.parameters for row in plan.weights) == tiny().count_params()
+
+
+def test_a_frozen_weight_and_a_moving_statistic_have_neither_optimizer_nor_rate(tiny):
+    selectors = [Selector("stem", prefixes=("stem",), frozen=True), Selector("rest", rest=True)]
+    plan = plan_of(tiny(), selectors, {"rest": GroupSettings("sgd", 1e-3)})
+    frozen, moving = row_of(plan, "stem/kernel"), row_of(plan, "bn/moving_mean")
+    assert frozen.frozen
+    assert not moving.frozen
+    assert [(row.optimizer, row.learning_rate, row.weight_decay) for row in (frozen, moving)] == [
+        (None, None, None)
+    ] * 2
+
+
+def test_weight_decay_skips_biases_and_normalization_unless_told_otherwise(tiny):
+    for everywhere in (False, True):
+        settings = {"all": GroupSettings("adamw", 1e-3, weight_decay=0.01, decay_bias_and_norm=everywhere)}
+        plan = plan_of(tiny(), [Selector("all", rest=True)], settings)
+        decayed = {row.name for row in plan.weights if row.weight_decay}
+        trained = {row.name for row in plan.weights if row.learning_rate}
+        kernels = {"stem/kernel", "body/kernel", "head/kernel"}
+        assert decayed == (trained if everywhere else kernels)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "mode"), [(True, "inference, statistics stand"), (False, "training, statistics move")]
+)
+def test_batch_normalization_tells_its_mode(tiny, frozen, mode):
+    selectors = [Selector("stem", prefixes=("stem", "bn"), frozen=frozen), Selector("rest", rest=True)]
+    plan = plan_of(tiny(), selectors, {"stem": GroupSettings("sgd", 1e-3), "rest": GroupSettings("sgd", 1e-3)})
+    modes = {row.batch_normalization for row in plan.weights if row.name.startswith("bn/")}
+    assert modes == {mode}
+    assert row_of(plan, "stem/kernel").batch_normalization is None
+
+
+def test_where_a_weight_was_restored_from_is_in_its_row(tiny):
+    plan = two_groups(tiny(), 1e-3, 1e-2, restored_from={"stem/kernel": "layer0/w"})
+    assert row_of(plan, "stem/kernel").restored_from == "layer0/w"
+    assert row_of(plan, "stem/bias").restored_from is None
+
+
+def test_a_plan_is_plain_data_that_json_can_hold(tiny):
+    plan = two_groups(tiny(), exponential_decay(1e-3, 10, 0.5), 1e-2)
+    again = json.loads(json.dumps(plan.to_json(), allow_nan=False))
+    assert again["groups"] == ["body", "head"]
+    assert again["steps"] == 100
+    assert again["weights"][0]["shape"] == [6, 8]
+
+
+# -- Advice -----------------------------------------------------------------------------------------------------------
+
+
+def advice_for(model, selectors, rates, **more):
+    names = {leaf.name: "file" for leaf in layer_tree(model).leaves}
+    settings = {name: GroupSettings("sgd", rate) for name, rate in rates.items()}
+    return plan_of(model, selectors, settings, restored_from=names, **more).advice
+
+
+ALL = [Selector("all", rest=True)]
+
+
+@pytest.mark.parametrize(("depth", "rate", "warned"), [(8, 0.11, True), (8, 0.1, False), (7, 5.0, False)])
+def test_a_rate_above_a_tenth_is_warned_of_in_a_network_deeper_than_seven_layers(depth, rate, warned):
+    advice = advice_for(deep(depth), ALL, {"all": rate})
+    assert len(advice) == warned
+    if warned:
+        assert advice[0] == (
+            "Group `all` has a learning rate of 0.11. In a network of 8 layers with weights, more than 0.1 rarely "
+            "trains: try 0.011."
+        )
+
+
+@pytest.mark.parametrize("make", [one_cycle, slanted_triangular])
+def test_the_peak_of_a_schedule_counts_though_it_lies_between_first_middle_and_last(make):
+    assert "learning rate of 0.4" in advice_for(deep(8), ALL, {"all": make(0.4, 1000)}, steps=1000)[0]
+
+
+BODY, HEAD = Selector("body", prefixes=("stem", "bn", "body")), Selector("head", prefixes=("head",))
+
+
+@pytest.mark.parametrize("selectors", [[BODY, HEAD], [HEAD, BODY]])
+def test_an_earlier_group_with_a_higher_rate_is_told_of_whatever_the_order_of_the_list(tiny, selectors):
+    assert advice_for(tiny(), selectors, {"body": 1e-2, "head": 1e-3}) == (
+        "Group `body` has a higher learning rate (0.01) than `head` (0.001), which is nearer the output. Earlier layers "
+        "are more general and usually take the smaller rate.",
+    )
+    assert advice_for(tiny(), selectors, {"body": 1e-3, "head": 1e-3}) == ()
+
+
+def test_groups_that_lie_side_by_side_are_not_compared(tiny):
+    selectors = [Selector("kernels", regex=(".*/kernel",)), Selector("others", rest=True)]
+    assert advice_for(tiny(), selectors, {"kernels": 1e-2, "others": 1e-3}) == ()
+
+
+def test_a_frozen_group_of_fresh_weights_is_told_of(tiny):
+    selectors = [Selector("stem", prefixes=("stem",), frozen=True), Selector("rest", rest=True)]
+    plan = plan_of(tiny(), selectors, {"rest": GroupSettings("sgd", 1e-3)}, restored_from={"stem/kernel": "a"})
+    assert plan.advice == (
+        "Group `stem` is frozen, and 1 of its weights are not restored: `stem/bias`. Unless the builder loaded them, "
+        "they stay random: restore or train them.",
+    )

@@ -1,0 +1,163 @@
+import json
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from finetune.errors import RestoreError
+from finetune.pretrained.formats.readers import read_weights
+
+ARRAYS = {
+    "encoder.0.weight": np.arange(6, dtype="float32").reshape(2, 3),
+    "encoder.0.bias": np.ones(3, "float16"),
+    "half": np.array([1.5, -2], ml_dtypes.bfloat16),
+}
+
+
+def named(path):
+    return {tensor.name: tensor for tensor in read_weights(path).tensors}
+
+
+def refused(path):
+    with pytest.raises(RestoreError) as caught:
+        read_weights(path)
+    return str(caught.value)
+
+
+@pytest.fixture(params=["model.safetensors", "model.npz"])
+def flat(request, tmp_path):
+    path = tmp_path / request.param
+    save_file(ARRAYS, path) if path.suffix == ".safetensors" else np.savez(path, **ARRAYS)
+    return path
+
+
+def test_arrays_come_back_with_their_names_shapes_and_types_bfloat16_included(flat):
+    found = named(flat)
+    assert {name: (t.shape, t.dtype) for name, t in found.items()} == {
+        name: (array.shape, array.dtype.name) for name, array in ARRAYS.items()
+    }
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[name].read(), array)
+        assert found[name].read().dtype == array.dtype
+
+
+def test_the_format_is_told_by_the_content_not_by_the_name(flat):
+    kind = read_weights(flat).kind
+    moved = flat.rename(flat.with_name("download.bin"))
+    assert (read_weights(moved).kind, kind) == (kind, flat.suffix[1:])
+
+
+def test_a_dotted_name_is_known_with_slashes_too(flat):
+    assert named(flat)["encoder.0.weight"].aliases == ("encoder/0/weight",)
+    assert named(flat)["half"].aliases == ()
+
+
+def test_slots_counters_and_optimizer_states_are_no_weights(tmp_path):
+    books = {
+        "bn.num_batches_tracked": np.array(7),
+        "global_step": np.array(7),
+        "encoder.0.weight.Adam": np.zeros((2, 3)),
+        "opt_state.0.mu.encoder": np.zeros(3),
+        "seed_generator.seed_generator_state": np.zeros(2, "uint32"),
+    }
+    np.savez(tmp_path / "m.npz", **ARRAYS, **books)
+    assert set(named(tmp_path / "m.npz")) == set(ARRAYS)
+
+
+def test_text_and_dates_in_an_npz_are_no_weights(tmp_path):
+    np.savez(tmp_path / "m.npz", kernel=np.ones(2), about=np.array("made by hand"))
+    assert set(named(tmp_path / "m.npz")) == {"kernel"}
+
+
+def test_an_npz_with_pickles_is_refused_and_nothing_in_it_is_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    np.savez(tmp_path / "m.npz", kernel=np.ones(2), trap=np.array([Trap()], dtype=object), allow_pickle=True)
+    message = refused(tmp_path / "m.npz")
+    assert "holds Python objects, which could run code and are not read: `trap`." in message
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickle_of_pytorch_is_refused_with_the_way_to_safetensors(tmp_path):
+    (tmp_path / "old.bin").write_bytes(b"\x80\x02}q\x00.")
+    with zipfile.ZipFile(tmp_path / "new.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+    for name in ("old.bin", "new.pt"):
+        assert "is a Python pickle" in (message := refused(tmp_path / name))
+        assert "safetensors.torch.save_file" in message
+
+
+def test_an_npz_whose_header_promises_more_than_it_holds_is_refused(tmp_path):
+    np.savez(tmp_path / "m.npz", kernel=np.ones((2, 2)))
+    with zipfile.ZipFile(tmp_path / "m.npz") as archive:
+        lying = archive.read("kernel.npy").replace(b"(2, 2), }  ", b"(2, 2222),}")
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("kernel.npy", lying)
+    assert "`kernel.npy` promises 35,552 bytes and holds 32" in refused(tmp_path / "m.npz")
+
+
+HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"data_offsets": [0, 800]}, {"data_offsets": [4, 12]}, {"data_offsets": [8, 0]}, {"shape": [2, 10**12]}]
+    + [{"dtype": "F64"}, {"dtype": "F99"}, {"shape": [-2]}, {"data_offsets": "all"}],
+    ids=str,
+)
+def test_a_safetensors_header_that_lies_is_refused(lie, tmp_path):
+    header = json.dumps({"a": HEADER["a"] | lie}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert refused(tmp_path / "m.safetensors").startswith("A weight file must be whole. `")
+
+
+# -- Several files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    parts = [{name: ARRAYS[name]} for name in ARRAYS]
+    names = [f"model-0000{i}.safetensors" for i in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, tmp_path / name)
+    index = {"metadata": {}, "weight_map": dict(zip(ARRAYS, names, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", ["", "model.safetensors.index.json"])
+def test_several_files_are_read_by_their_index_or_their_folder(sharded, given):
+    found = named(sharded / given)
+    assert list(found) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(found[name].read(), array)
+
+
+def test_a_missing_file_of_several_is_named(sharded):
+    (sharded / "model-00001.safetensors").unlink()
+    assert "names 3, of which `model-00001.safetensors` is not there." in refused(sharded)
+
+
+def test_a_weight_that_is_not_where_the_index_says_is_named(sharded):
+    save_file({"else": np.ones(2)}, sharded / "model-00001.safetensors")
+    assert "lists `encoder.0.bias`, which is not where it says." in refused(sharded)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", 7])
+def test_an_index_may_name_only_files_beside_it(sharded, name):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"]["half"] = name
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"An index names files that stand beside it. `{sharded}/model.safetensors.index.json` names `{name}`." in (
+        refused(sharded)
+    )
+
+
+def test_the_index_of_pytorch_pickles_is_refused(sharded):
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.bin"}}')
+    (sharded / "model.bin").touch()
+    assert "names `model.bin`. Save them as safetensors." in refused(sharded)

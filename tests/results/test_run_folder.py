@@ -1,0 +1,155 @@
+import csv
+import json
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import FinetuneError
+from finetune.results.run_folder import (
+    RUN_FILES,
+    check_run_folder,
+    make_run_folder,
+    replacing,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_numbered_folders_count_up_and_skip_what_is_there(here):
+    (here / "runs" / "pets-2").mkdir(parents=True)
+    (here / "runs" / "pets-3").write_text("a file")
+    made = [make_run_folder(None, name="pets").name for _ in range(3)]
+    assert made == ["pets-1", "pets-4", "pets-5"]
+    assert make_run_folder(None, name="cars").name == "cars-1"
+
+
+def test_two_runs_that_start_at_the_same_time_get_two_folders(here):
+    check_run_folder(None)
+    check_run_folder(None)
+    assert make_run_folder(None, name="x") != make_run_folder(None, name="x")
+
+
+def test_a_folder_is_made_with_those_above_it(here):
+    assert make_run_folder(Path("a/b/c"), name="x").is_dir()
+
+
+def test_an_empty_folder_is_taken(here):
+    (here / "out").mkdir()
+    assert make_run_folder(Path("out"), name="x") == Path("out")
+
+
+def test_the_check_makes_nothing(here):
+    check_run_folder(Path("a/b"))
+    check_run_folder(None)
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_refused_and_nothing_in_it_touched(here):
+    (here / "out").mkdir()
+    (here / "out" / "note.txt").write_text("mine")
+    for refuse in (check_run_folder, lambda out: make_run_folder(out, name="x")):
+        with pytest.raises(FinetuneError) as error:
+            refuse(Path("out"))
+        assert str(error.value) == (
+            "A run never writes over what is there. `--out out` is not empty. Choose another folder, leave `--out` away "
+            "for a numbered one, or say `--overwrite`."
+        )
+    assert [(path.name, path.read_text()) for path in (here / "out").iterdir()] == [("note.txt", "mine")]
+
+
+def a_run(folder):
+    for name in RUN_FILES:
+        path = folder / name
+        if "." in name:
+            write_text(path, "old")
+        else:
+            write_text(path / "inside", "old")
+
+
+def test_overwriting_removes_every_file_of_the_former_run_and_nothing_else(here):
+    a_run(here / "out")
+    (here / "out" / "note.txt").write_text("mine")
+    check_run_folder(Path("out"), overwrite=True)
+    assert (here / "out" / "model.keras").exists()
+    make_run_folder(Path("out"), name="x", overwrite=True)
+    assert [path.name for path in (here / "out").iterdir()] == ["note.txt"]
+
+
+def test_overwriting_a_folder_that_is_no_run_removes_nothing(here):
+    a_run(here / "out")
+    (here / "out" / "plan.txt").unlink()
+    make_run_folder(Path("out"), name="x", overwrite=True)
+    assert len(list((here / "out").iterdir())) == len(RUN_FILES) - 1
+
+
+def test_overwriting_follows_no_link_out_of_the_folder(here):
+    a_run(here / "elsewhere")
+    a_run(here / "out")
+    (here / "out" / "plots" / "inside").unlink()
+    (here / "out" / "plots").rmdir()
+    (here / "out" / "plots").symlink_to(here / "elsewhere")
+    make_run_folder(Path("out"), name="x", overwrite=True)
+    assert not (here / "out" / "plots").is_symlink()
+    assert len(list((here / "elsewhere").iterdir())) == len(RUN_FILES)
+
+
+@pytest.mark.parametrize("out", ["file", "file/sub", "file/sub/sub"])
+def test_a_file_in_the_way_is_refused_before_any_work(here, out):
+    (here / "file").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"is a file\. Choose another folder with `--out`\."):
+        check_run_folder(Path(out))
+
+
+def test_a_file_called_runs_is_refused_before_any_work(here):
+    (here / "runs").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"A run is written to a folder\. `runs` is a file\."):
+        check_run_folder(None)
+
+
+def test_a_dangling_link_is_refused(here):
+    (here / "out").symlink_to(here / "nowhere")
+    with pytest.raises(FinetuneError, match="is a file"):
+        check_run_folder(Path("out"))
+
+
+def test_a_folder_that_cannot_be_made_after_all_is_a_short_error(here):
+    with pytest.raises(FinetuneError, match=r"can be made and written to\. `/proc/run`: "):
+        make_run_folder(Path("/proc/run"), name="x")
+
+
+def test_json_holds_what_is_not_finite_as_null_and_tuples_as_lists(here):
+    write_json(here / "a.json", {"a": (1, math.nan), "b": {"c": [math.inf, -math.inf, 0.5]}, 3: None})
+    assert json.loads((here / "a.json").read_text()) == {"a": [1, None], "b": {"c": [None, None, 0.5]}, "3": None}
+
+
+def test_csv_has_the_columns_of_all_rows_in_order_of_appearance(here):
+    write_csv(here / "a.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "val_loss": 1.0}])
+    with (here / "a.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["epoch", "loss", "val_loss"], ["1", "0.5", ""], ["2", "0.25", "1.0"]]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(here):
+    write_text(here / "a.txt", "old")
+    with suppress(RuntimeError), replacing(here / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "old")]
+    with replacing(here / "a.txt") as temporary:
+        temporary.write_text("new")
+        assert (here / "a.txt").read_text() == "old"
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "new")]
+
+
+def test_the_temporary_name_keeps_the_ending_by_which_keras_knows_the_format(here):
+    with replacing(here / "deep" / "last.weights.h5") as temporary:
+        assert temporary.name.endswith(".weights.h5")
+        temporary.touch()

@@ -1,0 +1,110 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from finetune import HubLayer
+from finetune.training.features.cut import find_cut
+from finetune.training.features.keys import feature_keys
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+
+
+def network(activation="relu", axis=-1, scale=2.0, dtype="float32"):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = layers.Dense(6, activation=activation, dtype=dtype, name="a")(inputs)
+    x = layers.BatchNormalization(name="bn")(ops.flip(x * scale, axis=axis))
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    for name in ("a", "bn"):
+        model.get_layer(name).trainable = False
+    return model
+
+
+def key(model=None, x=X, **options):
+    cut = find_cut(model or network())
+    return feature_keys(cut.steps, cut.graph.inputs_of(x), **options)[cut.computed[0]]
+
+
+def test_the_same_network_and_data_have_the_same_key():
+    assert key() == key()
+
+
+def test_a_view_of_the_data_and_a_file_of_them_have_the_key_of_the_data(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    assert key(x=np.load(tmp_path / "x.npy", mmap_mode="r")) == key(x=np.asfortranarray(X)) == key()
+
+
+@pytest.mark.parametrize("change", [{"activation": "tanh"}, {"axis": 0}, {"scale": 3.0}, {"dtype": "mixed_bfloat16"}])
+def test_what_the_network_computes_changes_the_key(change):
+    assert key(network(**change)) != key()
+
+
+def test_a_bit_of_the_data_changes_the_key():
+    other = X.copy()
+    other[3, 2] = np.nextafter(other[3, 2], np.float32(9))
+    assert key(x=other) != key()
+    assert key(x=X[::-1]) != key()
+
+
+def test_a_bit_of_a_weight_or_of_a_moving_statistic_changes_the_key():
+    for name in ("kernel", "moving_mean"):
+        model = network()
+        weight = next(weight for weight in model.weights if weight.name == name)
+        value = weight.numpy()
+        value.flat[0] = np.nextafter(value.flat[0], np.float32(9))
+        weight.assign(value)
+        assert key(model) != key()
+
+
+def test_the_weights_of_the_rest_do_not_change_the_key():
+    model = network()
+    model.get_layer("head").kernel.assign(np.ones((6, 2)))
+    assert key(model) == key()
+
+
+def test_the_number_of_passes_and_the_layers_in_inference_mode_change_the_key():
+    model = network()
+    assert len({key(), key(passes=2), key(model, inference=frozenset([id(model.get_layer("bn"))]))}) == 3
+
+
+def test_text_is_told_apart_by_where_it_ends():
+    table = layers.StringLookup(vocabulary=["a", "b"])
+    inputs = keras.Input((2,), dtype="string")
+    model = keras.Model(inputs, layers.Dense(2)(layers.Embedding(4, 3, name="e")(table(inputs))))
+    model.get_layer("e").trainable = False
+    one, other = (np.array([row], dtype=object) for row in (["ab", "c"], ["a", "bc"]))
+    assert key(model, one) == key(model, one.copy())
+    assert key(model, one) != key(model, other)
+
+
+def test_a_hub_layer_has_a_key(encoder_folder):
+    keys = []
+    for _ in range(2):
+        hub = HubLayer(encoder_folder, name="hub")
+        model = keras.Sequential([keras.Input((6,)), hub, layers.Dense(2)])
+        hub.trainable = False
+        keys.append(key(model))
+    assert keys[0] == keys[1]
+
+
+class Unknown(layers.Layer):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+    def get_config(self):
+        return {**super().get_config(), "function": self.function}
+
+
+def test_what_nobody_can_tell_the_content_of_has_no_key():
+    parts = [layers.Dense(4, name="a"), Unknown(ops.square), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((6,)), *parts])
+    model.get_layer("a").trainable = False
+    cut = find_cut(model)
+    assert feature_keys(cut.steps, {0: X}) is None

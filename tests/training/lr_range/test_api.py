@@ -1,0 +1,141 @@
+"""The LR range test as people call it: it judges, proposes a rate for every group, and is plain data."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune import HubLayer, export_hub
+from finetune.errors import GroupError
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.lr_range.api import ALL, RangeTest, judge, lr_range_test
+from finetune.training.lr_range.sweep import Sweep
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(256, 6)).astype("float32")
+Y = (X @ GENERATOR.normal(size=6) > 0).astype("int64")
+
+
+def batches(rows: int = 256) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((X[:rows], Y[:rows])).batch(16)
+
+
+def compiled(**settings) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    body, head = keras.layers.Dense(16, activation="relu", name="body"), keras.layers.Dense(2, name="head")
+    model = keras.Sequential([keras.Input((6,)), body, head])
+    optimizer = GroupedOptimizer(
+        {"body": (keras.optimizers.Adam(1e-3), body), "head": (keras.optimizers.Adam(1e-2), head)}
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss, **settings)
+    return model
+
+
+@pytest.fixture(scope="module")
+def together():
+    return lr_range_test(compiled(), batches(), repeats=2)
+
+
+def test_all_groups_together_get_rates_in_the_ratios_they_had(together):
+    rates = together.learning_rates
+    assert list(rates) == ["body", "head"]
+    assert rates["head"] / rates["body"] == pytest.approx(10)
+    assert rates["head"] == together.verdicts[ALL].learning_rate
+    assert 1e-3 < rates["head"] < 1
+
+
+def test_a_dataset_too_short_is_repeated_and_that_is_said(together):
+    assert together.notes == ("The data make 16 batches and the test needs 200: they are repeated.",)
+    assert lr_range_test(compiled(), batches().repeat(), steps=3).notes == ()
+
+
+def test_the_result_is_plain_data_with_every_repeat(together):
+    told = json.loads(json.dumps(together.to_json()))
+    curve = told["curves"][ALL]
+    steps = len(curve["rates"])
+    assert {len(curve[key]) for key in ("losses", "smoothed")} == {steps}
+    assert [len(one) for one in curve["repeats"]] == [len(sweep.losses) for sweep in together.sweeps[ALL]]
+    np.testing.assert_allclose(
+        curve["losses"], np.mean([one[:steps] for one in curve["repeated_losses"]], axis=0), rtol=1e-6
+    )
+    assert set(curve["group_rates"]) == {"body", "head"}
+    assert told["learning_rates"] == together.learning_rates
+    assert told["snapshot_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_plot_writes_the_picture(together, tmp_path):
+    together.plot(tmp_path / "curve")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "curve.svg"]
+
+
+@pytest.mark.slow
+def test_each_group_alone_gets_a_rate_of_its_own():
+    found = lr_range_test(compiled(), batches(), each=True)
+    assert list(found.sweeps) == list(found.verdicts) == ["body", "head"]
+    alone = lr_range_test(compiled(), batches(), group="body")
+    assert list(alone.learning_rates) == ["body"]
+    np.testing.assert_array_equal(alone.sweeps["body"][0].losses, found.sweeps["body"][0].losses)
+    assert all(sweep.rates[:, 1 - sweep.swept].max() == 0 for [sweep] in found.sweeps.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"steps_per_execution": 4}, {"jit_compile": True}, {"run_eagerly": True}])
+def test_however_the_model_is_compiled_the_curve_is_the_same(settings):
+    plain, other = (
+        lr_range_test(compiled(**more), batches(), steps=20).sweeps[ALL][0].losses for more in ({}, settings)
+    )
+    np.testing.assert_allclose(plain, other, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_rare_class_changes_nothing_in_how_it_is_judged():
+    rare = np.where(np.arange(256) % 32 == 0, 1, 0)
+    data = tf.data.Dataset.from_tensor_slices((X, rare)).batch(8)
+    verdict = lr_range_test(compiled(), data, repeats=3).verdicts[ALL]
+    assert (verdict.learning_rate is None) == (verdict.refused is not None)
+
+
+def sweep(losses) -> Sweep:
+    rates = np.geomspace(1e-5, 1, 100)[:, None]
+    return Sweep(("all",), rates[: len(losses)], np.asarray(losses, "float32"), 0, 100, len(losses) < 100, 0)
+
+
+def test_a_group_that_got_no_rate_is_left_out():
+    flat = sweep(np.ones(100))
+    found = RangeTest({"body": (flat,)}, {"body": judge((flat,))}, {"body": 1e-3, "head": 1e-2})
+    assert found.learning_rates == {}
+    assert "flat" in found.verdicts["body"].refused
+    assert RangeTest({ALL: (flat,)}, {ALL: judge((flat,))}, {"body": 1e-3}).learning_rates == {}
+
+
+def test_rates_that_are_given_make_the_ratios():
+    found = lr_range_test(compiled(), batches(), steps=3, base_rates={"body": 1.0, "head": 4.0})
+    [one] = found.sweeps[ALL]
+    np.testing.assert_allclose(one.rates[:, 1] / one.rates[:, 0], 4, rtol=1e-6)
+
+
+def test_contradictory_wishes_are_told():
+    with pytest.raises(GroupError, match=r"Received group='body', each=True, others='rest'\. Give `group` or `each`"):
+        lr_range_test(compiled(), batches(), group="body", each=True)
+    with pytest.raises(GroupError, match=r"`others` is 'rest' or 'stand'"):
+        lr_range_test(compiled(), batches(), group="body", others="sleep")
+
+
+@pytest.mark.slow
+def test_a_hub_layer_is_swept_and_is_as_before_afterwards(tmp_path):
+    body = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="a"), keras.layers.BatchNormalization()])
+    export_hub(body, tmp_path / "hub")
+    inputs = keras.Input((6,))
+    hub, head = HubLayer(str(tmp_path / "hub"), name="hub"), keras.layers.Dense(2, name="head")
+    model = keras.Model(inputs, head(hub(inputs)))
+    groups = {"hub": (keras.optimizers.Adam(1e-3), hub), "head": (keras.optimizers.Adam(1e-2), head)}
+    model.compile(GroupedOptimizer(groups), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = [variable.numpy() for variable in model.weights]
+    found = lr_range_test(model, batches(), each=True)
+    assert list(found.sweeps) == ["hub", "head"]
+    assert found.sweeps["hub"][0].losses.std() > 0
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))

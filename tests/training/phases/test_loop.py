@@ -1,0 +1,539 @@
+import doctest
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import finetune
+from finetune.errors import GroupError, TrainingError
+from finetune.groups.layer_tree import layer_tree
+from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.schedules import constant, exponential_decay
+from finetune.training.freezing import freeze
+from finetune.training.phases.endings import Plateau, Until
+from finetune.training.phases import loop as phases_module
+from finetune.training.phases.loop import run_phases, train_phases
+from finetune.training.phases.phase import Phase
+
+SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
+
+
+def three_groups(model, *, frozen=()):
+    selectors = [("stem", ("stem", "bn")), ("body", ("body",)), ("head", ("head",))]
+    return resolve_groups(model, [Selector(name, prefixes=p, frozen=name in frozen) for name, p in selectors])
+
+
+def prepared(model, optimizers=None, **more):
+    """The tiny model, compiled, and its groups: stem (with `bn`), body, head."""
+    groups = three_groups(model)
+    made = optimizers or {group.name: SGD(0.1) for group in groups}
+    grouped = GroupedOptimizer({group.name: (made[group.name], group) for group in groups})
+    model.compile(grouped, loss="sparse_categorical_crossentropy", **more)
+    return groups
+
+
+def values(model):
+    return {leaf.name: np.array(leaf.variable.numpy()) for leaf in layer_tree(model).leaves}
+
+
+def changed(before, model):
+    return {name for name, value in values(model).items() if not np.array_equal(before[name], value)}
+
+
+def train(model, groups, phases, rows, **more):
+    return train_phases(model, groups, phases, *rows, batch_size=30, **more)
+
+
+class Rates(keras.callbacks.Callback):
+    """Notes the rates before every step."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = getattr(self, "seen", [])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen.append(self.model.optimizer.learning_rates)
+
+    def of(self, name):
+        return [rates[name] for rates in self.seen]
+
+
+# -- Who is trained ---------------------------------------------------------------------------------------------------
+
+
+def test_the_example_runs():
+    assert doctest.testmod(phases_module).failed == 0
+
+
+def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_their_statistics(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    seen = []
+
+    def fit(start, callbacks, **more):
+        before = values(model)
+        model.fit(*rows, batch_size=30, verbose=0, shuffle=False, callbacks=callbacks, **more)
+        seen.append(changed(before, model))
+
+    records = list(run_phases(model, groups, [Phase(["head"], 1), Phase(["body", "head"], 1), Phase("all", 1)], fit))
+    every = set(values(model))
+    stem = {name for name in every if name.startswith(("stem", "bn"))}
+    assert seen == [{"head/kernel", "head/bias"}, every - stem, every]
+    assert [(record.frozen_tensors, record.frozen_unchanged) for record in records] == [(8, True), (6, True), (0, True)]
+    assert [(record.train, record.parameters) for record in records] == [
+        (("head",), 27), (("body", "head"), 99), (("stem", "body", "head"), 171),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows):
+    results = []
+    for phased in (False, True):
+        keras.utils.set_random_seed(1)
+        model = tiny()
+        groups = prepared(model, {"stem": Adam(1e-2), "body": SGD(0.1, momentum=0.9), "head": Adam(1e-1)})
+        if phased:
+            train(model, groups, [Phase(epochs=2)], rows)
+        else:
+            model.fit(*rows, batch_size=30, epochs=2, verbose=0)
+        results.append(values(model))
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.slow
+def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_optimizer(tiny, rows):
+    """Plain SGD has no slots: what remains is which gradients are applied."""
+    results = []
+    for phased in (False, True):
+        keras.utils.set_random_seed(1)
+        model = tiny()
+        groups = prepared(model)
+        if phased:
+            train(model, groups, [Phase(["head"], 1), Phase("all", 1)], rows, shuffle=False)
+        else:
+            model.get_layer("stem").trainable = model.get_layer("bn").trainable = model.get_layer("body").trainable = (
+                False
+            )
+            model.compile(SGD(0.1), loss="sparse_categorical_crossentropy")
+            model.fit(*rows, batch_size=30, verbose=0, shuffle=False)
+            freeze(model, groups)
+            model.compile(SGD(0.1), loss="sparse_categorical_crossentropy")
+            model.fit(*rows, batch_size=30, verbose=0, shuffle=False)
+        results.append(values(model))
+    for name in results[0]:
+        np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
+    momenta = {"stem": SGD(1e-3), "body": SGD(1e-3), "head": SGD(1e-3, momentum=0.9)}
+    model = tiny()
+    groups = prepared(model, momenta)
+    slots = []
+    head = model.optimizer.optimizers[-1]
+    note = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: slots.append([np.array(v.numpy()) for v in head.variables if "momentum" in v.path]),
+        on_train_end=lambda logs: slots.append([np.array(v.numpy()) for v in head.variables if "momentum" in v.path]),
+    )
+    train(model, groups, [Phase(["head"], 1), Phase("all", 1)], rows, callbacks=[note])
+    assert all(np.array_equal(a, b) for a, b in zip(slots[1], slots[2], strict=True))
+    assert any(np.any(slot) for slot in slots[2])
+
+
+@pytest.mark.slow
+def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    traces = []
+    call = model.get_layer("stem").call
+    model.get_layer("stem").call = lambda inputs, training=None: traces.append(1) or call(inputs)
+    numbers = []
+    phases = [Phase(["head"], 1), Phase("all", 1), Phase(["head"], 1), Phase(["head"], 1, rates={"head": 0.01})]
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: numbers.append(len(traces)))
+    train(model, groups, phases, rows, callbacks=[end])
+    assert numbers[1] > numbers[0] > 0
+    assert numbers[2] == numbers[1]
+
+
+def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    epochs, told = [], []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    phases = [Phase(["head"], steps=4), Phase("all", epochs=1)]
+    records = train(model, groups, phases, rows, callbacks=[note], tell=lambda start: told.append(str(start)))
+    assert epochs == [0, 1, 2]
+    assert [(record.epochs, record.steps) for record in records] == [(2, 4), (1, 3)]
+    assert told == [
+        "phase 1/2: train head (27 of 187 parameters), 4 steps",
+        "phase 2/2: train stem, body, head (171 of 187 parameters), 1 epoch",
+    ]
+
+
+# -- Rates ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_rates_of_a_phase_take_the_place_of_the_groups_own_and_go_with_it(tiny, rows):
+    model = tiny()
+    groups = prepared(model, {"stem": SGD(0.3), "body": SGD(constant(0.2)), "head": SGD(0.1)})
+    rates = Rates()
+    phases = [
+        Phase(epochs=1, rates={"head": 0.01, "body": 0.02}),
+        Phase(epochs=1),
+        Phase(epochs=1, rates={"head": 0.5}),
+    ]
+    train(model, groups, phases, rows, callbacks=[rates])
+    assert rates.of("head") == pytest.approx([0.01] * 3 + [0.1] * 3 + [0.5] * 3)
+    assert rates.of("body") == pytest.approx([0.02] * 3 + [0.2] * 6)
+    assert rates.of("stem") == pytest.approx([0.3] * 9)
+
+
+@pytest.mark.parametrize("clock", ["run", "phase"])
+def test_a_schedule_counts_from_the_start_of_the_run_or_of_the_phase(tiny, rows, clock):
+    model = tiny()
+    halving = exponential_decay(0.1, decay_steps=1, decay_rate=0.5)
+    groups = prepared(model, {"stem": SGD(0.3), "body": SGD(0.2), "head": SGD(halving)})
+    rates = Rates()
+    train(model, groups, [Phase(epochs=1, clock=clock)] * 2, rows, callbacks=[rates])
+    steps = [0, 1, 2, 3, 4, 5] if clock == "run" else [0, 1, 2, 0, 1, 2]
+    assert rates.of("head") == pytest.approx([0.1 * 0.5**step for step in steps])
+
+
+def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows):
+    """With plain SGD and no rate the weights stand: a stale rate would move them."""
+    model = tiny()
+    fall = exponential_decay(0.5, decay_steps=1, decay_rate=1e-9)
+    groups = prepared(model, {"stem": SGD(0.1), "body": SGD(0.1), "head": SGD(0.1)})
+    moved = []
+
+    def fit(start, callbacks, **more):
+        model.fit(*rows, batch_size=90, verbose=0, callbacks=callbacks, **{**more, "epochs": more["initial_epoch"] + 1})
+        before = values(model)
+        model.fit(*rows, batch_size=90, verbose=0, callbacks=callbacks, **{**more, "epochs": more["initial_epoch"] + 1})
+        moved.append([max(np.abs(before[n] - values(model)[n]).max() for n in before if n.startswith("head"))])
+
+    phase = Phase(["head"], 1, rates={"head": fall}, clock="phase")
+    list(run_phases(model, groups, [phase, Phase("all", 1), phase], fit))
+    assert moved[0][0] < 1e-6 < moved[1][0]
+    assert moved[2][0] < 1e-6
+
+
+def test_rates_of_groups_that_enter_can_warm_up(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    train(
+        model,
+        groups,
+        [Phase(["head"], 1), Phase(["body", "head"], 1, warmup_steps=2), Phase(epochs=1)],
+        rows,
+        callbacks=[rates],
+    )
+    assert rates.of("body")[3:6] == pytest.approx([0.0, 0.05, 0.1])
+    assert rates.of("head")[3:6] == pytest.approx([0.1] * 3)
+
+
+def test_what_a_plateau_took_from_the_rates_comes_back_with_the_next_phase(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    plateau = Plateau("loss", factor=0.5, patience=0, min_delta=100.0)
+    train(model, groups, [Phase(epochs=3, reduce_on_plateau=plateau), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("stem") == rates.of("head")
+    assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
+
+
+@pytest.mark.slow
+def test_auto_rgn_heeds_a_warm_up(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    train(model, groups, [Phase(["head"], 1), Phase(epochs=2, auto_rgn=0.1, warmup_steps=2)], rows, callbacks=[rates])
+    head, body = rates.of("head"), rates.of("body")
+    assert body[3] == 0
+    assert body[4] == pytest.approx(body[5] / 2)
+    assert head[3] == head[4] == head[5]  # it was trained before
+    assert max(max(rate.values()) for rate in rates.seen[5:]) == pytest.approx(0.1)
+
+
+def test_auto_rgn_measures_before_every_epoch_and_the_largest_norm_takes_the_rate(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    train(model, groups, [Phase(epochs=2, auto_rgn=0.1)], rows, callbacks=[rates])
+    first, second = rates.seen[0], rates.seen[3]
+    assert max(first.values()) == pytest.approx(0.1)
+    assert min(first.values()) < 0.1
+    assert rates.seen[2] == first
+    assert second != first
+
+
+# -- Ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_ends_when_its_metric_no_longer_gets_better_and_the_next_one_follows(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 9, until=Until("loss", patience=1, min_delta=100.0)), Phase(epochs=1)]
+    records = train(model, groups, phases, rows)
+    assert [(record.epochs, record.epochs_left) for record in records] == [(2, 7), (1, 0)]
+
+
+def test_a_metric_that_is_not_measured_is_an_error_that_names_those_that_are(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    with pytest.raises(TrainingError) as caught:
+        train(model, groups, [Phase(epochs=2, until=Until("val_loss"))], rows)
+    assert str(caught.value) == (
+        "`until` watches a metric that is measured. Received `val_loss`; there are `loss`. One that begins with `val_` "
+        "needs validation examples. Did you mean `loss`?"
+    )
+
+
+# -- Behind our back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("layer", "as_planned"), [("stem", "frozen"), ("bn", "frozen"), ("head", "trained")])
+def test_flipping_trainable_during_a_phase_is_an_error_that_names_the_layer(tiny, rows, layer, as_planned):
+    model = tiny()
+    groups = prepared(model)
+
+    def flip(epoch, logs):
+        model.get_layer(layer).trainable = not model.get_layer(layer).trainable
+
+    with pytest.raises(TrainingError) as caught:
+        train(
+            model,
+            groups,
+            [Phase(["head"], 2), Phase(epochs=1)],
+            rows,
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=flip)],
+        )
+    assert f"During phase 1/2 somebody has changed `trainable` of `{layer}`, which the plan has {as_planned}" in str(
+        caught.value
+    )
+
+
+def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+
+    def fit(start, callbacks, **more):
+        model.fit(*rows, batch_size=30, verbose=0, callbacks=callbacks, **more)
+        model.get_layer("body").trainable = True
+
+    with pytest.raises(TrainingError, match="phase 1/2 somebody has changed `trainable` of `body`"):
+        list(run_phases(model, groups, [Phase(["head"], 1), Phase(epochs=1)], fit))
+
+
+def test_a_frozen_tensor_that_changes_fails_loudly_and_by_name(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    meddle = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: model.get_layer("bn").moving_mean.assign([9.0] * 8)
+    )
+    with pytest.raises(TrainingError, match=r"1 of 8 changed in phase 1: `bn/moving_mean`"):
+        train(model, groups, [Phase(["head"], 1), Phase(epochs=1)], rows, callbacks=[meddle])
+
+
+def test_afterwards_what_is_trained_is_as_the_groups_say_whatever_happened(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    train(model, groups, [Phase(epochs=1), Phase(["head"], 1)], rows)
+    assert len(model.trainable_variables) == 8
+    before = values(model)
+    model.fit(*rows, batch_size=30, verbose=0)
+    assert "stem/kernel" in changed(before, model)
+
+
+# -- What does not fit ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], "Training has one phase at least. Received none. Give `[Phase(epochs=1)]`, for example."),
+        ([Phase(["hed"], 1)], "phase 1: `train` names `hed`, which is no group. There are `stem`, `body`, `head`. Did you mean `head`?"),
+        ([Phase(["head"], 1)], "no phase trains `stem`, `body`. Add one that does, or say `frozen: true` in the group"),
+        ([Phase([], 1)], "phase 1: `train` names no group. Name one at least, or say `all`."),
+        ([Phase()], "phase 1: has either `epochs` or `steps`. Received `None` and `None`. Give one of them."),
+        ([Phase(epochs=1, clock="fase")], "phase 1: `clock` is one of `run`, `phase`. Received `fase`. Did you mean `phase`?"),
+        (
+            [Phase(epochs=1, batch_norm={"stem": "afine"})],
+            "phase 1: `batch_norm` of `stem` is one of `train`, `freeze`, `affine`, `statistics`. Received `afine`. Did you mean `affine` or `train`?",
+        ),
+        (
+            [Phase(["head"], 1, batch_norm={"stem": "affine"}), Phase(epochs=1)],
+            "phase 1: `batch_norm: affine` trains gamma and beta, and `stem` is frozen in this phase. Say `statistics` or `freeze`, or train the group.",
+        ),
+    ],
+)  # fmt: skip
+def test_phases_that_do_not_fit_the_groups_are_told_before_anything_is_trained(tiny, rows, phases, message):
+    model = tiny()
+    groups = prepared(model)
+    with pytest.raises(GroupError) as caught:
+        train(model, groups, phases, rows)
+    assert str(caught.value) == message
+
+
+def test_a_group_frozen_for_good_cannot_be_named(tiny, rows):
+    model = tiny()
+    prepared(model)
+    with pytest.raises(GroupError, match=r"`train` names `stem`, which is frozen in all phases. Take `frozen: true`"):
+        train(model, three_groups(model, frozen=("stem",)), [Phase(["stem"], 1), Phase(epochs=1)], rows)
+
+
+def test_an_optimizer_without_groups_is_refused(tiny, rows):
+    model = tiny()
+    model.compile("adam", loss="sparse_categorical_crossentropy")
+    with pytest.raises(GroupError, match=r"is compiled with `Adam`. Compile it with a `finetune.GroupedOptimizer`"):
+        train(model, three_groups(model), [Phase(epochs=1)], rows)
+
+
+# -- BatchNormalization and dropout -----------------------------------------------------------------------------------
+
+GAMMA_BETA, STATISTICS = {"bn/gamma", "bn/beta"}, {"bn/moving_mean", "bn/moving_variance"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves"),
+    [("train", GAMMA_BETA | STATISTICS), ("freeze", set()), ("affine", GAMMA_BETA), ("statistics", STATISTICS)],
+)
+def test_batch_normalization_of_a_trained_group_has_four_modes(tiny, rows, mode, moves):
+    model = tiny()
+    groups = prepared(model)
+    before = values(model)
+    (record,) = train(model, groups, [Phase(epochs=1, batch_norm={"stem": mode})], rows)
+    assert (
+        changed(before, model)
+        == {"stem/kernel", "stem/bias", "body/kernel", "body/bias", "head/kernel", "head/bias"} | moves
+    )
+    assert record.frozen_tensors == 4 - len(moves)
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("freeze", set()), ("statistics", STATISTICS)])
+def test_batch_normalization_of_a_frozen_group_may_still_estimate(tiny, rows, mode, moves):
+    model = tiny()
+    groups = prepared(model)
+    before = values(model)
+    seen = []
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: seen.append(changed(before, model)))
+    phases = [Phase(["body", "head"], 1, batch_norm={"stem": mode}), Phase(epochs=1)]
+    train(model, groups, phases, rows, callbacks=[end])
+    assert seen[0] == {"body/kernel", "body/bias", "head/kernel", "head/bias"} | moves
+
+
+def test_normalization_may_train_in_groups_that_are_frozen(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    before = values(model)
+    seen = []
+    end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: seen.append(changed(before, model)))
+    train(model, groups, [Phase(["head"], 1, always_train_normalization=True), Phase(epochs=1)], rows, callbacks=[end])
+    assert seen[0] == {"head/kernel", "head/bias"} | GAMMA_BETA | STATISTICS
+
+
+def with_dropout():
+    parts = [
+        keras.Input((6,)),
+        layers.Dense(8, name="stem"),
+        layers.BatchNormalization(name="bn"),
+        layers.Dropout(0.5, name="inner"),
+        layers.Dense(8, activation="relu", name="body"),
+        layers.Dropout(0.5, name="last"),
+        layers.Dense(3, activation="softmax", name="head"),
+    ]
+    return keras.Sequential(parts, name="dropping")
+
+
+@pytest.mark.parametrize(("dropping", "is_exact"), [((), True), (("stem", "body"), False)])
+def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropping, is_exact):
+    model = with_dropout()
+    groups = prepared(model)
+    body = keras.Model(model.layers[0].input, model.get_layer("body").output)
+    outputs = []
+
+    def look(batch, logs):
+        outputs.append(body(rows[0], training=True).numpy())
+
+    call = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+
+    def fit(start, callbacks, **more):
+        model.fit(*rows, batch_size=30, verbose=0, callbacks=[*callbacks, call], **more)
+
+    list(run_phases(model, groups, [Phase(["head"], 1, dropping=dropping)], fit))
+    assert np.array_equal(outputs[0], outputs[1]) == is_exact
+    assert not np.array_equal(body(rows[0], training=True), outputs[0])  # let go afterwards
+
+
+@pytest.mark.slow
+def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, rows, tmp_path):
+    model = tiny()
+    groups = prepared(model)
+    train(model, groups, [Phase(["head"], 1), Phase(epochs=1, batch_norm={"stem": "affine"})], rows)
+    model.optimizer, model.compiled = None, False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(rows[0], verbose=0), model.predict(rows[0], verbose=0))
+
+
+def test_mixed_precision_is_looked_through(tiny, rows):
+    model = tiny()
+    groups = three_groups(model)
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
+    model.compile(keras.optimizers.LossScaleOptimizer(grouped), loss="sparse_categorical_crossentropy")
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1, rates={"head": 0.01})], rows)
+    assert [record.steps for record in records] == [3, 3]
+
+
+def test_the_names_are_handed_out():
+    assert (finetune.Phase, finetune.train_phases, finetune.Until) == (Phase, train_phases, Until)
+
+
+def nested():
+    inner = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, name="dense"), layers.BatchNormalization(name="bn")], name="inner"
+    )
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="head")(inner(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "moves"), [("affine", {"gamma", "beta"}), ("statistics", {"moving_mean", "moving_variance"})]
+)
+def test_modes_of_batch_normalization_reach_into_nested_models(rows, mode, moves):
+    model = nested()
+    groups = resolve_groups(model, [Selector("inner", prefixes=("inner",)), Selector("head", rest=True)])
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
+    model.compile(grouped, loss="sparse_categorical_crossentropy")
+    before = values(model)
+    train(model, groups, [Phase(epochs=1, batch_norm={"inner": mode})], rows)
+    assert {name.rpartition("/")[2] for name in changed(before, model) if "/bn/" in name} == moves
+
+
+@pytest.mark.parametrize("more", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_phases_run_in_every_way_that_keras_compiles(tiny, rows, more):
+    model = tiny()
+    groups = prepared(model, **more)
+    records = train(
+        model, groups, [Phase(["head"], 1), Phase(epochs=1, rates={"head": 0.01}), Phase(["head"], 1)], rows
+    )
+    assert [record.steps for record in records] == [3, 3, 3]
+
+
+def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tiny, rows):
+    model = tiny()
+    groups = three_groups(model)
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups}, use_ema=True, ema_momentum=0.5)
+    model.compile(grouped, loss="sparse_categorical_crossentropy")
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
+    assert all(record.frozen_unchanged for record in records)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 16])
+def test_a_phase_in_steps_makes_just_them_however_many_share_a_call(tiny, rows, together):
+    model = tiny()
+    groups = prepared(model, steps_per_execution=together)
+    records = train(model, groups, [Phase(["head"], steps=4), Phase(steps=5), Phase(steps=1)], rows)
+    assert [record.steps for record in records] == [4, 5, 1]

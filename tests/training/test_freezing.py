@@ -1,0 +1,234 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from finetune.errors import TrainingError
+from finetune.groups.layer_tree import layer_tree
+from finetune.groups.selectors import Selector, resolve_groups
+from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
+
+
+def frozen_by(model, **selector):
+    """Freezes what the selector takes, and trains the rest."""
+    groups = resolve_groups(model, [Selector("frozen", frozen=True, **selector), Selector("trained", rest=True)])
+    freeze(model, groups)
+    return groups
+
+
+def trained_names(model):
+    tree = layer_tree(model)
+    names = {id(leaf.variable): leaf.name for leaf in tree.leaves}
+    return [names[id(variable)] for variable in model.trainable_variables]
+
+
+def fit(model, shape=(6,)):
+    x = np.random.default_rng(0).normal(3.0, size=(16, *shape)).astype("float32")
+    model.compile(keras.optimizers.SGD(0.05), loss="mse", run_eagerly=True)
+    model.fit(x, np.zeros((16, *model.output_shape[1:]), "float32"), epochs=1, verbose=0)
+
+
+def changed_by_fit(model, shape=(6,)):
+    tree = layer_tree(model)
+    before = {leaf.name: np.array(leaf.variable.numpy()) for leaf in tree.leaves}
+    fit(model, shape)
+    return {leaf.name for leaf in tree.leaves if not np.array_equal(before[leaf.name], leaf.variable.numpy())}
+
+
+def test_a_frozen_layer_stays_bit_identical_with_its_moving_statistics_and_the_rest_trains(tiny):
+    model = tiny()
+    frozen_by(model, prefixes=("stem", "bn"))
+    assert trained_names(model) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
+    assert changed_by_fit(model) == {"body/kernel", "body/bias", "head/kernel", "head/bias"}
+
+
+def test_moving_statistics_of_a_trained_group_move(tiny):
+    model = tiny()
+    frozen_by(model, prefixes=("stem",))
+    assert {"bn/moving_mean", "bn/moving_variance"} <= changed_by_fit(model)
+
+
+def test_a_layer_frozen_in_part_stays_trainable_and_trains_only_the_other_weights(tiny):
+    model = tiny()
+    frozen_by(model, regex=(".*/kernel",))
+    assert model.get_layer("body").trainable
+    assert trained_names(model) == ["stem/bias", "bn/gamma", "bn/beta", "body/bias", "head/bias"]
+    assert {name for name in changed_by_fit(model) if name.endswith("kernel")} == set()
+
+
+def test_biases_alone_can_be_frozen(tiny):
+    model = tiny()
+    frozen_by(model, regex=(".*/bias",))
+    changed = changed_by_fit(model)
+    assert "body/kernel" in changed
+    assert not {name for name in changed if name.endswith("bias")}
+
+
+def test_batch_normalization_with_only_half_of_its_weights_frozen_still_trains_its_statistics(tiny):
+    model = tiny()
+    groups = resolve_groups(
+        model, [Selector("trained", rest=True), Selector("frozen", regex=("bn/gamma",), frozen=True)]
+    )
+    freeze(model, groups)
+    assert model.get_layer("bn").trainable
+    assert "bn/gamma" not in changed_by_fit(model)
+
+
+def test_batch_normalization_without_parameters_is_frozen_by_its_statistics():
+    norm = layers.BatchNormalization(center=False, scale=False, name="bn")
+    model = keras.Sequential([keras.Input((6,)), norm, layers.Dense(2, name="head")])
+    frozen_by(model, prefixes=("bn",))
+    assert not norm.trainable
+    assert changed_by_fit(model) == {"head/kernel", "head/bias"}
+
+
+def test_batch_normalization_without_parameters_trains_with_its_group():
+    norm = layers.BatchNormalization(center=False, scale=False, name="bn")
+    parts = [keras.Input((6,)), layers.Dense(6, name="stem"), norm, layers.Dense(2, name="head")]
+    model = keras.Sequential(parts)
+    frozen_by(model, prefixes=("stem",))
+    assert changed_by_fit(model) == {"bn/moving_mean", "bn/moving_variance", "head/kernel", "head/bias"}
+
+
+def nested():
+    def backbone(name):
+        parts = [layers.Dense(5, name="a"), layers.BatchNormalization(name="bn"), layers.Dense(5, name="b")]
+        return keras.Sequential([keras.Input((6,)), *parts], name=name)
+
+    inputs = keras.Input((6,))
+    x = layers.Add()([backbone("left")(inputs), backbone("right")(inputs)])
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def test_a_whole_nested_model_can_be_frozen():
+    model = nested()
+    frozen_by(model, prefixes=("left",))
+    changed = changed_by_fit(model)
+    assert not {name for name in changed if name.startswith("left/")}
+    assert {"right/a/kernel", "right/bn/moving_mean", "head/bias"} <= changed
+
+
+def test_one_layer_of_a_nested_model_can_be_frozen_while_its_namesake_in_another_trains():
+    model = nested()
+    frozen_by(model, prefixes=("left/a", "left/bn"))
+    changed = changed_by_fit(model)
+    assert not changed & {"left/a/kernel", "left/a/bias", "left/bn/gamma", "left/bn/moving_mean"}
+    assert {"left/b/kernel", "right/a/kernel", "right/bn/moving_mean"} <= changed
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(layers.Layer):
+    """A layer with a weight of its own and layers below it."""
+
+    def __init__(self):
+        super().__init__(name="scaled")
+        self.inner = layers.Dense(6, name="inner")
+        self.norm = layers.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(6,), initializer="ones", name="scale")
+        self.inner.build(shape)
+        self.norm.build(shape)
+
+    def call(self, x, training=None):
+        return self.norm(self.inner(x), training=training) * self.scale
+
+
+def scaled():
+    return keras.Sequential([keras.Input((6,)), Scaled(), layers.Dense(2, name="head")])
+
+
+def test_a_layers_own_weight_can_be_frozen_while_the_layers_below_it_train():
+    model = scaled()
+    frozen_by(model, prefixes=("scaled/scale",))
+    changed = changed_by_fit(model)
+    assert "scaled/scale" not in changed
+    assert {"scaled/inner/kernel", "scaled/norm/gamma", "scaled/norm/moving_mean"} <= changed
+
+
+def test_the_layers_below_can_be_frozen_while_the_layers_own_weight_trains():
+    model = scaled()
+    frozen_by(model, prefixes=("scaled/inner", "scaled/norm"))
+    assert changed_by_fit(model) == {"scaled/scale", "head/kernel", "head/bias"}
+
+
+def test_attention_is_frozen_as_a_whole_and_in_part():
+    inputs = keras.Input((4, 6))
+    x = layers.MultiHeadAttention(2, 3, name="attention")(inputs, inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    frozen_by(model, prefixes=("attention",))
+    assert trained_names(model) == ["head/kernel", "head/bias"]
+    frozen_by(model, prefixes=("attention/query",))
+    assert "attention/key/kernel" in trained_names(model)
+    assert not {name for name in changed_by_fit(model, (4, 6)) if name.startswith("attention/query/")}
+
+
+@pytest.mark.parametrize("how", ["model", "layer", "variable"])
+def test_what_was_frozen_before_is_unfrozen_when_its_group_trains(tiny, how):
+    model = tiny()
+    frozen = {"model": model, "layer": model.get_layer("body"), "variable": model.get_layer("body").kernel}[how]
+    frozen.trainable = False
+    frozen_by(model, prefixes=("stem", "bn"))
+    assert trained_names(model) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
+
+
+def test_a_model_saved_with_frozen_layers_is_grouped_and_unfrozen_after_loading(tiny, tmp_path):
+    model = tiny()
+    model.get_layer("stem").trainable = model.get_layer("bn").trainable = False
+    model.save(tmp_path / "frozen.keras")
+    loaded = keras.models.load_model(tmp_path / "frozen.keras")
+    frozen_by(loaded, prefixes=("head",))
+    assert trained_names(loaded) == ["stem/kernel", "stem/bias", "bn/gamma", "bn/beta", "body/kernel", "body/bias"]
+
+
+def test_freezing_anew_forgets_the_former_groups(tiny):
+    model = tiny()
+    frozen_by(model, regex=(".*/bias",))
+    frozen_by(model, prefixes=("head",))
+    assert {"stem/bias", "bn/beta", "body/bias"} <= set(trained_names(model))
+    assert "head/kernel" not in trained_names(model)
+
+
+def test_without_a_frozen_group_all_trains(tiny):
+    model = tiny()
+    model.trainable = False
+    freeze(model, resolve_groups(model, [Selector("all", rest=True)]))
+    assert len(trained_names(model)) == 8
+
+
+def test_the_check_is_content_with_what_freeze_did(tiny):
+    model = tiny()
+    check_trainable(model, frozen_by(model, regex=("stem/.*", "body/bias")))
+
+
+@pytest.mark.parametrize(("layer", "trainable"), [("stem", True), ("head", False)])
+def test_the_check_names_what_was_flipped_since(tiny, layer, trainable):
+    model = tiny()
+    groups = frozen_by(model, prefixes=("stem", "bn"))
+    model.get_layer(layer).trainable = trainable
+    with pytest.raises(
+        TrainingError, match=rf"disagrees with the plan about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"
+    ):
+        check_trainable(model, groups)
+
+
+def test_checksums_hold_every_tensor_of_the_frozen_groups_moving_statistics_included(tiny):
+    model = tiny()
+    groups = frozen_by(model, prefixes=("stem", "bn"))
+    frozen, trained = checksums(groups, frozen=True), checksums(groups, frozen=False)
+    assert list(frozen) == [
+        *("stem/kernel", "stem/bias", "bn/gamma", "bn/beta"),
+        *("bn/moving_mean", "bn/moving_variance"),
+    ]
+    assert list(trained) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
+    prove_unchanged(frozen, checksums(groups, frozen=True))
+
+
+def test_the_proof_names_the_frozen_tensors_that_changed_by_as_little_as_one_bit(tiny):
+    model = tiny()
+    groups = frozen_by(model, prefixes=("stem", "bn"))
+    before = checksums(groups, frozen=True)
+    mean = model.get_layer("bn").moving_mean
+    mean.assign(np.nextafter(mean.numpy(), np.float32(1)))
+    with pytest.raises(TrainingError, match=r"stay bit-identical\. 1 of 6 changed: `bn/moving_mean`\."):
+        prove_unchanged(before, checksums(groups, frozen=True))
