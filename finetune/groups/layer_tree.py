@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.variables import variable_path
 
 _Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of what tf.saved_model.load returns
 
@@ -330,7 +331,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stray(root: Any, weight: Any, index: int) -> Leaf:
-    path = re.sub(r"[^\w./-]", "_", getattr(weight, "path", weight.name).partition(":")[0]).strip("/")
+    path = re.sub(r"[^\w./-]", "_", variable_path(weight).partition(":")[0]).strip("/")
     return Leaf(path, path.rpartition("/")[0], weight, weight.trainable, root, index)
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from finetune.errors import TrainingError
 from finetune.optimizers.fused.stacks import StackedVariable
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.snapshot import no_trace
 
 _CALL_SECONDS, _MOST_STEPS = 0.05, 64  # as often as eyes and callbacks need
@@ -273,7 +274,7 @@ def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
 
 
 def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = unwrap(optimizer)
     return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []
 
 
