@@ -79,7 +79,7 @@ def prepare(wanted: Recipe) -> Prepared:
 
 def _lay_out(
     wanted: Recipe, plans: Sequence[GroupPlan], groups: tuple[LayerGroup, ...], examples: Examples
-) -> tuple[tuple[written.Phase, ...], tuple[Phase, ...], RunLength, dict[str, GroupSettings]]:
+) -> tuple[tuple[written.PhaseSpec, ...], tuple[Phase, ...], RunLength, dict[str, GroupSettings]]:
     """Works out the phases, as written and as trained, the length of the run, and the settings of the groups."""
     phases = written_phases(wanted, plans)
     length = phased_length(phases, run_length(wanted, examples))

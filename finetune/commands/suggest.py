@@ -16,7 +16,7 @@ from finetune.errors import FinetuneError, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup, resolve_groups
 from finetune.groups.strategies import selectors_by_block, selectors_by_layer
-from finetune.recipe.groups import Group, Strategy
+from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.groups_block import groups_block
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.rate_edits import scaled, tidy
@@ -138,20 +138,20 @@ def _measure(
     return {name: (float(np.mean(column)), float(np.std(column))) for name, column in ratios.items()}
 
 
-def _rescaled(wanted: Recipe, ready: Prepared, rates: Mapping[str, float]) -> tuple[Group, ...]:
+def _rescaled(wanted: Recipe, ready: Prepared, rates: Mapping[str, float]) -> tuple[GroupSpec, ...]:
     groups = scaled(wanted, {name: rate / ready.peaks[name] for name, rate in rates.items()}).groups
     assert isinstance(groups, tuple)
     return groups
 
 
-def _listed(wanted: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str, float]) -> list[Group]:
+def _listed(wanted: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str, float]) -> list[GroupSpec]:
     """Writes every group with the optimizer and the schedule of the recipe's last group that is trained."""
     model = (
         wanted.groups if isinstance(wanted.groups, Strategy) else [one for one in wanted.groups if not one.frozen][-1]
     )
     shape: Any = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
     return [
-        Group(
+        GroupSpec(
             name=group.name,
             prefixes=_prefixes(group),
             optimizer=model.optimizer,

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import TrainingError
-from finetune.optimizers.fused.stacks import Pile
+from finetune.optimizers.fused.stacks import StackedVariable
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fast.calls import Calls
 from finetune.training.fast.reasons import reason_against
@@ -45,7 +45,7 @@ class FastFunction:
         self._model, self._forward = model, forward or model
         self._made_for = _state(model)
         self._trained = list(model.trainable_variables)
-        self._slabs = {pile: _slab(pile) for pile in _piles(model.optimizer, self._trained)}
+        self._buffers = {stacked: _buffer(stacked) for stacked in _stacked_variables(model.optimizer, self._trained)}
         self._run = self._compiled()
 
     def fits(self, model: Any) -> bool:
@@ -57,7 +57,9 @@ class FastFunction:
         try:
             done, logs = self._run(iterator, tf.constant(steps))
         except _NotReachedError as error:
-            self._slabs = {pile: slab for pile, slab in self._slabs.items() if pile not in error.piles}
+            self._buffers = {
+                stacked: buffer for stacked, buffer in self._buffers.items() if stacked not in error.unreached
+            }
             self._run = self._compiled()
             self.calls.limit_next(steps)
             return self(iterator)
@@ -69,14 +71,14 @@ class FastFunction:
     def _compiled(self) -> Callable[..., Any]:
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
-            for pile, slab in self._slabs.items():
-                slab.assign(pile.read(), read_value=False)
+            for stacked, buffer in self._buffers.items():
+                buffer.assign(stacked.read(), read_value=False)
             with ExitStack() as held:
-                for pile, slab in self._slabs.items():
-                    held.enter_context(pile.held(slab))
+                for stacked, buffer in self._buffers.items():
+                    held.enter_context(stacked.held(buffer))
                 done = self._steps(iterator, steps)
-            for pile, slab in self._slabs.items():
-                pile.write(slab.read_value())
+            for stacked, buffer in self._buffers.items():
+                stacked.write(buffer.read_value())
             return done, self._model.get_metrics_result()
 
         return run
@@ -101,7 +103,9 @@ class FastFunction:
         model, optimizer = self._model, self._model.optimizer
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         parts = {
-            id(v): part for pile in self._slabs for v, part in zip(pile.variables, tf.unstack(pile.read()), strict=True)
+            id(v): part
+            for stacked in self._buffers
+            for v, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
         }
         sources = [parts.get(id(variable), variable.value) for variable in self._trained]
         mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
@@ -127,16 +131,18 @@ class FastFunction:
         """A layer that looks past `keras.Variable`, or takes rows of its weights, cannot have them lie elsewhere."""
         found = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         not_dense = [
-            pile for pile in self._slabs if not all(isinstance(found[id(v)], tf.Tensor) for v in pile.variables)
+            stacked
+            for stacked in self._buffers
+            if not all(isinstance(found[id(v)], tf.Tensor) for v in stacked.variables)
         ]
         if not_dense:
             raise _NotReachedError(not_dense)
 
 
 class _NotReachedError(Exception):
-    def __init__(self, piles: Sequence[Pile]):
+    def __init__(self, unreached: Sequence[StackedVariable]):
         super().__init__()
-        self.piles = piles
+        self.unreached = unreached
 
 
 class _SeenAs(keras.StatelessScope):
@@ -159,13 +165,13 @@ def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
         loss.build(y, y_pred)
 
 
-def _piles(optimizer: Any, trained: Iterable[Any]) -> list[Pile]:
+def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return inner.piles(trained) if isinstance(inner, GroupedOptimizer) else []
+    return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []
 
 
-def _slab(pile: Pile) -> tf.Variable:
-    return tf.Variable(tf.zeros(pile.shape, pile.dtype), trainable=False, name=pile.name)
+def _buffer(stacked: StackedVariable) -> tf.Variable:
+    return tf.Variable(tf.zeros(stacked.shape, stacked.dtype), trainable=False, name=stacked.name)
 
 
 def _without_optionals(batch: Any) -> Any:

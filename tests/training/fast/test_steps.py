@@ -134,7 +134,7 @@ def test_small_weights_lie_together_meanwhile_and_are_in_their_own_variables_aft
     build, options = CASES[case]
     model, state, _ = trained(build, [FastLoop()], **options)
     function = vars(model)["_finetune_function"]
-    assert len(function._slabs) == 2  # kernels and biases of the four layers
+    assert len(function._buffers) == 2  # kernels and biases of the four layers
     assert_identical((model, state, {}), (*trained(build, [], **options)[:2], {}))
 
 
