@@ -87,7 +87,7 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
 
 
 def _global_norm(tensors: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> tf.Tensor:
-    dense = [tf.cast(tf.convert_totf_variable(tensor), tf.float32) for tensor in tensors if tensor is not None]
+    dense = [tf.cast(tf.convert_to_tensor(tensor), tf.float32) for tensor in tensors if tensor is not None]
     return tf.linalg.global_norm(dense) if dense else tf.constant(float("nan"))
 
 
