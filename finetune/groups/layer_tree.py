@@ -133,6 +133,11 @@ def _own_name(leaf: Leaf) -> str:
     return leaf.name.rpartition("/")[2].partition("~")[0]
 
 
+def paths_down(name: str) -> list[str]:
+    """Returns the paths that lead down to a name: `a`, `a/b`, `a/b/c` for `a/b/c`."""
+    return list(accumulate(name.split("/"), _join))
+
+
 # Keras
 
 
@@ -353,7 +358,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _ancestors(path: str) -> list[str]:
-    return list(accumulate(path.split("/")[:-1], _join))
+    return paths_down(path)[:-1]
 
 
 def _is_new(thing: Any, seen: set[int]) -> bool:
