@@ -7,7 +7,7 @@ from dataclasses import replace
 from finetune.errors import RestoreError, quote
 from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.pairing import Pair, pair
+from finetune.pretrained.matching_rules import Pair, pair
 from finetune.pretrained.problems import (
     dead_prefixes,
     disputed_weights,
@@ -45,7 +45,7 @@ def match(
         allow_unused: Prefixes of the file's names that the model may lack. Single numbers (counters, totals of
             metrics) that no weight asks for are always allowed.
         min_coverage: Share of the model's parameters outside of `exclude` that must be restored.
-        places: What else the model's weights may be called, from `finetune.pretrained.places.places`.
+        places: What else the model's weights may be called, from `finetune.pretrained.structure.places`.
 
     Returns:
         The plan; its `check` raises when something speaks against it.

@@ -7,7 +7,7 @@ from typing import TypeVar
 from finetune.errors import did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.pairing import Pair
+from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
 _SHOWN = 5

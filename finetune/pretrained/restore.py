@@ -14,9 +14,9 @@ from finetune.errors import RestoreError, quote, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.matching import RestorePlan, match
-from finetune.pretrained.outputs import ATOL, RTOL, agreement, read_reference
-from finetune.pretrained.pairing import Pair
-from finetune.pretrained.places import places
+from finetune.pretrained.reference_outputs import ATOL, RTOL, agreement, read_reference
+from finetune.pretrained.matching_rules import Pair
+from finetune.pretrained.structure import places
 from finetune.pretrained.restore_plan import dtype_of
 from finetune.pretrained.transforms import Transform
 
@@ -28,7 +28,7 @@ class Restored:
     Attributes:
         name: Its name in the model.
         source: Its name in the file.
-        how: How the two were found to belong together, see `finetune.pretrained.pairing.Pair`.
+        how: How the two were found to belong together, see `finetune.pretrained.matching_rules.Pair`.
         shape: Its shape.
         dtype: Its type in the model.
         cast_from: The type in the file when it is another one, else empty.

@@ -7,7 +7,7 @@ from math import prod
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import Leaf
 from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.pairing import Pair
+from finetune.pretrained.matching_rules import Pair
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from finetune.commands.reference import write_reference
 from finetune.errors import FinetuneError
-from finetune.pretrained.outputs import agreement, read_reference
+from finetune.pretrained.reference_outputs import agreement, read_reference
 
 
 def refused(*arguments, **more):

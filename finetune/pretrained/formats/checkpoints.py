@@ -14,9 +14,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
-from finetune.pretrained.formats.bookkeeping import in_books, is_counter, is_random_state, is_slot
+from finetune.pretrained.formats.not_weights import in_books, is_counter, is_random_state, is_slot
 from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.numbering import stem
+from finetune.pretrained.automatic_names import stem
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _TRACKED_LISTS = ("variables", "trainable_variables", "non_trainable_variables")

@@ -17,9 +17,9 @@ import numpy as np
 
 from finetune.errors import RestoreError
 from finetune.pretrained.formats.detect import is_zip, zip_members
-from finetune.pretrained.formats.probe import survives
+from finetune.pretrained.formats.crash_probe import survives
 from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.numbering import is_automatic, stem
+from finetune.pretrained.automatic_names import is_automatic, stem
 
 LEGACY_ROOT = "top_level_model_weights"
 _WEIGHTS_IN_ZIP = "model.weights.h5"

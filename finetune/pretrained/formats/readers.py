@@ -23,8 +23,8 @@ from finetune.pretrained.formats.detect import (
     is_tar,
     is_zip,
 )
-from finetune.pretrained.formats.flat_files import read_npz, read_safetensors, refuse_pickle
-from finetune.pretrained.formats.folders import weight_path
+from finetune.pretrained.formats.safetensors_and_npz import read_npz, read_safetensors, refuse_pickle
+from finetune.pretrained.formats.locate import weight_path
 from finetune.pretrained.formats.keras_files import is_keras_archive, read_hdf5, read_keras_archive
 from finetune.pretrained.formats.shards import read_shards
 from finetune.pretrained.formats.weight_file import WeightFile

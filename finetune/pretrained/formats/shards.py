@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import RestoreError, quote
-from finetune.pretrained.formats.flat_files import read_safetensors_shards
+from finetune.pretrained.formats.safetensors_and_npz import read_safetensors_shards
 from finetune.pretrained.formats.keras_files import read_keras_shards
 from finetune.pretrained.formats.weight_file import WeightFile
 

@@ -19,7 +19,7 @@ class Tensor:
         position: `(index, count)` among the weights of its layer, where the file keeps them in Keras' order.
         aliases: Other names under which a model may know it, likeliest first. `*/conv1/kernel` stands for the one
             weight whose name ends in `/conv1/kernel`.
-        places: Where the file keeps it, in the words of `finetune.pretrained.places`.
+        places: Where the file keeps it, in the words of `finetune.pretrained.structure`.
         origin: The names in the file of what it was made from; empty for a weight as it is in the file.
         steps: How it was made: `rename`, `transpose [1, 0]`.
     """

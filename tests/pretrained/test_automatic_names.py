@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from finetune.pretrained.numbering import _to_snake_case, class_name, is_automatic, renumbered, stem
+from finetune.pretrained.automatic_names import _to_snake_case, class_name, is_automatic, renumbered, stem
 
 
 @pytest.mark.parametrize(

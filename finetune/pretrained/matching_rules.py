@@ -8,7 +8,7 @@ import keras
 
 from finetune.groups.layer_tree import Leaf
 from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.numbering import renumbered, stem, steps
+from finetune.pretrained.automatic_names import renumbered, stem, steps
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def pair(
     Args:
         leaves: The model's weights.
         tensors: The file's weights.
-        places: What else each weight of the model may be called, from `finetune.pretrained.places.places`.
+        places: What else each weight of the model may be called, from `finetune.pretrained.structure.places`.
         renamed: Names that somebody chose for this very model; they come first.
 
     Returns:

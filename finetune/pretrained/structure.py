@@ -12,7 +12,7 @@ from keras.src.saving.saving_lib import _walk_saveable
 from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.formats.checkpoints import object_place, trainable_place, variable_paths
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, address, legacy_place
-from finetune.pretrained.numbering import class_name, is_counted, stem
+from finetune.pretrained.automatic_names import class_name, is_counted, stem
 
 
 def places(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
@@ -61,7 +61,7 @@ def keras_objects(model: keras.layers.Layer) -> dict[str, Any]:
         seen[id(item)] = item
         if isinstance(item, KerasSaveable):
             objects[path] = item
-            # Keras has no public way to ask for the paths it saves under; test_places.py holds them to real files.
+            # Keras has no public way to ask for the paths it saves under; test_structure.py holds them to real files.
             held = _walk_saveable(item)
         else:
             held = _members(item)

@@ -23,7 +23,7 @@ def class_name(item: object) -> str:
 
 
 def _to_snake_case(name: str) -> str:
-    """Keras' own rule, which it does not hand out; test_numbering.py holds it to real layers."""
+    """Keras' own rule, which it does not hand out; test_automatic_names.py holds it to real layers."""
     spaced = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", spaced).lower()
 

@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 
 from finetune.errors import RestoreError
-from finetune.pretrained.outputs import agreement, as_arrays, outputs_of, read_reference
+from finetune.pretrained.reference_outputs import agreement, as_arrays, outputs_of, read_reference
 
 
 @pytest.fixture(scope="module")

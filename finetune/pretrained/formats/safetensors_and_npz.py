@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from finetune.errors import RestoreError, quote
-from finetune.pretrained.formats.bookkeeping import in_books, is_counter, is_random_state, is_slot
+from finetune.pretrained.formats.not_weights import in_books, is_counter, is_random_state, is_slot
 from finetune.pretrained.formats.weight_file import Tensor, WeightFile
 
 _DTYPES = {  # safetensors' words in NumPy's

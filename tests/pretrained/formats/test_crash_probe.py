@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from finetune.pretrained.formats import probe
-from finetune.pretrained.formats.probe import survives
+from finetune.pretrained.formats import crash_probe
+from finetune.pretrained.formats.crash_probe import survives
 
 
 def test_work_that_ends_survives_also_with_an_error_that_python_knows():
