@@ -1,4 +1,18 @@
-"""Joins the weights of a file with those of a model by all the names that either has."""
+"""The rules by which a weight of a file is recognised as a weight of a model, and the order in which they apply.
+
+Every rule gives each weight of the model and each weight of the file some keys; the two belong together where they
+share a key. A rule only sees the weights that earlier rules left. The order, from the surest to the weakest:
+
+1. **name**, where the file agrees with the model: the same name, or the same layer and index. Names that the user made
+   with `rename` or `transform` always count; a name from the file counts only if the model has that layer and all its
+   siblings of the same kind (`dense`, `dense_1`, ...).
+2. **structure**: the same location, see `finetune.pretrained.structure`. It comes before doubtful names because
+   `dense_1` in the file may well be `dense_2` in a model that is the second one built in its process.
+3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`.
+4. **name**, then **layer and index**, of the weights that are left.
+5. **alias**: another name that the file or Keras has for the weight.
+6. **ending**: `conv/kernel` for `bb/conv/kernel`, where only one weight of the model ends so.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -7,8 +21,8 @@ from dataclasses import dataclass
 import keras
 
 from finetune.groups.layer_tree import Leaf
-from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.automatic_names import renumbered, stem, steps
+from finetune.pretrained.automatic_names import levels, renumber, without_number
+from finetune.pretrained.formats.weight_file import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -18,143 +32,158 @@ class Pair:
     Attributes:
         leaf: The model's weight.
         tensor: The file's weight.
-        how: `name`, `layer and index`, `alias`, `structure` (where Keras or TensorFlow would keep it), `renumbered`
-            (`dense_3` for `dense`) or `ending` (`bb/conv/kernel` for `conv/kernel`); then what rules did
-            to it: `rename, transpose [1, 0]`.
+        how: Which rule matched them (`name`, `layer and index`, `alias`, `structure`, `renumbered` or `ending`), and what
+            the user's rules did to the weight before: `rename, transpose [1, 0]`.
     """
 
     leaf: Leaf
-    tensor: Tensor
+    tensor: StoredTensor
     how: str
 
 
 _LeafKeys = Callable[[Leaf], Sequence[str]]
-_TensorKeys = Callable[[Tensor], Sequence[str]]
+_TensorKeys = Callable[[StoredTensor], Sequence[str]]
 
 
-def pair(
+def pair_weights(
     leaves: Sequence[Leaf],
-    tensors: Sequence[Tensor],
-    places: Mapping[str, Sequence[str]],
-    renamed: Collection[str] = (),
-) -> tuple[list[Pair], dict[str, list[Tensor]]]:
-    """Pairs each weight of the model with at most one of the file, the surest kind of name first.
-
-    Names come first where all of a kind agree. Where they do not, structure comes before names: `dense_1` in the file
-    may well be `dense_2` in a model that is the second one built in its process.
+    tensors: Sequence[StoredTensor],
+    locations: Mapping[str, Sequence[str]],
+    chosen_names: Collection[str] = (),
+) -> tuple[list[Pair], dict[str, list[StoredTensor]]]:
+    """Pairs each weight of the model with at most one of the file.
 
     Args:
         leaves: The model's weights.
         tensors: The file's weights.
-        places: What else each weight of the model may be called, from `finetune.pretrained.structure.places`.
-        renamed: Names that somebody chose for this very model; they come first.
+        locations: Locations of each weight of the model, from `finetune.pretrained.structure.storage_locations`.
+        chosen_names: Names that the user made for this very model, with `rename` or `transform`.
 
     Returns:
-        The pairs in the model's order, and the weights of the model that several of the file's claim.
+        The pairs in the model's order, and for each weight of the model that several of the file match, these.
     """
-    found: dict[str, Pair] = {}
-    disputed: dict[str, list[Tensor]] = {}
-    taken: set[int] = set()
-    for how, leaf_keys, tensor_keys in _ways(leaves, tensors, places, renamed):
+    pairs: dict[str, Pair] = {}
+    disputed: dict[str, list[StoredTensor]] = {}
+    used: set[int] = set()
+    for how, leaf_keys, tensor_keys in _rules(leaves, tensors, locations, chosen_names):
         claims = _claims(
-            {leaf.name: leaf_keys(leaf) for leaf in leaves if leaf.name not in found},
-            [(tensor, tensor_keys(tensor)) for tensor in tensors if id(tensor) not in taken],
+            {leaf.name: leaf_keys(leaf) for leaf in leaves if leaf.name not in pairs},
+            [(tensor, tensor_keys(tensor)) for tensor in tensors if id(tensor) not in used],
         )
         for leaf in leaves:
             if len(claims[leaf.name]) == 1:
-                found[leaf.name] = Pair(leaf, claims[leaf.name][0], how)
-                taken.add(id(claims[leaf.name][0]))
+                pairs[leaf.name] = Pair(leaf, claims[leaf.name][0], how)
+                used.add(id(claims[leaf.name][0]))
             elif claims[leaf.name]:
                 disputed[leaf.name] = claims[leaf.name]
-    pairs = [found[leaf.name] for leaf in leaves if leaf.name in found]
-    open_disputes = {
-        name: [t for t in claimants if id(t) not in taken] for name, claimants in disputed.items() if name not in found
+    # A weaker rule may have settled a dispute, or have used one of its tensors elsewhere.
+    unsettled = {
+        name: [tensor for tensor in claimants if id(tensor) not in used]
+        for name, claimants in disputed.items()
+        if name not in pairs
     }
-    return pairs, open_disputes
+    return [pairs[leaf.name] for leaf in leaves if leaf.name in pairs], unsettled
 
 
 def _claims(
-    keys: Mapping[str, Sequence[str]], tensors: Sequence[tuple[Tensor, Sequence[str]]]
-) -> dict[str, list[Tensor]]:
-    """For each weight of the model the tensors that know it by a key which no other weight has."""
-    shared = Counter(key for every in keys.values() for key in set(every))
-    owner = {key: name for name, every in keys.items() for key in every if shared[key] == 1}
-    claims: dict[str, list[Tensor]] = defaultdict(list)
-    for tensor, candidates in tensors:
-        name = next((owner[key] for key in candidates if key in owner), None)
+    leaf_keys: Mapping[str, Sequence[str]], tensor_keys: Sequence[tuple[StoredTensor, Sequence[str]]]
+) -> dict[str, list[StoredTensor]]:
+    """Returns, for each weight of the model, the tensors that have one of its keys.
+
+    A key that two weights of the model share identifies neither. Of a tensor's keys the first that identifies a weight
+    counts.
+    """
+    counts = Counter(key for keys in leaf_keys.values() for key in set(keys))
+    owner = {key: name for name, keys in leaf_keys.items() for key in keys if counts[key] == 1}
+    claims: dict[str, list[StoredTensor]] = defaultdict(list)
+    for tensor, keys in tensor_keys:
+        name = next((owner[key] for key in keys if key in owner), None)
         if name is not None:
             claims[name].append(tensor)
     return claims
 
 
-def _ways(
-    leaves: Sequence[Leaf], tensors: Sequence[Tensor], places: Mapping[str, Sequence[str]], renamed: Collection[str]
+def _rules(
+    leaves: Sequence[Leaf],
+    tensors: Sequence[StoredTensor],
+    locations: Mapping[str, Sequence[str]],
+    chosen_names: Collection[str],
 ) -> Iterator[tuple[str, _LeafKeys, _TensorKeys]]:
+    """Yields the rules in their order: the name of the rule, the keys of the model's weights, and of the file's."""
+    # The key for "weight 0 of the 2 of layer `dense`" is `dense#0/2`. The count is part of it: a file with another
+    # number of weights for a layer has another order, too.
     counts = Counter(id(leaf.owner) for leaf in leaves)
-    ours = renumbered(leaf.layer for leaf in leaves)
-    theirs = renumbered(_layer(tensor.name) for tensor in tensors)
+    model_numbers = renumber(leaf.layer for leaf in leaves)
+    file_numbers = renumber(_layer(tensor.name) for tensor in tensors)
 
-    def by_index(leaf: Leaf, layer: str) -> str:
+    def leaf_index(leaf: Leaf, layer: str) -> str:
         return f"{layer}#{leaf.index}/{counts[id(leaf.owner)]}"
 
-    def numbered(leaf: Leaf) -> list[str]:
-        return [f"{ours[leaf.layer]}/{_own(leaf.name)}", by_index(leaf, ours[leaf.layer])]
+    def renumbered_leaf(leaf: Leaf) -> list[str]:
+        layer = model_numbers[leaf.layer]
+        return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
 
-    def aliases(leaf: Leaf) -> list[str]:
-        without_cell = leaf.name.replace("/cell/", "/")  # Keras 2 knew no cells
-        return [leaf.name, by_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
+    def renumbered_tensor(tensor: StoredTensor) -> list[str]:
+        layer = file_numbers[_layer(tensor.name)]
+        return [f"{layer}/{_last(tensor.name)}", *_tensor_index(tensor, layer)]
 
-    def tensor_numbered(tensor: Tensor) -> list[str]:
-        layer = theirs[_layer(tensor.name)]
-        return [f"{layer}/{_own(tensor.name)}", *_by_index(tensor, layer)]
+    def leaf_aliases(leaf: Leaf) -> list[str]:
+        without_cell = leaf.name.replace("/cell/", "/")  # recurrent layers of Keras 2 had no cell inside
+        return [leaf.name, leaf_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
     agrees = _agreement(leaves, tensors)
 
-    def trusted(tensor: Tensor) -> list[str]:
-        known = tensor.name in renamed or agrees(tensor)
-        return [tensor.name, *_by_index(tensor, _layer(tensor.name))] if known else []
+    def trusted(tensor: StoredTensor) -> list[str]:
+        is_trusted = tensor.name in chosen_names or agrees(tensor)
+        return [tensor.name, *_tensor_index(tensor, _layer(tensor.name))] if is_trusted else []
 
-    yield "name", lambda leaf: [leaf.name, by_index(leaf, leaf.layer)], trusted
-    yield "structure", lambda leaf: places.get(leaf.name, ()), lambda tensor: tensor.places
-    yield "renumbered", numbered, tensor_numbered
+    yield "name", lambda leaf: [leaf.name, leaf_index(leaf, leaf.layer)], trusted
+    yield "structure", lambda leaf: locations.get(leaf.name, ()), lambda tensor: tensor.locations
+    yield "renumbered", renumbered_leaf, renumbered_tensor
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]
-    yield "layer and index", lambda leaf: [by_index(leaf, leaf.layer)], lambda t: _by_index(t, _layer(t.name))
-    yield "alias", aliases, _aliases
-    yield "ending", lambda leaf: list(_endings(leaf.name)), lambda tensor: [a for a in tensor.aliases if a[:2] == "*/"]
+    yield "layer and index", lambda leaf: [leaf_index(leaf, leaf.layer)], lambda t: _tensor_index(t, _layer(t.name))
+    yield "alias", leaf_aliases, _tensor_aliases
+    yield "ending", _endings, lambda tensor: [alias for alias in tensor.aliases if alias.startswith("*/")]
 
 
-def _agreement(leaves: Sequence[Leaf], tensors: Sequence[Tensor]) -> Callable[[Tensor], bool]:
-    """Tells of a file's weight whether its layer and all siblings of the like name are in the model."""
-    ours = {f"{parent}/{part}" for leaf in leaves for parent, part in steps(leaf.layer)}
-    theirs = {step for tensor in tensors for step in steps(_layer(tensor.name))}
-    strangers = {(parent, stem(part)) for parent, part in theirs if f"{parent}/{part}" not in ours}
-    return lambda tensor: all((parent, stem(part)) not in strangers for parent, part in steps(_layer(tensor.name)))
+def _agreement(leaves: Sequence[Leaf], tensors: Sequence[StoredTensor]) -> Callable[[StoredTensor], bool]:
+    """Returns a function that says of a file's weight whether its layer and all like siblings are in the model.
+
+    A file with `dense_1` and `dense_2` does not agree with a model with `dense` and `dense_1`: its `dense_2` is a
+    stranger, so its `dense_1` is likely the model's `dense`.
+    """
+    in_model = {f"{parent}/{part}" for leaf in leaves for parent, part in levels(leaf.layer)}
+    in_file = {level for tensor in tensors for level in levels(_layer(tensor.name))}
+    strangers = {(parent, without_number(part)) for parent, part in in_file if f"{parent}/{part}" not in in_model}
+    return lambda tensor: all(
+        (parent, without_number(part)) not in strangers for parent, part in levels(_layer(tensor.name))
+    )
 
 
 def _layer(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _own(name: str) -> str:
+def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _by_index(tensor: Tensor, layer: str) -> list[str]:
+def _tensor_index(tensor: StoredTensor, layer: str) -> list[str]:
     return [f"{layer}#{tensor.position[0]}/{tensor.position[1]}"] if tensor.position else []
 
 
-def _aliases(tensor: Tensor) -> list[str]:
+def _tensor_aliases(tensor: StoredTensor) -> list[str]:
     names = [tensor.name, *tensor.aliases]
-    return names + [key for name in names for key in _by_index(tensor, _layer(name))]
+    return names + [key for name in names for key in _tensor_index(tensor, _layer(name))]
+
+
+def _endings(leaf: Leaf) -> list[str]:
+    parts = leaf.name.split("/")
+    return [f"*/{'/'.join(parts[i:])}" for i in range(len(parts))]
 
 
 def _variable_paths(leaf: Leaf) -> list[str]:
-    """Keras' own path of the variable, and what it is below the model's name."""
+    """Returns Keras' own path of the variable, and that path without the model's name."""
     path = leaf.variable.path if isinstance(leaf.variable, keras.Variable) else ""
     first, _, below = path.partition("/")
     return [path, below] if "/" in below and first != leaf.name.partition("/")[0] else [path]
-
-
-def _endings(name: str) -> Iterator[str]:
-    parts = name.split("/")
-    return (f"*/{'/'.join(parts[i:])}" for i in range(len(parts)))

@@ -1,4 +1,16 @@
-"""Where Keras and TensorFlow themselves would keep each weight of a model."""
+"""Finds where each file format of Keras and TensorFlow would store each weight of a model.
+
+Names alone do not match every file: Keras files the parts of a subclassed model under attributes and classes, and
+TensorFlow's object graphs know neither the names of nested models nor those of layers in lists. What a file and a model
+of the same structure do share is the *location* of each weight. A location is a text with the layout before the colon:
+
+- `keras:layers/dense_1#0/2`: Keras 3 files; weight 0 of the 2 of this object. `keras-path:` for files without names.
+- `legacy:dense:1/3:0/2|kernel`: legacy `.h5`; layer 1 of 3 with weights, weight 0 of 2, called `kernel`.
+- `object:_operations/1/_kernel|dense/kernel`: object graphs; the path of attributes, then the variable's own name.
+- `trainable:2/6|kernel`: the third of six trainable weights.
+
+The readers in `finetune.pretrained.formats` give the weights of a file locations in the same words.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,35 +22,37 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.saving_lib import _walk_saveable
 
 from finetune.groups.layer_tree import LayerTree
-from finetune.pretrained.formats.checkpoints import object_place, trainable_place, variable_paths
-from finetune.pretrained.formats.keras_files import LEGACY_ROOT, address, legacy_place
-from finetune.pretrained.automatic_names import class_name, is_counted, stem
+from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
+from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
+from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
 
 
-def places(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
-    """Tells where a file written from a model of the same structure keeps each weight.
-
-    Names alone do not find everything: Keras files the parts of a subclassed model under attributes or classes, and
-    TensorFlow's object graphs know neither the names of nested models nor those of layers in lists.
+def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
+    """Returns where files written from a model of the same structure store each weight.
 
     Args:
-        model: What `tree` was made of.
-        tree: The names of its weights.
+        model: The model that `tree` was made from.
+        tree: Its weights.
 
     Returns:
-        For each weight's name, the `places` and the aliases that a `Tensor` of such a file has, surest first.
+        For each weight's name, its locations in all layouts, the surest first.
     """
-    found: dict[str, list[str]] = {leaf.name: [] for leaf in tree.leaves}
-    for finder in (_keras_places, _legacy_places, _object_places, _trainable_places):
-        for name, place in finder(model, tree):
-            found[name].append(place)
-    return {name: tuple(every) for name, every in found.items()}
+    locations: dict[str, list[str]] = {leaf.name: [] for leaf in tree.leaves}
+    for layout in (_keras3_locations, _legacy_locations, _object_locations):
+        for name, location in layout(model, tree):
+            locations[name].append(location)
+    for index, leaf in enumerate(tree.trainable):
+        locations[leaf.name].append(trainable_location(index, len(tree.trainable), full_name(leaf.variable)))
+    return {name: tuple(of_weight) for name, of_weight in locations.items()}
 
 
-def _keras_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+# Keras 3
+
+
+def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     if not isinstance(model, keras.layers.Layer):
         return
-    objects = keras_objects(model)
+    objects = saved_objects(model)
     names = {path: item.name for path, item in objects.items() if isinstance(getattr(item, "name", None), str)}
     paths = {id(item): path for path, item in objects.items()}
     counts = Counter(id(leaf.owner) for leaf in tree.leaves)
@@ -46,14 +60,19 @@ def _keras_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
         path = paths.get(id(leaf.owner))
         if path is not None:
             weight = f"#{leaf.index}/{counts[id(leaf.owner)]}"
-            yield leaf.name, f"keras:{address(path, names)}{weight}"
+            yield leaf.name, f"keras:{location_in_keras_file(path, names)}{weight}"
             yield leaf.name, f"keras-path:{path}{weight}"
 
 
-def keras_objects(model: keras.layers.Layer) -> dict[str, Any]:
-    """Returns the objects that `model.save_weights` visits, by their paths in the file."""
+def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
+    """Returns the objects that `model.save_weights` visits, by their paths in the file: `layers/dense_1`.
+
+    The order of the walk matters: an object that two attributes hold is saved under the first only.
+    """
     objects: dict[str, Any] = {}
-    seen: dict[int, Any] = {}  # holds on to lists made for the occasion, so that no id comes twice
+    # Keeps a reference to each object: some attributes return a new list at each call, and the id of a list that was
+    # collected may come back for another one.
+    seen: dict[int, Any] = {}
 
     def visit(item: Any, path: str) -> None:
         if id(item) in seen:
@@ -61,11 +80,10 @@ def keras_objects(model: keras.layers.Layer) -> dict[str, Any]:
         seen[id(item)] = item
         if isinstance(item, KerasSaveable):
             objects[path] = item
-            # Keras has no public way to ask for the paths it saves under; test_structure.py holds them to real files.
-            held = _walk_saveable(item)
+            children = _walk_saveable(item)
         else:
-            held = _members(item)
-        for name, child in held:
+            children = _members(item)
+        for name, child in children:
             if isinstance(child, KerasSaveable | list | dict | tuple):
                 visit(child, f"{path}/{name}" if path else name)
 
@@ -74,53 +92,57 @@ def keras_objects(model: keras.layers.Layer) -> dict[str, Any]:
 
 
 def _members(container: Any) -> Iterator[tuple[str, Any]]:
-    """The members of a list under the names that Keras gives them: `dense`, `dense_1`."""
+    """Yields the members of a list or dict under the names that Keras gives them: `dense`, `dense_1`, `container`."""
     used: Counter[str] = Counter()
     for item in container.values() if isinstance(container, dict) else container:
         if isinstance(item, KerasSaveable | list | dict | tuple):
-            name = class_name(item) if isinstance(item, KerasSaveable) else "container"
+            name = automatic_name(item) if isinstance(item, KerasSaveable) else "container"
             yield (f"{name}_{used[name]}" if used[name] else name), item
             used[name] += 1
 
 
-def _legacy_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+# Legacy HDF5
+
+
+def _legacy_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     if not isinstance(model, keras.Model):
         return
     below = [[leaf for leaf in tree.leaves if leaf.name.startswith(f"{name}/")] for name in tree.layers]
-    filled = [(_legacy_name(layer), leaves) for layer, leaves in zip(model.layers, below, strict=True) if leaves]
-    parts = [(name, f"{i}/{len(filled)}", leaves) for i, (name, leaves) in enumerate(filled)]
-    for name, order, leaves in [*parts, (LEGACY_ROOT, "", [leaf for leaf in tree.leaves if not leaf.layer])]:
+    with_weights = [(layer, leaves) for layer, leaves in zip(model.layers, below, strict=True) if leaves]
+    groups = [
+        (without_number(layer.name) if has_automatic_name(layer) else layer.name, f"{i}/{len(with_weights)}", leaves)
+        for i, (layer, leaves) in enumerate(with_weights)
+    ]
+    groups.append((LEGACY_ROOT, "", [leaf for leaf in tree.leaves if not leaf.layer]))
+    for group, order, leaves in groups:
+        # The legacy format lists all trainable weights of a layer (which may be a whole model) before the others.
         for i, leaf in enumerate(sorted(leaves, key=lambda leaf: not leaf.trainable)):
-            yield leaf.name, legacy_place(name, order, f"{i}/{len(leaves)}", leaf.variable.path)
+            yield leaf.name, legacy_location(group, order, f"{i}/{len(leaves)}", leaf.variable.path)
 
 
-def _legacy_name(layer: keras.layers.Layer) -> str:
-    return stem(layer.name) if is_counted(layer) else layer.name
+# TensorFlow's object graphs
 
 
-def _object_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
-    held: dict[int, Any] = {}  # keeps the objects alive, and so their ids their own
+def _object_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    objects: dict[int, Any] = {}  # keeps a reference to each object, so that no id is used twice
 
     def children(number: int) -> dict[str, int]:
-        below = tf.train.TrackableView.children(held[number])
-        held.update((id(child), child) for child in below.values())
+        below = tf.train.TrackableView.children(objects[number])
+        objects.update((id(child), child) for child in below.values())
         return {name: id(child) for name, child in below.items()}
 
-    held[id(model)] = model
+    objects[id(model)] = model
     paths = variable_paths(id(model), children)
-    counted = {item.name for item in held.values() if isinstance(item, keras.layers.Layer) and is_counted(item)}
+    layers = (item for item in objects.values() if isinstance(item, keras.layers.Layer))
+    automatic = {layer.name for layer in layers if has_automatic_name(layer)}
     for leaf in tree.leaves:
         if path := paths.get(id(leaf.variable)):
             parts = full_name(leaf.variable).split("/")
-            yield leaf.name, object_place(path, "/".join(stem(part) if part in counted else part for part in parts))
-
-
-def _trainable_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
-    for index, leaf in enumerate(tree.trainable):
-        yield leaf.name, trainable_place(index, len(tree.trainable), full_name(leaf.variable))
+            without_numbers = (without_number(part) if part in automatic else part for part in parts)
+            yield leaf.name, object_location(path, "/".join(without_numbers))
 
 
 def full_name(variable: Any) -> str:
-    """Returns the name that TensorFlow itself has for the variable, without `:0`."""
+    """Returns the name that TensorFlow has for a variable, without `:0`: `dense/kernel`."""
     stored = variable.value if isinstance(variable, keras.Variable) else variable
     return stored.name.removesuffix(":0")

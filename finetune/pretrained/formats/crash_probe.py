@@ -1,4 +1,8 @@
-"""Tries in a process of its own what may crash: the HDF5 library does so over some damaged files."""
+"""Runs a function in a process of its own first, to see whether it crashes the process.
+
+The HDF5 library crashes with a segmentation fault, or never returns, on some damaged files. No `except` catches that:
+the only safe way to read an HDF5 file of unknown origin is to let another process try it first.
+"""
 
 import faulthandler
 import os
@@ -10,39 +14,42 @@ from collections.abc import Callable
 _SECONDS = 20.0
 
 
-def survives(work: Callable[[], object]) -> bool:
-    """Whether a piece of work ends without crashing or hanging the process; errors that Python knows are fine.
+def runs_without_crash(work: Callable[[], object]) -> bool:
+    """Whether a function ends without crashing or hanging the process. Python exceptions count as a normal end.
 
-    It is done in a fork of this process, whose memory and open files it shares and whose state it leaves alone. Where
-    there are no forks (Windows) it is not tried, and the answer is yes.
+    The function runs in a fork of this process: it sees the same memory and open files, and what it changes there
+    stays in the fork. On systems without `fork` it is not tried and the answer is yes.
+
+    Args:
+        work: What to try. It gets 20 seconds.
     """
     if not hasattr(os, "fork"):
         return True
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: the child does not need what they hold
+        # Python warns of forks in a process with several threads, since a lock that another thread holds stays locked
+        # in the child. The child only reads a file and takes none of TensorFlow's locks.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        _end_after(work)
-    return _ended_well(child)
+        try:
+            faulthandler.disable()  # else a crash prints a traceback on the user's terminal
+            work()
+        finally:
+            # Neither cleans up nor flushes: the buffers and the exit handlers are copies of the parent's.
+            os._exit(0)
+    return _exits_normally(child)
 
 
-def _end_after(work: Callable[[], object]) -> None:
-    try:
-        faulthandler.disable()  # else a crash would be told on the terminal
-        work()
-    finally:
-        os._exit(0)
-
-
-def _ended_well(child: int) -> bool:
+def _exits_normally(child: int) -> bool:
+    """Waits for a child process, with pauses that grow from 0.5 to 50 ms, and kills it when its time is over."""
     deadline = time.monotonic() + _SECONDS
     pause = 0.0005
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status) == 0
+            return os.waitstatus_to_exitcode(status) == 0  # negative for a signal: -11 is a segmentation fault
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    os.waitpid(child, 0)  # else the killed child stays in the process table
     return False
