@@ -32,8 +32,8 @@ class Pair:
     Attributes:
         leaf: The model's weight.
         tensor: The file's weight.
-        how: Which rule matched them (`name`, `layer and index`, `alias`, `structure`, `renumbered` or `ending`), and what
-            the user's rules did to the weight before: `rename, transpose [1, 0]`.
+        how: Which rule matched them (`name`, `layer and index`, `alias`, `structure`, `renumbered` or `ending`), and
+            what the user's rules did to the weight before: `rename, transpose [1, 0]`.
     """
 
     leaf: Leaf

@@ -163,8 +163,8 @@ def compare_outputs(model: Any, reference: Reference, *, rtol: float = RTOL, ato
     if any(problems):
         raise RestoreError(
             f"The restored model must compute the outputs in `{reference.path}`. {' '.join(filter(None, problems))} "
-            "All weights have the right shapes, so look for a wrong axis or order in `transform`, weights that `rename` "
-            "swapped, or inputs that were preprocessed in another way."
+            "All weights have the right shapes, so look for a wrong axis or order in `transform`, weights that "
+            "`rename` swapped, or inputs that were preprocessed in another way."
         )
     return max(float(_difference(actual[name], reference.outputs[name]).max(initial=0)) for name in layers)
 

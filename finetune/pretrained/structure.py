@@ -25,6 +25,7 @@ from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
 from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
+from finetune.variables import tf_variable
 
 
 def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
@@ -144,5 +145,4 @@ def _object_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 
 def full_name(variable: Any) -> str:
     """Returns the name that TensorFlow has for a variable, without `:0`: `dense/kernel`."""
-    stored = variable.value if isinstance(variable, keras.Variable) else variable
-    return stored.name.removesuffix(":0")
+    return tf_variable(variable).name.removesuffix(":0")
