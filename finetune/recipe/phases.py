@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
-from finetune.errors import did_you_mean, quote
+from finetune.errors import RecipeError, did_you_mean, quote
 from finetune.recipe.fields import ListOf, Part, fault, validated_by
 from finetune.recipe.messages import problems_of
 from finetune.recipe.phase_spec import ALL, PhaseSpec
@@ -32,22 +32,36 @@ class _PhasesAlone(Part):
     phases: Phases
 
 
-def strategy_from(value: str | Mapping[str, Any], *, source: str) -> PhaseStrategy:
-    """Reads a strategy that is not part of a recipe, by the same rules.
+def strategy_phases(
+    value: str | Mapping[str, Any], peaks: Mapping[str, float | None], epochs: int | None, *, source: str
+) -> tuple[PhaseSpec, ...]:
+    """Reads a strategy that is not part of a recipe, by the same rules, and writes it out.
 
     Args:
         value: The name of a strategy, or a mapping with its `strategy` and settings.
-        source: Who was given it; begins every line of an error.
+        peaks: Peak learning rate of each group that is not frozen in all phases, input to output, by name; `None` where
+            it is unknown.
+        epochs: Length of the whole run; `None` if unknown.
+        source: The function that was called; begins every line of an error.
 
     Raises:
-        RecipeError: It breaks a rule.
+        RecipeError: The strategy breaks a rule, needs a peak that is unknown, or does not know its length.
     """
     data = {"phases": value if isinstance(value, str) else dict(value)}
     try:
-        phases: Any = _PhasesAlone.model_validate(data).phases
+        strategy: Any = _PhasesAlone.model_validate(data).phases
+        unknown = [name for name, peak in peaks.items() if peak is None]
+        if unknown and getattr(strategy, "peak", 0) is None:
+            raise fault(
+                f"needs the peak learning rates of the groups, and cannot read that of {quote(unknown)} from its "
+                f"schedule. Set it: `{{'strategy': '{strategy.strategy}', 'peak': 1e-3}}`"
+            )
+        return strategy.phases({name: peak or 0.0 for name, peak in peaks.items()}, epochs)
     except ValidationError as error:
         raise report(problems_of(error, tree_of(data, Place(source)))) from None
-    return phases
+    except PydanticCustomError as error:
+        predicate = (error.context or {})["predicate"].replace("`train.epochs`", "`epochs`")
+        raise RecipeError(f"{source}: `phases` {predicate}.") from None
 
 
 # -- What phases and groups say together ------------------------------------------------------------------------------
