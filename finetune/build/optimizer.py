@@ -16,7 +16,7 @@ from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.planning.weights import GroupSettings
-from finetune.recipe.groups import Named, Optimizer
+from finetune.recipe.groups import Named, OptimizerSpec
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
 
@@ -36,7 +36,7 @@ def build_settings(plans: Sequence[GroupPlan], length: RunLength) -> dict[str, G
     return settings
 
 
-def _build_settings(plan: GroupPlan, optimizer: Optimizer, length: RunLength) -> GroupSettings:
+def _build_settings(plan: GroupPlan, optimizer: OptimizerSpec, length: RunLength) -> GroupSettings:
     return GroupSettings(
         optimizer=optimizer.name,
         learning_rate=build_rate(plan.learning_rate, length),
@@ -70,7 +70,7 @@ def build_optimizer(
     )
 
 
-def _make_optimizer(wanted: Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
+def _make_optimizer(wanted: OptimizerSpec, learning_rate: Any) -> keras.optimizers.Optimizer:
     kind = _optimizer_class(wanted.name)
     own = inspect.signature(kind).parameters.values()
     takes = {p.name: p.default for p in own if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}

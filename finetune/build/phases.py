@@ -16,7 +16,7 @@ from finetune.errors import GroupError, RecipeError
 from finetune.groups.layer_tree import LayerTree, is_normalization
 from finetune.groups.selectors import LayerGroup, Selector
 from finetune.recipe import phases as written
-from finetune.recipe.groups import Group
+from finetune.recipe.groups import GroupSpec
 from finetune.recipe.loader import place_of
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import check_names, disagreement
@@ -49,7 +49,7 @@ def with_normalization(recipe: Recipe, plans: Sequence[GroupPlan], tree: LayerTr
     return found
 
 
-def written_phases(recipe: Recipe, plans: Sequence[GroupPlan]) -> tuple[written.Phase, ...]:
+def written_phases(recipe: Recipe, plans: Sequence[GroupPlan]) -> tuple[written.PhaseSpec, ...]:
     """Returns the phases of a recipe as a list, strategies written out; nothing for a recipe without.
 
     Raises:
@@ -73,7 +73,7 @@ def written_phases(recipe: Recipe, plans: Sequence[GroupPlan]) -> tuple[written.
     return phases
 
 
-def phased_length(phases: Sequence[written.Phase], length: RunLength) -> RunLength:
+def phased_length(phases: Sequence[written.PhaseSpec], length: RunLength) -> RunLength:
     """Returns the length of a run of these phases, if there are any."""
     if not phases:
         return length
@@ -81,7 +81,7 @@ def phased_length(phases: Sequence[written.Phase], length: RunLength) -> RunLeng
     return RunLength(sum(one.epochs for one in each), length.steps_per_epoch, sum(one.steps for one in each))
 
 
-def phase_length(phase: written.Phase, length: RunLength) -> RunLength:
+def phase_length(phase: written.PhaseSpec, length: RunLength) -> RunLength:
     """Returns the length of a phase; a phase given in steps cuts its last epoch short."""
     if phase.epochs is not None:
         return RunLength(phase.epochs, length.steps_per_epoch)
@@ -91,7 +91,7 @@ def phase_length(phase: written.Phase, length: RunLength) -> RunLength:
 
 def build_phases(
     recipe: Recipe,
-    phases: Sequence[written.Phase],
+    phases: Sequence[written.PhaseSpec],
     plans: Sequence[GroupPlan],
     groups: Sequence[LayerGroup],
     length: RunLength,
@@ -112,7 +112,7 @@ def build_phases(
     """
     builder = _Builder(recipe, plans, groups, length)
     if not phases:
-        return (builder.phase(written.Phase(train=ALL, epochs=length.epochs)),) if _asks(recipe) else ()
+        return (builder.phase(written.PhaseSpec(train=ALL, epochs=length.epochs)),) if _asks(recipe) else ()
     made = []
     for index, phase in enumerate(phases):
         place = place_of(recipe, "phases", index)
@@ -130,7 +130,7 @@ def _asks(recipe: Recipe) -> bool:
     return recipe.train.always_train is not None or any(group.batch_norm or group.dropout for group in groups)
 
 
-def _check_watched(recipe: Recipe, phase: written.Phase, examples: Examples, place: str) -> None:
+def _check_watched(recipe: Recipe, phase: written.PhaseSpec, examples: Examples, place: str) -> None:
     validated = examples.x_validation is not None
     for name in ("until", "reduce_on_plateau"):
         watcher = getattr(phase, name)
@@ -148,11 +148,11 @@ class _Builder:
         self.recipe, self.groups, self.length = recipe, groups, length
         self.plans = {plan.selector.name: plan for plan in plans}
         listed = recipe.groups if isinstance(recipe.groups, tuple) else ()
-        self.listed: dict[str, Group] = {group.name: group for group in listed}
+        self.listed: dict[str, GroupSpec] = {group.name: group for group in listed}
         self.always = [name for name in self.plans if name.endswith(_OWN)]
         self.schedules: dict[Any, Any] = {}
 
-    def phase(self, phase: written.Phase) -> Phase:
+    def phase(self, phase: written.PhaseSpec) -> Phase:
         own = phase_length(phase, self.length)
         train = phase.train if phase.train == ALL else (*phase.train, *self.always)
         names = Phase(train=train).names(self.groups)
@@ -171,11 +171,11 @@ class _Builder:
             reduce_on_plateau=Plateau(**phase.reduce_on_plateau.model_dump()) if phase.reduce_on_plateau else None,
         )
 
-    def drops(self, group: Group) -> bool:
+    def drops(self, group: GroupSpec) -> bool:
         """Off by default in phases; a recipe without phases is left as it always was unless it asks."""
         return group.dropout == "on" or (self.recipe.phases is None and group.dropout is None)
 
-    def rates(self, phase: written.Phase, names: Sequence[str], own: RunLength) -> Iterator[tuple[str, Any]]:
+    def rates(self, phase: written.PhaseSpec, names: Sequence[str], own: RunLength) -> Iterator[tuple[str, Any]]:
         for name in names:
             if name in phase.rates:
                 yield name, self.rate(phase.rates[name], own if phase.clock == "phase" else self.length)
@@ -190,7 +190,7 @@ class _Builder:
             self.schedules[key] = build_rate(rate, length)
         return self.schedules[key]
 
-    def modes(self, phase: written.Phase, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def modes(self, phase: written.PhaseSpec, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         given = phase.batch_norm
         for group in self.groups:
             of_group = self.listed[group.name].batch_norm if group.name in self.listed else None

@@ -92,7 +92,7 @@ def _optimizer_argument(key: str) -> str:
     return key
 
 
-class Optimizer(Named):
+class OptimizerSpec(Named):
     """A group's optimizer; `name` is one of `OPTIMIZERS` however it was written."""
 
     name: Annotated[Identifier, AfterValidator(_optimizer_name)]
@@ -125,7 +125,7 @@ def _index_or_slice(value: Any) -> Any:
 Index = Annotated[int | str, BeforeValidator(_index_or_slice)]
 
 
-class Group(Part):
+class GroupSpec(Part):
     """A layer group: what selects its weights, and how they are trained.
 
     Attributes:
@@ -146,7 +146,7 @@ class Group(Part):
     variables: OneOrMore[Index] = ()
     rest: bool = False
     frozen: bool = False
-    optimizer: Optimizer | None = None
+    optimizer: OptimizerSpec | None = None
     learning_rate: LearningRate | None = None
     decay_bias_and_norm: bool = False
     batch_norm: Annotated[str | None, choice(*BATCH_NORM_MODES, None)] = None
@@ -222,7 +222,7 @@ class Strategy(Part):
     peak: Rate | None = None
     spread: ListOf[Rate] | None = None
     decay: AtLeastOne | None = None
-    optimizer: Optimizer
+    optimizer: OptimizerSpec
     learning_rate: Shape | None = None
     decay_bias_and_norm: bool = False
 
@@ -258,7 +258,7 @@ def _list_of_groups(value: Any) -> Any:
     return value
 
 
-def _consistent(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+def _consistent(groups: tuple[GroupSpec, ...]) -> tuple[GroupSpec, ...]:
     names = [group.name for group in groups]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -272,7 +272,7 @@ def _consistent(groups: tuple[Group, ...]) -> tuple[Group, ...]:
 
 
 Groups = Annotated[
-    Annotated[ListOf[Group], BeforeValidator(_list_of_groups), AfterValidator(_consistent), Tag("<list>")]
+    Annotated[ListOf[GroupSpec], BeforeValidator(_list_of_groups), AfterValidator(_consistent), Tag("<list>")]
     | Annotated[Strategy, Tag("<strategy>")],
     Discriminator(_tag_of_groups),
 ]

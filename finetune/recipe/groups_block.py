@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.recipe.groups import Group
+from finetune.recipe.groups import GroupSpec
 from finetune.recipe.text import dump
 
 
-def groups_block(groups: Sequence[Group], reasons: Mapping[str, str], header: str) -> str:
+def groups_block(groups: Sequence[GroupSpec], reasons: Mapping[str, str], header: str) -> str:
     """Writes groups as YAML.
 
     Args:
@@ -22,7 +22,7 @@ def groups_block(groups: Sequence[Group], reasons: Mapping[str, str], header: st
     return "\n".join(lines) + "\n"
 
 
-def _plain(group: Group) -> dict[str, Any]:
+def _plain(group: GroupSpec) -> dict[str, Any]:
     return {
         key: list(item) if isinstance(item, tuple) else item for key, item in group.model_dump(by_alias=True).items()
     }

@@ -6,19 +6,19 @@ from typing import Any
 from finetune.recipe.fields import fault
 from finetune.recipe.phases import (
     ALL,
-    AutoRgn,
+    AutoRgnSpec,
     ChainThaw,
     FreezeThenAll,
     GradualUnfreezing,
     LpFt,
-    Phase,
+    PhaseSpec,
     Surgical,
-    Until,
+    UntilSpec,
 )
 from finetune.recipe.text import dump
 
 
-def written_out(phases: Any, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def written_out(phases: Any, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     """Returns a list of phases as it is, and a strategy as the list it stands for.
 
     Args:
@@ -41,7 +41,7 @@ def written_out(phases: Any, peaks: Mapping[str, float], epochs: int | None) -> 
     return _WRITERS[type(phases)](phases, peaks, epochs)
 
 
-def phases_block(phases: Sequence[Phase]) -> str:
+def phases_block(phases: Sequence[PhaseSpec]) -> str:
     """Writes phases as YAML that can be pasted into a recipe in place of the strategy."""
     lines = ["phases:"]
     for phase in phases:
@@ -72,11 +72,11 @@ def _last_epochs(strategy: Any, before: int, epochs: int | None) -> int:
     return epochs - before
 
 
-def _phase(train: Any, epochs: int, **more: Any) -> Phase:
-    return Phase.model_validate({"train": train, "epochs": epochs, **more})
+def _phase(train: Any, epochs: int, **more: Any) -> PhaseSpec:
+    return PhaseSpec.model_validate({"train": train, "epochs": epochs, **more})
 
 
-def _freeze_then_all(strategy: FreezeThenAll, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def _freeze_then_all(strategy: FreezeThenAll, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     *_, last = peaks
     peak = strategy.peak or peaks[last]
     top, steps = peak / 2, len(peaks) - 1
@@ -96,7 +96,7 @@ def _freeze_then_all(strategy: FreezeThenAll, peaks: Mapping[str, float], epochs
 
 def _gradual_unfreezing(
     strategy: GradualUnfreezing, peaks: Mapping[str, float], epochs: int | None
-) -> tuple[Phase, ...]:
+) -> tuple[PhaseSpec, ...]:
     names = list(peaks)
     peak = strategy.peak or peaks[names[-1]]
     rates = {name: peak / strategy.decay**height for height, name in enumerate(reversed(names))}
@@ -112,29 +112,29 @@ def _gradual_unfreezing(
     )
 
 
-def _lp_ft(strategy: LpFt, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def _lp_ft(strategy: LpFt, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     probe = strategy.probe_epochs or strategy.epochs or (epochs or 0) // 2
     return _phase([*peaks][-1:], max(probe, 1), clock="phase"), _phase(
         ALL, _last_epochs(strategy, max(probe, 1), epochs), clock="phase"
     )
 
 
-def _chain_thaw(strategy: ChainThaw, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def _chain_thaw(strategy: ChainThaw, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     *others, newest = peaks
     turns = [newest, *others]
-    until = {} if strategy.patience is None else {"until": Until(patience=strategy.patience)}
+    until = {} if strategy.patience is None else {"until": UntilSpec(patience=strategy.patience)}
     last = _last_epochs(strategy, strategy.epochs_per_group * len(turns), epochs)
     alone = [_phase([name], strategy.epochs_per_group, clock="phase", **until) for name in turns]
     return *alone, _phase(ALL, last, clock="phase", **until)
 
 
-def _surgical(strategy: Surgical, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def _surgical(strategy: Surgical, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     names = list(peaks)
     place = {"first": 0, "middle": len(names) // 2, "last": -1}[strategy.train]
     return (_phase([names[place]], _last_epochs(strategy, 0, epochs)),)
 
 
-def _auto_rgn(strategy: AutoRgn, peaks: Mapping[str, float], epochs: int | None) -> tuple[Phase, ...]:
+def _auto_rgn(strategy: AutoRgnSpec, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
     return (_phase(ALL, _last_epochs(strategy, 0, epochs), auto_rgn=strategy.peak or max(peaks.values())),)
 
 
@@ -144,5 +144,5 @@ _WRITERS: dict[type, Any] = {
     LpFt: _lp_ft,
     ChainThaw: _chain_thaw,
     Surgical: _surgical,
-    AutoRgn: _auto_rgn,
+    AutoRgnSpec: _auto_rgn,
 }

@@ -32,7 +32,7 @@ ALL = "all"
 _METRIC_MODE = Annotated[Literal["auto", "min", "max"], choice("auto", "min", "max")]
 
 
-class Until(Part):
+class UntilSpec(Part):
     """Ends a phase early, when a metric no longer gets better."""
 
     monitor: Text = "val_loss"
@@ -42,7 +42,7 @@ class Until(Part):
     restore_best: bool = False
 
 
-class ReduceOnPlateau(Part):
+class PlateauSpec(Part):
     """Lowers all rates in proportion when a metric no longer gets better, until the phase ends."""
 
     monitor: Text = "val_loss"
@@ -72,7 +72,7 @@ Train = Annotated[tuple[str, ...] | str, validated_by(_read_train)]
 BatchNorm = Annotated[str | dict[str, str], validated_by(_read_modes)]
 
 
-class Phase(Part):
+class PhaseSpec(Part):
     """One stretch of training; see `finetune.training.phases.loop.Phase`.
 
     Attributes:
@@ -95,8 +95,8 @@ class Phase(Part):
     warmup_epochs: Positive | None = None
     warmup_fraction: Fraction | None = None
     batch_norm: BatchNorm | None = None
-    until: Until | None = None
-    reduce_on_plateau: ReduceOnPlateau | None = None
+    until: UntilSpec | None = None
+    reduce_on_plateau: PlateauSpec | None = None
 
     @property
     def warmup(self) -> Length | None:
@@ -192,7 +192,7 @@ class Surgical(_Strategy):
     train: Annotated[Literal["first", "middle", "last"], choice("first", "middle", "last")]
 
 
-class AutoRgn(_Strategy):
+class AutoRgnSpec(_Strategy):
     """All groups, at rates in proportion to their relative gradient norms, measured before every epoch.
 
     Attributes:
@@ -203,7 +203,7 @@ class AutoRgn(_Strategy):
     peak: Rate | None = None
 
 
-AnyStrategy = FreezeThenAll | GradualUnfreezing | LpFt | ChainThaw | Surgical | AutoRgn
+AnyStrategy = FreezeThenAll | GradualUnfreezing | LpFt | ChainThaw | Surgical | AutoRgnSpec
 STRATEGIES: dict[str, type[_Strategy]] = {
     get_args(model.model_fields["strategy"].annotation)[0]: model for model in get_args(AnyStrategy)
 }
@@ -230,7 +230,7 @@ def _list_of_phases(value: Any) -> Any:
 
 
 Phases = Annotated[
-    Annotated[ListOf[Phase], BeforeValidator(_list_of_phases), Tag("<list>")]
+    Annotated[ListOf[PhaseSpec], BeforeValidator(_list_of_phases), Tag("<list>")]
     | Annotated[AnyStrategy, validated_by(_read_strategy), Tag("<strategy>")],
     Discriminator(_tag_of_phases),
 ]
@@ -239,7 +239,7 @@ Phases = Annotated[
 # -- What the phases and the rest of a recipe say together ------------------------------------------------------------
 
 
-def check_names(phases: Sequence[Phase], groups: Mapping[str, bool]) -> None:
+def check_names(phases: Sequence[PhaseSpec], groups: Mapping[str, bool]) -> None:
     """Holds that phases name groups that are trained, and that every such group is trained in one.
 
     Args:
@@ -267,7 +267,7 @@ def check_names(phases: Sequence[Phase], groups: Mapping[str, bool]) -> None:
         raise fault(f"trains {quote(idle)} in none of its phases. Add one that does, or say `frozen: true` there")
 
 
-def _names_in(phase: Phase) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _names_in(phase: PhaseSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if phase.train != ALL:
         yield from ((("train", place), name) for place, name in enumerate(phase.train))
     yield from ((("rates", name), name) for name in phase.rates)
@@ -275,7 +275,7 @@ def _names_in(phase: Phase) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield from ((("batch_norm", name), name) for name in phase.batch_norm)
 
 
-def disagreement(phases: Sequence[Phase], epochs: int | None) -> PydanticCustomError | None:
+def disagreement(phases: Sequence[PhaseSpec], epochs: int | None) -> PydanticCustomError | None:
     """Returns the fault of `train.epochs`, if the phases last longer or less long."""
     if epochs is None or epochs == sum(phase.epochs or 0 for phase in phases):
         return None

@@ -29,7 +29,7 @@ from finetune.recipe.fields import (
     one_of,
     pick,
 )
-from finetune.recipe.groups import OPTIMIZERS, Group, Groups, Named, Optimizer, Strategy
+from finetune.recipe.groups import OPTIMIZERS, Groups, GroupSpec, Named, OptimizerSpec, Strategy
 from finetune.recipe.model import APPLICATIONS, Builder, Head, ModelSource
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
@@ -40,11 +40,11 @@ __all__ = [
     "OPTIMIZERS",
     "PATH_FIELDS",
     "DataSource",
-    "Group",
+    "GroupSpec",
     "Head",
     "ModelSource",
     "Named",
-    "Optimizer",
+    "OptimizerSpec",
     "Recipe",
     "Restore",
     "Strategy",

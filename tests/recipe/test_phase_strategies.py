@@ -3,7 +3,7 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticCustomError
 
 from finetune.recipe.phase_strategies import phases_block, written_out
-from finetune.recipe.phases import STRATEGIES, Phase, Phases
+from finetune.recipe.phases import STRATEGIES, Phases, PhaseSpec
 from finetune.recipe.text import parse
 
 PEAKS = {"stem": 4e-3, "body": 5e-3, "head": 1e-2}
@@ -18,7 +18,7 @@ def plain(phases):
 
 
 def by_hand(*phases):
-    return plain(map(Phase.model_validate, phases))
+    return plain(map(PhaseSpec.model_validate, phases))
 
 
 def triangle(peak):

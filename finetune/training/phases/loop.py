@@ -15,7 +15,8 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.steps import FastFunction, FastLoop, reason_against
+from finetune.optimizers.unwrap import unwrap
+from finetune.training.fast.loop import FastLoop, train_function
 from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
 from finetune.training.phases.endings import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
@@ -98,15 +99,6 @@ def prove_phase(record: PhaseRecord) -> None:
             f"phase {record.number}: {quote(record.frozen_changed)}. If no callback of yours assigns to them, please "
             "report this as a bug. Do not trust the trained model."
         )
-
-
-def phase_function(model: keras.Model) -> Callable[..., Any]:
-    """Makes the function that trains on a batch in the phase whose state is in effect; `fit` calls it."""
-    if reason_against(model) is None:
-        return FastFunction(model)
-    model.make_train_function(force=True)
-    made: Any = model.train_function
-    return made
 
 
 def train_phases(
@@ -272,7 +264,7 @@ class _Run:
             self.set_rates(phase, rates, warmed)
         key = (state.key, _rates_key(phase, rates, warmed), frozenset(self.restarted & {*names}))
         if key not in self.functions:
-            self.functions[key] = phase_function(self.model)
+            self.functions[key] = train_function(self.model)
         self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
@@ -342,8 +334,7 @@ def _rates_key(phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) ->
 
 def grouped_optimizer(model: Any) -> GroupedOptimizer:
     """The optimizer of a compiled model, without the wrapper of mixed precision."""
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrap(getattr(model, "optimizer", None))
     if not isinstance(optimizer, GroupedOptimizer):
         raise GroupError(
             f"Phases train layer groups, each with its optimizer. `{model.name}` is compiled with "

@@ -12,8 +12,8 @@ from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import constant, exponential_decay
 from finetune.training.freezing import freeze
-from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases import loop as phases_module
+from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.loop import run_phases, train_phases
 from finetune.training.phases.phase import Phase
 
