@@ -112,6 +112,7 @@ def restore(
     verify: str | Path | None = None,
     verify_rtol: float = RTOL,
     verify_atol: float = ATOL,
+    tree: LayerTree | None = None,
 ) -> RestoreReport:
     """Gives a model its pretrained weights back.
 
@@ -132,6 +133,7 @@ def restore(
             writes it. If it gives others, it gets its fresh weights back.
         verify_rtol: How far the outputs may differ, as a share of the expected value.
         verify_atol: How far they may differ beside that.
+        tree: The layer tree of the model, where that is known already.
 
     Returns:
         What was restored, with checksums before and after.
@@ -140,7 +142,7 @@ def restore(
         RestoreError: The file cannot be read, does not fit the model, or gives it other outputs than `verify` holds.
     """
     is_tree = isinstance(model_or_tree, LayerTree)
-    tree = model_or_tree if is_tree else layer_tree(model_or_tree)
+    tree = model_or_tree if is_tree else tree or layer_tree(model_or_tree)
     plan = match(
         tree,
         read_weights(path),
