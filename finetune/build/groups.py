@@ -11,9 +11,8 @@ from dataclasses import fields
 
 from finetune.errors import GroupError, RecipeError
 from finetune.groups.layer_tree import LayerTree, is_normalization
-from finetune.groups.selectors import LayerGroup, Selector, resolve_groups
+from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
 from finetune.groups.spacing import discriminative_rates, spread_rates
-from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
@@ -36,7 +35,7 @@ def group_specs(recipe: Recipe, tree: LayerTree) -> tuple[GroupSpec, ...]:
 
 
 def _written_out(strategy: Strategy, tree: LayerTree) -> tuple[GroupSpec, ...]:
-    selectors = (selectors_by_layer if strategy.by == "layer" else selectors_by_block)(tree)
+    selectors = selectors_by(tree, strategy.by)
     if strategy.spread:
         low, high = strategy.spread
         rates = spread_rates(low, high, len(selectors))
@@ -49,8 +48,7 @@ def _written_out(strategy: Strategy, tree: LayerTree) -> tuple[GroupSpec, ...]:
     shared = {name: value for name, value in strategy if name in GroupSpec.model_fields}
     schedule = shared.pop("learning_rate")
     return tuple(
-        # Not validated: the names of layers hold dots, which a recipe may not write.
-        GroupSpec.model_construct(
+        GroupSpec(
             name=selector.name,
             prefixes=selector.prefixes,
             learning_rate=schedule.with_rate(rate) if schedule else rate,

@@ -4,10 +4,8 @@ If you are reading for the first time, read `_lay_out`: its lines are the order 
 is ready to train. The modules beside this one do the single steps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import gcd
-from typing import Any
 
 import keras
 
@@ -28,7 +26,7 @@ from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.check_examples import try_examples
-from finetune.training.fast.steps import reason_against
+from finetune.training.fast.calls import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -136,7 +134,7 @@ def _lay_out(
 
     freeze(model, groups)  # before `compile`, which notes what is trainable
     compile_model(recipe, model, build_optimizer(recipe, groups, settings))
-    _make_calls_whole(model, length, phases)
+    divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
     names_strategy = recipe.phases is not None and not isinstance(recipe.phases, tuple)
     return Layout(
@@ -153,13 +151,3 @@ def _lay_out(
         restored=restored,
         phases_block=phases_block(written_phases) if names_strategy else None,
     )
-
-
-def _make_calls_whole(model: Any, length: RunLength, phases: Sequence[Phase]) -> None:
-    """Lets no more steps share a call than divide epochs and phases evenly, where Keras' own loop makes the calls.
-
-    That loop always finishes a call, and so would train beyond the end of an epoch.
-    """
-    if reason_against(model):
-        each = (phase.steps or 0 for phase in phases)
-        model.steps_per_execution = gcd(model.steps_per_execution, length.steps_per_epoch, *each)

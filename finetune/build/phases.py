@@ -17,8 +17,9 @@ from finetune.errors import GroupError, RecipeError
 from finetune.groups.selectors import LayerGroup
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.loader import place_of
+from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import written_out
-from finetune.recipe.phases import ALL, PhaseSpec, check_names, disagreement
+from finetune.recipe.phases import check_names, disagreement
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
 from finetune.training.phases.endings import Plateau, Until

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from finetune.build.data import build_batches, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
-from finetune.groups.layer_tree import LayerTree
 from finetune.groups.selectors import LayerGroup, resolve_groups
-from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.groups_block import groups_block
 from finetune.recipe.loader import load_recipe
@@ -85,7 +83,7 @@ def suggest_groups(
     with precision(loaded):
         layout = build_layout(loaded)
         print_model(layout, console)
-        groups = _fresh_groups(layout.tree, by) if by else layout.groups
+        groups = resolve_groups(layout.tree, by=by) if by else layout.groups
         norms = _measure(layout, groups, num_batches, console)
     rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(layout.peaks.values()))
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
@@ -119,14 +117,6 @@ def _check(
         raise FinetuneError(f"A suggestion never writes over what is there. `{out}` exists. Say `--overwrite`.")
     if not Path(out).parent.is_dir():
         raise FinetuneError(f"`--out {out}` must lie in a folder that exists. There is no `{Path(out).parent}`.")
-
-
-def _fresh_groups(tree: LayerTree, by: str) -> tuple[LayerGroup, ...]:
-    selectors = (selectors_by_layer if by == "layer" else selectors_by_block)(tree)
-    # A recipe may not write dots in names, and `a.b` and `a-b` may both be there.
-    names = [selector.name.replace(".", "-") for selector in selectors]
-    unique = [name if name not in names[:at] else f"{name}-{at + 1}" for at, name in enumerate(names)]
-    return resolve_groups(tree, [replace(old, name=name) for old, name in zip(selectors, unique, strict=True)])
 
 
 def _measure(

@@ -25,12 +25,13 @@ from finetune.training.callbacks import (
     TensorBoardLog,
 )
 from finetune.training.check_examples import explained
-from finetune.training.fast.steps import CallsOf, FastFunction, FastLoop, choose_steps_per_call
+from finetune.training.fast.calls import calls_restored, share_calls
+from finetune.training.fast.loop import FastLoop, takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
 from finetune.training.features.store import FeatureStore
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
-from finetune.training.phases.loop import PhaseRecord, PhaseStart, phase_function, run_phases
+from finetune.training.phases.loop import PhaseRecord, PhaseStart, run_phases
 from finetune.training.phases.phase import Phase, state_of
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -123,7 +124,7 @@ def train(
             records = _in_phases(fit, gradient_batches)
         else:
             fit.model.optimizer.build(model.trainable_variables)
-            fit.model.train_function = phase_function(model)
+            fit.model.train_function = train_function(model)
             fit(epochs=options.epochs)
     if observers.guard.stopped_at:
         epoch, step, loss = observers.guard.stopped_at
@@ -134,11 +135,11 @@ def train(
 @contextmanager
 def _tidied(model: Any, features: Path) -> Iterator[None]:
     """Takes our function out of the model afterwards, so that whoever goes on has Keras' own, and removes features."""
-    before = model.steps_per_execution
     try:
-        yield
+        with calls_restored(model):
+            yield
     finally:
-        model.train_function, model.steps_per_execution = None, before
+        model.train_function = None
         shutil.rmtree(features, ignore_errors=True)
 
 
@@ -159,7 +160,7 @@ class _Fit:
         self.model, self.groups, self.phases, self.options = model, groups, phases, options
         self.observers, self.console = observers, console
         self.store = FeatureStore(folder)
-        self.on_features: dict[Any, FastFunction] = {}
+        self.on_features: dict[Any, Any] = {}
         self.x, self.y = examples.x_train, examples.y_train
         self.validation = None if examples.x_validation is None else (examples.x_validation, examples.y_validation)
 
@@ -194,13 +195,13 @@ class _Fit:
             return training_batches(self.x, self.y, **options)
         key = self.model.train_function, features.cut.computed
         if key not in self.on_features:
-            self.on_features[key] = FastFunction(self.model, forward=features.rest)
+            self.on_features[key] = train_function(self.model, forward=features.rest)
         self.model.train_function = self.on_features[key]
         return features.batches(self.y, **options)
 
     def features(self, start: PhaseStart | None, epochs: int) -> Features | NoCut:
         options, model = self.options, self.model
-        if options.cache == "off" or not isinstance(model.train_function, FastFunction):
+        if options.cache == "off" or not takes_forward(model):
             return NoCut("it is not wanted")
         cut = find_cut(model, inference=start.resting if start else (), allow_random=options.cache_passes > 1)
         features = cached_features(
@@ -229,10 +230,9 @@ class _Fit:
 
     def in_calls(self, batches: tf.data.Dataset) -> list[keras.callbacks.Callback]:
         """Lets several steps share a call, where that may be chosen."""
-        function = self.model.train_function
-        if self.options.steps_per_execution != "auto" or not isinstance(function, FastFunction):
+        if self.options.steps_per_execution != "auto":
             return []
-        return [CallsOf(self.model, choose_steps_per_call(function, batches, self.options.steps_per_epoch))]
+        return share_calls(self.model, batches, self.options.steps_per_epoch)
 
 
 def _in_phases(fit: _Fit, gradient_batches: tf.data.Dataset) -> list[PhaseRecord]:

@@ -212,7 +212,7 @@ def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touche
 def a_former_run(folder):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "note.txt").write_text("mine")
-    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "report.html", "checkpoints/old.h5"):
+    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
         (folder / name).write_text("old")
 
 
@@ -398,7 +398,9 @@ def test_a_frozen_tensor_that_changes_all_the_same_is_told_and_not_hidden(odd):
 def test_a_model_that_cannot_be_saved_whole_keeps_its_weights(odd):
     with pytest.raises(TrainingError) as error:
         odd("unsaved", ALL)
-    assert str(error.value).startswith("A trained model is saved whole, so that plain Keras can load it. NotImplementedError: ")
+    assert str(error.value).startswith(
+        "A trained model is saved whole, so that plain Keras can load it. NotImplementedError: "
+    )
     assert f"Its weights are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
     assert Path("out/checkpoints/last.weights.h5").is_file()
     assert not Path("out/model.keras").exists()

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.selectors import LayerGroup
-from finetune.training.fast.steps import FastFunction
+from finetune.optimizers.unwrap import unwrap
+from finetune.training.fast.calls import limit_next_call, steps_done
 from finetune.training.gradient_norms import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
 
@@ -122,16 +123,12 @@ class Watch(keras.callbacks.Callback):
         self._before = self._done
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        function: Any = getattr(self.model, "train_function", None)
         self._first = batch
-        if self.steps is not None and isinstance(function, FastFunction):
-            left = self.steps - self._before - batch  # `FastLoop`, which is called before, knows the epoch's end alone
-            function.most_steps = min(left, function.most_steps or left)
+        if self.steps is not None:
+            limit_next_call(self.model, self.steps - self._before - batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # Several steps may share a call, and Keras tells the number of the last that could have been in it.
-        made = getattr(getattr(self.model, "train_function", None), "steps_made", 0)
-        done = self._first + made if made else batch + 1
+        done = steps_done(self.model, first=self._first, last=batch)
         self._done = self._before + min(done, (self.params or {}).get("steps") or done)
         if self.steps is not None and self._done >= self.steps:
             model: Any = self.model
@@ -165,6 +162,6 @@ class AutoRgn(keras.callbacks.Callback):
             measured = [self._ratios(x, y).numpy() for x, y in self.batches]
         found = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
         check_ratios(found)
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = unwrap(model.optimizer)
         for name, share in auto_rgn({name: float(column.mean()) for name, column in found.items()}, 1.0).items():
             optimizer.share_rate(name, share)

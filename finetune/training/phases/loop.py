@@ -15,12 +15,14 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.steps import FastFunction, FastLoop, reason_against
+from finetune.optimizers.unwrap import unwrap
+from finetune.training.fast.loop import FastLoop, train_function
 from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
 from finetune.training.phases.endings import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.state import PhaseState, check, enter
+from finetune.training.phases.strategies import phases_of_strategy, steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -100,22 +102,14 @@ def prove_phase(record: PhaseRecord) -> None:
         )
 
 
-def phase_function(model: keras.Model) -> Callable[..., Any]:
-    """Makes the function that trains on a batch in the phase whose state is in effect; `fit` calls it."""
-    if reason_against(model) is None:
-        return FastFunction(model)
-    model.make_train_function(force=True)
-    made: Any = model.train_function
-    return made
-
-
 def train_phases(
     model: keras.Model,
     groups: Sequence[LayerGroup],
-    phases: Sequence[Phase],
+    phases: Sequence[Phase] | str | Mapping[str, Any],
     x: Any,
     y: Any = None,
     *,
+    epochs: int | None = None,
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tell: Callable[[PhaseStart], None] = lambda start: None,
@@ -128,9 +122,12 @@ def train_phases(
     Args:
         model: Compiled with a `GroupedOptimizer`; it may be one that was frozen before.
         groups: All of its layer groups.
-        phases: At least one; every group that is not frozen for good is trained in one of them.
+        phases: At least one; every group that is not frozen for good is trained in one of them. Or a strategy: its name
+            such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
+            names and settings that `phases` has in a recipe.
         x: Inputs, or a `tf.data.Dataset` of batches of inputs and targets.
         y: Targets.
+        epochs: Length of the whole run, for a strategy; a list of phases says itself how long each phase is.
         batch_size: As for `model.fit`.
         callbacks: Keras callbacks, which see the epochs of all phases counted through. One that stops the training ends
             a phase.
@@ -159,6 +156,14 @@ def train_phases(
         >>> records[0].frozen_tensors, records[0].frozen_unchanged
         (2, True)
     """
+    if isinstance(phases, str | Mapping):
+        rates, steps = grouped_optimizer(model).initial_rates, steps_in_epoch(x, batch_size or 32, fit)
+        phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
+    elif epochs is not None:
+        raise GroupError(
+            f"A list of phases says how long each phase is. Received `epochs={epochs}` beside it. Remove `epochs`, or "
+            "pass a strategy such as `gradual_unfreezing` in place of the list."
+        )
     check_phases(groups, phases)
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
 
@@ -272,7 +277,7 @@ class _Run:
             self.set_rates(phase, rates, warmed)
         key = (state.key, _rates_key(phase, rates, warmed), frozenset(self.restarted & {*names}))
         if key not in self.functions:
-            self.functions[key] = phase_function(self.model)
+            self.functions[key] = train_function(self.model)
         self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
@@ -342,8 +347,7 @@ def _rates_key(phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) ->
 
 def grouped_optimizer(model: Any) -> GroupedOptimizer:
     """The optimizer of a compiled model, without the wrapper of mixed precision."""
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrap(getattr(model, "optimizer", None))
     if not isinstance(optimizer, GroupedOptimizer):
         raise GroupError(
             f"Phases train layer groups, each with its optimizer. `{model.name}` is compiled with "
