@@ -156,7 +156,7 @@ def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
     groups = "groups={by: layer, peak: 1.0e-2, decay: 2.6, optimizer: sgd}"
     plan = planned(recipe, OPEN, groups, "phases=[{train: [head], epochs: 1}, {train: all, epochs: 1}]").plan
     assert [phase.train for phase in plan.phases] == [("head",), ("stem", "bn", "body", "head")]
-    with pytest.raises(RecipeError, match=r"`phases.0.train.0` names no group. Received: `hed`. Did you mean `head`\?"):
+    with pytest.raises(RecipeError, match=r"`phases.0.train.0` does not name a group. Received: `hed`. Did you mean `head`\?"):
         planned(recipe, OPEN, groups, "phases=[{train: [hed], epochs: 1}, {train: all, epochs: 1}]")
 
 
@@ -241,7 +241,7 @@ def test_a_fault_in_a_file_has_its_line_and_column(recipe):
         load_recipe(recipe)
     assert (
         str(caught.value)
-        == "tiny.yaml:14:14: `phases.1.train.0` names no group. Received: `bodi`. Did you mean `body`?"
+        == "tiny.yaml:14:14: `phases.1.train.0` does not name a group. Received: `bodi`. Did you mean `body`?"
     )
 
 

@@ -210,7 +210,8 @@ def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touche
 
 
 def a_former_run(folder):
-    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints", "plots"):
+        (folder / name).mkdir(parents=True)
     (folder / "note.txt").write_text("mine")
     for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
         (folder / name).write_text("old")
