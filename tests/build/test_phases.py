@@ -156,7 +156,9 @@ def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
     groups = "groups={by: layer, peak: 1.0e-2, decay: 2.6, optimizer: sgd}"
     plan = planned(recipe, OPEN, groups, "phases=[{train: [head], epochs: 1}, {train: all, epochs: 1}]").plan
     assert [phase.train for phase in plan.phases] == [("head",), ("stem", "bn", "body", "head")]
-    with pytest.raises(RecipeError, match=r"`phases.0.train.0` does not name a group. Received: `hed`. Did you mean `head`\?"):
+    with pytest.raises(
+        RecipeError, match=r"`phases.0.train.0` does not name a group. Received: `hed`. Did you mean `head`\?"
+    ):
         planned(recipe, OPEN, groups, "phases=[{train: [hed], epochs: 1}, {train: all, epochs: 1}]")
 
 
