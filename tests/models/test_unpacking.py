@@ -94,7 +94,7 @@ def test_what_is_cut_off_damaged_or_no_archive_is_one_short_error(tmp_path):
     for name, data in (("cut.tar.gz", whole[: len(whole) // 2]), ("text.tar.gz", b"hello"), ("none.zip", b"")):
         (tmp_path / name).write_bytes(data)
         said = refused(tmp_path / name, tmp_path)
-        assert said.startswith("An archive is a whole `.tar.gz`, `.tgz`, `.tar`, `.zip` file.")
+        assert said.startswith("An archive is a complete `.tar.gz`, `.tgz`, `.tar`, `.zip` file.")
         assert f"`{tmp_path / name}` cannot be read: " in said
 
 
