@@ -26,5 +26,5 @@ def test_json_holds_the_same_as_data(weights):
 
 
 def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path):
-    with pytest.raises(RestoreError, match="nowhere.npz"):
+    with pytest.raises(RestoreError, match=r"nowhere\.npz"):
         inspect(tmp_path / "nowhere.npz")
