@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.errors import GroupError, TrainingError, did_you_mean
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
@@ -43,6 +44,14 @@ def loss_and_gradients(
         loss, other = forward()
         scaled = loss if optimizer is None else optimizer.scale_loss(loss)
     return loss, other, tape.gradient(scaled, tf.nest.map_structure(_tensor_of, variables))
+
+
+def compile_state(model: Any) -> tuple[Any, ...]:
+    """Returns what a training function of a compiled model depends on: while this is equal, the function can be kept.
+
+    `compile` makes a new optimizer or a new compiled loss, freezing changes the trainable variables.
+    """
+    return (model.optimizer, keras_private.compiled_loss(model), *(id(v) for v in model.trainable_variables))
 
 
 def grouped_train_step(
