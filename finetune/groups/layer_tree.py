@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.keras_private import is_trackable, layer_variables, sublayers
+from finetune.variables import variable_path
 
 # What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
 _OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
@@ -129,6 +130,11 @@ def takes_weight_decay(leaf: Leaf) -> bool:
 
 def _own_name(leaf: Leaf) -> str:
     return leaf.name.rpartition("/")[2].partition("~")[0]
+
+
+def paths_down(name: str) -> list[str]:
+    """Returns the paths that lead down to a name: `a`, `a/b`, `a/b/c` for `a/b/c`."""
+    return list(accumulate(name.split("/"), _join))
 
 
 # Keras
@@ -329,7 +335,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stray(root: Any, weight: Any, index: int) -> Leaf:
-    path = re.sub(r"[^\w./-]", "_", getattr(weight, "path", weight.name).partition(":")[0]).strip("/")
+    path = re.sub(r"[^\w./-]", "_", variable_path(weight).partition(":")[0]).strip("/")
     return Leaf(path, path.rpartition("/")[0], weight, weight.trainable, root, index)
 
 
@@ -351,7 +357,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _ancestors(path: str) -> list[str]:
-    return list(accumulate(path.split("/")[:-1], _join))
+    return paths_down(path)[:-1]
 
 
 def _is_new(thing: Any, seen: set[int]) -> bool:

@@ -17,6 +17,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.modules import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.variables import tf_variable
 
 
 def loss_and_gradients(
@@ -43,7 +44,8 @@ def loss_and_gradients(
         tape.watch(list(watched))
         loss, other = forward()
         scaled = loss if optimizer is None else optimizer.scale_loss(loss)
-    return loss, other, tape.gradient(scaled, tf.nest.map_structure(_tensor_of, variables))
+    # A tape records `tf.Variable`s; a Keras variable holds one.
+    return loss, other, tape.gradient(scaled, tf.nest.map_structure(tf_variable, variables))
 
 
 def compile_state(model: Any) -> tuple[Any, ...]:
@@ -134,11 +136,6 @@ def _trained_variables(module: Any, optimizer: Any, variables: Iterable[Any] | N
             "variables. Pass the groups or variables to train as `variables`."
         )
     return trained
-
-
-def _tensor_of(variable: Any) -> Any:
-    """Returns the `tf.Variable` inside a Keras variable: only that is what a tape records."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 class _MeanOf(keras.losses.Loss):

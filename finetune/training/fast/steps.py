@@ -24,6 +24,7 @@ from finetune import keras_private
 from finetune.errors import TrainingError
 from finetune.optimizers.fused.stacks import StackedVariable
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import Calls
 from finetune.training.fast.reasons import reason_against
 from finetune.training.step import compile_state, loss_and_gradients
@@ -205,5 +206,5 @@ class _SlicesScope(keras.StatelessScope):
 
 
 def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = unwrap(optimizer)
     return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []

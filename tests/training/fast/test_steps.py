@@ -243,7 +243,10 @@ def test_a_layer_that_writes_its_weights_is_an_error():
             return x @ self.kernel
 
     build = lambda: keras.Sequential([keras.Input((6,)), Writes(name="writes"), layers.Dense(6), layers.Dense(3)])  # noqa: E731
-    with pytest.raises(TrainingError, match=r"Only the optimizer changes a trained weight\. A layer assigns to `.*writes/kernel` in its `call`\."):
+    with pytest.raises(
+        TrainingError,
+        match=r"Only the optimizer changes a trained weight\. A layer assigns to `.*writes/kernel` in its `call`\.",
+    ):
         trained(build, [FastLoop()])
 
 
