@@ -1,8 +1,8 @@
 """One training step: the forward and backward pass, and a whole step for a network that is not a Keras model.
 
-`loss_and_gradients` is the pass of everything in the package that does not leave it to Keras' own `train_step`: the fast
-loop, the step of a bare module below, and the measurement of gradient norms. The LR range test calls the model's own
-`train_step`, because it must show what `fit` would do, whatever the model's class has made of it.
+`loss_and_gradients` is the pass of everything in the package that does not leave it to Keras' own `train_step`: the
+fast loop, the step of a bare module below, and the measurement of gradient norms. The LR range test calls the model's
+own `train_step`, because it must show what `fit` would do, whatever the model's class does in it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,8 +32,8 @@ def loss_and_gradients(
     Args:
         forward: Called without arguments; returns the scalar loss and whatever else the caller needs of the pass.
         variables: What to differentiate for: Keras variables, `tf.Variable`s or tensors, in any nested structure.
-        optimizer: Scales the loss before it is differentiated, as a `LossScaleOptimizer` must under `mixed_float16`, and
-            unscales the gradients when it applies them. `None` to have the gradients of the loss as it is.
+        optimizer: Scales the loss before it is differentiated, as a `LossScaleOptimizer` must under `mixed_float16`,
+            and unscales the gradients when it applies them. `None` to get the gradients of the loss as it is.
         watched: Tensors among `variables`. The tape watches variables by itself, tensors only when asked.
 
     Returns:
