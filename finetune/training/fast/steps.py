@@ -134,7 +134,7 @@ class FastFunction:
             for variable, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
         }
         scope = _SlicesScope([(v, slices[id(v)]) for v in self._trained if id(v) in slices])
-        options = {"training": True} if keras_private.call_takes_training(model) else {}
+        options = {"training": True} if keras_private.takes_training(model) else {}
 
         def forward() -> tuple[Any, Any]:
             with scope:
