@@ -80,7 +80,10 @@ def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
         seen[id(item)] = item
         if is_saveable(item):
             objects[path] = item
-        for name, child in saved_children(item) if is_saveable(item) else _members(item):
+            children = saved_children(item)
+        else:
+            children = _members(item)
+        for name, child in children:
             if is_saveable(child) or isinstance(child, list | dict | tuple):
                 visit(child, f"{path}/{name}" if path else name)
 
