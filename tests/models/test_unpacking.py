@@ -1,8 +1,10 @@
 import io
+import resource
 import shutil
 import tarfile
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,16 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path):
     assert len(list(unpack(tmp_path / "y.tar.gz", tmp_path / "cache").iterdir())) == 10_000
 
 
+@contextmanager
+def files_of_at_most(nbytes):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_nothing_is_written_where_the_disk_is_too_small(tmp_path):
     memory = Path("/dev/shm")
     needed = shutil.disk_usage(memory).free + 2**20 if memory.is_dir() else MOST_BYTES
@@ -156,8 +168,12 @@ def test_nothing_is_written_where_the_disk_is_too_small(tmp_path):
         file.write(header.tobuf(tarfile.GNU_FORMAT))
         file.truncate(needed + 2**20)  # a sparse file: takes no room
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        with pytest.raises(
-            FinetuneError, match=rf"`{memory}`. `.*` needs {needed:,} bytes there, and .* are free. Make"
+        # Without the check the archive would fill the memory of the machine: no file may grow beyond a megabyte.
+        with (
+            files_of_at_most(2**20),
+            pytest.raises(
+                FinetuneError, match=rf"`{memory}`. `.*` needs {needed:,} bytes there, and .* are free. Make"
+            ),
         ):
             extract(tmp_path / "x.tar", Path(folder))
         assert files_below(Path(folder)) == {}
