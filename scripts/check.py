@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
+    """Runs all checks, whichever fail; returns 1 if one failed."""
     if not set(arguments) <= {"--fast"}:
         print(__doc__)
         return 2
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def passes(name: str, command: list[str]) -> bool:
+    """Runs one check in the project's folder and prints how long it took."""
     print(f"\n== {name}: {' '.join(command)}", flush=True)
     start = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
