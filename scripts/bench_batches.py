@@ -20,6 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 from bench_step import machine
+
 from finetune.data.batches import steps_per_epoch, training_batches
 from finetune.examples.digits import small_cnn, uci_digits
 

@@ -27,6 +27,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from bench_step import machine
+from step_workloads import small_resnet
+
 from finetune.data.batches import steps_per_epoch, training_batches
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.examples.minilm import classifier
@@ -34,7 +36,6 @@ from finetune.results.formatting import size_text
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, Front, NoCut, find_cut
 from finetune.training.features.store import FeatureStore
-from step_workloads import small_resnet
 
 TRANSFORMER_LAYERS = 6
 

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import finetune
 import keras
 import numpy as np
 import tensorflow as tf
+
+import finetune
 from finetune.optimizers.grouped import GroupedOptimizer
 
 STEPS, BATCH = 100, 32

@@ -60,8 +60,9 @@ def write(path: Path, matrices: int) -> None:
 def measure(path: Path, count: int) -> None:
     """Restores into the first `count` layers and prints the rise of resident memory."""
     import keras
-    from finetune.pretrained.restore import restore
     from keras import layers
+
+    from finetune.pretrained.restore import restore
 
     dense = [layers.Dense(WIDTH, use_bias=False, kernel_initializer="zeros", name=f"layer_{i}") for i in range(count)]
     model = keras.Sequential([keras.Input((WIDTH,)), *dense])

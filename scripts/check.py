@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     """Runs all checks, whichever fail; returns 1 if one failed."""
     if not set(arguments) <= {"--fast"}:
         print(__doc__)
-        return 2
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     marked = ["-m", "not slow"] if "--fast" in arguments else []
     checks = {
         "format": ["ruff", "format", "--check", "."],

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import finetune
 import keras
 import numpy as np
 import tensorflow as tf
+
+import finetune
 from finetune.data.arrays import Examples
 from finetune.examples.digits import small_cnn, uci_digits
 

