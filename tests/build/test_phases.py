@@ -178,7 +178,7 @@ def test_normalization_of_a_group_frozen_for_good_becomes_a_group_with_the_next_
     assert (row.group, row.optimizer, row.batch_normalization) == (
         "stem-normalization",
         "momentum",
-        "training, statistics move",
+        "training, statistics updated",
     )
     result, _ = ran(recipe, tmp_path / "out", "train.always_train=normalization", OPEN, TWO)
     assert [phase.train for phase in result.phases] == [
