@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -25,7 +23,7 @@ from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
 from finetune.training.check_examples import try_examples
-from finetune.training.fast.steps import reason_against
+from finetune.training.fast.calls import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -108,19 +106,9 @@ def equip(
         plan = with_phases(plan, model, groups, phases, settings, [(one.epochs, one.steps) for one in each])
     freeze(model, groups)
     compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
-    _make_calls_whole(model, length, phases)
+    divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
     peaks = {plan.selector.name: peak_of(plan.learning_rate) for plan in plans if plan.optimizer}
     to_measure = wanted.train.learning_rate == "auto"
     block = None if wanted.phases is None or isinstance(wanted.phases, tuple) else phases_block(listed)
     return Prepared(model, examples, groups, plan, restored, length, peaks, to_measure, phases, block)
-
-
-def _make_calls_whole(model: Any, length: RunLength, phases: Sequence[Phase]) -> None:
-    """Lets no more steps share a call than go evenly into epochs and phases, where Keras' own loop makes the calls.
-
-    That loop would go on to the end of a call, and so beyond that of an epoch.
-    """
-    if reason_against(model):
-        each = (phase.steps or 0 for phase in phases)
-        model.steps_per_execution = gcd(model.steps_per_execution, length.steps_per_epoch, *each)

@@ -164,7 +164,7 @@ class _Builder:
             clock=phase.clock,
             warmup_steps=own.in_steps(*phase.warmup) if phase.warmup else 0,
             batch_norm=dict(self.modes(phase, names)),
-            dropping=[name for name, group in self.listed.items() if self.drops(group)],
+            dropout_groups=[name for name, group in self.listed.items() if self.drops(group)],
             always_train_normalization=self.recipe.train.always_train is not None,
             auto_rgn=phase.auto_rgn,
             until=Until(**phase.until.model_dump()) if phase.until else None,

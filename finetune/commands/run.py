@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from finetune.build.data import build_batches, build_rows, precision
+from finetune.build.data import build_rows, precision
 from finetune.build.layout import Prepared, load_allowed, prepare
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import tell_plan
@@ -20,9 +20,9 @@ from finetune.results.run_folder import check_run_folder, make_run_folder, repla
 from finetune.results.tables import plan_text
 from finetune.training.check_examples import explained
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
-from finetune.training.freezing import checksums, prove_unchanged
-from finetune.training.phases.loop import PhaseRecord, prove_phase
-from finetune.training.phases.state import is_batch_norm
+from finetune.training.phases.phase import Phase, frozen_in_all
+from finetune.training.phases.records import PhaseRecord
+from finetune.training.proof import FrozenProof
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 
 
@@ -94,17 +94,22 @@ def run(
         _write_plan(folder, wanted, ready)
         if found:
             write_range_test(found, folder / "plots")
-        frozen_before = _frozen_checksums(ready)
+        # A run without phases is one phase of all groups, in which frozen groups keep their dropout.
+        phases = ready.phases or (
+            Phase(epochs=ready.length.epochs, dropout_groups=[group.name for group in ready.groups]),
+        )
+        proof, frozen = FrozenProof(), frozen_in_all(ready.model, ready.groups, phases)
+        checksums_before = proof.begin(frozen)
         with clock("train"):
-            phases = train(
+            records = train(
                 ready.model,
                 ready.groups,
-                ready.phases,
+                phases,
                 ready.examples,
                 _fit_options(wanted, ready),
-                gradient_batches=build_batches(wanted, ready.examples),
                 folder=folder,
                 console=console,
+                proof=proof,
             )
         if recalibrate:
             with clock("recalibrate"):
@@ -115,21 +120,19 @@ def run(
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(ready.model, folder)
-        frozen_after = _frozen_checksums(ready)
+        of_run = proof.end("the run", frozen, checksums_before)
     result = RunResult(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
-        frozen_unchanged=frozen_before == frozen_after and all(phase.frozen_unchanged for phase in phases),
-        frozen_tensors=len(frozen_before),
+        frozen_unchanged=proof.holds,
+        frozen_tensors=of_run.tensors,
         seconds=clock.seconds,
-        phases=phases,
+        phases=records if ready.phases else (),
         model=ready.model,
     )
     _write_result(result)
-    prove_unchanged(frozen_before, frozen_after)
-    for phase in phases:
-        prove_phase(phase)
+    proof.check()
     return result
 
 
@@ -142,14 +145,6 @@ def _fit_options(wanted: Recipe, ready: Prepared) -> FitOptions:
         announce_phases=wanted.phases is not None,  # else there may be one, because a group asks for what phases do
         **{name: getattr(wanted.train, name) for name in names},
     )
-
-
-def _frozen_checksums(ready: Prepared) -> dict[str, str]:
-    """Those of all groups that are frozen in all phases, without statistics that a phase shall estimate there."""
-    modes = [(name, mode) for phase in ready.phases for name, mode in phase.batch_norm.items()]
-    moving = [group for group in ready.groups if (group.name, "statistics") in modes]
-    moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
-    return {name: value for name, value in checksums(ready.groups, frozen=True).items() if name not in moved}
 
 
 def _evaluate(ready: Prepared) -> dict[str, float]:

@@ -77,42 +77,42 @@ class GroupRate:
     """One group's rate: the variable that moves it, and what that variable is when nobody has moved it.
 
     Attributes:
-        dial: The child's learning rate; of a scheduled child the multiplier of its schedule.
+        rate_variable: The child's learning rate; of a scheduled child the multiplier of its schedule.
         schedule: The child's schedule, if it has one.
-        base: The dial at scale 1. The bases hold the ratios between the groups, also while all rates are 0.
+        base: The rate_variable at scale 1. The bases hold the ratios between the groups, also while all rates are 0.
         whole: The base when no share of the rate was asked for.
-        seen: The dial when it was last written from here.
+        seen: The rate_variable when it was last written from here.
     """
 
-    dial: keras.Variable
+    rate_variable: keras.Variable
     schedule: ScaledSchedule | None = None
     base: float = field(init=False)
     whole: float = field(init=False)
     seen: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = self.whole = self.seen = as_float(self.dial)
+        self.base = self.whole = self.seen = as_float(self.rate_variable)
 
     @property
     def scheduled(self) -> float:
         """The schedule's rate at the present step; 1 without a schedule."""
         return as_float(self.schedule.scheduled()) if self.schedule else 1.0
 
-    def turn(self, dial: float) -> None:
-        self.dial.assign(dial)
-        self.seen = as_float(self.dial)
+    def write(self, value: float) -> None:
+        self.rate_variable.assign(value)
+        self.seen = as_float(self.rate_variable)
 
     def follow(self, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
         """Exchanges the rate at scale 1, a number or a schedule; returns what the child holds as its rate.
 
-        The dial stays the variable that it was, so that files hold the same state whatever the phase.
+        The rate_variable stays the variable that it was, so that files hold the same state whatever the phase.
         """
         if not callable(rate) and not warmup_steps:
             self.schedule = None
             self.base = self.whole = float(rate)
-            return self.dial
+            return self.rate_variable
         schedule = rate if callable(rate) else constant(rate)
-        self.schedule = self.schedule or ScaledSchedule(schedule, step, self.dial)
+        self.schedule = self.schedule or ScaledSchedule(schedule, step, self.rate_variable)
         self.schedule.follow(schedule, from_now=from_now, warmup_steps=warmup_steps)
         self.base = self.whole = 1.0
         return self.schedule
@@ -143,44 +143,44 @@ class GroupRates:
             _tell_unreachable(value)
             return
         scale = value / unit
-        dials = [rate.base * scale for rate in self._rates]
-        if not all(0 <= dial <= _LARGEST for dial in dials):
+        values = [rate.base * scale for rate in self._rates]
+        if not all(0 <= value <= _LARGEST for value in values):
             raise GroupError(
                 f"A learning rate is finite and not negative, in every group. Received `{value}` for the last group, "
-                f"{scale:g} times its rate: the groups would get {quote(f'{dial:g}' for dial in dials)}. No rate was "
+                f"{scale:g} times its rate: the groups would get {quote(f'{rate:g}' for rate in values)}. No rate was "
                 "changed."
             )
         self._scale = scale
-        for rate, dial in zip(self._rates, dials, strict=True):
-            rate.turn(dial)
+        for rate, value in zip(self._rates, values, strict=True):
+            rate.write(value)
 
     def follow(self, index: int, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
         """Exchanges the rate of one group; what scales all groups scales it, too."""
         held = self._rates[index].follow(rate, step, from_now=from_now, warmup_steps=warmup_steps)
-        self._rates[index].turn(self._rates[index].base * self._scale)
+        self._rates[index].write(self._rates[index].base * self._scale)
         return held
 
     def share(self, index: int, share: float) -> None:
-        """Lets one group have a part of its rate; a compiled step heeds it, for the dial alone is moved."""
+        """Lets one group have a part of its rate; a compiled step heeds it, for the rate_variable alone is moved."""
         rate = self._rates[index]
         rate.base = rate.whole * share
-        rate.turn(rate.base * self._scale)
+        rate.write(rate.base * self._scale)
 
     def reset(self) -> None:
         """Takes back all that was written to the rates."""
         self._scale = 1.0
         for rate in self._rates:
-            rate.turn(rate.base)
+            rate.write(rate.base)
 
     def _adopt_moved(self) -> None:
-        """Takes dials that were moved one by one, or restored from a file, for the new ratios."""
-        if not self._scale or not any(as_float(rate.dial) for rate in self._rates):
+        """Takes rate_variables that were moved one by one, or restored from a file, for the new ratios."""
+        if not self._scale or not any(as_float(rate.rate_variable) for rate in self._rates):
             return  # all rates are 0: that tells nothing about their ratios
         for rate in self._rates:
-            dial = as_float(rate.dial)
-            silenced_last = rate is self._rates[-1] and not dial  # a ratio to 0 is none: keep the one it had
-            if dial != rate.seen and not silenced_last:
-                rate.base, rate.seen = dial / self._scale, dial
+            value = as_float(rate.rate_variable)
+            silenced_last = rate is self._rates[-1] and not value  # a ratio to 0 is none: keep the one it had
+            if value != rate.seen and not silenced_last:
+                rate.base, rate.seen = value / self._scale, value
 
 
 def as_float(value: Any) -> float:

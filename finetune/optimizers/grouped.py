@@ -4,7 +4,7 @@ The division of labour: the parent is an ordinary Keras optimizer. It counts the
 accumulates and clips the gradients and keeps the moving average, over all groups at once. A child is only an update
 rule with its slots, its rate and its weight decay. Hence equal children give, bit for bit, what one optimizer gives.
 
-Keras has no public hook for this. The private ones used are here, in `averages.py`, in `stacks.py` and in `windows.py`;
+Keras has no public hook for this. The private ones used are here, in `averages.py` and in `fused/`;
 the minor version of Keras is pinned, and `tests/test_keras_contract.py` fails when one of them moves. See
 https://github.com/keras-team/keras/issues/21741.
 """
@@ -23,10 +23,10 @@ from finetune.optimizers.averages import AveragingOptimizer
 from finetune.optimizers.clocks import Clocks, give_fresh_slots
 from finetune.optimizers.fused.adam import update_large
 from finetune.optimizers.fused.slots import move_together
-from finetune.optimizers.fused.stacks import Pile, Stacks, check_fused, make_stacks
+from finetune.optimizers.fused.stacks import StackedVariable, Stacks, check_fused, make_stacks
 from finetune.optimizers.group import Group, make_groups
 from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
-from finetune.optimizers.members import Roster
+from finetune.optimizers.members import Members
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, made_at_once, read_groups, track_all
 from finetune.optimizers.sparse import densify, merge_rows
@@ -98,7 +98,7 @@ class GroupedOptimizer(AveragingOptimizer):
         name: str = "grouped_optimizer",
     ):
         check_fused(fused)
-        roster = Roster(make_groups(groups), self._var_key)
+        members = Members(make_groups(groups), self._var_key)
         super().__init__(
             learning_rate=lambda: self.learning_rate,  # a callable, so that Keras makes no rate variable of ours
             clipnorm=clipnorm,
@@ -112,16 +112,16 @@ class GroupedOptimizer(AveragingOptimizer):
             name=name,
         )
         self.fused = fused
-        self._roster = roster
+        self._members = members
         self._stacks = Stacks([], {}, self._var_key)  # until the optimizer is built
-        rates = [self._adopt(group) for group in roster.groups]
+        rates = [self._adopt(group) for group in members.groups]
         if fused != "off" and not tf.distribute.has_strategy():
-            move_together([rate.dial for rate in rates])
+            move_together([rate.rate_variable for rate in rates])
         self._rates = GroupRates(rates)
         # tf.train.Checkpoint follows this attribute. A list or dict would make Keras save the children a second time.
         self.children: Any = tf.Module(name="children")
-        self.children.by_group = {group.name: group.optimizer for group in roster.groups}
-        self._clocks = Clocks(roster.groups, self._iterations)
+        self.children.by_group = {group.name: group.optimizer for group in members.groups}
+        self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
 
     def _adopt(self, group: Group) -> GroupRate:
@@ -153,29 +153,29 @@ class GroupedOptimizer(AveragingOptimizer):
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if caller.startswith("keras.src.") and not caller.endswith(".tensorboard"):
             raise AttributeError("Keras writes `learning_rate` instead, which keeps the ratios between the groups.")
-        return [group.optimizer for group in self._roster.groups]
+        return [group.optimizer for group in self._members.groups]
 
     @property
     def group_names(self) -> tuple[str, ...]:
         """The names of the groups, input to output."""
-        return tuple(group.name for group in self._roster.groups)
+        return tuple(group.name for group in self._members.groups)
 
     @property
     def group_variables(self) -> list[Any]:
         """The variables of all groups, those that are frozen just now included, in the model's order."""
-        self._roster.settle()
-        return list(self._roster.order)
+        self._members.settle()
+        return list(self._members.order)
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """The rate that each group uses in the next step."""
-        return {group.name: as_float(group.optimizer.learning_rate) for group in self._roster.groups}
+        return {group.name: as_float(group.optimizer.learning_rate) for group in self._members.groups}
 
     @property
     def learning_rate(self) -> Any:
         """The rate of the last group. Writing it scales all groups by the same ratio."""
         # A value, not the variable: `learning_rate.assign(x)` would move the last group alone.
-        return tf.convert_to_tensor(self._roster.groups[-1].optimizer.learning_rate)
+        return tf.convert_to_tensor(self._members.groups[-1].optimizer.learning_rate)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -184,7 +184,7 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def _check_schedules(self) -> None:
         held = keras.Variable | ScaledSchedule
-        replaced = [g.name for g in self._roster.groups if not isinstance(g.optimizer._learning_rate, held)]
+        replaced = [g.name for g in self._members.groups if not isinstance(g.optimizer._learning_rate, held)]
         if replaced:
             raise GroupError(
                 f"A group's schedule is given to its optimizer before the `{type(self).__name__}` is made, so that its "
@@ -210,7 +210,7 @@ class GroupedOptimizer(AveragingOptimizer):
     def share_rate(self, name: str, share: float) -> None:
         """Lets a group have a part of the rate that it was made with, or that `reschedule` has given it."""
         group = self._named(name)
-        self._rates.share(self._roster.groups.index(group), share)
+        self._rates.share(self._members.groups.index(group), share)
 
     def restart(self, names: Iterable[str]) -> None:
         """Lets groups start anew in steps that are traced from here on: as if no step had been before.
@@ -237,7 +237,7 @@ class GroupedOptimizer(AveragingOptimizer):
                 f"There is no group `{name}`. The groups are {quote(self.group_names)}."
                 f"{did_you_mean(name, self.group_names)}"
             )
-        return self._roster.groups[self.group_names.index(name)]
+        return self._members.groups[self.group_names.index(name)]
 
     def reset_rates(self) -> None:
         """Takes back what was written to `learning_rate`, as by `ReduceLROnPlateau`."""
@@ -249,7 +249,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self._build_all()
         return dict(self._stacks.alone)
 
-    def piles(self, variables: Iterable[Any]) -> list[Pile]:
+    def stacked_variables(self, variables: Iterable[Any]) -> list[StackedVariable]:
         """The variables, of those to be trained, that a training loop may hold together for some steps."""
         self._build_all()
         return [] if self.use_ema else self._stacks.holdable(variables)
@@ -272,16 +272,16 @@ class GroupedOptimizer(AveragingOptimizer):
                 self._make_slots()
 
     def _make_slots(self) -> None:
-        super().build([v for group in self._roster.groups for v in group.variables])
+        super().build([v for group in self._members.groups for v in group.variables])
         self._stacks = make_stacks(
-            self._roster.groups,
+            self._members.groups,
             fused=self.fused,
             key=self._var_key,
             clocks=self._clocks,
             accumulation_steps=self.gradient_accumulation_steps,
         )
-        for group in self._roster.groups:
-            with self._stacks.windows(group.optimizer):
+        for group in self._members.groups:
+            with self._stacks.slot_views(group.optimizer):
                 group.optimizer.build(group.variables)
             track_all(group.optimizer)
             # After `build`: the child must count updates as the parent does, and needs no accumulators of its own.
@@ -289,13 +289,13 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def _build_all(self) -> None:
         if not self.built:
-            self._roster.settle()
-            self.build(self._roster.order)
+            self._members.settle()
+            self.build(self._members.order)
 
     def _admit(self, variables: list[Any]) -> None:
-        came = {self._var_key(stand_in): variable for stand_in, variable in self._roster.admit(variables)}
+        came = {self._var_key(stand_in): variable for stand_in, variable in self._members.admit(variables)}
         if came:
-            for optimizer in (self, *(group.optimizer for group in self._roster.groups)):
+            for optimizer in (self, *(group.optimizer for group in self._members.groups)):
                 self._hand_over(optimizer, came)
             self._stacks.hand_over(came)
         if self.built and self.use_ema:
@@ -329,9 +329,9 @@ class GroupedOptimizer(AveragingOptimizer):
         Raises:
             GroupError: If a variable belongs to no group, or gradients and variables do not pair up.
         """
-        self._roster.settle()
+        self._members.settle()
         grads = list(grads)
-        variables = list(self._roster.order if trainable_variables is None else trainable_variables)
+        variables = list(self._members.order if trainable_variables is None else trainable_variables)
         if grads and len(grads) != len(variables):
             raise GroupError(
                 f"Gradients and variables come in pairs. Received {len(grads)} gradients for {len(variables)} variables"
@@ -371,8 +371,8 @@ class GroupedOptimizer(AveragingOptimizer):
         """Splits columns, the last one of variables, by group; groups without a row are left out."""
         rows: dict[str, list[tuple[Any, ...]]] = {}
         for row in zip(*columns, strict=True):
-            rows.setdefault(self._roster.group_of(row[-1]).name, []).append(row)
-        for group in self._roster.groups:
+            rows.setdefault(self._members.group_of(row[-1]).name, []).append(row)
+        for group in self._members.groups:
             if group.name in rows:
                 yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
 
@@ -380,13 +380,13 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """As in Keras, for the children of all groups."""
-        for group in self._roster.groups:
+        for group in self._members.groups:
             group.optimizer.exclude_from_weight_decay(var_list=var_list, var_names=var_names)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The parent's variables, then those of each child, then the steps at which the groups began."""
-        groups = self._roster.groups
+        groups = self._members.groups
         children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
         return [*self._variables, *children, self._clocks.starts]
 
@@ -419,16 +419,16 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The config, from which the groups are found again by the places of their variables in the model."""
-        seats = self._roster.seats(lambda group, variable: group.optimizer._use_weight_decay(variable))
-        groups = [group_config(group, seats[group.name]) for group in self._roster.groups]
+        variable_keys = self._members.variable_keys(lambda group, variable: group.optimizer._use_weight_decay(variable))
+        groups = [group_config(group, variable_keys[group.name]) for group in self._members.groups]
         return {**{key: getattr(self, key) for key in _OWN_SETTINGS}, "groups": groups}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedOptimizer":
         """Makes the optimizer again; its variables are found when it is built on those of a model."""
-        groups, seats = read_groups(config["groups"], custom_objects)
+        groups, variable_keys = read_groups(config["groups"], custom_objects)
         optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
-        optimizer._roster.await_model(seats)
+        optimizer._members.await_model(variable_keys)
         return optimizer
 
 

@@ -11,12 +11,12 @@ from finetune.errors import GroupError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group import Group
-from finetune.optimizers.variable_keys import Seat, label, take_seats
+from finetune.optimizers.variable_keys import VariableKey, label, match_keys
 
 _Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of what tf.saved_model.load returns
 
 
-class Roster:
+class Members:
     """The groups, the group of every variable, and the order in which the model has its variables.
 
     Args:
@@ -29,7 +29,7 @@ class Roster:
         self.order: list[Any] = []
         self._key = key
         self._group_of: dict[Any, Group] = {}
-        self._empty: dict[Any, Seat] = {}  # by the key of the stand-in
+        self._empty: dict[Any, VariableKey] = {}  # by the key of the stand-in
         if not any(_waits(group.members) for group in groups):
             self.settle()
 
@@ -47,10 +47,10 @@ class Roster:
     def group_of(self, variable: Any) -> Group:
         return self._group_of[self._key(variable)]
 
-    def await_model(self, seats: Mapping[int, Seat]) -> None:
+    def await_model(self, keys: Mapping[int, VariableKey]) -> None:
         """Declares variables, by `id`, to be stand-ins for those of a model that is still to come."""
-        self._empty = {self._key(variable): seats[id(variable)] for variable in self.order}
-        self.order.sort(key=lambda variable: seats[id(variable)].position)
+        self._empty = {self._key(variable): keys[id(variable)] for variable in self.order}
+        self.order.sort(key=lambda variable: keys[id(variable)].position)
 
     def admit(self, variables: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Checks that every variable has a group and learns their order.
@@ -69,8 +69,8 @@ class Roster:
 
     def _replace_stand_ins(self, strangers: Sequence[Any]) -> list[tuple[Any, Any]]:
         stand_in_of = {self._empty[self._key(v)].position: v for v in self.order if self._key(v) in self._empty}
-        taken = take_seats(strangers, list(self._empty.values()))
-        moved = [(stand_in_of[seat.position], variable) for seat, variable in taken]
+        taken = match_keys(strangers, list(self._empty.values()))
+        moved = [(stand_in_of[key.position], variable) for key, variable in taken]
         for old, new in moved:
             del self._empty[self._key(old)]
             group = self._group_of[self._key(new)] = self._group_of.pop(self._key(old))
@@ -84,7 +84,7 @@ class Roster:
         if len(came) == len(variables):
             self.order = [next(in_turn) if self._key(v) in came else v for v in self.order]
 
-    def seats(self, decays: Callable[[Group, Any], bool]) -> dict[str, list[dict[str, Any]]]:
+    def variable_keys(self, decays: Callable[[Group, Any], bool]) -> dict[str, list[dict[str, Any]]]:
         """Describes the variables of each group by their place in the model, for a config.
 
         Args:
@@ -95,7 +95,7 @@ class Roster:
 
         def describe(group: Group, variable: Any) -> dict[str, Any]:
             key = self._key(variable)
-            place = self._empty.get(key) or Seat.of(variable, decays(group, variable))
+            place = self._empty.get(key) or VariableKey.of(variable, decays(group, variable))
             return {**asdict(place), "position": position[key], "shape": list(place.shape)}
 
         return {group.name: [describe(group, variable) for variable in group.variables] for group in self.groups}

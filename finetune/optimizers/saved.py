@@ -10,36 +10,38 @@ import tensorflow as tf
 
 from finetune.errors import GroupError, quote
 from finetune.optimizers.group import Group
-from finetune.optimizers.variable_keys import Seat
+from finetune.optimizers.variable_keys import VariableKey
 
 
-def group_config(group: Group, seats: list[dict[str, Any]]) -> dict[str, Any]:
+def group_config(group: Group, keys: list[dict[str, Any]]) -> dict[str, Any]:
     """The group's optimizer as the user made it: with its first rate, and without what the parent gave it."""
     config: Any = keras.saving.serialize_keras_object(group.optimizer)
     rate = group.initial_rate
     if not isinstance(rate, float):
         rate = keras.saving.serialize_keras_object(rate)
     config["config"] |= {"learning_rate": rate, "gradient_accumulation_steps": None}
-    return {"name": group.name, "optimizer": config, "seats": seats}
+    return {"name": group.name, "optimizer": config, "variables": keys}
 
 
 def read_groups(
     configs: Iterable[Mapping[str, Any]], custom_objects: Any = None
-) -> tuple[dict[str, tuple[keras.optimizers.Optimizer, list[Any]]], dict[int, Seat]]:
+) -> tuple[dict[str, tuple[keras.optimizers.Optimizer, list[Any]]], dict[int, VariableKey]]:
     """Makes the groups again, with stand-ins for the variables of a model that is still to come.
 
     Returns:
-        The groups, and the seat of each stand-in by its `id`.
+        The groups, and the key of each stand-in by its `id`.
     """
-    groups, seats = {}, {}
+    groups, keys = {}, {}
     for config in configs:
         child = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
-        taken = [(seat.stand_in(), seat) for seat in map(Seat.from_dict, config["seats"])]
-        if undecayed := [stand_in for stand_in, seat in taken if not seat.weight_decay]:
+        taken = [
+            (key.stand_in(), key) for key in map(VariableKey.from_dict, config.get("variables") or config["seats"])
+        ]
+        if undecayed := [stand_in for stand_in, key in taken if not key.weight_decay]:
             child.exclude_from_weight_decay(var_list=undecayed)
         groups[config["name"]] = (child, [stand_in for stand_in, _ in taken])
-        seats |= {id(stand_in): seat for stand_in, seat in taken}
-    return groups, seats
+        keys |= {id(stand_in): key for stand_in, key in taken}
+    return groups, keys
 
 
 def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[str]) -> list[Any]:

@@ -13,10 +13,10 @@ from finetune.errors import GroupError, quote
 
 
 @dataclass(frozen=True)
-class Seat:
+class VariableKey:
     """A variable's place, as an optimizer's config keeps it.
 
-    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique. So a seat is found again
+    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique. So a key is found again
     by the end of its path where the layers have kept their names, and else by its position among the model's trainable
     variables.
     """
@@ -30,18 +30,18 @@ class Seat:
     weight_decay: bool
 
     @classmethod
-    def of(cls, variable: Any, weight_decay: bool) -> "Seat":
+    def of(cls, variable: Any, weight_decay: bool) -> "VariableKey":
         path = getattr(variable, "path", variable.name).split(":")[0]
         dtype = tf.as_dtype(variable.dtype).name
         shape, trainable = tuple(variable.shape), bool(variable.trainable)
         return cls(-1, variable.name.split(":")[0], path, shape, dtype, trainable, weight_decay)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "Seat":
+    def from_dict(cls, config: Mapping[str, Any]) -> "VariableKey":
         return cls(**{**config, "shape": tuple(config["shape"])})
 
     def stand_in(self) -> keras.Variable:
-        """A variable of the same path and shape that holds the seat, and the slots, until the model's own one comes."""
+        """A variable of the same path and shape that has this key, and the slots, until the model's own one comes."""
         *scopes, name = self.path.split("/")
         with ExitStack() as stack:
             for scope in scopes:
@@ -57,43 +57,43 @@ class Seat:
         return "/".join(self.path.split("/")[-2:]), self.shape
 
 
-def take_seats(variables: Sequence[Any], empty: Sequence[Seat]) -> list[tuple[Seat, Any]]:
-    """Finds the empty seat of each variable: all seats are filled, or a part of the model is frozen just now.
+def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tuple[VariableKey, Any]]:
+    """Finds the free key of each variable: all keys are filled, or a part of the model is frozen just now.
 
     Raises:
-        GroupError: If the variables fit no seats.
+        GroupError: If the variables fit no keys.
     """
-    empty = sorted(empty, key=lambda seat: seat.position)
-    wanted = [Seat.of(variable, True) for variable in variables]
-    found = _seats_by_path(wanted, empty) or _seats_by_position(wanted, empty)
+    free = sorted(free, key=lambda key: key.position)
+    wanted = [VariableKey.of(variable, True) for variable in variables]
+    found = _match_by_path(wanted, free) or _match_by_position(wanted, free)
     if found is None:
         raise GroupError(
             f"An optimizer updates the variables that it was made for. {len(variables)} variables belong to no group: "
-            f"{', '.join(label(v) for v in variables[:5])}. {_expected(empty)} Make a new one whose groups cover them."
+            f"{', '.join(label(v) for v in variables[:5])}. {_expected(free)} Make a new one whose groups cover them."
         )
     return list(zip(found, variables, strict=True))
 
 
-def _expected(seats: Sequence[Seat]) -> str:
-    if not seats:
+def _expected(keys: Sequence[VariableKey]) -> str:
+    if not keys:
         return "All variables of the groups are there already."
-    return f"Still to come are {len(seats)}: {quote([f'{seat.path} {seat.shape}' for seat in seats])}."
+    return f"Still to come are {len(keys)}: {quote([f'{key.path} {key.shape}' for key in keys])}."
 
 
-def _parts(seats: Sequence[Seat]) -> Iterable[list[Seat]]:
+def _parts(keys: Sequence[VariableKey]) -> Iterable[list[VariableKey]]:
     """What may come at once: all, or what was trainable when the optimizer was saved, or what was frozen then."""
-    return list(seats), [s for s in seats if s.trainable], [s for s in seats if not s.trainable]
+    return list(keys), [s for s in keys if s.trainable], [s for s in keys if not s.trainable]
 
 
-def _seats_by_position(wanted: Sequence[Seat], empty: Sequence[Seat]) -> list[Seat] | None:
+def _match_by_position(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
     traits = [want.traits for want in wanted]
-    return next((part for part in _parts(empty) if [seat.traits for seat in part] == traits), None)
+    return next((part for part in _parts(free) if [key.traits for key in part] == traits), None)
 
 
-def _seats_by_path(wanted: Sequence[Seat], empty: Sequence[Seat]) -> list[Seat] | None:
-    alike: dict[Any, list[Seat]] = defaultdict(list)
-    for seat in empty:
-        alike[seat.path_end].append(seat)
+def _match_by_path(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
+    alike: dict[Any, list[VariableKey]] = defaultdict(list)
+    for key in free:
+        alike[key.path_end].append(key)
     ends = [want.path_end for want in wanted]
     in_turn = {}
     for end, coming in Counter(ends).items():

@@ -14,6 +14,7 @@ from tensorboard.summary import Writer
 
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.results.run_folder import replacing, write_csv
+from finetune.training.fast.calls import steps_done
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _RATE = "learning_rate/"
@@ -155,6 +156,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     stopped_at: tuple[int, int, float] | None = None
     _before: tuple[int, int, Any] | None = None
+    _first = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.stopped_at, self._before = None, None
@@ -166,9 +168,9 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # Several steps may share a call, which ends at the step whose loss is no number.
-        made = getattr(_model(self).train_function, "steps_made", 0)
-        self._read((self._epoch, self._first + made if made else batch + 1, (logs or {}).get("loss", 0.0)))
+        # Several steps may share a call, which ends at the step whose loss is not a finite number.
+        step = steps_done(_model(self), first=self._first, last=batch)
+        self._read((self._epoch, step, (logs or {}).get("loss", 0.0)))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._read(None)

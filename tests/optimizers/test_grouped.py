@@ -522,8 +522,13 @@ def test_a_config_remembers_the_models_order_and_what_was_frozen():
     config = optimizer.get_config()
     for again in (GroupedOptimizer.from_config(config), GroupedOptimizer.from_config(config)):
         assert again.get_config() == config
-    seats = [seat for group in config["groups"] for seat in group["seats"]]
-    assert [(seat["position"], seat["trainable"]) for seat in seats] == [(2, True), (3, True), (0, False), (1, False)]
+    variable_keys = [variable_key for group in config["groups"] for variable_key in group["variables"]]
+    assert [(variable_key["position"], variable_key["trainable"]) for variable_key in variable_keys] == [
+        (2, True),
+        (3, True),
+        (0, False),
+        (1, False),
+    ]
 
 
 def test_an_optimizer_that_chooses_by_path_chooses_the_same_for_a_frozen_part(tmp_path):
@@ -577,7 +582,7 @@ def test_weight_decay_stays_off_for_variables_that_come_later():
     found = GroupedOptimizer.from_config(optimizer.get_config())
     for names in ("b", "ab"):
         found.build(with_only(again, *names))
-        assert [s["weight_decay"] for s in found.get_config()["groups"][0]["seats"]] == [True, False] * 2
+        assert [s["weight_decay"] for s in found.get_config()["groups"][0]["variables"]] == [True, False] * 2
     biases = [layer.bias for layer in again.layers]
     for bias in biases:
         bias.assign([1.0, 1.0])

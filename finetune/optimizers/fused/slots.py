@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class Window(tf.__internal__.tracking.Trackable):
+class SlotView(tf.__internal__.tracking.Trackable):
     """One entry of a stacked variable, which passes for a variable itself.
 
     Args:
@@ -75,7 +75,7 @@ class Window(tf.__internal__.tracking.Trackable):
         return tf.convert_to_tensor(self.value, dtype, name=name)
 
     def __repr__(self) -> str:
-        return f"<Window path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
+        return f"<SlotView path={self.path}, shape={tuple(self.shape)}, dtype={self.dtype}>"
 
     # tf.train.Checkpoint asks for these; the name is that of a variable's value, so files are the same either way.
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
@@ -101,13 +101,13 @@ def move_together(variables: Sequence[keras.Variable]) -> None:
         return
     stacked: Any = tf.Variable(tf.stack([tf.convert_to_tensor(v) for v in variables]), trainable=False, name="rates")
     for index, variable in enumerate(variables):
-        variable._value = Window(stacked, index, variable.path)
+        variable._value = SlotView(stacked, index, variable.path)
 
 
 def column(variables: Sequence[Any]) -> tf.Tensor | None:
     """Reads variables that were moved together, in any order and number; `None` if they were not."""
-    windows = [getattr(variable, "_value", None) for variable in variables]
-    places = [(window.stacked, window.index) for window in windows if isinstance(window, Window)]
+    slot_views = [getattr(variable, "_value", None) for variable in variables]
+    places = [(slot_view.stacked, slot_view.index) for slot_view in slot_views if isinstance(slot_view, SlotView)]
     if len(places) < len(variables) or len({id(stacked) for stacked, _ in places}) != 1:
         return None
     return tf.gather(tf.convert_to_tensor(places[0][0]), [index for _, index in places])

@@ -2,9 +2,9 @@
 
 A step of many small layers takes as long as its operations are many, whatever their size. So variables of one shape
 whose optimizers are of one kind share the optimizer's own update rule, called once on all of them. Two objects make
-that possible without another rule: to the rule a `Pile` of variables is one variable with one more dimension, and to
-everybody else a `Window` into the rule's slot is the slot of one variable. The arithmetic is that of Keras, element by
-element, so the results are the same to the last bit. See `tests/test_stacks.py`.
+that possible without another rule: to the rule a `StackedVariable` is one variable with one more dimension, and to
+everybody else a `SlotView` into the rule's slot is the slot of one variable. The arithmetic is that of Keras, element
+by element, so the results are the same to the last bit. See `tests/optimizers/fused/test_stacks.py`.
 """
 
 from collections import Counter, defaultdict
@@ -29,7 +29,7 @@ from finetune.optimizers.fused.adam import (
     step_size,
     weight_change,
 )
-from finetune.optimizers.fused.slots import Window, column
+from finetune.optimizers.fused.slots import SlotView, column
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
 
@@ -47,27 +47,27 @@ _CONSTANTS = {
 _FUSED = ("auto", "on", "off")
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between stays in the processor's cache
 
-_pile_ids = count()
+_stacked_ids = count()
 
 
-class Pile:
+class StackedVariable:
     """Variables of one shape, which pass for one variable: what is subtracted from it is subtracted from each.
 
     Attributes:
-        slab: While the pile is held, the variable that has all values; the variables themselves are behind meanwhile.
+        buffer: The variable that has all values during a call of several steps; the variables lag behind meanwhile.
     """
 
     def __init__(self, variables: Sequence[Any]):
         self.variables = list(variables)
         self.shape = tf.TensorShape([len(variables), *variables[0].shape])
         self.dtype = tf.as_dtype(variables[0].dtype)
-        self._unique_id = f"pile_{next(_pile_ids)}"  # Keras tells variables apart by this
+        self._unique_id = f"stacked_{next(_stacked_ids)}"  # Keras tells variables apart by this
         self.path = self.name = self._unique_id
-        self.slab: tf.Variable | None = None
+        self.buffer: tf.Variable | None = None
 
     def assign_sub(self, value: tf.Tensor) -> None:
-        if self.slab is not None:
-            self.slab.assign_sub(value, read_value=False)
+        if self.buffer is not None:
+            self.buffer.assign_sub(value, read_value=False)
             return
         for variable, part in zip(self.variables, tf.unstack(value), strict=True):
             native(variable).assign_sub(part, read_value=False)
@@ -76,8 +76,8 @@ class Pile:
         self.assign_sub(-value)
 
     def read(self) -> tf.Tensor:
-        if self.slab is not None:
-            return self.slab.read_value()
+        if self.buffer is not None:
+            return self.buffer.read_value()
         return tf.stack([native(variable).read_value() for variable in self.variables])
 
     def write(self, value: tf.Tensor) -> None:
@@ -86,13 +86,13 @@ class Pile:
             native(variable).assign(part, read_value=False)
 
     @contextmanager
-    def held(self, slab: tf.Variable) -> Iterator[None]:
-        """Lets the updates that are traced meanwhile go to `slab` instead of the variables."""
-        self.slab = slab
+    def held(self, buffer: tf.Variable) -> Iterator[None]:
+        """Lets the updates that are traced meanwhile go to `buffer` instead of the variables."""
+        self.buffer = buffer
         try:
             yield
         finally:
-            self.slab = None
+            self.buffer = None
 
 
 @contextmanager
@@ -116,26 +116,26 @@ class Stack:
 
     def __init__(self, members: Sequence[tuple[Group, Any]], clocks: Clocks, accumulation_steps: int | None):
         self.groups = [group for group, _ in members]
-        self.pile = Pile([variable for _, variable in members])
+        self.stacked = StackedVariable([variable for _, variable in members])
         first = self.groups[0].optimizer
         self._kind = kind(first)
         self._rule = type(first)(**{name: getattr(first, name) for name in _CONSTANTS[type(first)]})
         self._slots: list[keras.Variable] = []
         with _making_slots(self._rule, self._make_slot):
-            self._rule.build([self.pile])
+            self._rule.build([self.stacked])
         self._clocks = clocks
         self._rule.gradient_accumulation_steps = accumulation_steps
 
-    def _make_slot(self, pile: Pile, name: str = "var", initializer: Any = "zeros") -> keras.Variable:
-        shape, dtype = pile.shape, pile.dtype.name
-        with tf.device(native(pile.variables[0]).device):
-            slot = self._rule.add_variable(shape, initializer, dtype, name=f"{pile.name}_{name}")
+    def _make_slot(self, stacked: StackedVariable, name: str = "var", initializer: Any = "zeros") -> keras.Variable:
+        shape, dtype = stacked.shape, stacked.dtype.name
+        with tf.device(native(stacked.variables[0]).device):
+            slot = self._rule.add_variable(shape, initializer, dtype, name=f"{stacked.name}_{name}")
         self._slots.append(slot)
         return slot
 
-    def window(self, index: int, slot: int, path: str) -> Window:
+    def slot_view(self, index: int, slot: int, path: str) -> SlotView:
         """The `slot`-th slot of the variable at `index`."""
-        return Window(self._slots[slot].value, index, path)
+        return SlotView(self._slots[slot].value, index, path)
 
     def can_update(self, gradients: Sequence[Any]) -> bool:
         """Whether all members have a dense gradient, and no optimizer was given other constants meanwhile."""
@@ -146,35 +146,35 @@ class Stack:
         with tracking.DotNotTrackScope():
             steps = self._clocks.steps_of(self.groups)
             self._rule._iterations = self._in_turn(steps, steps.dtype) if len(steps.shape) else steps
-        stacked = tf.stack([tf.cast(gradient, self.pile.dtype) for gradient in gradients])
+        stacked = tf.stack([tf.cast(gradient, self.stacked.dtype) for gradient in gradients])
         if not (is_plain_adam(self._rule) and has_kernels(native(self._slots[0]))):
-            self._rule.update_step(stacked, self.pile, self._rates())
+            self._rule.update_step(stacked, self.stacked, self._rates())
             return
         m, v = map(native, self._slots)
         alpha = step_size(self._rule, self._rates())
         move_slots(self._rule, m, v, stacked)
-        if self.pile.slab is not None:
-            move_weights(self._rule, self.pile.slab, m, v, alpha)
+        if self.stacked.buffer is not None:
+            move_weights(self._rule, self.stacked.buffer, m, v, alpha)
         else:
-            self.pile.assign_sub(weight_change(self._rule, m, v, alpha))
+            self.stacked.assign_sub(weight_change(self._rule, m, v, alpha))
 
     def decay(self) -> None:
-        decays = self._in_turn([tf.cast(group.optimizer.weight_decay, self.pile.dtype) for group in self.groups])
-        self.pile.assign_sub(self.pile.read() * decays * self._rates())
+        decays = self._in_turn([tf.cast(group.optimizer.weight_decay, self.stacked.dtype) for group in self.groups])
+        self.stacked.assign_sub(self.stacked.read() * decays * self._rates())
 
     def _rates(self) -> tf.Tensor:
         """The rate of the group, or one for each variable if there are several groups."""
         if len(set(map(id, self.groups))) == 1:
-            return tf.cast(self.groups[0].optimizer.learning_rate, self.pile.dtype)
+            return tf.cast(self.groups[0].optimizer.learning_rate, self.stacked.dtype)
         rates = column([group.optimizer._learning_rate for group in self.groups])
         if rates is None:
-            read = {group.name: tf.cast(group.optimizer.learning_rate, self.pile.dtype) for group in self.groups}
+            read = {group.name: tf.cast(group.optimizer.learning_rate, self.stacked.dtype) for group in self.groups}
             rates = [read[group.name] for group in self.groups]
         return self._in_turn(rates)
 
     def _in_turn(self, numbers: Any, dtype: Any = None) -> tf.Tensor:
-        """Lets one number for each variable multiply the pile."""
-        return tf.reshape(tf.cast(numbers, dtype or self.pile.dtype), [-1] + [1] * (self.pile.shape.rank - 1))
+        """Lets one number for each variable multiply the stacked variable."""
+        return tf.reshape(tf.cast(numbers, dtype or self.stacked.dtype), [-1] + [1] * (self.stacked.shape.rank - 1))
 
 
 class Stacks:
@@ -188,11 +188,11 @@ class Stacks:
 
     def __init__(self, stacks: Sequence[Stack], alone: Mapping[str, str], key: Callable[[Any], Any]):
         self._stacks, self.alone, self._key = list(stacks), dict(alone), key
-        self._place = {key(v): (stack, i) for stack in stacks for i, v in enumerate(stack.pile.variables)}
+        self._place = {key(v): (stack, i) for stack in stacks for i, v in enumerate(stack.stacked.variables)}
 
     @contextmanager
-    def windows(self, child: keras.optimizers.Optimizer) -> Iterator[None]:
-        """Lets a child that is built meanwhile have windows for the slots of its stacked variables."""
+    def slot_views(self, child: keras.optimizers.Optimizer) -> Iterator[None]:
+        """Lets a child that is built meanwhile have views for the slots of its stacked variables."""
         made: Counter[Any] = Counter()
         make_alone = child.add_variable_from_reference
 
@@ -201,10 +201,10 @@ class Stacks:
             if key not in self._place:
                 return make_alone(reference_variable, name=name, initializer=initializer)
             stack, index = self._place[key]
-            window = stack.window(index, made[key], f"{child.name}/{_flat_name(reference_variable)}_{name}")
+            slot_view = stack.slot_view(index, made[key], f"{child.name}/{_flat_name(reference_variable)}_{name}")
             made[key] += 1
-            child._track_variable(window)
-            return window
+            child._track_variable(slot_view)
+            return slot_view
 
         with _making_slots(child, make):
             yield
@@ -214,36 +214,36 @@ class Stacks:
         for old, variable in came.items():
             if old in self._place:
                 stack, index = self._place[self._key(variable)] = self._place.pop(old)
-                stack.pile.variables[index] = variable
+                stack.stacked.variables[index] = variable
 
     def update(self, gradients: Sequence[Any], variables: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Updates every stack that has all its gradients; returns the gradients and variables that are left."""
         given = {self._key(v): gradient for v, gradient in zip(variables, gradients, strict=True)}
         for stack in self._stacks:
-            keys = [self._key(v) for v in stack.pile.variables]
+            keys = [self._key(v) for v in stack.stacked.variables]
             wanted: list[Any] = [given.get(key) for key in keys]
-            if stack.pile.slab is not None or stack.can_update(wanted):
+            if stack.stacked.buffer is not None or stack.can_update(wanted):
                 stack.update(wanted)
                 given = {key: gradient for key, gradient in given.items() if key not in set(keys)}
         left = [v for v in variables if self._key(v) in given]
         return [given[self._key(v)] for v in left], left
 
-    def holdable(self, variables: Iterable[Any]) -> list[Pile]:
-        """The piles all of whose variables are among these, as Keras' own variables without a constraint."""
+    def holdable(self, variables: Iterable[Any]) -> list[StackedVariable]:
+        """The stacked variables all of whose parts are among these and are Keras' own without a constraint."""
         given = {self._key(variable) for variable in variables}
 
         def may(variable: Any) -> bool:
             is_free = isinstance(variable, keras.Variable) and variable.constraint is None
             return is_free and self._key(variable) in given
 
-        return [stack.pile for stack in self._stacks if all(map(may, stack.pile.variables))]
+        return [stack.stacked for stack in self._stacks if all(map(may, stack.stacked.variables))]
 
     def decay(self, variables: Iterable[Any]) -> list[Any]:
         """Applies the weight decay of every stack all of whose variables decay; returns the variables that are left."""
         left = {self._key(v): v for v in variables}
         for stack in self._stacks:
-            keys = {self._key(v) for v in stack.pile.variables}
-            if keys <= left.keys() and all(map(_decays, stack.groups, stack.pile.variables)):
+            keys = {self._key(v) for v in stack.stacked.variables}
+            if keys <= left.keys() and all(map(_decays, stack.groups, stack.stacked.variables)):
                 stack.decay()
                 left = {key: v for key, v in left.items() if key not in keys}
         return list(left.values())

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.selectors import LayerGroup
-from finetune.training.fast.steps import FastFunction
+from finetune.training.fast.calls import limit_next_call, steps_done
 from finetune.training.gradient_norms import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
 
@@ -142,17 +142,12 @@ class StopAfterSteps(keras.callbacks.Callback):
         self._of_former_epochs = self._made
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        function: Any = getattr(self.model, "train_function", None)
         self._first = batch
-        if isinstance(function, FastFunction):
-            # `FastLoop`, which is called before, only knows the end of the epoch.
-            left = self.steps - self._of_former_epochs - batch
-            function.most_steps = min(left, function.most_steps or left)
+        limit_next_call(self.model, self.steps - self._of_former_epochs - batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        # Several steps may share a call, and Keras passes the number of the last that could have been in it.
-        made = getattr(getattr(self.model, "train_function", None), "steps_made", 0)
-        done = self._first + made if made else batch + 1
+        done = steps_done(self.model, first=self._first, last=batch)
+        # A call of Keras' own function may be planned beyond the end of the epoch.
         self._made = self._of_former_epochs + min(done, (self.params or {}).get("steps") or done)
         if self._made >= self.steps:
             model: Any = self.model

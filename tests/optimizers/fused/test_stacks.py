@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.optimizers.fused.slots import Window
+from finetune.optimizers.fused.slots import SlotView
 from finetune.optimizers.fused.stacks import LARGEST_STACK
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
@@ -189,11 +189,11 @@ def test_groups_of_a_stack_may_decay_their_weights_differently():
 # -- From outside -----------------------------------------------------------------------------------------------------
 
 
-def test_a_window_is_read_and_written_as_the_slot_of_one_variable():
+def test_a_slot_view_is_read_and_written_as_the_slot_of_one_variable():
     variables = make_variables(3, (4, 2))
     optimizer = groups_of_one(variables)
     train(optimizer, variables)
-    first, second = (next(v for v in child.variables if isinstance(v, Window)) for child in optimizer.optimizers[:2])
+    first, second = (next(v for v in child.variables if isinstance(v, SlotView)) for child in optimizer.optimizers[:2])
     before = second.numpy()
     first.assign(tf.ones((4, 2)))
     first.assign_add(tf.ones((4, 2)))
@@ -207,7 +207,7 @@ def test_a_window_is_read_and_written_as_the_slot_of_one_variable():
     np.testing.assert_array_equal(first - 1.0, first.numpy() - 1)
     np.testing.assert_array_equal(second.numpy(), before)
     assert (first.shape, first.dtype) == ((4, 2), "float32")
-    assert repr(first) == f"<Window path={first.path}, shape=(4, 2), dtype=float32>"
+    assert repr(first) == f"<SlotView path={first.path}, shape=(4, 2), dtype=float32>"
 
 
 @pytest.mark.parametrize("fused", ["auto", "off"])

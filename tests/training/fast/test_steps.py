@@ -10,7 +10,9 @@ from keras import layers
 
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.steps import FastFunction, FastLoop, reason_against
+from finetune.training.fast.loop import FastLoop
+from finetune.training.fast.reasons import reason_against
+from finetune.training.fast.steps import FastFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 Adam, AdamW, SGD = keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD
@@ -132,7 +134,7 @@ def test_small_weights_lie_together_meanwhile_and_are_in_their_own_variables_aft
     build, options = CASES[case]
     model, state, _ = trained(build, [FastLoop()], **options)
     function = vars(model)["_finetune_function"]
-    assert len(function._slabs) == 2  # kernels and biases of the four layers
+    assert len(function._buffers) == 2  # kernels and biases of the four layers
     assert_identical((model, state, {}), (*trained(build, [], **options)[:2], {}))
 
 

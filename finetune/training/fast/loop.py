@@ -1,0 +1,78 @@
+"""The door of the fast loop: which function trains a model in `fit`, and the callback that installs it.
+
+A reader of `finetune.training.fit` or of the phases can take `train_function` for Keras' own `make_train_function`: the
+results are the same, bit for bit. What is fast about it is in `steps.py`, how long a call is in `calls.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from finetune.training.fast.calls import limit_next_call
+from finetune.training.fast.reasons import reason_against
+from finetune.training.fast.steps import FastFunction
+
+
+def train_function(model: Any, forward: Callable[..., Any] | None = None) -> Callable[[Any], Any]:
+    """Makes the function that `model.fit` calls to train: a fast one where the model allows it, else Keras' own.
+
+    Args:
+        model: A compiled and built model.
+        forward: What is called, as `forward(x, training=True)`, in place of the model; see `takes_forward`.
+
+    Raises:
+        TrainingError: `forward` is given for a model that keeps Keras' own loop.
+    """
+    if forward is not None or reason_against(model) is None:
+        return FastFunction(model, forward)
+    model.make_train_function(force=True)
+    return model.train_function
+
+
+def takes_forward(model: Any) -> bool:
+    """Whether the model's train function can be made anew with another forward pass."""
+    return isinstance(model.train_function, FastFunction)
+
+
+class FastLoop(keras.callbacks.Callback):
+    """Lets `model.fit` train in less time, with the same results bit for bit.
+
+    `model.compile(steps_per_execution=16)` lets 16 steps share a call; the callbacks then run every 16 steps. A model
+    that needs Keras' own loop keeps it. On a dataset that repeats, an epoch has exactly `steps_per_epoch` steps, where
+    Keras' own loop makes whole calls.
+
+    Attributes:
+        reason: Why the model keeps Keras' own loop; `None` if it does not.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> from finetune import GroupedOptimizer
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile(GroupedOptimizer([(keras.optimizers.Adam(1e-3), model)]), "mse", steps_per_execution=4)
+        >>> history = model.fit(tf.ones((32, 4)), tf.ones((32, 2)), batch_size=4, verbose=0, callbacks=[FastLoop()])
+    """
+
+    reason: str | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        model: Any = self.model
+        kept = vars(model).get("_finetune_function")
+        if model.train_function is kept:
+            model.make_train_function(force=True)  # ours was left in the model by an error or Ctrl-C
+        self._before = model.train_function
+        self.reason = reason_against(model)
+        if self.reason is None and not isinstance(self._before, FastFunction):
+            fast = kept if kept is not None and kept.fits(model) else FastFunction(model)
+            fast.calls.steps_per_call = model.steps_per_execution
+            # `__dict__` and not an attribute: Keras would track the function and save its variables with the model.
+            model.train_function = model.__dict__["_finetune_function"] = fast
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if steps := (self.params or {}).get("steps"):
+            limit_next_call(self.model, steps - batch)  # the next call ends with the epoch
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        model: Any = self.model
+        if isinstance(model.train_function, FastFunction):
+            model.train_function = self._before

@@ -1,0 +1,26 @@
+"""Which models keep Keras' own training loop, and why."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def reason_against(model: Any) -> str | None:
+    """Returns why the fast loop cannot make the steps of a compiled model; `None` if it can.
+
+    The fast loop repeats what Keras' `train_step` does. So it leaves alone what Keras would not do with `train_step`
+    (XLA, eager steps, replicas), and classes that have replaced a part of it.
+    """
+    if not model.built:
+        return "it is not built yet"
+    for name in ("train_step", "compute_metrics"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            return f"`{type(model).__name__}` has its own `{name}`"
+    if model.run_eagerly:
+        return "it runs eagerly"
+    if model.jit_compile is True:
+        return "XLA compiles its step"
+    if model.distribute_strategy.num_replicas_in_sync > 1 or tf.distribute.has_strategy():
+        return "it has several replicas"
+    return None
