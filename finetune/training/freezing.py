@@ -21,6 +21,7 @@ from finetune.groups.layer_tree import Leaf, is_normalization, layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.training.inference import layers_in_frozen_part, run_in_inference_mode, undo_inference_mode
 
+
 @dataclass(frozen=True)
 class PhaseState:
     """What happens to every weight of a model while it trains with one set of trained groups.
@@ -83,7 +84,9 @@ def phase_state(
     leaves = [leaf for group in groups for leaf in group.leaves]
     group_of = {id(leaf.variable): group.name for group in groups for leaf in group.leaves}
     normalizing = {g.name for g in groups if g.name in train or (always_train_normalization and not g.frozen)}
-    modes = {group.name: "train" if group.name in normalizing else "freeze" for group in groups} | dict(batch_norm or {})
+    modes = {group.name: "train" if group.name in normalizing else "freeze" for group in groups} | dict(
+        batch_norm or {}
+    )
 
     def changes(leaf: Leaf) -> bool:
         name = group_of[id(leaf.variable)]
@@ -96,7 +99,7 @@ def phase_state(
     updated = tuple(leaf for leaf in changing if not leaf.trainable)
     changing_ids = {id(leaf.variable) for leaf in changing}
 
-    # The two halves of a BatchNormalization may lie in different groups, so a layer's mode follows from its own weights.
+    # A layer may be split between two groups, so its own mode follows from what happens to its weights.
     batch_norms = {id(leaf.owner): leaf.owner for leaf in leaves if is_batch_norm(leaf)}
     learning = {id(leaf.owner) for leaf in trained if is_batch_norm(leaf)}
     updating = {id(leaf.owner) for leaf in updated if is_batch_norm(leaf)}
@@ -168,7 +171,9 @@ def check_state(model: keras.Model, state: PhaseState, moment: str) -> None:
     actual = {id(variable) for variable in model.trainable_variables}
     active = {id(leaf.owner) for leaf in state.trained} | set(map(id, state.statistics_only))
     wrong = [leaf for leaf in state.leaves if (id(leaf.variable) in planned) != (id(leaf.variable) in actual)]
-    wrong += [leaf for leaf in state.leaves if is_batch_norm(leaf) and leaf.owner.trainable != (id(leaf.owner) in active)]
+    wrong += [
+        leaf for leaf in state.leaves if is_batch_norm(leaf) and leaf.owner.trainable != (id(leaf.owner) in active)
+    ]
     if wrong:
         planned_as = {leaf.layer or leaf.name: "frozen" if leaf.owner.trainable else "trained" for leaf in wrong}
         raise TrainingError(

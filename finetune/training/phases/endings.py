@@ -19,7 +19,7 @@ AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an
 
 @dataclass(frozen=True)
 class Until:
-    """Ends a phase when a metric no longer gets better: Keras' `EarlyStopping`, with a new count in every phase.
+    """Ends a phase when a metric no longer gets better: Keras' `EarlyStopping`, new in every phase.
 
     Attributes:
         monitor: Name of the metric in the logs, such as `val_loss`.
@@ -38,7 +38,7 @@ class Until:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Lowers all rates when a metric no longer gets better: Keras' `ReduceLROnPlateau`, with a new count in every phase.
+    """Lowers all rates when a metric no longer gets better: Keras' `ReduceLROnPlateau`, new in every phase.
 
     Attributes:
         monitor: Name of the metric in the logs, such as `val_loss`.

@@ -5,7 +5,7 @@ any function that fits; `train_phases` is the public entry, which fits with `mod
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any

@@ -147,7 +147,7 @@ def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
                 f"`batch_norm` of `{name}` must be one of {quote(BATCH_NORM_MODES)}. Received `{mode}`."
                 f"{did_you_mean(mode, list(BATCH_NORM_MODES))}"
             )
-        elif mode in TRAINS_GAMMA_AND_BETA and not may_learn:
+        elif mode in TRAINS_GAMMA_AND_BETA and name in known and not may_learn:
             yield (
                 f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Use `statistics` "
                 "or `freeze`, or train the group."
