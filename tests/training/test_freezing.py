@@ -206,7 +206,5 @@ def test_the_check_names_what_was_flipped_since(tiny, layer, trainable):
     model = tiny()
     groups = frozen_by(model, prefixes=("stem", "bn"))
     model.get_layer(layer).trainable = trainable
-    with pytest.raises(
-        TrainingError, match=rf"disagree about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"
-    ):
+    with pytest.raises(TrainingError, match=rf"disagree about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"):
         check_trainable(model, groups)

@@ -5,7 +5,7 @@ any function that fits; `train_phases` is the public entry, which fits with `mod
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -19,6 +19,7 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.inference import undo_inference_mode
@@ -32,16 +33,18 @@ from finetune.training.phases.endings import (
 )
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.phases.strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.proof import FrozenProof
 
 
 def train_phases(
     model: keras.Model,
     groups: Sequence[LayerGroup],
-    phases: Sequence[Phase],
+    phases: Sequence[Phase] | str | Mapping[str, Any],
     x: Any,
     y: Any = None,
     *,
+    epochs: int | None = None,
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
@@ -54,9 +57,12 @@ def train_phases(
     Args:
         model: Compiled with a `GroupedOptimizer`; it does not matter what was frozen before.
         groups: All of its layer groups.
-        phases: At least one; every group that is not frozen for good is trained in one of them.
+        phases: At least one; every group that is not frozen for good is trained in one of them. Or a strategy: its name
+            such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
+            names and settings that `phases` has in a recipe.
         x: Inputs as for `model.fit`, or a `tf.data.Dataset` of batches of inputs and targets.
         y: Targets.
+        epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
         callbacks: Keras callbacks; the epochs are numbered through all phases. A callback that stops the training ends
             a phase.
@@ -85,6 +91,14 @@ def train_phases(
         >>> records[0].frozen_tensors, records[0].frozen_unchanged
         (2, True)
     """
+    if isinstance(phases, str | Mapping):
+        rates, steps = grouped_optimizer(model).initial_rates, steps_in_epoch(x, batch_size or 32, fit)
+        phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
+    elif epochs is not None:
+        raise GroupError(
+            f"In a list of phases, each phase has its own length. Received `epochs={epochs}` beside it. Remove "
+            "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
+        )
     check_phases(groups, phases)
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
 
@@ -291,8 +305,7 @@ def grouped_optimizer(model: Any) -> GroupedOptimizer:
     Raises:
         GroupError: It is not a `GroupedOptimizer`.
     """
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrap(getattr(model, "optimizer", None))
     if not isinstance(optimizer, GroupedOptimizer):
         raise GroupError(
             f"Phases train layer groups, each with its optimizer. `{model.name}` is compiled with "
