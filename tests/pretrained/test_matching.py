@@ -96,9 +96,10 @@ def test_a_shape_conflict_tells_both_shapes_and_what_to_exclude():
     assert message.endswith("Exclude `head` to keep fresh weights there.")
 
 
-def test_whole_numbers_do_not_become_weights(tree):
-    message = complaint(match(tree, file_of(BODY | HEAD, dtype="int8")))
-    assert "`body/kernel` is (3, 4) float32 in the model and (3, 4) int8 in the file" in message
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool"])
+def test_whole_numbers_do_not_become_weights(tree, dtype):
+    message = complaint(match(tree, file_of(BODY | HEAD, dtype=dtype)))
+    assert f"`body/kernel` is (3, 4) float32 in the model and (3, 4) {dtype} in the file" in message
 
 
 def test_all_kinds_of_problems_are_told_in_one_error():
@@ -264,3 +265,36 @@ def test_names_come_before_structure_where_all_of_the_file_s_are_in_the_model(st
     plan = match(tree, replace(file, tensors=moved), exclude=["block_0"], locations=shifted)
     plan.check()
     assert [(p.leaf.name, p.tensor.name) for p in plan.restored] == [(name, name) for name in shapes]
+
+
+def test_a_smaller_share_of_the_parameters_than_asked_for_is_refused(tree):
+    settings = {"allow_missing": ["head"]}  # 16 of 26 parameters are in the file
+    match(tree, file_of(BODY), **settings, min_coverage=0.61).check()
+    assert "`min_coverage: 0.62`" in complaint(match(tree, file_of(BODY), **settings, min_coverage=0.62))
+
+
+def test_a_rule_may_match_some_names_only(tree):
+    shapes = {"old/kernel": (3, 4), "old/bias": (4,)} | HEAD
+    plan = match(tree, file_of(shapes), rename={"^old/": "body/"})
+    plan.check()
+    assert len(plan.restored) == 4
+
+
+def test_a_new_name_makes_the_file_forget_the_other_names_of_the_weight(tree):
+    known = [replace(t, name=f"x/{t.name}", aliases=(t.name,)) for t in file_of(BODY).tensors]
+    file = replace(file_of(HEAD), tensors=(*known, *file_of(HEAD).tensors))
+    assert [p.how for p in match(tree, file).restored] == ["alias", "alias", "name", "name"]
+    assert names(match(tree, file, rename={"^x/": "y/"}).restored) == ["head/kernel", "head/bias"]
+
+
+def test_a_weight_known_by_another_name_is_not_said_to_be_known_by_its_index(tree):
+    weights = replace(file_of(BODY).tensors[0], name="body/weights", aliases=("body/kernel",))
+    plan = match(tree, replace(file_of(HEAD), tensors=(weights, *file_of({"body/bias": (4,)} | HEAD).tensors)))
+    assert [(p.tensor.name, p.how) for p in plan.restored[:1]] == [("body/weights", "alias")]
+
+
+def test_what_belongs_to_an_excluded_layer_by_another_or_an_older_name_is_not_unused(tree):
+    file = file_of(BODY | HEAD | {"x/extra": (2, 2), "head/older": (2, 2), "y/extra": (2, 2)})
+    tensors = [replace(t, aliases=("head/extra",)) if t.name == "x/extra" else t for t in file.tensors]
+    plan = match(tree, replace(file, tensors=tuple(tensors)), exclude=["head"], rename={"^head/older": "z/older"})
+    assert names(plan.unused) == ["y/extra"]

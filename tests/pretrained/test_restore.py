@@ -452,22 +452,38 @@ def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
         )
 
 
-def test_a_file_that_vanishes_while_it_is_read_does_not_say_that_nothing_was_restored(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["vanish", "grow"])
+def test_a_file_that_changes_while_it_is_read_does_not_say_that_nothing_was_restored(tmp_path, monkeypatch, change):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")])
     path = tmp_path / "w.npz"
-    np.savez(path, **{leaf.name: np.ones(leaf.variable.shape, "float32") for leaf in layer_tree(model).leaves})
+    shapes = {leaf.name: tuple(leaf.variable.shape) for leaf in layer_tree(model).leaves}
+    np.savez(path, **{name: np.ones(shape, "float32") for name, shape in shapes.items()})
     checked = []
 
-    def vanish(value):
+    def changing(value):
         checked.append(value)
-        if len(checked) == 2 * len(
-            model.weights
-        ):  # the values of the file and the fresh ones: the first reading is over
+        # The values of the file and the fresh ones have been read: the first reading is over.
+        if len(checked) == 2 * len(model.weights):
             path.unlink()
+            if change == "grow":
+                np.savez(path, **{name: np.ones((1, *shape), "float32") for name, shape in shapes.items()})
         return checksum(value)
 
-    monkeypatch.setattr("finetune.pretrained.restore.checksum", vanish)
+    monkeypatch.setattr("finetune.pretrained.restore.checksum", changing)
+    why = r"its shape is \(1, 2, 3\) instead of \(2, 3\)" if change == "grow" else ""
     with pytest.raises(
-        RestoreError, match=r"Reading `a/kernel` from .* It changed while it was read.*build the model again"
+        RestoreError, match=rf"Reading `a/kernel` from .*{why}.* It changed while it was read.*build the model again"
     ):
         restore(model, path)
+
+
+def test_how_far_outputs_may_differ_can_be_chosen(small, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    path = saved(small, ".weights.h5", tmp_path)
+    outputs = small(rows).numpy()
+    np.savez(tmp_path / "scaled.npz", input=rows, output=outputs * 1.01)
+    np.savez(tmp_path / "moved.npz", input=rows, output=outputs + 0.01)
+    for reference, widened in (("scaled.npz", {"verify_rtol": 0.02}), ("moved.npz", {"verify_atol": 0.02})):
+        with pytest.raises(RestoreError, match="`output` differs by up to"):
+            restore(variant(), path, verify=tmp_path / reference)
+        assert restore(variant(), path, verify=tmp_path / reference, **widened).difference > 1e-3

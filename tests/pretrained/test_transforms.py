@@ -66,6 +66,13 @@ def test_one_weight_of_each_pattern_is_joined_in_the_order_of_the_patterns():
     assert made["b/qk"].in_file == "b/q + b/k"
 
 
+def test_a_joined_weight_takes_the_place_of_the_first_and_other_weights_stay_where_they_are():
+    every = [tensor(name, 2) for name in ("x", "k", "y", "q", "z")]
+    made = applied(every, Transform(("q", "k"), ("qk",), concatenate=True))
+    assert list(made) == ["x", "y", "qk", "z"]
+    np.testing.assert_array_equal(made["y"].read(), every[2].read())
+
+
 def test_weights_are_added():
     one, two = tensor("lstm/bias_ih", 8), tensor("lstm/bias_hh_", 8)
     made = applied([one, two], Transform(("(.*)/bias_ih", "(.*)/bias_hh_"), (r"\1/bias",), add=True))
