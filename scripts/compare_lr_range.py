@@ -90,7 +90,7 @@ def score(recipe: Path, overrides: list[str], rates: float | dict[str, float]) -
         optimizer: Any = ready.model.optimizer
         if not isinstance(rates, dict):
             rates = {name: rates * peak / last(ready.peaks) for name, peak in ready.peaks.items()}
-        for child in optimizer.optimizers:
+        for child in optimizer.group_optimizers.values():
             child.learning_rate = rates.get(child.name, ready.peaks[child.name])
         data, train = ready.examples, wanted.train
         ready.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)

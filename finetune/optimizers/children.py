@@ -1,18 +1,20 @@
 """What a grouped optimizer does to the optimizers of its groups, its children."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from finetune.errors import GroupError, quote
 from finetune.keras_private import (
     add_to_variables,
     excluded_from_weight_decay,
     held_rate,
     known_variables,
     replace_known_variables,
+    set_held_rate,
     set_step_counter,
     skip_reduction,
     step_counter,
@@ -20,20 +22,46 @@ from finetune.keras_private import (
     variable_positions,
 )
 from finetune.optimizers.group import Group
+from finetune.optimizers.group_rates import GroupRate, ScaledSchedule, as_float
 
 
-def adopt(group: Group, iterations: keras.Variable) -> None:
-    """Makes a child read the parent's step counter, and leave the sum over replicas to the parent.
+def adopt(group: Group, iterations: keras.Variable, make_multiplier: Callable[[str], keras.Variable]) -> GroupRate:
+    """Makes a child count with the parent, leave the sum over replicas to it, and its rate writable if scheduled.
 
     Args:
-        group: A group with a fresh optimizer; its `unused_counter` is set.
-        iterations: The parent's counter.
+        group: A group with a fresh optimizer; its `initial_rate` and `unused_counter` are set.
+        iterations: The parent's step counter.
+        make_multiplier: Makes a scalar variable with value 1 and a name.
     """
     child = group.optimizer
     child.name = group.name
     group.unused_counter = step_counter(child)
     set_step_counter(child, iterations)
     skip_reduction(child)
+    rate = held_rate(child)
+    if isinstance(rate, keras.Variable):
+        group.initial_rate = as_float(rate)
+        return GroupRate(rate)
+    group.initial_rate = rate
+    schedule = ScaledSchedule(rate, iterations, make_multiplier(f"{group.name}_multiplier"))
+    set_held_rate(child, schedule)
+    return GroupRate(schedule.multiplier, schedule)
+
+
+def check_rates_writable(groups: Iterable[Group]) -> None:
+    """Checks that no child was given a schedule after it was adopted.
+
+    Raises:
+        GroupError: Names the groups with such a schedule.
+    """
+    writable = keras.Variable | ScaledSchedule
+    replaced = [group.name for group in groups if not isinstance(held_rate(group.optimizer), writable)]
+    if replaced:
+        raise GroupError(
+            "A group's schedule is passed to its optimizer before the `GroupedOptimizer` is made, so that the rate can "
+            f"be scaled. Received another schedule afterwards for {quote(replaced)}. Write a number, or make a new "
+            "`GroupedOptimizer`."
+        )
 
 
 @contextmanager

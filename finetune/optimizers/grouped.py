@@ -12,12 +12,12 @@ and its weight decay. Hence equal children give, bit for bit, what one optimizer
 5. clipping within a group, if its optimizer asks for it, and the update rule of the group;
 6. the moving average (`averages.py`), constraints of variables, and the step counter.
 
-Steps 4 and 5 are done by a `Fusion` for many small variables at once; see `fused/fusion.py`, which can be skipped. Keras
-has no public hook for a step of several rules: https://github.com/keras-team/keras/issues/21741. The private names used
-are in `keras_private.py`, and its `OVERRIDDEN` lists those that are overridden here.
+A `Fusion` does 4 and 5 for many small variables at once; see `fused/fusion.py`, which can be skipped. Keras has no
+public hook for a step of several rules: https://github.com/keras-team/keras/issues/21741. The private methods that are
+overridden here are listed in `keras_private.py`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -25,22 +25,28 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.errors import GroupError, did_you_mean, quote
+from finetune.errors import GroupError
 from finetune.keras_private import (
     apply_weight_decay,
     clip_gradients,
-    held_rate,
     set_held_rate,
     uses_weight_decay,
     without_tracking,
 )
 from finetune.optimizers.averages import AveragingOptimizer
-from finetune.optimizers.children import adopt, made_outside_of_trace, replace_variables, reset_slots, track_all
+from finetune.optimizers.children import (
+    adopt,
+    check_rates_writable,
+    made_outside_of_trace,
+    replace_variables,
+    reset_slots,
+    track_all,
+)
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.fusion import make_fusion, update_alone
 from finetune.optimizers.fused.stacked_variable import Buffers
-from finetune.optimizers.group import Group, make_groups
-from finetune.optimizers.group_rates import GroupRate, GroupRates, ScaledSchedule, as_float
+from finetune.optimizers.group import make_groups
+from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
@@ -129,7 +135,7 @@ class GroupedOptimizer(AveragingOptimizer):
         )
         self.fused = fused
         self._members, self._fusion = members, fusion
-        rates = [self._adopt(group) for group in members.groups]
+        rates = [adopt(group, self._iterations, self._add_multiplier) for group in members.groups]
         fusion.share_rates([rate.rate_variable for rate in rates])
         self._rates = GroupRates(rates)
         # `tf.train.Checkpoint` follows this attribute. A list or dict would make Keras save the children a second time.
@@ -138,18 +144,8 @@ class GroupedOptimizer(AveragingOptimizer):
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
 
-    def _adopt(self, group: Group) -> GroupRate:
-        """Makes a child count with the parent, and its rate writable also if it comes from a schedule."""
-        adopt(group, self._iterations)
-        rate = held_rate(group.optimizer)
-        if isinstance(rate, keras.Variable):
-            group.initial_rate = as_float(rate)
-            return GroupRate(rate)
-        group.initial_rate = rate
-        multiplier = self.add_variable((), initializer="ones", dtype="float32", name=f"{group.name}_multiplier")
-        schedule = ScaledSchedule(rate, self._iterations, multiplier)
-        set_held_rate(group.optimizer, schedule)
-        return GroupRate(multiplier, schedule)
+    def _add_multiplier(self, name: str) -> keras.Variable:
+        return self.add_variable((), initializer="ones", dtype="float32", name=name)
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -164,14 +160,6 @@ class GroupedOptimizer(AveragingOptimizer):
         """
         # Not a dict: Keras saves every optimizer that it finds in a list or dict, and would save the children twice.
         return MappingProxyType(self.children.by_group)
-
-    @property
-    def optimizers(self) -> None:
-        """Absent, so that `hasattr(optimizer, "optimizers")` is false: see `group_optimizers`."""
-        raise AttributeError(
-            f"A `{type(self).__name__}` has no attribute `optimizers`, which Keras' callbacks would write behind its back. "
-            "The optimizer of a group is `group_optimizers[name]`."
-        )
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -197,18 +185,8 @@ class GroupedOptimizer(AveragingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        self._check_schedules()
+        check_rates_writable(self._members.groups)
         self._rates.write_last(value)
-
-    def _check_schedules(self) -> None:
-        writable = keras.Variable | ScaledSchedule
-        replaced = [g.name for g in self._members.groups if not isinstance(held_rate(g.optimizer), writable)]
-        if replaced:
-            raise GroupError(
-                "The schedule of a group must be passed to its optimizer before the "
-                f"`{type(self).__name__}` is made, so that the rate can be scaled. Received a new schedule afterwards for "
-                f"{quote(replaced)}. Write a number, or make a new `{type(self).__name__}`."
-            )
 
     def reschedule(self, name: str, rate: Any = None, *, from_now: bool = False, warmup_steps: int = 0) -> None:
         """Replaces the rate of a group in steps that are traced from here on, as at the begin of a phase.
@@ -222,9 +200,9 @@ class GroupedOptimizer(AveragingOptimizer):
         Raises:
             GroupError: If there is no such group.
         """
-        group = self._group(name)
+        group = self._members.named(name)
         held = self._rates.follow(
-            self.group_names.index(name),
+            self._members.groups.index(group),
             group.initial_rate if rate is None else rate,
             self._iterations,
             from_now=from_now,
@@ -238,7 +216,7 @@ class GroupedOptimizer(AveragingOptimizer):
         Raises:
             GroupError: If there is no such group.
         """
-        self._rates.share(self._members.groups.index(self._group(name)), share)
+        self._rates.share(self._members.groups.index(self._members.named(name)), share)
 
     def reset_rates(self) -> None:
         """Undoes what was written to `learning_rate`, as by `ReduceLROnPlateau`."""
@@ -256,20 +234,12 @@ class GroupedOptimizer(AveragingOptimizer):
             GroupError: If there is no such group.
         """
         self._build_all()
-        for group in [self._group(name) for name in names]:
+        for group in [self._members.named(name) for name in names]:
             reset_slots(group)
             for variable in group.variables if self.gradient_accumulation_steps else ():
                 sum_so_far = self._accumulated_gradients[self._get_variable_index(variable)]
                 sum_so_far.assign(tf.zeros_like(sum_so_far))
             self._clocks.start(group)
-
-    def _group(self, name: str) -> Group:
-        if name not in self.group_names:
-            raise GroupError(
-                f"There is no group `{name}`. The groups are {quote(self.group_names)}."
-                f"{did_you_mean(name, self.group_names)}"
-            )
-        return self._members.groups[self.group_names.index(name)]
 
     @property
     def not_fused(self) -> dict[str, str]:
@@ -329,14 +299,14 @@ class GroupedOptimizer(AveragingOptimizer):
             self._start_averages(replacements.values())
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
-        self._check_schedules()
+        check_rates_writable(self._members.groups)
         self._admit(variables)
         super()._check_variables_are_known(variables)
 
     # -- One step -----------------------------------------------------------------------------------------------------
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Updates the variables of all groups in one step. A group without gradients is not updated, but its step counts.
+        """Updates the variables of all groups in one step. A group without gradients stays; its step counts.
 
         Args:
             grads: Gradients, one for each variable; `None` where there is none.
@@ -367,29 +337,20 @@ class GroupedOptimizer(AveragingOptimizer):
         return super()._clip_gradients(merge_rows(grads) if _clips(self) else grads)
 
     def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
-        for child, (members,) in self._by_child(self._fusion.decay(variables)):
+        for child, (members,) in self._members.by_group(self._fusion.decay(variables)):
             in_every_replica(apply_weight_decay, child, members)
 
     def _backend_update_step(self, grads: list[Any], trainable_variables: Any, learning_rate: Any) -> None:
         remaining = self._fusion.update(*self._clip_by_child(grads, trainable_variables))
-        for child, (gradients, members) in self._by_child(*remaining):
+        for child, (gradients, members) in self._members.by_group(*remaining):
             update_alone(child, gradients, members)
 
     def _clip_by_child(self, grads: Iterable[Any], variables: Iterable[Any]) -> tuple[list[Any], list[Any]]:
         clipped, in_turn = [], []
-        for child, (gradients, members) in self._by_child(grads, variables):
+        for child, (gradients, members) in self._members.by_group(grads, variables):
             clipped += clip_gradients(child, merge_rows(gradients)) if _clips(child) else gradients
             in_turn += members
         return clipped, in_turn
-
-    def _by_child(self, *columns: Iterable[Any]) -> Iterator[tuple[keras.optimizers.Optimizer, list[list[Any]]]]:
-        """Splits columns, the last one of variables, by group; groups without a row are left out."""
-        rows: dict[str, list[tuple[Any, ...]]] = {}
-        for row in zip(*columns, strict=True):
-            rows.setdefault(self._members.group_of(row[-1]).name, []).append(row)
-        for group in self._members.groups:
-            if group.name in rows:
-                yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
 
     # -- State --------------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def problem(recipe, *overrides, kind=RecipeError):
 
 
 def child(model, name):
-    return next(one for one in model.optimizer.optimizers if one.name == name)
+    return next(one for one in model.optimizer.group_optimizers.values() if one.name == name)
 
 
 def rates_of(schedule):
@@ -180,7 +180,7 @@ def test_lengths_that_fall_together_in_a_short_run_are_told_with_place_and_group
 
 def test_a_group_list_keeps_its_order_and_its_names(recipe):
     model, settings = prepared(recipe)
-    assert [one.name for one in model.optimizer.optimizers] == ["body", "head"]
+    assert [one.name for one in model.optimizer.group_optimizers.values()] == ["body", "head"]
     assert {name: one.optimizer for name, one in settings.items()} == {"body": "momentum", "head": "adamw"}
     assert isinstance(child(model, "body"), Momentum)
     assert isinstance(child(model, "head"), keras.optimizers.AdamW)

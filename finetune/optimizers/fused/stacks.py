@@ -19,9 +19,9 @@ from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.adam import (
     has_kernels,
     is_plain_adam,
+    step_size,
     update_moments,
     update_weights,
-    step_size,
     weight_change,
 )
 from finetune.optimizers.fused.slots import SlotView, gather_scalars
@@ -126,7 +126,7 @@ class Stack:
         return self._as_column(rates)
 
     def _as_column(self, numbers: Any, dtype: Any = None) -> tf.Tensor:
-        """Returns numbers, one per variable, in the shape `(variables, 1, 1, ...)` that multiplies the stacked variable."""
+        """Returns numbers, one per variable, in the shape `(variables, 1, ...)` that multiplies `stacked`."""
         return tf.reshape(tf.cast(numbers, dtype or self.stacked.dtype), [-1] + [1] * (self.stacked.shape.rank - 1))
 
 

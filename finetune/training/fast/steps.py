@@ -6,15 +6,14 @@ last, the weights that `finetune.optimizers.fused.stacks` updates together lie i
 their parts. Before the call and after it they are in the layers' own variables, where everybody looks for them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from finetune.errors import TrainingError
-from finetune.optimizers.fused.stacks import StackedVariable
+from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import Calls
@@ -46,7 +45,8 @@ class FastFunction:
         self._model, self._forward = model, forward or model
         self._made_for = _state(model)
         self._trained = list(model.trainable_variables)
-        self._buffers = {stacked: _buffer(stacked) for stacked in _stacked_variables(model.optimizer, self._trained)}
+        optimizer = unwrap(model.optimizer)
+        self._buffers = optimizer.buffers(self._trained) if isinstance(optimizer, GroupedOptimizer) else Buffers()
         self._run = self._compiled()
 
     def fits(self, model: Any) -> bool:
@@ -58,9 +58,7 @@ class FastFunction:
         try:
             done, logs = self._run(iterator, tf.constant(steps))
         except _NotReachedError as error:
-            self._buffers = {
-                stacked: buffer for stacked, buffer in self._buffers.items() if stacked not in error.unreached
-            }
+            self._buffers = error.reached
             self._run = self._compiled()
             self.calls.limit_next(steps)
             return self(iterator)
@@ -72,14 +70,8 @@ class FastFunction:
     def _compiled(self) -> Callable[..., Any]:
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
-            for stacked, buffer in self._buffers.items():
-                buffer.assign(stacked.read(), read_value=False)
-            with ExitStack() as held:
-                for stacked, buffer in self._buffers.items():
-                    held.enter_context(stacked.held(buffer))
+            with self._buffers.filled():
                 done = self._steps(iterator, steps)
-            for stacked, buffer in self._buffers.items():
-                stacked.write(buffer.read_value())
             return done, self._model.get_metrics_result()
 
         return run
@@ -103,12 +95,8 @@ class FastFunction:
         """Keras' `train_step`, but that some weights are read and written elsewhere; returns the loss."""
         model, optimizer = self._model, self._model.optimizer
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        parts = {
-            id(v): part
-            for stacked in self._buffers
-            for v, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
-        }
-        sources = [parts.get(id(variable), variable.value) for variable in self._trained]
+        parts = self._buffers.parts()
+        sources: Any = [parts.get(id(variable), variable.value) for variable in self._trained]
         mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
         seen = _SeenAs(mapping)
         with tf.GradientTape() as tape:
@@ -130,20 +118,16 @@ class FastFunction:
 
     def _check_reached(self, gradients: Sequence[Any]) -> None:
         """A layer that looks past `keras.Variable`, or takes rows of its weights, cannot have them lie elsewhere."""
-        found = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
-        not_dense = [
-            stacked
-            for stacked in self._buffers
-            if not all(isinstance(found[id(v)], tf.Tensor) for v in stacked.variables)
-        ]
-        if not_dense:
-            raise _NotReachedError(not_dense)
+        by_variable = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
+        reached = self._buffers.with_dense(by_variable)
+        if reached is not self._buffers:
+            raise _NotReachedError(reached)
 
 
 class _NotReachedError(Exception):
-    def __init__(self, unreached: Sequence[StackedVariable]):
+    def __init__(self, reached: Buffers):
         super().__init__()
-        self.unreached = unreached
+        self.reached = reached
 
 
 class _SeenAs(keras.StatelessScope):
@@ -164,15 +148,6 @@ def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
     loss = model._compile_loss
     if loss is not None and not loss.built:
         loss.build(y, y_pred)
-
-
-def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
-    inner = unwrap(optimizer)
-    return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []
-
-
-def _buffer(stacked: StackedVariable) -> tf.Variable:
-    return tf.Variable(tf.zeros(stacked.shape, stacked.dtype), trainable=False, name=stacked.name)
 
 
 def _without_optionals(batch: Any) -> Any:

@@ -130,7 +130,7 @@ def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
     model = tiny()
     groups = prepared(model, momenta)
     slots = []
-    head = model.optimizer.optimizers[-1]
+    head = list(model.optimizer.group_optimizers.values())[-1]
     note = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: slots.append([np.array(v.numpy()) for v in head.variables if "momentum" in v.path]),
         on_train_end=lambda logs: slots.append([np.array(v.numpy()) for v in head.variables if "momentum" in v.path]),
