@@ -13,7 +13,7 @@ from finetune.build.model import build_model
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
 from finetune.models.builders import check_model, load_keras_file
-from finetune.pretrained.outputs import as_arrays, outputs_of
+from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import check_code_allowed, load_recipe
 from finetune.results.run_folder import replacing

@@ -178,6 +178,11 @@ class GroupedOptimizer(AveragingOptimizer):
         return {group.name: as_float(group.optimizer.learning_rate) for group in self._members.groups}
 
     @property
+    def initial_rates(self) -> dict[str, Any]:
+        """What the optimizer of each group was made with: a number, a schedule or a callable."""
+        return {group.name: group.initial_rate for group in self._members.groups}
+
+    @property
     def learning_rate(self) -> Any:
         """The rate of the last group, as a tensor. Writing it scales the rates of all groups by the same ratio."""
         # A tensor, not the variable: `learning_rate.assign(x)` would write the last group alone.

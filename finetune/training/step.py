@@ -9,7 +9,7 @@ import tensorflow as tf
 from finetune.errors import GroupError, TrainingError, did_you_mean
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.models.modules import takes_training
+from finetune.models.saved_module import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.variables import tf_variable
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from finetune.commands.reference import write_reference
 from finetune.errors import FinetuneError
-from finetune.pretrained.outputs import agreement, read_reference
+from finetune.pretrained.reference_outputs import compare_outputs, read_reference
 
 
 def refused(*arguments, **more):
@@ -24,7 +24,7 @@ def test_a_whole_model_gives_what_its_copy_agrees_with(tiny_files, rows_file, tm
     written = write_reference(tiny_files / "tiny.keras", tmp_path / "r.npz", inputs=rows_file)
     assert written == {"input": (3, 6), "output": (3, 3)}
     model = keras.models.load_model(tiny_files / "tiny.keras")
-    assert agreement(model, read_reference(tmp_path / "r.npz"), rtol=0, atol=1e-7) < 1e-7
+    assert compare_outputs(model, read_reference(tmp_path / "r.npz"), rtol=0, atol=1e-7) < 1e-7
 
 
 def test_a_recipe_gives_its_first_test_rows_and_layers_by_name(recipe, tmp_path):

@@ -8,7 +8,7 @@ from keras import layers
 
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import layer_tree
-from finetune.pretrained.formats.weight_file import Tensor, WeightFile
+from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 from finetune.pretrained.matching import is_under, match
 
 
@@ -18,7 +18,7 @@ def tree_of(**dense):
 
 
 def file_of(shapes, dtype="float32", **known):
-    tensors = (Tensor(name, shape, dtype, lambda s=shape: np.zeros(s), **known) for name, shape in shapes.items())
+    tensors = (StoredTensor(name, shape, dtype, lambda s=shape: np.zeros(s), **known) for name, shape in shapes.items())
     return WeightFile("w.ckpt", "tf1-checkpoint", tuple(tensors))
 
 
@@ -96,9 +96,10 @@ def test_a_shape_conflict_tells_both_shapes_and_what_to_exclude():
     assert message.endswith("Exclude `head` to keep fresh weights there.")
 
 
-def test_whole_numbers_do_not_become_weights(tree):
-    message = complaint(match(tree, file_of(BODY | HEAD, dtype="int8")))
-    assert "`body/kernel` is (3, 4) float32 in the model and (3, 4) int8 in the file" in message
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool"])
+def test_whole_numbers_do_not_become_weights(tree, dtype):
+    message = complaint(match(tree, file_of(BODY | HEAD, dtype=dtype)))
+    assert f"`body/kernel` is (3, 4) float32 in the model and (3, 4) {dtype} in the file" in message
 
 
 def test_all_kinds_of_problems_are_told_in_one_error():
@@ -139,13 +140,13 @@ def test_a_single_number_that_no_weight_asks_for_is_listed_and_not_refused(tree)
 
 def test_a_part_of_the_other_side_is_recognised_and_the_rule_that_helps_is_told(tree):
     inside = {f"net/{name}": shape for name, shape in (BODY | HEAD).items()}
-    hint = '`rename: {"^net/": ""}` would find most of them.'
+    hint = '`rename: {"^net/": ""}` would match most of them.'
     assert hint in complaint(match(tree, file_of(inside)))
     match(tree, file_of(inside), rename={"^net/": ""}).check()
 
     outer = keras.Sequential([keras.Input((3,)), keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body")])])
     name = outer.layers[0].name
-    assert f'`rename: {{"^": "{name}/"}}` would find' in complaint(match(layer_tree(outer), file_of(BODY)))
+    assert f'`rename: {{"^": "{name}/"}}` would match' in complaint(match(layer_tree(outer), file_of(BODY)))
     match(layer_tree(outer), file_of(BODY), rename={"^": f"{name}/"}).check()
 
 
@@ -160,22 +161,22 @@ def test_rules_rename_the_file_s_weights_one_after_the_other(tree):
 def test_a_rule_that_matches_nothing_and_a_rule_that_is_none_are_refused(tree):
     message = complaint(match(tree, file_of(BODY | HEAD), rename={"^modul/": ""}))
     assert "`^modul/` matches none. The file holds `body/kernel`, `body/bias`, `head/kernel`" in message
-    with pytest.raises(RestoreError, match=r"needs regular expressions. `\(: x`"):
+    with pytest.raises(RestoreError, match=r"needs regular expressions and replacements. `\(: x`"):
         match(tree, file_of(BODY), rename={"(": "x"})
-    with pytest.raises(RestoreError, match=r"needs regular expressions. `body: \\2`"):
+    with pytest.raises(RestoreError, match=r"needs regular expressions and replacements. `body: \\2`"):
         match(tree, file_of(BODY), rename={"body": r"\2"})
 
 
 def test_two_weights_of_the_file_for_one_of_the_model_are_refused(tree):
     plan = match(tree, file_of(BODY | HEAD | {"old/bias": (4,)}), rename={"^old/": "body/"})
-    assert "1 is claimed by several: `body/bias` by `body/bias`, `old/bias`. Give them" in complaint(plan)
+    assert "1 is matched by several: `body/bias` by `body/bias`, `old/bias`. Give them" in complaint(plan)
 
 
 def test_a_layer_s_weights_match_by_their_index_only_if_there_are_equally_many():
     model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="bn"), layers.Dense(2, name="head")])
     tree = layer_tree(model)
-    numbered = {f"bn/{i}": Tensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 4)) for i in range(4)}
-    head = tuple(Tensor(f"head/{i}", s, "float32", lambda: 0, (i, 2)) for i, s in enumerate(HEAD.values()))
+    numbered = {f"bn/{i}": StoredTensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 4)) for i in range(4)}
+    head = tuple(StoredTensor(f"head/{i}", s, "float32", lambda: 0, (i, 2)) for i, s in enumerate(HEAD.values()))
     plan = match(tree, WeightFile("w", "keras-weights", (*numbered.values(), *head)))
     assert [(p.leaf.name, p.tensor.name) for p in plan.restored[:4]] == [
         ("bn/gamma", "bn/0"),
@@ -185,7 +186,7 @@ def test_a_layer_s_weights_match_by_their_index_only_if_there_are_equally_many()
     ]
     assert {p.how for p in plan.restored} == {"layer and index"}
     assert names(plan.restored[4:]) == ["head/kernel", "head/bias"]
-    three = tuple(Tensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 3)) for i in range(3))
+    three = tuple(StoredTensor(f"bn/{i}", (4,), "float32", lambda: np.zeros(4), (i, 3)) for i in range(3))
     message = complaint(match(tree, WeightFile("w", "keras-weights", (*three, *head))))
     assert "`bn/gamma` (`bn` in the file: 3 weights)" in message
 
@@ -230,7 +231,7 @@ def test_an_ending_counts_only_if_one_weight_has_it():
         return layer_tree(keras.Sequential([keras.Input((3,)), *parts, layers.Dense(4, name="body")]))
 
     shapes = dict(zip(WB, [(3, 3), (3,)], strict=True))
-    ending = [Tensor(f"conv/{w}", s, "float32", lambda: 0, aliases=(f"*/conv/{w}",)) for w, s in shapes.items()]
+    ending = [StoredTensor(f"conv/{w}", s, "float32", lambda: 0, aliases=(f"*/conv/{w}",)) for w, s in shapes.items()]
     file = WeightFile("w", "tf-object-checkpoint", (*ending, *file_of(BODY).tensors))
     assert [(p.leaf.name, p.how) for p in match(model_of("bb"), file).restored[:2]] == [
         ("bb/conv/kernel", "ending"),
@@ -240,10 +241,10 @@ def test_an_ending_counts_only_if_one_weight_has_it():
 
 
 def test_a_new_name_makes_the_file_forget_where_it_kept_the_weight(tree):
-    file = file_of(BODY | HEAD, places=(), aliases=())
-    moved = tuple(replace(t, places=(f"keras:{t.name}",)) for t in file.tensors)
+    file = file_of(BODY | HEAD, locations=(), aliases=())
+    moved = tuple(replace(t, locations=(f"keras:{t.name}",)) for t in file.tensors)
     places = {name: (f"keras:{name}",) for name in tree.by_name}
-    plan = match(tree, replace(file, tensors=moved), rename={"^body": "old"}, places=places)
+    plan = match(tree, replace(file, tensors=moved), rename={"^body": "old"}, locations=places)
     assert names(plan.restored) == ["head/kernel", "head/bias"]
 
 
@@ -260,7 +261,40 @@ def test_names_come_before_structure_where_all_of_the_file_s_are_in_the_model(st
     tree = tree_of(block_0=3, block_1=3, block_2=3)
     shifted = {f"block_{i - 1}/{w}": (f"keras:block_{i}/{w}",) for i in (1, 2) for w in WB} if structured else {}
     file = file_of(shapes)
-    moved = tuple(replace(t, places=(f"keras:{t.name}",)) for t in file.tensors)
-    plan = match(tree, replace(file, tensors=moved), exclude=["block_0"], places=shifted)
+    moved = tuple(replace(t, locations=(f"keras:{t.name}",)) for t in file.tensors)
+    plan = match(tree, replace(file, tensors=moved), exclude=["block_0"], locations=shifted)
     plan.check()
     assert [(p.leaf.name, p.tensor.name) for p in plan.restored] == [(name, name) for name in shapes]
+
+
+def test_a_smaller_share_of_the_parameters_than_asked_for_is_refused(tree):
+    settings = {"allow_missing": ["head"]}  # 16 of 26 parameters are in the file
+    match(tree, file_of(BODY), **settings, min_coverage=0.61).check()
+    assert "`min_coverage: 0.62`" in complaint(match(tree, file_of(BODY), **settings, min_coverage=0.62))
+
+
+def test_a_rule_may_match_some_names_only(tree):
+    shapes = {"old/kernel": (3, 4), "old/bias": (4,)} | HEAD
+    plan = match(tree, file_of(shapes), rename={"^old/": "body/"})
+    plan.check()
+    assert len(plan.restored) == 4
+
+
+def test_a_new_name_makes_the_file_forget_the_other_names_of_the_weight(tree):
+    known = [replace(t, name=f"x/{t.name}", aliases=(t.name,)) for t in file_of(BODY).tensors]
+    file = replace(file_of(HEAD), tensors=(*known, *file_of(HEAD).tensors))
+    assert [p.how for p in match(tree, file).restored] == ["alias", "alias", "name", "name"]
+    assert names(match(tree, file, rename={"^x/": "y/"}).restored) == ["head/kernel", "head/bias"]
+
+
+def test_a_weight_known_by_another_name_is_not_said_to_be_known_by_its_index(tree):
+    weights = replace(file_of(BODY).tensors[0], name="body/weights", aliases=("body/kernel",))
+    plan = match(tree, replace(file_of(HEAD), tensors=(weights, *file_of({"body/bias": (4,)} | HEAD).tensors)))
+    assert [(p.tensor.name, p.how) for p in plan.restored[:1]] == [("body/weights", "alias")]
+
+
+def test_what_belongs_to_an_excluded_layer_by_another_or_an_older_name_is_not_unused(tree):
+    file = file_of(BODY | HEAD | {"x/extra": (2, 2), "head/older": (2, 2), "y/extra": (2, 2)})
+    tensors = [replace(t, aliases=("head/extra",)) if t.name == "x/extra" else t for t in file.tensors]
+    plan = match(tree, replace(file, tensors=tuple(tensors)), exclude=["head"], rename={"^head/older": "z/older"})
+    assert names(plan.unused) == ["y/extra"]

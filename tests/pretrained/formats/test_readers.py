@@ -80,13 +80,13 @@ def test_a_missing_file_is_refused_with_the_nearest_ones(folder):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "m.h5").touch()
-    assert "is none of them: it is empty." in refused(tmp_path / "m.h5")
+    assert "is not in one of these formats: it is empty." in refused(tmp_path / "m.h5")
 
 
 def test_a_file_that_is_no_weights_is_refused_with_how_it_begins(tmp_path):
     (tmp_path / "m.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1")
     message = refused(tmp_path / "m.h5")
-    assert message.startswith("Known are `.keras`, Keras' `.weights.h5`")
+    assert message.startswith("Known formats are `.keras`, Keras' `.weights.h5`")
     assert "it begins with `b'version https://git-lfs.'`" in message
 
 
@@ -97,13 +97,15 @@ def test_a_truncated_file_is_refused(folder, name, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     message = refused(path)
-    assert "must be whole" in message or "is none of them: it begins with" in message
+    assert "must be complete and undamaged" in message or "is not in one of these formats: it begins with" in message
 
 
 def test_a_file_without_weights_is_refused(tmp_path):
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["data"] = [1.0, 2.0]
-    assert re.search(r"A weight file holds weights. `.*m.h5` \(keras-weights\) holds none", refused(tmp_path / "m.h5"))
+    assert re.search(
+        r"A weight file must hold weights. `.*m.h5` \(keras-weights\) holds none", refused(tmp_path / "m.h5")
+    )
 
 
 def test_a_checkpoint_without_its_data_is_refused_with_what_is_missing(folder):
@@ -132,7 +134,7 @@ def test_a_folder_without_the_file_that_names_the_latest_lists_its_checkpoints(f
 def test_a_folder_whose_latest_checkpoint_is_gone_says_so(folder):
     (folder / "ckpts" / "ckpt-2.index").unlink()
     message = refused(folder / "ckpts")
-    assert "ckpt-2.index`, which is gone. It holds the checkpoints `ckpt-1`; give one of them." in message
+    assert "ckpt-2.index`, which does not exist. It holds the checkpoints `ckpt-1`; give one of them." in message
 
 
 def test_a_folder_without_checkpoints_lists_what_it_holds(folder, tmp_path):
@@ -151,7 +153,7 @@ def test_keras_weights_in_several_files_are_read_by_their_index_or_their_folder(
         for tensor, weight in zip(found.tensors, model.weights, strict=True):
             np.testing.assert_array_equal(tensor.read(), weight.numpy())
     next(tmp_path.glob("*.h5")).unlink()
-    assert "Weights in several files need all of them." in refused(tmp_path)
+    assert "Weights in several files need all of these files." in refused(tmp_path)
 
 
 def test_a_preset_folder_gives_its_backbone_s_weights(model, tmp_path):

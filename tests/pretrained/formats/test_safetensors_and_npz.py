@@ -112,7 +112,7 @@ HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 def test_a_safetensors_header_that_lies_is_refused(lie, tmp_path):
     header = json.dumps({"a": HEADER["a"] | lie}).encode()
     (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    assert refused(tmp_path / "m.safetensors").startswith("A weight file must be whole. `")
+    assert refused(tmp_path / "m.safetensors").startswith("A weight file must be complete and undamaged. Reading `")
 
 
 # -- Several files ----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_several_files_are_read_by_their_index_or_their_folder(sharded, given):
 
 def test_a_missing_file_of_several_is_named(sharded):
     (sharded / "model-00001.safetensors").unlink()
-    assert "names 3, of which `model-00001.safetensors` is not there." in refused(sharded)
+    assert "names 3, of which `model-00001.safetensors` is missing." in refused(sharded)
 
 
 def test_a_weight_that_is_not_where_the_index_says_is_named(sharded):
@@ -152,8 +152,9 @@ def test_an_index_may_name_only_files_beside_it(sharded, name):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     index["weight_map"]["half"] = name
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"An index names files that stand beside it. `{sharded}/model.safetensors.index.json` names `{name}`." in (
-        refused(sharded)
+    assert (
+        f"An index may only name files in its own folder. `{sharded}/model.safetensors.index.json` names `{name}`."
+        in (refused(sharded))
     )
 
 
