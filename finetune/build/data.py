@@ -80,9 +80,9 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     return replace(examples, x_train=x[:rows], y_train=y[:rows], x_validation=x[rows:], y_validation=y[rows:])
 
 
-def run_length(recipe: Recipe, examples: Examples) -> RunLength:
-    """Counts the batches as Keras will; without `train.epochs`, as of one epoch."""
-    return RunLength(recipe.train.epochs or 1, ceil(len(examples.x_train) / recipe.train.batch_size))
+def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
+    """Returns the number of batches in an epoch, as Keras counts them: the last batch may be smaller."""
+    return ceil(len(examples.x_train) / recipe.train.batch_size)
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:

@@ -116,6 +116,7 @@ def restore(
     verify: str | Path | None = None,
     verify_rtol: float = RTOL,
     verify_atol: float = ATOL,
+    tree: LayerTree | None = None,
 ) -> RestoreReport:
     """Restores a model's pretrained weights from a file.
 
@@ -147,6 +148,7 @@ def restore(
             writes it. If the model computes others, it gets its fresh weights back.
         verify_rtol: Allowed difference of the outputs as a share of the expected value, >= 0.
         verify_atol: Allowed difference of the outputs on top of that, >= 0.
+        tree: The layer tree of the model, if it is already known.
 
     Returns:
         What was restored, with checksums before and after.
@@ -156,7 +158,7 @@ def restore(
         GroupError: The model is not built, or is neither a Keras model nor a `tf.Module`.
     """
     is_tree = isinstance(model_or_tree, LayerTree)
-    tree = model_or_tree if is_tree else layer_tree(model_or_tree)
+    tree = model_or_tree if is_tree else tree or layer_tree(model_or_tree)
     plan = match(
         tree,
         read_weights(path),
