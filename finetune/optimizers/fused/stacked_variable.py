@@ -67,7 +67,7 @@ class Buffers:
     """One variable for the values of each stacked variable, during a call that makes several steps.
 
     Reading and writing many small variables costs an operation each, in every step. Within `filled` that happens once
-    for the whole call; in between, the layers see `parts` of the buffers, and updates change the buffers alone.
+    for the whole call; in between, the layers see `slices` of the buffers, and updates change the buffers alone.
 
     Args:
         stacked: Stacked variables, of which no two share a variable.
@@ -97,7 +97,7 @@ class Buffers:
         for stacked, buffer in self._buffers.items():
             stacked.write(buffer.read_value())
 
-    def parts(self) -> dict[int, tf.Tensor]:
+    def slices(self) -> dict[int, tf.Tensor]:
         """Returns the present value of every variable as a tensor of its shape, by the `id` of the variable."""
         return {
             id(variable): part
@@ -108,11 +108,11 @@ class Buffers:
     def with_dense(self, gradients: Mapping[int, Any]) -> "Buffers":
         """Returns only the buffers all of whose variables have a dense gradient; itself if those are all.
 
-        A layer that reads its variable past Keras, or gathers rows of it, does not see the part of the buffer: the
-        gradient with respect to that part is `None` or sparse.
+        A layer that reads its variable past Keras, or gathers rows of it, does not use the slice of the buffer: the
+        gradient with respect to that slice is `None` or sparse.
 
         Args:
-            gradients: The gradient with respect to each part, by the `id` of the variable.
+            gradients: The gradient with respect to each slice, by the `id` of the variable.
         """
         reached = {
             stacked: buffer

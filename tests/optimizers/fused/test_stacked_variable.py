@@ -47,8 +47,8 @@ def test_a_filled_buffer_takes_the_updates_and_gives_them_back_at_the_end():
         stacked.assign_sub(tf.ones((2, 2)))
         assert values(variables) == [[1, 2], [3, 4]], "the variables have to wait"
         np.testing.assert_array_equal(stacked.read(), [[0, 1], [2, 3]])
-        parts = buffers.parts()
-        assert [parts[id(v)].numpy().tolist() for v in variables] == [[0, 1], [2, 3]]
+        slices = buffers.slices()
+        assert [slices[id(v)].numpy().tolist() for v in variables] == [[0, 1], [2, 3]]
     assert values(variables) == [[0, 1], [2, 3]]
     stacked.assign_sub(tf.ones((2, 2)))
     assert values(variables) == [[-1, 0], [1, 2]], "afterwards updates go to the variables"
@@ -75,4 +75,4 @@ def test_only_buffers_whose_variables_all_have_a_dense_gradient_are_kept(gradien
     dense = {id(v): tf.ones(2) for v in (*variables, *others)}
     assert buffers.with_dense(dense) is buffers
     fewer = buffers.with_dense({**dense, id(variables[1]): gradient})
-    assert set(fewer.parts()) == {id(v) for v in others}
+    assert set(fewer.slices()) == {id(v) for v in others}
