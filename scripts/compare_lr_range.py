@@ -101,7 +101,7 @@ def score(recipe: Path, overrides: list[str], rates: float | dict[str, float]) -
         optimizer: Any = layout.model.optimizer
         if not isinstance(rates, dict):
             rates = {name: rates * peak / last(layout.peaks) for name, peak in layout.peaks.items()}
-        for child in optimizer.optimizers:
+        for child in optimizer.group_optimizers.values():
             child.learning_rate = rates.get(child.name, layout.peaks[child.name])
         data, train = layout.examples, loaded.train
         layout.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)
