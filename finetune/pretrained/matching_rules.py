@@ -8,8 +8,9 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
    siblings of the same kind (`dense`, `dense_1`, ...).
 2. **structure**: the same location, see `finetune.pretrained.structure`. It comes before doubtful names because
    `dense_1` in the file may well be `dense_2` in a model that is the second one built in its process.
-3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`.
-4. **name**, then **layer and index**, of the weights that are left.
+3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`. Names that a user
+   chose have no such number and count as they are.
+4. **name**, then **layer and index**: automatic names as they are, where the file has another number of such layers.
 5. **alias**: another name that the file or Keras has for the weight.
 6. **ending**: `conv/kernel` for `bb/conv/kernel`, where only one weight of the model ends so.
 """
