@@ -27,6 +27,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_MEMORY = 2**33
 PRELOADED = ("tensorflow", "keras", "numpy", "h5py", "hypothesis", "pydantic", "typer", "yaml", "coverage", "pytest")
 CAUGHT = ("killed", "timeout")
 
@@ -252,6 +254,7 @@ def fork(work: Callable[[], int], copy: Path) -> int:
         return pid
     os.setsid()
     os.nice(5)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))  # a mutant may allocate without end
     output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
