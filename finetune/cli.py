@@ -243,6 +243,7 @@ def options(
         bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")
     ] = False,
 ) -> None:
+    """Handles the options that go without a command. The help text is in `typer.Typer(help=...)` above."""
     if version:
         print(f"finetune {__version__}")
         raise typer.Exit
@@ -271,14 +272,13 @@ def main() -> None:
             print("stopped", file=sys.stderr)
         raise
     except Exception as error:
-        if len(arguments) < len(sys.argv) - 1:
+        expected = isinstance(error, FinetuneError)
+        if len(arguments) < len(sys.argv) - 1:  # `--debug` was there
             traceback.print_exception(error)
+        elif expected:
+            print(f"error: {error}", file=sys.stderr)
         else:
-            print(f"error: {_message(error)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, FinetuneError) else 1)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, FinetuneError):
-        return str(error)
-    return f"finetune failed with {type(error).__name__}: {reason(error)}. `--debug` shows where; please report it."
+            # A fault of finetune itself: a line that says how to see more, instead of a traceback.
+            text = f"finetune failed with {type(error).__name__}: {reason(error)}"
+            print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
+        sys.exit(error.exit_code if expected else 1)

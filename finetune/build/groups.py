@@ -61,8 +61,8 @@ def _written_out(strategy: Strategy, tree: LayerTree) -> tuple[GroupSpec, ...]:
 def with_normalization(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTree) -> tuple[GroupSpec, ...]:
     """Moves normalization parameters out of frozen groups, where `train.always_train: normalization` asks for that.
 
-    They become groups of their own, `<group>-normalization`, in front of the frozen group. Such a group is trained
-    like the next trained group behind it, or the last trained group where there is none behind.
+    They become groups, `<group>-normalization`, in front of the frozen group, because the first match wins. Such a
+    group is trained like the next trained group behind it, or like the last trained group where there is none behind.
 
     Args:
         recipe: The recipe.
@@ -76,6 +76,7 @@ def with_normalization(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTr
         names = [leaf.name for leaf in group.leaves if leaf.trainable and is_normalization(leaf)]
         if spec.frozen and names:
             trained = next(other for other in (*specs[place:], *reversed(specs)) if not other.frozen)
+            # The new group is the trained group with other selectors: any other key of a group comes along.
             selects_only = {field.name: field.default for field in fields(Selector) if field.name != "name"}
             selects_only |= {"name": f"{spec.name}{NORMALIZATION}", "regex": tuple(map(re.escape, names))}
             extended.append(trained.model_copy(update={**selects_only, "batch_norm": None, "dropout": None}))
@@ -94,7 +95,7 @@ def build_groups(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTree) ->
         tree: The layer tree of the model.
 
     Returns:
-        One layer group for each spec. Together they hold every weight of the model once.
+        A layer group for each spec, in their order. Together they hold every weight of the model once.
 
     Raises:
         GroupError: A selector matches nothing, or a trainable weight is in no group. Each line begins with the place

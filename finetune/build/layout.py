@@ -83,7 +83,7 @@ class Layout:
 def build_layout(recipe: Recipe) -> Layout:
     """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
-    Call it within `finetune.build.data.precision`.
+    Call it within `finetune.build.data.precision`, which sets the seed that fresh weights follow.
 
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
@@ -91,20 +91,21 @@ def build_layout(recipe: Recipe) -> Layout:
     model, examples = build_model(recipe), build_examples(recipe)
     tree = layer_tree(model)
     layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
-    try_examples(model, examples)
+    try_examples(model, examples)  # needs the loss, so it comes after `compile`
     return layout
 
 
 def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     """Derives the layout in which some groups have other peak learning rates; schedules keep their shapes.
 
-    Model, examples, tree and restored weights are those of `layout`. The model is compiled anew: use `layout` no more.
+    Model, examples, tree and restored weights are those of `layout`. Optimizers are new, and the model is compiled with
+    them: do not use `layout` afterwards.
 
     Args:
         layout: A layout of which nothing has been trained.
         peaks: The peaks to have, per step and > 0, by the name of the group.
     """
-    recipe = scaled(layout.recipe, layout.factors(peaks))
+    recipe = scaled(layout.recipe, layout.factors(peaks))  # the recipe in the run folder has the new rates, too
     recipe = with_values(recipe, {("train", "learning_rate"): None})
     return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored)
 
@@ -116,23 +117,30 @@ def _lay_out(
     tree: LayerTree,
     restore: Callable[[], RestoreReport | None],
 ) -> Layout:
+    """Works out the layout; `restore` puts the pretrained weights into the model and is called on the way."""
+    # What the groups are: `listed` as the recipe means them, `specs` with those that `always_train` adds.
     listed = group_specs(recipe, tree)
     specs = with_normalization(recipe, listed, tree)
     groups = build_groups(recipe, specs, tree)
+
+    # How long everything is. Phases come first: they decide the length of the run, and that the length of schedules.
     written_phases = phase_specs(recipe, listed)
     lengths = [phase_length(phase, steps_per_epoch(recipe, examples)) for phase in written_phases]
     length = total_length(lengths)
+
+    # How the groups are trained, in the run and in each phase. Beyond these lines the recipe has no fault any more.
     settings = build_settings(recipe, specs, length)
     phases = build_phases(recipe, written_phases, specs, groups, length, examples)
 
-    restored = restore()  # not before this line: a file of many gigabytes is not read for a recipe with a fault
+    restored = restore()  # after the checks: a file of many gigabytes is not read for a recipe with a fault
     sources = pretrained_sources(recipe, tree)
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 
-    freeze(model, groups)  # before `compile`, which notes what is trainable
+    # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
+    freeze(model, groups)
     compile_model(recipe, model, build_optimizer(recipe, groups, settings))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)

@@ -1,4 +1,8 @@
-"""From the groups of a recipe to their optimizers: the Keras optimizer of a group is made here, once."""
+"""From the groups of a recipe to their optimizers: here the Keras optimizer of each group is made, once.
+
+A learning rate goes this way: written in a `GroupSpec`, made a number or a Keras schedule by `build_rate`, held in
+`GroupSettings` and by the group's Keras optimizer, moved by `finetune.optimizers.group_rates`.
+"""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -49,6 +53,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
         if spec.optimizer is None:
             continue
         try:
+            # The rate goes into the optimizer here. Later nothing but `GroupedOptimizer` moves it.
             rate = build_rate(spec.learning_rate, length)
             settings[spec.name] = GroupSettings(
                 optimizer=make_optimizer(spec.optimizer, rate),
@@ -59,7 +64,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
             )
         except (GroupError, RecipeError) as error:
             problems.append(f"{place_of_group(recipe, spec.name)}: {error}")
-    if problems:
+    if problems:  # the groups of a strategy all have the same problem, which is reported once
         raise RecipeError("\n".join(list(dict.fromkeys(problems))[:5]))
     return settings
 
@@ -79,10 +84,12 @@ def build_optimizer(
         if group.frozen:
             continue
         child = settings[group.name].optimizer
+        # Weight decay regularizes products of weights and inputs; biases and gammas are not among these.
         undecayed = [leaf.variable for leaf in group.trainable if not takes_weight_decay(leaf)]
         if undecayed and not settings[group.name].decay_bias_and_norm:
             child.exclude_from_weight_decay(var_list=undecayed)
         children[group.name] = (child, group)
+    # Keys of `train` that are arguments of `GroupedOptimizer` reach it by name: a new key needs no line here.
     accepted = inspect.signature(GroupedOptimizer).parameters
     return GroupedOptimizer(children, **{name: value for name, value in recipe.train if name in accepted})
 
@@ -101,6 +108,7 @@ def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.
     kind: Any = Momentum if spec.name == "momentum" else by_name[spec.name.replace("_", "")]
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}
+    # The defaults say what kind of value an argument takes: Keras' signatures have no types.
     defaults = {**defaults, **{name: defaults.get(name) for name in _OF_EVERY_OPTIMIZER}}
     unknown = [name for name in spec.arguments if name not in defaults]
     if unknown:

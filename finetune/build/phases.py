@@ -41,6 +41,7 @@ def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, 
     """
     if recipe.phases is None:
         return (PhaseSpec(train=ALL, epochs=recipe.train.epochs),)
+    # The schema has checked all this for groups that it could see. The groups of a strategy have names only now.
     peaks = {spec.name: peak_of(spec.learning_rate) for spec in specs if not spec.frozen}
     try:
         phases = written_out(recipe.phases, peaks, recipe.train.epochs)
@@ -51,7 +52,7 @@ def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, 
     except PydanticCustomError as error:
         context = error.context or {}
         keys = (*context["at"],) if context["at"][:1] == ("train",) else ("phases", *context["at"])
-        path = ".".join(map(str, keys))
+        path = ".".join(map(str, keys))  # as the messages of the schema have it
         raise RecipeError(f"{place_of(recipe, *keys)}: `{path}` {context['predicate'].rstrip('.')}.") from None
     return phases
 
@@ -105,6 +106,7 @@ def build_phases(
         _check_monitored(phase, examples, place)
         try:
             built.append(builder.phase(phase))
+            # Not `every`: a recipe may leave a group untrained in all phases; the plan then says so.
             check_phases(groups, built[-1:], every=False)
         except GroupError as error:
             raise RecipeError(f"{place}: `phases.{index}`: {str(error).removeprefix('phase 1: ')}") from error
@@ -122,7 +124,10 @@ def _check_monitored(phase: PhaseSpec, examples: Examples, place: str) -> None:
 
 
 class _Builder:
-    """Makes phases. Equal schedules become one object, so that equal phases share a compiled function."""
+    """Makes phases. Equal schedules become the same object, so that equal phases share a compiled function.
+
+    Training keeps a compiled function for each set of schedules, which it tells apart by identity.
+    """
 
     def __init__(self, recipe: Recipe, specs: Sequence[GroupSpec], groups: Sequence[LayerGroup], length: RunLength):
         self.recipe, self.groups, self.length = recipe, groups, length
@@ -134,15 +139,17 @@ class _Builder:
 
     def phase(self, phase: PhaseSpec) -> Phase:
         """Makes one phase. Keys that need no translation are passed on by name, so that none can be forgotten."""
-        length = phase_length(phase, self.length.steps_per_epoch)
+        length = phase_length(phase, self.length.steps_per_epoch)  # what a `_fraction` of the phase is a fraction of
         train = phase.train if phase.train == ALL else (*phase.train, *self.always_trained)
         names = Phase(train=train).names(self.groups)
         passed_on = {f.name: getattr(phase, f.name) for f in fields(Phase) if f.name in PhaseSpec.model_fields}
-        translated = {
+        translated: dict[str, Any] = {
             "train": train,
+            # Measured rates replace all others, so schedules for the phase would be built in vain.
             "rates": {} if phase.auto_rgn else dict(self.rates(phase, names, length)),
             "warmup_steps": length.in_steps(*phase.warmup) if phase.warmup else 0,
             "batch_norm": dict(self.batch_norm_modes(phase, names)),
+            # Equal field by field; a field that is only in one of the two is an error.
             "until": Until(**dict(phase.until)) if phase.until else None,
             "reduce_on_plateau": Plateau(**dict(phase.reduce_on_plateau)) if phase.reduce_on_plateau else None,
             "dropping": [name for name, spec in self.specs.items() if self.keeps_dropout(spec)],
@@ -170,7 +177,7 @@ class _Builder:
         """Returns a number, or a schedule: the same object for equal schedules of equal lengths."""
         if isinstance(rate, int | float):
             return float(rate)
-        key = (repr(rate), length.steps)
+        key = (repr(rate), length.steps)  # `repr` shows every field of a spec; specs with lists cannot be hashed
         if key not in self.schedules:
             self.schedules[key] = build_rate(rate, length)
         return self.schedules[key]

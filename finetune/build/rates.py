@@ -23,13 +23,13 @@ def build_rate(rate: Any, length: RunLength) -> Any:
         # A class of the recipe and the function of the same name have the same arguments; a test compares the two.
         names = inspect.signature(schedule_functions()[rate.schedule]).parameters
         schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in names})
-    if rate.leading_warmup:
+    if rate.leading_warmup:  # `inverse_square_root` and `one_cycle` warm up by themselves and have none in front
         return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
     return schedule
 
 
 def _argument(rate: Any, name: str, length: RunLength) -> Any:
-    """Returns an argument of a schedule's function; `decay_steps` also where `decay_epochs` is written."""
+    """Returns an argument of a schedule's function, in steps: `decay_steps` also where `decay_epochs` is written."""
     if name == "boundaries":
         return _boundaries(rate, length)
     written = length_of(rate, name.removesuffix("_steps")) if name.endswith("_steps") else None

@@ -70,7 +70,7 @@ def lr_range(
     check_others(settings.others)
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     check_run_folder(None if out is None else Path(out), overwrite=True)
-    if write:
+    if write:  # before the measurement, which may take minutes
         _check_writable(loaded, Path(recipe), settings)
     with precision(loaded):
         layout = build_layout(loaded)
@@ -96,7 +96,7 @@ def with_measured_rates(layout: Layout, console: Console) -> tuple[Layout, Range
         TrainingError: The test suggests no rate.
     """
     result = _measure(layout, Range(), console)
-    if not result.learning_rates:
+    if not result.learning_rates:  # the rules disagree on a noisy curve; a mean of several is less noisy
         console.print(f"a single LR range test suggests no rate, so the mean of {_AUTO_REPEATS} is judged")
         result = _measure(layout, Range(repeats=_AUTO_REPEATS), console)
     print_range_test(result, console)
@@ -117,7 +117,7 @@ def print_range_test(result: RangeTest, console: Console) -> None:
         console.print(f"note: {note}")
     for name, verdict in result.verdicts.items():
         curve = result.curves[name]
-        encoding = (console.encoding or "").lower()
+        encoding = (console.encoding or "").lower()  # the curve is drawn with Braille dots where the terminal has them
         plot = terminal_plot(
             curve["rates"], curve["smoothed"], mark=verdict.learning_rate, ascii_only="utf" not in encoding
         )
@@ -165,7 +165,7 @@ def _check_writable(recipe: Recipe, path: Path, settings: Range) -> None:
             "group alone cannot be written. Sweep all together, or list them: `finetune suggest` writes such a list."
         )
     groups = [group.name for group in recipe.groups if not group.frozen] if isinstance(recipe.groups, tuple) else [""]
-    scaled_text(recipe, path, dict.fromkeys(groups, 1.0))
+    scaled_text(recipe, path, dict.fromkeys(groups, 1.0))  # raises where a rate is not a plain number in this file
     if not (os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)):
         raise RecipeError(f"`--write` changes the recipe. `{path}` or its folder is write-protected. Use a copy.")
 

@@ -79,18 +79,19 @@ def suggest_groups(
     _check(by, peak, num_batches, out, recipe, overwrite)
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     if by is None and isinstance(loaded.groups, Strategy):
-        by = loaded.groups.by
+        by = loaded.groups.by  # a strategy has no groups to put rates into, so its groups are listed
     with precision(loaded):
         layout = build_layout(loaded)
         print_model(layout, console)
         groups = resolve_groups(layout.tree, by=by) if by else layout.groups
         norms = _measure(layout, groups, num_batches, console)
+    # Auto-RGN: rate = peak * norm / largest norm, so the group with the largest norm gets the peak.
     rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(layout.peaks.values()))
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
     specs = _new_specs(loaded, groups, trained) if by else scaled(loaded, layout.factors(trained)).groups
     assert isinstance(specs, tuple)
     header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {loaded.train.batch_size}."
-    block = groups_block(specs, _reasons(norms), header)
+    block = groups_block(specs, _reasons(specs, norms), header)
     console.print(norms_table(norms, trained))
     frozen = [group.name for group in layout.groups if group.frozen]
     if by and frozen:
@@ -114,9 +115,13 @@ def _check(
     if Path(out).resolve() == Path(recipe).resolve():
         raise FinetuneError(f"The suggestion is a recipe that extends `{recipe}`. `--out` must be another file.")
     if os.path.lexists(out) and not overwrite:
-        raise FinetuneError(f"A suggestion never writes over what is there. `{out}` exists. Say `--overwrite`.")
+        raise FinetuneError(
+            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
+        )
     if not Path(out).parent.is_dir():
-        raise FinetuneError(f"`--out {out}` must lie in a folder that exists. There is no `{Path(out).parent}`.")
+        raise FinetuneError(
+            f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Make it first."
+        )
 
 
 def _measure(
@@ -127,7 +132,7 @@ def _measure(
     freeze(layout.model, groups)
     with progress_bar(console, "gradients") as show:
         ratios = relative_gradient_norms(layout.model, groups, batches, on_batch=lambda done: show(done, num_batches))
-    freeze(layout.model, layout.groups)
+    freeze(layout.model, layout.groups)  # as before: the groups measured may have been others
     return {name: (float(np.mean(column)), float(np.std(column))) for name, column in ratios.items()}
 
 
@@ -149,16 +154,21 @@ def _new_specs(recipe: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str,
     )
 
 
-def _reasons(norms: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+def _reasons(specs: Sequence[GroupSpec], norms: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Returns the comment above each group of the block: what was measured."""
     largest = max(mean for mean, _ in norms.values())
-    return {
+    measured = {
         name: f"|gradient| / |weights| = {mean:.2e} ± {deviation:.0e}, {mean / largest:.3f} of the largest"
         for name, (mean, deviation) in norms.items()
+    }
+    # `always_train` leaves a frozen group of nothing but normalization parameters without weights to measure.
+    return {
+        spec.name: measured.get(spec.name, "not measured, `train.always_train` trains its weights") for spec in specs
     }
 
 
 def _write_extending(recipe: Path, out: Path, block: str) -> None:
-    base = os.path.relpath(recipe, out.parent)
+    base = os.path.relpath(recipe, out.parent)  # `extends` is relative to the file that writes it
     with replacing(out) as temporary:
         temporary.write_text(f"extends: {base}\n\n{block}", encoding="utf-8")
         load_recipe(temporary)  # a fault in it must show before the file has its name

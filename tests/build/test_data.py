@@ -115,7 +115,7 @@ def test_validation_rows_come_from_one_place(recipe):
     rows = {f"{name}_{part}": value for part in ("train", "test", "validation") for name, value in (("x", x), ("y", y))}
     np.savez("three.npz", **rows)
     overrides = ["data.npz=three.npz", "train.validation_fraction=0.2"]
-    with pytest.raises(RecipeError, match="but the data have validation rows of their own"):
+    with pytest.raises(RecipeError, match="but the data have validation rows already"):
         build_examples(load_recipe(recipe, overrides=overrides))
     loaded = load_recipe(recipe, overrides=overrides[:1])
     assert steps_per_epoch(loaded, build_examples(loaded)) == 1
