@@ -67,7 +67,9 @@ def test_without_shuffling_fit_trains_on_the_batches_that_keras_would_make_of_th
 
 def test_text_comes_as_text():
     words = np.array(["one", "two", "three"], dtype=object)
-    for x, y in training_batches(words, np.arange(3), batch_size=2).take(2):
+    batches = list(training_batches(words, np.arange(3), batch_size=2).take(2))
+    assert len(batches) == 2
+    for x, y in batches:
         assert [word.decode() for word in x.numpy()] == words[y.numpy()].tolist()
 
 
