@@ -255,7 +255,7 @@ def test_bad_input_found_only_with_the_model_exits_2_with_its_place_and_leaves_n
 def test_training_that_fails_exits_1_with_advice_alone(recipe):
     rates = ["--set", "groups.body.learning_rate=1e30", "--set", "groups.head.learning_rate=1e30"]
     message = refused("run", recipe, "--out", "out", *rates, code=1)
-    assert message.startswith("error: A loss is a finite number.")
+    assert message.startswith("error: A loss must be a finite number.")
     assert message.count("\n") == 1
     assert not Path("out/model.keras").exists()
 
