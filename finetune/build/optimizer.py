@@ -16,8 +16,8 @@ from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.planning.weights import GroupSettings
-from finetune.recipe.groups import Named, OptimizerSpec
 from finetune.recipe.loader import place_of
+from finetune.recipe.optimizers import Named, OptimizerSpec
 from finetune.recipe.schema import Recipe
 
 

@@ -15,7 +15,7 @@ from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import chain, make_schedule, schedule_functions, with_warmup
 from finetune.recipe.learning_rates import SCHEDULES, read_schedule
 from finetune.recipe.loader import load_recipe
-from finetune.recipe.schema import OPTIMIZERS
+from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.training.freezing import freeze
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.

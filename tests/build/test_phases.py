@@ -156,7 +156,9 @@ def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
     groups = "groups={by: layer, peak: 1.0e-2, decay: 2.6, optimizer: sgd}"
     plan = planned(recipe, OPEN, groups, "phases=[{train: [head], epochs: 1}, {train: all, epochs: 1}]").plan
     assert [phase.train for phase in plan.phases] == [("head",), ("stem", "bn", "body", "head")]
-    with pytest.raises(RecipeError, match=r"`phases.0.train.0` names no group. Received: `hed`. Did you mean `head`\?"):
+    with pytest.raises(
+        RecipeError, match=r"`phases.0.train.0` does not name a group. Received: `hed`. Did you mean `head`\?"
+    ):
         planned(recipe, OPEN, groups, "phases=[{train: [hed], epochs: 1}, {train: all, epochs: 1}]")
 
 
@@ -215,10 +217,10 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         ),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: {schedule: piecewise_constant_decay, boundaries: [5, 3], values: [1, 2, 3]}}}]"],
-            "must be a list that grows from each entry to the next",
+            "must be a list in which every entry is larger from each entry to the next",
         ),
         (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Say `statistics`"),
-        (["groups.body.dropout=maybe"], "`groups.body.dropout` is not one of those known."),
+        (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],
             "`phases.0` has rates of its own, which `train.learning_rate: auto` does not measure.",
@@ -241,7 +243,7 @@ def test_a_fault_in_a_file_has_its_line_and_column(recipe):
         load_recipe(recipe)
     assert (
         str(caught.value)
-        == "tiny.yaml:14:14: `phases.1.train.0` names no group. Received: `bodi`. Did you mean `body`?"
+        == "tiny.yaml:14:14: `phases.1.train.0` does not name a group. Received: `bodi`. Did you mean `body`?"
     )
 
 
