@@ -333,7 +333,7 @@ def seed_generator() -> Any:
 # -- training/fast/ ---------------------------------------------------------------------------------------------------
 
 
-def call_takes_training(model: keras.Model) -> bool:
+def takes_training(model: keras.Model) -> bool:
     """Returns whether Keras passes `training` to the model's `call`: `Layer._call_has_training_arg`."""
     return model._call_has_training_arg
 

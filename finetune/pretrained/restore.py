@@ -116,6 +116,7 @@ def restore(
     verify: str | Path | None = None,
     verify_rtol: float = RTOL,
     verify_atol: float = ATOL,
+    tree: LayerTree | None = None,
 ) -> RestoreReport:
     """Restores a model's pretrained weights from a file.
 
@@ -147,6 +148,7 @@ def restore(
             writes it. If the model computes others, it gets its fresh weights back.
         verify_rtol: Allowed difference of the outputs as a share of the expected value, >= 0.
         verify_atol: Allowed difference of the outputs on top of that, >= 0.
+        tree: The layer tree of the model, if it is already known.
 
     Returns:
         What was restored, with checksums before and after.
@@ -156,7 +158,7 @@ def restore(
         GroupError: The model is not built, or is neither a Keras model nor a `tf.Module`.
     """
     is_tree = isinstance(model_or_tree, LayerTree)
-    tree = model_or_tree if is_tree else layer_tree(model_or_tree)
+    tree = model_or_tree if is_tree else tree or layer_tree(model_or_tree)
     plan = match(
         tree,
         read_weights(path),
@@ -168,12 +170,12 @@ def restore(
         min_coverage=min_coverage,
         locations={} if is_tree else storage_locations(model_or_tree, tree),
     )
-    plan.check()
+    plan.check()  # raises before the first value is read or assigned
     if verify is None:
         return _apply(plan)
     if is_tree:
         raise RestoreError("`verify` needs the model itself to compute its outputs. Received its layer tree.")
-    reference = read_reference(verify)
+    reference = read_reference(verify)  # before anything is assigned: the file may be missing or damaged
     with _fresh_weights_on_error(plan):
         report = _apply(plan)
         difference = compare_outputs(model_or_tree, reference, rtol=verify_rtol, atol=verify_atol)
@@ -183,6 +185,7 @@ def restore(
 @contextmanager
 def _fresh_weights_on_error(plan: RestorePlan) -> Iterator[None]:
     """Puts the weights back that the model has now if the block raises."""
+    # A copy: `numpy()` of a variable on the CPU may share the variable's memory.
     fresh = [np.copy(as_array(pair.leaf.variable)) for pair in plan.restored]
     try:
         yield
@@ -202,6 +205,7 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     restored = tuple(
         _restored(pair, in_file, before) for pair, (in_file, before) in zip(plan.restored, checksums, strict=True)
     )
+    # Last, when every weight is assigned: a later assignment may have overwritten an earlier weight.
     _prove(plan, restored, excluded)
     return RestoreReport(
         plan.path,
@@ -225,6 +229,7 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
     """Reads a weight's values and casts them to the model's type."""
     try:
         array = pair.tensor.read()
+        # The header promised another shape: the file changed in between, or is damaged.
         if array.shape != pair.tensor.shape:
             raise ValueError(f"its shape is {array.shape} instead of {pair.tensor.shape}")
     except Exception as error:  # over damaged files the formats' libraries raise anything
@@ -232,6 +237,7 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
             f"A weight file must be complete and undamaged. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
             f"{reason(error) if str(error) else type(error).__name__}. {on_error}"
         ) from error
+    # Compared with the weight read back, the checksum is that of the cast values: a cast may round.
     return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
 
 

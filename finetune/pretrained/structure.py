@@ -18,10 +18,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.saving.saving_lib import _walk_saveable
 
 from finetune.groups.layer_tree import LayerTree
+from finetune.keras_private import is_saveable, saved_children
 from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
 from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
@@ -79,13 +78,13 @@ def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
         if id(item) in seen:
             return
         seen[id(item)] = item
-        if isinstance(item, KerasSaveable):
+        if is_saveable(item):
             objects[path] = item
-            children = _walk_saveable(item)
+            children = saved_children(item)
         else:
             children = _members(item)
         for name, child in children:
-            if isinstance(child, KerasSaveable | list | dict | tuple):
+            if is_saveable(child) or isinstance(child, list | dict | tuple):
                 visit(child, f"{path}/{name}" if path else name)
 
     visit(model, "")
@@ -96,8 +95,8 @@ def _members(container: Any) -> Iterator[tuple[str, Any]]:
     """Yields the members of a list or dict under the names that Keras gives them: `dense`, `dense_1`, `container`."""
     used: Counter[str] = Counter()
     for item in container.values() if isinstance(container, dict) else container:
-        if isinstance(item, KerasSaveable | list | dict | tuple):
-            name = automatic_name(item) if isinstance(item, KerasSaveable) else "container"
+        if is_saveable(item) or isinstance(item, list | dict | tuple):
+            name = automatic_name(item) if is_saveable(item) else "container"
             yield (f"{name}_{used[name]}" if used[name] else name), item
             used[name] += 1
 

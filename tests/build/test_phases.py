@@ -81,7 +81,7 @@ def test_a_phase_that_ends_early_shortens_the_run(recipe, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_all_phases(recipe, tmp_path):
     phases = "phases=[{train: head, epochs: 1, rates: {head: 1.0e+38}}, {train: all, epochs: 1}]"
-    with pytest.raises(TrainingError, match="A loss is a finite number"):
+    with pytest.raises(TrainingError, match="A loss must be a finite number"):
         ran(recipe, tmp_path / "out", OPEN, phases, "groups.head.optimizer=sgd")
     assert {row["phase"] for row in rows_of(tmp_path / "out" / "metrics.csv")} == {"1"}
 
@@ -138,18 +138,18 @@ def test_lengths_are_of_the_run_or_of_the_phase_as_the_clock_says(recipe):
 
 
 def test_a_phase_in_steps_has_just_these(recipe):
-    ready = planned(recipe, OPEN, "phases=[{train: head, steps: 5}, {train: all, epochs: 1}]")
-    assert [(phase.epochs, phase.steps) for phase in ready.plan.phases] == [(2, 5), (1, 4)]
-    assert (ready.length.epochs, ready.length.steps) == (3, 9)
+    layout = planned(recipe, OPEN, "phases=[{train: head, steps: 5}, {train: all, epochs: 1}]")
+    assert [(phase.epochs, phase.steps) for phase in layout.plan.phases] == [(2, 5), (1, 4)]
+    assert (layout.length.epochs, layout.length.steps) == (3, 9)
 
 
 def test_a_strategy_comes_with_the_list_it_stands_for_which_can_be_pasted_back(recipe):
-    ready = planned(recipe, OPEN, "phases={strategy: gradual_unfreezing, epochs: 2}")
-    lines = recipe.read_text().replace("epochs: 2, ", "") + ready.block
+    layout = planned(recipe, OPEN, "phases={strategy: gradual_unfreezing, epochs: 2}")
+    lines = recipe.read_text().replace("epochs: 2, ", "") + layout.phases_block
     recipe.write_text(lines)
     pasted = planned(recipe)
-    assert pasted.block is None
-    assert pasted.plan.phases == ready.plan.phases
+    assert pasted.phases_block is None
+    assert pasted.plan.phases == layout.plan.phases
 
 
 def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
@@ -166,7 +166,7 @@ def test_what_surgical_leaves_alone_is_said(recipe):
     plan = planned(recipe, "phases={strategy: surgical, train: last}").plan
     assert [phase.train for phase in plan.phases] == [("head",)]
     assert any(advice.startswith("The phases leave `body` as they are") for advice in plan.advice)
-    assert all(row.frozen for row in plan.weights if row.group == "body")
+    assert {row.frozen for row in plan.weights if row.group == "body"} == {True}
 
 
 # -- Normalization that always trains, and what groups say ------------------------------------------------------------
@@ -174,13 +174,13 @@ def test_what_surgical_leaves_alone_is_said(recipe):
 
 @pytest.mark.slow
 def test_normalization_of_a_group_frozen_for_good_becomes_a_group_with_the_next_groups_optimizer(recipe, tmp_path):
-    ready = planned(recipe, "train.always_train=normalization")
-    assert [group.name for group in ready.groups] == ["stem-normalization", "stem", "body", "head"]
-    row = next(row for row in ready.plan.weights if row.name == "bn/gamma")
+    layout = planned(recipe, "train.always_train=normalization")
+    assert [group.name for group in layout.groups] == ["stem-normalization", "stem", "body", "head"]
+    row = next(row for row in layout.plan.weights if row.name == "bn/gamma")
     assert (row.group, row.optimizer, row.batch_normalization) == (
         "stem-normalization",
         "momentum",
-        "training, statistics move",
+        "training, statistics updated",
     )
     result, _ = ran(recipe, tmp_path / "out", "train.always_train=normalization", OPEN, TWO)
     assert [phase.train for phase in result.phases] == [
@@ -209,7 +209,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         (["phases=gradual_unfreezing", "train.epochs=1"], "needs 1 epochs before its last phase, and `train.epochs` is 1."),
         (
             ["phases=[{train: all, epochs: 2, until: {patience: 1}}]"],
-            "`until` watches `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or watch `loss`.",
+            "`until` monitors `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
         ),
         (
             ["phases=[{train: head, epochs: 1, batch_norm: {body: affine}}, {train: all, epochs: 1}]"],
@@ -217,13 +217,13 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         ),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: {schedule: piecewise_constant_decay, boundaries: [5, 3], values: [1, 2, 3]}}}]"],
-            "must be a list in which every entry is larger from each entry to the next",
+            "must be a list in which every entry is larger than the one before",
         ),
         (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Say `statistics`"),
         (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],
-            "`phases.0` has rates of its own, which `train.learning_rate: auto` does not measure.",
+            "`phases.0` sets rates, which `train.learning_rate: auto` does not measure.",
         ),
     ],
 )  # fmt: skip

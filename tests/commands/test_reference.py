@@ -55,12 +55,12 @@ def test_a_saved_model_gives_all_outputs_of_its_default_signature(rows_file, tmp
 
 def test_nothing_is_written_over_and_nothing_without_inputs(tiny_files, rows_file, tmp_path):
     model = tiny_files / "tiny.keras"
-    assert "holds a network without example rows. Name some with `--input rows.npz`." in refused(
+    assert "holds a network without example rows. Name a file of rows with `--input rows.npz`." in refused(
         model, tmp_path / "r.npz"
     )
     assert "End its name in `.npz`." in refused(model, tmp_path / "r.txt", inputs=rows_file)
     write_reference(model, tmp_path / "r.npz", inputs=rows_file)
-    assert "Say `--overwrite`" in refused(model, tmp_path / "r.npz", inputs=rows_file)
+    assert "Add `--overwrite`" in refused(model, tmp_path / "r.npz", inputs=rows_file)
     write_reference(model, tmp_path / "r.npz", inputs=rows_file, overwrite=True)
     (tmp_path / "broken.npy").write_bytes(b"no array")
     assert "broken.npy` cannot be read: " in refused(model, tmp_path / "s.npz", inputs=tmp_path / "broken.npy")

@@ -31,7 +31,10 @@ def test_other_spellings_of_an_optimizer_are_understood(written, name):
 
 
 def test_an_unknown_optimizer_gets_the_nearest_name():
-    assert predicate(OptimizerSpec, "adm") == 'is not a known value. Received: `"adm"`. Did you mean `adam` or `adamw`?'
+    assert (
+        predicate(OptimizerSpec, "adm")
+        == 'is not a known value. Received: `"adm"`. Did you mean `adam` or `nadam` or `adamw`?'
+    )
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "global_clipnorm", "use_ema", "loss_scale_factor"])
