@@ -59,7 +59,7 @@ def test_write_puts_the_rates_into_the_recipe_and_keeps_the_rest(recipe, console
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_measured(recipe, console):
-    with pytest.raises(RecipeError, match=r"given by `--set groups\.body\.learning_rate`"):
+    with pytest.raises(RecipeError, match=r"comes from `--set groups\.body\.learning_rate`"):
         lr_range(recipe, write=True, overrides=TRAINABLE, console=console)
     assert told(console) == ""
 

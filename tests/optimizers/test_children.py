@@ -4,9 +4,17 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.keras_private import untracked
-from finetune.optimizers.children import check_rates_writable, replace_variables, track_all
+from finetune.keras_private import held_rate, step_counter
+from finetune.optimizers.children import (
+    adopt,
+    check_rates_writable,
+    made_outside_of_trace,
+    replace_variables,
+    reset_slots,
+    track_all,
+)
 from finetune.optimizers.group import Group
+from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
@@ -52,81 +60,85 @@ def three_groups(model, **settings):
     )
 
 
-def test_a_child_has_the_name_of_its_group_counts_with_the_parent_and_sums_over_no_replicas():
-    v = tf.Variable([1.0])
-    optimizer = GroupedOptimizer({"body": (Adam(0.1), v)})
-    optimizer.apply([tf.ones(1)], [v])
-    child = optimizer.group_optimizers["body"]
-    assert (child.name, int(child.iterations)) == ("body", 1)
-    assert child._all_reduce_sum_gradients(["gradient"]) == ["gradient"]
+def adopted(child):
+    group, parent = Group("body", child, []), SGD(0.1)
+    return group, parent, adopt(group, parent)
 
 
-def test_a_schedule_given_to_a_child_afterwards_is_refused_with_the_name_of_its_group():
-    groups = [Group(name, SGD(0.1), [], []) for name in ("stem", "body")]
-    check_rates_writable(groups)
-    groups[1].optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
-    with pytest.raises(GroupError, match=r"Received another schedule afterwards for `body`\. Write a number"):
-        check_rates_writable(groups)
+def test_an_adopted_child_has_its_groups_name_and_counts_with_the_parent():
+    group, parent, _ = adopted(Adam(0.25))
+    assert group.optimizer.name == "body"
+    assert step_counter(group.optimizer) is step_counter(parent)
+    assert group.unused_counter is group.optimizer.variables[0]
+    assert group.initial_rate == 0.25
 
 
-def test_what_a_child_keeps_in_plain_attributes_is_added_to_its_variables_once():
-    child = keras.optimizers.Nadam(0.1)
-    with untracked():
-        child.build([tf.Variable([1.0])])
-    assert not any(v is child._u_product for v in child.variables)
-    for _ in range(2):
-        track_all(child)
-        assert sum(v is child._u_product for v in child.variables) == 1
-        assert len({id(v) for v in child.variables}) == len(child.variables)
+def test_an_adopted_child_does_not_sum_over_replicas_what_the_parent_has_summed():
+    pairs = [(tf.ones(1), tf.Variable([1.0]))]
+    group, _, _ = adopted(Adam(0.25))
+    assert group.optimizer._all_reduce_sum_gradients(iter(pairs)) == pairs
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda rate: Adam(rate, beta_1=0.5),
-        lambda rate: keras.optimizers.Nadam(rate),
-        lambda rate: keras.optimizers.Adagrad(rate, initial_accumulator_value=0.5),
-        lambda rate: SGD(rate, momentum=0.9),
-    ],
-    ids=["adam", "nadam", "adagrad", "momentum"],
-)
-@pytest.mark.parametrize(
-    "rate", [0.3, keras.optimizers.schedules.ExponentialDecay(0.3, 100, 0.5)], ids=["0.3", "decay"]
-)
-def test_a_child_whose_slots_are_reset_keeps_what_a_new_one_would_and_its_own_rate(make, rate):
-    v = tf.Variable([1.0, 2.0])
-    optimizer = GroupedOptimizer({"body": (make(rate), v)}, fused="off")
-    for step in range(3):
-        optimizer.apply([tf.fill(2, 1.0 + step)], [v])
-    child, new = optimizer.group_optimizers["body"], make(rate)
-    before = float(child.learning_rate)
-    new.build([v])
-    slots, fresh = ([w.numpy() for w in kept(each)] for each in (child, new))
-    assert any((old != first).any() for old, first in zip(slots, fresh, strict=True))
-    optimizer.restart(["body"])
-    for slot, first in zip(kept(child), fresh, strict=True):
-        np.testing.assert_array_equal(slot.numpy(), first)
-    assert float(child.learning_rate) == before
-    assert int(optimizer.iterations) == 3
+def test_a_rate_that_is_a_number_keeps_its_variable_and_a_schedule_gets_a_multiplier_of_the_parent():
+    plain, parent, rate = adopted(Adam(0.25))
+    assert rate.rate_variable is held_rate(plain.optimizer)
+    assert len(parent.variables) == 2
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)
+    scheduled, parent, rate = adopted(Adam(schedule))
+    assert isinstance(held_rate(scheduled.optimizer), ScaledSchedule)
+    assert scheduled.initial_rate is schedule
+    assert parent.variables[-1] is rate.rate_variable
+    assert parent.variables[-1].name == "body_multiplier"
+    step_counter(parent).assign(2)
+    rate.rate_variable.assign(4.0)
+    assert float(scheduled.optimizer.learning_rate) == pytest.approx(0.5 * 0.5 * 4)
 
 
-def kept(child):
-    """The variables of a child but for its rate and its step."""
-    return [v for v in child.variables if v.path.rpartition("/")[2] not in ("iteration", "learning_rate")]
+def test_a_schedule_that_a_child_got_after_its_adoption_is_an_error_that_names_the_group():
+    group, _, _ = adopted(Adam(0.25))
+    check_rates_writable([group])
+    group.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)
+    with pytest.raises(GroupError) as error:
+        check_rates_writable([Group("head", SGD(0.1), []), group])
+    assert str(error.value) == (
+        "A group's schedule is passed to its optimizer before the `GroupedOptimizer` is made, so that the rate can be "
+        "scaled. Received another schedule afterwards for `body`. Write a number, or make a new `GroupedOptimizer`."
+    )
 
 
-def test_what_is_kept_for_a_variable_goes_on_for_the_one_in_its_place():
-    def trained(replace):
-        values = [tf.Variable([1.0]), tf.Variable([2.0])]
-        optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.5)
-        optimizer.exclude_from_weight_decay(var_list=values[:1])
-        optimizer.build(values)
-        optimizer.apply([tf.fill(1, 1.0), tf.fill(1, 3.0)], values)
-        if replace:
-            other = tf.Variable(values[0])
-            replace_variables(optimizer, {optimizer._var_key(values[0]): other}, optimizer._var_key)
-            values[0] = other
-        optimizer.apply([tf.fill(1, -2.0), tf.fill(1, 1.0)], values)
-        return [float(v[0]) for v in values]
+def test_what_a_rule_keeps_in_a_plain_attribute_is_among_its_variables_once():
+    child, variable = keras.optimizers.Nadam(0.1), tf.Variable([1.0])
+    with made_outside_of_trace():
+        GroupedOptimizer({"all": (child, variable)}).build([variable])
+    product = child._u_product
+    assert sum(v is product for v in child.variables) == 1
+    track_all(child)
+    assert sum(v is product for v in child.variables) == 1
 
-    assert trained(replace=True) == trained(replace=False)
+
+def test_the_slots_of_a_group_are_reset_to_those_of_a_new_optimizer_and_its_rate_is_not():
+    variable = tf.Variable([1.0, 2.0])
+    child = keras.optimizers.Adagrad(0.5, initial_accumulator_value=0.25)
+    optimizer = GroupedOptimizer({"all": (child, variable)}, fused="off")
+    optimizer.apply([tf.ones(2)], [variable])
+    child.learning_rate = 0.125
+    (group,) = optimizer._members.groups
+    assert child._accumulators[0].numpy().tolist() == [1.25, 1.25]
+    reset_slots(group)
+    assert child._accumulators[0].numpy().tolist() == [0.25, 0.25]
+    assert float(child.learning_rate) == 0.125
+    assert int(optimizer.iterations) == 1
+
+
+def test_slots_and_exclusions_go_over_to_the_variables_that_replace_others():
+    old, new, kept = tf.Variable([0.0]), tf.Variable([0.0]), tf.Variable([0.0])
+    child = SGD(1.0, momentum=0.5, weight_decay=0.1)
+    child.exclude_from_weight_decay(var_list=[old])
+    child.build([old, kept])
+    child.update_step(tf.ones(1), old, 1.0)
+    key = child._var_key
+    replace_variables(child, {key(old): new, "a variable of another optimizer": tf.Variable([9.0])}, key)
+    child.update_step(tf.zeros(1), new, 1.0)
+    assert float(new[0]) == -0.5, "half of the step before, which the slot holds"
+    assert [child._use_weight_decay(v) for v in (new, kept)] == [False, True]
+    assert [v is w for v, w in zip(child._trainable_variables, (new, kept), strict=True)] == [True, True]
