@@ -179,7 +179,6 @@ class _RunFit:
         ]
         self.store = FeatureStore(folder / "features")
         self.functions_on_features: dict[Any, Any] = {}
-        self.leaves = [leaf for group in groups for leaf in group.leaves]
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
@@ -225,8 +224,7 @@ class _RunFit:
         if options.cache == "off" or not takes_forward(model):
             return NoCut("the cache is off")
         inference = start.state.inference_layers
-        random = options.cache_passes > 1
-        cut = find_cut(model, inference=inference, allow_random=random, leaves=self.leaves)
+        cut = find_cut(model, inference=inference, allow_random=options.cache_passes > 1)
         features = cached_features(
             cut,
             self.x,
@@ -248,7 +246,7 @@ class _RunFit:
         for phase in self.phases[start.number :]:
             state = state_of(self.model, self.groups, phase)
             trained = [leaf.variable for leaf in state.trained]
-            cuts.append(find_cut(self.model, trained=trained, inference=state.inference_layers, leaves=self.leaves))
+            cuts.append(find_cut(self.model, trained=trained, inference=state.inference_layers))
         return cuts
 
 

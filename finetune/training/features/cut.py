@@ -9,7 +9,7 @@ from keras import layers
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from finetune.errors import quote
-from finetune.groups.layer_tree import Leaf, layer_tree
+from finetune.groups.layer_tree import layer_tree
 from finetune.training.features.graph import Graph, Step, can_open, open_graph, run
 
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")
@@ -108,7 +108,6 @@ def find_cut(
     trained: Collection[Any] | None = None,
     inference: Collection[keras.layers.Layer] = (),
     allow_random: bool = False,
-    leaves: Sequence[Leaf] | None = None,
 ) -> Cut | NoCut:
     """Finds the largest part of a model that is frozen and needs to be run but once for every example.
 
@@ -121,7 +120,6 @@ def find_cut(
         trained: The variables to train; by default those that are trainable now.
         inference: Layers that the caller runs with `training=False`, so that their dropout does not count.
         allow_random: Whether layers that draw random numbers may be in front of the cut, for several passes.
-        leaves: All weights of the model, where they are known already.
 
     Returns:
         The cut, or why there is none.
@@ -130,7 +128,7 @@ def find_cut(
         return NoCut(why)
     graph = open_graph(model)
     live = frozenset(map(id, model.trainable_variables if trained is None else trained))
-    moving = _moving(layer_tree(model).leaves if leaves is None else leaves) if model.weights else frozenset()
+    moving = _moving(model) if model.weights else frozenset()
     off = frozenset(id(part) for layer in inference for part in _parts(layer))
     reached, front, random, stopped = set(range(len(model.inputs))), [], [], []
     for step in graph.steps:
@@ -247,9 +245,9 @@ def _parts(operation: Any) -> list[layers.Layer]:
     return list(operation._flatten_layers()) if isinstance(operation, layers.Layer) else []
 
 
-def _moving(leaves: Sequence[Leaf]) -> frozenset[int]:
+def _moving(model: keras.Model) -> frozenset[int]:
     """Ids of the layers that move statistics in training: those that own some and are not frozen."""
-    owners = {id(leaf.owner): leaf.owner for leaf in leaves if not leaf.trainable}
+    owners = {id(leaf.owner): leaf.owner for leaf in layer_tree(model).leaves if not leaf.trainable}
     # The statistics of `Normalization` move in `adapt` alone.
     live = (one for one in owners.values() if getattr(one, "trainable", True) and not isinstance(one, _STANDS_STILL))
     return frozenset(map(id, live))
