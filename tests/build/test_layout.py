@@ -14,7 +14,7 @@ from finetune.build.data import precision
 from finetune.build.layout import build_layout, with_peaks
 from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
-from finetune.recipe.schema import Train
+from finetune.recipe.train import Train
 from finetune.training.fit import FitOptions
 
 DIGITS = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
