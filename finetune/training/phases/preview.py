@@ -27,7 +27,7 @@ class PlannedPhase:
         parameters: Numbers that are trained.
         learning_rates: Rate of each of these groups at the first, the middle and the last step of the phase.
         batch_norm: Mode of BatchNormalization in each group that has some.
-        resting: Layers that are called in inference mode though a frozen group alone does not make them so.
+        inference_layers: Layers that are called in inference mode though a frozen group alone does not make them so.
         notes: What else it does.
     """
 
@@ -37,7 +37,7 @@ class PlannedPhase:
     parameters: int
     learning_rates: dict[str, Rates]
     batch_norm: dict[str, str]
-    resting: tuple[str, ...]
+    inference_layers: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -107,7 +107,7 @@ def _planned(
         parameters=sum(prod(leaf.variable.shape) for leaf in state.trained),
         learning_rates=rates,
         batch_norm=dict(state.batch_norm_modes),
-        resting=tuple(layer.name for layer in state.inference_layers),
+        inference_layers=tuple(layer.name for layer in state.inference_layers),
         notes=tuple(_notes(phase)),
     )
 
