@@ -80,7 +80,7 @@ def phase_notes(plan: Plan) -> list[str]:
     notes: dict[str, list[str]] = {}
     for number, phase in enumerate(plan["phases"], start=1):
         layers = phase["inference_layers"]
-        inference = [f"layers in inference mode: {', '.join(layers)}"] if layers else []
+        inference = [f"called in inference mode: {', '.join(layers)}"] if layers else []
         for note in (*phase["notes"], *inference):
             notes.setdefault(note, []).append(str(number))
     return [f"phase {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
