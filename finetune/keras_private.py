@@ -28,7 +28,6 @@ from tensorflow.python.ops import control_flow_util
 OVERRIDDEN: dict[type, tuple[str, ...]] = {
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",
-        "_all_reduce_sum_gradients",
         "_apply_weight_decay",
         "_backend_apply_gradients",
         "_backend_increment_gradient_accumulators",
@@ -37,12 +36,10 @@ OVERRIDDEN: dict[type, tuple[str, ...]] = {
         "_clip_gradients",
         "_get_variable_index",
         "_iterations",
-        "_learning_rate",
         "_model_variables_moving_average",
         "_overwrite_model_variables_with_average_value",
         "_trackable_children",
         "_update_model_variables_moving_average",
-        "_use_weight_decay",
         "_var_key",
         "_variables",
     ),

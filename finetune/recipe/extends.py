@@ -91,10 +91,11 @@ class _Files:
             return None
         if not isinstance(root.value, dict):
             return self.fail(root.place, "a recipe must be a mapping with `model`, `data`, `groups` and `train`.")
-        own = Node({key: node for key, node in root.value.items() if key != "extends"}, root.place)
+        without = Node({key: node for key, node in root.value.items() if key != "extends"}, root.place)
         bases = [self.base(node, path) for node in self.extended(root.child("extends"))]
-        found = [base for base in bases if base]
-        return reduce(merged, [*found, own]) if len(found) == len(bases) else None
+        readable = [base for base in bases if base]
+        # Later bases win over earlier ones, and the file itself over all of them.
+        return reduce(merged, [*readable, without]) if len(readable) == len(bases) else None
 
     def extended(self, node: Node | None) -> list[Node]:
         if node is None or node.value is None:

@@ -1,4 +1,4 @@
-"""From a recipe file to a `Recipe`, and back."""
+"""Reads a recipe file into a `Recipe`, and writes it back."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

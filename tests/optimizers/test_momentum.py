@@ -202,8 +202,7 @@ def test_a_momentum_outside_its_bounds_is_refused(share):
     with pytest.raises(GroupError) as caught:
         Momentum(momentum=share)
     assert str(caught.value) == (
-        f"`momentum` must be a number from 0 to 1. Received `{share!r}`. 0 is plain gradient descent, `0.9` is usual. "
-        "Write a number between."
+        f"`momentum` must be a number from 0 to 1. Received `{share!r}`. 0 is plain gradient descent, `0.9` is usual."
     )
 
 
