@@ -64,6 +64,14 @@ def test_an_average_starts_where_a_part_is_that_comes_later():
         np.testing.assert_array_equal(v.numpy(), value)
 
 
+def test_an_average_that_lags_behind_its_variable_stays_where_it_is_while_the_variable_is_frozen():
+    v, other = tf.Variable([0.0]), tf.Variable([0.0])
+    optimizer = GroupedOptimizer([(SGD(1.0), v), (SGD(1.0), other)], use_ema=True, ema_momentum=0.5)
+    for variables in ([v, other], [v, other], [other]):
+        optimizer.apply([tf.ones(1)] * len(variables), variables)
+    assert float(optimizer._model_variables_moving_average[0][0]) == -1.5  # of -1 and -2
+
+
 def test_the_average_of_trained_variables_has_the_bits_of_keras():
     rng = np.random.default_rng(0)
     values, steps = rng.standard_normal(50).astype("f4"), rng.standard_normal((4, 50)).astype("f4")

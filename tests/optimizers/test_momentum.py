@@ -228,3 +228,22 @@ def test_variables_that_are_updated_together_get_the_bits_of_the_kernel(nesterov
             optimizer.apply([tf.constant(gradient)], [variable])
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_variables_of_several_rates_that_are_updated_as_one_go_the_way_of_each_alone(nesterov):
+    def trained(fused):
+        variables = [tf.Variable(START + i) for i in range(4)]
+        groups = [(Momentum(rate, 0.8, nesterov=nesterov), variables[i::2]) for i, rate in enumerate((0.1, 0.03))]
+        optimizer = GroupedOptimizer(groups, fused=fused)
+        for step in range(5):
+            optimizer.apply([tf.constant(GRADIENTS[step] * (i + 1)) for i in range(4)], variables)
+        return [v.numpy() for v in variables]
+
+    for together, alone in zip(trained("on"), trained("off"), strict=True):
+        np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("share", [0, 1, 0.5])
+def test_a_momentum_at_its_bounds_is_taken(share):
+    assert Momentum(momentum=share).get_config()["momentum"] == share

@@ -405,3 +405,8 @@ def test_the_examples_in_the_docstrings_hold():
     results = doctest.testmod(schedules)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_a_polynomial_decay_ends_unless_it_is_said_to_cycle():
+    assert float(polynomial_decay(0.1, 10, 0.01)(15)) == pytest.approx(0.01)
+    assert float(polynomial_decay(0.1, 10, 0.01, cycle=True)(15)) > 0.02
