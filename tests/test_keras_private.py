@@ -241,13 +241,6 @@ def run_update_rule():
     assert int(optimizer.iterations) == 0, "the update rule alone does not count"
 
 
-@checks(private.slot_index)
-def slot_index():
-    optimizer, variables = built(keras.optimizers.Adam(0.1), [1.0], [2.0])
-    assert [private.slot_index(optimizer, v) for v in variables] == [0, 1]
-    assert private.slot_index(optimizer, variables[1].value) == 1, "bare or inside a Keras variable"
-
-
 @checks(private.adam_moments)
 def adam_moments():
     optimizer, (first, second) = built(keras.optimizers.Adam(0.1, beta_1=0.5, beta_2=0.75), [1.0], [1.0])
@@ -513,6 +506,12 @@ def build_for_training():
 
 
 # -- What is overridden, and that nothing else is used ----------------------------------------------------------------
+
+
+# Hooks that no module uses any more would be dead code, checked for ever.
+def test_every_hook_is_used_in_the_package():
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "keras_private.py")
+    assert {name for name in HOOKS if not re.search(rf"\b{name}\b", source)} == set()
 
 
 def built_in_full(base: type) -> Any:
