@@ -61,7 +61,7 @@ def test_unknown_arguments_are_refused_with_those_that_there_are():
     )
 
 
-def test_what_keras_refuses_is_refused():
+def test_what_keras_refuses_is_reported_with_its_reason():
     assert problem("InceptionV3").startswith(
         "`InceptionV3` cannot be made with these arguments: Keras raised ValueError: "
     )

@@ -105,7 +105,7 @@ def test_a_module_that_cannot_be_imported_is_one_short_error(module, name, compl
     assert message.endswith("Install the package, or add its folder to `PYTHONPATH`.")
 
 
-def test_a_builder_that_fails_is_refused_with_its_error(module):
+def test_a_builder_that_fails_is_reported_with_its_error(module):
     assert problem(call_builder, f"{module}:broken", {}) == (
         f"A builder returns a network or examples. `{module}:broken` raised ZeroDivisionError: division by zero. Fix "
         "it; `--debug` shows the traceback."
