@@ -78,8 +78,8 @@ def phase_notes(plan: Plan) -> list[str]:
     notes: dict[str, list[str]] = {}
     for number, phase in enumerate(plan["phases"], start=1):
         own = [*phase["notes"]]
-        if phase["resting"]:
-            own.append(f"called in inference mode: {', '.join(phase['resting'])}")
+        if phase["inference_layers"]:
+            own.append(f"called in inference mode: {', '.join(phase['inference_layers'])}")
         for note in own:
             notes.setdefault(note, []).append(str(number))
     return [f"phase {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
