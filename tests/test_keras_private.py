@@ -645,21 +645,10 @@ def private_uses() -> dict[str, list[str]]:
     return found
 
 
-# Files that still have such uses; shrinks to nothing while the hooks move.
-NOT_YET = {
-    "training/features/cut.py",
-    "training/features/graph.py",
-    "training/features/keys.py",
-    "training/lr_range/sweep.py",
-}
-
-
 def test_no_other_module_uses_a_private_name_of_keras_or_tensorflow():
     found = private_uses()
-    unexpected = {path: lines for path, lines in found.items() if path not in NOT_YET}
-    assert not unexpected, "move these to finetune/keras_private.py:\n" + "\n".join(
-        f"  {path}:{line}" for path, lines in unexpected.items() for line in lines
-    )
+    lines = [f"  {path}:{line}" for path, lines in found.items() for line in lines]
+    assert not lines, "\n".join(["move these to finetune/keras_private.py:", *lines])
 
 
 def test_the_search_for_private_names_sees_every_way_of_using_them():
