@@ -11,7 +11,6 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -400,8 +399,10 @@ def with_training(operation: Any, training: bool) -> Callable[..., Any]:
     whether or not its `call` has them, and passes them on to the layers inside. The private `operation_fn` of Keras
     3.15 does the same; it is gone in 3.16.
     """
-    takes = "training" in getattr(operation, "_call_context_args", ())
-    return functools.partial(operation, training=training) if takes else operation
+    if "training" not in getattr(operation, "_call_context_args", ()):
+        return operation
+    # Not `functools.partial`: a recorded call may have `training=None` among its arguments, which must not win.
+    return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": training})
 
 
 def nodes_by_depth(function: keras.Function) -> dict[int, list[Any]]:

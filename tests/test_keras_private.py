@@ -479,6 +479,8 @@ def with_training():
     x = tf.ones((1, 100))
     assert float(tf.reduce_min(private.with_training(drop, True)(x))) == 0.0
     assert float(tf.reduce_min(private.with_training(drop, False)(x))) == 1.0
+    recorded = {"training": None}  # among the arguments of a call that a functional model has recorded
+    assert float(tf.reduce_min(private.with_training(drop, True)(x, **recorded))) == 0.0
     assert private.with_training(keras.layers.Flatten(), True)(x).shape == (1, 100), "its `call` has no `training`"
     inside = keras.layers.TimeDistributed(drop)
     assert float(tf.reduce_min(private.with_training(inside, True)(x[..., None]))) == 0.0, "the layer inside has"
