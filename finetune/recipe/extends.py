@@ -1,4 +1,4 @@
-"""Recipe files and the files they extend."""
+"""Reads recipe files, and merges a recipe with the files that it extends."""
 
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,11 +13,11 @@ MAX_EXTENDS = 20
 
 
 def read_tree(path: Path, problems: list[Problem]) -> Node | None:
-    """Reads a recipe and lays it over what it extends.
+    """Reads a recipe and merges it into what it extends.
 
     Args:
         path: The recipe.
-        problems: What is wrong is appended here.
+        problems: Errors in the text are appended here.
 
     Returns:
         The tree without `extends`; `None` if a file cannot be read.
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 text file of a recipe's size.
 
     Raises:
-        RecipeError: There is no such file, or it is no text.
+        RecipeError: There is no such file, or it is not text.
     """
     try:
         if path.is_dir():
@@ -76,7 +76,7 @@ class _Files:
     opened: list[Path] = field(default_factory=list)
 
     def tree(self, path: Path, text: str) -> Node | None:
-        """Returns a file laid over what it extends; each file is read once, however often it is extended."""
+        """Returns a file merged into what it extends; each file is read once, however often it is extended."""
         key = path.resolve()
         if key not in self.trees:
             self.opened.append(key)
