@@ -201,11 +201,6 @@ def run_update_rule(
     optimizer._backend_update_step(gradients, variables, rate)
 
 
-def slot_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
-    """Returns the position of a variable in the optimizer's lists of slots: `Optimizer._get_variable_index`."""
-    return optimizer._get_variable_index(variable)
-
-
 def adam_moments(optimizer: Any, variable: Any) -> tuple[Any, Any]:
     """Returns the first and second moment that a built Adam keeps for a variable.
 

@@ -241,13 +241,6 @@ def run_update_rule():
     assert int(optimizer.iterations) == 0, "the update rule alone does not count"
 
 
-@checks(private.slot_index)
-def slot_index():
-    optimizer, variables = built(keras.optimizers.Adam(0.1), [1.0], [2.0])
-    assert [private.slot_index(optimizer, v) for v in variables] == [0, 1]
-    assert private.slot_index(optimizer, variables[1].value) == 1, "bare or inside a Keras variable"
-
-
 @checks(private.adam_moments)
 def adam_moments():
     optimizer, (first, second) = built(keras.optimizers.Adam(0.1, beta_1=0.5, beta_2=0.75), [1.0], [1.0])
@@ -517,6 +510,12 @@ def build_for_training():
 # -- What is overridden, and that nothing else is used ----------------------------------------------------------------
 
 
+# Hooks that no module uses any more would be dead code, checked for ever.
+def test_every_hook_is_used_in_the_package():
+    source = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.name != "keras_private.py")
+    assert {name for name in HOOKS if not re.search(rf"\b{name}\b", source)} == set()
+
+
 def built_in_full(base: type) -> Any:
     """Returns an object of Keras' own class that has all attributes a subclass may read."""
     if base is keras.optimizers.Optimizer:
@@ -646,21 +645,10 @@ def private_uses() -> dict[str, list[str]]:
     return found
 
 
-# Files that still have such uses; shrinks to nothing while the hooks move.
-NOT_YET = {
-    "training/features/cut.py",
-    "training/features/graph.py",
-    "training/features/keys.py",
-    "training/lr_range/sweep.py",
-}
-
-
 def test_no_other_module_uses_a_private_name_of_keras_or_tensorflow():
     found = private_uses()
-    unexpected = {path: lines for path, lines in found.items() if path not in NOT_YET}
-    assert not unexpected, "move these to finetune/keras_private.py:\n" + "\n".join(
-        f"  {path}:{line}" for path, lines in unexpected.items() for line in lines
-    )
+    lines = [f"  {path}:{line}" for path, lines in found.items() for line in lines]
+    assert not lines, "\n".join(["move these to finetune/keras_private.py:", *lines])
 
 
 def test_the_search_for_private_names_sees_every_way_of_using_them():

@@ -142,3 +142,11 @@ def test_slots_and_exclusions_go_over_to_the_variables_that_replace_others():
     assert float(new[0]) == -0.5, "half of the step before, which the slot holds"
     assert [child._use_weight_decay(v) for v in (new, kept)] == [False, True]
     assert [v is w for v, w in zip(child._trainable_variables, (new, kept), strict=True)] == [True, True]
+
+
+def test_a_child_leaves_the_sum_over_replicas_to_its_parent_and_a_schedule_starts_unscaled():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.25, 2, 0.5)
+    optimizer = GroupedOptimizer({"body": (Adam(schedule), tf.Variable([1.0]))})
+    child = optimizer.group_optimizers["body"]
+    assert child._all_reduce_sum_gradients(["gradient"]) == ["gradient"]
+    assert float(child.learning_rate) == 0.25

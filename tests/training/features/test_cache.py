@@ -345,6 +345,25 @@ def test_no_memory_turns_them_off():
     assert reason(sequential(), on_batch=fail) == "the features do not fit into memory"
 
 
+def test_a_device_without_memory_turns_them_off_too():
+    def fail(done, total):
+        raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+
+    assert reason(sequential(), on_batch=fail) == "the features do not fit into memory"
+
+
+def test_the_time_that_it_took_is_counted_from_the_start_of_the_run():
+    assert 0 < features_of(sequential()).seconds < 60
+
+
+@pytest.mark.slow
+def test_masks_are_used_again_with_their_features():
+    model, store = masked(), FeatureStore()
+    first, second = (features_of(model, TOKENS, store=store) for _ in range(2))
+    assert len(first.masks) == len(second.masks) == 1
+    assert second.seconds == 0
+
+
 def test_for_one_epoch_they_are_not_made_unless_told():
     assert reason(sequential(), epochs=1) == "there is only one epoch, which reads every feature once"
     features_of(sequential(), epochs=1, mode="memory")
