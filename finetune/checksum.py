@@ -3,9 +3,10 @@
 import hashlib
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
+
+from finetune.variables import tf_variable
 
 
 def checksum(values: Any) -> str:
@@ -25,5 +26,5 @@ def checksum(values: Any) -> str:
 
 def as_array(values: Any) -> np.ndarray:
     """Returns the values of a variable, tensor or array in their own type."""
-    stored = values.value if isinstance(values, keras.Variable) else values
+    stored = tf_variable(values)
     return np.asarray(stored.numpy() if tf.is_tensor(stored) or isinstance(stored, tf.Variable) else stored)

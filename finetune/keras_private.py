@@ -1,1 +1,424 @@
-"""Every private hook of Keras and TensorFlow that the package uses, one documented function each."""
+"""Every private name of Keras and TensorFlow that the package reads, calls or replaces: one function for each.
+
+A private name may change in any release, so it is used here and nowhere else. Each function says what it does, which
+private name it uses, and why no public one does the same. `tests/test_keras_private.py` calls all of them on the
+installed Keras and TensorFlow and names those that no longer work: run it first after an upgrade, then repair the
+function here; its callers do not change.
+
+Two uses cannot move here, because Python or Keras looks them up on the class itself: methods that a subclass overrides,
+and attributes that a subclass reads through `self`. They are listed in `OVERRIDDEN`, which the same test checks.
+
+The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state, masking
+from keras.src.models import functional
+from keras.src.saving import keras_saveable, saving_lib, serialization_lib
+from keras.src.utils import tracking
+from tensorflow.python.eager import context
+from tensorflow.python.ops import control_flow_util
+
+# The private names that subclasses of Keras' classes in this package override, or read through `self`.
+OVERRIDDEN: dict[type, tuple[str, ...]] = {
+    keras.optimizers.Optimizer: (
+        "_accumulated_gradients",
+        "_all_reduce_sum_gradients",
+        "_apply_weight_decay",
+        "_backend_apply_gradients",
+        "_backend_increment_gradient_accumulators",
+        "_backend_update_step",
+        "_check_variables_are_known",
+        "_clip_gradients",
+        "_get_variable_index",
+        "_iterations",
+        "_learning_rate",
+        "_model_variables_moving_average",
+        "_overwrite_model_variables_with_average_value",
+        "_trackable_children",
+        "_update_model_variables_moving_average",
+        "_use_weight_decay",
+        "_var_key",
+        "_variables",
+    ),
+    keras.layers.Layer: ("_trackable_children",),
+    # What `tf.train.Checkpoint` calls: to save, to restore, and to copy for an asynchronous checkpoint.
+    tf.__internal__.tracking.Trackable: ("_copy_trackable_to_cpu", "_restore_from_tensors", "_serialize_to_tensors"),
+}
+
+# -- Used in several folders ------------------------------------------------------------------------------------------
+
+
+def untracked() -> AbstractContextManager[Any]:
+    """Returns a context in which assigning an attribute of a Keras object does not make Keras track the value.
+
+    Otherwise a variable assigned to an optimizer or layer becomes one of its variables. Uses
+    `keras.src.utils.tracking.DotNotTrackScope` (sic), for which Keras exports no public name.
+    """
+    return tracking.DotNotTrackScope()
+
+
+def without_tracking(method: Callable[..., Any]) -> Any:
+    """Decorates a method of a Keras object so that attributes assigned in it are not tracked; see `untracked`.
+
+    Uses `keras.src.utils.tracking.no_automatic_dependency_tracking`, the decorator that Keras puts on its own `build`.
+    """
+    return tracking.no_automatic_dependency_tracking(method)
+
+
+# -- groups/ ----------------------------------------------------------------------------------------------------------
+
+
+def is_trackable(value: Any) -> bool:
+    """Returns whether `value` is a `tf.Module`, an object of a loaded SavedModel, or a Keras layer or optimizer.
+
+    They have one base, `tf.__internal__.tracking.AutoTrackable`. What `tf.saved_model.load` returns has no other class
+    that could be named.
+    """
+    return isinstance(value, tf.__internal__.tracking.AutoTrackable)
+
+
+def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """Returns the variables that belong to a layer itself, not to its sublayers: those made trainable, and the others.
+
+    Reads `Layer._trainable_variables` and `Layer._non_trainable_variables`. The public `trainable_weights` includes the
+    sublayers and is empty for a frozen layer, so it cannot say what the layer would train once it is unfrozen.
+    """
+    return list(layer._trainable_variables), list(layer._non_trainable_variables)
+
+
+def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursive: bool = True) -> list[Any]:
+    """Returns the layers inside a layer, in the order of its attributes.
+
+    Uses `Layer._flatten_layers`. Only models have the public `layers`; other layers that hold layers, such as
+    `Bidirectional` or a user's transformer block, have no public list of them.
+
+    Args:
+        layer: Any Keras layer or model.
+        include_self: Whether the list begins with `layer`.
+        recursive: Whether it includes the layers inside those layers, to any depth.
+    """
+    return list(layer._flatten_layers(include_self=include_self, recursive=recursive))
+
+
+# -- models/ ----------------------------------------------------------------------------------------------------------
+
+
+def is_safe_mode() -> bool:
+    """Returns whether a `.keras` file is being loaded with `safe_mode=True`.
+
+    Uses `keras.src.saving.serialization_lib.in_safe_mode`, which returns `None` outside of loading, and for which Keras
+    exports no public name. `keras.layers.TFSMLayer` uses it in the same way, since a graph is code.
+    """
+    return bool(serialization_lib.in_safe_mode())
+
+
+# -- optimizers/ ------------------------------------------------------------------------------------------------------
+
+
+def step_counter(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns the variable that counts the calls of `apply`: `Optimizer._iterations`.
+
+    With gradient accumulation it counts batches, while the public `iterations` is a tensor that counts updates.
+    """
+    return optimizer._iterations
+
+
+def set_step_counter(optimizer: keras.optimizers.Optimizer, counter: Any) -> None:
+    """Makes an optimizer read its step from `counter`, which does not become one of its variables.
+
+    Writes `Optimizer._iterations`; the public `iterations` can be set only once, before the optimizer is built.
+    """
+    with tracking.DotNotTrackScope():
+        optimizer._iterations = counter
+
+
+def held_rate(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns what the optimizer takes its learning rate from: a variable, a schedule or a callable.
+
+    Reads `Optimizer._learning_rate`. The public `learning_rate` evaluates schedules and callables.
+    """
+    return optimizer._learning_rate
+
+
+def set_held_rate(optimizer: keras.optimizers.Optimizer, rate: Any) -> None:
+    """Makes the optimizer take its learning rate from `rate`, a schedule, variable or callable, without tracking it.
+
+    Writes `Optimizer._learning_rate`. The setter of the public `learning_rate` assigns to the variable held so far, and
+    refuses when a schedule is held.
+    """
+    with tracking.DotNotTrackScope():
+        optimizer._learning_rate = rate
+
+
+def skip_reduction(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes the optimizer take gradients as already summed over the replicas of a `tf.distribute` strategy.
+
+    Replaces `Optimizer._all_reduce_sum_gradients` on the instance; Keras' `apply` has no argument for it.
+    """
+    optimizer._all_reduce_sum_gradients = list
+
+
+def uses_weight_decay(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
+    """Returns whether `exclude_from_weight_decay` leaves `variable` with its decay: `Optimizer._use_weight_decay`."""
+    return bool(optimizer._use_weight_decay(variable))
+
+
+def excluded_from_weight_decay(optimizer: keras.optimizers.Optimizer) -> set[Any]:
+    """Returns the keys of the variables that `exclude_from_weight_decay` excluded; changing the set changes them.
+
+    Reads `Optimizer._exclude_from_weight_decay`, which exists only after the first call of the public method.
+    """
+    return getattr(optimizer, "_exclude_from_weight_decay", set())
+
+
+def apply_weight_decay(optimizer: keras.optimizers.Optimizer, variables: Sequence[Any]) -> None:
+    """Decays the weights, `w -= w * weight_decay * learning_rate`: `Optimizer._apply_weight_decay`.
+
+    A step of the public `apply`, of which the parent optimizer runs the steps for each group.
+    """
+    optimizer._apply_weight_decay(variables)
+
+
+def clip_gradients(optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any]) -> list[Any]:
+    """Returns gradients clipped as the optimizer's `clipnorm`, `clipvalue` or `global_clipnorm` says.
+
+    Calls `Optimizer._clip_gradients`, a step of the public `apply`.
+    """
+    return optimizer._clip_gradients(gradients)
+
+
+def run_update_rule(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], variables: Sequence[Any], rate: Any
+) -> None:
+    """Applies the optimizer's update rule alone, with learning rate `rate`; clipping, decay and counting are not part.
+
+    Calls `Optimizer._backend_update_step`. The public `update_step` takes a single variable and does not work in the
+    replicas of a `tf.distribute` strategy.
+    """
+    optimizer._backend_update_step(gradients, variables, rate)
+
+
+def slot_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Returns the position of a variable in the optimizer's lists of slots: `Optimizer._get_variable_index`."""
+    return optimizer._get_variable_index(variable)
+
+
+def adam_moments(optimizer: Any, variable: Any) -> tuple[Any, Any]:
+    """Returns the first and second moment that a built Adam keeps for a variable.
+
+    Reads `Adam._momentums` and `Adam._velocities` at the position that `Optimizer._get_variable_index` returns. The
+    public `variables` lists the slots by position only, and their order depends on the optimizer's options.
+    """
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def add_to_variables(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
+    """Adds a variable, or an object that takes its place, to `optimizer.variables`: `Optimizer._track_variable`.
+
+    Keras does it for what `add_variable` makes; there is no public way to add a variable made elsewhere.
+    """
+    optimizer._track_variable(variable)
+
+
+def known_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the variables that a built optimizer has slots for, in order: `Optimizer._trainable_variables`."""
+    return optimizer._trainable_variables
+
+
+def replace_known_variables(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], positions: dict[Any, int]
+) -> None:
+    """Makes a built optimizer use its slots for other variables of the same shapes.
+
+    Writes `Optimizer._trainable_variables` and updates `_trainable_variables_indices`. Needed when an optimizer was
+    restored before its model: Keras can build an optimizer only once, and only for variables that exist.
+
+    Args:
+        optimizer: A built optimizer.
+        variables: All its variables in the order of its slots.
+        positions: Keys (`Optimizer._var_key`) of the new variables with their positions in `variables`.
+    """
+    optimizer._trainable_variables_indices.update(positions)
+    with tracking.DotNotTrackScope():  # `tf.train.Checkpoint` refuses a tracked list that has changed
+        optimizer._trainable_variables = list(variables)
+
+
+def variable_positions(optimizer: keras.optimizers.Optimizer) -> dict[Any, int]:
+    """Returns the positions of a built optimizer's variables by key: `Optimizer._trainable_variables_indices`."""
+    return optimizer._trainable_variables_indices
+
+
+def stored_value(variable: keras.Variable) -> Any:
+    """Returns the object in which a Keras variable keeps its value: `Variable._value`, a `tf.Variable` or a view.
+
+    The public `value` converts it: under `autocast` or in a `StatelessScope` it returns a tensor instead.
+    """
+    return getattr(variable, "_value", None)
+
+
+def set_stored_value(variable: keras.Variable, value: Any) -> None:
+    """Makes a Keras variable keep its value in another object, which has `assign`, `shape` and `dtype`.
+
+    Writes `Variable._value`. Keras makes that object itself and has no public way to exchange it.
+    """
+    variable._value = value
+
+
+def trackable_base() -> Any:
+    """Returns the class from which an object derives that `tf.train.Checkpoint` saves: `Trackable`.
+
+    The public bases (`tf.Module`, `tf.train.Checkpoint`) make every attribute a dependency, of which an object that
+    shows a part of another variable must have none. Uses `tf.__internal__.tracking.Trackable`.
+    """
+    return tf.__internal__.tracking.Trackable
+
+
+def is_compiled_by_xla() -> bool:
+    """Returns whether the code being traced will be compiled by XLA.
+
+    Uses `control_flow_util.GraphOrParentsInXlaContext`. TensorFlow has no public way to ask; some kernels do not exist
+    in XLA, and their use must be decided while tracing.
+    """
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+# -- pretrained/ ------------------------------------------------------------------------------------------------------
+
+
+def is_saveable(value: Any) -> bool:
+    """Returns whether `model.save_weights` visits the object: a layer, model, optimizer, metric or loss.
+
+    Uses `keras.src.saving.keras_saveable.KerasSaveable`, their common base.
+    """
+    return isinstance(value, keras_saveable.KerasSaveable)
+
+
+def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the attributes that `model.save_weights` visits below an object, with their names in the file.
+
+    Uses `keras.src.saving.saving_lib._walk_saveable`. Keras has no public way to ask for the paths it saves under.
+    """
+    return saving_lib._walk_saveable(saveable)
+
+
+# -- training/ --------------------------------------------------------------------------------------------------------
+
+
+def eager_generator() -> Any:
+    """Returns the `random.Random` from which TensorFlow draws seeds of eager operations; `None` before the first seed.
+
+    Reads `tensorflow.python.eager.context.context()._rng`. `tf.random.set_seed` makes a new generator; there is no
+    public way to read its state and put it back.
+    """
+    return getattr(context.context(), "_rng", None)
+
+
+def seed_generator() -> Any:
+    """Returns the `SeedGenerator` that layers without a seed draw from; `None` before the first draw.
+
+    Reads the attribute `global_seed_generator` of `keras.src.backend.common.global_state`;
+    `keras.utils.set_random_seed` makes a new one, and none of them can be read in public.
+    """
+    return global_state.get_global_attribute("global_seed_generator")
+
+
+# -- training/fast/ ---------------------------------------------------------------------------------------------------
+
+
+def takes_training(model: keras.Model) -> bool:
+    """Returns whether Keras passes `training` to the model's `call`: `Layer._call_has_training_arg`."""
+    return model._call_has_training_arg
+
+
+def compute_loss(model: keras.Model, **arguments: Any) -> Any:
+    """Returns the loss as Keras' `train_step` computes it: `Trainer._compute_loss`.
+
+    It calls the public `compute_loss`, without the arguments that an older override of it does not take.
+    """
+    return model._compute_loss(**arguments)
+
+
+def compiled_loss(model: keras.Model) -> Any:
+    """Returns the object that combines the losses of all outputs; `None` for a model compiled without a loss.
+
+    Reads `Trainer._compile_loss`; the public `loss` is what the user passed to `compile`.
+    """
+    return getattr(model, "_compile_loss", None)
+
+
+def loss_tracker(model: keras.Model) -> Any:
+    """Returns the metric that averages the loss over an epoch: `Trainer._loss_tracker`.
+
+    It is the first of the public `metrics` only where the model was compiled with a loss.
+    """
+    return model._loss_tracker
+
+
+def assign_now(variable: keras.Variable, value: Any) -> None:
+    """Writes a value to a variable: `Variable._direct_assign`.
+
+    Inside a `StatelessScope` the public `assign` only notes the value in the scope.
+    """
+    variable._direct_assign(value)
+
+
+# -- training/features/ -----------------------------------------------------------------------------------------------
+
+
+def mask_of(tensor: Any) -> Any:
+    """Returns the mask that Keras attached to a tensor, or `None`: `masking.get_keras_mask`.
+
+    Keras passes masks from layer to layer as an attribute of tensors; `compute_mask` of a whole model is not public for
+    the values inside it.
+    """
+    return masking.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Attaches a mask to a tensor, as `Masking` and `Embedding(mask_zero=True)` do: `masking.set_keras_mask`."""
+    masking.set_keras_mask(tensor, mask)
+
+
+def runs_its_graph(layer: Any) -> bool:
+    """Returns whether a layer is a functional model, and its `call` is Keras' own, which runs the graph of its layers.
+
+    Uses `keras.src.models.functional.Functional`, the class of what `keras.Model(inputs, outputs)` returns. The public
+    `keras.Function` is a base of it that has another `call`.
+    """
+    return isinstance(layer, functional.Functional) and type(layer).call is functional.Functional.call
+
+
+def with_training(operation: Any, training: bool) -> Callable[..., Any]:
+    """Returns a function that calls `operation` with `training` where it takes that argument.
+
+    Uses `keras.src.models.functional.operation_fn`, with which `Functional.call` passes `training` on to its layers.
+    """
+    return functional.operation_fn(operation, training=training)
+
+
+def nodes_by_depth(function: keras.Function) -> dict[int, list[Any]]:
+    """Returns the calls in a graph of layers by their distance from the outputs: `Function._nodes_by_depth`.
+
+    Keras runs them by falling depth, and within a depth in the order of the list. The public `operations` lists a layer
+    once, however often it is called.
+    """
+    return function._nodes_by_depth
+
+
+# -- training/lr_range/ -----------------------------------------------------------------------------------------------
+
+
+def build_for_training(model: keras.Model, batch: Any) -> None:
+    """Builds the metrics and the loss of a compiled model from one batch, without running it: `_symbolic_build`.
+
+    Keras' `fit` does it before its first step. What is built later, inside a `tf.function`, would make variables while
+    it is traced.
+    """
+    model._symbolic_build(data_batch=batch)

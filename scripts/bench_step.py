@@ -127,8 +127,13 @@ def count_operations(model: keras.Model, batch: Batch) -> int:
     """Returns the operations of a compiled step; 0 if the step is not the model's own."""
     if not model.compiled:
         return 0
+    return len(step_graph(model, batch).get_operations())
+
+
+def step_graph(model: keras.Model, batch: Batch) -> tf.Graph:
+    """Returns the graph of a compiled step."""
     step = tf.function(lambda *batch: model.train_step(batch))
-    return len(step.get_concrete_function(*map(tf.constant, batch)).graph.get_operations())
+    return step.get_concrete_function(*map(tf.constant, batch)).graph
 
 
 def measure(name: str, options: argparse.Namespace) -> Iterator[Figure]:

@@ -7,9 +7,8 @@ from typing import Any
 
 from finetune.errors import GroupError, RecipeError
 from finetune.groups.layer_tree import LayerTree
-from finetune.groups.selectors import LayerGroup, Selector, resolve_groups
+from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
 from finetune.groups.spacing import discriminative_rates, spread_rates
-from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.recipe.groups import GroupSpec, OptimizerSpec, Strategy
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
@@ -63,7 +62,7 @@ def _selector(group: GroupSpec) -> Selector:
 
 
 def _strategy_groups(strategy: Strategy, tree: LayerTree, about: str) -> list[GroupPlan]:
-    selectors = (selectors_by_layer if strategy.by == "layer" else selectors_by_block)(tree)
+    selectors = selectors_by(tree, strategy.by)
     if strategy.spread:
         low, high = strategy.spread
         rates = spread_rates(low, high, len(selectors))

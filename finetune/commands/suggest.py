@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,7 @@ from finetune.build.data import build_batches, precision
 from finetune.build.layout import Prepared, load_allowed, prepare
 from finetune.commands.plan import tell_network
 from finetune.errors import FinetuneError, quote
-from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup, resolve_groups
-from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.groups_block import groups_block
 from finetune.recipe.loader import load_recipe
@@ -85,7 +83,7 @@ def suggest_groups(
     with precision(wanted):
         ready = prepare(wanted)
         tell_network(ready, console)
-        groups = _fresh_groups(ready, by) if by else ready.groups
+        groups = resolve_groups(ready.model, by=by) if by else ready.groups
         norms = _measure(wanted, ready, groups, num_batches, console)
     rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(ready.peaks.values()))
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
@@ -117,14 +115,6 @@ def _check(
         raise FinetuneError(f"A suggestion never writes over what is there. `{out}` exists. Say `--overwrite`.")
     if not Path(out).parent.is_dir():
         raise FinetuneError(f"`--out {out}` must lie in a folder that exists. There is no `{Path(out).parent}`.")
-
-
-def _fresh_groups(ready: Prepared, by: str) -> tuple[LayerGroup, ...]:
-    tree = layer_tree(ready.model)
-    selectors = (selectors_by_layer if by == "layer" else selectors_by_block)(tree)
-    names = [selector.name.replace(".", "-") for selector in selectors]
-    unique = [name if name not in names[:at] else f"{name}-{at + 1}" for at, name in enumerate(names)]
-    return resolve_groups(tree, [replace(one, name=name) for one, name in zip(selectors, unique, strict=True)])
 
 
 def _measure(

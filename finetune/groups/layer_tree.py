@@ -12,8 +12,8 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
-
-_Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of what tf.saved_model.load returns
+from finetune.keras_private import is_trackable, layer_variables, sublayers
+from finetune.variables import variable_path
 
 # What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
 _OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
@@ -90,7 +90,7 @@ def layer_tree(model: Any) -> LayerTree:
     """
     if isinstance(model, keras.layers.Layer):
         return _keras_tree(model)
-    if isinstance(model, _Trackable):
+    if is_trackable(model):
         return _module_tree(model)
     raise GroupError(
         "A layer tree needs a Keras model, a `tf.Module` or a loaded SavedModel. "
@@ -132,6 +132,11 @@ def _own_name(leaf: Leaf) -> str:
     return leaf.name.rpartition("/")[2].partition("~")[0]
 
 
+def paths_down(name: str) -> list[str]:
+    """Returns the paths that lead down to a name: `a`, `a/b`, `a/b/c` for `a/b/c`."""
+    return list(accumulate(name.split("/"), _join))
+
+
 # Keras
 
 
@@ -146,7 +151,7 @@ def _keras_tree(root: keras.layers.Layer) -> LayerTree:
 
 
 def _require_built(root: keras.layers.Layer) -> None:
-    waiting = [] if root.built else [layer for layer in root._flatten_layers() if _waits_for_weights(layer)]
+    waiting = [] if root.built else [layer for layer in sublayers(root, include_self=True) if _waits_for_weights(layer)]
     if waiting or not (root.built or root.weights):
         raise GroupError(
             f"A layer tree needs a model that has its weights, and `{root.name}` is not built yet. Call it once on a "
@@ -165,8 +170,8 @@ def _waits_for_weights(layer: keras.layers.Layer) -> bool:
 def _walk_layer(
     layer: keras.layers.Layer, path: str, containers: set[str], seen: set[int], by_hand: bool = True
 ) -> Iterator[Leaf]:
-    trainable = layer._trainable_variables  # private, but unlike the public list it does not shrink on freezing
-    own = [*trainable, *layer._non_trainable_variables]
+    trainable, others = layer_variables(layer)
+    own = [*trainable, *others]
     for index, (variable, name) in enumerate(zip(own, _variable_names(layer, own), strict=True)):
         if _is_new(variable, seen):
             yield Leaf(_join(path, name), path, variable, index < len(trainable), layer, index)
@@ -184,7 +189,7 @@ def _is_container(layer: keras.layers.Layer) -> bool:
 
 
 def _children(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    below = layer._flatten_layers(include_self=False, recursive=False)  # a Layer has no public list of its parts
+    below = sublayers(layer, recursive=False)
     public = layer.layers if isinstance(layer, keras.Model) else []
     return list({id(child): child for child in [*public, *below]}.values())
 
@@ -273,7 +278,7 @@ def _walk_module(module: Any, path: str, containers: set[str], seen: set[int]) -
         for name, part in parts:
             if isinstance(part, keras.layers.Layer) and _is_new(part, seen):
                 yield from _walk_layer(part, _join(path, name), containers, seen)
-            elif isinstance(part, _Trackable) and _is_new(part, seen):
+            elif is_trackable(part) and _is_new(part, seen):
                 yield from _walk_module(part, _join(path, name), containers, seen)
 
 
@@ -330,7 +335,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stray(root: Any, weight: Any, index: int) -> Leaf:
-    path = re.sub(r"[^\w./-]", "_", getattr(weight, "path", weight.name).partition(":")[0]).strip("/")
+    path = re.sub(r"[^\w./-]", "_", variable_path(weight).partition(":")[0]).strip("/")
     return Leaf(path, path.rpartition("/")[0], weight, weight.trainable, root, index)
 
 
@@ -352,7 +357,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _ancestors(path: str) -> list[str]:
-    return list(accumulate(path.split("/")[:-1], _join))
+    return paths_down(path)[:-1]
 
 
 def _is_new(thing: Any, seen: set[int]) -> bool:

@@ -11,10 +11,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.saving.serialization_lib import in_safe_mode
 
 from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.groups.layer_tree import Leaf
+from finetune.keras_private import is_safe_mode
 from finetune.models.handles import cache_folder, resolve_handle
 from finetune.models.modules import SavedModule, load_saved_module
 from finetune.models.saved_graph import pack_graph, unpack_graph
@@ -178,7 +178,7 @@ class HubLayer(HubPart):
         Raises:
             FinetuneError: In Keras' safe mode, as for `keras.layers.TFSMLayer`: the file's graph would be run.
         """
-        if in_safe_mode():
+        if is_safe_mode():
             raise FinetuneError(
                 "A SavedModel's graph is code, which Keras' safe mode does not load. The file holds a `HubLayer` made "
                 f"from `{config.get('handle')}`. If you trust the file, load it with `safe_mode=False`; in a recipe "
@@ -186,7 +186,6 @@ class HubLayer(HubPart):
             )
         return cls(**config)
 
-    @tf.__internal__.tracking.no_automatic_dependency_tracking
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         # TensorFlow's own hook. A SavedModel needs the tables and assets of the module; in a checkpoint the module
         # would be every weight a second time.

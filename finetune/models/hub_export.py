@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from finetune.errors import FinetuneError, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.keras_private import sublayers
 from finetune.models.heads import inputs_of
 from finetune.models.hub import HubLayer
 
@@ -143,11 +144,11 @@ def _regularizers(model: keras.Model) -> Iterator[Any]:
 
 
 def _hub_layers(model: keras.Model) -> list[HubLayer]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, HubLayer)]
+    return [layer for layer in sublayers(model, include_self=True) if isinstance(layer, HubLayer)]
 
 
 def _resources(model: keras.Model) -> Iterator[Any]:
-    for layer in model._flatten_layers():  # a Layer has no public list of its parts
+    for layer in sublayers(model, include_self=True):
         if isinstance(layer, HubLayer):
             yield layer.module.loaded
         for value in vars(layer).values():

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.variables import tf_variable
 
 
 @keras.saving.register_keras_serializable("finetune")
@@ -66,8 +67,8 @@ class Momentum(keras.optimizers.Optimizer):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable and its slot in place."""
-        slot = _native(self.momentums[self._get_variable_index(variable)])
-        variable = _native(variable)
+        slot = tf_variable(self.momentums[self._get_variable_index(variable)])
+        variable = tf_variable(variable)
         gradient, rate, momentum = (tf.cast(x, variable.dtype) for x in (gradient, learning_rate, self.momentum))
         if isinstance(gradient, tf.IndexedSlices):
             _update_rows(variable, slot, gradient, rate, momentum, self.nesterov)
@@ -95,10 +96,6 @@ def _share(momentum: Any) -> float:
             "usual. Write a number between."
         )
     return float(momentum)
-
-
-def _native(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _update_all(

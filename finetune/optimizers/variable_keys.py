@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError, quote
+from finetune.variables import variable_path
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class VariableKey:
 
     @classmethod
     def of(cls, variable: Any, weight_decay: bool) -> "VariableKey":
-        path = getattr(variable, "path", variable.name).split(":")[0]
+        path = variable_path(variable).split(":")[0]
         dtype = tf.as_dtype(variable.dtype).name
         shape, trainable = tuple(variable.shape), bool(variable.trainable)
         return cls(-1, variable.name.split(":")[0], path, shape, dtype, trainable, weight_decay)
@@ -106,4 +107,4 @@ def _match_by_path(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -
 
 def label(variable: Any) -> str:
     """The variable's path (or name) and shape, for messages."""
-    return f"`{getattr(variable, 'path', variable.name)}` {tuple(variable.shape)}"
+    return f"`{variable_path(variable)}` {tuple(variable.shape)}"

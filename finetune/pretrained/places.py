@@ -13,6 +13,7 @@ from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.formats.checkpoints import object_place, trainable_place, variable_paths
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, address, legacy_place
 from finetune.pretrained.numbering import class_name, is_counted, stem
+from finetune.variables import tf_variable
 
 
 def places(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
@@ -122,5 +123,4 @@ def _trainable_places(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 
 def full_name(variable: Any) -> str:
     """Returns the name that TensorFlow itself has for the variable, without `:0`."""
-    stored = variable.value if isinstance(variable, keras.Variable) else variable
-    return stored.name.removesuffix(":0")
+    return tf_variable(variable).name.removesuffix(":0")

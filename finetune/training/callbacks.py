@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.summary import Writer
 
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.results.run_folder import replacing, write_csv
 from finetune.training.fast.calls import steps_done
 
@@ -51,7 +52,7 @@ def _model(callback: keras.callbacks.Callback) -> Any:
 
 def learning_rates(model: Any) -> dict[str, float]:
     """Returns the rate that each layer group of a compiled model uses in the next step."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = unwrap(model.optimizer)
     if isinstance(optimizer, GroupedOptimizer):
         return optimizer.learning_rates
     return {optimizer.name: float(optimizer.learning_rate)}

@@ -17,6 +17,7 @@ from finetune.errors import TrainingError, quote
 from finetune.groups.selectors import LayerGroup
 from finetune.training.freezing import freeze
 from finetune.training.snapshot import no_trace
+from finetune.variables import tf_variable
 
 
 def relative_gradient_norms(
@@ -72,7 +73,7 @@ def check_ratios(found: Mapping[str, np.ndarray]) -> None:
 
 def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf.Tensor]:
     """Makes a compiled function of inputs and targets that returns a ratio for each group, which must be trainable."""
-    variables = [[_tensor(leaf.variable) for leaf in group.trainable] for group in groups]
+    variables = [[tf_variable(leaf.variable) for leaf in group.trainable] for group in groups]
 
     @tf.function(reduce_retracing=True)
     def norms(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -83,10 +84,6 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
         return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
 
     return norms
-
-
-def _tensor(variable: keras.Variable | tf.Variable) -> tf.Variable:
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _global_norm(tensors: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> tf.Tensor:

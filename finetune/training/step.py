@@ -11,6 +11,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.modules import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.variables import tf_variable
 
 
 def grouped_train_step(
@@ -65,7 +66,7 @@ def grouped_train_step(
         with tf.GradientTape() as tape:
             value = measure(targets, module(inputs, **options)) + _extra_losses(module)
             scaled = optimizer.scale_loss(value)
-        optimizer.apply(tape.gradient(scaled, [_raw(variable) for variable in trained]), trained)
+        optimizer.apply(tape.gradient(scaled, [tf_variable(variable) for variable in trained]), trained)
         return value
 
     return step
@@ -88,10 +89,6 @@ def _variables_in(one: Any) -> list[Any]:
     if isinstance(one, LayerGroup):
         return [] if one.frozen else one.variables
     return [one]
-
-
-def _raw(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 class _MeanOf(keras.losses.Loss):

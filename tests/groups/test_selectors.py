@@ -3,14 +3,13 @@
 import re
 
 import keras
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import LayerTree, layer_tree
-from finetune.groups.selectors import LayerGroup, Selector, resolve_groups
+from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
 
 L = keras.layers
 REST = Selector("rest", rest=True)
@@ -58,7 +57,7 @@ def test_groups_come_in_the_given_order_with_their_weights_in_the_models_order(t
     assert groups[0].variables == [leaf.variable for leaf in tree.trainable if leaf.layer == "head"]
 
 
-def test_a_model_may_stand_for_its_tree():
+def test_a_model_may_be_passed_in_place_of_its_tree():
     model = make_model()
 
     (group,) = resolve_groups(model, [REST])
@@ -73,60 +72,6 @@ def test_the_first_selector_that_matches_takes_a_weight(tree):
 
     assert taken(groups)["one"] == ["block_1/kernel"]
     assert taken(groups)["two"] == ["block_1/bias", *weights("block_2", "block_10")]
-
-
-def test_a_prefix_matches_only_at_slash_boundaries(tree):
-    for prefix in ("block_1", "block_1/"):
-        groups = resolve_groups(tree, [Selector("one", prefixes=(prefix,)), REST])
-
-        assert taken(groups)["one"] == weights("block_1")
-
-
-def test_a_single_string_is_one_prefix_and_not_its_letters(tree):
-    assert taken(resolve_groups(tree, [Selector("one", prefixes="head"), REST]))["one"] == weights("head")
-
-
-def test_a_regular_expression_must_match_the_whole_name(tree):
-    groups = resolve_groups(tree, [Selector("kernels", regex=("block_.*/kernel",)), REST])
-
-    assert taken(groups)["kernels"] == ["block_1/kernel", "block_2/kernel", "block_10/kernel"]
-    assert "matches nothing" in message(tree, Selector("a", regex=("block_.*/kern",)), REST)
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        (("0:2",), ["stem"]),
-        ((1, 2), ["stem", "bn"]),
-        (("-1",), ["head"]),
-        ((-2,), ["block_10"]),
-        (("-3:",), ["block_2", "block_10", "head"]),
-        ((" : 3 ",), ["stem", "bn"]),
-        (("1:7:4", -1), ["stem", "block_1", "head"]),
-    ],
-)
-def test_layers_are_sliced_as_the_model_counts_them(tree, layers, expected):
-    groups = resolve_groups(tree, [Selector("some", layers=layers), REST])
-
-    assert list(dict.fromkeys(leaf.layer for leaf in groups[0].leaves)) == expected
-
-
-@pytest.mark.parametrize(
-    ("slices", "expected"),
-    [
-        (("0:4",), slice(0, 4)),
-        (("8:",), slice(8, None)),
-        ((":-2",), slice(None, -2)),
-        ((-1,), slice(-1, None)),
-        (("::2",), slice(None, None, 2)),
-        (("0:2", "2:3"), slice(0, 3)),
-        (("-12:-1",), slice(0, 11)),
-    ],
-)
-def test_trainable_variables_are_sliced_as_in_python(tree, slices, expected):
-    groups = resolve_groups(tree, [Selector("some", variables=slices), REST])
-
-    assert groups[0].trainable == tree.trainable[expected]
 
 
 @pytest.mark.parametrize("everything", [":", "0:12", "-12:", "0:"])
@@ -144,30 +89,58 @@ def test_slices_count_the_whole_list_whatever_is_frozen():
     assert taken(resolve_groups(model, [Selector("first", variables=("0:6",)), REST])) == before
 
 
-def test_the_rest_is_what_no_other_group_takes_wherever_it_stands(tree):
+def test_rest_takes_what_no_other_group_takes_whatever_its_position(tree):
     groups = resolve_groups(tree, [Selector("rest", rest=True), Selector("head", layers=(-1,))])
 
     assert taken(groups)["head"] == weights("head")
     assert len(groups[0].leaves) + len(groups[1].leaves) == len(tree.leaves)
 
 
-def test_layers_of_a_subclassed_model_may_have_names_of_several_parts():
-    class Listed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.blocks = [L.Dense(2), L.Dense(2), L.Dense(2)]
+def test_a_single_string_is_one_prefix_and_not_its_letters(tree):
+    assert taken(resolve_groups(tree, [Selector("one", prefixes="head"), REST]))["one"] == weights("head")
 
-        def call(self, x):
-            for block in self.blocks:
-                x = block(x)
-            return x
 
-    model = Listed()
-    model(np.ones((1, 2), "float32"))
+def test_a_weight_belongs_to_a_selector_when_any_of_its_conditions_matches(tree):
+    groups = resolve_groups(tree, [Selector("some", prefixes=("stem",), regex=("bn/beta",), variables=(-1,)), REST])
 
-    groups = resolve_groups(model, [Selector("first", layers=("0:2",)), Selector("last", prefixes=("blocks/2",))])
+    assert [leaf.name for leaf in groups[0].trainable] == [*weights("stem"), "bn/beta", "head/bias"]
 
-    assert taken(groups) == {"first": weights("blocks/0", "blocks/1"), "last": weights("blocks/2")}
+
+# Strategies in place of selectors
+
+
+def test_by_layer_makes_the_groups_of_the_strategy_and_they_cover_every_weight(tree):
+    groups = resolve_groups(tree, by="layer")
+
+    assert [group.name for group in groups] == ["stem", "bn", "block_1", "block_2", "block_10", "head"]
+    assert sorted(leaf.name for group in groups for leaf in group.leaves) == sorted(tree.by_name)
+
+
+def test_by_a_strategy_is_the_same_as_its_selectors(tree):
+    for by in ("layer", "block"):
+        assert resolve_groups(tree, by=by) == resolve_groups(tree, selectors_by(tree, by))
+
+
+def test_the_names_of_a_strategy_match_only_themselves_as_regular_expressions():
+    inputs = keras.Input((2,))
+    inner = keras.Sequential([L.Dense(2, name="a.b"), L.Dense(2, name="aXb")], name="inner net")
+    names = [group.name for group in resolve_groups(keras.Model(inputs, inner(inputs)), by="layer")]
+
+    assert len(set(names)) == 2
+    for name in names:
+        assert [other for other in names if re.fullmatch(name, other)] == [name]
+
+
+def test_an_unknown_strategy_is_an_error_with_the_nearest_one(tree):
+    with pytest.raises(GroupError, match=r"made `by` `layer`, `block`\. Received: `layers`\. Did you mean `layer`\?"):
+        resolve_groups(tree, by="layers")
+
+
+def test_selectors_and_a_strategy_exclude_each_other(tree):
+    with pytest.raises(GroupError, match="Received both of them"):
+        resolve_groups(tree, [REST], by="layer")
+    with pytest.raises(GroupError, match="Received neither of them"):
+        resolve_groups(tree)
 
 
 # Weights that are not trained
@@ -199,7 +172,7 @@ def test_statistics_of_a_layer_without_trainable_weights_follow_what_matches_the
     assert {leaf.layer for leaf in groups[1].leaves} == {"b"}
 
 
-def test_statistics_that_nothing_matches_follow_the_rest_or_else_the_weight_before_them():
+def test_statistics_that_nothing_matches_go_to_rest_or_else_follow_the_weight_before_them():
     apart = [Selector("x", prefixes=("a",)), Selector("y", prefixes=("b",))]
     with_rest = [Selector("x", prefixes=("a",)), Selector("y", rest=True)]
 
@@ -214,11 +187,11 @@ def test_statistics_that_nothing_matches_follow_the_rest_or_else_the_weight_befo
 
 
 def test_a_frozen_group_may_hold_statistics_alone():
-    groups = resolve_groups(statistics_only(), [Selector("still", prefixes=("mid",), frozen=True), REST])
+    groups = resolve_groups(statistics_only(), [Selector("fixed", prefixes=("mid",), frozen=True), REST])
 
     assert groups[0].trainable == ()
-    assert "Without one: `still`. Say `frozen: true`" in message(
-        statistics_only(), Selector("still", prefixes=("mid",)), REST
+    assert "Without one: `fixed`. Say `frozen: true`" in message(
+        statistics_only(), Selector("fixed", prefixes=("mid",)), REST
     )
 
 
@@ -242,9 +215,9 @@ a_selector = st.one_of(
 )
 
 
-@given(wanted=st.lists(a_selector, max_size=4), rest_at=st.integers(0, 4))
-def test_selectors_partition_the_weights_or_an_error_says_why_not(wanted, rest_at):
-    selectors = [Selector(f"g{n}", **conditions) for n, conditions in enumerate(wanted)]
+@given(lists=st.lists(a_selector, max_size=4), rest_at=st.integers(0, 4))
+def test_selectors_partition_the_weights_or_an_error_says_why_not(lists, rest_at):
+    selectors = [Selector(f"g{n}", **conditions) for n, conditions in enumerate(lists)]
     selectors.insert(rest_at, REST)
     try:
         groups = resolve_groups(TREE, selectors)
@@ -272,7 +245,7 @@ def test_any_partition_of_the_variables_can_be_asked_for(group_of, by_name, rest
     check_partition(groups, selectors)
     for group in groups:
         assert list(group.trainable) == [
-            leaf for leaf, wanted in zip(TREE.trainable, group_of, strict=True) if group.name == f"g{wanted}"
+            leaf for leaf, number in zip(TREE.trainable, group_of, strict=True) if group.name == f"g{number}"
         ]
 
 
@@ -288,14 +261,7 @@ def check_partition(groups, selectors):
 # Errors
 
 
-def test_a_dead_prefix_names_the_top_layers_and_the_nearest_one(tree):
-    assert message(tree, Selector("body", prefixes=("sten",)), REST) == (
-        "group `body` matches nothing: `prefixes: [sten]`. The model's top layers are `stem`, `bn`, `block_1`, "
-        "`block_2`, `block_10` and 1 more. Did you mean `stem`?"
-    )
-
-
-def test_each_dead_element_is_told_five_at_most(tree):
+def test_all_conditions_without_a_match_are_listed_five_at_most(tree):
     text = message(tree, Selector("a", prefixes=("stem", "no")), Selector("b", regex=("nowhere",), rest=True))
     assert "group `a` matches nothing: `prefixes: [no]`" in text
     assert "group `b` matches nothing: `regex: [nowhere]`" in text
@@ -305,50 +271,7 @@ def test_each_dead_element_is_told_five_at_most(tree):
     assert text.endswith("... and 3 more")
 
 
-def test_a_dead_prefix_that_names_a_layer_further_down_is_told_where_it_is():
-    inner = keras.Input((2,))
-    inputs = keras.Input((2,))
-    backbone = keras.Model(inner, L.Dense(2, name="conv1")(inner), name="backbone")
-    net = keras.Model(inputs, keras.Sequential([backbone], name="trunk")(inputs))
-
-    for prefix, place in {"conv1": "trunk/backbone/conv1", "backbone": "trunk/backbone"}.items():
-        assert message(net, Selector("a", prefixes=(prefix,)), REST).endswith(f"Did you mean `{place}`?")
-
-
-def test_a_dead_prefix_that_is_a_layers_own_name_is_told_the_name_in_the_tree():
-    class Held(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.encoder = L.Dense(2)
-
-        def call(self, x):
-            return self.encoder(x)
-
-    model = Held()
-    model(np.ones((1, 2), "float32"))
-
-    assert message(model, Selector("a", prefixes=(model.encoder.name,)), REST).endswith("Did you mean `encoder`?")
-
-
-def test_a_layer_without_weights_is_told_as_such(tree):
-    assert "has no weights of its own" in message(tree, Selector("a", prefixes=("drop",)), REST)
-    text = message(tree, Selector("a", layers=("3:5",)), REST)
-    assert (
-        "No weights of their own have `drop`, `flat`" in text or "No weights of their own have `flat`, `drop`" in text
-    )
-
-
-def test_a_regular_expression_found_inside_a_name_is_told_so(tree):
-    assert message(tree, Selector("a", regex=("lock_2",)), REST).endswith(
-        "It must match a weight's whole name, such as `block_2/kernel`. Did you mean `.*lock_2.*`?"
-    )
-
-
-def test_an_empty_slice_is_dead(tree):
-    assert "`variables: [4:4]`. The slice is empty" in message(tree, Selector("a", variables=("4:4",)), REST)
-
-
-def test_a_group_robbed_of_all_its_weights_names_the_thieves(tree):
+def test_a_group_all_of_whose_weights_others_take_names_those_groups(tree):
     text = message(
         tree,
         Selector("a", prefixes=("head/bias",)),
@@ -361,7 +284,7 @@ def test_a_group_robbed_of_all_its_weights_names_the_thieves(tree):
     assert "put `c` before them" in text
 
 
-def test_a_rest_that_gets_nothing_is_an_error(tree):
+def test_a_group_with_rest_that_gets_nothing_is_an_error(tree):
     text = message(tree, Selector("all", regex=(".*",)), REST)
 
     assert text == "group `rest` gets nothing: no weight is left for `rest: true`. All are taken by `all`. Remove it."
@@ -381,7 +304,7 @@ def test_a_name_must_be_usable(tree, name):
     assert "made of letters, digits, `_`, `-` and `.`. Received: " in message(tree, Selector(name, rest=True))
 
 
-def test_all_bad_names_are_told_at_once(tree):
+def test_all_bad_names_are_listed_at_once(tree):
     assert "Received: `a b`, `c/d`" in message(tree, Selector("a b", rest=True), Selector("c/d", layers=(1,)))
 
 
@@ -391,8 +314,10 @@ def test_two_groups_of_one_name_are_an_error(tree):
     assert text == "Groups need different names. Received more than once: `a`. Rename all but one."
 
 
-def test_two_rests_are_an_error(tree):
-    assert "Received `rest: true` in `a`, `b`" in message(tree, Selector("a", rest=True), Selector("b", rest=True))
+def test_rest_in_two_groups_is_an_error(tree):
+    assert "Only one group can have `rest: true`. Received it in `a`, `b`. Keep one." in message(
+        tree, Selector("a", rest=True), Selector("b", rest=True)
+    )
 
 
 def test_no_selector_at_all_is_an_error(tree):
@@ -406,37 +331,4 @@ def test_a_selector_that_asks_for_nothing_is_an_error(tree):
 def test_every_group_frozen_is_an_error(tree):
     text = message(tree, Selector("a", layers=(1,), frozen=True), Selector("b", rest=True, frozen=True))
 
-    assert "every one is frozen: `a`, `b`" in text
-
-
-@pytest.mark.parametrize("value", ["0:400", "-13:", "12", 12, -13, ":13", "13:"])
-def test_an_index_beyond_the_model_is_an_error_that_says_how_many_there_are(tree, value):
-    text = message(tree, Selector("a", variables=(value,)), REST)
-
-    assert text == (
-        f"group `a`: `variables: [{value}]` reaches beyond the model, which has 12 trainable variables: `0` to `11`, or "
-        "`-12` to `-1` counted from the end. Leave an end open, as in `0:`, to take everything up to it."
-    )
-
-
-def test_a_layer_beyond_the_model_is_an_error(tree):
-    assert "which has 9 layers: `0` to `8`" in message(tree, Selector("a", layers=("0:10",)), REST)
-
-
-@pytest.mark.parametrize("value", ["a", "1:b", "1-3", "", " ", "1:2:3:4", "::0", "::-1", True, 1.5, None, [1, 2]])
-@pytest.mark.parametrize("kind", ["layers", "variables"])
-def test_a_malformed_slice_is_an_error(tree, kind, value):
-    text = message(tree, Selector("a", **{kind: (value,)}), REST)
-
-    assert text.startswith(f"group `a`: `{kind}: [{value}]` is no index or slice. Write one such as `3`")
-
-
-def test_a_bad_regular_expression_is_an_error_that_says_what_is_wrong(tree):
-    text = message(tree, Selector("a", regex=("(",)), REST)
-
-    assert text.startswith("group `a`: `regex: [(]` is no regular expression: missing ), unterminated subpattern")
-
-
-@pytest.mark.parametrize("prefix", ["", "/", None, 3])
-def test_a_prefix_that_is_no_name_is_an_error(tree, prefix):
-    assert "is no name of a layer or weight" in message(tree, Selector("a", prefixes=(prefix,)), REST)
+    assert "all are frozen: `a`, `b`" in text

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from finetune.groups import strategies
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import resolve_groups
-from finetune.groups.strategies import selectors_by_block, selectors_by_layer
 
 L = keras.layers
 
@@ -30,16 +30,16 @@ def tree() -> LayerTree:
 
 
 def by_layer(model) -> dict[str, tuple[str, ...]]:
-    return {selector.name: selector.prefixes for selector in selectors_by_layer(model)}
+    return strategies.by_layer(model if isinstance(model, LayerTree) else layer_tree(model))
 
 
 def by_block(model) -> dict[str, tuple[str, ...]]:
-    return {selector.name: selector.prefixes for selector in selectors_by_block(model)}
+    return strategies.by_block(model if isinstance(model, LayerTree) else layer_tree(model))
 
 
 def test_by_layer_makes_a_group_for_every_layer_with_trainable_weights_from_input_to_output(tree):
     assert list(by_layer(tree)) == ["stem", "bn", "block_1", "block_2", "block_10", "head"]
-    assert sum(len(group.leaves) for group in resolve_groups(tree, selectors_by_layer(tree))) == len(tree.leaves)
+    assert sum(len(group.leaves) for group in resolve_groups(tree, by="layer")) == len(tree.leaves)
 
 
 def composite_model() -> keras.Model:
@@ -54,12 +54,12 @@ def test_by_layer_opens_nested_models_and_keeps_layers_made_of_layers():
     model = composite_model()
 
     assert by_layer(model) == {
-        "body-1.attention": ("body 1/attention",),
-        "body-1.both_ways": ("body 1/both_ways",),
-        "top.a": ("top/a",),
-        "top.b": ("top/b",),
+        "body-1-attention": ("body 1/attention",),
+        "body-1-both_ways": ("body 1/both_ways",),
+        "top-a": ("top/a",),
+        "top-b": ("top/b",),
     }
-    assert len(resolve_groups(model, selectors_by_layer(model))) == 4
+    assert len(resolve_groups(model, by="layer")) == 4
 
 
 def test_by_layer_gives_names_that_stay_apart_when_made_usable():
@@ -85,8 +85,8 @@ def test_by_layer_works_on_a_module_and_what_was_loaded(tmp_path):
     tf.saved_model.save(net, tmp_path / "net")
 
     for each in (net, tf.saved_model.load(tmp_path / "net")):
-        assert list(by_layer(each)) == ["scale", "blocks.0", "blocks.1", "head"]
-        assert resolve_groups(each, selectors_by_layer(each))
+        assert list(by_layer(each)) == ["scale", "blocks-0", "blocks-1", "head"]
+        assert resolve_groups(each, by="layer")
 
 
 def dense_chain(*names: str) -> keras.Model:
@@ -120,7 +120,7 @@ def test_by_block_reads_the_blocks_from_the_layers_names(names, blocks):
 
     assert {name: len(prefixes) for name, prefixes in by_block(model).items()} == blocks
     assert list(by_block(model)) == list(blocks)
-    assert resolve_groups(model, selectors_by_block(model))
+    assert resolve_groups(model, by="block")
 
 
 def test_by_block_takes_each_element_of_a_list_of_layers_as_one():
@@ -143,10 +143,10 @@ def test_by_block_takes_each_element_of_a_list_of_layers_as_one():
 
     assert by_block(model) == {
         "stem": ("stem",),
-        "blocks.0": ("blocks/0/dense", "blocks/0/dense_1"),
-        "blocks.1": ("blocks/1/dense", "blocks/1/dense_1", "norm"),
-        "towers.0": ("towers/0/dense", "towers/0/layer_normalization"),
-        "towers.1": ("towers/1/dense", "towers/1/layer_normalization"),
+        "blocks-0": ("blocks/0/dense", "blocks/0/dense_1"),
+        "blocks-1": ("blocks/1/dense", "blocks/1/dense_1", "norm"),
+        "towers-0": ("towers/0/dense", "towers/0/layer_normalization"),
+        "towers-1": ("towers/1/dense", "towers/1/layer_normalization"),
     }
 
 
@@ -162,7 +162,7 @@ def test_by_block_takes_each_element_of_a_list_of_layers_as_one():
 def test_by_block_finds_the_blocks_of_keras_applications(application, first, last, count):
     tree = layer_tree(getattr(keras.applications, application)(weights=None, classes=3, input_shape=(32, 32, 3)))
 
-    groups = resolve_groups(tree, selectors_by_block(tree))
+    groups = resolve_groups(tree, by="block")
 
     names = [group.name for group in groups]
     assert (names[: len(first)], names[-len(last) :], len(names)) == (first, last, count)

@@ -15,7 +15,7 @@ from keras import layers
 import finetune
 from finetune import GroupedOptimizer, HubLayer, Selector, layer_tree, resolve_groups
 from finetune.errors import FinetuneError
-from finetune.groups.strategies import selectors_by_layer
+from finetune.groups.selectors import selectors_by
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -78,8 +78,8 @@ def test_the_layer_computes_what_the_model_did_before_it_was_exported(encoder, e
 
 
 def test_a_strategy_by_layer_counts_the_parts_of_a_module_one_by_one(encoder_folder):
-    names = [selector.name for selector in selectors_by_layer(with_head(HubLayer(encoder_folder, name="hub")))]
-    assert names == ["hub.stem", "hub.bn", "hub.body", "head"]
+    names = [selector.name for selector in selectors_by(with_head(HubLayer(encoder_folder, name="hub")), "layer")]
+    assert names == ["hub-stem", "hub-bn", "hub-body", "head"]
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
-"""The benchmark of a step: what it counts and compares, held with wide margins, and that its parts do what they say."""
+"""The benchmark of a step: what can be counted without a clock is asserted, and that its parts do what they say."""
 
 import importlib
 import json
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,21 +25,26 @@ def bench(script):
     return script("bench_step")
 
 
-# -- The regression check: counts and ratios, no seconds --------------------------------------------------------------
+# -- The regression check: counts, no seconds -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def operations(script):
-    """The operations of a step of 100 small layers, by system and number of groups."""
+def graphs(script):
+    """The graph of a step of 100 small layers, by system and number of groups."""
     bench, small = script("bench_step"), script("step_workloads").WORKLOADS["small layers"]
 
-    def count(system, groups):
+    def graph(system, groups):
         model, batch = small.build()
         bench.SYSTEMS[system].prepare(model, groups)
-        return bench.count_operations(model, batch)
+        return bench.step_graph(model, batch)
 
-    wanted = [("Keras, one Adam", 1), ("forward and backward alone", 1), *(("finetune", n) for n in (1, 10, 100))]
-    return {case: count(*case) for case in wanted}
+    cases = [("Keras, one Adam", 1), ("forward and backward alone", 1), *(("finetune", n) for n in (1, 10, 100))]
+    return {case: graph(*case) for case in cases}
+
+
+@pytest.fixture(scope="module")
+def operations(graphs):
+    return {case: len(graph.get_operations()) for case, graph in graphs.items()}
 
 
 @pytest.mark.slow
@@ -56,22 +60,24 @@ def test_operations_do_not_grow_with_the_groups(operations):
 
 
 @pytest.mark.slow
-def test_an_update_has_no_more_operations_than_the_rest_of_the_step(operations):
+def test_an_update_has_no_more_operations_than_forward_and_backward(operations):
     assert operations["finetune", 100] < 2 * operations["forward and backward alone", 1]
 
 
 @pytest.mark.slow
-def test_a_step_of_50_groups_takes_less_time_than_that_of_keras_and_hardly_more_than_that_of_one_group(script, bench):
-    workloads = script("step_workloads")
-    half = workloads.Workload(partial(workloads.small_layers, 50), (1, 50), 20)  # the whole takes twice as long
-    cases = [("Keras, one Adam", 1), ("finetune", 1), ("finetune", 50)]
-    seconds = bench.in_turns(half, cases, {}, 15)
+def test_a_step_captures_two_fifths_of_the_variables_that_keras_captures_and_as_many_for_100_groups_as_for_1(graphs):
+    # A call costs 2 to 3 microseconds for each captured variable, whatever the step does with it.
+    captured = {case: len(graph.captures) for case, graph in graphs.items()}
+    assert captured["finetune", 1] < 0.4 * captured["Keras, one Adam", 1]
+    assert captured["finetune", 10] == captured["finetune", 100] == captured["finetune", 1]
 
-    def ratio(case, base):
-        return statistics.median(a / b for a, b in zip(seconds[case], seconds[base], strict=True))
 
-    assert ratio(cases[2], cases[0]) < 0.9  # 0.6 is usual
-    assert ratio(cases[2], cases[1]) < 1.25  # 1.0 is usual
+@pytest.mark.slow
+def test_each_system_is_timed_once_a_round(script, bench):
+    few = script("step_workloads").Workload(partial(script("step_workloads").small_layers, 3), (1, 3), 2)
+    seconds = bench.in_turns(few, [("Keras, one Adam", 1), ("finetune", 3)], {}, 4)
+    assert {case: len(rounds) for case, rounds in seconds.items()} == {("Keras, one Adam", 1): 4, ("finetune", 3): 4}
+    assert all(second > 0 for rounds in seconds.values() for second in rounds)
 
 
 # -- Work loads -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import tensorflow as tf
 from keras import ops
 from tensorflow.python.ops import control_flow_util
 
+from finetune.variables import tf_variable
+
 ONE_PASS_FROM = 2**18  # elements; the fewer passes do not pay for another program below
 _POWERS = 2 ** np.arange(31)
 
@@ -32,7 +34,7 @@ def update_large(
     alpha = step_size(optimizer, tf.cast(optimizer.learning_rate, tf.float32))
     for gradient, variable in zip(gradients, variables, strict=True):
         index = optimizer._get_variable_index(variable)
-        w, m, v = map(native, (variable, optimizer._momentums[index], optimizer._velocities[index]))
+        w, m, v = map(tf_variable, (variable, optimizer._momentums[index], optimizer._velocities[index]))
         if all(isinstance(one, tf.Variable) and has_kernels(one) for one in (w, m, v)):
             if w.shape.num_elements() >= ONE_PASS_FROM and not is_compiled_by_xla() and has_xla():
                 move_in_one_pass(optimizer, w, m, v, gradient, alpha)
@@ -42,11 +44,6 @@ def update_large(
         else:
             left.append((gradient, variable))
     return [gradient for gradient, _ in left], [variable for _, variable in left]
-
-
-def native(variable: Any) -> Any:
-    """The `tf.Variable` inside a `keras.Variable`."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def is_plain_adam(optimizer: keras.optimizers.Optimizer) -> bool:

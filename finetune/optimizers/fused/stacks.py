@@ -25,13 +25,13 @@ from finetune.optimizers.fused.adam import (
     is_plain_adam,
     move_slots,
     move_weights,
-    native,
     step_size,
     weight_change,
 )
 from finetune.optimizers.fused.slots import SlotView, column
 from finetune.optimizers.group import Group
 from finetune.optimizers.momentum import Momentum
+from finetune.variables import tf_variable, variable_path
 
 # Rules that treat every element alike and never look at the variable, and the settings that they are made of.
 _CONSTANTS = {
@@ -70,7 +70,7 @@ class StackedVariable:
             self.buffer.assign_sub(value, read_value=False)
             return
         for variable, part in zip(self.variables, tf.unstack(value), strict=True):
-            native(variable).assign_sub(part, read_value=False)
+            tf_variable(variable).assign_sub(part, read_value=False)
 
     def assign_add(self, value: tf.Tensor) -> None:
         self.assign_sub(-value)
@@ -78,12 +78,12 @@ class StackedVariable:
     def read(self) -> tf.Tensor:
         if self.buffer is not None:
             return self.buffer.read_value()
-        return tf.stack([native(variable).read_value() for variable in self.variables])
+        return tf.stack([tf_variable(variable).read_value() for variable in self.variables])
 
     def write(self, value: tf.Tensor) -> None:
         """Gives every variable its part; a tensor shares its memory with its parts, so nothing is copied."""
         for variable, part in zip(self.variables, tf.unstack(value), strict=True):
-            native(variable).assign(part, read_value=False)
+            tf_variable(variable).assign(part, read_value=False)
 
     @contextmanager
     def held(self, buffer: tf.Variable) -> Iterator[None]:
@@ -128,7 +128,7 @@ class Stack:
 
     def _make_slot(self, stacked: StackedVariable, name: str = "var", initializer: Any = "zeros") -> keras.Variable:
         shape, dtype = stacked.shape, stacked.dtype.name
-        with tf.device(native(stacked.variables[0]).device):
+        with tf.device(tf_variable(stacked.variables[0]).device):
             slot = self._rule.add_variable(shape, initializer, dtype, name=f"{stacked.name}_{name}")
         self._slots.append(slot)
         return slot
@@ -147,10 +147,10 @@ class Stack:
             steps = self._clocks.steps_of(self.groups)
             self._rule._iterations = self._in_turn(steps, steps.dtype) if len(steps.shape) else steps
         stacked = tf.stack([tf.cast(gradient, self.stacked.dtype) for gradient in gradients])
-        if not (is_plain_adam(self._rule) and has_kernels(native(self._slots[0]))):
+        if not (is_plain_adam(self._rule) and has_kernels(tf_variable(self._slots[0]))):
             self._rule.update_step(stacked, self.stacked, self._rates())
             return
-        m, v = map(native, self._slots)
+        m, v = map(tf_variable, self._slots)
         alpha = step_size(self._rule, self._rates())
         move_slots(self._rule, m, v, stacked)
         if self.stacked.buffer is not None:
@@ -277,13 +277,13 @@ def make_stacks(
     for group in groups:
         for variable in group.variables:
             if reason := _reason_against(group, variable, fused):
-                alone[_path(variable)] = reason
+                alone[variable_path(variable)] = reason
             else:
                 alike[_traits(group, variable)].append((group, variable))
     stacks = []
     for members in alike.values():
         if len(members) == 1 and fused == "auto":
-            alone[_path(members[0][1])] = "no other variable has its shape and kind of optimizer"
+            alone[variable_path(members[0][1])] = "no other variable has its shape and kind of optimizer"
         else:
             stacks += [Stack(block, clocks, accumulation_steps) for block in _blocks(members)]
     return Stacks(stacks, alone, key)
@@ -292,7 +292,7 @@ def make_stacks(
 def _reason_against(group: Group, variable: Any, fused: str) -> str | None:
     if fused == "off":
         return "`fused` is off"
-    if tf.distribute.has_strategy() or isinstance(native(variable), tf.distribute.DistributedValues):
+    if tf.distribute.has_strategy() or isinstance(tf_variable(variable), tf.distribute.DistributedValues):
         return "there may be several replicas"
     if type(group.optimizer) not in _CONSTANTS:
         return f"`{type(group.optimizer).__name__}` has a rule of its own for every variable"
@@ -309,7 +309,7 @@ def kind(optimizer: keras.optimizers.Optimizer) -> tuple[Any, ...]:
 
 
 def _traits(group: Group, variable: Any) -> tuple[Any, ...]:
-    return kind(group.optimizer), tuple(variable.shape), tf.as_dtype(variable.dtype), native(variable).device
+    return kind(group.optimizer), tuple(variable.shape), tf.as_dtype(variable.dtype), tf_variable(variable).device
 
 
 def _blocks(members: Sequence[tuple[Group, Any]]) -> Iterator[Sequence[tuple[Group, Any]]]:
@@ -323,9 +323,5 @@ def _decays(group: Group, variable: Any) -> bool:
     return group.optimizer.weight_decay is not None and group.optimizer._use_weight_decay(variable)
 
 
-def _path(variable: Any) -> str:
-    return getattr(variable, "path", variable.name)
-
-
 def _flat_name(variable: Any) -> str:
-    return _path(variable).replace("/", "_").replace(":", "_")
+    return variable_path(variable).replace("/", "_").replace(":", "_")

@@ -16,6 +16,7 @@ import tensorflow as tf
 from finetune.errors import TrainingError
 from finetune.optimizers.fused.stacks import StackedVariable
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import Calls
 from finetune.training.fast.reasons import reason_against
 
@@ -166,7 +167,7 @@ def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
 
 
 def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = unwrap(optimizer)
     return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []
 
 

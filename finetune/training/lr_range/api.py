@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.optimizers.unwrap import unwrap
 from finetune.results.plots import plot_lr_range
 from finetune.training.lr_range.rules import smooth
 from finetune.training.lr_range.sweep import Sweep, sweep_rates, trained_groups
@@ -145,7 +146,7 @@ def judge(sweeps: tuple[Sweep, ...]) -> Verdict:
 
 
 def _micro_batches(model: keras.Model) -> int | None:
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = unwrap(model.optimizer)
     return getattr(optimizer, "gradient_accumulation_steps", None)
 
 

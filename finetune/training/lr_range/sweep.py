@@ -19,6 +19,7 @@ from keras.src.utils import tracking
 from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 
@@ -99,7 +100,7 @@ def sweep_rates(
     own = np.array(list((trained_groups(model) | dict(base_rates or {})).values()))
     raised = np.geomspace(start, end, steps)
     plans = [(_index(names, group), _rates(own, _index(names, group), raised, group, others)) for group in groups]
-    micro = getattr(_inner(model), "gradient_accumulation_steps", None) or 1
+    micro = getattr(unwrap(model.optimizer), "gradient_accumulation_steps", None) or 1
     _build(model, batches)
     batch, total = iter(batches), len(plans) * repeats * steps
     sweeps: list[list[Sweep]] = [[] for _ in plans]
@@ -130,12 +131,8 @@ def _check_range(start: float, end: float, steps: int, stop_factor: float, repea
         )
 
 
-def _inner(model: keras.Model) -> keras.optimizers.Optimizer:
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
 def _children(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
-    optimizer = _inner(model)
+    optimizer = unwrap(model.optimizer)
     children = optimizer.optimizers if isinstance(optimizer, GroupedOptimizer) else [optimizer]
     return {child.name: child for child in children}
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.selectors import LayerGroup
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import limit_next_call, steps_done
 from finetune.training.gradient_norms import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
@@ -161,6 +162,6 @@ class AutoRgn(keras.callbacks.Callback):
             measured = [self._ratios(x, y).numpy() for x, y in self.batches]
         found = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
         check_ratios(found)
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = unwrap(model.optimizer)
         for name, share in auto_rgn({name: float(column.mean()) for name, column in found.items()}, 1.0).items():
             optimizer.share_rate(name, share)

@@ -15,6 +15,7 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.loop import FastLoop, train_function
 from finetune.training.freezing import changed_since, freeze
 from finetune.training.inference import release
@@ -333,8 +334,7 @@ def _rates_key(phase: Phase, rates: Mapping[str, Any], warmed: Sequence[str]) ->
 
 def grouped_optimizer(model: Any) -> GroupedOptimizer:
     """The optimizer of a compiled model, without the wrapper of mixed precision."""
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unwrap(getattr(model, "optimizer", None))
     if not isinstance(optimizer, GroupedOptimizer):
         raise GroupError(
             f"Phases train layer groups, each with its optimizer. `{model.name}` is compiled with "
