@@ -49,10 +49,10 @@ def run(
         bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files in it stay.")
     ] = False,
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Estimate the statistics of BatchNormalization anew after training.")
+        bool, typer.Option("--recalibrate", help="Estimate the statistics of BatchNormalization again after training.")
     ] = False,
 ) -> None:
-    """Fine-tune as a recipe says, and prove what was restored, trained and left alone."""
+    """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
     _start()
     from finetune.commands.run import run as run_recipe
 
@@ -68,7 +68,7 @@ def run(
     )
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
-    if result.phases and any(phase.frozen_tensors for phase in result.phases):
+    if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: what each phase froze is bit-identical after it")
     if result.frozen_tensors:
         console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
@@ -80,23 +80,21 @@ def plan(
     recipe: RecipePath,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
-    weights: Annotated[
-        bool, typer.Option("--weights", help="One row for every weight instead of every group.")
-    ] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="A row for every weight instead of every group.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
     _start()
     from finetune.commands.plan import plan as plan_recipe
-    from finetune.commands.plan import tell_plan
+    from finetune.commands.plan import print_plan
 
-    planned = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    layout = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
     if json:
-        print(dumps(planned.plan.to_json(), indent=2))
+        print(dumps(layout.plan.to_json(), indent=2))
     else:
-        tell_plan(planned, _console(), every_weight=weights)
-        if planned.block:
-            print(f"\n# The strategy written out, to be pasted into the recipe and edited:\n{planned.block}", end="")
+        print_plan(layout, _console(), every_weight=weights)
+        if layout.phases_block:
+            print(f"\n# The strategy as a list, to paste into the recipe and edit:\n{layout.phases_block}", end="")
 
 
 @app.command("lr-range")
@@ -105,17 +103,17 @@ def lr_range(
     group: Annotated[
         str | None, typer.Option(help="Sweep this layer group alone.", show_default="all, their ratios kept")
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="Sweep every group alone, and propose a rate for each.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Sweep every group alone, and suggest a rate for each.")] = False,
     others: Annotated[
         str, typer.Option(help="The other groups meanwhile: `rest`, or `stand` at their rates.")
     ] = "rest",
     start: Annotated[float, typer.Option(help="First learning rate, of the last group if all are swept.")] = 1e-7,
     end: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps between the two.")] = 100,
-    repeats: Annotated[int, typer.Option(help="Sweeps with other batches, whose mean is judged.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Sweeps, each with other batches; their mean is judged.")] = 1,
     out: Annotated[Path | None, typer.Option(help="A folder for the curve: JSON, PNG and SVG.")] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Put the rates found into the recipe. Its comments stay.")
+        bool, typer.Option("--write", help="Write the suggested rates into the recipe. Its comments stay.")
     ] = False,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
@@ -127,8 +125,10 @@ def lr_range(
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = _console()
-    found = measure(recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console)
-    if not found.learning_rates:
+    result = measure(
+        recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console
+    )
+    if not result.learning_rates:
         raise typer.Exit(1)
 
 
@@ -141,7 +141,9 @@ def suggest(
     ] = None,
     peak: Annotated[
         float | None,
-        typer.Option(help="Rate of the group that is pulled hardest.", show_default="the recipe's highest"),
+        typer.Option(
+            help="Rate of the group with the largest |gradient| / |weights|.", show_default="the recipe's highest"
+        ),
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches to measure over.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write a recipe that extends this one with the groups.")] = None,
@@ -154,7 +156,7 @@ def suggest(
     from finetune.commands.suggest import suggest_groups
 
     console = _console(stderr=out is None)  # then the block alone is on standard output, to be piped
-    found = suggest_groups(
+    suggested = suggest_groups(
         recipe,
         by=by,
         peak=peak,
@@ -166,7 +168,7 @@ def suggest(
         console=console,
     )
     if out is None:
-        print(found.block)
+        print(suggested.block)
 
 
 @app.command()
@@ -207,13 +209,15 @@ def reference(
     ] = None,
     layers: Annotated[
         list[str],
-        typer.Option("--layer", metavar="NAME", help="Write this layer's output, not the model's own. Repeatable."),
+        typer.Option(
+            "--layer", metavar="NAME", help="Write the output of this layer instead of the model's. Repeatable."
+        ),
     ] = [],  # noqa: B006 - typer reads the default
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Write what a network gives out for some inputs, for `restore.verify` to hold a restored one to."""
+    """Write the outputs of a network for some inputs, for `restore.verify` to compare a restored network with."""
     _start()
     from finetune.commands.reference import write_reference
     from finetune.results.file_listing import shape_text
@@ -239,13 +243,14 @@ def options(
         bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")
     ] = False,
 ) -> None:
+    """Handles the options that go without a command. The help text is in `typer.Typer(help=...)` above."""
     if version:
         print(f"finetune {__version__}")
         raise typer.Exit
 
 
 def _console(*, stderr: bool = False) -> "Console":
-    from rich.console import Console  # not at the top: `check` and `--help` answer at once
+    from rich.console import Console  # not at the top: `check` and `--help` must answer at once
 
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
@@ -267,14 +272,13 @@ def main() -> None:
             print("stopped", file=sys.stderr)
         raise
     except Exception as error:
-        if len(arguments) < len(sys.argv) - 1:
+        expected = isinstance(error, FinetuneError)
+        if len(arguments) < len(sys.argv) - 1:  # `--debug` was there
             traceback.print_exception(error)
+        elif expected:
+            print(f"error: {error}", file=sys.stderr)
         else:
-            print(f"error: {_message(error)}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, FinetuneError) else 1)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, FinetuneError):
-        return str(error)
-    return f"finetune failed with {type(error).__name__}: {reason(error)}. `--debug` shows where; please report it."
+            # A fault of finetune itself: a line that says how to see more, instead of a traceback.
+            text = f"finetune failed with {type(error).__name__}: {reason(error)}"
+            print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
+        sys.exit(error.exit_code if expected else 1)

@@ -11,6 +11,7 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -396,11 +397,14 @@ def runs_its_graph(layer: Any) -> bool:
 
 
 def with_training(operation: Any, training: bool) -> Callable[..., Any]:
-    """Returns a function that calls `operation` with `training` where it takes that argument.
+    """Returns a function that calls `operation` with `training` if it is a layer, and without if it is an operation.
 
-    Uses `keras.src.models.functional.operation_fn`, with which `Functional.call` passes `training` on to its layers.
+    Reads `Layer._call_context_args`, the arguments that Keras passes on from a model to its layers. A layer takes them
+    whether or not its `call` has them, and passes them on to the layers inside. The private `operation_fn` of Keras
+    3.15 does the same; it is gone in 3.16.
     """
-    return functional.operation_fn(operation, training=training)
+    takes = "training" in getattr(operation, "_call_context_args", ())
+    return functools.partial(operation, training=training) if takes else operation
 
 
 def nodes_by_depth(function: keras.Function) -> dict[int, list[Any]]:

@@ -32,9 +32,10 @@ from step_workloads import small_resnet
 from finetune.data.batches import steps_per_epoch, training_batches
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.examples.minilm import classifier
+from finetune.results.formatting import size_text
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, Front, NoCut, find_cut
-from finetune.training.features.store import FeatureStore, size_text
+from finetune.training.features.store import FeatureStore
 
 TRANSFORMER_LAYERS = 6
 

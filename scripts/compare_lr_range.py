@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.build.data import precision
-from finetune.build.layout import prepare
+from finetune.build.layout import build_layout
 from finetune.commands.lr_range import Range, lr_range
 from finetune.recipe.loader import load_recipe
 
@@ -84,17 +84,17 @@ def last(rates: dict[str, float]) -> float:
 
 def score(recipe: Path, overrides: list[str], rates: float | dict[str, float]) -> float:
     """Trains as the recipe says with the last group at a rate and the others in their ratios, or with a rate each."""
-    wanted = load_recipe(recipe, overrides=overrides)
-    with precision(wanted):
-        ready = prepare(wanted)
-        optimizer: Any = ready.model.optimizer
+    loaded = load_recipe(recipe, overrides=overrides)
+    with precision(loaded):
+        layout = build_layout(loaded)
+        optimizer: Any = layout.model.optimizer
         if not isinstance(rates, dict):
-            rates = {name: rates * peak / last(ready.peaks) for name, peak in ready.peaks.items()}
+            rates = {name: rates * peak / last(layout.peaks) for name, peak in layout.peaks.items()}
         for child in optimizer.optimizers:
-            child.learning_rate = rates.get(child.name, ready.peaks[child.name])
-        data, train = ready.examples, wanted.train
-        ready.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)
-        return ready.model.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0, return_dict=True)["accuracy"]
+            child.learning_rate = rates.get(child.name, layout.peaks[child.name])
+        data, train = layout.examples, loaded.train
+        layout.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)
+        return layout.model.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0, return_dict=True)["accuracy"]
 
 
 def told(scores: list[float]) -> str:

@@ -32,8 +32,7 @@ from finetune.build.data import RunLength
 from finetune.build.rates import build_rate
 from finetune.data.arrays import Examples
 from finetune.examples.digits import small_cnn, uci_digits
-from finetune.recipe.phase_strategies import written_out
-from finetune.recipe.phases import STRATEGIES
+from finetune.recipe.phase_strategies import STRATEGIES, written_out
 from finetune.results.run_folder import replacing
 
 GROUPS = {"stem": STEM, "middle": MIDDLE, "top": TOP, "head": HEAD}  # input to output

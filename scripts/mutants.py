@@ -8,7 +8,7 @@ more weight in a sample than a condition.
 Operators that cosmic-ray lacks: a statement is removed, an argument or an element is dropped, the condition of an
 `elif` or of a comprehension is negated, `in` becomes `not in`, `min` becomes `max`. Not changed, because no test of
 behaviour is expected to notice: docstrings and other strings, annotations, decorators, imports, the text of errors,
-`__repr__`, `strict=` of `zip`, and code for type checkers.
+`__repr__`, `strict=` of `zip`, names of TensorFlow's operations, and code for type checkers.
 """
 
 import difflib
@@ -34,7 +34,7 @@ _CORE = (
     *(f"ReplaceComparisonOperator_{change}" for change in _COMPARISON),
     *("ReplaceUnaryOperator_USub_UAdd", "ReplaceUnaryOperator_Delete_Not", "AddNot", "NumberReplacer"),
     *("ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
-    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ExceptionReplacer", "ZeroIterationForLoop"),
+    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"),
 )
 _CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "reversed": "list"}
 _COMPOUND = ("if_stmt", "while_stmt", "for_stmt", "with_stmt", "try_stmt", "funcdef", "classdef", "except_clause")
@@ -115,7 +115,15 @@ def _arguments(node) -> list:
         return []
     passed = [child for child in node.children if child.type == "argument" and child.children[0] in ("*", "**")]
     named = [child for child in node.children if child.type == "argument" and child.children[1] == "="]
-    return passed + [child for child in named if child.children[0].value != "strict"]  # of `zip`: an assertion
+    labels = {"strict"}  # of `zip`: an assertion
+    if _callee(node).startswith(("tf.", "keras.")):
+        labels.add("name")  # of a TensorFlow operation or a Keras variable: for people who look at graphs
+    return passed + [child for child in named if child.children[0].value not in labels]
+
+
+def _callee(node) -> str:
+    call = node if node.type == "trailer" else node.parent
+    return call.parent.get_code().strip() if call.parent is not None else ""
 
 
 class DropElement(Operator):
@@ -220,6 +228,22 @@ class NegateMembership(Operator):
         return ()
 
 
+class CatchNothing(Operator):
+    """Replaces what an `except` names by `()`, which catches nothing; cosmic-ray's own fails on dotted names."""
+
+    def mutation_positions(self, node):
+        if node.type == "except_clause":
+            yield node.children[1].start_pos, node.children[1].end_pos
+
+    def mutate(self, node, index):
+        node.children[1] = tree.Name(" ()", node.children[1].start_pos)
+        return node
+
+    @classmethod
+    def examples(cls):
+        return ()
+
+
 class SwapCall(Operator):
     """Calls `min` for `max`, `all` for `any`, `list` for `sorted`, and so on."""
 
@@ -272,6 +296,7 @@ def _sites(code: str) -> Iterator[tuple[type, list[int], tree.PythonBaseNode]]:
         DropElement,
         NegateCondition,
         NegateMembership,
+        CatchNothing,
         SwapCall,
     ]
     nodes = list(ast_nodes(get_ast(code)))

@@ -13,8 +13,8 @@ reader can decide.
     python scripts/mutate.py finetune/optimizers/saved.py --tests tests/optimizers/test_grouped.py
     python scripts/mutate.py --table                             # the results so far
 
-The tests of `finetune/<room>/<module>.py` are `tests/<room>/test_<module>.py`, without those marked slow unless
-`--slow` is given. Results are appended to a folder (`--out`, default `runs/mutants`), one JSON line a mutant. A stopped
+The tests of `finetune/<room>/<module>.py` are `tests/<room>/test_<module>.py`, those marked slow last, or not at all
+with `--fast`. Results are appended to a folder (`--out`, default `runs/mutants`), one JSON line a mutant. A stopped
 run continues where it was: a mutant is not tried again while neither the module nor its tests have changed.
 
 How a mutant costs about a second instead of a minute: TensorFlow is imported once, in a parent process that runs no
@@ -87,7 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes at once (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants", help="folder of results")
     parser.add_argument("--tests", nargs="+", default=[], help="test files that stand in for the module's own")
-    parser.add_argument("--slow", action="store_true", help="run the tests marked slow too")
+    parser.add_argument("--fast", action="store_true", help="without the tests marked slow")
     parser.add_argument("--survivors", action="store_true", help="try only the mutants that survived the last time")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     options = parser.parse_args(arguments)
@@ -136,12 +136,14 @@ def judge_module(module: Path, copies: list[Path], options: argparse.Namespace) 
     from mutants import sample
 
     tests = [Path(test) for test in options.tests] or [Path("tests", *module.parts[1:-1], f"test_{module.name}")]
-    if missing := [test for test in tests if not (ROOT / test).is_file()]:
+    root = copies[0]  # not the tree itself, which may change in the meantime
+    if missing := [test for test in tests if not (root / test).is_file()]:
         print(f"{module}: no tests: `{missing[0]}` is missing", flush=True)
         return
-    code = (ROOT / module).read_text(encoding="utf-8")
+    code = (root / module).read_text(encoding="utf-8")
     mutants, sites = sample(code, options.size, options.seed)
-    tests_hash = hashlib.sha256(b"".join((ROOT / test).read_bytes() for test in tests)).hexdigest()[:16]
+    which = b"fast" if options.fast else b"all"
+    tests_hash = hashlib.sha256(which + b"".join((root / test).read_bytes() for test in tests)).hexdigest()[:16]
     store = options.out / f"{'.'.join(module.with_suffix('').parts)}.jsonl"
     last = {result.key: result for result in read_file(store)}
     done = {
@@ -155,7 +157,7 @@ def judge_module(module: Path, copies: list[Path], options: argparse.Namespace) 
     if not todo:
         return
     start = time.monotonic()
-    reach = measure(module, tests, copies[0], options.slow)
+    reach = measure(module, tests, copies[0], options.fast)
     if reach is None:
         return
     share_compiled(copies)
@@ -187,26 +189,26 @@ def judge_module(module: Path, copies: list[Path], options: argparse.Namespace) 
             jobs.append((mutant, selected))
         else:
             record(mutant, "uncovered")
-    run_jobs(jobs, reach, module, tests, copies, record)
+    run_jobs(jobs, reach, module, code, tests, copies, record)
 
 
 def run_jobs(
     jobs: Sequence[tuple[Any, list[str]]],
     reach: "Reach",
     module: Path,
+    code: str,
     tests: list[Path],
     copies: list[Path],
     record: Callable,
 ) -> None:
     """Runs the tests of each mutant in a child of its own, as many children at once as there are copies of the tree."""
     waiting, running, free = list(reversed(jobs)), {}, list(copies)
-    code = (ROOT / module).read_text(encoding="utf-8")
     while waiting or running:
         while waiting and free:
             mutant, selected = waiting.pop()
             copy = free.pop()
             place(mutant.code, module, copy)
-            pid = fork(lambda copy=copy, selected=selected: run_selected(copy, tests, selected, reach.slow), copy)
+            pid = fork(lambda copy=copy, selected=selected: run_selected(copy, tests, selected, reach.fast), copy)
             limit = 3 * sum(reach.seconds[name] for name in selected) + 10
             running[pid] = (mutant, copy, time.monotonic(), limit)
         time.sleep(0.02)
@@ -271,17 +273,17 @@ def fork(work: Callable[[], int], copy: Path) -> int:
     os._exit(code)
 
 
-def run_pytest(tests: Iterable[Path], slow: bool, plugin: object, *options: str) -> int:
-    marked = [] if slow else ["-m", "not slow"]
+def run_pytest(tests: Iterable[Path], fast: bool, plugin: object, *options: str) -> int:
+    marked = ["-m", "not slow"] if fast else []
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "--hypothesis-seed=0"]
     quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     return int(pytest.main([*map(str, tests), *marked, *quiet, *options], plugins=[Untimed(), plugin]))
 
 
-def run_selected(copy: Path, tests: list[Path], selected: list[str], slow: bool) -> int:
+def run_selected(copy: Path, tests: list[Path], selected: list[str], fast: bool) -> int:
     sys.dont_write_bytecode = True  # the compiled form of a mutant must not outlive it
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    return run_pytest(tests, slow, Selected(selected, copy / "failed-test.txt"), "-x")
+    return run_pytest(tests, fast, Selected(selected, copy / "failed-test.txt"), "-x")
 
 
 class Untimed:
@@ -325,13 +327,13 @@ class Reach:
         fixtures: Names of the fixtures that each test uses.
         contexts: By line, what was running: the name of a test, `fixture NAME` for a fixture that several tests share,
             or the empty text while the module was imported.
-        slow: Whether tests marked slow are among them.
+        fast: Whether tests marked slow were left out.
     """
 
     seconds: dict[str, float]
     fixtures: dict[str, list[str]]
     contexts: dict[int, list[str]]
-    slow: bool
+    fast: bool
 
     def tests_of(self, mutant: Any) -> list[str]:
         """Returns the names of the tests that a mutant can fail, fastest first."""
@@ -347,10 +349,9 @@ class Reach:
         return {context for line in range(lines[0], lines[1] + 1) for context in self.contexts.get(line, ())}
 
 
-def measure(module: Path, tests: list[Path], copy: Path, slow: bool) -> Reach | None:
+def measure(module: Path, tests: list[Path], copy: Path, fast: bool) -> Reach | None:
     """Runs the tests on the module as it is; returns nothing, and prints why, when one fails."""
-    place((ROOT / module).read_text(encoding="utf-8"), module, copy)
-    pid = fork(lambda: run_measured(module, tests, copy, slow), copy)
+    pid = fork(lambda: run_measured(module, tests, copy, fast), copy)
     _, status = os.waitpid(pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         print(
@@ -360,17 +361,17 @@ def measure(module: Path, tests: list[Path], copy: Path, slow: bool) -> Reach | 
         return None
     told = json.loads((copy / "reach.json").read_text())
     return Reach(
-        told["seconds"], told["fixtures"], {int(line): names for line, names in told["contexts"].items()}, slow
+        told["seconds"], told["fixtures"], {int(line): names for line, names in told["contexts"].items()}, fast
     )
 
 
-def run_measured(module: Path, tests: list[Path], copy: Path, slow: bool) -> int:
+def run_measured(module: Path, tests: list[Path], copy: Path, fast: bool) -> int:
     import coverage
 
     measured = coverage.Coverage(data_file=None, include=[str(copy / module)], config_file=False, messages=False)
     measured.start()
     plugin = Measured(measured)
-    code = run_pytest(tests, slow, plugin)
+    code = run_pytest(tests, fast, plugin)
     measured.stop()
     contexts = measured.get_data().contexts_by_lineno(str(copy / module))
     reach = {"seconds": plugin.seconds, "fixtures": plugin.fixtures, "contexts": contexts}

@@ -476,7 +476,11 @@ def with_training():
     x = tf.ones((1, 100))
     assert float(tf.reduce_min(private.with_training(drop, True)(x))) == 0.0
     assert float(tf.reduce_min(private.with_training(drop, False)(x))) == 1.0
-    assert private.with_training(keras.layers.Flatten(), True)(x).shape == (1, 100), "takes no `training`"
+    assert private.with_training(keras.layers.Flatten(), True)(x).shape == (1, 100), "its `call` has no `training`"
+    inside = keras.layers.TimeDistributed(drop)
+    assert float(tf.reduce_min(private.with_training(inside, True)(x[..., None]))) == 0.0, "the layer inside has"
+    addition = (keras.Input((2,)) + 1)._keras_history.operation
+    assert private.with_training(addition, True)(x[:, :2], 1).shape == (1, 2), "an operation is called without"
 
 
 @checks(private.nodes_by_depth)
@@ -635,13 +639,11 @@ NOT_YET = {
     "optimizers/grouped.py",
     "optimizers/members.py",
     "optimizers/saved.py",
-    "pretrained/places.py",
     "training/fast/steps.py",
     "training/features/cut.py",
     "training/features/graph.py",
     "training/features/keys.py",
     "training/lr_range/sweep.py",
-    "training/snapshot.py",
 }
 
 

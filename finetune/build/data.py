@@ -1,4 +1,4 @@
-"""From the `data` of a recipe to examples, batches and the length of a run."""
+"""From the `data` of a recipe to examples and batches, and from `train` to the length of a run and its precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,13 @@ from finetune.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run or a phase of it is, in batches; `total_steps` only where the last epoch is cut short."""
+    """The length of a run, or of a phase of it. A step is a batch.
+
+    Attributes:
+        epochs: Epochs begun.
+        steps_per_epoch: Batches in a whole epoch.
+        total_steps: Batches in all where the last epoch is cut short; `None` where every epoch is whole.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -26,23 +32,30 @@ class RunLength:
 
     @property
     def steps(self) -> int:
+        """Batches in all."""
         return self.epochs * self.steps_per_epoch if self.total_steps is None else self.total_steps
 
     def in_steps(self, amount: float, unit: str) -> int:
+        """Converts a length in `steps`, `epochs` or as a `fraction` of this length to whole steps, at least 1."""
         return length_in_steps(amount, unit, steps_per_epoch=self.steps_per_epoch, total_steps=self.steps)
 
 
 @contextmanager
 def precision(recipe: Recipe) -> Iterator[None]:
-    """Sets the seed and the dtype policy of the recipe; the policy is put back afterwards."""
+    """Sets the seed and the dtype policy of a recipe for the block; the former policy is set again afterwards.
+
+    Raises:
+        RecipeError: The recipe asks for mixed precision of a model that is loaded from a file.
+    """
     mixed = recipe.train.mixed_precision
     if mixed and recipe.model.keras_file:
         raise RecipeError(
             f"{place_of(recipe, 'train', 'mixed_precision')}: a model from a file keeps the precision it was saved "
             f"with. The recipe says `keras_file` and `train.mixed_precision: {mixed}`. Use a `builder` and restore the "
-            "weights, or leave it away."
+            "weights, or remove `train.mixed_precision`."
         )
     before = keras.config.dtype_policy()
+    # Before the model is built: fresh weights follow the seed, and each layer takes the policy when it is made.
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(f"mixed_{mixed}" if mixed else "float32")
     try:
@@ -52,12 +65,16 @@ def precision(recipe: Recipe) -> Iterator[None]:
 
 
 def build_examples(recipe: Recipe) -> Examples:
-    """Reads or makes the examples, and splits the validation rows off where the recipe asks for that."""
+    """Reads or makes the examples, and splits off validation rows where the recipe asks for that.
+
+    Raises:
+        FinetuneError: The examples cannot be read, do not fit together, or cannot be split as the recipe says.
+    """
     source = recipe.data
     if source.npz:
         examples = read_npz(resolve_path(recipe, source.npz))
     else:
-        assert source.builder
+        assert source.builder  # the schema requires exactly one source
         examples = check_examples(call_builder(source.builder, source.arguments))
     return _with_validation_rows(recipe, with_text_as_objects(examples))
 
@@ -67,10 +84,10 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     fraction, total = recipe.train.validation_fraction, len(examples.x_train)
     if not fraction:
         return examples
-    rows = floor(total * (1.0 - fraction))
+    rows = floor(total * (1.0 - fraction))  # written as Keras writes it: another order of operations rounds otherwise
     wrong = None
     if examples.x_validation is not None:
-        wrong = "but the data have validation rows of their own. Use one or the other"
+        wrong = "but the data have validation rows already. Remove one of the two"
     elif rows in (0, total):
         wrong = f"leaves {rows} of {total} rows to train on. Both parts need a row: choose another fraction"
     if wrong:
@@ -80,9 +97,9 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     return replace(examples, x_train=x[:rows], y_train=y[:rows], x_validation=x[rows:], y_validation=y[rows:])
 
 
-def run_length(recipe: Recipe, examples: Examples) -> RunLength:
-    """Counts the batches as Keras will; without `train.epochs`, as of one epoch."""
-    return RunLength(recipe.train.epochs or 1, ceil(len(examples.x_train) / recipe.train.batch_size))
+def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
+    """Returns the number of batches in an epoch, as Keras counts them: the last batch may be smaller."""
+    return ceil(len(examples.x_train) / recipe.train.batch_size)
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:

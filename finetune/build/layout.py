@@ -1,26 +1,29 @@
-"""What a run, a plan and every measurement begin with: the network of a recipe, restored, grouped and compiled."""
+"""The `Layout` of a run: everything that a recipe says, worked out once for one model and its examples.
 
-from collections.abc import Sequence
+If you are reading for the first time, read `_lay_out`: its lines are the order in which a recipe becomes a model that
+is ready to train. The modules beside this one do the single steps.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 
-from finetune.build.data import RunLength, build_examples, run_length
-from finetune.build.groups import GroupPlan, build_groups, plan_groups
+from finetune.build.compile import compile_model
+from finetune.build.data import RunLength, build_examples, steps_per_epoch
+from finetune.build.groups import build_groups, group_specs, with_normalization
 from finetune.build.model import build_model, pretrained_sources
-from finetune.build.optimizer import build_optimizer, build_settings, compile_model
-from finetune.build.phases import build_phases, phase_length, phased_length, with_normalization, written_phases
+from finetune.build.optimizer import build_optimizer, build_settings
+from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
 from finetune.data.arrays import Examples
-from finetune.groups.layer_tree import layer_tree
+from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.weights import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
-from finetune.recipe import phases as written
-from finetune.recipe.loader import check_code_allowed, load_recipe
+from finetune.recipe.loader import with_values
 from finetune.recipe.phase_strategies import phases_block
-from finetune.recipe.rate_edits import peak_of
+from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.check_examples import try_examples
 from finetune.training.fast.calls import divide_evenly
@@ -30,85 +33,129 @@ from finetune.training.phases.preview import with_phases
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Layout:
     """Everything a run needs, with the weights restored and the model compiled; nothing is trained yet.
 
     Attributes:
-        model: The compiled network.
+        recipe: The recipe.
+        model: The compiled model.
         examples: What it is trained and tested on.
-        groups: All of its layer groups, input to output.
+        tree: The layer tree of the model.
+        groups: All layer groups of the model, input to output.
+        settings: How each group that is not frozen is trained, by its name, input to output.
+        phases: The phases, at least one.
+        shows_phases: Whether the recipe has phases, or a group asks for what phases do. Without, the single phase is
+            mentioned nowhere.
+        length: Epochs and steps of the whole run.
         plan: What will happen to every weight.
-        restored: What was restored, if anything.
-        length: Epochs and steps.
-        peaks: The first or highest learning rate of every group that is trained, as the recipe gives it.
-        rates_to_measure: Whether an LR range test shall still choose the rates; then the peaks only say their ratios.
-        phases: The phases; none where all groups are trained all the time.
-        block: The phases as YAML, if the recipe names a strategy of them.
+        restored: What was restored; `None` for a recipe without `restore`.
+        phases_block: The phases as YAML, where the recipe names a strategy of phases.
     """
 
+    recipe: Recipe
     model: keras.Model
     examples: Examples
+    tree: LayerTree
     groups: tuple[LayerGroup, ...]
+    settings: Mapping[str, GroupSettings]
+    phases: tuple[Phase, ...]
+    shows_phases: bool
+    length: RunLength
     plan: Plan
     restored: RestoreReport | None
-    length: RunLength
-    peaks: dict[str, float]
-    rates_to_measure: bool
-    phases: tuple[Phase, ...] = ()
-    block: str | None = None
+    phases_block: str | None
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """The peak learning rate of every group that is not frozen, by its name."""
+        return {name: settings.peak for name, settings in self.settings.items()}
+
+    @property
+    def rates_to_measure(self) -> bool:
+        """Whether an LR range test has yet to choose the rates; the rates in the recipe then only give their ratios."""
+        return self.recipe.train.learning_rate == "auto"
+
+    def factors(self, peaks: Mapping[str, float]) -> dict[str, float]:
+        """Returns what the rates of some groups must be multiplied with to have these peaks."""
+        return {name: peak / self.settings[name].peak for name, peak in peaks.items()}
 
 
-def load_allowed(recipe: str | Path, overrides: Sequence[str], allow_code: Sequence[str]) -> Recipe:
-    """Reads a recipe and holds that it runs no code but what is allowed."""
-    wanted = load_recipe(recipe, overrides=overrides)
-    check_code_allowed(wanted, allow_code)
-    return wanted
+def build_layout(recipe: Recipe) -> Layout:
+    """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
+    Call it within `finetune.build.data.precision`, which sets the seed that fresh weights follow.
 
-def prepare(wanted: Recipe) -> Prepared:
-    """Builds, restores, plans, freezes, compiles and tries the examples; call it within `precision`."""
-    model, examples = build_model(wanted), build_examples(wanted)
+    Raises:
+        FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
+    """
+    model, examples = build_model(recipe), build_examples(recipe)
     tree = layer_tree(model)
-    plans = with_normalization(wanted, plan_groups(wanted, tree), tree)
-    groups = build_groups(wanted, plans, tree)
-    _lay_out(wanted, plans, groups, examples)  # faults are told before the weights are read
-    ready = equip(wanted, model, examples, groups, restore_weights(wanted, model))
-    try_examples(model, examples)
-    return ready
+    layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
+    try_examples(model, examples)  # needs the loss, so it comes after `compile`
+    return layout
+
+
+def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
+    """Derives the layout in which some groups have other peak learning rates; schedules keep their shapes.
+
+    Model, examples, tree and restored weights are those of `layout`. Optimizers are new, and the model is compiled with
+    them: do not use `layout` afterwards.
+
+    Args:
+        layout: A layout of which nothing has been trained.
+        peaks: The peaks to have, per step and > 0, by the name of the group.
+    """
+    recipe = scaled(layout.recipe, layout.factors(peaks))  # the recipe in the run folder has the new rates, too
+    recipe = with_values(recipe, {("train", "learning_rate"): None})
+    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored)
 
 
 def _lay_out(
-    wanted: Recipe, plans: Sequence[GroupPlan], groups: tuple[LayerGroup, ...], examples: Examples
-) -> tuple[tuple[written.PhaseSpec, ...], tuple[Phase, ...], RunLength, dict[str, GroupSettings]]:
-    """Works out the phases, as written and as trained, the length of the run, and the settings of the groups."""
-    phases = written_phases(wanted, plans)
-    length = phased_length(phases, run_length(wanted, examples))
-    settings = build_settings(plans, length)
-    return phases, build_phases(wanted, phases, plans, groups, length, examples), length, settings
-
-
-def equip(
-    wanted: Recipe,
+    recipe: Recipe,
     model: keras.Model,
     examples: Examples,
-    groups: tuple[LayerGroup, ...],
-    restored: RestoreReport | None,
-) -> Prepared:
-    """Gives a network the plan, the frozen groups and the optimizer of a recipe, whatever it had before."""
-    tree = layer_tree(model)
-    plans = with_normalization(wanted, plan_groups(wanted, tree), tree)
-    listed, phases, length, settings = _lay_out(wanted, plans, groups, examples)
-    sources = pretrained_sources(wanted, tree)
-    sources |= {tensor.name: tensor.source for tensor in restored.restored} if restored else {}
+    tree: LayerTree,
+    restore: Callable[[], RestoreReport | None],
+) -> Layout:
+    """Works out the layout; `restore` puts the pretrained weights into the model and is called on the way."""
+    # What the groups are: `listed` as the recipe means them, `specs` with those that `always_train` adds.
+    listed = group_specs(recipe, tree)
+    specs = with_normalization(recipe, listed, tree)
+    groups = build_groups(recipe, specs, tree)
+
+    # How long everything is. Phases come first: they decide the length of the run, and that the length of schedules.
+    written_phases = phase_specs(recipe, listed)
+    lengths = [phase_length(phase, steps_per_epoch(recipe, examples)) for phase in written_phases]
+    length = total_length(lengths)
+
+    # How the groups are trained, in the run and in each phase. Beyond these lines the recipe has no fault any more.
+    settings = build_settings(recipe, specs, length)
+    phases = build_phases(recipe, written_phases, specs, groups, length, examples)
+
+    restored = restore()  # after the checks: a file of many gigabytes is not read for a recipe with a fault
+    sources = pretrained_sources(recipe, tree)
+    sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
-    if phases:
-        each = [phase_length(one, length) for one in listed] or [length]
-        plan = with_phases(plan, model, groups, phases, settings, [(one.epochs, one.steps) for one in each])
+    if shows_phases(recipe):
+        plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
+
+    # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
-    compile_model(wanted, model, build_optimizer(wanted, plans, groups, settings))
+    compile_model(recipe, model, build_optimizer(recipe, groups, settings))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
-    peaks = {plan.selector.name: peak_of(plan.learning_rate) for plan in plans if plan.optimizer}
-    to_measure = wanted.train.learning_rate == "auto"
-    block = None if wanted.phases is None or isinstance(wanted.phases, tuple) else phases_block(listed)
-    return Prepared(model, examples, groups, plan, restored, length, peaks, to_measure, phases, block)
+    names_strategy = recipe.phases is not None and not isinstance(recipe.phases, tuple)
+    return Layout(
+        recipe=recipe,
+        model=model,
+        examples=examples,
+        tree=tree,
+        groups=groups,
+        settings=settings,
+        phases=phases,
+        shows_phases=shows_phases(recipe),
+        length=length,
+        plan=plan,
+        restored=restored,
+        phases_block=phases_block(written_phases) if names_strategy else None,
+    )

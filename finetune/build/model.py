@@ -19,13 +19,21 @@ from finetune.recipe.schema import Recipe
 
 
 def build_model(recipe: Recipe) -> keras.Model:
-    """Builds or loads the network, with fresh weights where it is built, and puts a head on where one is wanted."""
+    """Builds or loads the network of a recipe, and adds a head where the recipe has `model.head`.
+
+    A network from a builder has fresh weights; from any other source it has the weights of that source.
+
+    Raises:
+        FinetuneError: The source cannot be loaded, or does not take the arguments of the recipe. The message begins
+            with the place in the recipe.
+    """
     model = _build_network(recipe)
     head = recipe.model.head
     if head is None:
         return model
     with _placed(recipe, "head"):
-        key = recipe.model.output_key if recipe.model.preset else None  # a hub module has chosen already
+        # The layer around a hub module has selected its output already; a preset still has all of them.
+        key = recipe.model.output_key if recipe.model.preset else None
         return add_head(model, output_key=key, **dict(head))
 
 
@@ -49,7 +57,7 @@ def _build_network(recipe: Recipe) -> keras.Model:
         with _placed(recipe, "preset"):
             place = resolve_place(recipe, source.preset)
             return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
-    assert source.builder  # the schema holds that there is exactly one source
+    assert source.builder  # the schema requires exactly one source
     return check_model(call_builder(source.builder, source.arguments), source.builder)
 
 
@@ -57,7 +65,8 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     source = recipe.model
     settings: Any = {"input_shape": source.input_shape, "arguments": source.arguments}
     model = make_application(name, imagenet=weights == "imagenet", include_top=source.include_top, **settings)
-    if weights not in ("none", "imagenet"):
+    if weights not in ("none", "imagenet"):  # a file
+        # Without `include_top` the file may still hold the classifier that the network was trained with.
         unused = () if source.include_top else top_layers(name, model, **settings)
         with _placed(recipe, "weights"):
             restore(model, resolve_path(recipe, weights), allow_unused=unused)
@@ -66,7 +75,7 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
 
 @contextmanager
 def _placed(recipe: Recipe, key: str) -> Iterator[None]:
-    """Puts in front of an error, once, where the recipe wrote what it is about."""
+    """Puts the place of a key of `model` in front of an error, unless the error has a place already."""
     try:
         yield
     except RecipeError:
@@ -77,10 +86,19 @@ def _placed(recipe: Recipe, key: str) -> Iterator[None]:
 
 
 def pretrained_sources(recipe: Recipe, tree: LayerTree) -> dict[str, str]:
-    """Returns where the weights that the network brings along are from, by name; those of a new head are fresh."""
-    source = recipe.model
-    found = source.keras_file or source.hub or source.preset or source.weights
-    if found is None or (source.application and found == "none"):
+    """Returns the source of every weight that came with the network.
+
+    Args:
+        recipe: The recipe.
+        tree: The layer tree of the model.
+
+    Returns:
+        A file, a handle or a name, by the name of the weight. Weights of a new head are fresh and not in it, nor is
+        anything of a network whose builder the recipe names: finetune cannot know what that code has loaded.
+    """
+    model = recipe.model
+    source = model.keras_file or model.hub or model.preset or model.weights
+    if source is None or (model.application and source == "none"):
         return {}
-    old = [leaf for leaf in tree.leaves if source.head is None or not leaf.name.startswith(f"{HEAD}/")]
-    return {leaf.name: str(found) for leaf in old}
+    pretrained = [leaf for leaf in tree.leaves if model.head is None or not leaf.name.startswith(f"{HEAD}/")]
+    return {leaf.name: str(source) for leaf in pretrained}

@@ -1,202 +1,199 @@
-"""From the phases of a recipe to those of training: names and lengths are known here, strategies are written out."""
+"""From the `phases` of a recipe to the phases of training: strategies are written out, lengths become steps.
 
-import re
+A recipe without `phases` has one phase, in which all groups are trained. So there is one way to train.
+"""
+
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from math import ceil
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 from finetune.build.data import RunLength
-from finetune.build.groups import GroupPlan, build_groups
 from finetune.build.rates import build_rate
 from finetune.data.arrays import Examples
 from finetune.errors import GroupError, RecipeError
-from finetune.groups.layer_tree import LayerTree, is_normalization
-from finetune.groups.selectors import LayerGroup, Selector
-from finetune.recipe import phases as written
+from finetune.groups.selectors import LayerGroup
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.loader import place_of
+from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import check_names, disagreement
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
 from finetune.training.phases.endings import Plateau, Until
-from finetune.training.phases.phase import ALL, Phase, check_phases
-
-_OWN = "-normalization"  # ends the name of a group made of the normalization parameters of a frozen one
+from finetune.training.phases.phase import Phase, check_phases
 
 
-def with_normalization(recipe: Recipe, plans: Sequence[GroupPlan], tree: LayerTree) -> list[GroupPlan]:
-    """Takes the normalization parameters out of groups that are frozen for good, if they shall always train.
+def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, ...]:
+    """Returns the phases of a recipe as a list, a strategy written out for these groups.
 
-    They become groups of their own, `<group>-normalization`, with the optimizer and the rate of the next group that is
-    trained.
-    """
-    if recipe.train.always_train is None:
-        return list(plans)
-    found: list[GroupPlan] = []
-    for place, (plan, group) in enumerate(zip(plans, build_groups(recipe, plans, tree), strict=True)):
-        norms = [leaf.name for leaf in group.leaves if leaf.trainable and is_normalization(leaf)]
-        if group.frozen and norms:
-            model = next(one for one in (*plans[place:], *reversed(plans)) if one.optimizer)
-            own = Selector(f"{group.name}{_OWN}", regex=tuple(re.escape(name) for name in norms))
-            found.append(replace(model, selector=own, about=plan.about))
-            if len(norms) == len(group.trainable):
-                continue  # nothing else is in it
-        found.append(plan)
-    return found
+    Args:
+        recipe: The recipe.
+        specs: The groups that `group_specs` returned: those that phases may name.
 
-
-def written_phases(recipe: Recipe, plans: Sequence[GroupPlan]) -> tuple[written.PhaseSpec, ...]:
-    """Returns the phases of a recipe as a list, strategies written out; nothing for a recipe without.
+    Returns:
+        At least one phase.
 
     Raises:
-        RecipeError: They do not fit the groups that a strategy of groups has made, or the length of the run.
+        RecipeError: The phases do not fit the groups that a strategy of groups makes, or the length of the run.
     """
     if recipe.phases is None:
-        return ()
-    own = [plan for plan in plans if not plan.selector.name.endswith(_OWN)]
-    peaks = {plan.selector.name: peak_of(plan.learning_rate) for plan in own if plan.optimizer}
+        return (PhaseSpec(train=ALL, epochs=recipe.train.epochs),)
+    # The schema has checked all this for groups that it could see. The groups of a strategy have names only now.
+    peaks = {spec.name: peak_of(spec.learning_rate) for spec in specs if not spec.frozen}
     try:
         phases = written_out(recipe.phases, peaks, recipe.train.epochs)
         if isinstance(recipe.phases, tuple):
-            check_names(phases, {plan.selector.name: plan.optimizer is None for plan in own})
+            check_names(phases, {spec.name: spec.frozen for spec in specs})
         if wrong := disagreement(phases, recipe.train.epochs):
             raise wrong
     except PydanticCustomError as error:
         context = error.context or {}
         keys = (*context["at"],) if context["at"][:1] == ("train",) else ("phases", *context["at"])
-        path = ".".join(map(str, keys))
+        path = ".".join(map(str, keys))  # as the messages of the schema have it
         raise RecipeError(f"{place_of(recipe, *keys)}: `{path}` {context['predicate'].rstrip('.')}.") from None
     return phases
 
 
-def phased_length(phases: Sequence[written.PhaseSpec], length: RunLength) -> RunLength:
-    """Returns the length of a run of these phases, if there are any."""
-    if not phases:
-        return length
-    each = [phase_length(phase, length) for phase in phases]
-    return RunLength(sum(one.epochs for one in each), length.steps_per_epoch, sum(one.steps for one in each))
+def shows_phases(recipe: Recipe) -> bool:
+    """Whether plan and result have rows for phases: the recipe has phases, or a group asks for what phases do."""
+    groups = recipe.groups if isinstance(recipe.groups, tuple) else ()
+    asks = recipe.train.always_train is not None or any(spec.batch_norm or spec.dropout for spec in groups)
+    return recipe.phases is not None or asks
 
 
-def phase_length(phase: written.PhaseSpec, length: RunLength) -> RunLength:
-    """Returns the length of a phase; a phase given in steps cuts its last epoch short."""
+def phase_length(phase: PhaseSpec, steps_per_epoch: int) -> RunLength:
+    """Returns the length of a phase; the last epoch of a phase whose length is in steps may be cut short."""
     if phase.epochs is not None:
-        return RunLength(phase.epochs, length.steps_per_epoch)
+        return RunLength(phase.epochs, steps_per_epoch)
     assert phase.steps
-    return RunLength(ceil(phase.steps / length.steps_per_epoch), length.steps_per_epoch, phase.steps)
+    return RunLength(ceil(phase.steps / steps_per_epoch), steps_per_epoch, phase.steps)
+
+
+def total_length(lengths: Sequence[RunLength]) -> RunLength:
+    """Returns the length of the run that is made of these phases, at least one."""
+    epochs, steps = sum(length.epochs for length in lengths), sum(length.steps for length in lengths)
+    return RunLength(epochs, lengths[0].steps_per_epoch, steps)
 
 
 def build_phases(
     recipe: Recipe,
-    phases: Sequence[written.PhaseSpec],
-    plans: Sequence[GroupPlan],
+    phases: Sequence[PhaseSpec],
+    specs: Sequence[GroupSpec],
     groups: Sequence[LayerGroup],
     length: RunLength,
     examples: Examples,
 ) -> tuple[Phase, ...]:
-    """Makes the phases that training takes; one phase of the whole run where only groups ask for what phases do.
+    """Makes the phases that training takes.
 
     Args:
         recipe: The recipe.
-        phases: What `written_phases` returned.
-        plans: The plans of all groups.
-        groups: The groups made of them.
+        phases: What `phase_specs` returned.
+        specs: All groups, those included that `with_normalization` added.
+        groups: The layer groups made of them.
         length: Length of the whole run.
-        examples: What it is trained on.
+        examples: The examples; they say whether there are validation metrics to monitor.
 
     Raises:
-        RecipeError: A schedule does not fit, or a phase watches a metric that is not measured.
+        RecipeError: A schedule does not fit into its phase, or a phase monitors a metric that is not computed.
     """
-    builder = _Builder(recipe, plans, groups, length)
-    if not phases:
-        return (builder.phase(written.PhaseSpec(train=ALL, epochs=length.epochs)),) if _asks(recipe) else ()
-    made = []
+    builder = _Builder(recipe, specs, groups, length)
+    built: list[Phase] = []
     for index, phase in enumerate(phases):
         place = place_of(recipe, "phases", index)
-        _check_watched(recipe, phase, examples, place)
+        _check_monitored(phase, examples, place)
         try:
-            made.append(builder.phase(phase))
-            check_phases(groups, made[-1:], every=False)
+            built.append(builder.phase(phase))
+            # Not `every`: a recipe may leave a group untrained in all phases; the plan then says so.
+            check_phases(groups, built[-1:], every=False)
         except GroupError as error:
             raise RecipeError(f"{place}: `phases.{index}`: {str(error).removeprefix('phase 1: ')}") from error
-    return tuple(made)
+    return tuple(built)
 
 
-def _asks(recipe: Recipe) -> bool:
-    groups = recipe.groups if isinstance(recipe.groups, tuple) else ()
-    return recipe.train.always_train is not None or any(group.batch_norm or group.dropout for group in groups)
-
-
-def _check_watched(recipe: Recipe, phase: written.PhaseSpec, examples: Examples, place: str) -> None:
-    validated = examples.x_validation is not None
+def _check_monitored(phase: PhaseSpec, examples: Examples, place: str) -> None:
     for name in ("until", "reduce_on_plateau"):
-        watcher = getattr(phase, name)
-        if watcher and watcher.monitor.startswith("val_") and not validated:
+        part = getattr(phase, name)
+        if part and part.monitor.startswith("val_") and examples.x_validation is None:
             raise RecipeError(
-                f"{place}: `{name}` watches `{watcher.monitor}`, and there are no validation examples. Set "
-                "`train.validation_fraction`, or watch `loss`."
+                f"{place}: `{name}` monitors `{part.monitor}`, and there are no validation examples. Set "
+                "`train.validation_fraction`, or monitor `loss`."
             )
 
 
 class _Builder:
-    """Makes phases; equal schedules become one object, so that equal phases share their compiled function."""
+    """Makes phases. Equal schedules become the same object, so that equal phases share a compiled function.
 
-    def __init__(self, recipe: Recipe, plans: Sequence[GroupPlan], groups: Sequence[LayerGroup], length: RunLength):
+    Training keeps a compiled function for each set of schedules, which it tells apart by identity.
+    """
+
+    def __init__(self, recipe: Recipe, specs: Sequence[GroupSpec], groups: Sequence[LayerGroup], length: RunLength):
         self.recipe, self.groups, self.length = recipe, groups, length
-        self.plans = {plan.selector.name: plan for plan in plans}
-        listed = recipe.groups if isinstance(recipe.groups, tuple) else ()
-        self.listed: dict[str, GroupSpec] = {group.name: group for group in listed}
-        self.always = [name for name in self.plans if name.endswith(_OWN)]
+        self.specs = {spec.name: spec for spec in specs}
+        # What `with_normalization` added is trained in every phase, though no phase names it.
+        listed = {spec.name for spec in (recipe.groups if isinstance(recipe.groups, tuple) else specs)}
+        self.always_trained = [name for name in self.specs if name not in listed]
         self.schedules: dict[Any, Any] = {}
 
-    def phase(self, phase: written.PhaseSpec) -> Phase:
-        own = phase_length(phase, self.length)
-        train = phase.train if phase.train == ALL else (*phase.train, *self.always)
+    def phase(self, phase: PhaseSpec) -> Phase:
+        """Makes one phase. Keys that need no translation are passed on by name, so that none can be forgotten."""
+        length = phase_length(phase, self.length.steps_per_epoch)  # what a `_fraction` of the phase is a fraction of
+        train = phase.train if phase.train == ALL else (*phase.train, *self.always_trained)
         names = Phase(train=train).names(self.groups)
-        return Phase(
-            train=train,
-            epochs=phase.epochs,
-            steps=phase.steps,
-            rates={} if phase.auto_rgn else dict(self.rates(phase, names, own)),
-            clock=phase.clock,
-            warmup_steps=own.in_steps(*phase.warmup) if phase.warmup else 0,
-            batch_norm=dict(self.modes(phase, names)),
-            dropping=[name for name, group in self.listed.items() if self.drops(group)],
-            always_train_normalization=self.recipe.train.always_train is not None,
-            auto_rgn=phase.auto_rgn,
-            until=Until(**phase.until.model_dump()) if phase.until else None,
-            reduce_on_plateau=Plateau(**phase.reduce_on_plateau.model_dump()) if phase.reduce_on_plateau else None,
-        )
+        passed_on = {f.name: getattr(phase, f.name) for f in fields(Phase) if f.name in PhaseSpec.model_fields}
+        translated: dict[str, Any] = {
+            "train": train,
+            # Measured rates replace all others, so schedules for the phase would be built in vain.
+            "rates": {} if phase.auto_rgn else dict(self.rates(phase, names, length)),
+            "warmup_steps": length.in_steps(*phase.warmup) if phase.warmup else 0,
+            "batch_norm": dict(self.batch_norm_modes(phase, names)),
+            # Equal field by field; a field that is only in one of the two is an error.
+            "until": Until(**dict(phase.until)) if phase.until else None,
+            "reduce_on_plateau": Plateau(**dict(phase.reduce_on_plateau)) if phase.reduce_on_plateau else None,
+            "dropping": [name for name, spec in self.specs.items() if self.keeps_dropout(spec)],
+            "always_train_normalization": self.recipe.train.always_train is not None,
+        }
+        return Phase(**{**passed_on, **translated})
 
-    def drops(self, group: GroupSpec) -> bool:
-        """Off by default in phases; a recipe without phases is left as it always was unless it asks."""
-        return group.dropout == "on" or (self.recipe.phases is None and group.dropout is None)
+    def keeps_dropout(self, spec: GroupSpec) -> bool:
+        """Whether dropout in a frozen group stays on: off by default in phases, on in a recipe without phases."""
+        return spec.dropout == "on" or (self.recipe.phases is None and spec.dropout is None)
 
-    def rates(self, phase: written.PhaseSpec, names: Sequence[str], own: RunLength) -> Iterator[tuple[str, Any]]:
+    def rates(self, phase: PhaseSpec, names: Sequence[str], length: RunLength) -> Iterator[tuple[str, Any]]:
+        """Yields the rates that differ from what the group's optimizer was made with.
+
+        Those are the rates in the phase, and with `clock: phase` also a group's own schedule: its lengths are then
+        counted in the phase.
+        """
         for name in names:
             if name in phase.rates:
-                yield name, self.rate(phase.rates[name], own if phase.clock == "phase" else self.length)
-            elif phase.clock == "phase" and not isinstance(self.plans[name].learning_rate, int | float):
-                yield name, self.rate(self.plans[name].learning_rate, own)
+                yield name, self.rate(phase.rates[name], length if phase.clock == "phase" else self.length)
+            elif phase.clock == "phase" and not isinstance(self.specs[name].learning_rate, int | float):
+                yield name, self.rate(self.specs[name].learning_rate, length)
 
     def rate(self, rate: Any, length: RunLength) -> Any:
+        """Returns a number, or a schedule: the same object for equal schedules of equal lengths."""
         if isinstance(rate, int | float):
             return float(rate)
-        key = (repr(rate), length.steps)
+        key = (repr(rate), length.steps)  # `repr` shows every field of a spec; specs with lists cannot be hashed
         if key not in self.schedules:
             self.schedules[key] = build_rate(rate, length)
         return self.schedules[key]
 
-    def modes(self, phase: written.PhaseSpec, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        given = phase.batch_norm
+    def batch_norm_modes(self, phase: PhaseSpec, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yields the modes of BatchNormalization that are written.
+
+        A mode for this group in the phase comes first, then the phase's mode for all trained groups, then the mode in
+        the group itself, which holds in a phase that freezes the group only where it makes sense there.
+        """
+        modes = phase.batch_norm
         for group in self.groups:
-            of_group = self.listed[group.name].batch_norm if group.name in self.listed else None
-            if isinstance(given, dict) and group.name in given:
-                yield group.name, given[group.name]
-            elif isinstance(given, str) and group.name in names:
-                yield group.name, given
+            of_group = self.specs[group.name].batch_norm
+            if isinstance(modes, dict) and group.name in modes:
+                yield group.name, modes[group.name]
+            elif isinstance(modes, str) and group.name in names:
+                yield group.name, modes
             elif of_group and (group.name in names or of_group in ("statistics", "freeze")):
                 yield group.name, of_group

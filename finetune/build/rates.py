@@ -9,24 +9,31 @@ from finetune.recipe.fields import length_of
 
 
 def build_rate(rate: Any, length: RunLength) -> Any:
-    """Returns a number as it is, and a schedule of the recipe as a Keras schedule with its lengths in steps."""
+    """Returns a number as a `float`, and a schedule of the recipe as a Keras schedule with its lengths in steps.
+
+    Args:
+        rate: A number, or one of the classes in `finetune.recipe.learning_rates`.
+        length: The run, or the phase whose steps the schedule counts. A `_fraction` is a fraction of it.
+    """
     if isinstance(rate, int | float):
         return float(rate)
     if rate.schedule == "chain":
         schedule = chain([build_rate(part, length) for part in rate.schedules], _boundaries(rate, length))
     else:
-        takes = inspect.signature(schedule_functions()[rate.schedule]).parameters
-        schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in takes})
-    if rate.leading_warmup:
+        # A class of the recipe and the function of the same name have the same arguments; a test compares the two.
+        names = inspect.signature(schedule_functions()[rate.schedule]).parameters
+        schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in names})
+    if rate.leading_warmup:  # `inverse_square_root` and `one_cycle` warm up by themselves and have none in front
         return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
     return schedule
 
 
 def _argument(rate: Any, name: str, length: RunLength) -> Any:
+    """Returns an argument of a schedule's function, in steps: `decay_steps` also where `decay_epochs` is written."""
     if name == "boundaries":
         return _boundaries(rate, length)
-    given = length_of(rate, name.removesuffix("_steps")) if name.endswith("_steps") else None
-    return length.in_steps(*given) if given else getattr(rate, name)
+    written = length_of(rate, name.removesuffix("_steps")) if name.endswith("_steps") else None
+    return length.in_steps(*written) if written else getattr(rate, name)
 
 
 def _boundaries(rate: Any, length: RunLength) -> list[int]:

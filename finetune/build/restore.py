@@ -2,32 +2,37 @@
 
 import keras
 
+from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.restore import RestoreReport, restore
 from finetune.pretrained.transforms import Transform
 from finetune.recipe.loader import resolve_path
-from finetune.recipe.restore import TransformRule
 from finetune.recipe.schema import Recipe
 
 
-def restore_weights(recipe: Recipe, model: keras.Model, *, verify: bool = True) -> RestoreReport | None:
-    """Restores the pretrained weights that the recipe names, if any, and compares outputs where it asks for that."""
-    wanted = recipe.restore
-    if wanted is None:
+def restore_weights(
+    recipe: Recipe, model: keras.Model, tree: LayerTree | None = None, *, verify: bool = True
+) -> RestoreReport | None:
+    """Restores the pretrained weights that a recipe names.
+
+    Args:
+        recipe: The recipe.
+        model: The model, built.
+        tree: Its layer tree, where that is known already.
+        verify: Whether outputs are compared with `restore.verify`, where the recipe has it.
+
+    Returns:
+        What was restored; `None` for a recipe without `restore`.
+
+    Raises:
+        RestoreError: The file does not fit the model, or the outputs differ.
+    """
+    if recipe.restore is None:
         return None
-    return restore(
-        model,
-        resolve_path(recipe, wanted.source),
-        exclude=wanted.exclude,
-        rename=wanted.rename,
-        transform=[_transform(rule) for rule in wanted.transform],
-        allow_missing=wanted.allow_missing,
-        allow_unused=wanted.allow_unused,
-        min_coverage=wanted.min_coverage or 0.0,
-        verify=resolve_path(recipe, wanted.verify) if verify and wanted.verify else None,
-        **{name: getattr(wanted, name) for name in ("verify_rtol", "verify_atol") if getattr(wanted, name) is not None},
-    )
-
-
-def _transform(rule: TransformRule) -> Transform:
-    """Takes what the rule says, and the defaults of `Transform` for the rest."""
-    return Transform(**{name: value for name, value in rule if value is not None})
+    # What the recipe leaves out has the default of `restore` and of `Transform`.
+    written = {name: value for name, value in recipe.restore if value is not None}
+    source = resolve_path(recipe, written.pop("source"))
+    rules = [{name: value for name, value in rule if value is not None} for rule in written.pop("transform")]
+    reference = written.pop("verify", None)
+    if reference and verify:
+        written["verify"] = resolve_path(recipe, reference)
+    return restore(model, source, tree=tree, transform=[Transform(**rule) for rule in rules], **written)

@@ -17,5 +17,5 @@ def inspect(path: str | Path, *, json: bool = False) -> str:
     Raises:
         RestoreError: The file cannot be read.
     """
-    listing = list_weights(path)
+    listing = list_weights(path)  # reads names and shapes, not values; only checkpoints need TensorFlow for that
     return dumps(listing, indent=2) if json else listing_text(listing)

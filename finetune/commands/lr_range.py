@@ -1,4 +1,4 @@
-"""Measurements on the network of a recipe before it is trained: which learning rates are right? No trace is left."""
+"""`finetune lr-range`: which learning rates suit a recipe? Sweeps them on its model, and leaves no trace in it."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.build.data import build_batches, precision
-from finetune.build.layout import Prepared, equip, load_allowed, prepare
-from finetune.commands.plan import tell_network
+from finetune.build.layout import Layout, build_layout, with_peaks
+from finetune.commands.plan import print_model
 from finetune.errors import RecipeError, TrainingError
 from finetune.recipe.groups import Strategy
-from finetune.recipe.loader import load_recipe, place_of, with_values
+from finetune.recipe.loader import load_recipe, place_of
 from finetune.recipe.rate_edits import check_text, scaled, scaled_text, tidy
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import check_run_folder, replacing, write_json
@@ -23,12 +23,12 @@ from finetune.training.callbacks import progress_bar
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
 from finetune.training.lr_range.verdict import check_steps
 
-_AUTO_REPEATS = 5  # of `train.learning_rate: auto`, where one sweep is too noisy
+_AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
 
 
 @dataclass(frozen=True)
 class Range:
-    """How an LR range test is made; see `finetune.lr_range_test`."""
+    """How an LR range test is made; each field is the argument of `finetune.lr_range_test` of that name."""
 
     group: str | None = None
     each: bool = False
@@ -49,99 +49,104 @@ def lr_range(
     allow_code: Sequence[str] = (),
     console: Console | None = None,
 ) -> RangeTest:
-    """Makes an LR range test on the network, data, groups and optimizer of a recipe.
+    """Makes an LR range test on the model, data, groups and optimizers of a recipe.
 
     Args:
         recipe: Path of the recipe.
         settings: What is swept, and how.
         out: A folder for `lr_range.json`, `lr_range.png` and `lr_range.svg`.
-        write: Puts the rates that were found into the recipe's text; its comments stay.
+        write: Whether the suggested rates are written into the text of the recipe; its comments stay.
         overrides: Changes to the recipe such as `"train.batch_size=64"`.
         allow_code: Packages whose code the recipe may run.
-        console: Where to tell what happens; `None` stays silent.
+        console: Where to print the result; `None` prints nothing.
 
     Raises:
-        FinetuneError: If the input is wrong, or the rates cannot be written into the recipe.
-        TrainingError: If there is nothing to write: the test gave no rate.
+        FinetuneError: The input is wrong, or the rates cannot be written into the recipe.
+        TrainingError: There is nothing to write, because the test suggests no rate.
     """
     console = console or Console(quiet=True)
     check_steps(settings.steps)
-    wanted = load_allowed(recipe, overrides, allow_code)
+    loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     check_run_folder(None if out is None else Path(out), overwrite=True)
-    if write:
-        _check_writable(wanted, Path(recipe), settings)
-    with precision(wanted):
-        ready = prepare(wanted)
-        tell_network(ready, console)
-        found = _measure(wanted, ready, settings, console)
-    tell_range_test(found, console)
+    if write:  # before the measurement, which may take minutes
+        _check_writable(loaded, Path(recipe), settings)
+    with precision(loaded):
+        layout = build_layout(loaded)
+        print_model(layout, console)
+        result = _measure(layout, settings, console)
+    print_range_test(result, console)
     if out is not None:
-        write_range_test(found, Path(out))
+        write_range_test(result, Path(out))
         console.print(f"written: {Path(out) / 'lr_range.json'}, .png and .svg")
     if write:
-        _write_rates(wanted, Path(recipe), ready, found, console)
-    return found
+        _write_rates(layout, Path(recipe), result, console)
+    return result
 
 
-def with_measured_rates(wanted: Recipe, ready: Prepared, console: Console) -> tuple[Recipe, Prepared, RangeTest]:
-    """Does what `train.learning_rate: auto` asks for: measures, and equips the network with the rates found.
+def with_measured_rates(layout: Layout, console: Console) -> tuple[Layout, RangeTest]:
+    """Does what `train.learning_rate: auto` asks for: measures the rates, and derives the layout that has them.
+
+    Args:
+        layout: The layout of the run; its rates only give the ratios between the groups.
+        console: Where to print the result.
 
     Raises:
-        TrainingError: If the test gives no rate.
+        TrainingError: The test suggests no rate.
     """
-    found = _measure(wanted, ready, Range(), console)
-    if not found.learning_rates:
-        console.print(f"one LR range test gives no rate, so the mean of {_AUTO_REPEATS} is judged")
-        found = _measure(wanted, ready, Range(repeats=_AUTO_REPEATS), console)
-    tell_range_test(found, console)
-    _check_found(found, "`train.learning_rate: auto` takes", "Write the rates by hand and leave `auto` away.")
-    measured = with_values(scaled(wanted, _factors(ready, found)), {("train", "learning_rate"): None})
-    return measured, equip(measured, ready.model, ready.examples, ready.groups, ready.restored), found
+    result = _measure(layout, Range(), console)
+    if not result.learning_rates:  # the rules disagree on a noisy curve; a mean of several is less noisy
+        console.print(f"a single LR range test suggests no rate, so the mean of {_AUTO_REPEATS} is judged")
+        result = _measure(layout, Range(repeats=_AUTO_REPEATS), console)
+    print_range_test(result, console)
+    _check_suggested(result, "`train.learning_rate: auto` takes", "Write the rates by hand and remove `auto`.")
+    return with_peaks(layout, result.learning_rates), result
 
 
-def write_range_test(found: RangeTest, folder: Path) -> None:
+def write_range_test(result: RangeTest, folder: Path) -> None:
     """Writes the result and its pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "lr_range.json", found.to_json())
-    found.plot(folder / "lr_range")
+    write_json(folder / "lr_range.json", result.to_json())
+    result.plot(folder / "lr_range")
 
 
-def tell_range_test(found: RangeTest, console: Console) -> None:
-    """Prints the curve, what the rules say, and the rate of every group."""
-    for note in found.notes:
+def print_range_test(result: RangeTest, console: Console) -> None:
+    """Prints the curve, what each rule suggests, and the rate suggested for every group."""
+    for note in result.notes:
         console.print(f"note: {note}")
-    for name, verdict in found.verdicts.items():
-        curve = found.curves[name]
-        encoding = (console.encoding or "").lower()
+    for name, verdict in result.verdicts.items():
+        curve = result.curves[name]
+        encoding = (console.encoding or "").lower()  # the curve is drawn with Braille dots where the terminal has them
         plot = terminal_plot(
             curve["rates"], curve["smoothed"], mark=verdict.learning_rate, ascii_only="utf" not in encoding
         )
-        console.print(f"\n{_title(name, found)}\n{plot}")
+        console.print(f"\n{_title(name, result)}\n{plot}")
         console.print(rules_table(verdict.to_json()))
         if verdict.refused:
             console.print(f"no suggestion: {verdict.refused}")
         for note in verdict.notes:
             console.print(f"note: {note}")
-    if len(found.verdicts) > 1:
-        console.print("note: groups that are trained together bear less than each alone; sweep all together, too")
-    for name, rate in found.learning_rates.items():
-        verdict = found.verdicts.get(name) or found.verdicts[ALL]
+    if len(result.verdicts) > 1:
+        # A rate that suits a group alone is often too high when all groups move at once.
+        console.print("note: groups trained together need smaller rates than each group alone; sweep all together, too")
+    for name, rate in result.learning_rates.items():
+        verdict = result.verdicts.get(name) or result.verdicts[ALL]
         console.print(f"suggested for `{name}`: {tidy(rate):g}  (confidence {verdict.confidence:.2f})")
 
 
-def _title(name: str, found: RangeTest) -> str:
+def _title(name: str, result: RangeTest) -> str:
     if name != ALL:
         return f"smoothed loss against the learning rate of `{name}` alone"
-    names = list(found.base_rates)
+    names = list(result.base_rates)
     return f"smoothed loss against the learning rate of `{names[-1]}`" + ("; all groups rise" if len(names) > 1 else "")
 
 
-def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console) -> RangeTest:
+def _measure(layout: Layout, settings: Range, console: Console) -> RangeTest:
     with progress_bar(console, "LR range test") as on_step:
         return lr_range_test(
-            ready.model,
-            build_batches(wanted, ready.examples),
-            base_rates=ready.peaks,
+            layout.model,
+            build_batches(layout.recipe, layout.examples),
+            # Peaks, not present rates: at the first step of a warm-up every rate is 0, and ratios are lost.
+            base_rates=layout.peaks,
             on_step=on_step,
             **vars(settings),
         )
@@ -150,40 +155,37 @@ def _measure(wanted: Recipe, ready: Prepared, settings: Range, console: Console)
 # -- Into the recipe --------------------------------------------------------------------------------------------------
 
 
-def _check_writable(wanted: Recipe, path: Path, settings: Range) -> None:
-    """Tells what cannot be written before the work, not after it."""
-    if isinstance(wanted.groups, Strategy) and (settings.group or settings.each):
+def _check_writable(recipe: Recipe, path: Path, settings: Range) -> None:
+    """Raises a RecipeError for what cannot be written, before the measurement instead of after it."""
+    if isinstance(recipe.groups, Strategy) and (settings.group or settings.each):
         raise RecipeError(
-            f"{place_of(wanted, 'groups')}: a strategy gives its groups rates with fixed ratios, so a rate of one "
+            f"{place_of(recipe, 'groups')}: a strategy gives its groups rates with fixed ratios, so a rate of one "
             "group alone cannot be written. Sweep all together, or list them: `finetune suggest` writes such a list."
         )
-    groups = [group.name for group in wanted.groups if not group.frozen] if isinstance(wanted.groups, tuple) else [""]
-    scaled_text(wanted, path, dict.fromkeys(groups, 1.0))
+    groups = [group.name for group in recipe.groups if not group.frozen] if isinstance(recipe.groups, tuple) else [""]
+    scaled_text(recipe, path, dict.fromkeys(groups, 1.0))  # raises where a rate is not a plain number in this file
     if not (os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)):
         raise RecipeError(f"`--write` changes the recipe. `{path}` or its folder is write-protected. Use a copy.")
 
 
-def _factors(ready: Prepared, found: RangeTest) -> dict[str, float]:
-    return {name: rate / ready.peaks[name] for name, rate in found.learning_rates.items()}
-
-
-def _check_found(found: RangeTest, taker: str, advice: str) -> None:
-    if not found.learning_rates:
-        reason = next(verdict.refused for verdict in found.verdicts.values())
+def _check_suggested(result: RangeTest, taker: str, advice: str) -> None:
+    if not result.learning_rates:
+        reason = next(verdict.refused for verdict in result.verdicts.values())
         raise TrainingError(f"{taker} the rate that an LR range test suggests. It suggests none. {reason} {advice}")
 
 
-def _write_rates(wanted: Recipe, path: Path, ready: Prepared, found: RangeTest, console: Console) -> None:
-    _check_found(found, "`--write` writes", "The recipe is as it was.")
-    factors = _factors(ready, found)
-    text, changed = scaled_text(wanted, path, factors)
-    check_text(text, path, scaled(load_recipe(path), factors))  # other overrides are not written
-    with replacing(path.resolve()) as temporary:
+def _write_rates(layout: Layout, path: Path, result: RangeTest, console: Console) -> None:
+    _check_suggested(result, "`--write` writes", "The recipe is unchanged.")
+    factors = layout.factors(result.learning_rates)
+    text, changed = scaled_text(layout.recipe, path, factors)
+    check_text(text, path, scaled(load_recipe(path), factors))  # without overrides, which are not written
+    with replacing(path.resolve()) as temporary:  # behind a link, the file itself
         temporary.write_text(text, encoding="utf-8", newline="")
         shutil.copymode(path, temporary)
     for place, (old, new) in changed.items():
         console.print(f"{place}: {old:g} -> {new:g}")
-    if wanted.train.learning_rate == "auto":
+    if layout.rates_to_measure:
         console.print(
-            "note: `train.learning_rate: auto` still stands, and will measure again. Remove it to train at these"
+            "note: `train.learning_rate: auto` is still in the recipe and will measure again. Remove it to train with "
+            "these rates"
         )

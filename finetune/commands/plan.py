@@ -6,44 +6,58 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.build.data import precision
-from finetune.build.layout import Prepared, load_allowed, prepare
+from finetune.build.layout import Layout, build_layout
+from finetune.recipe.loader import load_recipe
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
 
 
-def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Prepared:
-    """Does all of `run` that comes before training: what would happen to every weight, on the real model.
+def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Layout:
+    """Does everything that `run` does before training.
 
     Args:
         recipe: Path of the recipe.
         overrides: Changes to the recipe such as `"train.epochs=3"`.
         allow_code: Packages whose code the recipe may run.
 
+    Returns:
+        The layout of the run. Its `plan` says what will happen to every weight; its `model` is compiled and has its
+        pretrained weights.
+
     Raises:
-        FinetuneError: If the input is wrong.
+        FinetuneError: The input is wrong.
     """
-    wanted = load_allowed(recipe, overrides, allow_code)
-    with precision(wanted):
-        return prepare(wanted)
+    loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    with precision(loaded):
+        return build_layout(loaded)
 
 
-def tell_network(ready: Prepared, console: Console) -> None:
-    """Prints which network it is, and where its weights came from."""
-    console.print(f"model: {ready.model.name}, {ready.model.count_params():,} parameters", markup=False)
-    if ready.restored:
-        console.print(ready.restored.summary(), markup=False)
+def print_model(layout: Layout, console: Console) -> None:
+    """Prints the model's name and size, and where its weights come from."""
+    console.print(f"model: {layout.model.name}, {layout.model.count_params():,} parameters", markup=False)
+    if layout.restored:
+        console.print(layout.restored.summary(), markup=False)
 
 
-def tell_plan(ready: Prepared, console: Console, *, every_weight: bool = False) -> None:
-    """Prints the plan: where the weights came from, a table of the groups (or of every weight), and advice."""
-    tell_network(ready, console)
-    legend, data = PHASED_LEGEND if ready.phases else LEGEND, ready.plan.to_json()
-    console.print(f"plan: {ready.length.epochs} epochs of {ready.length.steps_per_epoch} steps. {legend}")
+def print_plan(layout: Layout, console: Console, *, every_weight: bool = False) -> None:
+    """Prints the model, a table of the groups, the phases and the advice.
+
+    Args:
+        layout: The layout of the run.
+        console: Where to print.
+        every_weight: Whether the table has a row for every weight instead of every group.
+    """
+    print_model(layout, console)
+    data, length = layout.plan.to_json(), layout.length
+    legend = PHASED_LEGEND if layout.plan.phases else LEGEND
+    console.print(f"plan: {length.epochs} epochs of {length.steps_per_epoch} steps. {legend}")
     console.print((weight_table if every_weight else group_table)(data))
-    if ready.phases:
+    if layout.plan.phases:
         console.print(phase_table(data))
         for note in phase_notes(data):
             console.print(note, markup=False)
-    if ready.rates_to_measure:
-        console.print("note: `train.learning_rate: auto` measures the rates first; these only say their ratios")
-    for advice in ready.plan.advice:
+    if layout.rates_to_measure:
+        console.print(
+            "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
+        )
+    for advice in layout.plan.advice:
         console.print(f"advice: {advice}", markup=False)

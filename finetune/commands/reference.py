@@ -1,4 +1,4 @@
-"""Writes what a network that is known to be right gives out, for `restore.verify` to compare with."""
+"""`finetune reference`: writes the outputs of a network that is known to be right, for `restore.verify`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from finetune.build.model import build_model
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
 from finetune.models.builders import check_model, load_keras_file
-from finetune.pretrained.outputs import as_arrays, outputs_of
+from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
-from finetune.recipe.loader import check_code_allowed, load_recipe
+from finetune.recipe.loader import load_recipe
 from finetune.results.run_folder import replacing
 
-_ROWS = 8
+_ROWS = 8  # rows that are enough to tell networks apart
 
 
 def write_reference(
@@ -37,8 +37,8 @@ def write_reference(
         source: The network: a whole model (`.keras` or legacy `.h5`), a SavedModel, or a recipe, whose network is
             taken with its pretrained weights and whose first test rows are the inputs.
         out: The file to write, `.npz`.
-        inputs: A `.npy` file, or an `.npz` file with one array, or one for each of the network's inputs.
-        layers: Layers whose outputs to write instead of the network's own; also names of its outputs.
+        inputs: A `.npy` file, or an `.npz` file with a single array or an array for each input of the network.
+        layers: Layers whose outputs to write instead of the outputs of the network; also names of its outputs.
         overrides: Changes to the recipe such as `"restore.from=other.h5"`.
         allow_code: Packages whose code the recipe may run.
         overwrite: Whether `out` may exist.
@@ -47,25 +47,25 @@ def write_reference(
         The shape of each array that was written, by name.
 
     Raises:
-        FinetuneError: The input is wrong; nothing is written then.
+        FinetuneError: The input is wrong, or an output is not a finite number; nothing is written then.
     """
     out = Path(out)
     _check_out(out, overwrite=overwrite)
-    given = _read_inputs(Path(inputs)) if inputs else None
+    rows = _read_inputs(Path(inputs)) if inputs else None
     if Path(source).suffix in (".yaml", ".yml"):
-        model, given = _from_recipe(source, given, list(layers), overrides, allow_code)
+        model, rows = _from_recipe(source, rows, list(layers), overrides, allow_code)
     else:
         model = _from_file(Path(source))
-    if given is None:
+    if rows is None:
         raise FinetuneError(
-            f"Reference outputs belong to inputs, and `{source}` holds a network without example rows. Name some with "
-            "`--input rows.npz`."
+            f"Reference outputs belong to inputs, and `{source}` holds a network without example rows. Name a file of "
+            "rows with `--input rows.npz`."
         )
-    outputs = outputs_of(model, given, layers)
+    outputs = outputs_of(model, rows, layers)
     wrong = [f"output/{name}".rstrip("/") for name, array in outputs.items() if not np.isfinite(array).all()]
     if wrong:
         raise FinetuneError(f"Reference outputs are finite numbers. Those of {quote(wrong)} are not. Use other inputs.")
-    arrays = as_arrays(given, outputs)
+    arrays = as_arrays(rows, outputs)
     with replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType] - no array is called `allow_pickle`
     return {name: array.shape for name, array in arrays.items()}
@@ -76,7 +76,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise FinetuneError(f"Reference outputs are written to an npz file. Received: `{out}`. End its name in `.npz`.")
     if out.exists() and not overwrite:
         raise FinetuneError(
-            f"Nothing is written over what is there. `{out}` exists. Say `--overwrite`, or name another file."
+            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
         )
 
 
@@ -85,7 +85,7 @@ def _read_inputs(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # what NumPy raises over a damaged file is not to be foreseen
+    except Exception as error:  # NumPy raises many kinds of errors over a damaged file
         raise FinetuneError(
             f"Inputs are read from a `.npy` or `.npz` file of plain arrays. `{path}` cannot be read: {reason(error)}."
         ) from error
@@ -96,20 +96,19 @@ def _read_inputs(path: Path) -> dict[str, np.ndarray]:
 
 def _from_recipe(
     path: str | Path,
-    given: dict[str, np.ndarray] | None,
+    rows: dict[str, np.ndarray] | None,
     layers: Sequence[str],
     overrides: Sequence[str],
     allow_code: Sequence[str],
 ) -> tuple[keras.Model, dict[str, np.ndarray]]:
-    recipe = load_recipe(path, overrides=overrides)
-    check_code_allowed(recipe, allow_code)
+    recipe = load_recipe(path, overrides=overrides, allow_code=allow_code)
     with precision(recipe):
         model = build_model(recipe)
-        inputs = given or {"": build_examples(recipe).x_test[:_ROWS]}
-        report = restore_weights(recipe, model, verify=False)
+        rows = rows or {"": build_examples(recipe).x_test[:_ROWS]}
+        report = restore_weights(recipe, model, verify=False)  # the reference that `verify` names is yet to be written
     if report and not layers:
         _require_whole(report, model)
-    return model, inputs
+    return model, rows
 
 
 def _require_whole(report: RestoreReport, model: keras.Model) -> None:
@@ -127,12 +126,12 @@ def _from_file(path: Path) -> Any:
         return check_model(load_keras_file(path), str(path))
     try:
         return _callable_part(tf.saved_model.load(str(folder)))
-    except Exception as error:  # TensorFlow raises much over a damaged one
+    except Exception as error:  # TensorFlow raises many kinds of errors over a damaged folder
         raise FinetuneError(f"A SavedModel must load. `{folder}` does not: {reason(error)}. Copy it again.") from error
 
 
 def _callable_part(loaded: Any) -> Any:
-    """The default signature where there is one: it takes and gives arrays by name."""
+    """Returns the default signature where there is one: it takes and returns arrays by name."""
     signatures = getattr(loaded, "signatures", {})
     signature = signatures.get("serving_default") or next(iter(signatures.values()), None)
     if signature is None:
@@ -140,8 +139,8 @@ def _callable_part(loaded: Any) -> Any:
     names = sorted(signature.structured_input_signature[1])
 
     def call(batch: Any) -> Mapping[str, Any]:
-        given = batch if isinstance(batch, dict) else {names[0]: batch}
-        every = signature(**{name: tf.convert_to_tensor(array) for name, array in given.items()})
-        return {"": next(iter(every.values()))} if len(every) == 1 else every
+        arrays = batch if isinstance(batch, dict) else {names[0]: batch}
+        outputs = signature(**{name: tf.convert_to_tensor(array) for name, array in arrays.items()})
+        return {"": next(iter(outputs.values()))} if len(outputs) == 1 else outputs
 
     return call

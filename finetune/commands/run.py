@@ -1,21 +1,23 @@
-"""The story of a run: load, build, restore, plan, train, prove, save."""
+"""`finetune run`: load, build, restore, plan, train, prove, save. The function `run` is the story; start there."""
 
+import csv
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import keras
 from rich.console import Console
 
 from finetune.build.data import build_batches, build_rows, precision
-from finetune.build.layout import Prepared, load_allowed, prepare
+from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
-from finetune.commands.plan import tell_plan
+from finetune.commands.plan import print_plan
 from finetune.errors import DataError, TrainingError
-from finetune.recipe.loader import dump_recipe
-from finetune.recipe.schema import Recipe
+from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
 from finetune.training.check_examples import explained
@@ -28,16 +30,16 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out of a run.
+    """What a run has produced.
 
     Attributes:
         folder: The run folder.
         metrics: Loss and metrics on the test examples after training, by name.
         metrics_before: The same before training.
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
-        frozen_tensors: How many tensors that is said of, moving statistics included.
+        frozen_tensors: The number of tensors compared for that, moving statistics included.
         seconds: Wall time of each stage.
-        phases: What came of each phase; empty where all groups are trained all the time.
+        phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
     """
 
@@ -68,106 +70,109 @@ def run(
         out: The run folder; by default the first free `runs/<recipe>-<number>`.
         overrides: Changes to the recipe such as `"train.epochs=3"`.
         allow_code: Packages whose code the recipe may run.
-        overwrite: Whether `out` may be a folder that holds something.
-        recalibrate: Whether moving statistics are estimated anew after training, as the mean over all training rows.
-        console: Where to tell what happens; `None` stays silent.
+        overwrite: Whether `out` may be a folder that is not empty.
+        recalibrate: Whether moving statistics are estimated again after training, as the mean over all training rows.
+        console: Where to print the progress; `None` prints nothing.
 
     Raises:
-        FinetuneError: If the input is wrong; nothing is written then.
-        TrainingError: If training fails.
+        FinetuneError: The input is wrong; nothing is written then.
+        TrainingError: Training fails.
     """
     console, clock, out = console or Console(quiet=True), _Clock(), None if out is None else Path(out)
     with clock("load"):
-        wanted = load_allowed(recipe, overrides, allow_code)
+        loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
         check_run_folder(out, overwrite=overwrite)
-    with precision(wanted):
+    with precision(loaded):
         with clock("prepare"):
-            ready = prepare(wanted)
-        found = None
-        if ready.rates_to_measure:
+            layout = build_layout(loaded)
+        range_test = None
+        if layout.rates_to_measure:
             with clock("lr_range"):
-                wanted, ready, found = with_measured_rates(wanted, ready, console)
-        tell_plan(ready, console)
+                layout, range_test = with_measured_rates(layout, console)
+        print_plan(layout, console)
         with clock("evaluate"), explained(DataError, "The test examples must go through the model.", SEE_WHERE):
-            metrics_before = _evaluate(ready)
+            metrics_before = _evaluate(layout)
+
+        # Nothing has been written so far: a run that fails above leaves no folder.
         folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
-        _write_plan(folder, wanted, ready)
-        if found:
-            write_range_test(found, folder / "plots")
-        frozen_before = _frozen_checksums(ready)
+        _write_plan(folder, layout)
+        if range_test:
+            write_range_test(range_test, folder / "plots")
+        frozen_before = _frozen_checksums(layout)
         with clock("train"):
-            phases = train(
-                ready.model,
-                ready.groups,
-                ready.phases,
-                ready.examples,
-                _fit_options(wanted, ready),
-                gradient_batches=build_batches(wanted, ready.examples),
+            records = train(
+                layout.model,
+                layout.groups,
+                layout.phases,
+                layout.examples,
+                _fit_options(layout),
+                gradient_batches=build_batches(layout.recipe, layout.examples),
                 folder=folder,
                 console=console,
             )
         if recalibrate:
             with clock("recalibrate"):
-                number = recalibrate_statistics(ready.model, ready.groups, build_rows(wanted, ready.examples))
-            console.print(f"recalibrated: the statistics of {number} BatchNormalization layers", highlight=False)
+                count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
+            console.print(f"recalibrated: the statistics of {count} BatchNormalization layers", highlight=False)
         with clock("evaluate"):
-            metrics = _evaluate(ready)
+            metrics = _evaluate(layout)
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
-            _save(ready.model, folder)
-        frozen_after = _frozen_checksums(ready)
+            _save(layout.model, folder)
+            _draw_curves(folder)
+        frozen_after = _frozen_checksums(layout)
+
     result = RunResult(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
-        frozen_unchanged=frozen_before == frozen_after and all(phase.frozen_unchanged for phase in phases),
+        frozen_unchanged=frozen_before == frozen_after and all(record.frozen_unchanged for record in records),
         frozen_tensors=len(frozen_before),
         seconds=clock.seconds,
-        phases=phases,
-        model=ready.model,
+        phases=records if layout.shows_phases else (),
+        model=layout.model,
     )
     _write_result(result)
+    # Last, so that the folder shows what has happened even where the proof fails.
     prove_unchanged(frozen_before, frozen_after)
-    for phase in phases:
-        prove_phase(phase)
+    for record in records:
+        prove_phase(record)
     return result
 
 
-def _fit_options(wanted: Recipe, ready: Prepared) -> FitOptions:
-    names = ("batch_size", "shuffle", "cache", "cache_passes", "steps_per_execution")
-    return FitOptions(
-        epochs=ready.length.epochs,
-        steps_per_epoch=ready.length.steps_per_epoch,
-        seed=wanted.seed,
-        announce_phases=wanted.phases is not None,  # else there may be one, because a group asks for what phases do
-        **{name: getattr(wanted.train, name) for name in names},
-    )
+def _fit_options(layout: Layout) -> FitOptions:
+    """Takes from `train` whatever `FitOptions` has a field for, so that no key is forgotten."""
+    names = {option.name for option in fields(FitOptions)}
+    options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
+    options |= {"epochs": layout.length.epochs, "steps_per_epoch": layout.length.steps_per_epoch}
+    return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)
 
 
-def _frozen_checksums(ready: Prepared) -> dict[str, str]:
-    """Those of all groups that are frozen in all phases, without statistics that a phase shall estimate there."""
-    modes = [(name, mode) for phase in ready.phases for name, mode in phase.batch_norm.items()]
-    moving = [group for group in ready.groups if (group.name, "statistics") in modes]
+def _frozen_checksums(layout: Layout) -> dict[str, str]:
+    """Checksums of all groups that are frozen in all phases, without statistics that a phase estimates there."""
+    modes = [(name, mode) for phase in layout.phases for name, mode in phase.batch_norm.items()]
+    moving = [group for group in layout.groups if (group.name, "statistics") in modes]
     moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
-    return {name: value for name, value in checksums(ready.groups, frozen=True).items() if name not in moved}
+    return {name: value for name, value in checksums(layout.groups, frozen=True).items() if name not in moved}
 
 
-def _evaluate(ready: Prepared) -> dict[str, float]:
-    metrics = ready.model.evaluate(ready.examples.x_test, ready.examples.y_test, verbose=0, return_dict=True)
+def _evaluate(layout: Layout) -> dict[str, float]:
+    examples = layout.examples
+    metrics = layout.model.evaluate(examples.x_test, examples.y_test, verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}
 
 
 def _save(model: keras.Model, folder: Path) -> None:
     weights = folder / "checkpoints" / "last.weights.h5"
-    advice = f"Its weights are in `{weights}`; mend the model's `get_config` to have it whole."
-    rule = "A trained model is saved whole, for plain Keras to open."
+    advice = f"Its weights are in `{weights}`. Correct the `get_config` of the model or layer to save the whole model."
+    rule = "A trained model is saved whole, so that plain Keras can load it."
     with explained(TrainingError, rule, advice), replacing(folder / "model.keras") as path, _without_optimizer(model):
         model.save(path)
 
 
 @contextmanager
 def _without_optimizer(model: keras.Model) -> Iterator[None]:
-    """Lets the model be saved without its optimizer, so that plain Keras opens it anywhere."""
+    """Lets the model be saved without its optimizer, so that plain Keras loads it where finetune is not installed."""
     optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:
         yield
@@ -175,17 +180,26 @@ def _without_optimizer(model: keras.Model) -> Iterator[None]:
         model.optimizer, model.compiled = optimizer, True
 
 
-def _write_plan(folder: Path, wanted: Recipe, ready: Prepared) -> None:
-    plan = ready.plan.to_json()
-    write_text(folder / "recipe.yaml", dump_recipe(wanted, absolute_paths=True))
+def _draw_curves(folder: Path) -> None:
+    """Draws loss, metrics and learning rates over the epochs into `plots/training.png` and `.svg`."""
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    for row in rows:
+        row.pop("phase", None)  # neither a metric nor a rate
+    plot_training(rows, path=folder / "plots" / "training")
+
+
+def _write_plan(folder: Path, layout: Layout) -> None:
+    plan = layout.plan.to_json()
+    write_text(folder / "recipe.yaml", dump_recipe(layout.recipe, absolute_paths=True))
     write_text(folder / "plan.txt", plan_text(plan))
     write_json(folder / "plan.json", plan)
-    write_json(folder / "restore.json", ready.restored.to_json() if ready.restored else None)
+    write_json(folder / "restore.json", layout.restored.to_json() if layout.restored else None)
 
 
 def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
-    phases = {"phases": [phase.to_json() for phase in result.phases]} if result.phases else {}
+    phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **phases})
 
 

@@ -1,4 +1,4 @@
-"""`finetune suggest`: measures how hard each layer group is pulled, and writes groups with rates in proportion."""
+"""`finetune suggest`: measures |gradient| / |weights| of each layer group, and suggests rates in proportion."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from finetune.build.data import build_batches, precision
-from finetune.build.layout import Prepared, load_allowed, prepare
-from finetune.commands.plan import tell_network
+from finetune.build.layout import Layout, build_layout
+from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
 from finetune.groups.selectors import LayerGroup, resolve_groups
 from finetune.recipe.groups import GroupSpec, Strategy
@@ -28,13 +28,13 @@ from finetune.training.gradient_norms import auto_rgn, relative_gradient_norms
 
 @dataclass(frozen=True)
 class SuggestedGroups:
-    """What was measured and what follows from it.
+    """What was measured, and the groups suggested from it.
 
     Attributes:
-        block: The `groups:` block as YAML, its evidence as comments.
+        block: The `groups:` block as YAML, with the measured values as comments.
         relative_gradient_norms: Mean and standard deviation over the batches for every group, frozen ones included.
         learning_rates: The rate of every group that is trained.
-        num_batches: Batches measured over.
+        num_batches: The number of batches measured over.
     """
 
     block: str
@@ -59,38 +59,41 @@ def suggest_groups(
 
     Args:
         recipe: Path of the recipe.
-        by: Measures a group for each `layer` or `block` instead of the recipe's own groups.
-        peak: Rate of the group that is pulled hardest; by default the highest of the recipe.
+        by: Measures a group for each `layer` or `block` instead of the groups of the recipe.
+        peak: Rate of the group with the largest |gradient| / |weights|; by default the highest of the recipe.
         num_batches: Batches to measure over, >= 1.
         out: A new recipe file that extends `recipe` with the suggested groups.
         overwrite: Whether `out` may exist.
         overrides: Changes to the recipe such as `"train.batch_size=64"`.
         allow_code: Packages whose code the recipe may run.
-        console: Where to tell what happens; `None` stays silent.
+        console: Where to print the result; `None` prints nothing.
 
     Raises:
-        FinetuneError: If the input is wrong; nothing is written then.
-        TrainingError: If a group gets no gradient.
+        FinetuneError: The input is wrong; nothing is written then.
+        TrainingError: A group gets no gradient.
 
     References:
         Lee et al. (2023), Surgical Fine-Tuning, https://arxiv.org/abs/2210.11466
     """
     console = console or Console(quiet=True)
     _check(by, peak, num_batches, out, recipe, overwrite)
-    wanted = load_allowed(recipe, overrides, allow_code)
-    if by is None and isinstance(wanted.groups, Strategy):
-        by = wanted.groups.by
-    with precision(wanted):
-        ready = prepare(wanted)
-        tell_network(ready, console)
-        groups = resolve_groups(ready.model, by=by) if by else ready.groups
-        norms = _measure(wanted, ready, groups, num_batches, console)
-    rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(ready.peaks.values()))
+    loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    if by is None and isinstance(loaded.groups, Strategy):
+        by = loaded.groups.by  # a strategy has no groups to put rates into, so its groups are listed
+    with precision(loaded):
+        layout = build_layout(loaded)
+        print_model(layout, console)
+        groups = resolve_groups(layout.tree, by=by) if by else layout.groups
+        norms = _measure(layout, groups, num_batches, console)
+    # Auto-RGN: rate = peak * norm / largest norm, so the group with the largest norm gets the peak.
+    rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(layout.peaks.values()))
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
-    listed = _listed(wanted, groups, trained) if by else _rescaled(wanted, ready, trained)
-    block = groups_block(listed, _reasons(norms), _header(num_batches, wanted))
+    specs = _new_specs(loaded, groups, trained) if by else scaled(loaded, layout.factors(trained)).groups
+    assert isinstance(specs, tuple)
+    header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {loaded.train.batch_size}."
+    block = groups_block(specs, _reasons(specs, norms), header)
     console.print(norms_table(norms, trained))
-    frozen = [group.name for group in ready.groups if group.frozen]
+    frozen = [group.name for group in layout.groups if group.frozen]
     if by and frozen:
         console.print(f"note: the recipe freezes {quote(frozen)}; the groups suggested here train everything")
     if out is not None:
@@ -112,64 +115,60 @@ def _check(
     if Path(out).resolve() == Path(recipe).resolve():
         raise FinetuneError(f"The suggestion is a recipe that extends `{recipe}`. `--out` must be another file.")
     if os.path.lexists(out) and not overwrite:
-        raise FinetuneError(f"A suggestion never writes over what is there. `{out}` exists. Say `--overwrite`.")
+        raise FinetuneError(
+            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
+        )
     if not Path(out).parent.is_dir():
-        raise FinetuneError(f"`--out {out}` must lie in a folder that exists. There is no `{Path(out).parent}`.")
+        raise FinetuneError(
+            f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Make it first."
+        )
 
 
 def _measure(
-    wanted: Recipe, ready: Prepared, groups: Sequence[LayerGroup], num_batches: int, console: Console
+    layout: Layout, groups: Sequence[LayerGroup], num_batches: int, console: Console
 ) -> dict[str, tuple[float, float]]:
-    batches = build_batches(wanted, ready.examples).repeat().take(num_batches)
-    freeze(ready.model, groups)
-    with progress_bar(console, "gradients") as tell:
-        ratios = relative_gradient_norms(ready.model, groups, batches, on_batch=lambda done: tell(done, num_batches))
-    freeze(ready.model, ready.groups)
+    """Returns mean and standard deviation of the relative gradient norm of each group over the batches."""
+    batches = build_batches(layout.recipe, layout.examples).repeat().take(num_batches)
+    freeze(layout.model, groups)
+    with progress_bar(console, "gradients") as show:
+        ratios = relative_gradient_norms(layout.model, groups, batches, on_batch=lambda done: show(done, num_batches))
+    freeze(layout.model, layout.groups)  # as before: the groups measured may have been others
     return {name: (float(np.mean(column)), float(np.std(column))) for name, column in ratios.items()}
 
 
-def _rescaled(wanted: Recipe, ready: Prepared, rates: Mapping[str, float]) -> tuple[GroupSpec, ...]:
-    groups = scaled(wanted, {name: rate / ready.peaks[name] for name, rate in rates.items()}).groups
-    assert isinstance(groups, tuple)
-    return groups
-
-
-def _listed(wanted: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str, float]) -> list[GroupSpec]:
-    """Writes every group with the optimizer and the schedule of the recipe's last group that is trained."""
-    model = (
-        wanted.groups if isinstance(wanted.groups, Strategy) else [one for one in wanted.groups if not one.frozen][-1]
-    )
-    shape: Any = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
-    return [
+def _new_specs(recipe: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str, float]) -> tuple[GroupSpec, ...]:
+    """Describes every group, with the optimizer and the schedule of the recipe's last group that is trained."""
+    groups_of_recipe = recipe.groups
+    is_strategy = isinstance(groups_of_recipe, Strategy)
+    model = groups_of_recipe if is_strategy else [spec for spec in groups_of_recipe if not spec.frozen][-1]
+    schedule: Any = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
+    return tuple(
         GroupSpec(
             name=group.name,
-            prefixes=_prefixes(group),
+            prefixes=tuple(dict.fromkeys(leaf.layer or leaf.name for leaf in group.trainable)),
             optimizer=model.optimizer,
-            learning_rate=shape.with_rate(rates[group.name]) if shape else rates[group.name],
+            learning_rate=schedule.with_rate(rates[group.name]) if schedule else rates[group.name],
             decay_bias_and_norm=model.decay_bias_and_norm,
         )
         for group in groups
-    ]
+    )
 
 
-def _prefixes(group: LayerGroup) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(leaf.layer or leaf.name for leaf in group.trainable))
-
-
-def _reasons(norms: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+def _reasons(specs: Sequence[GroupSpec], norms: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Returns the comment above each group of the block: what was measured."""
     largest = max(mean for mean, _ in norms.values())
-    return {
+    measured = {
         name: f"|gradient| / |weights| = {mean:.2e} ± {deviation:.0e}, {mean / largest:.3f} of the largest"
         for name, (mean, deviation) in norms.items()
     }
-
-
-def _header(num_batches: int, wanted: Recipe) -> str:
-    return f"Rates in proportion to relative gradient norms, over {num_batches} batches of {wanted.train.batch_size}."
+    # `always_train` leaves a frozen group of nothing but normalization parameters without weights to measure.
+    return {
+        spec.name: measured.get(spec.name, "not measured, `train.always_train` trains its weights") for spec in specs
+    }
 
 
 def _write_extending(recipe: Path, out: Path, block: str) -> None:
-    base = os.path.relpath(recipe, out.parent)
+    base = os.path.relpath(recipe, out.parent)  # `extends` is relative to the file that writes it
     with replacing(out) as temporary:
         temporary.write_text(f"extends: {base}\n\n{block}", encoding="utf-8")
-        load_recipe(temporary)
+        load_recipe(temporary)  # a fault in it must show before the file has its name

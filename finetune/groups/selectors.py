@@ -106,12 +106,13 @@ def resolve_groups(
 
     Example:
         >>> import keras
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="body"), keras.layers.Dense(2)])
+        >>> body, top = keras.layers.Dense(3, name="body"), keras.layers.Dense(2, name="top")
+        >>> model = keras.Sequential([keras.Input((4,)), body, top])
         >>> [group.name for group in resolve_groups(model, by="layer")]
-        ['body', 'dense']
+        ['body', 'top']
         >>> body, head = resolve_groups(model, [Selector("body", prefixes=("body",)), Selector("head", rest=True)])
         >>> [leaf.name for leaf in head.leaves]
-        ['dense/kernel', 'dense/bias']
+        ['top/kernel', 'top/bias']
     """
     tree = _as_tree(tree)
     if (selectors is None) == (by is None):

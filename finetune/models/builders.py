@@ -1,4 +1,4 @@
-"""Networks from builder functions and from Keras files."""
+"""Networks from builder functions and from files that `model.save` wrote."""
 
 import importlib
 import inspect
@@ -14,17 +14,18 @@ from finetune.errors import FinetuneError, did_you_mean, quote, reason
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
     """Calls the function `package.module:function` with keyword arguments.
 
-    Whether the code may run at all is asked before, where the recipe is read.
+    Whether the module may be imported at all is decided where the recipe is read, before this.
 
     Raises:
-        FinetuneError: If it does not exist, does not take these arguments, or fails.
+        FinetuneError: If there is no such function, it does not accept the arguments, or it fails. An error of this
+            package that it raises is passed on unchanged.
     """
-    function = _find(builder)
+    function = _import_function(builder)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise FinetuneError(
-            f"A builder is called with the `arguments` of the recipe. `{builder}` has {error}. It takes "
+            f"A builder is called with the `arguments` of the recipe. `{builder}`: {error}. It accepts "
             f"`{inspect.signature(function)}`."
         ) from None
     try:
@@ -33,63 +34,74 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:
         raise FinetuneError(
-            f"A builder returns a network or examples. `{builder}` failed with {type(error).__name__}: "
-            f"{reason(error)}. Mend it, or see where with `--debug`."
+            f"A builder returns a network or examples. `{builder}` raised {type(error).__name__}: {reason(error)}. Fix "
+            "it; `--debug` shows the traceback."
         ) from error
 
 
-def _find(builder: str) -> Callable[..., Any]:
+def _import_function(builder: str) -> Callable[..., Any]:
     module_name, _, name = builder.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code runs
+    except Exception as error:  # the module's code runs, and may raise anything
         raise FinetuneError(
             f"A builder is a function in an importable module. `{module_name}` of `{builder}` cannot be imported: "
-            f"{type(error).__name__}: {reason(error)}. Install the package, or put its folder on `PYTHONPATH`."
+            f"{type(error).__name__}: {reason(error)}. Install the package, or add its folder to `PYTHONPATH`."
         ) from error
-    found = getattr(module, name, None)
-    # What the module merely imported is not its own: else a trusted one would lend its name to any code.
-    home = str(getattr(found, "__module__", "")).partition(".")[0]
-    if not callable(found) or home != module_name.partition(".")[0]:
+    function = getattr(module, name, None)
+    # A name that the module merely imported is refused: through a trusted module any other code could be called.
+    package = str(getattr(function, "__module__", "")).partition(".")[0]
+    if not callable(function) or package != module_name.partition(".")[0]:
         functions = [key for key, value in inspect.getmembers(module, inspect.isfunction) if not key.startswith("_")]
         raise FinetuneError(
             f"A builder is a function. `{module_name}` has no function `{name}`; it has {quote(functions) or 'none'}."
             f"{did_you_mean(name, functions)}"
         )
-    return found
+    return function
 
 
 def load_keras_file(path: Path) -> keras.Model:
-    """Loads a whole model from a `.keras` or legacy `.h5` file, without its optimizer and without running code in it.
+    """Loads a whole model from a `.keras` or legacy `.h5` file, without its optimizer.
+
+    Keras' safe mode is on: code inside the file (`Lambda` layers) is not run.
 
     Raises:
-        FinetuneError: If the file is missing, holds no whole model, or needs code that is not there.
+        FinetuneError: If the file is missing, has no whole model in it, or needs classes that are not registered.
     """
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.keras")] if path.parent.is_dir() else []
+        others = [p.name for p in path.parent.glob("*.keras")] if path.parent.is_dir() else []
         raise FinetuneError(
             f"`keras_file` is a file that `model.save` wrote. `{path}` does not exist."
-            f"{did_you_mean(path.name, beside) or f' Beside it are {quote(beside)}.' if beside else ''}"
+            f"{did_you_mean(path.name, others) or f' In the same folder: {quote(others)}.' if others else ''}"
         )
     try:
         model: Any = keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise FinetuneError(
-            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)}. "
-            "If it holds weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."
+            f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)}. If "
+            "the file has weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."
         ) from error
     return model
 
 
 def check_model(model: Any, source: str) -> keras.Model:
-    """Returns the model if it is a built Keras model; raises a FinetuneError if not."""
+    """Returns `model` if it is a built Keras model.
+
+    Args:
+        model: What a builder or a file returned.
+        source: What messages call the place that it comes from.
+
+    Raises:
+        FinetuneError: If it is not a Keras model, or has no weights yet.
+    """
     if not isinstance(model, keras.Model):
         raise FinetuneError(
-            f"A recipe fine-tunes a Keras model. `{source}` gave a `{type(model).__name__}`. Return a `keras.Model`."
+            f"A recipe fine-tunes a Keras model. `{source}` returned a `{type(model).__name__}`. Return a "
+            "`keras.Model`."
         )
     if not model.built:
         raise FinetuneError(
-            f"A model must have its weights before they can be grouped. The one from `{source}` is not built. Give it "
-            "a `keras.Input`, or call it once on an example before returning it."
+            f"A model must have its weights before they can be grouped. The model of `{source}` is not built. Start it "
+            "with a `keras.Input`, or call it once on an example before returning it."
         )
     return model

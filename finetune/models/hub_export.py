@@ -1,4 +1,8 @@
-"""Models of our own as SavedModels in the form that TensorFlow Hub reuses."""
+"""Writes Keras models as SavedModels in the form that TensorFlow Hub calls reusable.
+
+A reusable SavedModel is a callable object with `__call__(inputs, training)`, `variables`, `trainable_variables` and
+`regularization_losses`: what is needed to train it further. See https://www.tensorflow.org/hub/reusable_saved_models.
+"""
 
 import os
 import shutil
@@ -20,39 +24,44 @@ from finetune.models.hub import HubLayer
 
 
 def export_hub(model: keras.Model, path: str | Path) -> Path:
-    """Saves a model for others to fine-tune: with `HubLayer`, `hub.load` or `hub.KerasLayer`.
+    """Saves a model for others to fine-tune with `HubLayer`, `hub.load` or `hub.KerasLayer`.
 
-    What `model.export` writes serves, but cannot be trained on. This can: it is called with `training`, lists its
-    variables under their names in the layer tree, and holds its regularization losses.
+    What `model.export` writes can run, but not be trained further. This can: it is called with `training`, lists its
+    variables under their names in the layer tree, and includes its regularization losses.
 
     Args:
         model: A functional or Sequential model.
-        path: The folder to write, which must not exist or be empty.
+        path: The folder to write. Must not exist, or be empty.
 
     Returns:
         The folder.
 
     Raises:
-        FinetuneError: If the folder holds something, or the model's inputs are not known.
+        FinetuneError: If the folder is not empty, the shapes of the model's inputs are not known, or TensorFlow cannot
+            save the model.
 
     References:
         https://www.tensorflow.org/hub/reusable_saved_models
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FinetuneError(f"A SavedModel gets a folder of its own. `{path}` exists already. Choose another one.")
+        raise FinetuneError(
+            f"A SavedModel is written to a folder that does not exist or is empty. `{path}` exists. Choose another "
+            "folder."
+        )
     if not isinstance(model, keras.Function | keras.Sequential) or not model.built:
         raise FinetuneError(
-            f"A model is exported with the shapes of its inputs. Those of `{model.name}` are not known. Wrap it: "
-            "`x = keras.Input(shape); keras.Model(x, model(x))`."
+            f"A model is exported with the shapes of its inputs. Those of `{model.name}` are not known. Wrap it in a "
+            "functional model: `x = keras.Input(shape); keras.Model(x, model(x))`."
         )
     call = _traced(model)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Written next to its place and renamed when complete, so that an error leaves nothing half-written.
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
     try:
         tf.saved_model.save(_reusable(model, call), str(temporary), signatures=_signature(model, call))
         _name_variables(temporary / "saved_model.pb", layer_tree(model))
-        temporary.chmod(0o755)
+        temporary.chmod(0o755)  # `mkdtemp` makes folders that only the user can read
         os.replace(temporary, path)
     except (ValueError, AssertionError, TypeError) as error:
         raise FinetuneError(f"`{model.name}` cannot be exported. TensorFlow says: {reason(error)}.") from error
@@ -62,13 +71,17 @@ def export_hub(model: keras.Model, path: str | Path) -> Path:
 
 
 def _specs(model: keras.Model) -> Any:
-    def spec(one: Any) -> tf.TensorSpec:
-        return tf.TensorSpec([None, *one.shape[1:]], one.dtype, name=one.name)
+    """Returns the specs of the model's inputs for any batch size, in their structure."""
+
+    def spec(tensor: Any) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name=tensor.name)
 
     return keras.tree.map_structure(spec, inputs_of(model))
 
 
 def _traced(model: keras.Model) -> Any:
+    """Returns the model's call, traced for training and for inference: only traced functions are saved."""
+
     def run(inputs: Any, training: bool = False) -> Any:
         return model(inputs, training=training)
 
@@ -79,6 +92,7 @@ def _traced(model: keras.Model) -> Any:
 
 
 def _signature(model: keras.Model, call: Any) -> Any:
+    """Returns the signature for serving: inference, inputs by name, and a dict of outputs."""
     specs = _specs(model)
     flat = keras.tree.flatten(specs)
 
@@ -87,19 +101,21 @@ def _signature(model: keras.Model, call: Any) -> Any:
         outputs = call(keras.tree.pack_sequence_as(specs, list(tensors)), training=False)
         if isinstance(outputs, dict):
             return outputs
-        several = isinstance(outputs, list | tuple)
-        return {f"output_{n}": one for n, one in enumerate(outputs)} if several else {"outputs": outputs}
+        if isinstance(outputs, list | tuple):
+            return {f"output_{number}": output for number, output in enumerate(outputs)}
+        return {"outputs": outputs}
 
     return {"serving_default": serve}
 
 
 def _reusable(model: keras.Model, call: Any) -> tf.train.Checkpoint:
+    """Returns the object to save, with the attributes that TensorFlow Hub asks for."""
     tree = layer_tree(model)
     root = _as_objects(tree)
     root.variables = [leaf.variable.value for leaf in tree.leaves]
     root.trainable_variables = [leaf.variable.value for leaf in tree.trainable]
     root.regularization_losses = list(_regularizers(model))
-    # What the graph needs beside its weights: states of dropout's seeds, tables.
+    # TensorFlow saves only what is reachable from the object: the graph also uses dropout's seeds and lookup tables.
     listed = {id(leaf.variable) for leaf in tree.leaves}
     root.seeds = [variable.value for variable in model.variables if id(variable) not in listed]
     root.resources = list(_resources(model))
@@ -108,7 +124,7 @@ def _reusable(model: keras.Model, call: Any) -> tf.train.Checkpoint:
 
 
 def _as_objects(tree: LayerTree) -> Any:
-    """Makes an object for each layer, so that a variable's way from the root is its name."""
+    """Makes an object for each layer, nested so that the attributes from the root to a variable spell its name."""
     root: Any = tf.train.Checkpoint()
     for leaf in tree.leaves:
         *scopes, name = leaf.name.split("/")
@@ -122,7 +138,10 @@ def _as_objects(tree: LayerTree) -> Any:
 
 
 def _name_variables(path: Path, tree: LayerTree) -> None:
-    """Gives the variables in the file the names of the layer tree; Keras' own change from one build to the next."""
+    """Renames the variables in the file to their names in the layer tree.
+
+    TensorFlow writes the names of the `tf.Variable`s, whose numbers change from one build of the model to the next.
+    """
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     nodes = saved.meta_graphs[0].object_graph_def.nodes
     for leaf in tree.leaves:
@@ -134,20 +153,19 @@ def _name_variables(path: Path, tree: LayerTree) -> None:
 
 
 def _regularizers(model: keras.Model) -> Iterator[Any]:
+    """Yields traced functions without arguments that return the regularization losses."""
     for variable in model.trainable_variables:
         if getattr(variable, "regularizer", None) is not None:
             loss = tf.function(partial(variable.regularizer, variable), autograph=False)
             loss.get_concrete_function()
             yield loss
-    for layer in _hub_layers(model):
-        yield from layer.module.regularizers
-
-
-def _hub_layers(model: keras.Model) -> list[HubLayer]:
-    return [layer for layer in sublayers(model, include_self=True) if isinstance(layer, HubLayer)]
+    for layer in sublayers(model, include_self=True):
+        if isinstance(layer, HubLayer):
+            yield from layer.module.regularizers
 
 
 def _resources(model: keras.Model) -> Iterator[Any]:
+    """Yields the lookup tables and other resources of the layers, and the SavedModels inside `HubLayer`s."""
     for layer in sublayers(model, include_self=True):
         if isinstance(layer, HubLayer):
             yield layer.module.loaded

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,29 @@ _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str, Any] | None = None) -> keras.Model:
     """Makes a network from a KerasHub preset that takes a single array.
 
-    The network is the layer `backbone`, or `task`, of the model. Where it takes token ids with a mask, the model takes
-    the ids alone; what is the tokenizer's padding in them, 0 without a tokenizer in the preset, is masked.
+    The network is the layer `backbone` (or `task`) of the returned model. Where it takes token ids with a mask and
+    segment ids, the model takes the ids alone: the mask hides the tokenizer's padding id (0 if the preset has no
+    tokenizer), and the segment ids are 0.
 
     Args:
-        preset: A local folder, or a handle that KerasHub knows.
-        whole_task: Whether to take the task with its head, for which a local folder is needed, not the backbone alone.
+        preset: A local folder, or a handle that KerasHub can resolve.
+        whole_task: Whether to load the task with its head rather than the backbone alone. Needs a local folder.
         arguments: Keyword arguments for `from_preset`, e.g. `dropout`.
 
     Raises:
-        FinetuneError: If KerasHub is not installed, or the preset cannot be had or takes several inputs.
+        FinetuneError: If KerasHub is not installed, the preset cannot be loaded or does not accept the arguments, or
+            the network takes several inputs.
     """
     keras_hub = _keras_hub()
     kind = _task_class(keras_hub, preset) if whole_task else keras_hub.models.Backbone
-    own = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
+    fixed = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
     try:
-        network = kind.from_preset(preset, **{**dict(arguments or {}), **own})
-    except Exception as error:  # KerasHub's, Kaggle's and Hugging Face's own kinds
-        said = f"{type(error).__name__}: {reason(error).rstrip(':')}"
+        network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
+    except Exception as error:  # KerasHub, Kaggle and Hugging Face raise classes of their own
+        cause = f"{type(error).__name__}: {reason(error).rstrip(':')}"
         raise FinetuneError(
-            f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: "
-            f"{said}. Check the name and the network, or download it elsewhere and name the folder."
+            f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: {cause}. "
+            "Check the name and the network, or download the preset elsewhere and give its folder."
         ) from error
     _check_arguments(type(network), dict(arguments or {}), preset)
     return _with_one_input(network, lambda: _padding_id(keras_hub, preset), preset)
@@ -46,7 +48,7 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
 
 def _keras_hub() -> Any:
     try:
-        import keras_hub
+        import keras_hub  # optional, and takes seconds
     except ImportError as error:
         raise FinetuneError(
             "A preset is loaded by KerasHub, which is not installed. Install it: "
@@ -56,50 +58,49 @@ def _keras_hub() -> Any:
 
 
 def _check_arguments(kind: Any, arguments: Mapping[str, Any], preset: str) -> None:
-    """Refuses what KerasHub itself would pass over in silence."""
+    """Refuses arguments that KerasHub would silently ignore."""
     known = [name for name in inspect.signature(kind).parameters if name not in ("kwargs", "name", "preprocessor")]
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise FinetuneError(
-            f"The `{kind.__name__}` of `{preset}` takes the arguments {quote(known, limit=12)}, not {quote(unknown)}."
+            f"The `{kind.__name__}` of `{preset}` accepts the arguments {quote(known, limit=12)}, not {quote(unknown)}."
             f"{did_you_mean(unknown[0], known)}"
         )
 
 
 def _task_class(keras_hub: Any, preset: str) -> Any:
-    """Returns the class that the folder's `task.json` names; KerasHub wants to be told."""
-    file = Path(preset) / "task.json"
+    """Returns the class that the folder's `task.json` names: KerasHub loads a task only through its class."""
     name = None
-    with suppress(OSError, ValueError, AttributeError):
-        name = json.loads(file.read_text()).get("class_name")
+    with suppress(OSError, ValueError, AttributeError):  # no such file, no JSON, or no mapping in it
+        name = json.loads((Path(preset) / "task.json").read_text()).get("class_name")
     kind = getattr(keras_hub.models, str(name), None)
     if kind is None:
+        received = f"names the task `{name}`, which KerasHub does not have" if name else "has no `task.json`"
         raise FinetuneError(
-            f"A preset without a `head` is a folder with a whole task, told by its `task.json`. `{preset}` "
-            f"{f'names the task `{name}`, which KerasHub does not know' if name else 'has none'}. Give the recipe a "
-            "`head`: it is put on the preset's backbone."
+            f"A preset without a `head` is a local folder with a whole task, described by its `task.json`. `{preset}` "
+            f"{received}. Add a `head` to the recipe: it is put on the preset's backbone."
         )
     return kind
 
 
-def _with_one_input(network: keras.Model, padding_id: Any, preset: str) -> keras.Model:
+def _with_one_input(network: keras.Model, padding_id: Callable[[], int], preset: str) -> keras.Model:
     inputs = inputs_of(network)
     if not isinstance(inputs, Mapping):
         x = keras.Input(inputs.shape[1:], dtype=inputs.dtype, name="inputs")
         return keras.Model(x, network(x), name="preset_model")
     if "token_ids" not in inputs or not set(inputs) <= _TEXT_INPUTS:
         raise FinetuneError(
-            f"A recipe gives one array to the network. The one of `{preset}` takes {quote(inputs)}. Use it in a "
-            "`builder` of your own."
+            f"A recipe feeds a single array to the network. That of `{preset}` takes {quote(inputs)}. Write a "
+            "`builder` that makes the other inputs from one of them."
         )
     tokens = keras.Input((None,), dtype="int32", name="token_ids")
-    given = {"token_ids": tokens, "segment_ids": keras.ops.zeros_like(tokens)}
+    made = {"token_ids": tokens, "segment_ids": keras.ops.zeros_like(tokens)}
     if "padding_mask" in inputs:
-        given["padding_mask"] = keras.ops.cast(keras.ops.not_equal(tokens, padding_id()), "int32")
-    return keras.Model(tokens, network({key: given[key] for key in inputs}), name="preset_model")
+        made["padding_mask"] = keras.ops.cast(keras.ops.not_equal(tokens, padding_id()), "int32")
+    return keras.Model(tokens, network({key: made[key] for key in inputs}), name="preset_model")
 
 
 def _padding_id(keras_hub: Any, preset: str) -> int:
-    with suppress(Exception):  # a preset may well be a backbone alone
+    with suppress(Exception):  # a preset may consist of a backbone alone
         return int(keras_hub.models.Tokenizer.from_preset(preset).pad_token_id)
     return 0

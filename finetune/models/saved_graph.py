@@ -1,6 +1,6 @@
-"""A SavedModel without its weights, small enough to stand in the config of a layer.
+"""A SavedModel without its weights as text, small enough for the config of a layer.
 
-`tf.saved_model.load` insists on a file of variables. Zeros in their place pack to almost nothing.
+`tf.saved_model.load` fails without a file of variables, so the text has one: zeros compress to almost nothing.
 """
 
 import base64
@@ -19,12 +19,19 @@ _VARIABLES = "variables"
 
 
 def pack_graph(folder: str) -> str:
-    """Returns the SavedModel as text: graph, tables and assets as they are, numbers of variables as zeros."""
+    """Returns a SavedModel as base64 text: graph, tables and assets unchanged, the values of float variables as zeros.
+
+    The same SavedModel always gives the same text.
+
+    Args:
+        folder: The folder of the SavedModel; any address that TensorFlow can read.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "graph.zip"
         _save_zeros(f"{folder}/{_VARIABLES}/{_VARIABLES}", f"{scratch}/{_VARIABLES}")
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for name in _files_below(folder):
+            files = [Path(top, name) for top, _, names in tf.io.gfile.walk(folder) for name in names]
+            for name in sorted(str(path.relative_to(folder)) for path in files):
                 if not name.startswith(f"{_VARIABLES}/"):
                     file.writestr(_entry(name), tf.io.gfile.GFile(f"{folder}/{name}", "rb").read())
             for path in sorted(Path(scratch).glob(f"{_VARIABLES}.*")):
@@ -33,26 +40,22 @@ def pack_graph(folder: str) -> str:
 
 
 def unpack_graph(text: str, cache: Path) -> str:
-    """Puts what `pack_graph` returned into a folder below `cache` and returns that folder."""
+    """Writes the SavedModel that `pack_graph` turned into text to a folder below `cache`, and returns that folder."""
     data = base64.b64decode(text, validate=True)
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / f"{sha256(data).hexdigest()}.zip"
         archive.write_bytes(data)
-        return str(unpack(archive, cache, may_swell=True))  # zeros pack small
+        return str(unpack(archive, cache, trusted=True))  # zeros compress a thousandfold
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(name)  # with a date of its own, so that the same graph gives the same text
+    entry = zipfile.ZipInfo(name)  # dated 1980 whatever the day, so that the same graph gives the same text
     entry.compress_type = zipfile.ZIP_DEFLATED
     return entry
 
 
-def _files_below(folder: str) -> list[str]:
-    found = [(top, name) for top, _, names in tf.io.gfile.walk(folder) for name in names]
-    return sorted(str(Path(top).relative_to(folder) / name) for top, name in found)
-
-
 def _save_zeros(prefix: str, target: str) -> None:
+    """Writes the checkpoint at `prefix` to `target` with zeros for its floating-point values."""
     reader = tf.train.load_checkpoint(prefix)
     names = sorted(reader.get_variable_to_shape_map())
     values = [_zeroed(reader, name) for name in names]
@@ -62,5 +65,5 @@ def _save_zeros(prefix: str, target: str) -> None:
 def _zeroed(reader: Any, name: str) -> np.ndarray:
     kind = reader.get_variable_to_dtype_map()[name]
     if not kind.is_floating and not kind.is_complex:
-        return reader.get_tensor(name)  # the object graph, tables, counters
+        return reader.get_tensor(name)  # the object graph (a string), tables, counters: loading needs them
     return np.zeros(reader.get_variable_to_shape_map()[name], kind.as_numpy_dtype)

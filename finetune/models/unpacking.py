@@ -1,4 +1,8 @@
-"""Archives, unpacked into a folder of their own: nothing gets out, nothing swells without bound."""
+"""Unpacks archives safely: into a folder named after their content, within bounds.
+
+Archives come from the network. No file is written outside the folder, no link or device is made, and neither the number
+of files nor their size may exceed what a model needs.
+"""
 
 import hashlib
 import os
@@ -17,85 +21,94 @@ from finetune.errors import FinetuneError, quote, reason
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 MOST_FILES = 10_000
 MOST_BYTES = 64 * 2**30
-_SWELL = 200  # weights hardly compress: an archive that unpacks to this many times its size holds something else
-_SMALL = 100 * 2**20  # up to which it may
-_PIECE = 2**20
+_MOST_RATIO = 200  # weights hardly compress: an archive that unpacks to more than this many times its size has others
+_ALWAYS_ALLOWED = 100 * 2**20  # bytes, at any ratio: a small text file may compress well
+_CHUNK = 2**20  # bytes read at a time
+# What the readers raise on damaged archives; `RuntimeError` and `NotImplementedError` for encrypted zip files.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A file in an archive."""
+    """An entry of an archive.
+
+    Attributes:
+        name: Its path in the archive.
+        size: Bytes of the unpacked file, as the archive says.
+        kind: `file`, `folder`, `link` or `device`.
+        info: The entry as `zipfile` or `tarfile` describes it.
+    """
 
     name: str
     size: int
-    kind: str  # "file", "folder" or what it is instead
-    token: Any
+    kind: str
+    info: Any
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file's name is that of an archive."""
+    """Returns whether the file has the name of an archive."""
     return path.name.lower().endswith(ENDINGS)
 
 
-def unpack(archive: Path, cache: Path, *, may_swell: bool = False) -> Path:
+def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
     """Unpacks an archive once, into a folder below `cache` that is named after its content.
 
     Args:
         archive: A tar or zip archive.
         cache: Folder for unpacked archives; made when it is missing.
-        may_swell: Whether it may hold far more than its own size; for archives of our own.
+        trusted: Whether it may unpack to far more than its own size; for archives that this package wrote.
 
     Returns:
         The folder; another call with the same content returns the same one.
 
     Raises:
-        FinetuneError: If the archive cannot be read, or must not be unpacked.
+        FinetuneError: If the archive cannot be read, or `extract` refuses it.
     """
     with archive.open("rb") as file:
         folder = cache / hashlib.file_digest(file, "sha256").hexdigest()
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    # The folder appears under its name only when it is complete: other processes may be unpacking the same archive.
     partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
     try:
-        _extract_whole(archive, partial, may_swell=may_swell)
+        _extract_readable(archive, partial, trusted=trusted)
         os.replace(partial, folder)
     except OSError:
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _extract_whole(archive: Path, folder: Path, *, may_swell: bool) -> None:
+def _extract_readable(archive: Path, folder: Path, *, trusted: bool) -> None:
+    """Does what `extract` does, and turns the errors of the readers into one that says what to do."""
     try:
-        extract(archive, folder, may_swell=may_swell)
+        extract(archive, folder, trusted=trusted)
     except _DAMAGED as error:
-        if isinstance(error, FinetuneError):
-            raise
         raise FinetuneError(
-            f"An archive is a whole {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Get it again, "
-            "or unpack it yourself and name the folder."
+            f"An archive is a complete {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Get it "
+            "again, or unpack it yourself and give the folder."
         ) from error
 
 
-def extract(path: Path, folder: Path, *, may_swell: bool = False) -> None:
+def extract(path: Path, folder: Path, *, trusted: bool = False) -> None:
     """Unpacks an archive into a folder.
 
     Args:
         path: A tar or zip archive.
         folder: An empty folder that exists.
-        may_swell: Whether it may hold far more than its own size.
+        trusted: Whether it may unpack to far more than its own size.
 
     Raises:
-        FinetuneError: A member would land outside, is a link or a device, or the whole is too large; nothing is
-            written then. A damaged archive raises what its reader does.
+        FinetuneError: If a file would be written outside of the folder, an entry is a link or a device, or the whole is
+            too large. Nothing has been written then. A damaged archive raises what its reader raises.
     """
     with _opened(path) as (archive, members):
-        listed = _few(path, members, may_swell=may_swell)
-        _read_checksum(archive)
+        # The order matters: everything is listed, verified and checked before the first byte is written.
+        listed = _list_within_bounds(path, members, trusted=trusted)
+        _verify_checksum(archive)
         _check(path, folder, listed)
         for member in listed:
             _extract(archive, member, folder)
@@ -112,46 +125,48 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterable[_Member]]]:
 
 
 def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:  # `zipfile.is_zipfile` also takes a tar archive whose last file is one
+    # `zipfile.is_zipfile` looks at the end of the file, and is true of a tar archive whose last file is a zip archive.
+    with path.open("rb") as file:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> str:
-    kind = info.external_attr >> 28  # of Unix: 4 folder, 8 file, 10 link
-    return "folder" if info.is_dir() else "file" if kind in (0, 8) else "link"
+    mode = info.external_attr >> 28  # the type bits of Unix: 4 folder, 8 file, 10 link; 0 where nothing was stored
+    return "folder" if info.is_dir() else "file" if mode in (0, 8) else "link"
 
 
 def _tar_kind(info: tarfile.TarInfo) -> str:
-    return (
-        "file" if info.isreg() else "folder" if info.isdir() else "link" if info.islnk() or info.issym() else "device"
-    )
+    if info.isreg() or info.isdir():
+        return "file" if info.isreg() else "folder"
+    return "link" if info.islnk() or info.issym() else "device"
 
 
-def _few(path: Path, members: Iterable[_Member], *, may_swell: bool) -> list[_Member]:
-    """Lists the members, which a compressed archive tells only while it is being read, within bounds."""
-    allowed = MOST_BYTES if may_swell else min(MOST_BYTES, max(_SMALL, _SWELL * path.stat().st_size))
+def _list_within_bounds(path: Path, members: Iterable[_Member], *, trusted: bool) -> list[_Member]:
+    """Lists the entries and stops at the first too many: listing a compressed tar archive unpacks all of it."""
+    by_ratio = max(_ALWAYS_ALLOWED, _MOST_RATIO * path.stat().st_size)
+    allowed = MOST_BYTES if trusted else min(MOST_BYTES, by_ratio)
     listed, total = [], 0
     for member in members:
         listed.append(member)
         total += member.size
         if len(listed) > MOST_FILES or total > allowed:
             raise FinetuneError(
-                f"An archive unpacks to {MOST_FILES:,} files and {allowed:,} bytes at most. `{path}` "
-                f"({path.stat().st_size:,} bytes) holds more. Unpack it yourself, if you trust it, and give the folder."
+                f"An archive may unpack to {MOST_FILES:,} files and {allowed:,} bytes. `{path}` "
+                f"({path.stat().st_size:,} bytes) has more. If you trust it, unpack it yourself and give the folder."
             )
     return listed
 
 
-def _read_checksum(archive: Any) -> None:
-    """Reads on to the end of a compressed tar archive, where its checksum stands; zip checks each file by itself."""
+def _verify_checksum(archive: Any) -> None:
+    """Reads a compressed tar archive to its end, where its checksum is; zip has a checksum for each file."""
     if isinstance(archive, tarfile.TarFile) and archive.fileobj:
-        for _ in range(64):
-            if not archive.fileobj.read(_PIECE):
+        for _ in range(64):  # the end of a tar archive is a few blocks of zeros; more would be a decompression bomb
+            if not archive.fileobj.read(_CHUNK):
                 break
 
 
 def _check(path: Path, folder: Path, members: list[_Member]) -> None:
-    outside = [member.name for member in members if _leads_out(member.name)]
+    outside = [member.name for member in members if _is_outside(member.name)]
     if outside:
         raise FinetuneError(
             f"An archive unpacks into one folder. `{path}` would write outside of it: {quote(outside)}. Do not use it."
@@ -159,21 +174,22 @@ def _check(path: Path, folder: Path, members: list[_Member]) -> None:
     others = [f"{member.name} ({member.kind})" for member in members if member.kind not in ("file", "folder")]
     if others:
         raise FinetuneError(
-            f"An archive holds files and folders. `{path}` holds something else: {quote(others)}. Pack the "
-            "files themselves, e.g. `tar --dereference`."
+            f"An archive contains files and folders only. `{path}` holds something else: {quote(others)}. Pack "
+            "the files themselves, e.g. with `tar --dereference`."
         )
     needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
     if needed > free:
         raise FinetuneError(
-            f"An archive is unpacked into `{folder.parent}`. `{path}` needs {needed:,} bytes, and {free:,} are free "
-            "there. Make room, set `TMPDIR` or `TFHUB_CACHE_DIR` to a larger disk, or unpack it yourself and give the "
-            "folder."
+            f"An archive is unpacked into `{folder.parent}`. `{path}` needs {needed:,} bytes there, and {free:,} are "
+            "free. Make room, set `TMPDIR` or `TFHUB_CACHE_DIR` to a folder on a larger disk, or unpack it yourself "
+            "and give the folder."
         )
 
 
-def _leads_out(name: str) -> bool:
-    windows = PureWindowsPath(name)
-    return ".." in windows.parts or bool(windows.drive or windows.root) or PurePosixPath(name).is_absolute()
+def _is_outside(name: str) -> bool:
+    # Read as Windows reads it too, whose separators and drives a Unix path may contain as ordinary characters.
+    path = PureWindowsPath(name)
+    return ".." in path.parts or bool(path.drive or path.root) or PurePosixPath(name).is_absolute()
 
 
 def _extract(archive: Any, member: _Member, folder: Path) -> None:
@@ -184,16 +200,16 @@ def _extract(archive: Any, member: _Member, folder: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     is_zip = isinstance(archive, zipfile.ZipFile)
     with (
-        archive.open(member.token) if is_zip else archive.extractfile(member.token) as source,
+        archive.open(member.info) if is_zip else archive.extractfile(member.info) as source,
         target.open("xb") as out,
     ):
         _copy(source, out, member.size)
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Copies what was announced, and not a byte more."""
+    """Copies `size` bytes, and fails where the archive has more or fewer: only announced bytes were checked."""
     left = size
-    while piece := source.read(min(_PIECE, left + 1)):
+    while piece := source.read(min(_CHUNK, left + 1)):
         left -= len(piece)
         if left < 0:
             raise ValueError("a file in the archive is larger than it says")

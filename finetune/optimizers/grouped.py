@@ -172,6 +172,11 @@ class GroupedOptimizer(AveragingOptimizer):
         return {group.name: as_float(group.optimizer.learning_rate) for group in self._members.groups}
 
     @property
+    def initial_rates(self) -> dict[str, Any]:
+        """What the optimizer of each group was made with: a number, a schedule or a callable."""
+        return {group.name: group.initial_rate for group in self._members.groups}
+
+    @property
     def learning_rate(self) -> Any:
         """The rate of the last group. Writing it scales all groups by the same ratio."""
         # A value, not the variable: `learning_rate.assign(x)` would move the last group alone.

@@ -12,32 +12,54 @@ from finetune.errors import quote
 from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 
+# Advice is given on rates above the first in networks deeper than the second: a rule of thumb, not a limit.
 HIGH_RATE, DEEP_LAYERS = 0.1, 7
 
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How one group is trained.
+    """How one layer group is trained. This is the only place where it is held: everything else reads it from here.
 
     Attributes:
-        optimizer: Name of its optimizer.
+        optimizer: Its Keras optimizer, made with `learning_rate`.
+        optimizer_name: What the optimizer is called in a recipe.
         learning_rate: A number, or a schedule of the step.
-        weight_decay: Weight decay of the optimizer, 0 for none.
-        decay_bias_and_norm: Whether biases and normalisation parameters decay too.
+        peak: The learning rate, or the first or highest learning rate of the schedule, as it is written.
+        decay_bias_and_norm: Whether weight decay is applied to biases and normalization parameters, too.
     """
 
-    optimizer: str
+    optimizer: keras.optimizers.Optimizer
+    optimizer_name: str
     learning_rate: float | Callable[[int], Any]
-    weight_decay: float = 0.0
+    peak: float
     decay_bias_and_norm: bool = False
 
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay of the optimizer; 0 for none."""
+        return float(self.optimizer.weight_decay or 0.0)
+
     def rate_at(self, step: int) -> float:
+        """Returns the learning rate at a step, counted from 0."""
         return float(self.learning_rate(step)) if callable(self.learning_rate) else float(self.learning_rate)
 
 
 @dataclass(frozen=True)
 class PlannedWeight:
-    """One weight's row in the plan. Rates are those of the first, the middle and the last step."""
+    """The row of a weight in the plan.
+
+    Attributes:
+        name: The name of the weight in the layer tree.
+        group: The name of its layer group.
+        shape: Its shape.
+        parameters: How many numbers it holds.
+        frozen: Whether its group is frozen.
+        optimizer: The name of its optimizer; `None` for a weight that is not trained.
+        learning_rate: The rates of the first, the middle and the last step; `None` for a weight that is not trained.
+        weight_decay: Its weight decay, 0 for none; `None` for a weight that is not trained.
+        batch_normalization: What a BatchNormalization layer does with it; `None` for weights of other layers.
+        restored_from: The name in the file it was restored from, or the file; `None` for a fresh weight.
+    """
 
     name: str
     group: str
@@ -53,7 +75,15 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class Plan:
-    """All rows, in model order, the rows of the phases (`finetune.training.phases.preview`), if any, and advice."""
+    """What will happen to every weight.
+
+    Attributes:
+        weights: A row for every weight, in model order.
+        groups: Names of all groups, input to output.
+        steps: Steps of the whole run.
+        advice: Sentences for the user, each about a thing that is probably not intended.
+        phases: A `finetune.training.phases.preview.PlannedPhase` for every phase; empty where none are shown.
+    """
 
     weights: tuple[PlannedWeight, ...]
     groups: tuple[str, ...]
@@ -62,6 +92,7 @@ class Plan:
     phases: tuple[Any, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the plan as dicts, lists, strings and numbers; without `phases` where there are none."""
         data = asdict(self)
         return data if self.phases else {key: value for key, value in data.items() if key != "phases"}
 
@@ -74,7 +105,7 @@ def make_plan(
     steps: int,
     restored_from: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Lays down what happens to every weight.
+    """Works out what will happen to every weight when all groups are trained for the whole run.
 
     Args:
         tree: The model's layer tree.
@@ -84,48 +115,32 @@ def make_plan(
         restored_from: Source of every restored weight, by its name.
     """
     group_of = {leaf.name: group for group in groups for leaf in group.leaves}
-    rates = {name: _first_middle_last(one, steps) for name, one in settings.items()}
-    rows = tuple(_row(leaf, group_of[leaf.name], settings, rates, restored_from or {}) for leaf in tree.leaves)
-    peaks = {name: _peak(one, steps) for name, one in settings.items()}
+    last = steps - 1
+    rates = {name: (it.rate_at(0), it.rate_at(last // 2), it.rate_at(last)) for name, it in settings.items()}
+    sources = restored_from or {}
+
+    def row(leaf: Leaf) -> PlannedWeight:
+        group = group_of[leaf.name]
+        trained = settings[group.name] if leaf.trainable and not group.frozen else None
+        decays = trained and (trained.decay_bias_and_norm or takes_weight_decay(leaf))
+        return PlannedWeight(
+            name=leaf.name,
+            group=group.name,
+            shape=tuple(leaf.variable.shape),
+            parameters=prod(leaf.variable.shape),
+            frozen=group.frozen,
+            optimizer=trained.optimizer_name if trained else None,
+            learning_rate=rates[group.name] if trained else None,
+            weight_decay=(trained.weight_decay if decays else 0.0) if trained else None,
+            batch_normalization=_batch_normalization(leaf, group),
+            restored_from=sources.get(leaf.name),
+        )
+
+    rows = tuple(row(leaf) for leaf in tree.leaves)
     depth = len({leaf.layer for leaf in tree.trainable})
+    peaks = {name: it.peak for name, it in settings.items()}
     advice = (*_advice_on_rates(rows, peaks, depth), *_advice_on_frozen(rows))
     return Plan(rows, tuple(group.name for group in groups), steps, advice)
-
-
-def _row(
-    leaf: Leaf,
-    group: LayerGroup,
-    settings: Mapping[str, GroupSettings],
-    rates: Mapping[str, tuple[float, float, float]],
-    restored_from: Mapping[str, str],
-) -> PlannedWeight:
-    trained = settings[group.name] if leaf.trainable and not group.frozen else None
-    return PlannedWeight(
-        name=leaf.name,
-        group=group.name,
-        shape=tuple(leaf.variable.shape),
-        parameters=prod(leaf.variable.shape),
-        frozen=group.frozen,
-        optimizer=trained.optimizer if trained else None,
-        learning_rate=rates[group.name] if trained else None,
-        weight_decay=_weight_decay(trained, leaf) if trained else None,
-        batch_normalization=_batch_normalization(leaf, group),
-        restored_from=restored_from.get(leaf.name),
-    )
-
-
-def _first_middle_last(settings: GroupSettings, steps: int) -> tuple[float, float, float]:
-    last = steps - 1
-    return settings.rate_at(0), settings.rate_at(last // 2), settings.rate_at(last)
-
-
-def _peak(settings: GroupSettings, steps: int) -> float:
-    """The highest of 21 rates spread over the run: a rise and fall has its peak between first, middle and last."""
-    return max(settings.rate_at(step) for step in {min(steps * n // 20, steps - 1) for n in range(21)})
-
-
-def _weight_decay(settings: GroupSettings, leaf: Leaf) -> float:
-    return settings.weight_decay if settings.decay_bias_and_norm or takes_weight_decay(leaf) else 0.0
 
 
 def _batch_normalization(leaf: Leaf, group: LayerGroup) -> str | None:

@@ -1,4 +1,8 @@
-"""Which weight of a file goes to which weight of a model."""
+"""Plans a restore: applies the user's rules to the file's weights and matches them with the model's.
+
+The steps, in their order: `rename`, then `transform`, then the matching rules (`matching_rules.py`), then sorting out
+what is restored, missing, unused, excluded or in conflict, then collecting what is wrong (`problems.py`).
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,19 +10,19 @@ from dataclasses import replace
 
 from finetune.errors import RestoreError, quote
 from finetune.groups.layer_tree import LayerTree
-from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.pairing import Pair, pair
+from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
+from finetune.pretrained.matching_rules import Pair, pair_weights
 from finetune.pretrained.problems import (
-    dead_prefixes,
     disputed_weights,
     low_coverage,
     missing_weights,
     nothing_restored,
     shape_conflicts,
+    unmatched_excludes,
     unused_weights,
 )
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
-from finetune.pretrained.transforms import Transform, transformed
+from finetune.pretrained.transforms import Transform, apply_transforms
 
 
 def match(
@@ -31,35 +35,38 @@ def match(
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
     min_coverage: float = 0.0,
-    places: Mapping[str, Sequence[str]] | None = None,
+    locations: Mapping[str, Sequence[str]] | None = None,
 ) -> RestorePlan:
-    """Finds the weight of the file for each weight of the model.
+    """Matches the weights of a file with those of a model.
 
     Args:
         tree: The model's weights.
         weight_file: The file's weights.
         exclude: Prefixes of the model's names, matched at `/` boundaries: these weights keep their fresh values.
         rename: Regular expressions and their replacements, applied to the file's names one after the other.
-        transform: What to do to the weights so renamed, one rule after the other.
+        transform: Rules that are applied to the renamed weights, one after the other.
         allow_missing: Prefixes of the model's names that the file may lack.
-        allow_unused: Prefixes of the file's names that the model may lack. Single numbers (counters, totals of
-            metrics) that no weight asks for are always allowed.
-        min_coverage: Share of the model's parameters outside of `exclude` that must be restored.
-        places: What else the model's weights may be called, from `finetune.pretrained.places.places`.
+        allow_unused: Prefixes of the file's names that the model may lack. Scalars that match no weight (counters,
+            totals of metrics) are always allowed.
+        min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1.
+        locations: Locations of the model's weights, from `finetune.pretrained.structure.storage_locations`.
 
     Returns:
-        The plan; its `check` raises when something speaks against it.
+        The plan. Its `check` raises if anything is wrong with it.
+
+    Raises:
+        RestoreError: A rule of `rename` or `transform` is not valid or does not fit the weights.
     """
     exclude = tuple(exclude)
-    renamed, dead_rules = _renamed(weight_file.tensors, rename or {})
-    tensors = transformed(renamed, transform)
-    chosen = {tensor.name for tensor in tensors if tensor.steps}
-    pairs, disputed = pair(tree.leaves, tensors, places or {}, chosen)
-    claimants = {name: [_as_filed(tensor) for tensor in claims] for name, claims in disputed.items()}
+    renamed, unmatched_rules = _renamed(weight_file.tensors, rename or {})
+    tensors = apply_transforms(renamed, transform)
+    chosen_names = {tensor.name for tensor in tensors if tensor.steps}
+    pairs, disputed = pair_weights(tree.leaves, tensors, locations or {}, chosen_names)
+    claimants = {name: [_named_as_in_file(tensor) for tensor in claims] for name, claims in disputed.items()}
     plan = _sorted_out(tree, weight_file, tensors, pairs, exclude)
     problems = [
-        *dead_rules,
-        *dead_prefixes(tree, exclude),
+        *unmatched_rules,
+        *unmatched_excludes(tree, exclude),
         *disputed_weights({name: claims for name, claims in claimants.items() if not is_under(name, exclude)}),
         *missing_weights(plan, allow_missing, set(claimants)),
         *unused_weights(plan, allow_unused, {t.name for claims in claimants.values() for t in claims}),
@@ -70,66 +77,84 @@ def match(
     return replace(plan, problems=tuple(problems))
 
 
-def _renamed(tensors: Sequence[Tensor], rules: Mapping[str, str]) -> tuple[list[Tensor], list[str]]:
+def _renamed(tensors: Sequence[StoredTensor], rules: Mapping[str, str]) -> tuple[Sequence[StoredTensor], Sequence[str]]:
+    """Returns the tensors with their new names, and a problem for each rule that matches no name."""
     names = [tensor.name for tensor in tensors]
-    dead = []
+    problems = []
     for pattern, replacement in rules.items():
         try:
             new = [re.sub(pattern, replacement, name) for name in names]
         except re.error as error:
-            raise RestoreError(f"`rename` needs regular expressions. `{pattern}: {replacement}`: {error}.") from error
+            raise RestoreError(
+                f"`rename` needs regular expressions and replacements. `{pattern}: {replacement}`: {error}."
+            ) from error
         if not any(re.search(pattern, name) for name in names):
-            dead.append(
+            problems.append(
                 f"Each rule of `rename` must match a name in the file, and `{pattern}` matches none. "
                 f"The file holds {quote(names)}."
             )
         names = new
-    # Only the new name counts: what else the file knew of the weight belongs to the old one.
-    changed = [
-        replace(t, name=name, aliases=(), places=(), origin=(t.name,), steps=("rename",))
-        for t, name in zip(tensors, names, strict=True)
+    # A new name replaces all that the file knows of the weight: its aliases and locations belong to the old name.
+    renamed = [
+        tensor
+        if tensor.name == name
+        else replace(tensor, name=name, aliases=(), locations=(), origin=(tensor.name,), steps=("rename",))
+        for tensor, name in zip(tensors, names, strict=True)
     ]
-    return [t if t.name == new.name else new for t, new in zip(tensors, changed, strict=True)], dead
+    return renamed, problems
 
 
-def _as_filed(tensor: Tensor) -> Tensor:
-    """Puts back the name that stands in the file."""
+def _named_as_in_file(tensor: StoredTensor) -> StoredTensor:
+    """Takes back a new name: messages and reports show the names that users find in their files."""
     return replace(tensor, name=tensor.in_file)
 
 
-def _how(found: Pair) -> str:
-    """Tells the plainest way in which the two agree, and what was done to the weight before."""
-    tensor, leaf = found.tensor, found.leaf
-    same_layer = tensor.name.rpartition("/")[0] == leaf.layer
+def _how(pair: Pair) -> str:
+    """Returns the plainest description of how the two were matched, and what was done to the weight before.
+
+    A strong rule may have matched what agrees in a simpler way, too: a pair by structure with the same name is a pair
+    by name.
+    """
+    tensor, leaf = pair.tensor, pair.leaf
+    is_same_layer = tensor.name.rpartition("/")[0] == leaf.layer
     if tensor.name == leaf.name:
-        way = "name" if tensor.name in tensor.origin or not tensor.origin else ""
-    elif same_layer and tensor.position and tensor.position[0] == leaf.index:
+        way = "name" if tensor.name in tensor.origin or not tensor.origin else ""  # else `rename` says it all
+    elif is_same_layer and tensor.position and tensor.position[0] == leaf.index:
         way = "layer and index"
     else:
-        way = found.how
+        way = pair.how
     return ", ".join(filter(None, [way, *tensor.steps]))
 
 
 def _sorted_out(
-    tree: LayerTree, weight_file: WeightFile, tensors: Sequence[Tensor], pairs: Sequence[Pair], exclude: Sequence[str]
+    tree: LayerTree,
+    weight_file: WeightFile,
+    tensors: Sequence[StoredTensor],
+    pairs: Sequence[Pair],
+    exclude: Sequence[str],
 ) -> RestorePlan:
-    found_leaves, found_tensors = {found.leaf.name for found in pairs}, {id(found.tensor) for found in pairs}
-    told = [Pair(found.leaf, _as_filed(found.tensor), _how(found)) for found in pairs]
-    kept = [found for found in told if not is_under(found.leaf.name, exclude)]
+    """Returns the plan without its problems."""
+    paired_leaves, paired_tensors = {pair.leaf.name for pair in pairs}, {id(pair.tensor) for pair in pairs}
+    described = [Pair(pair.leaf, _named_as_in_file(pair.tensor), _how(pair)) for pair in pairs]
+    kept = [pair for pair in described if not is_under(pair.leaf.name, exclude)]
     excluded = tuple(leaf for leaf in tree.leaves if is_under(leaf.name, exclude))
-    left = [tensor for tensor in tensors if id(tensor) not in found_tensors]
+    left = [tensor for tensor in tensors if id(tensor) not in paired_tensors]
+    # What the file has for an excluded layer is not unused, under whichever name.
     unused = [t for t in left if not any(is_under(name, exclude) for name in (t.name, *t.aliases, *t.origin))]
     return RestorePlan(
         weight_file.path,
         weight_file.kind,
-        restored=tuple(found for found in kept if _fits(found)),
-        missing=tuple(leaf for leaf in tree.leaves if leaf.name not in found_leaves and leaf not in excluded),
-        unused=tuple(map(_as_filed, unused)),
-        shape_conflict=tuple(found for found in kept if not _fits(found)),
+        restored=tuple(pair for pair in kept if _fits(pair)),
+        missing=tuple(leaf for leaf in tree.leaves if leaf.name not in paired_leaves and leaf not in excluded),
+        unused=tuple(map(_named_as_in_file, unused)),
+        shape_conflict=tuple(pair for pair in kept if not _fits(pair)),
         excluded=excluded,
     )
 
 
-def _fits(found: Pair) -> bool:
-    whole = [str(dtype).startswith(("int", "uint", "bool")) for dtype in (found.tensor.dtype, dtype_of(found.leaf))]
-    return found.tensor.shape == shape_of(found.leaf) and whole[0] == whole[1]
+def _fits(pair: Pair) -> bool:
+    """Whether the shapes are equal and both or neither are integers: quantized weights are not weights to train."""
+    file_integer, model_integer = (
+        str(dtype).startswith(("int", "uint", "bool")) for dtype in (pair.tensor.dtype, dtype_of(pair.leaf))
+    )
+    return pair.tensor.shape == shape_of(pair.leaf) and file_integer == model_integer

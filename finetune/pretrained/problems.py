@@ -1,4 +1,8 @@
-"""What speaks against restoring a file, each kind of problem in one text with advice."""
+"""Checks a restore plan: each check yields a message with advice if something is wrong, and nothing otherwise.
+
+One message covers all problems of its kind and shows five of them. Checks are generators so that `matching.match` can
+chain them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
@@ -6,18 +10,18 @@ from typing import TypeVar
 
 from finetune.errors import did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
-from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.pairing import Pair
+from finetune.pretrained.formats.weight_file import StoredTensor
+from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
 _SHOWN = 5
 _Item = TypeVar("_Item")
 
 
-def dead_prefixes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]:
-    """Prefixes to exclude that cover nothing."""
+def unmatched_excludes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]:
+    """Yields a message for each prefix of `exclude` that matches no weight of the model."""
     names = [leaf.name for leaf in tree.leaves]
-    known = list(dict.fromkeys(part for name in names for part in _prefixes_of(name)))
+    known = list(dict.fromkeys("/".join(name.split("/")[:i]) for name in names for i in range(1, name.count("/") + 2)))
     for prefix in exclude:
         if not any(is_under(name, [prefix]) for name in names):
             top = dict.fromkeys(name.partition("/")[0] for name in names)
@@ -27,23 +31,28 @@ def dead_prefixes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _prefixes_of(name: str) -> Iterator[str]:
-    parts = name.split("/")
-    return ("/".join(parts[: i + 1]) for i in range(len(parts)))
+def disputed_weights(claimants: Mapping[str, Sequence[StoredTensor]]) -> Iterator[str]:
+    """Yields a message if several weights of the file match the same weight of the model.
 
-
-def disputed_weights(claimants: Mapping[str, Sequence[Tensor]]) -> Iterator[str]:
-    """Weights of the model that several of the file claim, by name."""
+    Args:
+        claimants: The weights of the file, by the name of the model's weight.
+    """
     if claimants:
         listed = _listed(claimants.items(), lambda item: f"`{item[0]}` by {quote(t.name for t in item[1])}")
         yield (
-            f"Each weight of the model takes one weight of the file, and {_count(claimants, 'is', 'are')} claimed by "
+            f"Each weight of the model takes one weight of the file, and {_count(claimants, 'is', 'are')} matched by "
             f"several: {listed}. Give them different names with `rename`."
         )
 
 
 def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]) -> Iterator[str]:
-    """Weights of the model that the file lacks and may not lack."""
+    """Yields a message if the file lacks weights of the model that it must have.
+
+    Args:
+        plan: The plan to check.
+        allowed: Prefixes of the model's names that the file may lack.
+        disputed: Names of the model's weights that `disputed_weights` reports.
+    """
     missing = [leaf for leaf in plan.missing if leaf.name not in disputed and not is_under(leaf.name, allowed)]
     if missing:
         listed = _listed(missing, lambda leaf: f"`{leaf.name}`{_nearest_tensor(leaf, plan.unused)}")
@@ -54,30 +63,30 @@ def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str
         )
 
 
-def _nearest_tensor(leaf: Leaf, unused: Sequence[Tensor]) -> str:
-    layers = {_layer(tensor): tensor for tensor in unused if tensor.position}
-    same = layers.get(leaf.layer)
-    if same is not None and same.position:
-        return f" (`{leaf.layer}` in the file: {same.position[1]} weights)"
-    close = nearest(leaf.name, [tensor.name for tensor in unused], limit=1) or nearest(leaf.layer, layers, limit=1)
+def _nearest_tensor(leaf: Leaf, unused: Sequence[StoredTensor]) -> str:
+    numbered = {_layer(tensor): tensor for tensor in unused if tensor.position}
+    same_layer = numbered.get(leaf.layer)
+    if same_layer is not None and same_layer.position:  # the layer is there, but with another number of weights
+        return f" (`{leaf.layer}` in the file: {same_layer.position[1]} weights)"
+    close = nearest(leaf.name, [tensor.name for tensor in unused], limit=1) or nearest(leaf.layer, numbered, limit=1)
     return f" (nearest in the file: `{close[0]}`)" if close else ""
 
 
-def _rename_hint(missing: Sequence[Leaf], unused: Sequence[Tensor]) -> str:
-    """Advice for the commonest case: one side has the other as a part of it."""
-    ours, theirs = {leaf.layer for leaf in missing}, {_layer(tensor) for tensor in unused}
-    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(ours)):
-        if _mostly(f"{prefix}/{layer}" in ours for layer in theirs):
-            return f' `rename: {{"^": "{prefix}/"}}` would find most of them.'
-    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(theirs)):
-        if _mostly(f"{prefix}/{layer}" in theirs for layer in ours):
-            return f' `rename: {{"^{prefix}/": ""}}` would find most of them.'
+def _rename_hint(missing: Sequence[Leaf], unused: Sequence[StoredTensor]) -> str:
+    """Returns the rule that helps in the commonest case: the model is a part of what was saved, or the reverse."""
+    model_layers, file_layers = {leaf.layer for leaf in missing}, {_layer(tensor) for tensor in unused}
+    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(model_layers)):
+        if _most(f"{prefix}/{layer}" in model_layers for layer in file_layers):
+            return f' `rename: {{"^": "{prefix}/"}}` would match most of them.'
+    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(file_layers)):
+        if _most(f"{prefix}/{layer}" in file_layers for layer in model_layers):
+            return f' `rename: {{"^{prefix}/": ""}}` would match most of them.'
     return ""
 
 
-def _mostly(true: Iterable[bool]) -> bool:
-    every = list(true)
-    return sum(every) > len(every) / 2
+def _most(conditions: Iterable[bool]) -> bool:
+    listed = list(conditions)
+    return sum(listed) > len(listed) / 2
 
 
 def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
@@ -90,65 +99,69 @@ def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
 
 
 def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]) -> Iterator[str]:
-    """Weights of the file that the model lacks and may not lack; single numbers do not count."""
+    """Yields a message if the file has weights that the model lacks. Scalars do not count.
+
+    Args:
+        plan: The plan to check.
+        allowed: Prefixes of the file's names that the model may lack. In files of flat names `.` counts like `/`.
+        disputed: Names of the file's weights that `disputed_weights` reports.
+    """
     allowed = tuple(allowed)
-    unused = [t for t in plan.unused if t.shape and t.name not in disputed and not _may_go(t, plan.kind, allowed)]
+    unused = [t for t in plan.unused if t.shape and t.name not in disputed and not _is_allowed(t, plan.kind, allowed)]
     if unused:
         missing = [leaf.name for leaf in plan.missing]
+
+        def described(tensor: StoredTensor) -> str:
+            close = nearest(tensor.name, missing, limit=1)
+            return f"`{tensor.name}`{f' (nearest in the model: `{close[0]}`)' if close else ''}"
+
         yield (
             f"Each weight of the file must be in the model, and {_count(unused, 'is', 'are')} not: "
-            f"{_listed(unused, lambda tensor: f'`{tensor.name}`{_nearest_name(tensor.name, missing)}')}. "
-            "`rename` them, or name a prefix in `allow_unused`."
+            f"{_listed(unused, described)}. `rename` them, or name a prefix in `allow_unused`."
         )
 
 
-def _may_go(tensor: Tensor, kind: str, allowed: Sequence[str]) -> bool:
+def _is_allowed(tensor: StoredTensor, kind: str, allowed: Sequence[str]) -> bool:
     if kind not in ("safetensors", "npz"):
         return is_under(tensor.name, allowed)
     return is_under(tensor.name.replace(".", "/"), [prefix.replace(".", "/") for prefix in allowed])
 
 
-def _nearest_name(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, known, limit=1)
-    return f" (nearest in the model: `{close[0]}`)" if close else ""
-
-
 def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
-    """Weights that belong together and do not fit."""
+    """Yields a message if weights that belong together differ in shape, or in being integers."""
     if plan.shape_conflict:
         yield (
             f"Shapes must agree, and {_count(plan.shape_conflict, 'does', 'do')} not: "
             f"{_listed(plan.shape_conflict, _both_shapes)}. "
-            f"Exclude {_layers([found.leaf for found in plan.shape_conflict])} to keep fresh weights there."
+            f"Exclude {_layers([pair.leaf for pair in plan.shape_conflict])} to keep fresh weights there."
         )
 
 
-def _both_shapes(found: Pair) -> str:
-    ours, theirs = shape_of(found.leaf), found.tensor.shape
-    types = ("", "") if ours != theirs else (f" {dtype_of(found.leaf)}", f" {found.tensor.dtype}")
-    rules = [step for step in found.tensor.steps if step != "rename"]
+def _both_shapes(pair: Pair) -> str:
+    in_model, in_file = shape_of(pair.leaf), pair.tensor.shape
+    # Types are shown only where they make the difference.
+    types = ("", "") if in_model != in_file else (f" {dtype_of(pair.leaf)}", f" {pair.tensor.dtype}")
+    rules = [step for step in pair.tensor.steps if step != "rename"]
     where = f"after `{', '.join(rules)}`" if rules else "in the file"
     return (
-        f"`{found.leaf.name}` is {ours}{types[0]} in the model and {theirs}{types[1]} {where} (`{found.tensor.name}`)"
+        f"`{pair.leaf.name}` is {in_model}{types[0]} in the model and {in_file}{types[1]} {where} "
+        f"(`{pair.tensor.name}`)"
     )
 
 
 def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
-    """Says so when too small a part of the model would be restored, whatever is allowed to be missing."""
+    """Yields a message if a smaller share of the parameters than `least` (0 to 1) would be restored."""
     if plan.coverage < least:
+        largest = sorted(plan.missing, key=lambda leaf: prod(shape_of(leaf)), reverse=True)
         yield (
             f"At least {least:.1%} of the model's parameters outside `exclude` must come from the file "
             f"(`min_coverage: {least:g}`), and {plan.coverage:.1%} would. The largest that would not: "
-            f"{quote(leaf.name for leaf in sorted(plan.missing, key=_size, reverse=True))}."
+            f"{quote(leaf.name for leaf in largest)}."
         )
 
 
-def _size(leaf: Leaf) -> int:
-    return prod(shape_of(leaf))
-
-
 def nothing_restored(plan: RestorePlan) -> Iterator[str]:
-    """Says so when there is nothing to restore."""
+    """Yields a message if no weight would be restored."""
     if not plan.restored:
         yield (
             "Restoring must restore something, and no weight of the file would go into the model. "
@@ -156,20 +169,20 @@ def nothing_restored(plan: RestorePlan) -> Iterator[str]:
         )
 
 
-def _count(items: Iterable[object], one: str, many: str) -> str:
+def _count(items: Iterable[object], singular: str, plural: str) -> str:
     number = len(list(items))
-    return f"1 {one}" if number == 1 else f"{number} {many}"
+    return f"1 {singular}" if number == 1 else f"{number} {plural}"
 
 
 def _listed(items: Iterable[_Item], describe: Callable[[_Item], str]) -> str:
-    every = list(items)
-    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
-    return ", ".join(describe(item) for item in every[:_SHOWN]) + more
+    listed = list(items)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(describe(item) for item in listed[:_SHOWN]) + more
 
 
 def _layers(leaves: Sequence[Leaf]) -> str:
     return quote(dict.fromkeys(leaf.layer or leaf.name for leaf in leaves))
 
 
-def _layer(tensor: Tensor) -> str:
+def _layer(tensor: StoredTensor) -> str:
     return tensor.name.rpartition("/")[0]

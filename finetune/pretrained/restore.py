@@ -1,4 +1,8 @@
-"""Puts pretrained weights into a model and proves that they are there."""
+"""Restores pretrained weights into a model, and proves that the model holds them.
+
+A reader who wants to know *which* weight goes where continues with `matching.py`; *what* a file holds is read in
+`formats/readers.py`. This module assigns the values and compares checksums.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,24 +18,24 @@ from finetune.errors import RestoreError, quote, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.matching import RestorePlan, match
-from finetune.pretrained.outputs import ATOL, RTOL, agreement, read_reference
-from finetune.pretrained.pairing import Pair
-from finetune.pretrained.places import places
+from finetune.pretrained.matching_rules import Pair
+from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, read_reference
 from finetune.pretrained.restore_plan import dtype_of
+from finetune.pretrained.structure import storage_locations
 from finetune.pretrained.transforms import Transform
 
 
 @dataclass(frozen=True)
 class Restored:
-    """One restored weight.
+    """A restored weight.
 
     Attributes:
         name: Its name in the model.
         source: Its name in the file.
-        how: How the two were found to belong together, see `finetune.pretrained.pairing.Pair`.
+        how: How the two were matched, see `finetune.pretrained.matching_rules.Pair`.
         shape: Its shape.
         dtype: Its type in the model.
-        cast_from: The type in the file when it is another one, else empty.
+        cast_from: Its type in the file if that is another one, else empty.
         before: Checksum of the fresh weight.
         file: Checksum of the file's weight, in the model's type.
         after: Checksum of the weight read back from the model; equal to `file`.
@@ -61,8 +65,8 @@ class RestoreReport:
         shape_conflict: Names of weights that differ in shape; always empty after a restore.
         excluded: Checksums of the weights that kept their fresh values, by name.
         coverage: Share of the model's parameters outside of `exclude` that was restored, 0 to 1.
-        verified: The file with whose outputs those of the restored model agree; empty when none was given.
-        difference: The largest absolute difference between them.
+        verified: The file of reference outputs that the restored model agrees with; empty without `verify`.
+        difference: The largest absolute difference from these outputs; `None` without `verify`.
     """
 
     path: str
@@ -112,35 +116,49 @@ def restore(
     verify: str | Path | None = None,
     verify_rtol: float = RTOL,
     verify_atol: float = ATOL,
+    tree: LayerTree | None = None,
 ) -> RestoreReport:
-    """Gives a model its pretrained weights back.
+    """Restores a model's pretrained weights from a file.
 
-    Nothing is assigned unless everything fits. Afterwards each weight is read back and compared bit for bit.
+    Weights are matched by name first, and by the structure of the model where names do not match. Every weight of the
+    model must be in the file and every weight of the file in the model, except for what `exclude`, `allow_missing` and
+    `allow_unused` name; otherwise nothing is assigned and one error lists everything that is wrong. Afterwards each
+    weight is read back and compared with the file bit for bit.
+
+    ```python
+    report = finetune.restore(model, "mnist.weights.h5", exclude=["head"])  # the head keeps its fresh weights
+    print(report.summary())
+    ```
 
     Args:
-        model_or_tree: A built model or `tf.Module`, or its layer tree. The model itself is better: files that tell
-            weights by their place rather than by name need it.
-        path: A weight file of any format that `finetune.pretrained.formats.readers.read_weights` knows.
+        model_or_tree: A built Keras model or `tf.Module`, or its layer tree. The model itself is better: with the tree
+            alone, files can only be matched by name, and not by structure.
+        path: A weight file in any format that `finetune.pretrained.formats.readers.read_weights` knows: `.keras`,
+            `.weights.h5`, legacy `.h5`, safetensors, npz, a SavedModel, a checkpoint of TF2 or TF1, a folder or archive
+            of one of these.
         exclude: Prefixes of the model's names, matched at `/` boundaries: these weights keep their fresh values.
-        rename: Regular expressions and their replacements, applied to the file's names one after the other.
-        transform: What to do to the weights so renamed, one rule after the other.
+        rename: Regular expressions and their replacements, applied to the file's names one after the other with
+            `re.sub`.
+        transform: Rules that convert the renamed weights to Keras' layout, applied one after the other.
         allow_missing: Prefixes of the model's names that the file may lack.
         allow_unused: Prefixes of the file's names that the model may lack.
         min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1, whatever
             `allow_missing` allows.
-        verify: An npz file with inputs and the outputs that the restored model must give, as `finetune reference`
-            writes it. If it gives others, it gets its fresh weights back.
-        verify_rtol: How far the outputs may differ, as a share of the expected value.
-        verify_atol: How far they may differ beside that.
+        verify: An npz file with inputs and the outputs that the restored model must compute, as `finetune reference`
+            writes it. If the model computes others, it gets its fresh weights back.
+        verify_rtol: Allowed difference of the outputs as a share of the expected value, >= 0.
+        verify_atol: Allowed difference of the outputs on top of that, >= 0.
+        tree: The layer tree of the model, if it is already known.
 
     Returns:
         What was restored, with checksums before and after.
 
     Raises:
-        RestoreError: The file cannot be read, does not fit the model, or gives it other outputs than `verify` holds.
+        RestoreError: The file cannot be read or does not fit the model, or the outputs differ from those of `verify`.
+        GroupError: The model is not built, or is neither a Keras model nor a `tf.Module`.
     """
     is_tree = isinstance(model_or_tree, LayerTree)
-    tree = model_or_tree if is_tree else layer_tree(model_or_tree)
+    tree = model_or_tree if is_tree else tree or layer_tree(model_or_tree)
     plan = match(
         tree,
         read_weights(path),
@@ -150,40 +168,43 @@ def restore(
         allow_missing=allow_missing,
         allow_unused=allow_unused,
         min_coverage=min_coverage,
-        places={} if is_tree else places(model_or_tree, tree),
+        locations={} if is_tree else storage_locations(model_or_tree, tree),
     )
     plan.check()
     if verify is None:
         return _apply(plan)
     if is_tree:
-        raise RestoreError("Outputs are compared with `verify` on the model itself. Received its layer tree.")
+        raise RestoreError("`verify` needs the model itself to compute its outputs. Received its layer tree.")
     reference = read_reference(verify)
-    with _put_back_on_error(plan):
+    with _fresh_weights_on_error(plan):
         report = _apply(plan)
-        difference = agreement(model_or_tree, reference, rtol=verify_rtol, atol=verify_atol)
+        difference = compare_outputs(model_or_tree, reference, rtol=verify_rtol, atol=verify_atol)
     return replace(report, verified=reference.path, difference=difference)
 
 
 @contextmanager
-def _put_back_on_error(plan: RestorePlan) -> Iterator[None]:
+def _fresh_weights_on_error(plan: RestorePlan) -> Iterator[None]:
+    """Puts the weights back that the model has now if the block raises."""
     fresh = [np.copy(as_array(pair.leaf.variable)) for pair in plan.restored]
     try:
         yield
-    except BaseException:
+    except BaseException:  # an interrupt, too
         for pair, array in zip(plan.restored, fresh, strict=True):
             pair.leaf.variable.assign(array)
         raise
 
 
 def _apply(plan: RestorePlan) -> RestoreReport:
-    kept = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
-    # Every value is read once before the first is assigned: a damaged file must not leave a model half restored.
-    # Reading again is cheaper than holding all of a large file in memory.
-    filed = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
+    excluded = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
+    # Every value is read before the first is assigned: a damaged file must not leave a model half restored. The values
+    # are read again to assign them, which costs less than holding all of a large file in memory.
+    checksums = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
     for pair in plan.restored:
-        pair.leaf.variable.assign(_values(plan, pair, failing=_HALF))
-    restored = tuple(_restored(pair, file, before) for pair, (file, before) in zip(plan.restored, filed, strict=True))
-    _prove(plan, restored, kept)
+        pair.leaf.variable.assign(_values(plan, pair, on_error=_HALF_RESTORED))
+    restored = tuple(
+        _restored(pair, in_file, before) for pair, (in_file, before) in zip(plan.restored, checksums, strict=True)
+    )
+    _prove(plan, restored, excluded)
     return RestoreReport(
         plan.path,
         plan.kind,
@@ -191,29 +212,32 @@ def _apply(plan: RestorePlan) -> RestoreReport:
         missing=tuple(leaf.name for leaf in plan.missing),
         unused=tuple(tensor.name for tensor in plan.unused),
         shape_conflict=tuple(pair.leaf.name for pair in plan.shape_conflict),
-        excluded=kept,
+        excluded=excluded,
         coverage=plan.coverage,
     )
 
 
-_NOTHING = "Nothing was restored; copy the file again."
-_HALF = "It changed while it was read, and weights before this one are restored already: build the model anew."
+_NOTHING_RESTORED = "Nothing was restored; copy the file again."
+_HALF_RESTORED = (
+    "It changed while it was read, and the weights before this one are restored already: build the model again."
+)
 
 
-def _values(plan: RestorePlan, pair: Pair, *, failing: str = _NOTHING) -> np.ndarray:
+def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED) -> np.ndarray:
+    """Reads a weight's values and casts them to the model's type."""
     try:
         array = pair.tensor.read()
         if array.shape != pair.tensor.shape:
             raise ValueError(f"its shape is {array.shape} instead of {pair.tensor.shape}")
-    except Exception as error:  # what the formats' libraries raise over a damaged file is not to be foreseen
+    except Exception as error:  # over damaged files the formats' libraries raise anything
         raise RestoreError(
-            f"A weight file must be whole. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
-            f"{reason(error) if str(error) else type(error).__name__}. {failing}"
+            f"A weight file must be complete and undamaged. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
+            f"{reason(error) if str(error) else type(error).__name__}. {on_error}"
         ) from error
     return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
 
 
-def _restored(pair: Pair, file: str, before: str) -> Restored:
+def _restored(pair: Pair, in_file: str, before: str) -> Restored:
     dtype = dtype_of(pair.leaf)
     return Restored(
         pair.leaf.name,
@@ -223,20 +247,25 @@ def _restored(pair: Pair, file: str, before: str) -> Restored:
         dtype,
         cast_from="" if pair.tensor.dtype == dtype else pair.tensor.dtype,
         before=before,
-        file=file,
+        file=in_file,
         after=checksum(pair.leaf.variable),
     )
 
 
-def _prove(plan: RestorePlan, restored: tuple[Restored, ...], kept: Mapping[str, str]) -> None:
-    wrong = [weight.name for weight in restored if weight.after != weight.file]
-    changed = [leaf.name for leaf in plan.excluded if checksum(leaf.variable) != kept[leaf.name]]
-    if wrong or changed:
-        told = [
-            f"differ from the file: {quote(wrong)}" if wrong else "",
-            f"changed: {quote(changed)}" if changed else "",
+def _prove(plan: RestorePlan, restored: tuple[Restored, ...], excluded: Mapping[str, str]) -> None:
+    """Raises if a restored weight differs from the file, or an excluded one from before.
+
+    Both happen when two weights share one storage, as tied embeddings may.
+    """
+    differing = [weight.name for weight in restored if weight.after != weight.file]
+    changed = [leaf.name for leaf in plan.excluded if checksum(leaf.variable) != excluded[leaf.name]]
+    if differing or changed:
+        received = [
+            f"{quote(differing)} differ from the file" if differing else "",
+            f"{quote(changed)} changed though excluded" if changed else "",
         ]
         raise RestoreError(
-            f"Restored weights must equal the file's, and excluded ones must stay. After restoring `{plan.path}` some "
-            f"{' and some excluded ones '.join(filter(None, told))}. Do these weights share their values with others?"
+            "Restored weights must equal those of the file, and excluded weights must not change. After restoring "
+            f"`{plan.path}` {' and '.join(filter(None, received))}. Do these weights share their values with others? "
+            "Then exclude or restore all of them."
         )

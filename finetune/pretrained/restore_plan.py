@@ -1,4 +1,4 @@
-"""What restoring a file would do to a model."""
+"""The plan of a restore: which weights of the model get which of the file, which get none, and what is wrong."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from math import prod
 
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import Leaf
-from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.pairing import Pair
+from finetune.pretrained.formats.weight_file import StoredTensor
+from finetune.pretrained.matching_rules import Pair
 
 
 @dataclass(frozen=True)
@@ -17,32 +17,32 @@ class RestorePlan:
     Attributes:
         path: The file.
         kind: Its format.
-        restored: Pairs that fit.
+        restored: Pairs of weights that fit.
         missing: Weights of the model that the file lacks.
         unused: Weights of the file that the model lacks.
-        shape_conflict: Pairs that belong together and differ in shape, or of which only one is of whole numbers.
+        shape_conflict: Pairs that belong together but differ in shape, or of which only one holds integers.
         excluded: Weights of the model that keep their fresh values.
-        problems: All that speaks against restoring, one text for each kind.
+        problems: Why the file must not be restored, one text for each kind of problem; empty if it fits.
     """
 
     path: str
     kind: str
     restored: tuple[Pair, ...]
     missing: tuple[Leaf, ...]
-    unused: tuple[Tensor, ...]
+    unused: tuple[StoredTensor, ...]
     shape_conflict: tuple[Pair, ...]
     excluded: tuple[Leaf, ...]
     problems: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float:
-        """Share of the model's parameters outside of `exclude` that would be restored."""
+        """Share of the model's parameters that would be restored, 0 to 1. Excluded weights do not count."""
         restored = sum(prod(shape_of(pair.leaf)) for pair in self.restored)
         others = [*self.missing, *(pair.leaf for pair in self.shape_conflict)]
         return restored / max(1, restored + sum(prod(shape_of(leaf)) for leaf in others))
 
     def check(self) -> None:
-        """Raises one error that tells every problem.
+        """Raises one error that lists every problem.
 
         Raises:
             RestoreError: There are problems.
@@ -53,7 +53,7 @@ class RestorePlan:
 
 
 def is_under(name: str, prefixes: Iterable[str]) -> bool:
-    """Whether one of the prefixes covers the name; `a` covers `a` and `a/b`, not `ab`."""
+    """Whether a name begins with one of the prefixes, at a `/` boundary: `a` covers `a` and `a/b`, not `ab`."""
     return any(name == prefix.rstrip("/") or name.startswith(f"{prefix.rstrip('/')}/") for prefix in prefixes)
 
 
@@ -63,5 +63,5 @@ def shape_of(leaf: Leaf) -> tuple[int, ...]:
 
 
 def dtype_of(leaf: Leaf) -> str:
-    """Returns the type of a weight of the model, as NumPy spells it."""
-    return getattr(leaf.variable.dtype, "name", str(leaf.variable.dtype))
+    """Returns the type of a weight of the model, as NumPy spells it: `float32`."""
+    return getattr(leaf.variable.dtype, "name", str(leaf.variable.dtype))  # of a tf.Variable, or Keras' text

@@ -18,13 +18,15 @@ from finetune.recipe.tree import follow, report, with_value
 TRUSTED = ("finetune.examples", "keras.applications", "keras.datasets")
 
 
-def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] | None = None) -> Recipe:
     """Reads and checks a recipe.
 
     Args:
         path: The YAML file.
         overrides: Changes such as `"groups.head.learning_rate=1e-3"`, applied in order. Relative paths in them are
             relative to the working directory.
+        allow_code: Packages whose code the recipe may run, see `check_code_allowed`; `None` does not check that. Give
+            a list, if empty, wherever the recipe is going to be run.
 
     Returns:
         The recipe with what it extends and the overrides worked in.
@@ -45,6 +47,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
     if problems:
         raise report(problems)
     recipe._tree = tree
+    if allow_code is not None:
+        check_code_allowed(recipe, allow_code)
     return recipe
 
 
@@ -135,11 +139,6 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
 
 
 # -- Code -------------------------------------------------------------------------------------------------------------
-
-
-def code_modules(recipe: Recipe) -> list[str]:
-    """Returns the top packages of builders outside `TRUSTED`, which run only if the user allows it."""
-    return list(dict.fromkeys(module.split(".")[0] for _, _, module in _untrusted(recipe)))
 
 
 def check_code_allowed(recipe: Recipe, allowed: Sequence[str]) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from finetune.errors import RecipeError, did_you_mean, quote
-from finetune.recipe.text import Node, Problem
+from finetune.recipe.text import Node, Place, Problem
 
 
 def merged(base: Node, top: Node) -> Node:
@@ -41,6 +42,13 @@ def with_value(node: Node, keys: Sequence[str | int], new: Node, *, above: tuple
         nodes[index] = with_value(nodes[index], keys[1:], new, above=below)
         return replace(node, value=nodes)
     raise RecipeError(f"`{'.'.join(above)}` is `{node.value}`, not a mapping, so it has no `{key}`. Set it as a whole.")
+
+
+def tree_of(data: Any, place: Place) -> Node:
+    """Returns plain data as a tree, all of it written at the same place."""
+    if isinstance(data, dict):
+        return Node({key: tree_of(item, place) for key, item in data.items()}, place)
+    return Node([tree_of(item, place) for item in data] if isinstance(data, list | tuple) else data, place)
 
 
 def name_of(node: Node) -> str | None:

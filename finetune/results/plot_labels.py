@@ -1,4 +1,12 @@
-"""Texts above a picture, on poles that stand on points of a curve, none over another."""
+"""Labels above a picture, each joined to a point of a curve by a leader line, without overlaps.
+
+The labels are written on as few lines as possible. The left half of them ends at its leader lines and the right half
+begins there, so that no label crosses a leader line of the other half:
+
+    suggested 1e-3 |                                  | minimum 2e-1
+        valley 3e-4 |   |                       | steep 4e-2  |
+                    |   |                       |             |
+"""
 
 from __future__ import annotations
 
@@ -7,14 +15,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
 
-LINE_HEIGHT = 0.27  # of a line of flags, in inches
-_GAP = 12  # pixels between the end of a text and the next pole
+LINE_HEIGHT = 0.27  # of a line of labels, in inches
+_GAP = 12  # pixels between the end of a label and the next leader line
 
 
-class Flag(NamedTuple):
-    """A text above the axes and the point of the curve that its pole stands on."""
+class PointLabel(NamedTuple):
+    """A text above the axes and the point of the curve that it describes.
+
+    Attributes:
+        x: Horizontal position of the point, in data coordinates.
+        y: Vertical position of the point, in data coordinates.
+        text: The label.
+        colour: Of the text and the leader line.
+        weight: Font weight of the text, `normal` or `bold`.
+    """
 
     x: float
     y: float
@@ -23,56 +38,70 @@ class Flag(NamedTuple):
     weight: str
 
 
-def raise_flags(axis: Axes, flags: Sequence[Flag], *, axes_height: float) -> int:
-    """Writes the flags above axes of this height in inches on as many lines as it takes; returns how many.
+def draw_labels(axis: Axes, labels: Sequence[PointLabel], *, axes_height: float) -> int:
+    """Writes labels above axes, on as many lines as they need.
 
-    The lower half is written to the left of its poles, the rest to the right, so that neither meets poles of the other.
+    Args:
+        axis: The axes; their limits and the size of the figure must be final, as the layout counts pixels.
+        labels: The labels, in any order.
+        axes_height: Height of the axes in inches.
+
+    Returns:
+        The number of lines, each `LINE_HEIGHT` high.
     """
-    flags = sorted(flags, key=lambda flag: flag.x)
-    texts = [_flag_text(axis, flag) for flag in flags]
+    labels = sorted(labels, key=lambda label: label.x)
+    texts = [
+        axis.annotate(
+            label.text,
+            (label.x, 1),
+            (3, 0),
+            axis.get_xaxis_transform(),
+            "offset points",
+            color=label.colour,
+            fontweight=label.weight,
+            fontsize=12,
+            va="bottom",
+        )
+        for label in labels
+    ]
     widths = [text.get_window_extent().width + _GAP for text in texts]
-    poles = [float(axis.transData.transform((flag.x, 1))[0]) for flag in flags]
-    middle = _middle(poles, widths, axis.figure.bbox.width)
-    left, right = slice(0, middle), slice(middle, None)
-    lines = _stack([-pole for pole in poles[left]], widths[left])
-    lines += reversed(_stack(poles[right][::-1], widths[right][::-1]))
-    for number, (flag, text, line) in enumerate(zip(flags, texts, lines, strict=True)):
+    xs = [float(axis.transData.transform((label.x, 1))[0]) for label in labels]  # pixels
+    middle = _number_on_the_left(xs, widths, axis.figure.bbox.width)
+    # Both halves are assigned from the edge of the picture inwards, in the direction in which their texts grow.
+    lines = _assign_lines([-x for x in xs[:middle]], widths[:middle])
+    lines += reversed(_assign_lines(xs[middle:][::-1], widths[middle:][::-1]))
+    for number, (label, text, line) in enumerate(zip(labels, texts, lines, strict=True)):
         to_left = number < middle
-        height = 1 + (0.03 + LINE_HEIGHT * line) / axes_height
-        text.xy = (flag.x, height)
+        bottom = 1 + (0.03 + LINE_HEIGHT * line) / axes_height
+        text.xy = (label.x, bottom)
         text.set(ha="right" if to_left else "left", x=-3 if to_left else 3)
-        _draw_pole(axis, flag, height + 0.2 / axes_height)
+        _draw_leader(axis, label, bottom + 0.2 / axes_height)
     return max(lines, default=-1) + 1
 
 
-def _flag_text(axis: Axes, flag: Flag) -> Annotation:
-    style = {"color": flag.colour, "fontweight": flag.weight, "fontsize": 12, "va": "bottom"}
-    return axis.annotate(flag.text, (flag.x, 1), (3, 0), axis.get_xaxis_transform(), "offset points", **style)
-
-
-def _middle(poles: Sequence[float], widths: Sequence[float], room: float) -> int:
-    """Returns how many flags are written to the left: half of them, or none or all where the picture ends."""
-    middle = len(poles) // 2
-    if any(pole < width for pole, width in zip(poles[:middle], widths, strict=False)):
+def _number_on_the_left(xs: Sequence[float], widths: Sequence[float], room: float) -> int:
+    """Returns how many labels are written to the left: half of them; none or all where the picture would cut them."""
+    middle = len(xs) // 2
+    if any(x < width for x, width in zip(xs[:middle], widths, strict=False)):
         return 0
-    beyond = (pole + width > room for pole, width in zip(poles[middle:], widths[middle:], strict=True))
-    return len(poles) if any(beyond) else middle
+    beyond = (x + width > room for x, width in zip(xs[middle:], widths[middle:], strict=True))
+    return len(xs) if any(beyond) else middle
 
 
-def _stack(poles: Sequence[float], widths: Sequence[float]) -> list[int]:
-    """Returns a line for each text that begins at its pole, the first poles being the farthest in writing direction."""
+def _assign_lines(xs: Sequence[float], widths: Sequence[float]) -> list[int]:
+    """Returns a line for each label, counted from the axes; the first label is the farthest in writing direction."""
     lines: list[int] = []
-    begins: list[float] = []  # by line, where its last text begins
-    for pole, width in zip(poles, widths, strict=True):
-        # The poles of all lines above stand in the way of a text as well.
-        line = next((i for i in range(len(begins)) if min(begins[i:]) > pole + width), len(begins))
-        begins[line : line + 1] = [pole]
+    starts: list[float] = []  # by line: where its last label starts
+    for x, width in zip(xs, widths, strict=True):
+        # The leader lines of all lines above pass through a line, too, so a label must end before each of them.
+        line = next((i for i in range(len(starts)) if min(starts[i:]) > x + width), len(starts))
+        starts[line : line + 1] = [x]
         lines.append(line)
     return lines
 
 
-def _draw_pole(axis: Axes, flag: Flag, top: float) -> None:
+def _draw_leader(axis: Axes, label: PointLabel, top: float) -> None:
     low, high = axis.get_ylim()
-    foot = (min(flag.y, high) - low) / (high - low)
-    (pole,) = axis.plot([flag.x] * 2, [foot, top], transform=axis.get_xaxis_transform(), zorder=1.5)
-    pole.set(color=flag.colour, linewidth=0.9, clip_on=False)
+    bottom = (min(label.y, high) - low) / (high - low)
+    (line,) = axis.plot([label.x] * 2, [bottom, top], transform=axis.get_xaxis_transform(), zorder=1.5)
+    line.set(color=label.colour, linewidth=0.9, clip_on=False)

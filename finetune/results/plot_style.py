@@ -1,11 +1,10 @@
-"""What all pictures share: style, colours, saving, and numbers as text."""
+"""What all pictures share: style, colours, saving, and the range of losses to show."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008): told apart with every kind of colour blindness. Their yellow is too pale for a line.
+# Okabe & Ito (2008): distinguishable with every kind of colour blindness. Their yellow is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#767676"
 _DASHES = ("-", (0, (5, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), "-")
 _STYLE: Any = {
-    "font.family": "DejaVu Sans",  # the one that Matplotlib brings
+    "font.family": "DejaVu Sans",  # shipped with Matplotlib
     "font.size": 13,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,13 +30,13 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "grid.color": "#e8e8e8",
     "legend.frameon": False,
-    "svg.hashsalt": "finetune",  # with no date in it, the same data give the same file
+    "svg.hashsalt": "finetune",  # fixed ids, and no date (see `finish`): the same data give the same file
 }
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Makes what is drawn in the block look like the other pictures, whatever the machine's own settings."""
+    """Draws in the style of all pictures within the block, whatever the settings of the machine."""
     import matplotlib as mpl
 
     with mpl.rc_context():
@@ -49,7 +48,17 @@ def style() -> Iterator[None]:
 def new_figure(
     lines: int, columns: int, *, size: tuple[float, float], layout: Literal["constrained"] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of a size in inches, made without pyplot and so without a display, and its axes by line."""
+    """Makes a figure without pyplot, and so without a display.
+
+    Args:
+        lines: Rows of axes.
+        columns: Axes in a row.
+        size: Width and height in inches.
+        layout: `constrained` lets Matplotlib place the axes; `None` leaves that to the caller.
+
+    Returns:
+        The figure, and its axes row by row.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=110, layout=layout)
@@ -57,20 +66,29 @@ def new_figure(
 
 
 def finish(figure: Figure, path: Path | None) -> Figure:
-    """Writes `<path>.png` and `<path>.svg`, where `path` may end in either, and lets notebooks show the figure."""
+    """Saves a figure and lets notebooks show it.
+
+    Args:
+        figure: The figure.
+        path: Writes `<path>.png` and `<path>.svg`; `path` may end in either. `None` writes nothing.
+
+    Returns:
+        The same figure.
+    """
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         for ending, metadata in (("png", {}), ("svg", {"Date": None})):
             with replacing(stem.with_name(f"{stem.name}.{ending}")) as temporary:
                 figure.savefig(temporary, format=ending, metadata=metadata)
-    vars(figure)["_repr_png_"] = partial(_as_png, figure)  # notebooks ask for it; their own hook comes with pyplot only
+
+    def as_png() -> bytes:
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    # IPython asks an object for `_repr_png_`. Its hook for figures is installed by pyplot only.
+    vars(figure)["_repr_png_"] = as_png
     return figure
-
-
-def _as_png(figure: Figure) -> bytes:
-    out = BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -78,25 +96,31 @@ def line_style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]}
 
 
-def rate_text(rate: float) -> str:
-    """Writes a learning rate as short as can be.
+def gradient(share: float) -> Any:
+    """Returns the colour at a place between the first group (0) and the last (1), dark to bright."""
+    from matplotlib import colormaps
 
-    >>> rate_text(0.00123), rate_text(0.25)
-    ('1.2e-3', '0.25')
-    """
-    if 0.1 <= rate < 100:
-        return f"{rate:.2g}"
-    mantissa, _, exponent = f"{rate:.1e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return colormaps["viridis"](0.9 * share)  # its last tenth is too pale for a line
 
 
-def numbers(values: Iterable[float | None]) -> np.ndarray:
-    """Returns plain numbers as float64, with NaN for what is `None`."""
+def as_floats(values: Iterable[float | None]) -> np.ndarray:
+    """Returns numbers as float64, with NaN for `None`."""
     return np.array([math.nan if value is None else float(value) for value in values])
 
 
-def worth_showing(smoothed: Iterable[float | None], losses: Iterable[float | None]) -> tuple[float, float]:
-    """Returns the lowest and the highest loss to show; a divergence is cut, as it would make the rest look flat."""
+def loss_limits(smoothed: Iterable[float | None], losses: Iterable[float | None]) -> tuple[float, float]:
+    """Returns the lowest and the highest loss to show.
+
+    A divergence is cut off, since the curve before it would look flat beside it: the picture ends above the start of
+    the curve by half of what the loss falls, by the spread of the batches or by a tenth, whichever is most.
+
+    Args:
+        smoothed: Smoothed loss of each step, shape `(steps,)`; `None` and NaN are skipped.
+        losses: Loss of each batch, the same shape.
+
+    Returns:
+        The limits; `(0, 1)` when no loss is finite.
+    """
     smoothed, losses = _finite(smoothed), _finite(losses)
     if not len(smoothed):
         return 0.0, 1.0
@@ -109,5 +133,5 @@ def worth_showing(smoothed: Iterable[float | None], losses: Iterable[float | Non
 
 
 def _finite(values: Iterable[float | None]) -> np.ndarray:
-    found = numbers(values)
-    return found[np.isfinite(found)]
+    floats = as_floats(values)
+    return floats[np.isfinite(floats)]

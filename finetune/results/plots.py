@@ -1,4 +1,8 @@
-"""Pictures of a run: plain data in, PNG and SVG out. Matplotlib is imported when one is drawn, pyplot never."""
+"""Pictures of a run: plain data in, PNG and SVG out.
+
+Matplotlib is imported when a picture is drawn, so that commands without pictures start quickly. `pyplot` is never
+imported: it would choose a window system, and keep every figure alive.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.results.plot_labels import LINE_HEIGHT, Flag, raise_flags
+from finetune.results.formatting import rate_text
+from finetune.results.plot_labels import LINE_HEIGHT, PointLabel, draw_labels
 from finetune.results.plot_style import (
     COLOURS,
     GREY,
+    as_floats,
     finish,
+    gradient,
     line_style,
+    loss_limits,
     new_figure,
-    numbers,
-    rate_text,
     style,
-    worth_showing,
 )
 
 if TYPE_CHECKING:
@@ -38,16 +43,17 @@ _MOST_AXES = 4  # x axes below each other; more cannot be read
 _WIDTH, _LEFT, _AXES_WIDTH, _AXES_HEIGHT = 9.3, 1.1, 7.5, 4.2
 _X_AXIS, _TEXT_LINE = 0.72, 0.24
 _REASON_WIDTH = 100  # characters
+_RATE = "learning_rate/"
 
 
 def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], *, path: Path | None = None) -> Figure:
-    """Draws the loss against the learning rate, with what was suggested and where the loss begins to diverge.
+    """Draws the loss of an LR range test against the learning rate, with the suggested rate and the divergence.
 
     Args:
-        curves: One curve, or one for each layer group that was swept, by name. A curve holds plain lists: `rates`,
-            `losses` of the batches and `smoothed`, each of shape `(steps,)`; and where there are such, `repeats`, the
-            smoothed losses of every repeat, drawn as a band, and `group_rates`, the rates of each group by name, drawn
-            as further axes. Losses may be NaN or `None`.
+        curves: A single curve, or a curve for each layer group that was swept, by name. A curve holds plain lists:
+            `rates`, `losses` of the batches and `smoothed` losses, each of shape `(steps,)`. Optional are `repeats`,
+            the smoothed losses of every repeat, drawn as a band, and `group_rates`, the rates of each group by name,
+            drawn as further axes. Losses may be NaN or `None`.
         verdicts: What `Verdict.to_json` returns, for each curve by name.
         path: Writes `<path>.png` and `<path>.svg`; `path` may end in either.
 
@@ -57,27 +63,36 @@ def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], 
     with style():
         figure, (axis,) = new_figure(1, 1, size=(_WIDTH, _AXES_HEIGHT))
         axis.set_position((_LEFT / _WIDTH, 0, _AXES_WIDTH / _WIDTH, 1))
-        flags: list[Flag] = []
+        labels: list[PointLabel] = []
         for number, (name, curve) in enumerate(curves.items()):
             verdict, many = verdicts[name], len(curves) > 1
             _draw_curve(axis, curve, _summary(name, verdict) if many else None, number)
-            flags += _mark_chosen(axis, curve, verdict, name if many else None, number)
-            flags += [] if many else _mark_rules(axis, curve, verdict)
+            labels += _mark_chosen(axis, curve, verdict, name if many else None, number)
+            labels += [] if many else _mark_rules(axis, curve, verdict)
             _mark_divergence(axis, verdict, number if many else None)
-        _scale(axis, list(curves.values()))
+        _scale(axis, list(curves.values()))  # before the labels, which are laid out in pixels
         if len(curves) == 1 and "group_rates" not in next(iter(curves.values())):
             axis.set_xlabel(f"learning rate of {next(iter(curves))} alone")
         axes_below = _add_group_axes(axis, *curves.values()) if len(curves) == 1 else 0
-        _lay_out(figure, axis, raise_flags(axis, flags, axes_height=_AXES_HEIGHT), axes_below, _refusals(verdicts))
+        label_lines = draw_labels(axis, labels, axes_height=_AXES_HEIGHT)
+        _lay_out(figure, axis, label_lines, axes_below, _refusals(verdicts))
         return finish(figure, path)
 
 
-def plot_training(history_rows: Sequence[Mapping[str, Any]], *, path: Path | None = None) -> Figure:
+def plot_training(
+    history_rows: Sequence[Mapping[str, Any]],
+    *,
+    trained: Mapping[int, Sequence[str]] | None = None,
+    path: Path | None = None,
+) -> Figure:
     """Draws the loss, each metric and the learning rate of every group over the epochs, a panel each.
 
     Args:
-        history_rows: One row an epoch, as in `metrics.csv`: `epoch`, `loss`, `val_loss`, metrics and
-            `learning_rate/<group>`. A rate of 0 and a value that is missing leave a gap.
+        history_rows: A row for each epoch, as in `metrics.csv`: `epoch`, `loss`, `val_loss`, metrics and
+            `learning_rate/<group>`, and in a run with phases the number of the `phase`. A value that is missing and a
+            rate of 0 leave a gap.
+        trained: Names of the groups that are trained in each phase, by its number. The rate of a group then has a gap
+            where it is not trained. By default all groups are trained in all phases.
         path: Writes `<path>.png` and `<path>.svg`; `path` may end in either.
 
     Returns:
@@ -90,44 +105,46 @@ def plot_training(history_rows: Sequence[Mapping[str, Any]], *, path: Path | Non
     with style():
         figure, axes = new_figure(lines, columns, size=(5.0 * columns, 4.0 * lines), layout="constrained")
         for axis, (title, keys) in zip(axes, panels.items(), strict=False):
-            _draw_panel(axis, title, {key: _column(history_rows, key) for key in keys}, epochs)
+            _draw_panel(axis, title, {key: _column(history_rows, key, trained) for key in keys}, epochs)
+            _mark_phases(axis, history_rows, epochs)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         return finish(figure, path)
 
 
-# The LR range test
+# -- The LR range test ----------------------------------------------------------------------------------------------
 
 
-def _draw_curve(axis: Axes, curve: Curve, told: str | None, number: int) -> None:
-    rates, losses, smoothed = (numbers(curve[key]) for key in ("rates", "losses", "smoothed"))
+def _draw_curve(axis: Axes, curve: Curve, summary: str | None, number: int) -> None:
+    """Draws the losses, the smoothed losses and the band of repeats; `summary` names one curve of several."""
+    rates, losses, smoothed = (as_floats(curve[key]) for key in ("rates", "losses", "smoothed"))
     line = line_style(number)
     repeats = curve.get("repeats") or ()
     if len(repeats) > 1:
         low, high = _band(repeats)
-        label = None if told else f"smoothed, lowest to highest of {len(repeats)} repeats"
+        label = None if summary else f"smoothed, lowest to highest of {len(repeats)} repeats"
         axis.fill_between(rates[: len(low)], low, high, color=line["color"], alpha=0.2, linewidth=0, label=label)
-    raw = None if told else "loss of the batches" + (", mean of the repeats" if len(repeats) > 1 else "")
-    axis.plot(rates, losses, color=line["color"], alpha=0.2 if told else 0.4, linewidth=1, label=raw)
-    axis.plot(rates, smoothed, label=told or "smoothed", linewidth=2.4, **line)
+    raw = None if summary else "loss of the batches" + (", mean of the repeats" if len(repeats) > 1 else "")
+    axis.plot(rates, losses, color=line["color"], alpha=0.2 if summary else 0.4, linewidth=1, label=raw)
+    axis.plot(rates, smoothed, label=summary or "smoothed", linewidth=2.4, **line)
 
 
 def _band(repeats: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lowest and the highest of the repeats at each step that all of them made."""
     shortest = min(map(len, repeats))
-    every = np.array([numbers(repeat)[:shortest] for repeat in repeats])
-    return every.min(axis=0), every.max(axis=0)
+    losses = np.array([as_floats(repeat)[:shortest] for repeat in repeats])
+    return losses.min(axis=0), losses.max(axis=0)
 
 
 def _summary(name: str, verdict: Verdict) -> str:
     rate, divergence = verdict["learning_rate"], verdict["divergence"]
-    told = "no suggestion" if rate is None else f"{rate_text(rate)}, confidence {verdict['confidence']:.2f}"
-    return f"{name}: {told}" + ("" if divergence is None else f", diverges from {rate_text(divergence)}")
+    suggestion = "no suggestion" if rate is None else f"{rate_text(rate)}, confidence {verdict['confidence']:.2f}"
+    return f"{name}: {suggestion}" + ("" if divergence is None else f", diverges from {rate_text(divergence)}")
 
 
-def _mark_rules(axis: Axes, curve: Curve, verdict: Verdict) -> list[Flag]:
-    """Marks what each rule says on the curve; returns what is to be written above."""
-    flags = []
+def _mark_rules(axis: Axes, curve: Curve, verdict: Verdict) -> list[PointLabel]:
+    """Marks the rate of each rule on the curve; returns the labels to write above."""
+    labels = []
     for suggestion in verdict["suggestions"]:
         rate, used = suggestion["learning_rate"], suggestion["used"]
         text = f"{suggestion['rule']} {rate_text(rate)}"
@@ -136,26 +153,26 @@ def _mark_rules(axis: Axes, curve: Curve, verdict: Verdict) -> list[Flag]:
         if curve["rates"][0] <= rate <= curve["rates"][-1]:
             point = _on_curve(rate, curve)
             axis.plot(*point, **mark, zorder=4)
-            flags.append(Flag(*point, text if used else f"({text})", shade, "normal"))
-        else:  # a tenth of the rate at the minimum may lie before the first
+            labels.append(PointLabel(*point, text if used else f"({text})", shade, "normal"))
+        else:  # the rule `minimum` suggests a tenth of a rate, which may lie before the first
             axis.plot([], [], **mark, label=f"({text}: outside the range)")
-    if any(text.startswith("(") for *_, text, _, _ in flags):
-        axis.plot([], [], "o", color=GREY, markerfacecolor="white", label="(set aside: the loss does not fall there)")
-    return flags
+    if any(text.startswith("(") for *_, text, _, _ in labels):
+        axis.plot([], [], "o", color=GREY, markerfacecolor="white", label="(not used: the loss does not fall there)")
+    return labels
 
 
-def _mark_chosen(axis: Axes, curve: Curve, verdict: Verdict, name: str | None, number: int) -> list[Flag]:
+def _mark_chosen(axis: Axes, curve: Curve, verdict: Verdict, name: str | None, number: int) -> list[PointLabel]:
     rate = verdict["learning_rate"]
     if rate is None:
         return []
     colour, point = line_style(number)["color"], _on_curve(rate, curve)
     label = None if name else f"suggested {rate_text(rate)}, confidence {verdict['confidence']:.2f}"
     axis.plot(*point, "*", markersize=18, color=colour, markeredgecolor="white", zorder=5, label=label)
-    return [Flag(*point, f"{name or 'suggested'} {rate_text(rate)}", colour, "bold")]
+    return [PointLabel(*point, f"{name or 'suggested'} {rate_text(rate)}", colour, "bold")]
 
 
 def _on_curve(rate: float, curve: Curve) -> tuple[float, float]:
-    rates, smoothed = numbers(curve["rates"]), numbers(curve["smoothed"])
+    rates, smoothed = as_floats(curve["rates"]), as_floats(curve["smoothed"])
     known = np.isfinite(smoothed)
     return rate, float(np.interp(math.log(rate), np.log(rates[known]), smoothed[known]))
 
@@ -174,28 +191,32 @@ def _scale(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.set_ylabel("loss")
     axis.yaxis.set_label_coords(-0.85 / _AXES_WIDTH, 0.5)
     axis.yaxis.set_major_formatter("{x:.6g}")
-    rates = np.log(np.concatenate([numbers(curve["rates"]) for curve in curves]))
+    rates = np.log(np.concatenate([as_floats(curve["rates"]) for curve in curves]))
     room = max(np.ptp(rates) * 0.02, 0.1)
     axis.set_xlim(math.exp(rates.min() - room), math.exp(rates.max() + room))
-    lows, highs = zip(*(worth_showing(curve["smoothed"], curve["losses"]) for curve in curves), strict=True)
+    lows, highs = zip(*(loss_limits(curve["smoothed"], curve["losses"]) for curve in curves), strict=True)
     low, high = min(lows), max(highs)
     room = max((high - low) * 0.06, abs(high) * 0.01, 1e-9)
     axis.set_ylim(low - room, high + room)
 
 
 def _add_group_axes(axis: Axes, curve: Curve) -> int:
-    """Shows the rates of the other groups on axes below, where they keep their ratios to the rate that is swept."""
-    rates = numbers(curve["rates"])
-    own: list[str] = []
+    """Draws an axis below for each ratio of the groups' rates to the rate that is swept; returns how many.
+
+    Groups whose ratio is 1 share the axis of the curve, and groups with equal ratios share an axis. A group without a
+    fixed ratio, whose schedule moves on during the sweep, has none.
+    """
+    rates = as_floats(curve["rates"])
+    swept: list[str] = []
     others: dict[str, tuple[float, list[str]]] = {}
     for name, values in (curve.get("group_rates") or {}).items():
-        ratios = numbers(values) / rates
+        ratios = as_floats(values) / rates
         if np.allclose(ratios, 1, rtol=1e-3):
-            own.append(name)
+            swept.append(name)
         elif ratios[0] > 0 and np.allclose(ratios, ratios[0], rtol=1e-3):
             others.setdefault(f"{ratios[0]:.3g}", (float(ratios[0]), []))[1].append(name)
-    if own:
-        axis.set_xlabel(f"learning rate of {_names(own)}")
+    if swept:
+        axis.set_xlabel(f"learning rate of {_names(swept)}")
     shown = list(reversed(others.values()))
     if len(shown) >= _MOST_AXES:
         shown = [shown[i] for i in np.linspace(0, len(shown) - 1, _MOST_AXES - 1).astype(int)]
@@ -211,19 +232,20 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _refusals(verdicts: Mapping[str, Verdict]) -> str:
-    told = {name: f"No suggestion. {verdict['refused']}" for name, verdict in verdicts.items() if verdict["refused"]}
-    reasons = (f"{name}: {reason}" if len(verdicts) > 1 else reason for name, reason in told.items())
+    """Returns why there is no suggestion, for each curve without one."""
+    refused = {name: f"No suggestion. {verdict['refused']}" for name, verdict in verdicts.items() if verdict["refused"]}
+    reasons = (f"{name}: {reason}" if len(verdicts) > 1 else reason for name, reason in refused.items())
     return "\n".join(textwrap.fill(reason, _REASON_WIDTH) for reason in reasons)
 
 
-def _lay_out(figure: Figure, axis: Axes, flag_lines: int, axes_below: int, refusals: str) -> None:
-    """Makes room above the axes for the flags, below them for more axes, the legend and the reasons."""
+def _lay_out(figure: Figure, axis: Axes, label_lines: int, axes_below: int, refusals: str) -> None:
+    """Makes room above the axes for the labels, below them for more axes, the legend and the reasons."""
     handles, labels = axis.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) < 45 else 1
     legend = _TEXT_LINE * -(-len(handles) // columns) + 0.1
     reasons = 0.2 * len(refusals.splitlines())
     bottom = _X_AXIS * (1 + axes_below) - 0.08 + legend + reasons + 0.1
-    height = bottom + _AXES_HEIGHT + LINE_HEIGHT * flag_lines + 0.15
+    height = bottom + _AXES_HEIGHT + LINE_HEIGHT * label_lines + 0.15
     figure.set_size_inches(_WIDTH, height)
     axis.set_position((_LEFT / _WIDTH, bottom / height, _AXES_WIDTH / _WIDTH, _AXES_HEIGHT / height))
     place = (_LEFT / _WIDTH, (reasons + 0.1) / height)
@@ -232,16 +254,16 @@ def _lay_out(figure: Figure, axis: Axes, flag_lines: int, axes_below: int, refus
         figure.text(0.02, 0.07 / height, refusals, fontsize=11, color=COLOURS[1], va="bottom")
 
 
-# Training
+# -- Training --------------------------------------------------------------------------------------------------------
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Returns what is drawn together: the training and the validation value of a metric, the rates of all groups."""
+    """Returns the columns of each panel: training and validation values of a metric, or the rates of all groups."""
     panels: dict[str, list[str]] = {}
     measured = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, Real))
-    keys = [key for key in measured if key != "epoch"]
-    for key in sorted(keys, key=lambda key: (not key.endswith("loss"), key.startswith("learning_rate"))):
-        title = "learning rate" if key.startswith("learning_rate") else key.removeprefix("val_")
+    keys = [key for key in measured if key not in ("epoch", "phase")]
+    for key in sorted(keys, key=lambda key: (not key.endswith("loss"), key.startswith(_RATE))):
+        title = "learning rate" if key.startswith(_RATE) else key.removeprefix("val_")
         panels.setdefault(title, []).append(key)
     return panels
 
@@ -249,20 +271,37 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epochs: Sequence[int]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    rates = title == "learning rate"
+    is_rates, count = title == "learning rate", len(columns)
+    # Of many groups the legend names the first, the middle and the last; their colours run from input to output.
+    named = range(count) if count <= len(COLOURS) else (0, count // 2, count - 1)
     for number, (key, values) in enumerate(columns.items()):
-        label = "validation" if key.startswith("val_") else key.partition("/")[2] or "training"
-        shown = np.where(values > 0, values, np.nan) if rates else values
+        label = "validation" if key.startswith("val_") else key.removeprefix(_RATE) if is_rates else "training"
+        line = line_style(number) if count <= len(COLOURS) else {"color": gradient(number / (count - 1))}
         marker = "o" if len(epochs) < 50 else ""
-        axis.plot(epochs, shown, label=label, linewidth=2, marker=marker, markersize=4.5, **line_style(number))
+        shown = label if number in named else None
+        axis.plot(epochs, values, label=shown, linewidth=2, marker=marker, markersize=4.5, **line)
     axis.set_title(title, loc="left")
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    if rates:
+    if is_rates:
         axis.set_yscale("log")
-    axis.legend(fontsize=11)
+    axis.legend(fontsize=11, frameon=True, framealpha=0.8, edgecolor="none")
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    return numbers([row.get(key) for row in rows])
+def _mark_phases(axis: Axes, rows: Sequence[Mapping[str, Any]], epochs: Sequence[int]) -> None:
+    """Draws a line where a phase begins, halfway between two epochs."""
+    phases = [row.get("phase") for row in rows]
+    for place in range(1, len(phases)):
+        if phases[place] != phases[place - 1]:
+            axis.axvline((epochs[place - 1] + epochs[place]) / 2, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str, trained: Mapping[int, Sequence[str]] | None) -> np.ndarray:
+    """Returns a column of the rows, shape `(epochs,)`; NaN where a group has no rate because it is not trained."""
+    values = as_floats(row.get(key) for row in rows)
+    if not key.startswith(_RATE):
+        return values
+    group = key.removeprefix(_RATE)
+    frozen = [trained is not None and group not in trained.get(row.get("phase", 1), ()) for row in rows]
+    return np.where((values > 0) & ~np.array(frozen, bool), values, np.nan)

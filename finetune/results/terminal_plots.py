@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.results.plot_style import numbers, rate_text, worth_showing
+from finetune.results.formatting import rate_text
+from finetune.results.plot_style import as_floats, loss_limits
 
 _BRAILLE = 0x2800
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # of a braille character, by place
@@ -24,7 +25,7 @@ def terminal_plot(
 
     Args:
         rates: Learning rate of each step, > 0 and rising, shape `(steps,)`.
-        losses: Smoothed loss of each step; what is no number is left out. A divergence is cut at the top.
+        losses: Smoothed loss of each step; NaN and `None` are skipped. A divergence is cut at the top.
         width: Characters in a line, >= 30.
         height: Lines in all, >= 6.
         mark: A rate to point at.
@@ -33,20 +34,21 @@ def terminal_plot(
     Returns:
         Lines of at most `width` characters, without colours and without a newline at the end.
     """
-    xs, values = np.log(numbers(rates)), numbers(losses)
-    low, high = worth_showing(values, values)
+    xs, values = np.log(as_floats(rates)), as_floats(losses)
+    low, high = loss_limits(values, values)
     highest, lowest = f"{high:.4g}", f"{low:.4g}"
     margin = max(len(highest), len(lowest))
     columns, lines = max(width, 30) - margin - 1, max(height, 6) - (2 if mark is None else 3)
     across, down = (1, 1) if ascii_only else (2, 4)  # dots in a character
     dots = _dots(xs, values, low, high, (lines * down, columns * across))
-    rows = _as_ascii(dots) if ascii_only else _as_braille(dots)
+    rows = ["".join("*" if dot else " " for dot in row) for row in dots] if ascii_only else _as_braille(dots)
     corner, wall, floor, pointer = "+|-^" if ascii_only else "└│─▲"
     below = [_ticks(xs, columns)]
     if mark is not None:
         place = _place(math.log(mark), xs, columns)
-        rows = [_with_pole(row, place, wall) for row in rows]
-        below.append(_beside(pointer, rate_text(mark), place, columns))
+        # The vertical line gives way to the curve.
+        rows = [row[:place] + (wall if row[place] == " " else row[place]) + row[place + 1 :] for row in rows]
+        below.append(_pointer_line(pointer, rate_text(mark), place, columns))
     labels = [highest, *[""] * (lines - 2), lowest]
     drawing = [label.rjust(margin) + wall + row for label, row in zip(labels, rows, strict=True)]
     drawing += [" " * margin + corner + floor * columns, *(" " * (margin + 1) + line for line in below)]
@@ -54,7 +56,7 @@ def terminal_plot(
 
 
 def _dots(xs: np.ndarray, values: np.ndarray, low: float, high: float, shape: tuple[int, int]) -> np.ndarray:
-    """Draws a joined line; returns which dots are black, the first line at the top."""
+    """Draws a connected line; returns which dots are black, shape `shape`, the first row at the top."""
     dots = np.zeros(shape, bool)
     known = np.isfinite(values)
     if not known.any():
@@ -68,23 +70,17 @@ def _dots(xs: np.ndarray, values: np.ndarray, low: float, high: float, shape: tu
     return dots
 
 
-def _as_ascii(dots: np.ndarray) -> list[str]:
-    return ["".join("*" if dot else " " for dot in row) for row in dots]
-
-
 def _as_braille(dots: np.ndarray) -> list[str]:
+    """Packs 4 x 2 dots into a character each: its code is the sum of the bits of its black dots."""
     lines, columns = dots.shape[0] // 4, dots.shape[1] // 2
     codes = (dots.reshape(lines, 4, columns, 2) * _DOTS[None, :, None, :]).sum(axis=(1, 3))
     return ["".join(chr(_BRAILLE + code) if code else " " for code in row) for row in codes.tolist()]
 
 
 def _place(x: float, xs: np.ndarray, columns: int) -> int:
+    """Returns the column of a logarithmic rate, within the drawing."""
     share = (x - xs[0]) / (np.ptp(xs) or 1.0)
     return int(np.clip(round(share * (columns - 1)), 0, columns - 1))
-
-
-def _with_pole(row: str, place: int, wall: str) -> str:
-    return row[:place] + (wall if row[place] == " " else row[place]) + row[place + 1 :]
 
 
 def _ticks(xs: np.ndarray, columns: int) -> str:
@@ -98,7 +94,7 @@ def _ticks(xs: np.ndarray, columns: int) -> str:
     return line
 
 
-def _beside(pointer: str, text: str, place: int, columns: int) -> str:
+def _pointer_line(pointer: str, text: str, place: int, columns: int) -> str:
     """Writes a pointer at its place, with the text on the side that has room."""
     after = " " * place + f"{pointer} {text}"
     return after if len(after) <= columns else f"{text} {pointer}".rjust(place + 1)

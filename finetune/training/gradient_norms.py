@@ -1,4 +1,9 @@
-"""How hard each layer group is pulled: the norm of its gradients against the norm of its weights.
+"""How far a step would move each layer group: the norm of its gradients relative to the norm of its weights.
+
+    ratio(group) = sqrt(sum of g^2 over its weights) / sqrt(sum of w^2 over its weights)
+
+Surgical fine-tuning (Auto-RGN) gives every group a learning rate in proportion to this ratio, measured on the data of
+the new task: groups whose weights the task pulls hard are trained fast, the others hardly.
 
 References:
     Lee et al. (2023), Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, section 3 (Auto-RGN),
@@ -17,7 +22,7 @@ from finetune.errors import TrainingError, quote
 from finetune.groups.selectors import LayerGroup
 from finetune.training.freezing import freeze
 from finetune.training.snapshot import no_trace
-from finetune.variables import tf_variable
+from finetune.training.step import loss_and_gradients
 
 
 def relative_gradient_norms(
@@ -30,67 +35,86 @@ def relative_gradient_norms(
     """Measures the norm of the gradient of every group over the norm of its weights, without training.
 
     Frozen groups are measured too, as if they were trained. Weights, moving statistics, random state and what is frozen
-    are as before afterwards.
+    are the same afterwards.
 
     Args:
         model: A compiled model, frozen as `groups` say.
         groups: All of its layer groups.
         batches: Batches of inputs and targets; each gives one measurement.
-        on_batch: Told the batches done.
+        on_batch: Called after each batch with the number of batches done.
 
     Returns:
         The ratios of each group with trainable weights, by its name, shape `(batches,)`.
 
     Raises:
-        TrainingError: A gradient is no finite number, a group gets none, or all its weights are 0.
+        TrainingError: A gradient is not a finite number, a group gets none, or all its weights are 0.
     """
     groups = [group for group in groups if group.trainable]
     ratios = []
     try:
         freeze(model, [replace(group, frozen=False) for group in groups])
-        norms = ratio_function(model, groups)
+        ratios_of_batch = ratio_function(model, groups)
         with no_trace(model):
             for done, (x, y) in enumerate(batches, start=1):
-                ratios.append(norms(x, y).numpy())
+                ratios.append(ratios_of_batch(x, y).numpy())
                 on_batch(done)
     finally:
         freeze(model, groups)
-    found = {group.name: column for group, column in zip(groups, np.transpose(ratios), strict=True)}
-    check_ratios(found)
-    return found
+    norms = {group.name: column for group, column in zip(groups, np.transpose(ratios), strict=True)}
+    check_ratios(norms)
+    return norms
 
 
-def check_ratios(found: Mapping[str, np.ndarray]) -> None:
-    """Raises a TrainingError that names the groups whose ratios are no positive numbers."""
-    wrong = [name for name, column in found.items() if not (np.isfinite(column).all() and column.any())]
+def check_ratios(norms: Mapping[str, np.ndarray]) -> None:
+    """Checks that every group has a relative gradient norm.
+
+    Args:
+        norms: The ratios of each group, by its name, shape `(batches,)`.
+
+    Raises:
+        TrainingError: The ratios of a group are not finite, or all 0. It names these groups.
+    """
+    wrong = [name for name, column in norms.items() if not (np.isfinite(column).all() and column.any())]
     if wrong:
         raise TrainingError(
             "A relative gradient norm is a positive number. There is none for "
-            f"{quote(wrong)}: the gradient is 0 or no number, or all weights are 0. Look for NaN in the data, for "
-            "layers that do not lead to the loss, and for fresh weights that all begin at 0."
+            f"{quote(wrong)}: the gradient is 0 or not finite, or all weights are 0. Look for NaN in the data, for "
+            "layers that do not lead to the loss, and for new weights that all start at 0."
         )
 
 
 def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf.Tensor]:
-    """Makes a compiled function of inputs and targets that returns a ratio for each group, which must be trainable."""
-    variables = [[tf_variable(leaf.variable) for leaf in group.trainable] for group in groups]
+    """Makes a compiled function of inputs and targets that returns the ratio of each group, shape `(groups,)`.
+
+    Args:
+        model: A compiled model.
+        groups: The groups, each with weights that are trainable in the model now.
+    """
+    weights_of_groups = [[leaf.variable for leaf in group.trainable] for group in groups]
 
     @tf.function(reduce_retracing=True)
-    def norms(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss: Any = model.compute_loss(x, y, model(x, training=True), training=True)
-        gradients: Any = tape.gradient(loss, variables)
-        pairs = zip(gradients, variables, strict=True)
+    def ratios(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        def forward() -> tuple[Any, None]:
+            return model.compute_loss(x, y, model(x, training=True), training=True), None
+
+        # The loss is not scaled, though the optimizer may do so: the ratio is of the gradients as they are.
+        _, _, gradients = loss_and_gradients(forward, weights_of_groups)
+        pairs = zip(gradients, weights_of_groups, strict=True)
         return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
 
-    return norms
+    return ratios
 
 
-def _global_norm(tensors: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> tf.Tensor:
+def _global_norm(tensors: Sequence[Any]) -> tf.Tensor:
+    """Returns the norm of all tensors together; NaN if there are none, so that `check_ratios` names the group."""
     dense = [tf.cast(tf.convert_to_tensor(tensor), tf.float32) for tensor in tensors if tensor is not None]
     return tf.linalg.global_norm(dense) if dense else tf.constant(float("nan"))
 
 
 def auto_rgn(norms: Mapping[str, float], peak: float) -> dict[str, float]:
-    """Returns a rate for each group: `peak` for the largest relative gradient norm, the others in proportion."""
+    """Returns a rate for each group: `peak` for the largest relative gradient norm, the others in proportion.
+
+    >>> auto_rgn({"body": 0.5, "head": 2.0}, peak=1e-2)
+    {'body': 0.0025, 'head': 0.01}
+    """
     return {name: peak * norm / max(norms.values()) for name, norm in norms.items()}

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
-from tensorflow.python.eager import context
+
+from finetune import keras_private
 
 
 @contextmanager
@@ -37,8 +37,7 @@ def no_trace(model: keras.Model) -> Iterator[int]:
 
 
 def _random_state() -> dict[str, Any]:
-    # TensorFlow draws the seeds of eager operations from a private generator; there is no public way to read it.
-    eager, seeds = _eager_generator(), _seed_generator()
+    eager, seeds = keras_private.eager_generator(), keras_private.seed_generator()
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -51,15 +50,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     if state["tensorflow"] is not None:
-        _eager_generator().setstate(state["tensorflow"])
+        keras_private.eager_generator().setstate(state["tensorflow"])
     if state["keras"] is not None:
-        _seed_generator().state.assign(state["keras"])
-
-
-def _eager_generator() -> Any:
-    eager: Any = context.context()
-    return getattr(eager, "_rng", None)  # there is none before the first seed
-
-
-def _seed_generator() -> Any:
-    return global_state.get_global_attribute("global_seed_generator")
+        keras_private.seed_generator().state.assign(state["keras"])

@@ -1,17 +1,59 @@
-"""One training step for what is no Keras model: a `tf.Module`, or what `hub.load` returned, in a loop of one's own."""
+"""One training step: the forward and backward pass, and a whole step for a network that is not a Keras model.
 
-from collections.abc import Callable, Iterable
+`loss_and_gradients` is the pass of everything in the package that does not leave it to Keras' own `train_step`: the
+fast loop, the step of a bare module below, and the measurement of gradient norms. The LR range test calls the model's
+own `train_step`, because it must show what `fit` would do, whatever the model's class does in it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.errors import GroupError, TrainingError, did_you_mean
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.models.modules import takes_training
+from finetune.models.saved_module import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.variables import tf_variable
+
+
+def loss_and_gradients(
+    forward: Callable[[], tuple[Any, Any]],
+    variables: Any,
+    *,
+    optimizer: Any = None,
+    watched: Sequence[tf.Tensor] = (),
+) -> tuple[Any, Any, Any]:
+    """Runs a forward pass and differentiates its loss; one tape, whatever the number of layer groups.
+
+    Args:
+        forward: Called without arguments; returns the scalar loss and whatever else the caller needs of the pass.
+        variables: What to differentiate for: Keras variables, `tf.Variable`s or tensors, in any nested structure.
+        optimizer: Scales the loss before it is differentiated, as a `LossScaleOptimizer` must under `mixed_float16`,
+            and unscales the gradients when it applies them. `None` to get the gradients of the loss as it is.
+        watched: Tensors among `variables`. The tape watches variables by itself, tensors only when asked.
+
+    Returns:
+        The loss (not scaled), what else `forward` returned, and the gradients in the structure of `variables`; `None`
+        for a variable that the loss does not depend on.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(list(watched))
+        loss, other = forward()
+        scaled = loss if optimizer is None else optimizer.scale_loss(loss)
+    # A tape records `tf.Variable`s; a Keras variable holds one.
+    return loss, other, tape.gradient(scaled, tf.nest.map_structure(tf_variable, variables))
+
+
+def compile_state(model: Any) -> tuple[Any, ...]:
+    """Returns what a training function of a compiled model depends on: while this is equal, the function can be kept.
+
+    `compile` makes a new optimizer or a new compiled loss, freezing changes the trainable variables.
+    """
+    return (model.optimizer, keras_private.compiled_loss(model), *(id(v) for v in model.trainable_variables))
 
 
 def grouped_train_step(
@@ -24,24 +66,25 @@ def grouped_train_step(
 ) -> Callable[[Any, Any], tf.Tensor]:
     """Makes a function that trains a module on one batch, as Keras' `train_on_batch` does for a model.
 
-    One tape, one compiled function, whatever the number of groups. The module is called with `training=True` if it
-    takes that; its regularization losses are added.
+    It is for custom training loops around a `tf.Module`, or around what `hub.load` returned: one compiled function,
+    whatever the number of groups. The module is called with `training=True` if it takes that argument; its
+    regularization losses are added.
 
     Args:
         module: A `tf.Module`, a Keras layer or model, or what `hub.load` or `tf.saved_model.load` returned.
-        loss: A loss of Keras by name or as an object, or a function of targets and outputs that returns a tensor, of
-            which the mean is taken.
-        optimizer: A `GroupedOptimizer`, or any optimizer of Keras.
-        variables: What to train, as variables or layer groups; groups that are frozen are left out. By default what a
-            `GroupedOptimizer` has in its groups, for another optimizer all that was created trainable.
+        loss: A Keras loss by name or as an object, or a function of targets and outputs that returns a tensor, whose
+            mean is taken.
+        optimizer: A `GroupedOptimizer`, or any Keras optimizer.
+        variables: What to train, as variables or layer groups; frozen groups are left out. By default the variables in
+            the groups of a `GroupedOptimizer`; for another optimizer all variables that were created trainable.
         jit_compile: Whether to compile with XLA.
 
     Returns:
         A function of inputs and targets that updates the variables and returns the loss before the update.
 
     Raises:
-        TrainingError: If the module cannot be called.
-        GroupError: If there is nothing to train, or a variable belongs to no group of the optimizer.
+        TrainingError: The module cannot be called, or the loss is not a name that Keras knows.
+        GroupError: There is nothing to train, or a variable belongs to no group of the optimizer.
 
     Example:
         >>> module = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -53,46 +96,50 @@ def grouped_train_step(
     if not callable(module):
         raise TrainingError(
             f"A step calls the module on its inputs. The `{type(module).__name__}` cannot be called. Give it a "
-            "`__call__`, or use `finetune.HubLayer` for a SavedModel that has signatures only."
+            "`__call__`, or use `finetune.HubLayer` for a SavedModel that has only signatures."
         )
-    trained = _trained(module, optimizer, variables)
+    trained = _trained_variables(module, optimizer, variables)
     optimizer.build(trained)
-    measure = _loss_function(loss)
+    loss_function = _loss_function(loss)
     call = module.__call__ if not isinstance(module, keras.Layer) else module.call
     options = {"training": True} if takes_training(call) else {}
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
     def step(inputs: Any, targets: Any) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            value = measure(targets, module(inputs, **options)) + _extra_losses(module)
-            scaled = optimizer.scale_loss(value)
-        optimizer.apply(tape.gradient(scaled, [tf_variable(variable) for variable in trained]), trained)
+        def forward() -> tuple[Any, None]:
+            return loss_function(targets, module(inputs, **options)) + _regularization(module), None
+
+        value, _, gradients = loss_and_gradients(forward, trained, optimizer=optimizer)
+        optimizer.apply(gradients, trained)
         return value
 
     return step
 
 
-def _trained(module: Any, optimizer: Any, variables: Iterable[Any] | None) -> list[Any]:
+def _trained_variables(module: Any, optimizer: Any, variables: Iterable[Any] | None) -> list[Any]:
+    if isinstance(variables, LayerGroup):
+        variables = [variables]
     if variables is not None:
-        given = [variables] if isinstance(variables, LayerGroup) else list(variables)
-        found = [variable for one in given for variable in _variables_in(one)]
+        trained = []
+        for item in variables:
+            if not isinstance(item, LayerGroup):
+                trained.append(item)
+            elif not item.frozen:
+                trained += item.variables
     elif isinstance(optimizer, GroupedOptimizer):
-        found = optimizer.group_variables
+        trained = optimizer.group_variables
     else:
-        found = [leaf.variable for leaf in layer_tree(module).trainable]
-    if not found:
-        raise GroupError("A step trains at least one variable, and all groups it was given are frozen. Leave one out.")
-    return found
-
-
-def _variables_in(one: Any) -> list[Any]:
-    if isinstance(one, LayerGroup):
-        return [] if one.frozen else one.variables
-    return [one]
+        trained = [leaf.variable for leaf in layer_tree(module).trainable]
+    if not trained:
+        raise GroupError(
+            "A step trains at least one variable. Received only frozen groups, or a module without trainable "
+            "variables. Pass the groups or variables to train as `variables`."
+        )
+    return trained
 
 
 class _MeanOf(keras.losses.Loss):
-    """Reduces a function's values over a batch as Keras does."""
+    """Reduces the values of a function over the batch as the losses of Keras do."""
 
     def __init__(self, function: Callable[[Any, Any], Any]):
         super().__init__(name="loss")
@@ -111,13 +158,16 @@ def _loss_function(loss: Any) -> Callable[[Any, Any], Any]:
         function: Any = keras.losses.get(loss)
     except ValueError:
         raise TrainingError(
-            f"A loss is one that Keras knows, or a function. Received `{loss}`.{did_you_mean(loss, dir(keras.losses))}"
+            "`loss` is the name of a Keras loss, a Keras loss object, or a function. "
+            f"Received `{loss}`.{did_you_mean(loss, dir(keras.losses))}"
         ) from None
-    kinds = {name.lower(): kind for name, kind in vars(keras.losses).items() if isinstance(kind, type)}
-    return kinds[function.__name__.replace("_", "")]()
+    # `get` returns the function, which gives a value for every row. The class of the same name reduces them to a mean.
+    classes = {name.lower(): kind for name, kind in vars(keras.losses).items() if isinstance(kind, type)}
+    return classes[function.__name__.replace("_", "")]()
 
 
-def _extra_losses(module: Any) -> Any:
+def _regularization(module: Any) -> Any:
     if isinstance(module, keras.Layer):
         return sum(module.losses)
-    return sum(one() for one in getattr(module, "regularization_losses", None) or ())
+    # What `tf.saved_model.load` returns holds each loss as a function without arguments.
+    return sum(loss() for loss in getattr(module, "regularization_losses", None) or ())

@@ -138,25 +138,27 @@ def test_lengths_are_of_the_run_or_of_the_phase_as_the_clock_says(recipe):
 
 
 def test_a_phase_in_steps_has_just_these(recipe):
-    ready = planned(recipe, OPEN, "phases=[{train: head, steps: 5}, {train: all, epochs: 1}]")
-    assert [(phase.epochs, phase.steps) for phase in ready.plan.phases] == [(2, 5), (1, 4)]
-    assert (ready.length.epochs, ready.length.steps) == (3, 9)
+    layout = planned(recipe, OPEN, "phases=[{train: head, steps: 5}, {train: all, epochs: 1}]")
+    assert [(phase.epochs, phase.steps) for phase in layout.plan.phases] == [(2, 5), (1, 4)]
+    assert (layout.length.epochs, layout.length.steps) == (3, 9)
 
 
 def test_a_strategy_comes_with_the_list_it_stands_for_which_can_be_pasted_back(recipe):
-    ready = planned(recipe, OPEN, "phases={strategy: gradual_unfreezing, epochs: 2}")
-    lines = recipe.read_text().replace("epochs: 2, ", "") + ready.block
+    layout = planned(recipe, OPEN, "phases={strategy: gradual_unfreezing, epochs: 2}")
+    lines = recipe.read_text().replace("epochs: 2, ", "") + layout.phases_block
     recipe.write_text(lines)
     pasted = planned(recipe)
-    assert pasted.block is None
-    assert pasted.plan.phases == ready.plan.phases
+    assert pasted.phases_block is None
+    assert pasted.plan.phases == layout.plan.phases
 
 
 def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
     groups = "groups={by: layer, peak: 1.0e-2, decay: 2.6, optimizer: sgd}"
     plan = planned(recipe, OPEN, groups, "phases=[{train: [head], epochs: 1}, {train: all, epochs: 1}]").plan
     assert [phase.train for phase in plan.phases] == [("head",), ("stem", "bn", "body", "head")]
-    with pytest.raises(RecipeError, match=r"`phases.0.train.0` names no group. Received: `hed`. Did you mean `head`\?"):
+    with pytest.raises(
+        RecipeError, match=r"`phases.0.train.0` does not name a group. Received: `hed`. Did you mean `head`\?"
+    ):
         planned(recipe, OPEN, groups, "phases=[{train: [hed], epochs: 1}, {train: all, epochs: 1}]")
 
 
@@ -172,9 +174,9 @@ def test_what_surgical_leaves_alone_is_said(recipe):
 
 @pytest.mark.slow
 def test_normalization_of_a_group_frozen_for_good_becomes_a_group_with_the_next_groups_optimizer(recipe, tmp_path):
-    ready = planned(recipe, "train.always_train=normalization")
-    assert [group.name for group in ready.groups] == ["stem-normalization", "stem", "body", "head"]
-    row = next(row for row in ready.plan.weights if row.name == "bn/gamma")
+    layout = planned(recipe, "train.always_train=normalization")
+    assert [group.name for group in layout.groups] == ["stem-normalization", "stem", "body", "head"]
+    row = next(row for row in layout.plan.weights if row.name == "bn/gamma")
     assert (row.group, row.optimizer, row.batch_normalization) == (
         "stem-normalization",
         "momentum",
@@ -207,7 +209,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         (["phases=gradual_unfreezing", "train.epochs=1"], "needs 1 epochs before its last phase, and `train.epochs` is 1."),
         (
             ["phases=[{train: all, epochs: 2, until: {patience: 1}}]"],
-            "`until` watches `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or watch `loss`.",
+            "`until` monitors `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
         ),
         (
             ["phases=[{train: head, epochs: 1, batch_norm: {body: affine}}, {train: all, epochs: 1}]"],
@@ -241,7 +243,7 @@ def test_a_fault_in_a_file_has_its_line_and_column(recipe):
         load_recipe(recipe)
     assert (
         str(caught.value)
-        == "tiny.yaml:14:14: `phases.1.train.0` names no group. Received: `bodi`. Did you mean `body`?"
+        == "tiny.yaml:14:14: `phases.1.train.0` does not name a group. Received: `bodi`. Did you mean `body`?"
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import finetune
 from finetune.commands.lr_range import Range, lr_range
-from finetune.commands.plan import tell_plan
+from finetune.commands.plan import print_plan
 from finetune.errors import FinetuneError, GroupError, RecipeError, TrainingError
 
 TRAINABLE = [  # all rows in a batch: no noise
@@ -103,6 +103,8 @@ def test_auto_measures_first_records_it_and_its_recipe_repeats_the_run_exactly(r
         "lr_range.json",
         "lr_range.png",
         "lr_range.svg",
+        "training.png",
+        "training.svg",
     ]
     rates = loads(Path("auto/plots/lr_range.json").read_text())["learning_rates"]
     rows = loads(Path("auto/plan.json").read_text())["weights"]
@@ -149,8 +151,8 @@ def test_a_folder_that_is_a_file_is_told_before_the_work(recipe):
 
 
 def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
-    tell_plan(finetune.plan(recipe, overrides=["train.learning_rate=auto"]), console)
-    assert "`train.learning_rate: auto` measures the rates first" in " ".join(told(console).split())
+    print_plan(finetune.plan(recipe, overrides=["train.learning_rate=auto"]), console)
+    assert "`train.learning_rate: auto` measures the rates before training" in " ".join(told(console).split())
     with pytest.raises(RecipeError, match=r"`train\.learning_rate` may only be `auto`.*Received: `0\.1`"):
         finetune.plan(recipe, overrides=["train.learning_rate=0.1"])
 
@@ -165,7 +167,7 @@ def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_j
 
 
 @pytest.mark.slow
-def test_writing_beside_auto_says_that_auto_still_stands(recipe, console):
+def test_writing_beside_auto_says_that_auto_is_still_there(recipe, console):
     recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
     lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
-    assert "`train.learning_rate: auto` still stands" in told(console)
+    assert "`train.learning_rate: auto` is still in the recipe" in told(console)

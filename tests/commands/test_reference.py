@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from finetune.commands.reference import write_reference
 from finetune.errors import FinetuneError
-from finetune.pretrained.outputs import agreement, read_reference
+from finetune.pretrained.reference_outputs import compare_outputs, read_reference
 
 
 def refused(*arguments, **more):
@@ -24,7 +24,7 @@ def test_a_whole_model_gives_what_its_copy_agrees_with(tiny_files, rows_file, tm
     written = write_reference(tiny_files / "tiny.keras", tmp_path / "r.npz", inputs=rows_file)
     assert written == {"input": (3, 6), "output": (3, 3)}
     model = keras.models.load_model(tiny_files / "tiny.keras")
-    assert agreement(model, read_reference(tmp_path / "r.npz"), rtol=0, atol=1e-7) < 1e-7
+    assert compare_outputs(model, read_reference(tmp_path / "r.npz"), rtol=0, atol=1e-7) < 1e-7
 
 
 def test_a_recipe_gives_its_first_test_rows_and_layers_by_name(recipe, tmp_path):
@@ -55,12 +55,12 @@ def test_a_saved_model_gives_all_outputs_of_its_default_signature(rows_file, tmp
 
 def test_nothing_is_written_over_and_nothing_without_inputs(tiny_files, rows_file, tmp_path):
     model = tiny_files / "tiny.keras"
-    assert "holds a network without example rows. Name some with `--input rows.npz`." in refused(
+    assert "holds a network without example rows. Name a file of rows with `--input rows.npz`." in refused(
         model, tmp_path / "r.npz"
     )
     assert "End its name in `.npz`." in refused(model, tmp_path / "r.txt", inputs=rows_file)
     write_reference(model, tmp_path / "r.npz", inputs=rows_file)
-    assert "Say `--overwrite`" in refused(model, tmp_path / "r.npz", inputs=rows_file)
+    assert "Add `--overwrite`" in refused(model, tmp_path / "r.npz", inputs=rows_file)
     write_reference(model, tmp_path / "r.npz", inputs=rows_file, overwrite=True)
     (tmp_path / "broken.npy").write_bytes(b"no array")
     assert "broken.npy` cannot be read: " in refused(model, tmp_path / "s.npz", inputs=tmp_path / "broken.npy")

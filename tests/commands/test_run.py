@@ -63,8 +63,9 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-        *("model.keras", "result.json"),
+        *("model.keras", "result.json", "plots"),
     }
+    assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
     assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
     assert names_in(result.folder / "tensorboard") == {"train", "validation"}
 
@@ -209,9 +210,10 @@ def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touche
 
 
 def a_former_run(folder):
-    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints", "plots"):
+        (folder / name).mkdir(parents=True)
     (folder / "note.txt").write_text("mine")
-    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "report.html", "checkpoints/old.h5"):
+    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
         (folder / name).write_text("old")
 
 
@@ -397,7 +399,9 @@ def test_a_frozen_tensor_that_changes_all_the_same_is_told_and_not_hidden(odd):
 def test_a_model_that_cannot_be_saved_whole_keeps_its_weights(odd):
     with pytest.raises(TrainingError) as error:
         odd("unsaved", ALL)
-    assert str(error.value).startswith("A trained model is saved whole, for plain Keras to open. NotImplementedError: ")
+    assert str(error.value).startswith(
+        "A trained model is saved whole, so that plain Keras can load it. NotImplementedError: "
+    )
     assert f"Its weights are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
     assert Path("out/checkpoints/last.weights.h5").is_file()
     assert not Path("out/model.keras").exists()

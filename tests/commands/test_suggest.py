@@ -1,4 +1,4 @@
-"""`finetune suggest` writes groups that can be run, with the evidence beside every one."""
+"""`finetune suggest` writes groups that can be run, with what was measured as a comment above each."""
 
 from io import StringIO
 from pathlib import Path
@@ -13,36 +13,36 @@ from finetune.recipe.loader import load_recipe
 
 
 def test_the_recipes_own_groups_get_rates_in_proportion_and_frozen_ones_stay_frozen(recipe):
-    told = Console(file=StringIO(), width=120)
-    found = suggest_groups(recipe, num_batches=3, console=told)
-    norms = {name: mean for name, (mean, _) in found.relative_gradient_norms.items()}
+    console = Console(file=StringIO(), width=120)
+    suggested = suggest_groups(recipe, num_batches=3, console=console)
+    norms = {name: mean for name, (mean, _) in suggested.relative_gradient_norms.items()}
     assert set(norms) == {"stem", "body", "head"}
-    assert set(found.learning_rates) == {"body", "head"}
+    assert set(suggested.learning_rates) == {"body", "head"}
     largest = max(norms.values())
-    for name, rate in found.learning_rates.items():
+    for name, rate in suggested.learning_rates.items():
         assert rate == pytest.approx(2e-2 * norms[name] / largest, rel=5e-3)
-    assert "prefixes: [stem, bn]\n    frozen: true" in found.block
-    assert "schedule: exponential_decay" in found.block
-    assert "momentum: 0.9" in found.block
+    assert "prefixes: [stem, bn]\n    frozen: true" in suggested.block
+    assert "schedule: exponential_decay" in suggested.block
+    assert "momentum: 0.9" in suggested.block
     for name in norms:
-        assert f"  # {name}: |gradient| / |weights| = {norms[name]:.2e}" in found.block
-        assert f"{norms[name]:.2e}" in told.file.getvalue()
+        assert f"  # {name}: |gradient| / |weights| = {norms[name]:.2e}" in suggested.block
+        assert f"{norms[name]:.2e}" in console.file.getvalue()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["layer", "block"])
 def test_a_group_for_each_layer_or_block_extends_the_recipe_and_runs(recipe, by):
-    found = suggest_groups(recipe, by=by, peak=0.5, num_batches=2, out="new.yaml")
-    assert max(found.learning_rates.values()) == 0.5
+    suggested = suggest_groups(recipe, by=by, peak=0.5, num_batches=2, out="new.yaml")
+    assert max(suggested.learning_rates.values()) == 0.5
     written = load_recipe("new.yaml")
-    assert {group.name: group.learning_rate for group in written.groups} == found.learning_rates
+    assert {group.name: group.learning_rate for group in written.groups} == suggested.learning_rates
     assert Path("new.yaml").read_text().startswith("extends: tiny.yaml\n\n# Rates in proportion")
-    assert finetune.plan("new.yaml").peaks == found.learning_rates
+    assert finetune.plan("new.yaml").peaks == suggested.learning_rates
 
 
-def test_a_second_time_nothing_is_written_over(recipe):
+def test_an_existing_file_is_overwritten_only_on_request(recipe):
     Path("new.yaml").write_text("mine")
-    with pytest.raises(FinetuneError, match=r"`new\.yaml` exists\. Say `--overwrite`\."):
+    with pytest.raises(FinetuneError, match=r"`new\.yaml` exists\. Add `--overwrite`"):
         suggest_groups(recipe, num_batches=1, out="new.yaml")
     assert Path("new.yaml").read_text() == "mine"
     suggest_groups(recipe, num_batches=1, out="new.yaml", overwrite=True)
@@ -52,11 +52,27 @@ def test_a_second_time_nothing_is_written_over(recipe):
 
 
 @pytest.mark.parametrize("wrong", [{"by": "blok"}, {"peak": -1.0}, {"peak": float("nan")}, {"num_batches": 0}])
-def test_impossible_wishes_are_told(recipe, wrong):
+def test_arguments_out_of_their_bounds_are_refused(recipe, wrong):
     with pytest.raises(FinetuneError, match="`by` layer or block over at least 1 batch, for a `peak` rate above 0"):
         suggest_groups(recipe, **wrong)
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_work(recipe):
+def test_a_missing_folder_is_reported_before_the_measurement(recipe):
     with pytest.raises(FinetuneError, match=r"There is no `no/such`\."):
         suggest_groups(recipe, out="no/such/new.yaml")
+
+
+def test_a_group_whose_weights_all_belong_to_normalization_that_trains_is_listed_all_the_same(recipe):
+    norm = "{name: norm, prefixes: [bn], frozen: true}"
+    overrides = [f"groups=[{norm}, {{name: all, rest: true, optimizer: sgd, learning_rate: 0.1}}]"]
+    suggested = suggest_groups(recipe, num_batches=1, overrides=[*overrides, "train.always_train=normalization"])
+    assert set(suggested.learning_rates) == {"norm-normalization", "all"}
+    assert "  # norm: not measured" in suggested.block
+
+
+def test_a_strategy_is_measured_by_what_it_makes_groups_of(recipe):
+    suggested = suggest_groups(
+        recipe, num_batches=1, overrides=["groups={by: layer, peak: 1e-2, decay: 2, optimizer: sgd}"]
+    )
+    assert list(suggested.learning_rates) == ["stem", "bn", "body", "head"]
+    assert max(suggested.learning_rates.values()) == 1e-2

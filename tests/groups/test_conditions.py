@@ -4,8 +4,16 @@ import keras
 import numpy as np
 import pytest
 
-from finetune.groups.conditions import Condition, malformed, matching_leaves, out_of_range, without_match
+from finetune.groups.conditions import (
+    CONDITION_KINDS,
+    Condition,
+    malformed,
+    matching_leaves,
+    out_of_range,
+    without_match,
+)
 from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.groups.selectors import Selector
 
 L = keras.layers
 
@@ -199,3 +207,17 @@ def test_a_regular_expression_that_matches_inside_a_name_is_offered_with_wildcar
 
 def test_an_empty_slice_is_called_empty(tree):
     assert "`variables: [4:4]`. The slice is empty" in without_match(tree, Condition("a", "variables", "4:4"))
+
+
+def test_a_misspelt_name_of_a_weight_names_the_nearest_weight(tree):
+    assert "Did you mean `block_1/bias`" in without_match(tree, Condition("a", "prefixes", "block_1/bais"))
+
+
+def test_only_indices_and_slices_can_be_out_of_range(tree):
+    assert out_of_range(tree, Condition("a", "prefixes", "head")) == ""
+    assert out_of_range(tree, Condition("a", "regex", "100")) == ""
+
+
+def test_the_kinds_of_conditions_are_the_fields_of_a_selector_that_match_weights():
+    assert CONDITION_KINDS == ("prefixes", "regex", "layers", "variables")
+    assert all(Selector("a", **{kind: ("x",)}).conditions == [Condition("a", kind, "x")] for kind in CONDITION_KINDS)

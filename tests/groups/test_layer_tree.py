@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
-from finetune.groups.layer_tree import LayerTree, Leaf, is_normalization, layer_tree, takes_weight_decay
+from finetune.groups.layer_tree import (
+    LayerTree,
+    Leaf,
+    is_normalization,
+    layer_tree,
+    layers_in_order,
+    takes_weight_decay,
+)
 
 L = keras.layers
 
@@ -610,3 +617,63 @@ def test_a_loaded_model_tells_weight_decay_by_shape_and_name(tmp_path):
 
     assert [takes_weight_decay(leaf) for leaf in tree.leaves] == [True, False, False, False, False, False, True, False]
     assert [is_normalization(leaf) for leaf in tree.leaves] == [False] * 2 + [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize("kind", [L.BatchNormalization, L.LayerNormalization, L.RMSNormalization])
+def test_a_subclass_of_a_normalization_layer_is_one_whatever_its_own_name(kind):
+    layer = type("Scaled", (kind,), {})()
+    layer.build((None, 4))
+    leaves = layer_tree(layer).leaves
+
+    assert leaves
+    assert all(is_normalization(leaf) for leaf in leaves)
+
+
+# The layers
+
+
+def test_all_layers_below_a_model_are_listed_each_before_its_parts_and_those_without_weights_too():
+    inputs = keras.Input((3,), name="input")
+    inner = keras.Sequential([keras.Input((3,), name="inner_input"), L.Dense(3, name="a"), L.ReLU(name="b")], name="in")
+    model = keras.Model(inputs, L.Dense(2, name="head")(L.Dropout(0.1, name="drop")(inner(inner(inputs)))))
+
+    listed = [layer.name for layer in layers_in_order(model)]
+
+    assert listed == ["input", "in", "a", "b", "inner_input", "drop", "head"]
+
+
+def test_layers_below_a_layer_that_is_no_model_are_no_layers_of_their_own_to_a_slice():
+    class Holder(L.Layer):
+        def __init__(self):
+            super().__init__(name="holder")
+            self.inner = L.Dense(2, name="inner")
+
+        def build(self, shape):
+            self.inner.build(shape)
+
+        def call(self, x):
+            return self.inner(x)
+
+    tree = layer_tree(keras.Sequential([keras.Input((3,)), Holder(), L.Dense(2, name="head")]))
+
+    assert tree.containers == {""}
+    assert list(tree.by_name)[:2] == ["holder/inner/kernel", "holder/inner/bias"]
+
+
+def test_a_weight_with_an_automatic_name_is_named_by_its_attribute_beside_a_weight_that_has_a_name():
+    layer = L.Layer()
+    layer.scale, layer.shift = layer.add_weight(shape=(2,)), layer.add_weight(shape=(2,), name="offset")
+    layer.built = True
+
+    assert names(layer) == ["scale", "offset"]
+
+
+def test_parts_held_beside_the_graph_of_a_functional_model_come_after_those_of_the_graph():
+    class Beside(keras.Model):
+        def __init__(self):
+            inputs = keras.Input((3,))
+            super().__init__(inputs, L.Dense(2, name="a")(inputs))
+            self.extra = L.Dense(2, name="extra")
+            self.extra.build((None, 3))
+
+    assert names(Beside()) == ["a/kernel", "a/bias", "extra/kernel", "extra/bias"]

@@ -332,3 +332,14 @@ def test_every_group_frozen_is_an_error(tree):
     text = message(tree, Selector("a", layers=(1,), frozen=True), Selector("b", rest=True, frozen=True))
 
     assert "all are frozen: `a`, `b`" in text
+
+
+def test_a_group_is_trained_unless_it_says_that_it_is_frozen(tree):
+    assert not resolve_groups(tree, [REST])[0].frozen
+    assert not LayerGroup("rest", tree.leaves).frozen
+
+
+def test_malformed_conditions_and_those_beyond_the_model_are_all_refused_before_any_is_matched(tree):
+    told = message(tree, Selector("a", layers=("x",)), Selector("b", variables=(99,)), Selector("c", prefixes=("q",)))
+
+    assert [line.partition(": ")[0] for line in told.splitlines()] == ["group `a`", "group `b`"]

@@ -104,6 +104,7 @@ def dense_chain(*names: str) -> keras.Model:
         ("conv1_conv conv1_bn conv2_conv conv2_bn", {"conv1": 2, "conv2": 2}),
         ("conv2d batch_normalization conv2d_1 batch_normalization_1", {"conv2d": 2, "conv2d_1": 2}),
         ("Conv1 bn_Conv1 Conv_1 Conv_1_bn", {"Conv1": 2, "Conv_1": 2}),
+        ("conv1 BN conv2 BN_conv2 conv3 conv3_Norm", {"conv1": 2, "conv2": 2, "conv3": 2}),
         ("conv1 bn1 conv2 bn2 head", {"conv1": 2, "conv2": 2, "head": 1}),
         ("stem_conv stem_bn top_conv top_bn", {"stem": 2, "top": 2}),
         (

@@ -54,16 +54,16 @@ def test_a_network_keeps_its_own_head_when_asked():
 
 def test_unknown_arguments_are_told_with_those_that_there_are():
     assert problem("MobileNetV2", arguments={"alhpa": 1.0}) == (
-        "`MobileNetV2` takes the arguments `alpha`, `classes`, `classifier_activation`, not `alhpa`. Did you mean `alpha`?"
+        "`MobileNetV2` accepts the arguments `alpha`, `classes`, `classifier_activation`, not `alhpa`. Did you mean `alpha`?"
     )
     assert problem("MobileNetV2", arguments={"weights": "x"}).endswith(
-        "It stands beside `application`, not in `arguments`."
+        "Write it next to `application`, not in `arguments`."
     )
 
 
 def test_what_keras_refuses_is_told():
     assert problem("InceptionV3").startswith(
-        "`InceptionV3` cannot be made with these arguments. Keras says: ValueError: "
+        "`InceptionV3` cannot be made with these arguments: Keras raised ValueError: "
     )
 
 
@@ -73,5 +73,5 @@ def test_weights_of_imagenet_without_a_network_are_one_short_error(tmp_path, mon
         "keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", "http://127.0.0.1:1/keras-applications/mobilenet_v2/"
     )
     said = problem("MobileNetV2", imagenet=True, input_shape=(96, 96, 3), arguments={"alpha": 0.35})
-    assert said.startswith("`weights: imagenet` is downloaded by Keras once. For `MobileNetV2` it could not be: ")
+    assert said.startswith("Keras downloads `weights: imagenet` once. It could not download those of `MobileNetV2`: ")
     assert said.endswith("or name a local weight file: `weights: path/to/file.weights.h5`.")

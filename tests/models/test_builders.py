@@ -72,7 +72,7 @@ def test_a_builder_of_keras_is_one():
 )
 def test_arguments_that_do_not_fit_are_told_with_the_form_of_the_builder(module, arguments, complaint):
     assert problem(call_builder, f"{module}:network", arguments) == (
-        f"A builder is called with the `arguments` of the recipe. `{module}:network` has {complaint}. It takes "
+        f"A builder is called with the `arguments` of the recipe. `{module}:network`: {complaint}. It accepts "
         "`(width, *, name='made')`."
     )
 
@@ -102,13 +102,13 @@ def test_a_module_that_cannot_be_imported_is_one_short_error(module, name, compl
     message = problem(call_builder, f"{name}:network", {})
     assert message.startswith(f"A builder is a function in an importable module. `{name}` of `{name}:network` cannot")
     assert complaint in message
-    assert message.endswith("Install the package, or put its folder on `PYTHONPATH`.")
+    assert message.endswith("Install the package, or add its folder to `PYTHONPATH`.")
 
 
 def test_a_builder_that_fails_is_told_with_its_error(module):
     assert problem(call_builder, f"{module}:broken", {}) == (
-        f"A builder returns a network or examples. `{module}:broken` failed with ZeroDivisionError: division by zero. "
-        "Mend it, or see where with `--debug`."
+        f"A builder returns a network or examples. `{module}:broken` raised ZeroDivisionError: division by zero. Fix "
+        "it; `--debug` shows the traceback."
     )
 
 
@@ -119,7 +119,7 @@ def test_our_own_error_in_a_builder_passes_as_it_is(module):
 
 @pytest.mark.parametrize("made", [None, np.zeros(3), layers.Dense(3)])
 def test_only_a_keras_model_is_a_model(made):
-    assert f"`a:b` gave a `{type(made).__name__}`. Return a `keras.Model`." in problem(check_model, made, "a:b")
+    assert f"`a:b` returned a `{type(made).__name__}`. Return a `keras.Model`." in problem(check_model, made, "a:b")
 
 
 def test_a_model_without_weights_yet_is_refused():
@@ -154,7 +154,7 @@ def test_a_missing_file_is_told_with_the_nearest_one(tmp_path):
     assert problem(load_keras_file, path) == (
         f"`keras_file` is a file that `model.save` wrote. `{path}` does not exist. Did you mean `pets.keras`?"
     )
-    assert problem(load_keras_file, tmp_path / "other.h5").endswith("Beside it are `pets.keras`.")
+    assert problem(load_keras_file, tmp_path / "other.h5").endswith("In the same folder: `pets.keras`.")
     assert problem(load_keras_file, tmp_path / "no" / "folder.keras").endswith("does not exist.")
 
 

@@ -63,10 +63,10 @@ def test_pooling_brings_every_row_to_one_vector(shape, pooling, oracle):
 
 def test_pooling_that_does_not_fit_is_told():
     assert problem(backbone(6), classes=2, pooling="max") == (
-        "Pooling brings what the backbone gives to one vector for each row. `net` gives 2 axes, rows included, and "
-        "`pooling: max` is for 3 to 5. Say one of `none`, `flatten`."
+        "Pooling turns the backbone's output into one vector per row. The output of `net` has 2 axes, batch included, "
+        "and `pooling: max` needs 3 to 5. Choose one of `none`, `flatten`."
     )
-    assert "`pooling: first` is for 3." in problem(backbone(3, 2, 6), classes=2, pooling="first")
+    assert "`pooling: first` needs 3." in problem(backbone(3, 2, 6), classes=2, pooling="first")
 
 
 def test_the_last_activation_is_by_the_number_of_classes_unless_given():
@@ -81,9 +81,10 @@ def test_the_last_activation_is_by_the_number_of_classes_unless_given():
 
 def test_an_unknown_activation_is_told_with_the_nearest():
     assert problem(backbone(6), classes=2, activation="sotfmax") == (
-        "An activation is one that Keras knows. Received `sotfmax`. Did you mean `softmax` or `sparsemax`? Without any say "
-        "`linear`."
-    ) or "Did you mean `softmax`" in problem(backbone(6), classes=2, activation="sotfmax")
+        "An activation is the name of a function in `keras.activations`. Received `sotfmax`. Did you mean `softmax` or "
+        "`log_softmax`? For none write `linear`."
+    )
+    assert "Received `rleu`. Did you mean `relu`" in problem(backbone(6), classes=2, hidden_activation="rleu")
 
 
 def test_the_last_layer_is_float32_under_a_mixed_policy():
@@ -98,7 +99,7 @@ def test_the_last_layer_is_float32_under_a_mixed_policy():
 def test_a_head_takes_the_place_of_an_old_one(tiny):
     said = problem(tiny(), classes=5)
     assert said == (
-        "The head is the only layer named `head`. `tiny` has one already. To put the new one in its place name the layer "
+        "The head is the only layer named `head`. `tiny` already has a layer of that name. To replace it, name the layer "
         "before it: `after: body`."
     )
     old = tiny()
@@ -116,10 +117,10 @@ def test_one_of_several_outputs_is_chosen():
     several = keras.Model(inputs, {"a": layers.Dense(2)(inputs), "b": layers.Dense(3)(inputs)}, name="two")
     assert add_head(several, classes=2, output_key="b").get_layer("head").input_shape == (None, 3)
     assert problem(several, classes=2) == (
-        "A recipe trains one output. `two` has `a`, `b`; none is chosen. Choose one with `output_key`."
+        "A recipe trains one output. `two` has `a`, `b`; none is selected. Select one with `output_key`."
     )
     assert "there is no `c`" in problem(several, classes=2, output_key="c")
-    assert problem(backbone(6), classes=2, output_key="c").endswith("`net` has one. Leave it out.")
+    assert problem(backbone(6), classes=2, output_key="c").endswith("`net` has one. Remove it.")
 
 
 def test_a_model_whose_output_is_not_known_is_refused():

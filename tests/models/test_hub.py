@@ -286,7 +286,8 @@ def message(call):
 
 def test_a_wrong_signature_or_output_is_told_with_those_that_exist(several):
     assert message(lambda: HubLayer(several, signature="bothe")) == (
-        f"A signature is one that the SavedModel has. `{several}` has no `bothe`; it has `both`, `one`. Did you mean `both`?"
+        f"`signature` is the name of a signature of the SavedModel. `{several}` has no `bothe`; it has `both`, `one`. Did "
+        "you mean `both`?"
     )
     assert message(lambda: HubLayer(several, output_key="sums")).endswith(
         "has no `sums`; it has `sum`, `twice`. Did you mean `sum`?"
@@ -297,7 +298,9 @@ def test_a_wrong_signature_or_output_is_told_with_those_that_exist(several):
 
 @pytest.mark.slow
 def test_an_input_of_another_shape_is_told_with_what_is_taken(encoder_folder):
-    with pytest.raises(ValueError, match=r"A SavedModel takes what it was saved for. `hub` takes `float32 \?x6`"):
+    with pytest.raises(
+        ValueError, match=r"A SavedModel takes inputs of the shapes it was saved with. `hub` takes `float32 \?x6`"
+    ):
         HubLayer(encoder_folder, name="hub")(X[:, :5])
 
 
@@ -320,7 +323,7 @@ def test_the_axes_of_an_output_that_the_module_does_not_tell_can_be_given(tmp_pa
             return tf.numpy_function(lambda x: x, [self.scale * inputs], tf.float32)
 
     tf.saved_model.save(Vague(), str(tmp_path / "vague"))
-    with pytest.raises(ValueError, match=r"give `output_shape`, without the batch"):
+    with pytest.raises(ValueError, match=r"Add `output_shape`, without the batch"):
         HubLayer(tmp_path / "vague")(keras.Input((6,)))
     assert HubLayer(tmp_path / "vague", output_shape=[6])(keras.Input((6,))).shape == (None, 6)
 
@@ -366,7 +369,9 @@ def tf1_module(path, is_hub):
 @pytest.mark.parametrize("is_hub", [True, False])
 def test_a_module_of_tensorflow_1_trains_through_its_signature_with_a_warning(tmp_path, is_hub):
     path = tf1_module(tmp_path / "old", is_hub)
-    with pytest.warns(UserWarning, match=r"is of TensorFlow 1 and runs through its signature `default`: .* are lost"):
+    with pytest.warns(
+        UserWarning, match=r"was saved by TensorFlow 1 and runs through its signature `default`: .* are lost"
+    ):
         layer = HubLayer(path, name="hub")
     model = with_head(layer)
     np.testing.assert_allclose(layer(X), np.maximum(X @ np.full((6, 4), 0.1) + 0.5, 0), rtol=1e-4, atol=1e-6)
@@ -468,9 +473,9 @@ def test_keras_safe_mode_does_not_load_a_graph(encoder_folder, tmp_path):
     with_head(HubLayer(encoder_folder, name="hub")).save(tmp_path / "model.keras")
     said = message(lambda: keras.models.load_model(tmp_path / "model.keras"))
     assert said == (
-        "A SavedModel's graph is code, which Keras' safe mode does not load. The file holds a `HubLayer` made from "
-        f"`{encoder_folder}`. If you trust the file, load it with `safe_mode=False`; in a recipe name the SavedModel under "
-        "`hub` and the file under `restore`."
+        "The graph of a SavedModel is code, which Keras' safe mode does not load. The file contains a `HubLayer` made "
+        f"from `{encoder_folder}`. If you trust the file, load it with `safe_mode=False`; in a recipe, name the SavedModel "
+        "under `hub` and the file under `restore`."
     )
 
 

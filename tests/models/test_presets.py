@@ -86,7 +86,7 @@ def test_a_recipe_puts_a_head_on_a_preset(bert, tmp_path):
     assert result.model.output_shape == (None, 3)
     assert {leaf.name for leaf in layer_tree(result.model).leaves} >= {"head/output/kernel"}
     with pytest.raises(
-        FinetuneError, match=r"`preset_model` has `\w+`, `\w+`; none is chosen\. Choose one with `output_key`\."
+        FinetuneError, match=r"`preset_model` has `\w+`, `\w+`; none is selected\. Select one with `output_key`\."
     ):
         finetune.plan(path, overrides=["model.output_key=null"])
 
@@ -114,6 +114,6 @@ def test_what_is_no_preset_is_one_short_error(bert, tmp_path):
     )
     assert message(str(bert[0]), arguments={"droput": 0.1}).endswith("not `droput`. Did you mean `dropout`?")
     assert message(str(bert[0]), whole_task=True) == (
-        f"A preset without a `head` is a folder with a whole task, told by its `task.json`. `{bert[0]}` has none. Give the "
-        "recipe a `head`: it is put on the preset's backbone."
+        "A preset without a `head` is a local folder with a whole task, described by its `task.json`. "
+        f"`{bert[0]}` has no `task.json`. Add a `head` to the recipe: it is put on the preset's backbone."
     )

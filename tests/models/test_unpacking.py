@@ -1,11 +1,14 @@
 import io
+import shutil
 import tarfile
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.models.unpacking import is_archive, unpack
+from finetune.models.unpacking import MOST_BYTES, extract, is_archive, unpack
 
 
 def tar(path, *members, mode="w:gz"):
@@ -94,7 +97,7 @@ def test_what_is_cut_off_damaged_or_no_archive_is_one_short_error(tmp_path):
     for name, data in (("cut.tar.gz", whole[: len(whole) // 2]), ("text.tar.gz", b"hello"), ("none.zip", b"")):
         (tmp_path / name).write_bytes(data)
         said = refused(tmp_path / name, tmp_path)
-        assert said.startswith("An archive is a whole `.tar.gz`, `.tgz`, `.tar`, `.zip` file.")
+        assert said.startswith("An archive is a complete `.tar.gz`, `.tgz`, `.tar`, `.zip` file.")
         assert f"`{tmp_path / name}` cannot be read: " in said
 
 
@@ -109,3 +112,73 @@ def test_damaged_bytes_anywhere_are_an_error_of_ours_or_harmless(tmp_path):
             unpack(tmp_path / "y.tar.gz", tmp_path / "cache")
         except FinetuneError:
             continue
+
+
+# -- Bounds -----------------------------------------------------------------------------------------------------------
+
+
+def zeros(path, megabytes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("weights", "w", force_zip64=True) as out:
+        for _ in range(megabytes):
+            out.write(bytes(2**20))
+    return path
+
+
+def test_an_archive_that_unpacks_to_two_hundred_times_its_size_is_refused_unless_it_is_trusted(tmp_path):
+    archive = zeros(tmp_path / "x.zip", 101)
+    assert refused(archive, tmp_path) == (
+        f"An archive may unpack to 10,000 files and 104,857,600 bytes. `{archive}` ({archive.stat().st_size:,} bytes) has "
+        "more. If you trust it, unpack it yourself and give the folder."
+    )
+    assert (unpack(archive, tmp_path / "cache", trusted=True) / "weights").stat().st_size == 101 * 2**20
+
+
+def test_a_small_archive_may_unpack_to_a_hundred_megabytes_at_any_ratio(tmp_path):
+    folder = unpack(zeros(tmp_path / "x.zip", 99), tmp_path / "cache")
+    assert (folder / "weights").stat().st_size == 99 * 2**20
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path):
+    names = [f"{number}" for number in range(10_001)]
+    assert "10,000 files" in refused(tar(tmp_path / "x.tar.gz", *((name, b"") for name in names)), tmp_path)
+    tar(tmp_path / "y.tar.gz", *((name, b"") for name in names[:-1]))
+    assert len(list(unpack(tmp_path / "y.tar.gz", tmp_path / "cache").iterdir())) == 10_000
+
+
+def test_nothing_is_written_where_the_disk_is_too_small(tmp_path):
+    memory = Path("/dev/shm")
+    needed = shutil.disk_usage(memory).free + 2**20 if memory.is_dir() else MOST_BYTES
+    if needed >= MOST_BYTES:
+        pytest.skip("needs a file system with less room than the largest archive")
+    header = special("weights", tarfile.REGTYPE)
+    header.size = needed
+    with (tmp_path / "x.tar").open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(needed + 2**20)  # a sparse file: takes no room
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        with pytest.raises(
+            FinetuneError, match=rf"`{memory}`. `.*` needs {needed:,} bytes there, and .* are free. Make"
+        ):
+            extract(tmp_path / "x.tar", Path(folder))
+        assert files_below(Path(folder)) == {}
+
+
+def test_a_damaged_checksum_at_the_end_is_found_before_anything_is_written(tmp_path):
+    data = bytearray(tar(tmp_path / "x.tar.gz", ("a", bytes(range(256)) * 40)).read_bytes())
+    data[-8] ^= 0xFF  # the CRC of gzip
+    (tmp_path / "x.tar.gz").write_bytes(data)
+    assert "cannot be read" in refused(tmp_path / "x.tar.gz", tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="CRC"):
+        extract(tmp_path / "x.tar.gz", tmp_path / "folder")
+    assert files_below(tmp_path / "folder") == {}
+
+
+def test_a_file_may_not_have_more_bytes_than_the_list_of_the_archive_says(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("a", b"12345678")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    at = data.rindex(b"PK\x01\x02")  # the entry in the central directory: sizes at 20 and 24
+    data[at + 24 : at + 28] = (4).to_bytes(4, "little")
+    (tmp_path / "x.zip").write_bytes(data)
+    assert "cannot be read" in refused(tmp_path / "x.zip", tmp_path)

@@ -71,7 +71,7 @@ def test_a_short_fine_tune_teaches_it_three_notes_and_keeps_its_ear_for_them(bas
         ],
     )
     finetune.freeze(model, groups)
-    stem, body, last = groups
+    without_number, body, last = groups
     before = {leaf.name: leaf.variable.numpy() for leaf in layer_tree(model).leaves}
     optimizer = GroupedOptimizer(
         {"body": (keras.optimizers.Adam(1e-4), body), "head": (keras.optimizers.Adam(0.1), last)}
@@ -84,7 +84,7 @@ def test_a_short_fine_tune_teaches_it_three_notes_and_keeps_its_ear_for_them(bas
     moved = {
         name for name, value in before.items() if (layer_tree(model).by_name[name].variable.numpy() != value).any()
     }
-    assert not moved & {leaf.name for leaf in stem.leaves}
+    assert not moved & {leaf.name for leaf in without_number.leaves}
     assert {"hub/conv2d_2/kernel", "hub/conv2d_3/kernel", "head/kernel"} <= moved
     assert np.mean(hub(tone(440)[None])[0], axis=0).argmax() == A4
 
@@ -111,7 +111,7 @@ def test_a_recipe_fine_tunes_it_with_a_head(basic_pitch, tmp_path):
 model: {{hub: {basic_pitch}, output_key: note, head: {{classes: 3}}}}
 data: {{npz: tones.npz}}
 groups:
-  - {{name: stem, prefixes: [hub/batch_normalization, hub/conv2d_1], frozen: true}}
+  - {{name: without_number, prefixes: [hub/batch_normalization, hub/conv2d_1], frozen: true}}
   - {{name: body, prefixes: [hub], optimizer: adam, learning_rate: 1.0e-4}}
   - {{name: head, prefixes: [head], optimizer: adam, learning_rate: 0.1}}
 train: {{epochs: 8, batch_size: 3, loss: sparse_categorical_crossentropy, metrics: [accuracy]}}

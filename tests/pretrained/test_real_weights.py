@@ -21,7 +21,7 @@ from finetune.build.restore import restore_weights
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import layer_tree
 from finetune.pretrained.formats.readers import read_weights
-from finetune.pretrained.outputs import as_arrays, outputs_of
+from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import restore
 from finetune.pretrained.transforms import Transform
 from finetune.recipe.loader import load_recipe

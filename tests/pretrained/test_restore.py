@@ -208,7 +208,8 @@ def test_a_file_with_damaged_values_leaves_the_model_as_it_was(small, tmp_path):
     model = variant()
     fresh = values(model)
     with pytest.raises(
-        RestoreError, match=r"must be whole. Reading `.*` from `.*ckpt` failed: .* Nothing was restored"
+        RestoreError,
+        match=r"must be complete and undamaged. Reading `.*` from `.*ckpt` failed: .* Nothing was restored",
     ):
         restore(model, prefix)
     assert all(np.array_equal(fresh[name], value) for name, value in values(model).items())
@@ -285,7 +286,8 @@ class Tied(layers.Layer):
 
 
 @pytest.mark.parametrize(
-    ("exclude", "told"), [((), "some differ from the file: `tied/one`"), (("tied/one",), "some changed: `tied/one`")]
+    ("exclude", "told"),
+    [((), "`tied/one` differ from the file"), (("tied/one",), "`tied/one` changed though excluded")],
 )
 def test_a_weight_that_does_not_hold_what_it_should_fails_the_proof(exclude, told, tmp_path):
     class Untied(layers.Layer):
@@ -373,7 +375,7 @@ def test_outputs_are_compared_and_a_model_that_gives_others_gets_its_fresh_weigh
         tmp_path / "r.npz", input=rows, output=rows @ arrays["net.0.weight"].T @ np.ones((3, 2)) + arrays["net.1.bias"]
     )
     head = Transform(("head/kernel",), transpose=(1, 0))
-    with pytest.raises(RestoreError, match=r"must give the outputs in `.*r.npz`. `output` differs by up to"):
+    with pytest.raises(RestoreError, match=r"must compute the outputs in `.*r.npz`. `output` differs by up to"):
         restore(square, foreign, transform=[head], **settings)
     assert all(np.array_equal(fresh[name], value) for name, value in values(square).items())
     report = restore(square, foreign, transform=TRANSPOSE, **settings)
@@ -450,22 +452,38 @@ def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
         )
 
 
-def test_a_file_that_vanishes_while_it_is_read_does_not_say_that_nothing_was_restored(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", ["vanish", "grow"])
+def test_a_file_that_changes_while_it_is_read_does_not_say_that_nothing_was_restored(tmp_path, monkeypatch, change):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(1, name="b")])
     path = tmp_path / "w.npz"
-    np.savez(path, **{leaf.name: np.ones(leaf.variable.shape, "float32") for leaf in layer_tree(model).leaves})
+    shapes = {leaf.name: tuple(leaf.variable.shape) for leaf in layer_tree(model).leaves}
+    np.savez(path, **{name: np.ones(shape, "float32") for name, shape in shapes.items()})
     checked = []
 
-    def vanish(value):
+    def changing(value):
         checked.append(value)
-        if len(checked) == 2 * len(
-            model.weights
-        ):  # the values of the file and the fresh ones: the first reading is over
+        # The values of the file and the fresh ones have been read: the first reading is over.
+        if len(checked) == 2 * len(model.weights):
             path.unlink()
+            if change == "grow":
+                np.savez(path, **{name: np.ones((1, *shape), "float32") for name, shape in shapes.items()})
         return checksum(value)
 
-    monkeypatch.setattr("finetune.pretrained.restore.checksum", vanish)
+    monkeypatch.setattr("finetune.pretrained.restore.checksum", changing)
+    why = r"its shape is \(1, 2, 3\) instead of \(2, 3\)" if change == "grow" else ""
     with pytest.raises(
-        RestoreError, match=r"Reading `a/kernel` from .* It changed while it was read.*build the model anew"
+        RestoreError, match=rf"Reading `a/kernel` from .*{why}.* It changed while it was read.*build the model again"
     ):
         restore(model, path)
+
+
+def test_how_far_outputs_may_differ_can_be_chosen(small, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    path = saved(small, ".weights.h5", tmp_path)
+    outputs = small(rows).numpy()
+    np.savez(tmp_path / "scaled.npz", input=rows, output=outputs * 1.01)
+    np.savez(tmp_path / "moved.npz", input=rows, output=outputs + 0.01)
+    for reference, widened in (("scaled.npz", {"verify_rtol": 0.02}), ("moved.npz", {"verify_atol": 0.02})):
+        with pytest.raises(RestoreError, match="`output` differs by up to"):
+            restore(variant(), path, verify=tmp_path / reference)
+        assert restore(variant(), path, verify=tmp_path / reference, **widened).difference > 1e-3

@@ -4,18 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import RestoreError
-from finetune.pretrained.formats.weight_file import Tensor
-from finetune.pretrained.transforms import Transform, transformed
+from finetune.pretrained.formats.weight_file import StoredTensor
+from finetune.pretrained.transforms import Transform, apply_transforms
 
 
 def tensor(name, *shape, dtype="float32"):
     array = np.random.default_rng(len(name)).normal(size=shape).astype(dtype)
-    return Tensor(name, shape, dtype, lambda: array, position=(0, 1), aliases=("other",), places=("there",))
+    return StoredTensor(name, shape, dtype, lambda: array, position=(0, 1), aliases=("other",), locations=("there",))
 
 
 def applied(tensors, *rules):
     """What comes out by name; its shape and type must be what its values have."""
-    found = transformed(tensors, rules)
+    found = apply_transforms(tensors, rules)
     for made in found:
         values = made.read()
         assert (values.shape, values.dtype.name) == (made.shape, made.dtype)
@@ -24,7 +24,7 @@ def applied(tensors, *rules):
 
 def refused(tensors, *rules):
     with pytest.raises(RestoreError) as caught:
-        transformed(tensors, rules)
+        apply_transforms(tensors, rules)
     return str(caught.value)
 
 
@@ -66,6 +66,13 @@ def test_one_weight_of_each_pattern_is_joined_in_the_order_of_the_patterns():
     assert made["b/qk"].in_file == "b/q + b/k"
 
 
+def test_a_joined_weight_takes_the_place_of_the_first_and_other_weights_stay_where_they_are():
+    every = [tensor(name, 2) for name in ("x", "k", "y", "q", "z")]
+    made = applied(every, Transform(("q", "k"), ("qk",), concatenate=True))
+    assert list(made) == ["x", "y", "qk", "z"]
+    np.testing.assert_array_equal(made["y"].read(), every[2].read())
+
+
 def test_weights_are_added():
     one, two = tensor("lstm/bias_ih", 8), tensor("lstm/bias_hh_", 8)
     made = applied([one, two], Transform(("(.*)/bias_ih", "(.*)/bias_hh_"), (r"\1/bias",), add=True))
@@ -93,17 +100,17 @@ def test_a_new_name_drops_what_else_the_file_knew_and_the_same_name_keeps_it():
     kept, renamed = (
         applied([tensor("w", 2, 2)], Transform(("w",), to, transpose=(1, 0))).popitem()[1] for to in ((), ("v",))
     )
-    assert (kept.aliases, kept.places, kept.position) == (("other",), ("there",), (0, 1))
-    assert (renamed.aliases, renamed.places, renamed.position) == ((), (), None)
+    assert (kept.aliases, kept.locations, kept.position) == (("other",), ("there",), (0, 1))
+    assert (renamed.aliases, renamed.locations, renamed.position) == ((), (), None)
 
 
 def test_nothing_is_read_before_the_values_are_asked_for():
     def read():
         raise AssertionError("read")
 
-    unread = Tensor("w", (2, 4), "float32", read)
+    unread = StoredTensor("w", (2, 4), "float32", read)
     rules = [Transform(("w",), transpose=(1, 0)), Transform(("w",), ("a", "b"), split=2)]
-    assert [made.shape for made in transformed([unread], rules)] == [(2, 2), (2, 2)]
+    assert [made.shape for made in apply_transforms([unread], rules)] == [(2, 2), (2, 2)]
 
 
 def test_a_pattern_must_match_a_whole_name():
@@ -124,8 +131,8 @@ def test_a_pattern_must_match_a_whole_name():
         (Transform(("w",), ("a", "b"), split=2, axis=2), "`split 2 along axis 2` does not fit `w (4, 6)`"),
         (Transform(("w", "long"), ("a",), add=True), "`add` does not fit `w (4, 6) and long (4, 6, 2)`"),
         (Transform(("w", "long"), ("a",), concatenate=True), "`concatenate along axis 0` does not fit"),
-        (Transform(("w|long", "w"), ("a",), add=True), "finds another number for `a`"),
-        (Transform(("(w)",), (r"\2",), transpose=(1, 0)), r"`\2` is no such name: invalid group reference"),
+        (Transform(("w|long", "w"), ("a",), add=True), "matches none or several for `a`"),
+        (Transform(("(w)",), (r"\2",), transpose=(1, 0)), r"needs valid new names. `\2`: invalid group reference"),
         (Transform(("(w",), transpose=(1, 0)), "`(w`: missing ), unterminated subpattern"),
     ],
     ids=str,

@@ -2,8 +2,9 @@ import pytest
 from pydantic import TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from finetune.recipe.phase_strategies import phases_block, written_out
-from finetune.recipe.phases import STRATEGIES, Phases, PhaseSpec
+from finetune.recipe.phase_spec import PhaseSpec
+from finetune.recipe.phase_strategies import STRATEGIES, phases_block, written_out
+from finetune.recipe.phases import Phases
 from finetune.recipe.text import parse
 
 PEAKS = {"stem": 4e-3, "body": 5e-3, "head": 1e-2}

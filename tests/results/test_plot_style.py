@@ -1,18 +1,29 @@
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.results.plot_style import COLOURS, line_style, numbers, rate_text, worth_showing
+from finetune.results.plot_style import COLOURS, as_floats, gradient, line_style, loss_limits
 
 
-@pytest.mark.parametrize(
-    ("rate", "text"),
-    [(0.00123, "1.2e-3"), (0.25, "0.25"), (0.1, "0.1"), (1.6, "1.6"), (10, "10"), (5e-11, "5.0e-11"), (3e5, "3.0e5")],
-)
-def test_a_rate_is_written_short(rate, text):
-    assert rate_text(rate) == text
+def test_a_divergence_is_cut_off_and_the_start_of_the_curve_is_not():
+    falls_then_diverges = [2.0, 1.8, 1.5, 1.0, 1.2, 50.0, 1e9]
+
+    low, high = loss_limits(falls_then_diverges, falls_then_diverges)
+
+    assert low <= 1.0
+    assert 2.0 <= high <= 3.0
+
+
+def test_without_a_finite_loss_the_limits_are_0_and_1():
+    assert loss_limits([None, math.nan, math.inf], [None]) == (0.0, 1.0)
+
+
+def test_colours_of_a_gradient_become_brighter_from_the_first_group_to_the_last():
+    brightness = [sum(gradient(share)[:3]) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+
+    assert brightness == sorted(brightness)
+    assert brightness[-1] < 2.5, "too pale for a line"
 
 
 def test_more_lines_than_colours_begin_again():
@@ -20,13 +31,13 @@ def test_more_lines_than_colours_begin_again():
     assert len({str(line_style(number)) for number in range(len(COLOURS))}) == len(COLOURS)
 
 
-def test_what_is_missing_is_no_number():
-    assert [math.isnan(value) for value in numbers([1.0, None, math.nan])] == [False, True, True]
+def test_a_missing_value_becomes_nan():
+    assert [math.isnan(value) for value in as_floats([1.0, None, math.nan])] == [False, True, True]
 
 
 @given(losses=st.lists(st.none() | st.floats(width=32), min_size=1, max_size=50))
-def test_the_losses_worth_showing_hold_the_lowest_smoothed_one(losses):
-    low, high = worth_showing(losses, losses)
+def test_the_limits_hold_the_lowest_smoothed_loss(losses):
+    low, high = loss_limits(losses, losses)
 
     known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     assert not known or low <= min(known) <= high

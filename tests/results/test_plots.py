@@ -1,4 +1,4 @@
-"""Pictures: what stands in them, that nothing lies over another, and that the same data give the same file."""
+"""Pictures show what they should, nothing overlaps, and the same data give the same file."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_every_rule_and_the_consensus_are_marked_and_named():
     assert star.get_xdata()[0] == pytest.approx(0.052, rel=0.02)
 
 
-def test_a_rule_that_was_set_aside_stands_in_brackets():
+def test_a_rule_that_is_not_used_is_in_brackets():
     assert "(steep 2.3)" in texts(draw("adam_mlp_from_scratch"))
 
 
@@ -93,7 +93,7 @@ def test_a_suggestion_outside_the_range_is_named_below():
     assert "(minimum 2.8e-10: outside the range)" in texts(draw("flat_range_too_low"))
 
 
-def test_a_refusal_is_told_in_the_picture():
+def test_the_reason_for_no_suggestion_is_written_into_the_picture():
     [reason] = [text for text in texts(draw("diverges_at_once")) if text.startswith("No suggestion.")]
 
     assert reason.replace("\n", " ").endswith("Start lower, e.g. with a `start` of 3e-05.")
@@ -139,7 +139,7 @@ def test_many_groups_get_three_axes_at_most():
     assert len(draw("adam_mlp_from_scratch", **groups, head=1.0).axes[0].child_axes) == 3
 
 
-def test_groups_that_stand_or_rest_get_no_axis():
+def test_groups_with_a_constant_rate_and_frozen_groups_get_no_axis():
     curve, verdict = curve_and_verdict("adam_mlp_from_scratch", head=1.0)
     curve["group_rates"] |= {"body": [1e-3] * 100, "stem": [0.0] * 100}
 
@@ -151,13 +151,13 @@ def test_groups_that_stand_or_rest_get_no_axis():
 def test_several_groups_get_a_line_a_star_and_a_line_in_the_legend_each():
     figure = draw("adam_mlp_from_scratch", "sgd_cnn_with_batchnorm", "tiny_batches_noisy")
 
-    told = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.split(":")[0] for text in told] == [
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text.split(":")[0] for text in legend] == [
         "adam_mlp_from_scratch",
         "sgd_cnn_with_batchnorm",
         "tiny_batches_noisy",
     ]
-    assert "no suggestion" in told[2]
+    assert "no suggestion" in legend[2]
     assert [line.get_marker() for line in figure.axes[0].lines].count("*") == 2
     assert not [text for text in texts(figure) if text.startswith(("valley", "steep"))]
     thick = [line for line in figure.axes[0].lines if line.get_linewidth() > 2]
@@ -189,7 +189,7 @@ def test_a_divergence_does_not_flatten_what_comes_before_it():
 
 
 def test_training_gets_a_panel_for_the_loss_for_each_metric_and_for_the_rates():
-    axes = plot_training([{**row, "phase": "head"} for row in ROWS]).axes
+    axes = plot_training(ROWS).axes
 
     assert [axis.get_title(loc="left") for axis in axes] == ["loss", "accuracy", "learning rate"]
     assert [[text.get_text() for text in axis.get_legend().get_texts()] for axis in axes] == [
@@ -199,8 +199,40 @@ def test_training_gets_a_panel_for_the_loss_for_each_metric_and_for_the_rates():
     ]
     assert axes[2].get_yscale() == "log"
     body, head = (line.get_ydata() for line in axes[2].lines)
-    assert np.isnan(body).all(), "a rate of 0 is frozen, and a gap"
+    assert np.isnan(body).all(), "a rate of 0 leaves a gap"
     np.testing.assert_array_equal(head, [1e-3] * 5)
+
+
+def in_phases(*numbers: int) -> list[dict]:
+    """The rows with rates for both groups, in these phases."""
+    return [{**row, "learning_rate/body": 1e-4, "phase": phase} for row, phase in zip(ROWS, numbers, strict=True)]
+
+
+def test_the_start_of_a_phase_is_marked_in_every_panel_and_the_phase_is_no_metric():
+    axes = plot_training(in_phases(1, 1, 2, 2, 3)).axes
+
+    assert [axis.get_title(loc="left") for axis in axes] == ["loss", "accuracy", "learning rate"]
+    for axis in axes:
+        marks = [
+            line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":" and len(line.get_xdata()) == 2
+        ]
+        assert marks == [2.5, 4.5]
+
+
+def test_the_rate_of_a_group_has_a_gap_in_phases_that_do_not_train_it():
+    axes = plot_training(in_phases(1, 1, 2, 2, 3), trained={1: ["head"], 2: ["body", "head"], 3: ["head"]}).axes
+
+    body, head = (line.get_ydata() for line in axes[2].lines[:2])
+    np.testing.assert_array_equal(body, [np.nan, np.nan, 1e-4, 1e-4, np.nan])
+    np.testing.assert_array_equal(head, [1e-3] * 5)
+
+
+def test_of_many_groups_the_legend_names_three_and_no_two_lines_look_alike():
+    rates = {f"learning_rate/block_{n}": 1e-4 * 1.2**n for n in range(12)}
+    [*_, axis] = plot_training([{"epoch": epoch, "loss": 1.0, **rates} for epoch in (1, 2)]).axes
+
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["block_0", "block_6", "block_11"]
+    assert len({tuple(line.get_color()) for line in axis.lines}) == 12
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1], [{"loss": math.nan}, {"loss": None}]])

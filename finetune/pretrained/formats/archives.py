@@ -1,4 +1,4 @@
-"""Archives of weights, unpacked into a temporary folder that lives as long as the weights do."""
+"""Unpacks archives of weights into a temporary folder that exists as long as the weights read from it."""
 
 import shutil
 import tempfile
@@ -9,25 +9,34 @@ from finetune.errors import FinetuneError, RestoreError
 from finetune.models.unpacking import extract
 
 
-class Unpacked:
-    """A folder with the files of an archive; it is removed with the last reference to this object."""
+class UnpackedArchive:
+    """A temporary folder with the files of an archive.
+
+    Whoever reads from `folder` keeps a reference to this object: the folder is removed with the last reference, or
+    when the process ends.
+
+    Attributes:
+        folder: The temporary folder.
+        remove: Removes the folder at once; later calls do nothing.
+    """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="finetune-"))
-        self.clear = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def unpack(path: Path) -> Unpacked:
+def unpack(path: Path) -> UnpackedArchive:
     """Unpacks a tar or zip archive into a temporary folder.
 
     Raises:
-        RestoreError: It must not be unpacked; see `finetune.models.unpacking.extract`.
+        RestoreError: The archive must not be unpacked: it would write outside the folder, holds links or devices, or
+            grows too large; see `finetune.models.unpacking.extract`.
     """
-    unpacked = Unpacked()
+    unpacked = UnpackedArchive()
     try:
         extract(path, unpacked.folder)
     except Exception as error:
-        unpacked.clear()
+        unpacked.remove()  # not when the error is collected: its traceback keeps this frame alive
         if isinstance(error, FinetuneError):
             raise RestoreError(str(error)) from error
         raise

@@ -1,4 +1,13 @@
-"""Weights in TensorFlow checkpoints: object graphs of TF2, and the flat names of TF1's `Saver`."""
+"""Reads weights from TensorFlow checkpoints: the flat names of TF1's `Saver`, and the object graphs of TF2.
+
+**TF1** maps variable names to values: `bb/d0/kernel`, and beside it slots, `bb/d0/kernel/Adam`, and counters.
+
+**TF2** (`tf.train.Checkpoint`, `save_weights` of tf_keras, SavedModels) maps keys such as
+`model/_operations/1/_kernel/.ATTRIBUTES/VARIABLE_VALUE` to values. The graph of the objects is itself an entry,
+`_CHECKPOINTABLE_OBJECT_GRAPH`: nodes with named edges to what they hold, and for each variable its key and its
+`full_name`, the name that TensorFlow gave it. A path of attributes is a good name where a user wrote the attributes
+(`encoder/kernel`), and a poor one where it counts layers (`layer_with_weights-3/kernel`); then the full name is better.
+"""
 
 import itertools
 import re
@@ -14,52 +23,55 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
-from finetune.pretrained.formats.bookkeeping import in_books, is_counter, is_random_state, is_slot
-from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.numbering import stem
+from finetune.pretrained.automatic_names import without_number
+from finetune.pretrained.formats.not_weights import is_counter, is_in_optimizer_or_metrics, is_random_state, is_slot
+from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _TRACKED_LISTS = ("variables", "trainable_variables", "non_trainable_variables")
 
 
 def read_checkpoint(path: Path) -> WeightFile:
-    """Reads the checkpoint that an index file belongs to.
+    """Reads a checkpoint of TF1 or TF2.
+
+    Args:
+        path: Its index file, or the only file of a checkpoint in the first version of the format.
 
     Raises:
-        RestoreError: A part of the checkpoint is missing.
+        RestoreError: A data file of the checkpoint is missing.
+        ValueError: TensorFlow cannot read the checkpoint.
     """
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     if path.suffix == ".index":
-        _require_shards(prefix)
+        _require_data_files(prefix)
     try:
-        return _read_prefix(prefix)
+        reader = tf.train.load_checkpoint(str(prefix))
+        if _GRAPH in reader.get_variable_to_shape_map():
+            return WeightFile(str(prefix), "tf-object-checkpoint", _unique_names(_object_tensors(reader)))
+        return WeightFile(str(prefix), "tf1-checkpoint", tuple(_saver_tensors(reader)))
     except tf.errors.OpError as error:
         raise ValueError(error.message) from error
 
 
-def _read_prefix(prefix: Path) -> WeightFile:
-    reader = tf.train.load_checkpoint(str(prefix))
-    if _GRAPH in reader.get_variable_to_shape_map():
-        return WeightFile(str(prefix), "tf-object-checkpoint", _unique_names(_object_tensors(reader)))
-    return WeightFile(str(prefix), "tf1-checkpoint", tuple(_saver_tensors(reader)))
-
-
-def _require_shards(prefix: Path) -> None:
-    shards = [entry.name for entry in prefix.parent.iterdir() if entry.name.startswith(f"{prefix.name}.data-")]
-    wanted = {int(shard.rpartition("-of-")[2]) for shard in shards} or {1}
-    if len(shards) < max(wanted):
+def _require_data_files(prefix: Path) -> None:
+    files = [entry.name for entry in prefix.parent.iterdir() if entry.name.startswith(f"{prefix.name}.data-")]
+    count = max({int(file.rpartition("-of-")[2]) for file in files} or {1})  # `ckpt.data-00000-of-00002`
+    if len(files) < count:
         raise RestoreError(
-            f"A checkpoint is an index and its data. `{prefix}.index` is there, but {len(shards)} of {max(wanted)} "
-            f"data files. Copy all files that begin with `{prefix.name}` to `{prefix.parent}`."
+            f"A checkpoint needs its index and all its data files. `{prefix}.index` is there, but {len(files)} of "
+            f"{count} data files. Copy all files that begin with `{prefix.name}` to `{prefix.parent}`."
         )
 
 
-def _tensor(reader: Any, key: str, name: str, aliases: tuple[str, ...] = (), places: tuple[str, ...] = ()) -> Tensor:
+def _tensor(
+    reader: Any, key: str, name: str, aliases: tuple[str, ...] = (), locations: tuple[str, ...] = ()
+) -> StoredTensor:
+    # Keras 3 calls `kernel` what Keras 2 called `depthwise_kernel`.
     in_keras3 = [re.sub("(^|/)depthwise_kernel$", r"\1kernel", known) for known in (name, *aliases)]
     aliases = tuple(alias for alias in dict.fromkeys([*aliases, *in_keras3]) if alias != name)
     shape = tuple(reader.get_variable_to_shape_map()[key])
     dtype = reader.get_variable_to_dtype_map()[key].name
-    return Tensor(name, shape, dtype, partial(_read, reader, key), aliases=aliases, places=places)
+    return StoredTensor(name, shape, dtype, partial(_read, reader, key), aliases=aliases, locations=locations)
 
 
 def _read(reader: Any, key: str) -> np.ndarray:
@@ -72,7 +84,7 @@ def _read(reader: Any, key: str) -> np.ndarray:
 # TF1: flat names
 
 
-def _saver_tensors(reader: Any) -> Iterator[Tensor]:
+def _saver_tensors(reader: Any) -> Iterator[StoredTensor]:
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name in sorted(shapes):
         counts = not shapes[name] and is_counter(name)
@@ -84,15 +96,15 @@ def _saver_tensors(reader: Any) -> Iterator[Tensor]:
 
 
 def variable_paths(root: Any, children: Callable[[Any], Mapping[str, Any]]) -> dict[Any, tuple[str, ...]]:
-    """Returns the shortest path of names to every object below `root` that no optimizer holds.
+    """Returns the shortest path of names from `root` to every object below it, except what an optimizer holds.
 
     Args:
-        root: A hashable object, or the number of one.
-        children: Gives the objects one holds by their names.
+        root: A hashable object, or the number of an object.
+        children: Returns what an object holds, by name.
     """
     paths: dict[Any, tuple[str, ...]] = {root: ()}
     queue = [root]
-    for node in queue:
+    for node in queue:  # breadth first: the list grows while it is iterated
         for name, child in sorted(children(node).items()):
             if child not in paths and not is_optimizer(children(child)):
                 paths[child] = (*paths[node], name)
@@ -101,59 +113,74 @@ def variable_paths(root: Any, children: Callable[[Any], Mapping[str, Any]]) -> d
 
 
 def is_optimizer(children: Mapping[str, Any]) -> bool:
-    """Whether an object that holds these is an optimizer, of Keras or of TF1."""
+    """Whether an object that holds these children is an optimizer, of Keras 2 or 3 or of TF1."""
     return not {"_iterations", "iter", "inner_optimizer", "beta1_power"}.isdisjoint(children)
 
 
-def object_place(path: tuple[str, ...], full_name: str) -> str:
-    """Returns where an object graph keeps a variable: its path, checked by the variable's own name.
+def object_location(path: tuple[str, ...], full_name: str) -> str:
+    """Returns where an object graph keeps a variable: its path, and of its full name what confirms it.
 
-    Where the path goes over numbers of layers, the whole name counts; where it is all attributes, its last part.
+    A path that counts layers is confirmed by the whole full name; a path of attributes only by its last part.
+
+    Args:
+        path: Names of the edges from the model to the variable.
+        full_name: The variable's own name, `dense/kernel`, without the number at the end of its last part.
     """
-    scope, _, own = full_name.rpartition("/")
-    return f"object:{'/'.join(path)}|{'' if _by_attributes(path) else f'{scope}/'}{stem(own)}"
+    scope, _, last = full_name.rpartition("/")
+    return f"object:{'/'.join(path)}|{'' if _is_of_attributes(path) else f'{scope}/'}{without_number(last)}"
 
 
-def _possible_places(path: tuple[str, ...], full_name: str) -> set[str]:
-    """The places of a variable, since a file does not tell which numbers in a name Keras or TensorFlow counted."""
-    parts = ({part, stem(part)} for part in full_name.split("/"))
-    return {object_place(path, "/".join(chosen)) for chosen in itertools.islice(itertools.product(*parts), 64)}
+def _possible_locations(path: tuple[str, ...], full_name: str) -> set[str]:
+    """Returns an `object_location` for every choice of numbers in the name that Keras or TensorFlow may have counted.
+
+    `block_1/dense_7`: a file does not say that the user wrote `block_1` and Keras counted to `dense_7`.
+    """
+    parts = ({part, without_number(part)} for part in full_name.split("/"))
+    return {object_location(path, "/".join(chosen)) for chosen in itertools.islice(itertools.product(*parts), 64)}
 
 
-def trainable_place(index: int, count: int, full_name: str) -> str:
-    """Returns the place of a weight that is only known as one of the trainable ones in their order."""
-    return f"trainable:{index}/{count}|{stem(full_name.rpartition('/')[2])}"
+def trainable_location(index: int, count: int, full_name: str) -> str:
+    """Returns the location of a weight of which only its position among all trainable weights is known.
+
+    Args:
+        index: Its position in `trainable_variables`, from 0.
+        count: How many trainable weights there are.
+        full_name: The variable's own name, of which the last part confirms the position.
+    """
+    return f"trainable:{index}/{count}|{without_number(full_name.rpartition('/')[2])}"
 
 
-def _by_attributes(path: tuple[str, ...]) -> bool:
+def _is_of_attributes(path: tuple[str, ...]) -> bool:
+    """Whether the path holds attributes that a user chose, and no list in which Keras counts layers."""
     return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+", part) for part in path)
 
 
-def _object_tensors(reader: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights, each with the name of what holds it at the root."""
+def _object_tensors(reader: Any) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields the weights, each with the name of the edge from the root that leads to it (empty for lists)."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
     if "variables" in edges[0]:
-        edges[0].pop("_all_variables", None)  # Keras 3 exports every weight twice
-    values = _values(graph)
-    paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in values}
-    paths = {node: path for node, path in paths.items() if not _is_bookkeeping(reader, path, *values[node])}
-    places = _object_places(edges, {node: values[node][0] for node in paths})
+        edges[0].pop("_all_variables", None)  # `export` of Keras 3 lists every weight twice
+    variables = _variables(graph)
+    paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in variables}
+    paths = {node: path for node, path in paths.items() if not _is_not_weight(reader, path, *variables[node])}
+    locations = _object_locations(edges, {node: variables[node][0] for node in paths})
     roots = {path[0] for path in paths.values()} if all(len(path) > 1 for path in paths.values()) else set()
-    scopes = {full_name.partition("/")[0] for full_name, _ in (values[node] for node in paths)}
+    scopes = {full_name.partition("/")[0] for full_name, _ in (variables[node] for node in paths)}
     trained = edges[edges[0]["trainable_variables"]] if "trainable_variables" in edges[0] else {}
     for node, path in paths.items():
-        full_name, key = values[node]
+        full_name, key = variables[node]
         name, *aliases = dict.fromkeys(_names(path, full_name, len(roots) == 1, len(scopes) == 1))
-        listed = [] if path[0] != "trainable_variables" else [trainable_place(int(path[1]), len(trained), full_name)]
+        is_listed = path[0] == "trainable_variables"
+        listed = [trainable_location(int(path[1]), len(trained), full_name)] if is_listed else []
         root = "" if path[0] in _TRACKED_LISTS else path[0]
-        yield root, _tensor(reader, key, name, aliases=tuple(aliases), places=(*places[node], *listed))
-    yield from _only_in_optimizer(reader, edges, values, set(paths))
+        yield root, _tensor(reader, key, name, aliases=tuple(aliases), locations=(*locations[node], *listed))
+    yield from _weights_of_optimizers(reader, edges, variables, set(paths))
 
 
-def _values(graph: Any) -> dict[int, tuple[str, str]]:
-    """The variables' full names and keys by node. No name leads to the slots of older optimizers."""
+def _variables(graph: Any) -> dict[int, tuple[str, str]]:
+    """Returns the full name and the key of each variable, by its node."""
     return {
         number: (value.full_name, value.checkpoint_key)
         for number, node in enumerate(graph.nodes)
@@ -162,69 +189,87 @@ def _values(graph: Any) -> dict[int, tuple[str, str]]:
     }
 
 
-def _is_bookkeeping(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
-    if reader.get_variable_to_dtype_map()[key] == tf.string or in_books(path):
+def _is_not_weight(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
+    if reader.get_variable_to_dtype_map()[key] == tf.string or is_in_optimizer_or_metrics(path):
         return True
     counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key] and is_counter(path[0])
     return counts or is_random_state("/".join(path)) or is_random_state(full_name)
 
 
-def _object_places(edges: list[dict[str, int]], full_names: dict[int, str]) -> dict[int, list[str]]:
-    """Places below the root and below whatever the root holds: any of them may be the model."""
+def _object_locations(edges: list[dict[str, int]], full_names: dict[int, str]) -> dict[int, list[str]]:
+    """Returns locations below the root and below each of its children: any of them may be the model.
+
+    `tf.train.Checkpoint(net=model)` has the model at `net`, `tf.saved_model.save(model)` at the root.
+    """
     roots = [0, *(node for node in edges[0].values() if not is_optimizer(edges[node]))]
     below = [variable_paths(root, edges.__getitem__) for root in dict.fromkeys(roots)]
     return {
-        node: [place for paths in below if paths.get(node) for place in _possible_places(paths[node], name)]
-        for node, name in full_names.items()
+        node: [
+            location for paths in below if paths.get(node) for location in _possible_locations(paths[node], full_name)
+        ]
+        for node, full_name in full_names.items()
     }
 
 
-def _names(path: tuple[str, ...], full_name: str, one_root: bool, one_scope: bool) -> Iterator[str]:
-    if path[0] in _TRACKED_LISTS:  # a SavedModel may list its weights, and nothing else leads to them
-        yield from _names_by_name(full_name, one_scope)
+def _names(path: tuple[str, ...], full_name: str, single_root: bool, single_scope: bool) -> Iterator[str]:
+    """Yields the names that a model may give a variable, the likeliest first.
+
+    Args:
+        path: Names of the edges from the root of the graph to the variable.
+        full_name: The variable's own name.
+        single_root: Whether one child of the root, the model, leads to all weights.
+        single_scope: Whether all full names begin with the same part.
+    """
+    if path[0] in _TRACKED_LISTS:  # a SavedModel may only list its weights: then the path is a number
+        yield from _scoped_names(full_name, single_scope)
         yield f"*/{full_name}"
         return
     below_root = path[1:] if len(path) > 1 else path
-    attributes = [below_root, path] if one_root else [path, below_root]
-    by_attributes = ["/".join(part.lstrip("_") for part in parts) for parts in attributes]
-    by_name = list(_names_by_name(full_name, one_scope))
-    yield from by_attributes + by_name if _by_attributes(path) else by_name
-    yield from (f"{'/'.join(parts[:-1])}/{full_name.rpartition('/')[2]}".lstrip("/") for parts in attributes)
+    paths = [below_root, path] if single_root else [path, below_root]
+    by_attributes = ["/".join(part.lstrip("_") for part in parts) for parts in paths]  # Keras holds `_kernel`
+    by_full_name = list(_scoped_names(full_name, single_scope))
+    yield from by_attributes + by_full_name if _is_of_attributes(path) else by_full_name
+    yield from (f"{'/'.join(parts[:-1])}/{full_name.rpartition('/')[2]}".lstrip("/") for parts in paths)
     if "/" in full_name:
         yield f"*/{full_name}"
 
 
-def _names_by_name(full_name: str, one_scope: bool) -> Iterator[str]:
+def _scoped_names(full_name: str, single_scope: bool) -> Iterator[str]:
     scoped = full_name.partition("/")[2]
-    if one_scope and scoped:
+    if single_scope and scoped:  # the scope is the name of the whole model
         yield scoped
     yield full_name
 
 
-def _only_in_optimizer(
-    reader: Any, edges: list[dict[str, int]], values: dict[int, tuple[str, str]], known: set[int]
-) -> Iterator[tuple[str, Tensor]]:
-    """Weights of layers in lists of a Keras 3 model: only its optimizer's list of variables leads to them."""
-    optimizers = [held for held in edges if is_optimizer(held) and "_trainable_variables" in held]
-    for held in optimizers:
+def _weights_of_optimizers(
+    reader: Any, edges: list[dict[str, int]], variables: dict[int, tuple[str, str]], known: set[int]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields weights to which only the list of variables of an optimizer leads.
+
+    Keras 3 does not track layers in lists and dicts for TensorFlow's checkpoints. What its optimizer trained is in the
+    file nevertheless, in the order of `trainable_variables`.
+    """
+    for held in edges:
+        if not (is_optimizer(held) and "_trainable_variables" in held):
+            continue
         trained = edges[held["_trainable_variables"]]
         for index, node in sorted((int(index), node) for index, node in trained.items()):
-            if node in values and node not in known:
-                full_name, key = values[node]
-                places = (trainable_place(index, len(trained), full_name),)
-                yield "", _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), places=places)
+            if node in variables and node not in known:
+                full_name, key = variables[node]
+                locations = (trainable_location(index, len(trained), full_name),)
+                yield "", _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), locations=locations)
 
 
-def _unique_names(tensors: Iterator[tuple[str, Tensor]]) -> tuple[Tensor, ...]:
-    """Tells weights of one name apart by the root that holds them, `one/head/kernel`, or by numbers, `head/kernel~2`.
+def _unique_names(tensors: Iterator[tuple[str, StoredTensor]]) -> tuple[StoredTensor, ...]:
+    """Gives weights of the same name different ones: by their root, `one/head/kernel`, or by a number, `head/kernel~1`.
 
-    A repeated name identifies nothing, so no other name made from it stays either.
+    A repeated name identifies nothing, so aliases made from it are dropped too.
     """
-    every = list(tensors)
-    repeated = {name for name, count in Counter(tensor.name for _, tensor in every).items() if count > 1}
-    rooted = [f"{root}/{t.name}" if root and t.name in repeated else t.name for root, t in every]
+    listed = list(tensors)
+    repeated = {name for name, count in Counter(tensor.name for _, tensor in listed).items() if count > 1}
+    rooted = [f"{root}/{t.name}" if root and t.name in repeated else t.name for root, t in listed]
     counts, seen, result = Counter(rooted), Counter[str](), []
-    for name, (_, tensor) in zip(rooted, every, strict=True):
+    for name, (_, tensor) in zip(rooted, listed, strict=True):
         seen[name] += 1
         unique = name if counts[name] == 1 else f"{name}~{seen[name]}"
         result.append(tensor if unique == tensor.name else replace(tensor, name=unique, aliases=()))

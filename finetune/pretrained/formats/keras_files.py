@@ -1,4 +1,14 @@
-"""Weights that Keras keeps in HDF5: the layout of Keras 3, alone or inside `.keras`, and the legacy one."""
+"""Reads weights that Keras saved in HDF5: the layout of Keras 3 (`.weights.h5`, inside `.keras`) and the legacy one.
+
+**Keras 3** saves a tree of objects. The path of a group is made of attribute names; members of a list are filed under
+their class in snake case and a number, `layers/dense_1`. Weights are numbered: `layers/dense_1/vars/0`. The layer's
+real name is the attribute `name` of its group `vars` (early versions of Keras 3 did not write it); the weight's own
+name is not in the file.
+
+**Keras 2**, and `.h5` of Keras 3, save one group for each of the model's own layers, named like it, whose attribute
+`weight_names` lists the weights in order, each by name: `conv` holds `conv/kernel:0`. A model inside the model is one
+such layer, and its weights are listed below it.
+"""
 
 import io
 import itertools
@@ -16,12 +26,12 @@ import ml_dtypes
 import numpy as np
 
 from finetune.errors import RestoreError
+from finetune.pretrained.automatic_names import is_automatic_name, without_number
+from finetune.pretrained.formats.crash_probe import runs_without_crash
 from finetune.pretrained.formats.detect import is_zip, zip_members
-from finetune.pretrained.formats.probe import survives
-from finetune.pretrained.formats.weight_file import Tensor, WeightFile
-from finetune.pretrained.numbering import is_automatic, stem
+from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
-LEGACY_ROOT = "top_level_model_weights"
+LEGACY_ROOT = "top_level_model_weights"  # the group for weights of the model itself, outside of its layers
 _WEIGHTS_IN_ZIP = "model.weights.h5"
 _NOT_WEIGHTS = {"optimizer", "metrics", "seed_generator", "_random_generator"}
 
@@ -39,37 +49,50 @@ def is_keras_archive(path: Path) -> bool:
 
 
 def read_keras_archive(path: Path) -> WeightFile:
-    """Reads the weights of a `.keras` file; they stay in memory as long as the result is kept."""
+    """Reads the weights of a `.keras` file. They stay in memory as long as the result exists.
+
+    The configuration in the file is not read: the network in it may hold code.
+    """
     with zipfile.ZipFile(path) as archive:
         content = archive.read(_WEIGHTS_IN_ZIP)
     return WeightFile(str(path), "keras", _keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
 
 
 def read_hdf5(path: Path) -> WeightFile:
-    """Reads Keras weights from HDF5, whichever of Keras' two layouts the file has."""
+    """Reads Keras weights from HDF5 in either of the two layouts.
+
+    Raises:
+        ValueError: The file is damaged in a way that crashes the HDF5 library.
+    """
     return _without_crash(partial(_read_hdf5, path))
 
 
 def _without_crash(read: Callable[[], WeightFile]) -> WeightFile:
-    if not survives(read):  # nothing in HDF5 itself tells of damage
-        raise ValueError("the HDF5 library crashes over it")
+    # HDF5 has no checksum of the file, so damage cannot be recognised beforehand. A `.keras` file needs no probe: its
+    # zip archive has checksums.
+    if not runs_without_crash(read):
+        raise ValueError("it crashes the HDF5 library")
     return read()
 
 
 def _read_hdf5(path: Path) -> WeightFile:
     open_file = partial(h5py.File, path)
     with open_file() as file:
-        root = "model_weights" if "model_weights" in file else "/"
-        legacy = any(key.startswith("layer_names") for key in file[root].attrs)
-    if legacy:
+        root = "model_weights" if "model_weights" in file else "/"  # a whole model, or its weights alone
+        is_legacy = any(key.startswith("layer_names") for key in file[root].attrs)
+    if is_legacy:
         return WeightFile(str(path), "keras-legacy-h5", _legacy_tensors(open_file, root))
     return WeightFile(str(path), "keras-weights", _keras3_tensors(open_file))
 
 
 def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
-    """Reads Keras weights that were saved with a `max_shard_size`."""
-    opened = [partial(h5py.File, path) for path in files]
-    return _without_crash(lambda: WeightFile(str(index), "keras-weights", _keras3_tensors(*opened)))
+    """Reads Keras weights that were saved to several files, with a `max_shard_size`.
+
+    Raises:
+        ValueError: A file is damaged in a way that crashes the HDF5 library.
+    """
+    open_files = [partial(h5py.File, path) for path in files]
+    return _without_crash(lambda: WeightFile(str(index), "keras-weights", _keras3_tensors(*open_files)))
 
 
 def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
@@ -81,44 +104,55 @@ def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
 
 
 def _dtype(dataset: Any) -> str:
-    return str(dataset.attrs.get("dtype", dataset.dtype.name))
+    return str(dataset.attrs.get("dtype", dataset.dtype.name))  # HDF5 has no bfloat16: Keras notes it as an attribute
 
 
-def _tensor(open_file: _Open, dataset: Any, name: str, **known: Any) -> Tensor:
+def _tensor(open_file: _Open, dataset: Any, name: str, **known: Any) -> StoredTensor:
     if dataset.external or dataset.is_virtual:
+        # Else a file of weights could read any file of whoever opens it.
         raise RestoreError(
-            f"A weight file must hold its own values. `{dataset.name}` points to another file. Save the weights anew."
+            f"A weight file must hold its values itself. `{dataset.name}` points to another file. Save the weights "
+            "again."
         )
     read = partial(_read_dataset, open_file, dataset.name)
-    return Tensor(name, tuple(dataset.shape), _dtype(dataset), read, **known)
+    return StoredTensor(name, tuple(dataset.shape), _dtype(dataset), read, **known)
 
 
 def _datasets(file: h5py.File, root: str = "/") -> dict[str, Any]:
-    """Every dataset below `root` by its path there; links to other files are not followed."""
-    found: dict[str, Any] = {}
+    """Returns every dataset below `root` by its path there. `visititems` does not follow links to other files."""
+    datasets: dict[str, Any] = {}
     group: Any = file[root]
-    group.visititems(lambda path, item: found.update({path: item}) if isinstance(item, h5py.Dataset) else None)
-    return found
+    group.visititems(lambda path, item: datasets.update({path: item}) if isinstance(item, h5py.Dataset) else None)
+    return datasets
 
 
-# Keras 3: a tree of objects; names of layers are attributes, weights are numbers
+# Keras 3
 
 
-def _keras3_tensors(*open_files: _Open) -> tuple[Tensor, ...]:
+def _keras3_tensors(*open_files: _Open) -> tuple[StoredTensor, ...]:
     with ExitStack() as stack:
         files = [(open_file, stack.enter_context(open_file())) for open_file in open_files]
         names = {path: name for _, file in files for path, name in _object_names(file).items()}
-        every = ((opened, item) for opened, file in files for item in _datasets(file).items())
-        found = [(path, opened, data) for opened, (path, data) in every if _is_weight(path)]
-        counts = Counter(path.rpartition("/")[0] for path, _, _ in found)
+        weights = [
+            (path, open_file, dataset)
+            for open_file, file in files
+            for path, dataset in _datasets(file).items()
+            if "vars" in path.split("/")[-2:-1] and not _NOT_WEIGHTS.intersection(path.split("/")[:-2])
+        ]
+        counts = Counter(path.rpartition("/")[0] for path, _, _ in weights)
         return tuple(
-            _keras3_tensor(opened, data, path, counts[path.rpartition("/")[0]], names)
-            for path, opened, data in sorted(found, key=lambda item: _natural(item[0]))
+            _keras3_tensor(open_file, dataset, path, counts[path.rpartition("/")[0]], names)
+            for path, open_file, dataset in sorted(weights, key=lambda weight: _by_number(weight[0]))
         )
 
 
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """Sorts `dense_9/vars/0` before `dense_10/vars/0`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+
+
 def _object_names(file: h5py.File) -> dict[str, str]:
-    """The layers' real names by their path in the file; empty for files of Keras before it wrote them."""
+    """Returns the layers' real names by their path in the file; empty for files of early versions of Keras 3."""
     names: dict[str, str] = {}
 
     def note(path: str, item: Any) -> None:
@@ -129,58 +163,60 @@ def _object_names(file: h5py.File) -> dict[str, str]:
     return names
 
 
-def _is_weight(path: str) -> bool:
-    parts = path.split("/")
-    return "vars" in parts[-2:-1] and not _NOT_WEIGHTS.intersection(parts[:-2])
-
-
-def _keras3_tensor(open_file: _Open, data: Any, path: str, count: int, names: dict[str, str]) -> Tensor:
-    owner, key = path.rpartition("vars/")[0].rstrip("/"), path.rpartition("/")[2]
-    name, *aliases = dict.fromkeys("/".join([*chain, key]) for chain in _layer_chains(owner, names))
-    if not key.isdigit():  # a layer with a `save_own_variables` of its own may choose its words
-        return _tensor(open_file, data, name, aliases=tuple(aliases))
-    place = f"keras:{address(owner, names)}" if names else f"keras-path:{owner}"
-    known = {"position": (int(key), count), "places": (f"{place}#{key}/{count}",)}
-    return _tensor(open_file, data, name, aliases=tuple(aliases), **known)
-
-
-def address(owner: str, names: dict[str, str]) -> str:
-    """Returns where an object stands in a Keras 3 file, independent of what Keras numbers by itself.
-
-    Keras files the members of a list under their class, `layers/dense_1`. A member with a name of its own is found by
-    that name instead: `layers/head`.
+def _keras3_tensor(open_file: _Open, dataset: Any, path: str, count: int, names: dict[str, str]) -> StoredTensor:
+    """Describes one weight.
 
     Args:
-        owner: Path of the object in the file.
-        names: The objects' names by their path in the file.
+        open_file: Opens the file.
+        dataset: The weight's values.
+        path: Path of the dataset: `layers/dense_1/vars/0`.
+        count: How many weights its layer has.
+        names: The layers' real names by their paths.
+    """
+    owner, key = path.rpartition("vars/")[0].rstrip("/"), path.rpartition("/")[2]
+    name, *aliases = dict.fromkeys("/".join([*chain, key]) for chain in _layer_chains(owner, names))
+    if not key.isdigit():  # a layer with its own `save_own_variables` may give its weights names
+        return _tensor(open_file, dataset, name, aliases=tuple(aliases))
+    location = f"keras:{location_in_keras_file(owner, names)}" if names else f"keras-path:{owner}"
+    known = {"position": (int(key), count), "locations": (f"{location}#{key}/{count}",)}
+    return _tensor(open_file, dataset, name, aliases=tuple(aliases), **known)
+
+
+def location_in_keras_file(owner: str, names: dict[str, str]) -> str:
+    """Returns where a Keras 3 file keeps an object, without what depends on the objects built before.
+
+    Keras files the members of a list under their class and a number that counts this class in the list:
+    `layers/dense_1`. A member whose name was chosen by the user is found by that name instead, `layers/head`, so that
+    other members before it do not change where it is.
+
+    Args:
+        owner: Path of the object in the file: `layers/dense_1`.
+        names: The objects' names by their paths in the file.
     """
     parts = owner.split("/") if owner else []
     paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-    held = zip(parts, paths, [""] + paths, strict=False)
-    return "/".join(
-        names[path] if _in_container(parent, names) and path in names and not _numbered(names[path], part) else part
-        for part, path, parent in held
-    )
+
+    def stable(part: str, path: str, parent: str) -> str:
+        is_member = bool(parent) and parent not in names  # a list has no name; the model itself is not a list
+        return names[path] if is_member and path in names and not _is_numbered(names[path], part) else part
+
+    return "/".join(map(stable, parts, paths, ["", *paths[:-1]]))
 
 
-def _in_container(parent: str, names: dict[str, str]) -> bool:
-    return bool(parent) and parent not in names
-
-
-def _numbered(name: str, part: str) -> bool:
-    """Whether Keras made the name from the class: `dense_7`, filed as `dense_1`."""
-    return stem(name) == stem(part)
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+def _is_numbered(name: str, part: str) -> bool:
+    """Whether Keras made the name from the class: `dense_7`, which is filed as `dense_1`."""
+    return without_number(name) == without_number(part)
 
 
 def _layer_chains(owner: str, names: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    """The ways a model may name the layer at `owner`: each object by its own name or by what holds it."""
+    """Yields the names that a model may give the layer at `owner`, the likeliest first.
+
+    Each object on the way counts by its own name or by the attribute (and the index in its list) that holds it:
+    `classifier/vars` with the name `head` may be `head` or `classifier` in the model.
+    """
     parts = owner.split("/") if owner else []
     choices: list[list[str]] = []
-    container = ""
+    container = ""  # path of the lists and dicts between the last object and this part
     for i, part in enumerate(parts):
         path = "/".join(parts[: i + 1])
         held_as = f"{container}/{_member(path, names)}" if container else part
@@ -189,83 +225,89 @@ def _layer_chains(owner: str, names: dict[str, str]) -> Iterator[tuple[str, ...]
             container = ""
         else:
             container = held_as
+    # Each level doubles the combinations; deep models would have thousands, and the likely ones come first.
     yield from itertools.islice(itertools.product(*choices), 64)
 
 
 def _member(path: str, names: dict[str, str]) -> str:
-    """The index of a list's member, or its name in the file where the list holds several classes."""
+    """Returns the index of a list's member, or its name in the file where the list holds several classes.
+
+    `blocks/dense`, `blocks/dense_1` are the members 0 and 1. With a `blocks/dropout` beside them the numbers count
+    each class alone, and no longer say which member it is.
+    """
     parent, _, part = path.rpartition("/")
     members = {known[len(parent) + 1 :].partition("/")[0] for known in names if known.startswith(f"{parent}/")}
     number = re.search(r"_(\d+)$", part)
-    return part if len({stem(member) for member in members}) > 1 else (number[1] if number else "0")
+    return part if len({without_number(member) for member in members}) > 1 else (number[1] if number else "0")
 
 
 def _names_of(part: str, name: str, container: str, held_as: str) -> list[str]:
-    if container == "layers":
+    if container == "layers":  # of a functional or Sequential model, whose layers always count by their names
         return [name]
-    counted = _numbered(name, part) if container else is_automatic(name)
-    return list(dict.fromkeys([held_as, name] if counted else [name, held_as]))
+    is_automatic = _is_numbered(name, part) if container else is_automatic_name(name)
+    return list(dict.fromkeys([held_as, name] if is_automatic else [name, held_as]))
 
 
-# Legacy HDF5: one group for each of the model's own layers, weights by name
+# Legacy HDF5
 
 
-def _legacy_tensors(open_file: _Open, root: str) -> tuple[Tensor, ...]:
+def _legacy_tensors(open_file: _Open, root: str) -> tuple[StoredTensor, ...]:
     with open_file() as file:
         datasets = _datasets(file, root)
         top: Any = file[root]
         groups = [name for name in (*_list_attribute(top, "layer_names"), LEGACY_ROOT) if name in top]
-        kept = {name: names for name in groups if (names := _list_attribute(top[name], "weight_names"))}
-        layers = [name for name in kept if name != LEGACY_ROOT]
+        weight_names = {group: names for group in groups if (names := _list_attribute(top[group], "weight_names"))}
+        layers = [group for group in weight_names if group != LEGACY_ROOT]
         order = {name: f"{i}/{len(layers)}" for i, name in enumerate(layers)}
         return tuple(
             tensor
-            for name, names in kept.items()
-            for tensor in _legacy_layer(open_file, name, order.get(name, ""), names, datasets)
+            for group, names in weight_names.items()
+            for tensor in _legacy_layer(open_file, group, order.get(group, ""), names, datasets)
         )
 
 
 def _legacy_layer(
-    open_file: _Open, group: str, place: str, kept: list[str], datasets: dict[str, Any]
-) -> Iterator[Tensor]:
-    names = [_legacy_name(group, name) for name in kept]
+    open_file: _Open, group: str, order: str, weight_names: list[str], datasets: dict[str, Any]
+) -> Iterator[StoredTensor]:
+    names = [_legacy_name(group, name) for name in weight_names]
     layers = [name.rpartition("/")[0] for name in names]
     for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        kept_name = kept[i].removesuffix(":0")
+        name_in_file = weight_names[i].removesuffix(":0")
+        # The layer's name may be automatic or chosen: the file does not say which, so both are offered.
+        layer_names = dict.fromkeys([group, without_number(group)])
         yield _tensor(
             open_file,
-            datasets[f"{group}/{kept[i]}"],
+            datasets[f"{group}/{weight_names[i]}"],
             name,
             position=(layers[:i].count(layer), layers.count(layer)),
-            aliases=tuple(alias for alias in (kept_name, f"*/{kept_name}") if alias != name),
-            places=tuple(
-                legacy_place(known, place, f"{i}/{len(kept)}", name) for known in dict.fromkeys([group, stem(group)])
-            ),
+            aliases=tuple(alias for alias in (name_in_file, f"*/{name_in_file}") if alias != name),
+            locations=tuple(legacy_location(known, order, f"{i}/{len(names)}", name) for known in layer_names),
         )
 
 
-def legacy_place(layer: str, place: str, weight: str, name: str) -> str:
-    """Returns where a legacy file keeps a weight: the layer among those with weights, the weight among its own.
+def legacy_location(layer: str, order: str, weight: str, name: str) -> str:
+    """Returns where a legacy file keeps a weight: its layer among those with weights, its number in this layer.
 
     Args:
-        layer: The layer's name, without its number when Keras made it.
-        place: `2/7`, the third of seven; empty for the model's own weights.
-        weight: `0/4`, the first of four.
+        layer: The layer's name, without its number if Keras made it.
+        order: `2/7`, the third layer of seven; empty for weights of the model itself.
+        weight: `0/4`, the first weight of four.
         name: The weight's name, of which the last part counts.
     """
-    return f"legacy:{layer}:{place}:{weight}|{stem(name.rpartition('/')[2])}"
+    return f"legacy:{layer}:{order}:{weight}|{without_number(name.rpartition('/')[2])}"
 
 
-def _legacy_name(group: str, kept: str) -> str:
-    """`bb` + `d1/kernel:0` gives `bb/d1/kernel`; `head` + `model/head/kernel` gives `head/kernel`."""
-    parts = kept.removesuffix(":0").split("/")
+def _legacy_name(group: str, weight_name: str) -> str:
+    """Returns the name below the model: group `bb`, `d1/kernel:0` -> `bb/d1/kernel`; `head`, `model/head/kernel:0` ->
+    `head/kernel`."""
+    parts = weight_name.removesuffix(":0").split("/")
     if group == LEGACY_ROOT:
         return "/".join(parts)
     return "/".join(parts[parts.index(group) :] if group in parts[:-1] else [group, *parts])
 
 
 def _list_attribute(group: Any, name: str) -> list[str]:
-    """Reads a list that Keras splits over `name0`, `name1`... when it is long."""
+    """Reads a list that Keras splits over `name0`, `name1` and so on: an HDF5 attribute has at most 64 kB."""
     chunks = [group.attrs[name]] if name in group.attrs else []
     for i in itertools.count():
         if f"{name}{i}" not in group.attrs:

@@ -1,4 +1,7 @@
-"""Files to arrays: finds out what a file of weights is and reads what it holds."""
+"""Reads pretrained weights: recognises the format of a file and hands it to the reader of that format.
+
+Of a weight file only the names, shapes and types are read at first; see `weight_file.StoredTensor`.
+"""
 
 import re
 import sys
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.errors import RestoreError, reason
-from finetune.pretrained.formats.archives import Unpacked, unpack
+from finetune.pretrained.formats.archives import UnpackedArchive, unpack
 from finetune.pretrained.formats.detect import (
     is_checkpoint_index,
     is_hdf5,
@@ -23,34 +26,37 @@ from finetune.pretrained.formats.detect import (
     is_tar,
     is_zip,
 )
-from finetune.pretrained.formats.flat_files import read_npz, read_safetensors, refuse_pickle
-from finetune.pretrained.formats.folders import weight_path
 from finetune.pretrained.formats.keras_files import is_keras_archive, read_hdf5, read_keras_archive
+from finetune.pretrained.formats.locate import locate_weights
+from finetune.pretrained.formats.safetensors_and_npz import read_npz, read_safetensors, refuse_pickle
 from finetune.pretrained.formats.shards import read_shards
 from finetune.pretrained.formats.weight_file import WeightFile
 from finetune.startup import start_tensorflow
 
+# `finetune inspect` answers at once for the other formats: only these two need TensorFlow, which takes seconds to load.
+
 
 def _read_checkpoint(path: Path) -> WeightFile:
-    _wake_tensorflow()
+    _load_tensorflow()
     from finetune.pretrained.formats.checkpoints import read_checkpoint
 
     return read_checkpoint(path)
 
 
 def _read_saved_model(path: Path) -> WeightFile:
-    _wake_tensorflow()
+    _load_tensorflow()
     from finetune.pretrained.formats.saved_models import read_saved_model
 
     return read_saved_model(path)
 
 
-def _wake_tensorflow() -> None:
-    """Imports TensorFlow, which takes seconds, only for the formats that need it."""
+def _load_tensorflow() -> None:
     if "tensorflow" not in sys.modules:
         start_tensorflow()
 
 
+# The first that recognises a file reads it. Pickles come first, since PyTorch packs them into zip archives; of the
+# other zip archives npz holds nothing but arrays, and `.keras` has a file of weights inside.
 _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], WeightFile]], ...] = (
     (is_pickle, refuse_pickle),
     (is_saved_model, _read_saved_model),
@@ -62,25 +68,25 @@ _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], WeightFile]], ...
     (is_safetensors, read_safetensors),
 )
 _KNOWN = (
-    "Known are `.keras`, Keras' `.weights.h5` and legacy `.h5`, safetensors, npz, SavedModels, TensorFlow checkpoints "
-    "of TF2 and TF1 (`prefix`, `prefix.index`, or a folder with a `checkpoint` file), and folders and archives of one "
-    "of these"
+    "Known formats are `.keras`, Keras' `.weights.h5` and legacy `.h5`, safetensors, npz, SavedModels, TensorFlow "
+    "checkpoints of TF2 and TF1 (`prefix`, `prefix.index`, or a folder with a `checkpoint` file), and folders and "
+    "archives of one of these"
 )
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Reads what a file of pretrained weights holds; the values themselves are fetched later, one by one.
+    """Reads the names, shapes and types of the weights in a file; each value is read later, on its own.
 
-    The format is told by the content, not by the name.
+    The format is recognised by the content, not by the name.
 
     Args:
         path: A `.keras` file, Keras weights in HDF5 (of Keras 3, Keras 2 or tf_keras), safetensors or npz, the JSON
             index of weights in several files, a TensorFlow checkpoint by its prefix or its `.index` file, a SavedModel,
-            a folder of one of these (of checkpoints the latest; a KerasHub preset), or an archive of that (`.tar.gz`,
-            `.tgz`, `.tar`, `.zip`).
+            a folder of one of these (of several checkpoints the latest; a KerasHub preset), or an archive of that
+            (`.tar.gz`, `.tgz`, `.tar`, `.zip`).
 
     Returns:
-        The weights, without optimizer slots, counters, metrics and other bookkeeping.
+        The weights, without optimizer slots, counters, metrics and random generators' states.
 
     Raises:
         RestoreError: There is no such file, it is damaged or incomplete, or it holds no weights of a known format.
@@ -89,61 +95,60 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def _read(path: Path, *, archives: bool) -> WeightFile:
-    file = weight_path(path)
+    file = locate_weights(path)
     if archives and _is_archive(file):
-        return _from_archive(file)
-    read = next((read for recognises, read in _FORMATS if recognises(file)), None)
+        return _read_archive(file)
+    read = next((read for is_kind, read in _FORMATS if is_kind(file)), None)
     if read is None:
-        raise RestoreError(f"{_KNOWN}. `{file}` is none of them: {_beginning(file)}.{_hint(file)}")
-    with _whole(path):
-        found = read(file)
-    if not found.tensors:
+        with file.open("rb") as opened:
+            start = opened.read(24)
+        received = f"it begins with `{start!r}`" if start else "it is empty"
+        prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
+        advice = f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""
+        raise RestoreError(f"{_KNOWN}. `{file}` is not in one of these formats: {received}.{advice}")
+    with _undamaged(path):
+        weight_file = read(file)
+    if not weight_file.tensors:
         raise RestoreError(
-            f"A weight file holds weights. `{path}` ({found.kind}) holds none. Build the model before you save it."
+            f"A weight file must hold weights. `{path}` ({weight_file.kind}) holds none. Build the model before you "
+            "save it."
         )
-    return found
+    return weight_file
 
 
 @contextmanager
-def _whole(path: str | Path) -> Iterator[None]:
+def _undamaged(path: str | Path) -> Iterator[None]:
+    """Turns whatever a reader raises into one message: over damaged files the formats' libraries raise anything."""
     try:
         yield
     except RestoreError:
         raise
-    except Exception as error:  # what the formats' libraries raise over a damaged file is not to be foreseen
+    except Exception as error:
         raise RestoreError(
-            f"A weight file must be whole. `{path}` looks like one, but reading it failed: "
+            f"A weight file must be complete and undamaged. Reading `{path}` failed: "
             f"{reason(error) if str(error) else type(error).__name__}. Copy it again."
         ) from error
 
 
 def _is_archive(file: Path) -> bool:
-    other = is_npz(file) or is_keras_archive(file) or is_pickle(file)
-    return is_tar(file) or (is_zip(file) and not other)
+    is_weights_in_zip = is_npz(file) or is_keras_archive(file) or is_pickle(file)
+    return is_tar(file) or (is_zip(file) and not is_weights_in_zip)
 
 
-def _from_archive(file: Path) -> WeightFile:
-    with _whole(file):
+def _read_archive(file: Path) -> WeightFile:
+    with _undamaged(file):
         unpacked = unpack(file)
         try:
-            found = _read(unpacked.folder, archives=False)  # one in an archive may be without end
+            # Archives inside are not unpacked: some are made to contain themselves.
+            weight_file = _read(unpacked.folder, archives=False)
         except RestoreError as error:
             raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
-    # What was unpacked stays as long as one of the weights does.
-    tensors = tuple(replace(tensor, read=partial(_read_from, unpacked, tensor.read)) for tensor in found.tensors)
-    return WeightFile(str(file), found.kind, tensors)
+    tensors = tuple(
+        replace(tensor, read=partial(_read_unpacked, unpacked, tensor.read)) for tensor in weight_file.tensors
+    )
+    return WeightFile(str(file), weight_file.kind, tensors)
 
 
-def _read_from(unpacked: Unpacked, read: Callable[[], np.ndarray]) -> np.ndarray:
+def _read_unpacked(unpacked: UnpackedArchive, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Reads a weight; the argument `unpacked` keeps the temporary folder as long as one of its weights is in use."""
     return read()
-
-
-def _beginning(file: Path) -> str:
-    with file.open("rb") as opened:
-        start = opened.read(24)
-    return f"it begins with `{start!r}`" if start else "it is empty"
-
-
-def _hint(file: Path) -> str:
-    prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
-    return f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""

@@ -1,4 +1,8 @@
-"""Weights in SavedModels, of Keras 3, tf_keras, bare modules and TF1; the network itself is not loaded."""
+"""Reads weights from SavedModels, of Keras 3, tf_keras, plain modules and TF1, without loading the network.
+
+Loading a SavedModel runs its graph's initializers, takes seconds and needs the custom operations of whoever saved it.
+The variables are in a checkpoint of their own in the folder `variables`, which can be read alone.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +13,13 @@ from finetune.pretrained.formats.weight_file import WeightFile
 
 
 def read_saved_model(path: Path) -> WeightFile:
-    """Reads the variables of the SavedModel that `saved_model.pb` belongs to.
+    """Reads the variables of a SavedModel.
+
+    Args:
+        path: The `saved_model.pb` in the SavedModel's folder.
 
     Raises:
-        RestoreError: It has no variables, or its data are missing.
+        RestoreError: The SavedModel has no variables, or its data files are missing.
     """
     index = path.parent / "variables" / "variables.index"
     if not index.is_file():

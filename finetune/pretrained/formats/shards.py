@@ -1,48 +1,60 @@
-"""Weights in several files, with an index in JSON that tells which file holds which."""
+"""Reads weights that are spread over several files, with a JSON index that says which file holds which weight.
+
+Hugging Face's `model.safetensors.index.json` and Keras' `model.weights.json` share one layout:
+`{"metadata": ..., "weight_map": {name of a weight: name of a file}}`. Keras maps each object to a list of files.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import RestoreError, quote
-from finetune.pretrained.formats.flat_files import read_safetensors_shards
 from finetune.pretrained.formats.keras_files import read_keras_shards
+from finetune.pretrained.formats.safetensors_and_npz import read_safetensors_shards
 from finetune.pretrained.formats.weight_file import WeightFile
 
-_MOST_BYTES = 100_000_000
+_MOST_BYTES = 100_000_000  # of an index; that of the largest published models has less than a tenth
 
 
 def read_shards(path: Path) -> WeightFile:
-    """Reads the weights that an index names: safetensors, or Keras weights in HDF5.
+    """Reads the weights that an index lists, from safetensors or from Keras weights in HDF5.
+
+    Args:
+        path: The index. Its files must be in the same folder.
 
     Raises:
-        RestoreError: A file is missing, stands elsewhere, lacks what the index promises, or holds no weights.
+        RestoreError: A file is missing, is in another folder, lacks a weight that the index lists, or is of another
+            format.
+        ValueError: The index is too large.
     """
     if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"an index of more than {_MOST_BYTES:,} bytes is none")
-    places = json.loads(path.read_bytes())["weight_map"]
-    shards = list(dict.fromkeys(name for held in places.values() for name in (held if type(held) is list else [held])))
+        raise ValueError(f"an index has at most {_MOST_BYTES:,} bytes, and this file is larger")
+    weight_map = json.loads(path.read_bytes())["weight_map"]
+    file_lists = (names if type(names) is list else [names] for names in weight_map.values())
+    shards = list(dict.fromkeys(name for names in file_lists for name in names))
     _require_shards(path, shards)
     files = {shard: path.parent / shard for shard in shards}
     if all(shard.endswith(".h5") for shard in shards):
         return read_keras_shards(path, list(files.values()))
     if all(shard.endswith(".safetensors") for shard in shards):
-        return read_safetensors_shards(path, places, files)
+        return read_safetensors_shards(path, weight_map, files)
     raise RestoreError(
-        f"Weights in several files are safetensors or Keras' `.h5`. `{path}` names {quote(shards)}. Save them as "
+        f"Weights in several files must be safetensors or Keras' `.h5`. `{path}` names {quote(shards)}. Save them as "
         "safetensors."
     )
 
 
 def _require_shards(index: Path, shards: list[Any]) -> None:
-    strange = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
-    if strange:
+    """Refuses names that are not plain file names (`../x`, `/etc/x`, numbers), and files that do not exist."""
+    outside = [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]
+    if outside:
         raise RestoreError(
-            f"An index names files that stand beside it. `{index}` names {quote(strange)}. Put all into one folder."
+            f"An index may only name files in its own folder. `{index}` names {quote(outside)}. Put all files into "
+            "one folder, and their plain names into the index."
         )
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise RestoreError(
-            f"Weights in several files need all of them. `{index}` names {len(shards)}, of which "
-            f"{quote(missing)} {'is' if len(missing) == 1 else 'are'} not there. Copy them to `{index.parent}`."
+            f"Weights in several files need all of these files. `{index}` names {len(shards)}, of which "
+            f"{quote(missing)} {'is' if len(missing) == 1 else 'are'} missing. Copy them to `{index.parent}`."
         )

@@ -1,4 +1,4 @@
-"""What every reader hands out: a file's weights, named and described, their values not yet read."""
+"""What every reader returns: the names, shapes and types of a file's weights, and how to fetch their values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,21 +7,26 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One weight in a file.
+class StoredTensor:
+    """A weight in a file. The values stay in the file until `read` is called.
+
+    The formats differ in what they know of a weight. A TF1 checkpoint knows a name and nothing else; a `.weights.h5`
+    knows the layer and a number, but not the weight's name; a TF2 checkpoint knows the attributes that lead to the
+    variable. `name`, `position`, `aliases` and `locations` hold all of this in one form, and
+    `finetune.pretrained.matching_rules` compares it with the model.
 
     Attributes:
-        name: Its name in the file, or the nearest thing to one: `bb/conv1/kernel`; `bb/conv1/0` where the file only
+        name: Its name in the file, or what comes nearest to one: `bb/conv1/kernel`; `bb/conv1/0` where the file only
             numbers the weights of a layer.
         shape: Its shape.
         dtype: Its type, as NumPy or ml_dtypes spell it.
-        read: Fetches the values; the file is only touched when this is called.
+        read: Fetches the values; only this call touches the file.
         position: `(index, count)` among the weights of its layer, where the file keeps them in Keras' order.
-        aliases: Other names under which a model may know it, likeliest first. `*/conv1/kernel` stands for the one
+        aliases: Other names that a model may use for it, the likeliest first. `*/conv1/kernel` matches the only
             weight whose name ends in `/conv1/kernel`.
-        places: Where the file keeps it, in the words of `finetune.pretrained.places`.
-        origin: The names in the file of what it was made from; empty for a weight as it is in the file.
-        steps: How it was made: `rename`, `transpose [1, 0]`.
+        locations: Where the file stores it, in the words of `finetune.pretrained.structure`.
+        origin: Names in the file of the weights that it was made from; empty for a weight as it is in the file.
+        steps: What `rename` and `transform` did to it: `rename`, `transpose [1, 0]`.
     """
 
     name: str
@@ -30,22 +35,22 @@ class Tensor:
     read: Callable[[], np.ndarray] = field(repr=False, compare=False)
     position: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()
-    places: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
 
     @property
     def in_file(self) -> str:
-        """What the file calls it, or all that it was made from."""
+        """Its name in the file, or the names of all weights that it was made from: `lstm/bias_ih + lstm/bias_hh`."""
         return " + ".join(self.origin) or self.name
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of weights that was recognised; optimizer slots, counters and the like are not among `tensors`.
+    """A weight file whose format was recognised. Optimizer slots, counters and the like are not among `tensors`.
 
     Attributes:
-        path: As it was given.
+        path: As the user wrote it.
         kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint`, `tf1-checkpoint`, `saved-model`,
             `safetensors` or `npz`.
         tensors: The weights, in the file's order.
@@ -53,4 +58,4 @@ class WeightFile:
 
     path: str
     kind: str
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]

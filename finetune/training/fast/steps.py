@@ -1,9 +1,16 @@
-"""The inside of `fit`: several steps in one call, during which small weights lie together.
+"""The compiled function that trains: several steps in one call, during which small weights lie together.
 
-A step of many small layers takes as long as its operations are many. Two things save some, and change no bit of the
-result: a call of a compiled function looks up every variable once, so several steps share one call; and while they
-last, the weights that `finetune.optimizers.fused.stacks` updates together lie in one variable, of which the layers see
-their parts. Before the call and after it they are in the layers' own variables, where everybody looks for them.
+The time of a step of many small layers is the number of its operations times what TensorFlow needs to start one. Two
+things reduce it, and change no bit of the result:
+
+1. A call of a compiled function looks up every variable that it uses, a few microseconds each. So several steps share
+   one call: a `tf.while_loop` inside the function takes batches from the iterator.
+2. During the call, weights that the optimizer updates together (`finetune.optimizers.fused`) lie in one buffer. The
+   layers see slices of it, and the update writes it as a whole.
+
+Before and after the call the weights are in the layers' own variables, where checkpoints, callbacks and users read
+them. The order inside a call is: copy the weights into the buffers; for each batch forward, backward, update; copy the
+buffers back; compute the metrics.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,70 +20,78 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.errors import TrainingError
 from finetune.optimizers.fused.stacks import StackedVariable
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import Calls
 from finetune.training.fast.reasons import reason_against
+from finetune.training.step import compile_state, loss_and_gradients
 
 
 class FastFunction:
-    """What stands in `model.train_function`: trains some steps and returns the metrics.
+    """A `model.train_function` that trains for one call's steps and returns the metrics.
+
+    A call ends at the first step whose loss is not a finite number, so that the step can be named.
 
     Args:
-        model: A compiled and built model for which `reason_against` has none.
+        model: A compiled and built model for which `reason_against` returns `None`.
         forward: What is called, as `forward(x, training=True)`, in place of the model; it shares the model's weights.
-
-    A call ends at the first step whose loss is no finite number.
 
     Attributes:
         calls: How many steps a call makes, if there are as many batches; at first `model.steps_per_execution`.
 
     Raises:
-        TrainingError: If the model cannot be trained so.
+        TrainingError: The model must keep Keras' own loop.
     """
 
     def __init__(self, model: Any, forward: Callable[..., Any] | None = None):
         if reason := reason_against(model):
             raise TrainingError(
-                f"A fast loop makes the steps of a model itself. It cannot for `{model.name}`: {reason}."
+                "The fast loop repeats Keras' own training step, so it trains models that use that step. It cannot "
+                f"train `{model.name}`: {reason}. Call `model.fit` without it."
             )
         self.calls = Calls(model.steps_per_execution)
         self._model, self._forward = model, forward or model
-        self._made_for = _state(model)
+        self._made_for = compile_state(model)
         self._trained = list(model.trainable_variables)
-        self._buffers = {stacked: _buffer(stacked) for stacked in _stacked_variables(model.optimizer, self._trained)}
+        self._buffers = {
+            stacked: tf.Variable(tf.zeros(stacked.shape, stacked.dtype), trainable=False, name=stacked.name)
+            for stacked in _stacked_variables(model.optimizer, self._trained)
+        }
         self._run = self._compiled()
 
     def fits(self, model: Any) -> bool:
-        """Whether the model is what it was when this was made."""
-        return _same(self._made_for, _state(model))
+        """Returns whether the model is still compiled and frozen as it was when this function was made."""
+        return self._made_for == compile_state(model)
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         steps = self.calls.begin()
         try:
             done, logs = self._run(iterator, tf.constant(steps))
-        except _NotReachedError as error:
+        except _NoDenseGradientError as error:
+            # Raised while the function is traced, before any batch is read: these weights stay in their variables.
             self._buffers = {
-                stacked: buffer for stacked, buffer in self._buffers.items() if stacked not in error.unreached
+                stacked: buffer for stacked, buffer in self._buffers.items() if stacked not in error.stacked
             }
             self._run = self._compiled()
             self.calls.limit_next(steps)
             return self(iterator)
         self.calls.steps_made = int(done)
         if not self.calls.steps_made:
-            raise StopIteration
+            raise StopIteration  # how Keras' loop learns that the data have ended
         return logs
 
     def _compiled(self) -> Callable[..., Any]:
+        # Without AutoGraph, as Keras' own train function: layers are written for graphs, and converting takes seconds.
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
             for stacked, buffer in self._buffers.items():
                 buffer.assign(stacked.read(), read_value=False)
-            with ExitStack() as held:
+            with ExitStack() as stack:
                 for stacked, buffer in self._buffers.items():
-                    held.enter_context(stacked.held(buffer))
+                    stack.enter_context(stacked.held(buffer))
                 done = self._steps(iterator, steps)
             for stacked, buffer in self._buffers.items():
                 stacked.write(buffer.read_value())
@@ -85,69 +100,97 @@ class FastFunction:
         return run
 
     def _steps(self, iterator: Any, steps: tf.Tensor) -> tf.Tensor:
+        """Makes up to `steps` steps, a scalar tensor, and returns how many it made."""
         optional: Any = tf.experimental.Optional
-        nothing = optional.empty(iterator.element_spec)
+        no_batch = optional.empty(iterator.element_spec)
 
         def body(done: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
-            loss = self._step(_without_optionals(batch.get_value()))
+            # `tf.data` keeps a missing part of a batch as an optional; the model expects `None`.
+            data = tf.nest.map_structure(
+                lambda part: None if isinstance(part, tf.experimental.Optional) else part, batch.get_value()
+            )
+            loss = self._step(data)
             done += 1
-            # Not one batch more than wanted: the next call shall have it.
-            goes_on = tf.logical_and(done < steps, tf.math.is_finite(loss))
-            return done, tf.cond(goes_on, iterator.get_next_as_optional, lambda: nothing)
+            # The last step reads no further batch, which would be lost to the next call.
+            continues = tf.logical_and(done < steps, tf.math.is_finite(loss))
+            return done, tf.cond(continues, iterator.get_next_as_optional, lambda: no_batch)
 
         first = iterator.get_next_as_optional()
-        more = lambda done, batch: batch.has_value()  # noqa: E731
-        return tf.while_loop(more, body, (tf.constant(0), first), parallel_iterations=1)[0]
+        has_batch = lambda done, batch: batch.has_value()  # noqa: E731
+        # Steps depend on each other: no iteration may start before the last one has ended.
+        return tf.while_loop(has_batch, body, (tf.constant(0), first), parallel_iterations=1)[0]
 
     def _step(self, data: Any) -> Any:
-        """Keras' `train_step`, but that some weights are read and written elsewhere; returns the loss."""
-        model, optimizer = self._model, self._model.optimizer
+        """Makes one step and returns its loss.
+
+        This is Keras' `train_step`, in its order (forward, loss, loss metric, gradients, update, metrics), except that
+        some weights are read from and written to the buffers.
+        """
+        model = self._model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        parts = {
-            id(v): part
+        slices = {
+            id(variable): part
             for stacked in self._buffers
-            for v, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
+            for variable, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
         }
-        sources = [parts.get(id(variable), variable.value) for variable in self._trained]
-        mapping = [(v, parts[id(v)]) for v in self._trained if id(v) in parts]
-        seen = _SeenAs(mapping)
-        with tf.GradientTape() as tape:
-            tape.watch(list(parts.values()))
-            options = {"training": True} if model._call_has_training_arg else {}
-            with seen:
+        scope = _SlicesScope([(v, slices[id(v)]) for v in self._trained if id(v) in slices])
+        options = {"training": True} if keras_private.takes_training(model) else {}
+
+        def forward() -> tuple[Any, Any]:
+            with scope:
                 y_pred = self._forward(x, **options)
-            _build_loss(model, y, y_pred)
-            with seen:
-                loss = model._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-            scaled = optimizer.scale_loss(loss)
-        rows = tf.shape(next(one for one in tf.nest.flatten(x) if one is not None))[0]
-        model._loss_tracker.update_state(loss, sample_weight=rows)
-        gradients: Any = tape.gradient(scaled, sources)
-        self._check_reached(gradients)
-        optimizer.apply(gradients, self._trained)
+            # The loss of several outputs makes its metrics when it is first called. Made inside the scope, they could
+            # not be used outside of it.
+            compiled_loss = keras_private.compiled_loss(model)
+            if compiled_loss is not None and not compiled_loss.built:
+                compiled_loss.build(y, y_pred)
+            with scope:
+                loss = keras_private.compute_loss(
+                    model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+                )
+            rows = tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
+            keras_private.loss_tracker(model).update_state(loss, sample_weight=rows)
+            return loss, y_pred
+
+        sources = [slices.get(id(variable), variable) for variable in self._trained]
+        loss, y_pred, gradients = loss_and_gradients(
+            forward, sources, optimizer=model.optimizer, watched=list(slices.values())
+        )
+        self._check_dense(gradients)
+        model.optimizer.apply(gradients, self._trained)
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return loss
 
-    def _check_reached(self, gradients: Sequence[Any]) -> None:
-        """A layer that looks past `keras.Variable`, or takes rows of its weights, cannot have them lie elsewhere."""
-        found = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
+    def _check_dense(self, gradients: Sequence[Any]) -> None:
+        """Checks that every weight in a buffer has a dense gradient.
+
+        A layer that reads the `tf.Variable` inside a Keras variable does not see the slice, so its gradient is `None`.
+        A layer that looks up rows of its weights has a sparse gradient, which the fused update does not take.
+        """
+        gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         not_dense = [
             stacked
             for stacked in self._buffers
-            if not all(isinstance(found[id(v)], tf.Tensor) for v in stacked.variables)
+            if not all(isinstance(gradient_of[id(variable)], tf.Tensor) for variable in stacked.variables)
         ]
         if not_dense:
-            raise _NotReachedError(not_dense)
+            raise _NoDenseGradientError(not_dense)
 
 
-class _NotReachedError(Exception):
-    def __init__(self, unreached: Sequence[StackedVariable]):
+class _NoDenseGradientError(Exception):
+    """Stops the tracing of a function: these stacked variables cannot lie in buffers."""
+
+    def __init__(self, stacked: Sequence[StackedVariable]):
         super().__init__()
-        self.unreached = unreached
+        self.stacked = stacked
 
 
-class _SeenAs(keras.StatelessScope):
-    """Lets layers see other values of some variables; all others are read and written as ever."""
+class _SlicesScope(keras.StatelessScope):
+    """Lets layers read slices of the buffers in place of some variables.
+
+    A plain `StatelessScope` also holds back every write, such as the moving statistics of BatchNormalization. Here only
+    the variables with a slice are replaced; all others are written as usual.
+    """
 
     def __init__(self, mapping: Sequence[tuple[keras.Variable, tf.Tensor]]):
         super().__init__(mapping, collect_losses=True)
@@ -155,34 +198,13 @@ class _SeenAs(keras.StatelessScope):
     def add_update(self, update: tuple[Any, Any]) -> None:
         variable, value = update
         if id(variable) in self.state_mapping:
-            raise TrainingError(f"A weight changes in the update alone. A layer writes `{variable.path}` in its call.")
-        variable._direct_assign(value)
-
-
-def _build_loss(model: Any, y: Any, y_pred: Any) -> None:
-    """Makes the means of the losses of several outputs, which nobody can use who is made where variables are seen."""
-    loss = model._compile_loss
-    if loss is not None and not loss.built:
-        loss.build(y, y_pred)
+            raise TrainingError(
+                f"Only the optimizer changes a trained weight. A layer assigns to `{variable.path}` in its `call`. "
+                "Create that weight with `trainable=False`, or train without `FastLoop`."
+            )
+        keras_private.assign_now(variable, value)
 
 
 def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
     inner = unwrap(optimizer)
     return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []
-
-
-def _buffer(stacked: StackedVariable) -> tf.Variable:
-    return tf.Variable(tf.zeros(stacked.shape, stacked.dtype), trainable=False, name=stacked.name)
-
-
-def _without_optionals(batch: Any) -> Any:
-    """A missing part of a batch, which `tf.data` keeps as an optional, is `None` to the model."""
-    return tf.nest.map_structure(lambda one: None if isinstance(one, tf.experimental.Optional) else one, batch)
-
-
-def _state(model: Any) -> tuple[Any, ...]:
-    return (model.optimizer, getattr(model, "_compile_loss", None), *(id(v) for v in model.trainable_variables))
-
-
-def _same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
-    return len(some) == len(others) and all(a is b or a == b for a, b in zip(some, others, strict=True))

@@ -25,9 +25,10 @@ import tensorflow as tf
 from finetune.data.batches import Rows, as_rows, lean_options, steps_per_epoch, training_batches
 from finetune.errors import TrainingError, quote
 from finetune.groups.layer_tree import layer_tree
+from finetune.results.formatting import size_text
 from finetune.training.features.cut import Cut, Front, NoCut, Rest
 from finetune.training.features.keys import feature_keys
-from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask, size_text
+from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")
 _PROBED_ROWS = 4

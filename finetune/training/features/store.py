@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.batches import Rows, file_rows, shared_rows
+from finetune.results.formatting import size_text
 from finetune.results.run_folder import write_json
 
 MEMORY_SHARE = 0.25  # of what is available
@@ -158,19 +159,6 @@ def available_memory() -> int:
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return max(min(found), 0)
-
-
-def size_text(nbytes: float) -> str:
-    """Returns a size for people.
-
-    >>> size_text(1_500_000)
-    '1.5 MB'
-    """
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} GB"
 
 
 def _read(folder: Path, key: str) -> Kept | None:

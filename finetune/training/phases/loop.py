@@ -22,6 +22,7 @@ from finetune.training.inference import release
 from finetune.training.phases.endings import AUTO_RGN_BATCHES, AutoRgn, Watch, plateaus, stopping
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.state import PhaseState, check, enter
+from finetune.training.phases.strategies import phases_of_strategy, steps_in_epoch
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,11 @@ def prove_phase(record: PhaseRecord) -> None:
 def train_phases(
     model: keras.Model,
     groups: Sequence[LayerGroup],
-    phases: Sequence[Phase],
+    phases: Sequence[Phase] | str | Mapping[str, Any],
     x: Any,
     y: Any = None,
     *,
+    epochs: int | None = None,
     batch_size: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tell: Callable[[PhaseStart], None] = lambda start: None,
@@ -120,9 +122,12 @@ def train_phases(
     Args:
         model: Compiled with a `GroupedOptimizer`; it may be one that was frozen before.
         groups: All of its layer groups.
-        phases: At least one; every group that is not frozen for good is trained in one of them.
+        phases: At least one; every group that is not frozen for good is trained in one of them. Or a strategy: its name
+            such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
+            names and settings that `phases` has in a recipe.
         x: Inputs, or a `tf.data.Dataset` of batches of inputs and targets.
         y: Targets.
+        epochs: Length of the whole run, for a strategy; a list of phases says itself how long each phase is.
         batch_size: As for `model.fit`.
         callbacks: Keras callbacks, which see the epochs of all phases counted through. One that stops the training ends
             a phase.
@@ -151,6 +156,14 @@ def train_phases(
         >>> records[0].frozen_tensors, records[0].frozen_unchanged
         (2, True)
     """
+    if isinstance(phases, str | Mapping):
+        rates, steps = grouped_optimizer(model).initial_rates, steps_in_epoch(x, batch_size or 32, fit)
+        phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
+    elif epochs is not None:
+        raise GroupError(
+            f"A list of phases says how long each phase is. Received `epochs={epochs}` beside it. Remove `epochs`, or "
+            "pass a strategy such as `gradual_unfreezing` in place of the list."
+        )
     check_phases(groups, phases)
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
 

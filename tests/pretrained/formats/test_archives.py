@@ -124,7 +124,7 @@ def test_an_archive_in_an_archive_is_not_opened(weights, tmp_path):
     outer = tmp_path / "outer"
     outer.mkdir()
     packed(weights, "inner.tar.gz").rename(outer / "inner.tar.gz")
-    assert "inner.tar.gz` is none of them" in refused(packed(outer, "outer.tar"))
+    assert "inner.tar.gz` is not in one of these formats" in refused(packed(outer, "outer.tar"))
 
 
 @pytest.mark.parametrize(("name", "kept"), [("m.tar.gz", 0.3), ("m.tar.gz", 0.9), ("m.zip", 0.9), ("m.tar.xz", 0.5)])
@@ -133,7 +133,7 @@ def test_a_truncated_archive_is_refused_and_cleared_away(weights, name, kept, te
     path = packed(weights, name)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    assert "must be whole" in refused(path)
+    assert "must be complete and undamaged" in refused(path)
     gc.collect()
     assert not any(temporary.iterdir())
 

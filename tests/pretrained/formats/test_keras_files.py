@@ -200,7 +200,9 @@ def test_values_kept_in_another_file_are_refused(tmp_path):
     with h5py.File(tmp_path / "m.weights.h5", "w") as file:
         group = file.create_group("layers/dense/vars")
         group.create_dataset("0", (2,), "float32", external=[(str(tmp_path / "secret"), 0, 8)])
-    with pytest.raises(RestoreError, match=r"must hold its own values. `/layers/dense/vars/0` points to another file"):
+    with pytest.raises(
+        RestoreError, match=r"must hold its values itself. `/layers/dense/vars/0` points to another file"
+    ):
         read_weights(tmp_path / "m.weights.h5")
 
 

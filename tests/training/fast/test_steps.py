@@ -227,7 +227,8 @@ def test_a_model_that_needs_its_own_loop_keeps_it_and_is_told_why(make, settings
     model.fit(np.ones((8, 6), "f4"), np.ones((8, 3), "f4"), verbose=0, callbacks=[loop])
     assert loop.reason == reason
     with pytest.raises(TrainingError, match=re.escape(
-        f"A fast loop makes the steps of a model itself. It cannot for `own`: {reason}."
+        "The fast loop repeats Keras' own training step, so it trains models that use that step. It cannot train "
+        f"`own`: {reason}. Call `model.fit` without it."
     )):  # fmt: skip
         FastFunction(model)
 
@@ -242,7 +243,10 @@ def test_a_layer_that_writes_its_weights_is_an_error():
             return x @ self.kernel
 
     build = lambda: keras.Sequential([keras.Input((6,)), Writes(name="writes"), layers.Dense(6), layers.Dense(3)])  # noqa: E731
-    with pytest.raises(TrainingError, match=r"A layer writes `.*writes/kernel` in its call\."):
+    with pytest.raises(
+        TrainingError,
+        match=r"Only the optimizer changes a trained weight\. A layer assigns to `.*writes/kernel` in its `call`\.",
+    ):
         trained(build, [FastLoop()])
 
 

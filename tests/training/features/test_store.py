@@ -11,7 +11,6 @@ from finetune.training.features.store import (
     available_memory,
     choose_place,
     of_mask,
-    size_text,
 )
 
 VALUES = np.arange(24, dtype="float32").reshape(6, 4)
@@ -151,7 +150,3 @@ def test_a_place_that_was_asked_for_is_taken_or_none(tmp_path):
 def test_available_memory_is_what_this_machine_has_at_most():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_memory() <= total
-
-
-def test_sizes_are_told_in_three_digits():
-    assert [size_text(n) for n in (12, 1536, 230_400, 10**9)] == ["12 bytes", "1.54 kB", "230 kB", "1 GB"]

@@ -112,52 +112,7 @@ HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 def test_a_safetensors_header_that_lies_is_refused(lie, tmp_path):
     header = json.dumps({"a": HEADER["a"] | lie}).encode()
     (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    assert refused(tmp_path / "m.safetensors").startswith("A weight file must be whole. `")
+    assert refused(tmp_path / "m.safetensors").startswith("A weight file must be complete and undamaged. Reading `")
 
 
 # -- Several files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sharded(tmp_path):
-    parts = [{name: ARRAYS[name]} for name in ARRAYS]
-    names = [f"model-0000{i}.safetensors" for i in range(len(parts))]
-    for name, part in zip(names, parts, strict=True):
-        save_file(part, tmp_path / name)
-    index = {"metadata": {}, "weight_map": dict(zip(ARRAYS, names, strict=True))}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return tmp_path
-
-
-@pytest.mark.parametrize("given", ["", "model.safetensors.index.json"])
-def test_several_files_are_read_by_their_index_or_their_folder(sharded, given):
-    found = named(sharded / given)
-    assert list(found) == list(ARRAYS)
-    for name, array in ARRAYS.items():
-        np.testing.assert_array_equal(found[name].read(), array)
-
-
-def test_a_missing_file_of_several_is_named(sharded):
-    (sharded / "model-00001.safetensors").unlink()
-    assert "names 3, of which `model-00001.safetensors` is not there." in refused(sharded)
-
-
-def test_a_weight_that_is_not_where_the_index_says_is_named(sharded):
-    save_file({"else": np.ones(2)}, sharded / "model-00001.safetensors")
-    assert "lists `encoder.0.bias`, which is not where it says." in refused(sharded)
-
-
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", 7])
-def test_an_index_may_name_only_files_beside_it(sharded, name):
-    index = json.loads((sharded / "model.safetensors.index.json").read_text())
-    index["weight_map"]["half"] = name
-    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert f"An index names files that stand beside it. `{sharded}/model.safetensors.index.json` names `{name}`." in (
-        refused(sharded)
-    )
-
-
-def test_the_index_of_pytorch_pickles_is_refused(sharded):
-    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.bin"}}')
-    (sharded / "model.bin").touch()
-    assert "names `model.bin`. Save them as safetensors." in refused(sharded)

@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 
 from finetune.errors import RestoreError
-from finetune.pretrained.outputs import agreement, as_arrays, outputs_of, read_reference
+from finetune.pretrained.reference_outputs import as_arrays, compare_outputs, outputs_of, read_reference
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_outputs_of_a_network_and_of_its_layers_are_written_and_agree_with_it(mo
     outputs = outputs_of(model, rows) | outputs_of(model, rows, ["body"])
     reference = read_reference(written(tmp_path / "r.npz", as_arrays(rows, outputs)))
     assert {name: array.shape for name, array in reference.outputs.items()} == {"": (5, 2), "body": (5, 4)}
-    assert agreement(model, reference, rtol=0, atol=1e-7) < 1e-7
+    assert compare_outputs(model, reference, rtol=0, atol=1e-7) < 1e-7
 
 
 def test_a_network_with_named_inputs_and_outputs_is_compared_by_these_names(tmp_path):
@@ -44,7 +44,7 @@ def test_a_network_with_named_inputs_and_outputs_is_compared_by_these_names(tmp_
     rows = {"one": np.ones((4, 2), "float32"), "two": np.ones((4, 3), "float32")}
     reference = read_reference(written(tmp_path / "r.npz", as_arrays(rows, outputs_of(model, rows))))
     assert set(reference.outputs) == {"a", "b"}
-    assert agreement(model, reference) < 1e-6
+    assert compare_outputs(model, reference) < 1e-6
 
 
 def test_behaviour_that_is_only_for_training_is_left_out(rows):
@@ -58,31 +58,33 @@ def test_a_difference_is_told_with_its_size_and_how_many_values_are_off(output, 
     outputs[output][0, :2] += 0.5
     reference = read_reference(written(tmp_path / "r.npz", as_arrays(rows, outputs)))
     name = f"`output/{output}`" if output else "`output`"
-    message = refused(agreement, model, reference)
+    message = refused(compare_outputs, model, reference)
     assert (
         f"{name} differs by up to 0.5, and 2 of its {outputs[output].size} values by more than 1e-05 + 0.0001 x the value."
         in message
     )
-    assert agreement(model, reference, rtol=0, atol=0.6) == pytest.approx(0.5, rel=1e-5)
+    assert compare_outputs(model, reference, rtol=0, atol=0.6) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_not_a_number_never_agrees(model, rows, tmp_path):
     outputs = {"": np.full((5, 2), np.nan, "float32")}
     reference = read_reference(written(tmp_path / "r.npz", as_arrays(rows, outputs)))
-    assert "10 of its 10 values" in refused(agreement, model, reference, atol=1e9)
+    assert "10 of its 10 values" in refused(compare_outputs, model, reference, atol=1e9)
 
 
 def test_another_shape_and_an_unknown_layer_are_told(model, rows, tmp_path):
     wrong = read_reference(written(tmp_path / "r.npz", as_arrays(rows, {"": np.zeros((5, 7))})))
-    assert "`output` is of shape (5, 2) instead of (5, 7)." in refused(agreement, model, wrong)
+    assert "`output` has shape (5, 2) instead of (5, 7)." in refused(compare_outputs, model, wrong)
     unknown = read_reference(written(tmp_path / "r.npz", as_arrays(rows, {"boddy": np.zeros((5, 4))})))
-    assert "It has none of `boddy`. Did you mean `body`?" in refused(agreement, model, unknown)
-    assert "It has none of `x`. There are `body`, `head`." in refused(outputs_of, model, rows, ["x"])
+    assert "It has no `boddy`. Did you mean `body`?" in refused(compare_outputs, model, unknown)
+    assert "It has no `x`. There are `body`, `head`." in refused(outputs_of, model, rows, ["x"])
 
 
 def test_inputs_that_do_not_go_through_are_told_with_their_shape(model):
     message = refused(outputs_of, model, {"": np.zeros((5, 9), "float32")})
-    assert message.startswith("Reference inputs must go through the model. It takes no `input` of shape (5, 9): ")
+    assert message.startswith(
+        "Reference inputs must be inputs of the model. It does not take `input` of shape (5, 9): "
+    )
 
 
 def test_a_subclassed_model_gives_its_own_output_alone(rows):

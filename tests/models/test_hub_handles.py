@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.models.handles import resolve_handle
+from finetune.models.hub_handles import resolve_handle
 
 # tensorflow-hub leaves the responses of failed requests open.
 pytestmark = [
@@ -101,27 +101,27 @@ def test_an_archive_is_unpacked_into_the_cache_once_wherever_in_it_the_module_is
 
 
 def test_what_is_missing_is_told_with_the_nearest_or_what_is_there(folder, tmp_path):
-    assert problem(tmp_path / "encodr").endswith("does not. Did you mean `encoder`?")
-    assert problem(tmp_path / "zzz").endswith("does not. Beside it are `encoder`.")
-    assert problem(tmp_path / "no" / "where").endswith(f"does not. There is no folder `{tmp_path / 'no'}`.")
+    assert problem(tmp_path / "encodr").endswith("does not exist. Did you mean `encoder`?")
+    assert problem(tmp_path / "zzz").endswith("does not exist. In the same folder: `encoder`.")
+    assert problem(tmp_path / "no" / "where").endswith(f"does not exist. There is no folder `{tmp_path / 'no'}`.")
 
 
 def test_a_folder_without_a_saved_model_is_told_with_what_it_holds(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     said = problem(tmp_path / "empty")
-    assert said.startswith("A SavedModel is a folder with `saved_model.pb` in it.")
-    assert "It holds nothing. Save it with" in said
+    assert said.startswith("A SavedModel is a folder that contains `saved_model.pb`.")
+    assert "It contains nothing. Save the model with" in said
     (tmp_path / "two" / "a").mkdir(parents=True)
     (tmp_path / "two" / "b").mkdir()
     for name in "ab":
         (tmp_path / "two" / name / "saved_model.pb").touch()
-    assert problem(tmp_path / "two").endswith("It holds several: `a`, `b`. Name one.")
+    assert problem(tmp_path / "two").endswith("It has several below it: `a`, `b`. Give one of them.")
 
 
 def test_other_files_are_told_where_they_belong(folder, tmp_path):
     (tmp_path / "model.keras").touch()
     assert problem(tmp_path / "model.keras").endswith("`keras.models.load_model` in Python.")
-    assert problem(folder / "saved_model.pb").endswith(f"Name its folder, `{folder}`.")
+    assert problem(folder / "saved_model.pb").endswith(f"Give its folder, `{folder}`.")
     assert "begins with `ftp://`. Addresses begin with `file://`, `http://`" in problem("ftp://example.org/encoder")
 
 
@@ -149,10 +149,10 @@ def test_what_is_in_the_cache_needs_no_network(hub, folder, tmp_path):
 def test_without_a_network_there_is_one_short_error_with_a_way_out():
     said = problem("http://127.0.0.1:1/google/encoder/1")
     assert said.startswith(
-        "A handle of TensorFlow Hub is downloaded once. `http://127.0.0.1:1/google/encoder/1` could not"
+        "A TensorFlow Hub module is downloaded once. `http://127.0.0.1:1/google/encoder/1` cannot be downloaded: "
     )
     assert "Connection refused" in said
-    assert "name the local folder or `.tar.gz` file" in said
+    assert "give the local folder or `.tar.gz` file" in said
 
 
 def test_an_address_that_the_server_does_not_know_is_told(hub):

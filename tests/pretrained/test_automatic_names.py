@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
 
-from finetune.pretrained.numbering import _to_snake_case, class_name, is_automatic, renumbered, stem
+from finetune.pretrained.automatic_names import (
+    _to_snake_case,
+    automatic_name,
+    is_automatic_name,
+    renumber,
+    without_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,22 +19,22 @@ from finetune.pretrained.numbering import _to_snake_case, class_name, is_automat
     + [layers.BatchNormalization(), layers.GlobalAveragePooling2D(), keras.Sequential([keras.Input((1,))])],
 )
 def test_keras_names_layers_by_this_very_rule(layer):
-    assert stem(layer.name) == class_name(layer)
-    assert is_automatic(layer.name)
+    assert without_number(layer.name) == automatic_name(layer)
+    assert is_automatic_name(layer.name)
 
 
 def test_the_listing_of_layers_that_is_read_names_what_keras_names():
     names = [name for name, item in vars(keras.layers).items() if isinstance(item, type)]
-    assert [name for name in names if not is_automatic(_to_snake_case(name))] == []
+    assert [name for name in names if not is_automatic_name(_to_snake_case(name))] == []
 
 
 @pytest.mark.parametrize("name", ["head", "block_1", "conv", "conv1", "dense_layer", "denses_3"])
 def test_names_that_people_give_are_not_automatic(name):
-    assert not is_automatic(name)
+    assert not is_automatic_name(name)
 
 
 def test_automatic_names_are_counted_among_their_siblings_by_number_not_by_spelling():
-    named = renumbered(["bb/dense_10", "bb/dense_9", "cc/dense_9", "bb/block_4"])
+    named = renumber(["bb/dense_10", "bb/dense_9", "cc/dense_9", "bb/block_4"])
     assert named == {
         "bb/dense_10": "bb/dense(1/2)",
         "bb/dense_9": "bb/dense(0/2)",
@@ -39,6 +45,6 @@ def test_automatic_names_are_counted_among_their_siblings_by_number_not_by_spell
 
 @given(st.lists(st.integers(1, 50), unique=True, min_size=1), st.integers(0, 1000))
 def test_what_was_built_before_makes_no_difference(numbers, before):
-    early = renumbered([f"sequential_{n}/lstm_{n}" for n in numbers])
-    late = renumbered([f"sequential_{n + before}/lstm_{n + before}" for n in numbers])
+    early = renumber([f"sequential_{n}/lstm_{n}" for n in numbers])
+    late = renumber([f"sequential_{n + before}/lstm_{n + before}" for n in numbers])
     assert list(early.values()) == list(late.values())

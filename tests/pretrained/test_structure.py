@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from finetune.groups.layer_tree import layer_tree
-from finetune.pretrained.places import keras_objects, places
+from finetune.pretrained.structure import saved_objects, storage_locations
 
 # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -50,7 +50,7 @@ def test_keras_saves_each_object_under_the_path_that_we_foretell(build, tmp_path
     saved = {}
     with h5py.File(tmp_path / "m.weights.h5") as file:
         file.visititems(lambda path, item: saved.update({path: item.attrs["name"]}) if "name" in item.attrs else None)
-    foretold = {f"{path}/vars".lstrip("/"): item.name for path, item in keras_objects(model).items()}
+    foretold = {f"{path}/vars".lstrip("/"): item.name for path, item in saved_objects(model).items()}
     assert {path: foretold.get(path) for path in saved} == saved
 
 
@@ -58,7 +58,7 @@ def test_keras_saves_each_object_under_the_path_that_we_foretell(build, tmp_path
 def test_every_weight_has_a_place_in_every_layout_of_keras_and_no_two_have_the_same(build):
     model = build()
     tree = layer_tree(model)
-    known = places(model, tree)
+    known = storage_locations(model, tree)
     for layout in ("keras:", "keras-path:", "legacy:"):
         found = [place for every in known.values() for place in every if place.startswith(layout)]
         assert len(found) == len(set(found)) == len(tree.leaves), layout
@@ -67,7 +67,9 @@ def test_every_weight_has_a_place_in_every_layout_of_keras_and_no_two_have_the_s
 @pytest.mark.parametrize("build", [functional, subclassed])
 def test_two_models_by_the_same_code_keep_their_weights_in_the_same_places(build):
     first, second = build(), build()
-    assert list(places(first, layer_tree(first)).values()) == list(places(second, layer_tree(second)).values())
+    assert list(storage_locations(first, layer_tree(first)).values()) == list(
+        storage_locations(second, layer_tree(second)).values()
+    )
 
 
 def test_a_bare_module_has_places_in_an_object_graph():
@@ -75,4 +77,4 @@ def test_a_bare_module_has_places_in_an_object_graph():
     module.part = tf.Module()
     module.part.kernel = tf.Variable([1.0], name="w")
     tree = layer_tree(module)
-    assert places(module, tree) == {tree.leaves[0].name: ("object:part/kernel|w", "trainable:0/1|w")}
+    assert storage_locations(module, tree) == {tree.leaves[0].name: ("object:part/kernel|w", "trainable:0/1|w")}

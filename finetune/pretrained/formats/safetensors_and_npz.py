@@ -1,0 +1,156 @@
+"""Reads weights from files of named arrays: safetensors (one file or several) and NumPy's npz. Refuses pickles."""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from finetune.errors import RestoreError, quote
+from finetune.pretrained.formats.not_weights import is_counter, is_in_optimizer_or_metrics, is_random_state, is_slot
+from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
+
+_DTYPES = {  # type names of safetensors -> of NumPy and ml_dtypes
+    **{f"{short}{bits}": f"{long}{bits}" for short, long in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+
+
+# safetensors
+
+
+def read_safetensors(path: Path) -> WeightFile:
+    """Reads one safetensors file. Only the header is read now; each weight is read later from its offset."""
+    return WeightFile(str(path), "safetensors", _weights(_safetensors(path)))
+
+
+def read_safetensors_shards(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Path]) -> WeightFile:
+    """Reads several safetensors files.
+
+    Args:
+        index: The JSON file that lists them.
+        weight_map: Name of the file that holds each weight, by the weight's name.
+        files: Paths of these files, by their names.
+
+    Raises:
+        RestoreError: A weight is not in the file that the index names for it.
+    """
+    held = {tensor.name: (shard, tensor) for shard, path in files.items() for tensor in _safetensors(path)}
+    lost = [name for name, shard in weight_map.items() if name not in held or held[name][0] != shard]
+    if lost:
+        raise RestoreError(
+            f"The files of an index must hold the weights that it lists. `{index}` lists {quote(lost)}, which "
+            f"{'is' if len(lost) == 1 else 'are'} not where it says. Copy the index and all its files again."
+        )
+    return WeightFile(str(index), "safetensors", _weights(held[name][1] for name in weight_map))
+
+
+def _safetensors(path: Path) -> Iterator[StoredTensor]:
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            for name in sorted(slices):
+                dtype = _DTYPES[str(slices[name].get_dtype())]
+                yield StoredTensor(name, tuple(slices[name].get_shape()), dtype, partial(_read_safetensor, path, name))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_safetensor(path: Path, name: str) -> np.ndarray:
+    # `safe_open` maps the file into memory. Opening it again for each weight lets go of the pages already read, so
+    # that the memory in use is that of a few weights and not of the file.
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def refuse_pickle(path: Path) -> WeightFile:
+    """Refuses what PyTorch's `torch.save` wrote, and any other pickle: reading a pickle runs the code in it.
+
+    Raises:
+        RestoreError: Always.
+    """
+    raise RestoreError(
+        f"Weights must be plain arrays. `{path}` is a Python pickle, as `torch.save` writes it, which could run code "
+        "and is not read. Save the weights again: "
+        "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`."
+    )
+
+
+# npz
+
+
+def read_npz(path: Path) -> WeightFile:
+    """Reads a file that `numpy.savez` wrote. Only the headers of the arrays are read now.
+
+    NumPy does not know bfloat16 and saves it as plain two-byte values (`V2`); these are read as bfloat16. Arrays that
+    hold neither numbers nor bfloat16 (texts, dates) are not weights.
+
+    Raises:
+        RestoreError: The file holds Python objects, which could run code when they are read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        headers = {name.removesuffix(".npy"): _npy_header(archive, name) for name in archive.namelist()}
+    objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
+    if objects:
+        raise RestoreError(
+            f"Weights must be plain arrays. `{path}` holds Python objects, which could run code and are not read: "
+            f"{quote(objects)}. Save arrays alone: `numpy.savez(path, **{{name: array}})`."
+        )
+    tensors = (
+        StoredTensor(name, shape, "bfloat16" if dtype == "V2" else dtype.name, partial(_read_npy, path, name))
+        for name, (shape, dtype) in headers.items()
+        if dtype.kind in "biufcV"
+    )
+    return WeightFile(str(path), "npz", _weights(tensors))
+
+
+def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Returns the shape and type that an array's header promises, after checking that so many bytes follow."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read: Callable[..., Any] = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+        # Python's integers: a shape that lies may overflow those of NumPy.
+        promised, held = int(np.prod(shape, dtype=object)) * dtype.itemsize, archive.getinfo(member).file_size
+        if not dtype.hasobject and promised != held - file.tell():
+            raise ValueError(f"`{member}` promises {promised:,} bytes and holds {held - file.tell():,}")
+    return shape, dtype
+
+
+def _read_npy(path: Path, name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+    return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+
+
+# Both
+
+
+def _weights(tensors: Iterator[StoredTensor]) -> tuple[StoredTensor, ...]:
+    """Drops what is not a weight, and gives `encoder.0.weight` of PyTorch the alias `encoder/0/weight`."""
+    by_path = {tensor.name.replace(".", "/"): tensor for tensor in tensors}
+
+    def is_weight(path: str, tensor: StoredTensor) -> bool:
+        counts = not tensor.shape and is_counter(path)
+        in_optimizer = is_slot(path, by_path) or is_in_optimizer_or_metrics(path.split("/"))
+        return not (counts or is_random_state(path) or in_optimizer)
+
+    return tuple(
+        StoredTensor(t.name, t.shape, t.dtype, t.read, aliases=() if path == t.name else (path,))
+        for path, t in by_path.items()
+        if is_weight(path, t)
+    )

@@ -1,0 +1,147 @@
+"""Finds where each file format of Keras and TensorFlow would store each weight of a model.
+
+Names alone do not match every file: Keras files the parts of a subclassed model under attributes and classes, and
+TensorFlow's object graphs know neither the names of nested models nor those of layers in lists. What a file and a model
+of the same structure do share is the *location* of each weight. A location is a text with the layout before the colon:
+
+- `keras:layers/dense_1#0/2`: Keras 3 files; weight 0 of the 2 of this object. `keras-path:` for files without names.
+- `legacy:dense:1/3:0/2|kernel`: legacy `.h5`; layer 1 of 3 with weights, weight 0 of 2, called `kernel`.
+- `object:_operations/1/_kernel|dense/kernel`: object graphs; the path of attributes, then the variable's own name.
+- `trainable:2/6|kernel`: the third of six trainable weights.
+
+The readers in `finetune.pretrained.formats` give the weights of a file locations in the same words.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from finetune.groups.layer_tree import LayerTree
+from finetune.keras_private import is_saveable, saved_children
+from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
+from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
+from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
+from finetune.variables import tf_variable
+
+
+def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]:
+    """Returns where files written from a model of the same structure store each weight.
+
+    Args:
+        model: The model that `tree` was made from.
+        tree: Its weights.
+
+    Returns:
+        For each weight's name, its locations in all layouts, the surest first.
+    """
+    locations: dict[str, list[str]] = {leaf.name: [] for leaf in tree.leaves}
+    for layout in (_keras3_locations, _legacy_locations, _object_locations):
+        for name, location in layout(model, tree):
+            locations[name].append(location)
+    for index, leaf in enumerate(tree.trainable):
+        locations[leaf.name].append(trainable_location(index, len(tree.trainable), full_name(leaf.variable)))
+    return {name: tuple(of_weight) for name, of_weight in locations.items()}
+
+
+# Keras 3
+
+
+def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    if not isinstance(model, keras.layers.Layer):
+        return
+    objects = saved_objects(model)
+    names = {path: item.name for path, item in objects.items() if isinstance(getattr(item, "name", None), str)}
+    paths = {id(item): path for path, item in objects.items()}
+    counts = Counter(id(leaf.owner) for leaf in tree.leaves)
+    for leaf in tree.leaves:
+        path = paths.get(id(leaf.owner))
+        if path is not None:
+            weight = f"#{leaf.index}/{counts[id(leaf.owner)]}"
+            yield leaf.name, f"keras:{location_in_keras_file(path, names)}{weight}"
+            yield leaf.name, f"keras-path:{path}{weight}"
+
+
+def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
+    """Returns the objects that `model.save_weights` visits, by their paths in the file: `layers/dense_1`.
+
+    The order of the walk matters: an object that two attributes hold is saved under the first only.
+    """
+    objects: dict[str, Any] = {}
+    # Keeps a reference to each object: some attributes return a new list at each call, and the id of a list that was
+    # collected may come back for another one.
+    seen: dict[int, Any] = {}
+
+    def visit(item: Any, path: str) -> None:
+        if id(item) in seen:
+            return
+        seen[id(item)] = item
+        if is_saveable(item):
+            objects[path] = item
+            children = saved_children(item)
+        else:
+            children = _members(item)
+        for name, child in children:
+            if is_saveable(child) or isinstance(child, list | dict | tuple):
+                visit(child, f"{path}/{name}" if path else name)
+
+    visit(model, "")
+    return objects
+
+
+def _members(container: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the members of a list or dict under the names that Keras gives them: `dense`, `dense_1`, `container`."""
+    used: Counter[str] = Counter()
+    for item in container.values() if isinstance(container, dict) else container:
+        if is_saveable(item) or isinstance(item, list | dict | tuple):
+            name = automatic_name(item) if is_saveable(item) else "container"
+            yield (f"{name}_{used[name]}" if used[name] else name), item
+            used[name] += 1
+
+
+# Legacy HDF5
+
+
+def _legacy_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    if not isinstance(model, keras.Model):
+        return
+    below = [[leaf for leaf in tree.leaves if leaf.name.startswith(f"{name}/")] for name in tree.layers]
+    with_weights = [(layer, leaves) for layer, leaves in zip(model.layers, below, strict=True) if leaves]
+    groups = [
+        (without_number(layer.name) if has_automatic_name(layer) else layer.name, f"{i}/{len(with_weights)}", leaves)
+        for i, (layer, leaves) in enumerate(with_weights)
+    ]
+    groups.append((LEGACY_ROOT, "", [leaf for leaf in tree.leaves if not leaf.layer]))
+    for group, order, leaves in groups:
+        # The legacy format lists all trainable weights of a layer (which may be a whole model) before the others.
+        for i, leaf in enumerate(sorted(leaves, key=lambda leaf: not leaf.trainable)):
+            yield leaf.name, legacy_location(group, order, f"{i}/{len(leaves)}", leaf.variable.path)
+
+
+# TensorFlow's object graphs
+
+
+def _object_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    objects: dict[int, Any] = {}  # keeps a reference to each object, so that no id is used twice
+
+    def children(number: int) -> dict[str, int]:
+        below = tf.train.TrackableView.children(objects[number])
+        objects.update((id(child), child) for child in below.values())
+        return {name: id(child) for name, child in below.items()}
+
+    objects[id(model)] = model
+    paths = variable_paths(id(model), children)
+    layers = (item for item in objects.values() if isinstance(item, keras.layers.Layer))
+    automatic = {layer.name for layer in layers if has_automatic_name(layer)}
+    for leaf in tree.leaves:
+        if path := paths.get(id(leaf.variable)):
+            parts = full_name(leaf.variable).split("/")
+            without_numbers = (without_number(part) if part in automatic else part for part in parts)
+            yield leaf.name, object_location(path, "/".join(without_numbers))
+
+
+def full_name(variable: Any) -> str:
+    """Returns the name that TensorFlow has for a variable, without `:0`: `dense/kernel`."""
+    return tf_variable(variable).name.removesuffix(":0")

@@ -1,0 +1,95 @@
+import keras
+import numpy as np
+import pytest
+
+from finetune.build.compile import compile_model
+from finetune.errors import RecipeError
+from finetune.recipe.loader import load_recipe
+
+# NumPy 2 warns when Keras copies a TensorFlow variable to save it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture
+def compiled(recipe, tiny):
+    def compile_with(*overrides):
+        model = tiny()
+        compile_model(load_recipe(recipe, overrides=overrides), model, keras.optimizers.SGD())
+        return model
+
+    return compile_with
+
+
+def logged(model):
+    """The names in the logs after one evaluation."""
+    model.run_eagerly = True
+    x, y = np.zeros((6, 6), "float32"), np.arange(6) % 3
+    return set(model.evaluate(x, y, verbose=0, return_dict=True))
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"])
+def test_a_loss_is_known_in_snake_case_and_by_its_class(compiled, loss):
+    assert logged(compiled(f"train.loss={loss}")) == {"loss", "accuracy"}
+
+
+def test_a_loss_takes_arguments(recipe, lay_out):
+    model = lay_out(
+        recipe, "train.loss={name: sparse_categorical_crossentropy, from_logits: true, ignore_class: 2}"
+    ).model
+    config = model.loss.get_config()
+    assert (config["from_logits"], config["ignore_class"]) == (True, 2)
+
+
+def test_metrics_are_known_by_every_name_of_keras_and_logged_under_it(compiled):
+    top = "{name: sparse_top_k_categorical_accuracy, k: 2}"
+    metrics = f"[acc, {top}, sparse_categorical_accuracy, SparseCategoricalCrossentropy]"
+    names = {"loss", "acc", "sparse_top_k_categorical_accuracy", "sparse_categorical_accuracy"}
+    assert logged(compiled(f"train.metrics={metrics}")) == {*names, "SparseCategoricalCrossentropy"}
+
+
+def test_a_class_is_found_however_its_name_is_cut_into_words(compiled):
+    assert "mean_io_u" in logged(compiled("train.metrics=[{name: mean_iou, num_classes: 3, sparse_y_pred: false}]"))
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "nearest"),
+    [
+        ("loss", "sparse_categorical_crossentropi", "`sparse_categorical_crossentropy`"),
+        ("loss", "accuracy", ""),
+        ("loss", "Loss", ""),
+        ("loss", "get", ""),
+        ("metrics", "acuracy", "`accuracy`"),
+        ("metrics", "{name: acuracy, k: 3}", "`accuracy`"),
+        ("metrics", "metric", ""),
+        ("metrics", "deserialize", ""),
+    ],
+)
+def test_a_name_that_keras_does_not_know_is_told_with_its_place_and_the_nearest(compiled, where, name, nearest):
+    with pytest.raises(RecipeError) as error:
+        compiled(f"train.{where}={name}")
+    message = str(error.value)
+    assert message.startswith(f"--set train.{where}: `train.{where}: ")
+    assert "is not a name that Keras knows." in message
+    assert f"Did you mean {nearest}" in message if nearest else "get" not in message.partition("knows.")[2]
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("{name: auc, num_tresholds: 3}", "unexpected keyword argument 'num_tresholds'"),
+        ("{name: auc, num_thresholds: -3}", "`num_thresholds` must be an integer > 1"),
+        ("iou", "missing 2 required positional arguments"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told_with_what_keras_says(compiled, metric, said):
+    with pytest.raises(RecipeError) as error:
+        compiled(f"train.metrics=[{metric}]")
+    message = str(error.value)
+    assert message.startswith("--set train.metrics: `train.metrics: ")
+    assert said in message
+
+
+def test_what_keras_compiles_is_what_the_recipe_says(compiled):
+    model = compiled("train.steps_per_execution=3", "train.jit_compile=true")
+    assert (model.steps_per_execution, model.jit_compile) == (3, True)
+    assert compiled("train.steps_per_execution=auto").steps_per_execution == 1

@@ -1,0 +1,156 @@
+"""A recipe is laid out once: what is expensive or decides something is called once in a run."""
+
+import inspect
+import sys
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import finetune
+from finetune.build.data import precision
+from finetune.build.layout import build_layout, with_peaks
+from finetune.errors import FinetuneError
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Train
+from finetune.training.fit import FitOptions
+
+DIGITS = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
+ONCE = {  # the functions that are counted, by module and name
+    ("finetune.groups.selectors", "resolve_groups"),
+    ("finetune.build.groups", "group_specs"),
+    ("finetune.build.optimizer", "build_settings"),
+    ("finetune.build.optimizer", "make_optimizer"),
+    ("finetune.build.phases", "build_phases"),
+    ("finetune.build.layout", "_lay_out"),
+    ("finetune.pretrained.restore", "restore"),
+}
+
+
+def calls_in(function, *arguments, **more):
+    """Calls a function; returns how often each function of `ONCE` was called meanwhile."""
+    counts = Counter()
+
+    def count(frame, event, argument):
+        if event == "call":
+            key = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+            if key in ONCE:
+                counts[key[1]] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function(*arguments, **more)
+    finally:
+        sys.setprofile(before)
+    return dict(counts)
+
+
+EXPECTED = {
+    "resolve_groups": 1,
+    "group_specs": 1,
+    "build_settings": 1,
+    "make_optimizer": 2,  # once for each group that is trained
+    "build_phases": 1,
+    "_lay_out": 1,
+}
+
+
+def test_in_a_run_of_the_digits_everything_is_worked_out_once(tmp_path):
+    calls = calls_in(finetune.run, DIGITS, tmp_path / "out", overrides=["train.epochs=1"])
+    assert calls == {**EXPECTED, "restore": 1}
+
+
+def test_in_a_run_with_phases_everything_is_worked_out_once(recipe):
+    phases = "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}, {train: body, epochs: 1}]"
+    assert calls_in(finetune.run, recipe, "out", overrides=["train.epochs=", phases]) == EXPECTED
+
+
+# -- The derived layout -----------------------------------------------------------------------------------------------
+
+
+def test_other_peaks_give_a_new_layout_around_the_same_model_and_data(recipe):
+    loaded = load_recipe(recipe, overrides=["train.learning_rate=auto"])
+    with precision(loaded):
+        old = build_layout(loaded)
+        layouts = []
+        calls = calls_in(lambda: layouts.append(with_peaks(old, {"body": 1e-3, "head": 4e-2})))
+    [new] = layouts
+    assert old.rates_to_measure
+    assert not new.rates_to_measure
+    assert new.peaks == pytest.approx({"body": 1e-3, "head": 4e-2})
+    for name in ("model", "examples", "tree", "restored"):
+        assert getattr(new, name) is getattr(old, name)
+    assert (calls["_lay_out"], calls["make_optimizer"]) == (1, 2)
+    assert new.model.optimizer.optimizers[0] is new.settings["body"].optimizer
+    body = next(row for row in new.plan.weights if row.name == "body/kernel")
+    assert body.learning_rate == pytest.approx((1e-3, 1e-3, 5e-4))  # the schedule keeps its shape
+
+
+def test_factors_turn_the_peaks_into_those_asked_for(recipe, lay_out):
+    layout = lay_out(recipe)
+    assert layout.factors({"head": 1e-2}) == {"head": 0.5}
+    assert layout.factors(layout.peaks) == {"body": 1.0, "head": 1.0}
+
+
+# -- What a layout holds ----------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_without_phases_has_one_phase_of_all_groups_that_is_shown_nowhere(recipe, lay_out):
+    layout = lay_out(recipe)
+    [phase] = layout.phases
+    assert (phase.train, phase.epochs, phase.rates) == ("all", 2, {})
+    assert not layout.shows_phases
+    assert layout.plan.phases == ()
+    assert layout.phases_block is None
+    assert (layout.length.epochs, layout.length.steps) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    "override", ["phases=[{train: all, epochs: 2}]", "groups.body.batch_norm=train", "train.always_train=normalization"]
+)
+def test_phases_are_shown_where_the_recipe_or_a_group_asks_for_them(recipe, lay_out, override):
+    layout = lay_out(recipe, override)
+    assert layout.shows_phases
+    assert len(layout.plan.phases) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "groups.body.prefixes=[bdy]",
+        "groups.body.optimizer={name: sgd, momentun: 0.9}",
+        "groups.head.learning_rate={schedule: piecewise_constant_decay, values: [1, 2, 3], boundaries_fraction: [0.01, 0.02]}",
+        "phases=[{train: all, epochs: 2, until: {patience: 1}}]",
+    ],
+)
+def test_a_fault_is_reported_before_weights_are_read(recipe, problem, override):
+    message = problem(recipe, "restore={from: nowhere.weights.h5}", override, kind=FinetuneError)
+    assert "nowhere" not in message
+    assert "nowhere" in problem(recipe, "restore={from: nowhere.weights.h5}", kind=FinetuneError)
+
+
+def test_examples_that_do_not_fit_are_reported_before_training(recipe, problem):
+    np.savez("wide.npz", x_train=np.ones((8, 7)), y_train=np.zeros(8), x_test=np.ones((2, 7)), y_test=np.zeros(2))
+    assert "takes `6` values per row" in problem(recipe, "data.npz=wide.npz", kind=FinetuneError)
+
+
+def test_steps_in_a_call_divide_the_epoch_where_keras_makes_the_calls(recipe, lay_out):
+    layout = lay_out(recipe, "train.steps_per_execution=6", "train.jit_compile=true")  # XLA needs Keras' own loop
+    assert layout.model.steps_per_execution == 2  # of an epoch of 4 steps
+
+
+READ_BY_NAME = {
+    *("epochs", "learning_rate", "always_train", "loss", "metrics", "mixed_precision", "jit_compile"),
+    "validation_fraction",
+}
+
+
+def test_no_key_of_train_is_ignored():
+    """A new key must be an argument of the optimizer or of `fit`, which take theirs by name, or be listed here."""
+    passed_on = {*inspect.signature(finetune.GroupedOptimizer).parameters} | {
+        field.name for field in fields(FitOptions)
+    }
+    assert {*Train.model_fields} - passed_on - READ_BY_NAME == set()
