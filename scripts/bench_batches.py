@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures what the training batches cost: the part of an epoch that is no training step.
+"""Measures what the training batches cost: the part of an epoch outside of the training steps.
 
-The network and the data are those of `recipes/digits.yaml`: batches of 20, 5 steps an epoch, where it shows most. An
-epoch is one of `fit` without callbacks; the steps alone are the same function on a batch that is always there. All
-take turns, and each figure is the median over the rounds.
+The network and the data are those of `recipes/digits.yaml`: batches of 20, 5 steps an epoch, where the share
+is largest. `fit` runs without callbacks; the steps alone run the same function on a batch that is already in memory.
+All take turns, and each figure is the median over the rounds.
 
     python scripts/bench_batches.py
 """
@@ -28,12 +28,14 @@ EPOCHS, BATCH_SIZE = 20, 20
 
 
 def seconds(work: Callable[[], Any]) -> float:
+    """Returns the seconds of an epoch, of which `work` runs 20."""
     begun = time.perf_counter()
     work()
     return (time.perf_counter() - begun) / EPOCHS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of 20 epochs each (default %(default)s)")
     options = parser.parse_args(arguments)
@@ -41,20 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     x, y = examples.x_train, examples.y_train
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     steps = steps_per_epoch(len(y), BATCH_SIZE)
-    ours = training_batches(x, y, batch_size=BATCH_SIZE)
+    batches = training_batches(x, y, batch_size=BATCH_SIZE)
     step: Any = model
-    there = iter(tf.data.Dataset.from_tensors((x[:BATCH_SIZE], y[:BATCH_SIZE])).cache().repeat().prefetch(2))
-    again = iter(ours)
+    in_memory = iter(tf.data.Dataset.from_tensors((x[:BATCH_SIZE], y[:BATCH_SIZE])).cache().repeat().prefetch(2))
+    endless = iter(batches)
     work = {
         "`fit` on arrays": lambda: model.fit(x, y, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0),
-        "`fit` on our batches": lambda: model.fit(ours, steps_per_epoch=steps, epochs=EPOCHS, shuffle=False, verbose=0),
-        "our batches, steps alone": lambda: [step.train_function(again) for _ in range(EPOCHS * steps)],
-        "a batch that is there, steps alone": lambda: [step.train_function(there) for _ in range(EPOCHS * steps)],
+        "`fit` on our batches": lambda: model.fit(
+            batches, steps_per_epoch=steps, epochs=EPOCHS, shuffle=False, verbose=0
+        ),
+        "our batches, steps alone": lambda: [step.train_function(endless) for _ in range(EPOCHS * steps)],
+        "a batch in memory, steps alone": lambda: [step.train_function(in_memory) for _ in range(EPOCHS * steps)],
     }
-    for one in work.values():
-        one()
-    found = [[seconds(one) for one in work.values()] for _ in range(options.rounds)]
-    medians = [statistics.median(column) for column in zip(*found, strict=True)]
+    for run in work.values():
+        run()  # compiles
+    rounds = [[seconds(run) for run in work.values()] for _ in range(options.rounds)]
+    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
     print("| | epoch, ms | beside the step |\n|---|--:|--:|")
     for name, value in zip(work, medians, strict=True):
         print(f"| {name} | {1000 * value:.1f} | {1 - medians[-1] / value:.1%} |")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Measures what cached features are worth: epochs with and without them, what they cost to make, what they take.
+"""Measures cached features: the time of epochs with and without them, the time to compute them, and their size.
 
 Three networks: one of MiniLM's size with random weights on sequences of 64 random tokens, the small CNN of
 `recipes/digits.yaml` on its digits, and a ResNet-20 on random images. Epochs with and without the cache run in turns in
-one process; each figure is the median over the rounds. The training step is that of Keras, with the cached rest in the
-place of the model; all steps of an epoch are one call.
+one process; each figure is the median over the rounds. The training step is that of Keras, with the tail of the network
+in the place of the model; all steps of an epoch are one call.
 
     python scripts/bench_features.py --json features.json --markdown     # in about ten minutes on two cores
-    python scripts/bench_features.py --workload cnn                      # one of them
+    python scripts/bench_features.py --workload cnn                      # the small CNN alone
 """
 
 import argparse
@@ -62,20 +62,21 @@ class Workload:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement.
+    """The measurement of a network with some layers trained.
 
     Attributes:
         workload: Which network.
         trained: Which layers are trained.
-        full_epoch_seconds: An epoch of training everything.
-        epoch_seconds: An epoch without the cache.
-        cached_epoch_seconds: An epoch with it.
-        faster: How many times the cached epoch goes into the one without the cache.
-        faster_than_full: How many times it goes into one of training everything.
-        building_seconds: What making the features takes, compiling and checks included.
-        payback_epochs: After how many epochs that is paid for.
-        forward_share: Time of a step without the cache by that of the frozen part's forward pass and a cached step.
-        cache_bytes: What is kept.
+        full_epoch_seconds: Time of an epoch of training everything.
+        epoch_seconds: Time of an epoch without the cache.
+        cached_epoch_seconds: Time of an epoch with the cache.
+        faster: Time of an epoch without the cache divided by that of a cached epoch.
+        faster_than_full: Time of an epoch of training everything divided by that of a cached epoch.
+        building_seconds: Time to compute the features, compiling and checks included.
+        payback_epochs: After how many epochs the cache has saved that time.
+        forward_share: Time of a step without the cache divided by that of the frozen part's forward pass and a cached
+            step.
+        cache_bytes: Size of the features.
     """
 
     workload: str
@@ -92,26 +93,31 @@ class Figure:
 
 
 def transformer_data() -> tuple[np.ndarray, np.ndarray]:
+    """Returns 256 sequences of 64 random tokens, and classes 0 and 1."""
     tokens = np.random.default_rng(0).integers(1, 30522, (256, 64))
     return tokens.astype("int32"), np.arange(256) % 2
 
 
 def digits_data() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the 100 training rows of `recipes/digits.yaml`."""
     examples = uci_digits(train_rows=100)
     return examples.x_train, examples.y_train
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
+    """Returns 128 random images of 32 x 32, and classes 0 to 9."""
     return np.random.default_rng(0).standard_normal((128, 32, 32, 3)).astype("float32"), np.arange(128) % 10
 
 
 def resnet() -> keras.Model:
+    """Returns a ResNet-20 whose last layer is called `head`."""
     network = small_resnet()[0]
     network.layers[-1].name = "head"
     return network
 
 
 def layers_above(count: int) -> tuple[str, ...]:
+    """Returns the names of the transformer's layers above the first `count`."""
     return (*(f"layer_{n}" for n in range(count, TRANSFORMER_LAYERS)), "head")
 
 
@@ -146,25 +152,34 @@ WORKLOADS = {
 }
 
 
-def made(workload: Workload) -> keras.Model:
+def seeded_model(workload: Workload) -> keras.Model:
+    """Returns the model, with the same weights at every call."""
     keras.utils.set_random_seed(0)
     return workload.make()
 
 
-def freeze_but(model: keras.Model, trained: Sequence[str]) -> None:
+def freeze_all_but(model: keras.Model, trained: Sequence[str]) -> None:
+    """Freezes all layers but those named (none if no name is given), and compiles the model."""
     for layer in model.layers:
         layer.trainable = not trained or layer.name in trained
     model.compile(keras.optimizers.Adam(1e-4), loss_of(model), jit_compile=False)
 
 
 def loss_of(model: keras.Model) -> keras.losses.Loss:
+    """Returns the cross entropy that fits the last layer: of logits, or of probabilities."""
     return keras.losses.SparseCategoricalCrossentropy(
         from_logits=model.layers[-1].activation is keras.activations.linear
     )
 
 
 def epoch_of(model: keras.Model, forward: Callable[..., Any], steps: int) -> Callable[[Any], Any]:
-    """Returns an epoch of Keras' training steps as one compiled function, with `forward` in the model's place."""
+    """Returns an epoch of Keras' training steps as one compiled function.
+
+    Args:
+        model: A compiled model.
+        forward: What computes the predictions: the model, or its tail on features.
+        steps: How many steps the epoch has.
+    """
 
     def step(batch: Any) -> Any:
         x, y = batch
@@ -197,6 +212,7 @@ class Training:
         self.batches, self.run = iter(batches), epoch_of(model, features.rest if features else model, steps)
 
     def epoch(self) -> float:
+        """Trains an epoch; returns its seconds."""
         begun = time.perf_counter()
         self.run(self.batches).numpy()
         return time.perf_counter() - begun
@@ -225,60 +241,61 @@ def forward_passes(workload: Workload, cut: Cut) -> Callable[[], float]:
 
 
 def measure(name: str, rounds: int) -> Iterator[Figure]:
+    """Yields the figures of a network, for each of its cuts."""
     workload = WORKLOADS[name]
-    everything = made(workload)
-    freeze_but(everything, ())
+    everything = seeded_model(workload)
+    freeze_all_but(everything, ())
     full = Training(workload, everything, None)
     full.epoch()
     for trained, layers in workload.cuts.items():
-        model = made(workload)
-        freeze_but(model, layers)
+        model = seeded_model(workload)
+        freeze_all_but(model, layers)
         cut = find_cut(model)
         features = cached_features(cut, workload.data()[0], batch_size=workload.batch_size)
         if isinstance(features, NoCut) or isinstance(cut, NoCut):
             raise SystemExit(f"{name}, {trained}: no features: {features}")
         plain, cached = Training(workload, model, None), Training(workload, model, features)
         forward = forward_passes(workload, cut)
-        for one in (plain.epoch, cached.epoch, forward):
-            one()
+        for run in (plain.epoch, cached.epoch, forward):
+            run()  # compiles
         turns = [
             (full.epoch(), plain.epoch(), statistics.median(cached.epoch() for _ in range(3)), forward())
             for _ in range(rounds)
         ]
-        all_of_it, slow, fast = (statistics.median(column) for column in list(zip(*turns, strict=True))[:3])
+        everything_seconds, slow, fast = (statistics.median(column) for column in list(zip(*turns, strict=True))[:3])
         yield Figure(
             workload=name,
             trained=trained,
-            full_epoch_seconds=all_of_it,
+            full_epoch_seconds=everything_seconds,
             epoch_seconds=slow,
             cached_epoch_seconds=fast,
             faster=slow / fast,
-            faster_than_full=all_of_it / fast,
+            faster_than_full=everything_seconds / fast,
             building_seconds=features.seconds,
             payback_epochs=features.seconds / (slow - fast),
-            forward_share=statistics.median(plain / (front + rest) for _, plain, rest, front in turns),
+            forward_share=statistics.median(plain / (front + tail) for _, plain, tail, front in turns),
             cache_bytes=features.nbytes,
         )
 
 
 def unfreezing_seconds(name: str, *, cached: bool) -> float:
-    """Returns the time of a run that unfreezes gradually: compiling, making features and all."""
+    """Returns the seconds of a run that unfreezes gradually, compiling and computing features included."""
     workload = WORKLOADS[name]
-    model, store = made(workload), FeatureStore()
+    model, store = seeded_model(workload), FeatureStore()
     x, _ = workload.data()
     begun = time.perf_counter()
     cuts = []
     for phase in workload.schedule:
-        freeze_but(model, workload.cuts[phase])
+        freeze_all_but(model, workload.cuts[phase])
         cuts.append(find_cut(model))
     for number, phase in enumerate(workload.schedule):
-        freeze_but(model, workload.cuts[phase])
+        freeze_all_but(model, workload.cuts[phase])
         features = None
         if cached:
-            found = cached_features(
+            computed = cached_features(
                 cuts[number], x, batch_size=workload.batch_size, also=cuts[number + 1 :], store=store
             )
-            features = found if isinstance(found, Features) else None
+            features = computed if isinstance(computed, Features) else None
         training = Training(workload, model, features, number * workload.epochs_per_phase)
         for _ in range(workload.epochs_per_phase):
             training.epoch()
@@ -286,6 +303,7 @@ def unfreezing_seconds(name: str, *, cached: bool) -> float:
 
 
 def table(figures: Sequence[Figure], totals: dict[str, dict[str, float]]) -> str:
+    """Returns two Markdown tables: the figures, and the time of gradual unfreezing."""
     columns = ("network", "trained", "everything, s", "without, s", "cached, s", "faster", "than everything")
     columns += ("building, s", "paid back after", "to forward", "cache")
     rows = [f"| {' | '.join(columns)} |", f"|---|---{'|--:' * 9}|"]
@@ -303,6 +321,7 @@ def table(figures: Sequence[Figure], totals: dict[str, dict[str, float]]) -> str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="only these")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each kind (default %(default)s)")
@@ -320,8 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         print(name, totals[name], file=sys.stderr)
     if options.json:
-        found = {"figures": [asdict(figure) for figure in figures], "gradual_unfreezing_seconds": totals}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        content = {"figures": [asdict(figure) for figure in figures], "gradual_unfreezing_seconds": totals}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.markdown or not options.json:
         print(table(figures, totals))
     return 0

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Times an LR range test of 100 steps against what else those steps could cost; prints ratios.
+"""Times an LR range test of 100 steps against 100 training steps and other range tests; prints ratios.
 
-Measured in turn, each on a fresh model, compiling included: 100 plain training steps of `fit`; our test; a Keras
-callback that raises the rate and notes the loss in `fit`. With fastai installed (in any environment: `--fastai PYTHON`)
-its `lr_find` on the same network and batches is timed there. Warm figures are those of a second call on the same model.
+Measured in turn, each on a fresh model, compiling included: 100 plain training steps of `fit`; `lr_range_test`; a Keras
+callback that raises the rate and records the loss in `fit`. With fastai installed (in any environment: `--fastai
+PYTHON`) its `lr_find` on the same network and batches is timed there. Warm figures are those of a second call on the
+same model.
 
 python scripts/bench_lr_range.py
 python scripts/bench_lr_range.py --fastai path/to/another/python --rounds 5 --json FILE
@@ -29,12 +30,14 @@ STEPS, BATCH = 100, 32
 
 
 def dense(layers: int, width: int) -> keras.Model:
+    """Returns a stack of dense layers of one width, where small operations dominate."""
     keras.utils.set_random_seed(0)
     parts = [keras.layers.Dense(width, activation="relu", name=f"dense_{n}") for n in range(layers)]
     return compiled(keras.Sequential([keras.Input((width,)), *parts, keras.layers.Dense(10, name="head")]))
 
 
 def convolutional() -> keras.Model:
+    """Returns a small convolutional network, where arithmetic dominates."""
     keras.utils.set_random_seed(0)
     parts = [keras.layers.Conv2D(32, 3, activation="relu", padding="same", name=f"conv_{n}") for n in range(4)]
     head = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, name="head")]
@@ -42,6 +45,7 @@ def convolutional() -> keras.Model:
 
 
 def compiled(model: keras.Model) -> keras.Model:
+    """Compiles a model with two groups, the head at ten times the rate of the body."""
     body = [layer for layer in model.layers if layer.weights and layer.name != "head"]
     groups = {
         "body": (keras.optimizers.Adam(1e-5), body),
@@ -59,7 +63,7 @@ WORKLOADS: dict[str, tuple[Callable[[], keras.Model], tuple[int, ...]]] = {
 
 
 class CallbackTest(keras.callbacks.Callback):
-    """What people write by hand: raises the rate before every batch, notes its loss."""
+    """The range test that people write by hand: raises the rate before every batch and records its loss."""
 
     def on_train_begin(self, logs=None):
         self.rates, self.losses = iter(np.geomspace(1e-7, 1e-3, STEPS)), []
@@ -74,20 +78,23 @@ class CallbackTest(keras.callbacks.Callback):
 
 
 def plain(model: keras.Model, data: tf.data.Dataset) -> None:
+    """Trains 100 steps at a constant rate."""
     model.fit(data, steps_per_epoch=STEPS, verbose=0)
 
 
 def callback(model: keras.Model, data: tf.data.Dataset) -> None:
+    """Runs the range test of a callback, and puts the weights back."""
     weights = model.get_weights()
     model.fit(data, steps_per_epoch=STEPS, verbose=0, callbacks=[CallbackTest()])
     model.set_weights(weights)
 
 
-def ours(model: keras.Model, data: tf.data.Dataset) -> None:
+def range_test(model: keras.Model, data: tf.data.Dataset) -> None:
+    """Runs the range test of this package."""
     finetune.lr_range_test(model, data, start=1e-7, end=1e-3, stop_factor=1e9)  # no system may stop early
 
 
-SYSTEMS = {"100 plain steps of fit": plain, "finetune.lr_range_test": ours, "Keras callback": callback}
+SYSTEMS = {"100 plain steps of fit": plain, "finetune.lr_range_test": range_test, "Keras callback": callback}
 
 FASTAI = """
 import sys, time, json, warnings
@@ -121,40 +128,51 @@ print(json.dumps(times))
 
 
 def main() -> None:
+    """Prints a table for each network, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fastai", help="a Python that has fastai")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = {}
+    times = {}
     for name, workload in WORKLOADS.items():
-        found[name] = measure(*workload, arguments.rounds)
+        times[name] = measure(*workload, arguments.rounds)
         if arguments.fastai:
-            found[name]["fastai lr_find"] = of_fastai(arguments.fastai, name, arguments.rounds)
-        tell(name, found[name])
+            times[name]["fastai lr_find"] = of_fastai(arguments.fastai, name, arguments.rounds)
+        print_table(name, times[name])
     if not arguments.fastai:
         print("fastai was not timed: give a Python that has it with `--fastai`.")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        arguments.json.write_text(json.dumps(times, indent=2))
 
 
 def measure(make: Callable[[], keras.Model], shape: tuple[int, ...], rounds: int) -> dict[str, dict]:
-    """Times all systems in turn, round by round, so that a busy moment meets all of them."""
+    """Times all systems in turn, round by round, so that a busy moment slows all of them.
+
+    Args:
+        make: Makes the model.
+        shape: Shape of one of its inputs.
+        rounds: How often each system is timed.
+
+    Returns:
+        For each system its seconds, `cold` on a fresh model and `warm` when called again.
+    """
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(BATCH * STEPS, *shape)).astype("float32"), generator.integers(0, 10, BATCH * STEPS)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).repeat()
-    found: dict[str, dict] = {name: {"cold": [], "warm": []} for name in SYSTEMS}
+    times: dict[str, dict] = {name: {"cold": [], "warm": []} for name in SYSTEMS}
     for _ in range(rounds):
         for name, system in SYSTEMS.items():
             model = make()
             for temperature in ("cold", "warm"):
                 start = time.perf_counter()
                 system(model, data)
-                found[name][temperature].append(time.perf_counter() - start)
-    return found
+                times[name][temperature].append(time.perf_counter() - start)
+    return times
 
 
 def of_fastai(python: str, workload: str, rounds: int) -> dict[str, list[float]]:
+    """Times fastai's `lr_find` in another Python."""
     command = [python, "-c", FASTAI, "dense" if "dense" in workload else "convolutional", str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -163,7 +181,8 @@ def of_fastai(python: str, workload: str, rounds: int) -> dict[str, list[float]]
     return {"cold": times, "warm": times[1:] or times}
 
 
-def tell(name: str, systems: dict[str, dict]) -> None:
+def print_table(name: str, systems: dict[str, dict]) -> None:
+    """Prints the medians of all systems, and their ratio to the plain steps."""
     print(f"\n{name}\n| | with compiling | ratio | again | ratio |\n| --- | --- | --- | --- | --- |")
     base = {key: statistics.median(systems["100 plain steps of fit"][key]) for key in ("cold", "warm")}
     for system, times in systems.items():

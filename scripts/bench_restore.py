@@ -2,10 +2,10 @@
 """Measures the peak memory of restoring from a large safetensors file: into a quarter of its layers, and into all.
 
 A file of 1 GB (60 matrices) is written to a temporary folder. For each case a fresh process builds a model of as many
-dense layers, restores them and tells how far its resident memory rose above what it held with the model built.
+dense layers, restores them and prints how far its resident memory rose while it did.
 
     python scripts/bench_restore.py
-    python scripts/bench_restore.py --matrices 12      # a small one, for a first look
+    python scripts/bench_restore.py --matrices 12      # a small file, for a first look
 """
 
 import argparse
@@ -24,19 +24,20 @@ MB = 1_000_000
 
 
 def main() -> None:
+    """Writes the file and starts a process for each case, or is such a process."""
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrices", type=int, default=60, help="of 16.8 MB each")
     parser.add_argument("--restore", nargs=2, metavar=("FILE", "LAYERS"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.restore:
-        measure(Path(given.restore[0]), int(given.restore[1]))
+    options = parser.parse_args()
+    if options.restore:
+        measure(Path(options.restore[0]), int(options.restore[1]))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        write(path, given.matrices)
-        print(f"file: {path.stat().st_size / MB:,.0f} MB in {given.matrices} matrices")
-        for layers in (given.matrices // 4, given.matrices):
+        write(path, options.matrices)
+        print(f"file: {path.stat().st_size / MB:,.0f} MB in {options.matrices} matrices")
+        for layers in (options.matrices // 4, options.matrices):
             command = [sys.executable, __file__, "--restore", str(path), str(layers)]
             subprocess.run(
                 command, check=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL

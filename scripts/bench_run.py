@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures what a run costs beside its steps: against a plain Keras script, by what takes the time, and from the shell.
+"""Measures what a run costs beside its training steps: against a plain Keras script, by callback, and from the shell.
 
 Whole processes run in turns; `ratio` is the median over the rounds of `finetune run` by the plain script, `spread` the
 middle half of these ratios. The plain script does the same work as `recipes/digits.yaml` as far as Keras can: the same
@@ -59,7 +59,7 @@ COMMANDS = {
 
 
 def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
-    """Runs Python in a folder; returns its wall and processor seconds."""
+    """Runs Python in a folder; returns its wall and processor seconds. Exits if it fails."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
@@ -70,17 +70,18 @@ def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
 
 
 def against_plain(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the wall and the processor time of a run against those of the plain script."""
     plain = folder / "plain.py"
     plain.write_text(PLAIN.format(weights=ROOT / "recipes" / "weights" / "mnist_cnn.weights.h5"))
-    ours: list[tuple[float, float]] = []
-    theirs: list[tuple[float, float]] = []
+    runs: list[tuple[float, float]] = []
+    scripts: list[tuple[float, float]] = []
     for number in range(rounds):
-        theirs.append(timed([str(plain)], folder))
-        ours.append(timed(["-m", "finetune", "run", str(RECIPE), "--out", f"run-{number}"], folder))
+        scripts.append(timed([str(plain)], folder))
+        runs.append(timed(["-m", "finetune", "run", str(RECIPE), "--out", f"run-{number}"], folder))
     for at, kind in enumerate(("wall", "processor")):
-        ratios = [own[at] / other[at] for own, other in zip(ours, theirs, strict=True)]
+        ratios = [run[at] / script[at] for run, script in zip(runs, scripts, strict=True)]
         low, middle, high = (round(value, 3) for value in statistics.quantiles(ratios, n=4))
-        seconds = [round(statistics.median(times[at] for times in side), 2) for side in (ours, theirs)]
+        seconds = [round(statistics.median(times[at] for times in side), 2) for side in (runs, scripts)]
         yield {"name": f"finetune run, {kind}", "seconds": seconds[0], "plain_seconds": seconds[1]} | {
             "ratio": middle,
             "spread": (low, high),
@@ -88,8 +89,9 @@ def against_plain(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def from_the_shell(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yields the wall time of the commands that should answer at once."""
     for name, arguments in COMMANDS.items():
-        walls = [timed(arguments, folder)[0] for _ in range(rounds + 1)][1:]  # the first one reads from disk
+        walls = [timed(arguments, folder)[0] for _ in range(rounds + 1)][1:]  # the first run reads from disk
         yield {"name": name, "seconds": round(statistics.median(walls), 3)}
 
 
@@ -97,12 +99,14 @@ def from_the_shell(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Adds up the seconds in functions that it is put around."""
+    """Adds up the seconds that functions take, by name."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
 
     def around(self, function: Callable[..., Any], name: Callable[[], str]) -> Callable[..., Any]:
+        """Returns the function, timed; `name` is asked after each call."""
+
         def measured(*arguments: Any, **more: Any) -> Any:
             begun = time.perf_counter()
             try:
@@ -114,7 +118,16 @@ class Stopwatch:
 
 
 def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[str, float]:
-    """Runs a recipe in this process; returns the seconds of its `fit` and of what is in it."""
+    """Runs a recipe in this process and times its `fit` and what `fit` calls.
+
+    Args:
+        recipe: The recipe file.
+        overrides: Changes to it, as `--set` takes them.
+        folder: Where the run folder goes.
+
+    Returns:
+        Seconds of `fit`, of the steps, of the first steps (which trace) and of each callback.
+    """
     from finetune.startup import start_tensorflow
 
     start_tensorflow()
@@ -142,16 +155,16 @@ def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[
     model.fit = measured_fit
     untyped: Any = FastFunction
     untyped.__call__ = watch.around(FastFunction.__call__, lambda: "steps" if in_fit[0] else "first steps")
-    importlib.import_module("finetune.run").run(recipe, folder / "watched", overrides=overrides)
+    importlib.import_module("finetune.commands.run").run(recipe, folder / "watched", overrides=overrides)
     return dict(watch.seconds)
 
 
 def shares(seconds: dict[str, float]) -> Iterator[dict[str, Any]]:
-    """Yields what is beside the steps, as shares of `fit`; the first steps, which trace, are made before it."""
+    """Yields what `fit` spends outside of the steps, as shares of `fit`; the first steps, which trace, are before."""
     whole = seconds["fit"]
     beside = {name: value for name, value in seconds.items() if name not in ("fit", "first steps", "steps")}
     beside["Keras' own loop and batches"] = whole - seconds["steps"] - sum(beside.values())
-    yield {"name": "training beside its steps", "seconds": round(whole - seconds["steps"], 3)} | {
+    yield {"name": "training outside of its steps", "seconds": round(whole - seconds["steps"], 3)} | {
         "share": round(1 - seconds["steps"] / whole, 3),
         "share_of_callbacks": round(1 - (seconds["steps"] + beside["Keras' own loop and batches"]) / whole, 3),
     }
@@ -161,26 +174,27 @@ def shares(seconds: dict[str, float]) -> Iterator[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures and prints a line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds, >= 2 (default %(default)s)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="whose training is taken apart")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe whose training is timed in parts")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a change to that recipe")
-    parser.add_argument("--training-only", action="store_true", help="take the training apart, nothing else")
+    parser.add_argument("--training-only", action="store_true", help="only time the parts of the training")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error("--rounds is at least 2")
-    found: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if not options.training_only:
-            found += from_the_shell(options.rounds, folder)
-            found += against_plain(options.rounds, folder)
-        found += shares(training_time(options.recipe, options.overrides, folder))
-    for figure in found:
+            figures += from_the_shell(options.rounds, folder)
+            figures += against_plain(options.rounds, folder)
+        figures += shares(training_time(options.recipe, options.overrides, folder))
+    for figure in figures:
         print("  ".join(f"{key}: {value}" if key != "name" else str(value) for key, value in figure.items()))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a command in the project's own virtual environment, which is made and filled first if need be.
+"""Runs a command in the project's virtual environment, `.venv`, which is created and filled first if necessary.
 
     python3 scripts/bootstrap.py finetune run recipes/digits.yaml
     python3 scripts/bootstrap.py --with test python scripts/check.py
 
-Needs nothing but Python 3.11 to 3.13 with pip. Safe to repeat: what is there is used, an interrupted
-installation begins anew.
+Needs nothing but Python 3.11 to 3.13 with pip. Safe to repeat: a finished installation is used again, an interrupted
+one starts over.
 """
 
 from __future__ import annotations  # an older Python must get as far as saying that it is too old
@@ -24,6 +24,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command in the environment; returns its exit status."""
     extra, command = split(arguments)
     if not command or command[0].startswith("-"):
         print(__doc__)
@@ -45,21 +46,23 @@ def split(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def make_environment() -> None:
-    """Makes `.venv`, unless it is there and works."""
+    """Creates `.venv`, unless it exists and its Python works."""
     python = BIN / "python"
     if python.exists() and subprocess.run([python, "-c", ""], check=False).returncode == 0:
         return
     base = find_python()
-    print(f"Making a virtual environment in {VENV} ...", flush=True)
-    made = subprocess.run([base, "-m", "venv", "--clear", VENV], capture_output=True, text=True, check=False)
-    if made.returncode:  # some distributions ship Python without ensurepip; the pip outside can fill the environment
-        made = subprocess.run([base, "-m", "venv", "--clear", "--without-pip", VENV], check=False)
-    if made.returncode:
+    print(f"Creating a virtual environment in {VENV} ...", flush=True)
+    created = subprocess.run([base, "-m", "venv", "--clear", VENV], capture_output=True, text=True, check=False)
+    if (
+        created.returncode
+    ):  # Debian ships Python without ensurepip: this Python's pip fills the environment from outside
+        created = subprocess.run([base, "-m", "venv", "--clear", "--without-pip", VENV], check=False)
+    if created.returncode:
         sys.exit(f"error: `{base} -m venv` failed. Python's venv module is needed; Debian has it in `python3-venv`.")
 
 
 def find_python() -> str:
-    """Returns this Python if it is of a supported version, else one on the PATH that is."""
+    """Returns this Python if its version is supported, else another on the PATH."""
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         return sys.executable
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
@@ -67,11 +70,13 @@ def find_python() -> str:
         if other and subprocess.run([other, "-c", ""], capture_output=True, check=False).returncode == 0:
             return other
     have = ".".join(map(str, sys.version_info[:2]))
-    sys.exit(f"error: finetune needs Python 3.11, 3.12 or 3.13. This is {have}, and no other was found. Install one.")
+    sys.exit(
+        f"error: finetune needs Python 3.11, 3.12 or 3.13. This is {have}, and the PATH has no other. Install one."
+    )
 
 
 def install(extra: str) -> None:
-    """Installs the project, once for each choice of extras, state of pyproject.toml and place of the checkout."""
+    """Installs the project, once for each choice of extras, content of pyproject.toml and path of the checkout."""
     stamp = VENV / f".installed-{extra or 'plain'}"
     state = hashlib.sha256(str(ROOT).encode() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == state:
@@ -84,7 +89,7 @@ def install(extra: str) -> None:
     pip = [BIN / "python", "-m", "pip"] if has_pip else [sys.executable, "-m", "pip", "--python", BIN / "python"]
     done = subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", "-e", target], check=False)
     if done.returncode:
-        sys.exit("error: the installation failed; pip says why above. Mend it and run the same command again.")
+        sys.exit("error: the installation failed; pip says why above. Fix the cause and run the same command again.")
     stamp.write_text(state)
 
 

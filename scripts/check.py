@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
+    """Runs all checks, whichever fail; returns 1 if one failed."""
     if not set(arguments) <= {"--fast"}:
         print(__doc__)
-        return 2
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     marked = ["-m", "not slow"] if "--fast" in arguments else []
     checks = {
         "format": ["ruff", "format", "--check", "."],
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def passes(name: str, command: list[str]) -> bool:
+    """Runs one check in the project's folder and prints how long it took."""
     print(f"\n== {name}: {' '.join(command)}", flush=True)
     start = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, check=False).returncode

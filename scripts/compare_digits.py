@@ -2,8 +2,8 @@
 """Compares ways of fine-tuning on the digits example: from scratch, head only, uniform and discriminative rates.
 
 Every way gets the same number of batches, the same decay and the same search: on each split of the digits it is trained
-with every peak rate, the best one on 400 validation rows is taken, and its accuracy on 1,000 test rows counts. Reported
-are mean and standard deviation over the splits. Takes about 15 minutes on two quiet cores.
+with every peak rate; the rate with the best accuracy on 400 validation rows is chosen, and its accuracy on 1,000 test
+rows counts. Reported are mean and standard deviation over the splits. Takes about 15 minutes on two quiet cores.
 
     python scripts/compare_digits.py
     python scripts/compare_digits.py --rows 20 --seeds 10 --json comparison.json
@@ -32,14 +32,17 @@ BATCH_SIZE, STEPS_PER_EPOCH, EPOCHS = 20, 5, 20
 
 
 def adamw(rate: float) -> keras.optimizers.Optimizer:
+    """Returns AdamW at the decaying rate."""
     return keras.optimizers.AdamW(decayed(rate), weight_decay=0.01)
 
 
 def sgd(rate: float) -> keras.optimizers.Optimizer:
+    """Returns SGD with momentum at the decaying rate."""
     return keras.optimizers.SGD(decayed(rate), momentum=0.9)
 
 
 def decayed(rate: float) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Returns the schedule of all ways: half the rate after every quarter of the run."""
     return finetune.exponential_decay(rate, decay_steps=5 * STEPS_PER_EPOCH, decay_rate=0.5, staircase=True)
 
 
@@ -78,7 +81,7 @@ WAYS = {
 
 
 class Trainer:
-    """One compiled network, trained over and over from its starting point."""
+    """A compiled network that is trained again and again from its starting point."""
 
     def __init__(self, way: Way):
         self.restored = way.restored
@@ -87,9 +90,9 @@ class Trainer:
             finetune.Selector(name, prefixes=group.layers, frozen=group.optimizer is None)
             for name, group in way.groups.items()
         ]
-        found = finetune.resolve_groups(self.model, selectors)
-        finetune.freeze(self.model, found)
-        pairs = zip(found, way.groups.values(), strict=True)
+        groups = finetune.resolve_groups(self.model, selectors)
+        finetune.freeze(self.model, groups)
+        pairs = zip(groups, way.groups.values(), strict=True)
         self.optimizer = finetune.GroupedOptimizer(
             {members.name: (group.optimizer(group.rate), members) for members, group in pairs if group.optimizer}
         )
@@ -98,7 +101,16 @@ class Trainer:
         self.model.compile(self.optimizer, loss="sparse_categorical_crossentropy")
 
     def fit(self, examples: Examples, peak: float, seed: int) -> tuple[float, float]:
-        """Trains afresh; returns the accuracy on the validation rows and on the test rows."""
+        """Trains from the starting point.
+
+        Args:
+            examples: Training, validation and test rows.
+            peak: Peak rate of the last group; the others keep their ratio to it.
+            seed: Of the fresh weights and the order of the batches.
+
+        Returns:
+            The accuracy on the validation rows and on the test rows.
+        """
         keras.utils.set_random_seed(seed)
         start = small_cnn()
         if self.restored:
@@ -118,6 +130,7 @@ class Trainer:
 
 
 def main() -> None:
+    """Trains every way on every split, and prints the tables."""
     options = parse_options()
     tf.config.experimental.enable_op_determinism()
     start, results = time.monotonic(), []
@@ -129,37 +142,37 @@ def main() -> None:
     results += [{"way": "as pretrained", "rows": rows, "test": untrained(options.seeds)} for rows in options.rows]
     print(table(results, options.rows), by_rate(results), sep="\n\n")
     if options.json:
-        told = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "seeds": options.seeds, "results": results}
-        options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        content = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "seeds": options.seeds, "results": results}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(trainer: Trainer, rows: int, rates: list[float], seeds: range) -> dict[str, list]:
-    """Trains at every rate on every split."""
+    """Trains at every peak rate on a split for every seed; returns what `choose` returns."""
     splits = [(uci_digits(rows, validation_rows=400, seed=seed), seed) for seed in seeds]
     return choose(rates, [[trainer.fit(examples, rate, seed) for rate in rates] for examples, seed in splits])
 
 
-def choose(rates: list[float], found: list[list[tuple[float, float]]]) -> dict[str, list]:
-    """Chooses a rate for each split by its validation rows alone, and takes what came out of it on its test rows.
+def choose(rates: list[float], accuracies: list[list[tuple[float, float]]]) -> dict[str, list]:
+    """Chooses a rate for each split by its validation rows alone, and takes the accuracy at that rate on its test rows.
 
     Args:
         rates: Peak rates.
-        found: For each split, for each rate, the accuracy on validation rows and on test rows.
+        accuracies: For each split, for each rate, the accuracy on validation rows and on test rows.
 
     Returns:
         `peaks` and `test`, one entry for each split; `by_rate`, mean accuracy on test rows at each rate.
     """
-    best = [max(range(len(rates)), key=lambda i, split=split: split[i][0]) for split in found]
-    means = [round(statistics.mean(split[i][1] for split in found), 4) for i in range(len(rates))]
+    best = [max(range(len(rates)), key=lambda i, split=split: split[i][0]) for split in accuracies]
+    means = [round(statistics.mean(split[i][1] for split in accuracies), 4) for i in range(len(rates))]
     return {
         "peaks": [rates[i] for i in best],
-        "test": [split[i][1] for split, i in zip(found, best, strict=True)],
+        "test": [split[i][1] for split, i in zip(accuracies, best, strict=True)],
         "by_rate": [{"peak": rate, "test": mean} for rate, mean in zip(rates, means, strict=True)],
     }
 
 
 def untrained(seeds: int) -> list[float]:
-    """Returns the accuracy of the pretrained network with its own head."""
+    """Returns the accuracy of the pretrained network with the pretrained head, on each split."""
     model = small_cnn()
     finetune.restore(model, WEIGHTS)
     splits = [uci_digits(seed=seed) for seed in range(seeds)]
@@ -167,6 +180,7 @@ def untrained(seeds: int) -> list[float]:
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the share of rows that are classified correctly."""
     return round(float(np.mean(model.predict(x, batch_size=200, verbose=0).argmax(-1) == y)), 4)
 
 
@@ -188,14 +202,17 @@ def by_rate(results: list[dict]) -> str:
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """Returns a Markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def spread(values: list[float]) -> str:
+    """Returns mean and standard deviation as text: `0.912 ± 0.004`."""
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
 
 
 def parse_options() -> argparse.Namespace:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", type=int, nargs="+", choices=[5, 10, 20, 50, 100], default=[20, 100], help="to train on"

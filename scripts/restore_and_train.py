@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Restores a checkpoint without some of its layers, then trains two parts of the network at two decaying rates.
 
-A short program to copy and change. As it stands it takes the MNIST weights of this repository to the UCI digits:
+A short program to copy and change. Unchanged, it fine-tunes the MNIST weights of this repository on the UCI digits:
 
     python scripts/restore_and_train.py
     python scripts/restore_and_train.py --checkpoint my.ckpt --exclude head --body 0:6 --head 6: --body-rate 1e-4
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.startup import start_tensorflow
 
-start_tensorflow()  # without the noise that importing it makes otherwise
+start_tensorflow()  # without the messages that importing it prints otherwise
 
 import keras  # noqa: E402 - see above
 
@@ -23,6 +23,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnis
 
 
 def main() -> None:
+    """Restores, trains and prints the test accuracy."""
     options = parse_options()
     keras.utils.set_random_seed(options.seed)
     model, digits = small_cnn(), uci_digits(train_rows=100)
@@ -56,6 +57,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="any weight file finetune reads")
     parser.add_argument("--exclude", nargs="*", default=["head"], help="layers that keep their fresh weights")

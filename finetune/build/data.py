@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
+from finetune.data.batches import batches_in_order, measurement_batches
 from finetune.errors import RecipeError
 from finetune.groups.spacing import length_in_steps
 from finetune.models.builders import call_builder
@@ -103,14 +104,11 @@ def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
-    """Makes shuffled whole batches of the training rows, for measurements; one batch if there are fewer rows."""
-    rows = len(examples.x_train)
-    x, y = tf.convert_to_tensor(examples.x_train), tf.convert_to_tensor(examples.y_train)
-    order = tf.data.Dataset.range(rows).shuffle(rows, seed=recipe.seed)
-    batches = order.batch(min(recipe.train.batch_size, rows), drop_remainder=True)
-    return batches.map(lambda picked: (tf.gather(x, picked), tf.gather(y, picked)))
+    """Makes shuffled full batches of the training rows, for measurements."""
+    x, y = examples.x_train, examples.y_train
+    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes batches of all training rows, in their order."""
-    return tf.data.Dataset.from_tensor_slices((examples.x_train, examples.y_train)).batch(recipe.train.batch_size)
+    return batches_in_order(examples.x_train, examples.y_train, batch_size=recipe.train.batch_size)

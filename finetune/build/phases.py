@@ -152,7 +152,7 @@ class _Builder:
             # Equal field by field; a field that is only in one of the two is an error.
             "until": Until(**dict(phase.until)) if phase.until else None,
             "reduce_on_plateau": Plateau(**dict(phase.reduce_on_plateau)) if phase.reduce_on_plateau else None,
-            "dropping": [name for name, spec in self.specs.items() if self.keeps_dropout(spec)],
+            "dropout_groups": [name for name, spec in self.specs.items() if self.keeps_dropout(spec)],
             "always_train_normalization": self.recipe.train.always_train is not None,
         }
         return Phase(**{**passed_on, **translated})

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from rich.console import Console
 
-from finetune.build.data import build_batches, build_rows, precision
+from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
@@ -22,9 +22,9 @@ from finetune.results.run_folder import check_run_folder, make_run_folder, repla
 from finetune.results.tables import plan_text
 from finetune.training.check_examples import explained
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
-from finetune.training.freezing import checksums, prove_unchanged
-from finetune.training.phases.loop import PhaseRecord, prove_phase
-from finetune.training.phases.state import is_batch_norm
+from finetune.training.phases.phase import frozen_in_all
+from finetune.training.phases.records import PhaseRecord
+from finetune.training.proof import FrozenProof
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 
 
@@ -98,7 +98,8 @@ def run(
         _write_plan(folder, layout)
         if range_test:
             write_range_test(range_test, folder / "plots")
-        frozen_before = _frozen_checksums(layout)
+        proof, frozen = FrozenProof(), frozen_in_all(layout.model, layout.groups, layout.phases)
+        checksums_before = proof.begin(frozen)
         with clock("train"):
             records = train(
                 layout.model,
@@ -106,9 +107,9 @@ def run(
                 layout.phases,
                 layout.examples,
                 _fit_options(layout),
-                gradient_batches=build_batches(layout.recipe, layout.examples),
                 folder=folder,
                 console=console,
+                proof=proof,
             )
         if recalibrate:
             with clock("recalibrate"):
@@ -120,23 +121,21 @@ def run(
         with clock("save"):
             _save(layout.model, folder)
             _draw_curves(folder)
-        frozen_after = _frozen_checksums(layout)
+        whole_run = proof.end("the run", frozen, checksums_before)
 
     result = RunResult(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
-        frozen_unchanged=frozen_before == frozen_after and all(record.frozen_unchanged for record in records),
-        frozen_tensors=len(frozen_before),
+        frozen_unchanged=proof.holds,
+        frozen_tensors=whole_run.tensors,
         seconds=clock.seconds,
         phases=records if layout.shows_phases else (),
         model=layout.model,
     )
     _write_result(result)
     # Last, so that the folder shows what has happened even where the proof fails.
-    prove_unchanged(frozen_before, frozen_after)
-    for record in records:
-        prove_phase(record)
+    proof.check()
     return result
 
 
@@ -146,14 +145,6 @@ def _fit_options(layout: Layout) -> FitOptions:
     options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
     options |= {"epochs": layout.length.epochs, "steps_per_epoch": layout.length.steps_per_epoch}
     return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)
-
-
-def _frozen_checksums(layout: Layout) -> dict[str, str]:
-    """Checksums of all groups that are frozen in all phases, without statistics that a phase estimates there."""
-    modes = [(name, mode) for phase in layout.phases for name, mode in phase.batch_norm.items()]
-    moving = [group for group in layout.groups if (group.name, "statistics") in modes]
-    moved = {leaf.name for group in moving for leaf in group.leaves if is_batch_norm(leaf) and not leaf.trainable}
-    return {name: value for name, value in checksums(layout.groups, frozen=True).items() if name not in moved}
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:

@@ -10,9 +10,13 @@ from keras import ops
 
 
 class AveragingOptimizer(keras.optimizers.Optimizer):
-    """Keeps the moving average that `use_ema` asks for; that of a frozen variable stands still.
+    """Keeps the moving average that `use_ema` asks for, and does not update the average of a frozen variable.
 
-    Keras' own moves in its last bits with every step, and is then put into the variable.
+    Keras updates the averages of all variables. That of a frozen variable should not change, since it averages equal
+    values, but `0.99 * a + 0.01 * v` is rounded: it drifts in its last bits, and is then written to the variable.
+
+    Args:
+        **settings: Those of `keras.optimizers.Optimizer`.
     """
 
     def __init__(self, **settings: Any):
@@ -20,23 +24,28 @@ class AveragingOptimizer(keras.optimizers.Optimizer):
         self._stepping: frozenset[Any] = frozenset()  # keys of the variables of this step; the others are frozen
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
+        # The first hook of a step, called with its variables. Keras checks here that the optimizer was built on them.
         self._stepping = frozenset(self._var_key(variable) for variable in variables)
 
     def _with_average(self, variables: Iterable[Any]) -> Iterator[tuple[Any, keras.Variable]]:
+        # Keras pairs variables and averages by their order in a list, which is wrong for a part of the variables.
         for variable in variables:
             average = self._model_variables_moving_average[self._get_variable_index(variable)]
             if average is not None:
                 yield variable, average
 
     def _start_averages(self, variables: Iterable[Any]) -> None:
-        """Lets averages that are of stand-ins alone, not from a file, begin at the variables that came."""
+        """Sets averages that are still 0, and so did not come from a file, to the values of the variables."""
         for variable, average in self._with_average(variables):
-            with tf.init_scope():  # a step may be traced just now
+            with tf.init_scope():  # outside of the step that may be traced now
                 if not np.any(average):
                     average.assign(variable)
 
     def _update_model_variables_moving_average(self, trainable_variables: list[Any]) -> None:
-        """As in Keras; only that the average of a frozen variable stands still, to the last bit."""
+        """Computes `average = momentum * average + (1 - momentum) * variable` as Keras, with momentum 1 if frozen.
+
+        At the first step Keras' momentum is 0, so that the average starts at the variable.
+        """
         not_first = ops.not_equal(self.iterations, 0)
         for variable, average in self._with_average(trainable_variables):
             keeps = self.ema_momentum if self._var_key(variable) in self._stepping else 1.0
@@ -47,6 +56,10 @@ class AveragingOptimizer(keras.optimizers.Optimizer):
         self.finalize_variable_values(v for v in trainable_variables if self._var_key(v) in self._stepping)
 
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
-        """Puts the moving average, if one is kept, into the variables, of which some may be frozen."""
+        """Writes the moving average, if there is one, to the variables.
+
+        Args:
+            var_list: Any part of the variables; those that are left out may be frozen.
+        """
         for variable, average in self._with_average(var_list if self.use_ema else ()):
             variable.assign(average)

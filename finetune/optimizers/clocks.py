@@ -1,7 +1,8 @@
-"""A clock for every group: a group that enters late starts like one that is trained from the first step.
+"""The step of each group: a group that enters late starts like a group that is trained from the first step.
 
-Adam and its kin divide by how many gradients their averages have seen. A group that enters after a thousand steps with
-empty averages would be taken for one that has seen a thousand, and its first step would be several times too large.
+Adam and similar rules divide their averages by `1 - beta ** t`, where t is how many gradients the averages have seen.
+With the step of the whole training as t, a group that enters with empty averages after a thousand steps would take a
+first step several times too large. So each group counts its steps from where it starts.
 """
 
 from collections.abc import Sequence
@@ -9,18 +10,20 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.utils import tracking
 
+from finetune.keras_private import set_step_counter, step_counter
 from finetune.optimizers.group import Group
-from finetune.optimizers.saved import track_all
 
 
 class Clocks:
-    """The steps at which the groups began; 0 for all of them until one is started again.
+    """The steps at which the groups started; 0 for all of them until `start` is called.
 
     Args:
         groups: All groups, input to output.
         iterations: The optimizer's step counter.
+
+    Attributes:
+        starts: Variable with the step at which each group started, shape `(groups,)`; saved with the optimizer.
     """
 
     def __init__(self, groups: Sequence[Group], iterations: keras.Variable):
@@ -29,60 +32,54 @@ class Clocks:
         self.starts = keras.Variable(tf.zeros(shape, dtype), dtype=dtype, trainable=False, name="group_starts")
 
     def start(self, group: Group) -> None:
-        """Lets a group count from now on, for steps that are traced from here on."""
-        index = self._groups.index(group)
+        """Makes a group count its steps from now on, in steps that are traced after this call."""
         values = self.starts.numpy()
-        values[index] = self._iterations.numpy()
+        values[self._groups.index(group)] = self._iterations.numpy()
         self.starts.assign(values)
-        self.heed()
+        self.count_from_starts()
 
-    def heed(self) -> None:
-        """Lets every child whose group began late count so, as after `starts` came from a file."""
+    def count_from_starts(self) -> None:
+        """Gives every group that started late its own counter; to be called after `starts` was read from a file."""
         for index, start in enumerate(self.starts.numpy()):
+            # A group that started with the training keeps the shared counter: a step reads one variable less.
             if start:
-                with tracking.DotNotTrackScope():
-                    self._groups[index].optimizer._iterations = Clock(self, index)
+                set_step_counter(self._groups[index].optimizer, Clock(self, index))
 
     def steps_of(self, groups: Sequence[Group]) -> Any:
-        """The steps of some groups: one number if they agree, else one for each."""
+        """Returns the step of some groups: a scalar if all have the same, otherwise a vector with the step of each."""
         if all(self.is_first(group) for group in groups):
             return self._iterations
         indices = [self._groups.index(group) for group in groups]
         return self.read(indices[0] if len(set(indices)) == 1 else indices)
 
     def is_first(self, group: Group) -> bool:
-        """Whether the group counts all steps."""
-        return not isinstance(group.optimizer._iterations, Clock)
+        """Returns whether the group counts all steps of the training."""
+        return not isinstance(step_counter(group.optimizer), Clock)
 
     def read(self, index: int | list[int]) -> tf.Tensor:
+        """Returns the step of the group at an index, or of the groups at several."""
         return tf.convert_to_tensor(self._iterations) - tf.gather(tf.convert_to_tensor(self.starts), index)
 
 
 class Clock:
-    """What stands in place of a child's step counter."""
+    """The step counter of a child that started late; it takes the place of `optimizer.iterations`.
+
+    Args:
+        clocks: The steps of all groups.
+        index: The position of the child's group.
+    """
 
     def __init__(self, clocks: Clocks, index: int):
         self.clocks, self.index = clocks, index
 
     @property
     def dtype(self) -> Any:
+        """The dtype of the counter."""
         return self.clocks.starts.dtype
 
+    # What Keras' rules do with a counter: `ops.cast(self.iterations + 1, dtype)`.
     def __add__(self, number: int) -> tf.Tensor:
         return self.clocks.read(self.index) + number
 
     def __tf_tensor__(self, dtype: Any = None, name: str | None = None) -> tf.Tensor:
         return tf.convert_to_tensor(self.clocks.read(self.index), dtype, name=name)
-
-
-def give_fresh_slots(group: Group) -> None:
-    """Sets all that a built child keeps, but for its rate, to what a new one would keep."""
-    child = group.optimizer
-    new = type(child).from_config({**child.get_config(), "learning_rate": 1.0, "gradient_accumulation_steps": None})
-    with tracking.DotNotTrackScope():
-        new.build(group.variables)
-    track_all(new)
-    theirs = [v for v in new.variables if v is not new._iterations and v is not new._learning_rate]
-    ours = [v for v in child.variables if v is not group.unused_counter and v is not child._learning_rate]
-    for mine, fresh in zip(ours, theirs, strict=True):
-        mine.assign(fresh.numpy())

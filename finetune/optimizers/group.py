@@ -1,4 +1,4 @@
-"""One layer group inside the optimizer, and the checks on what the caller gave for it."""
+"""A layer group inside the optimizer, and the checks on what the user passed for it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from finetune.errors import GroupError, quote
 from finetune.groups.spacing import check_rate
 from finetune.optimizers.group_rates import as_float
 
+# These would act within the group; the parent does them over all groups. (`clipnorm` and `clipvalue` go by variable.)
 _OVER_ALL_GROUPS = ("global_clipnorm", "gradient_accumulation_steps", "loss_scale_factor", "use_ema")
 _EXAMPLE = "{'body': (keras.optimizers.SGD(1e-4), layers), 'head': (...)}"
 
@@ -22,10 +23,10 @@ class Group:
     Attributes:
         name: Unique among the groups.
         optimizer: The child.
-        members: What the caller gave for the group to update.
+        members: What the user passed for the group to update.
         variables: The variables behind `members`; empty until these are built.
-        initial_rate: The child's rate as it came: a float, a schedule or a callable.
-        unused_counter: The child's own step counter, which the parent's replaces.
+        initial_rate: The child's rate as it was made: a float, a schedule or a callable.
+        unused_counter: The child's step counter, which the parent's replaces; it remains among the child's variables.
     """
 
     name: str
@@ -37,18 +38,17 @@ class Group:
 
 
 def make_groups(groups: Any) -> list[Group]:
-    """Makes the groups from what the caller gave.
+    """Makes the groups from what the user passed to `GroupedOptimizer`.
 
     Raises:
-        GroupError: If it is no mapping of names to pairs, or an optimizer cannot serve in a group.
+        GroupError: If it is not a mapping of names to pairs, or an optimizer cannot be used in a group.
     """
-    pairs = _named_pairs(groups)
-    made = [_make_group(name, pair) for name, pair in pairs.items()]
+    made = [_make_group(name, pair) for name, pair in _named_pairs(groups).items()]
     children = [group.optimizer for group in made]
     shared = [group.name for group in made if sum(child is group.optimizer for child in children) > 1]
     if shared:
         raise GroupError(
-            f"Every group has an optimizer of its own. Groups {quote(shared)} share one. Make one for each."
+            f"Each group has an optimizer to itself. Groups {quote(shared)} share one. Make an optimizer for each."
         )
     for group in made:
         _check_child(group)
@@ -66,7 +66,7 @@ def _named_pairs(groups: Any) -> dict[str, Any]:
     bad = [name for name in groups if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name))]
     if bad:
         raise GroupError(
-            f"A group's name is made of letters, digits, `_`, `-` and `.`. Received: {quote(bad)}. Give another name."
+            f"A group's name consists of letters, digits, `_`, `-` and `.`. Received: {quote(bad)}. Rename the group."
         )
     return dict(groups)
 
@@ -83,21 +83,23 @@ def _make_group(name: str, pair: Any) -> Group:
 
 def _check_child(group: Group) -> None:
     child = group.optimizer
-    if hasattr(child, "optimizers") or hasattr(child, "inner_optimizer"):
+    # Keras' MultiOptimizer, a LossScaleOptimizer, a GroupedOptimizer.
+    if any(hasattr(child, attribute) for attribute in ("optimizers", "inner_optimizer", "group_optimizers")):
         raise GroupError(
             f"A group's optimizer is a plain one. Group `{group.name}` received a `{type(child).__name__}`, which "
-            "holds others. Give it a plain one; a `LossScaleOptimizer` goes around the whole."
+            "contains others. Pass a plain optimizer; a `LossScaleOptimizer` goes around the `GroupedOptimizer`."
         )
     for setting in _OVER_ALL_GROUPS:
         if getattr(child, setting):
             raise GroupError(
-                f"`{setting}` goes over all groups. Group `{group.name}` has it on its own optimizer. Give it to "
+                f"`{setting}` acts on all groups together. Group `{group.name}` has it on its own optimizer. Pass "
                 f"`GroupedOptimizer({setting}=...)` instead."
             )
+    # A child that was adopted counts with its parent's counter, which is not among its variables.
     if child.built or not any(child.iterations is variable for variable in child.variables):
         raise GroupError(
-            f"A group's optimizer is a fresh one. The `{type(child).__name__}` of group `{group.name}` already belongs "
+            f"A group's optimizer is new. The `{type(child).__name__}` of group `{group.name}` already belongs "
             "to other variables or to another `GroupedOptimizer`. Make a new one."
         )
-    if isinstance(child.learning_rate, keras.Variable):  # else a schedule
+    if isinstance(child.learning_rate, keras.Variable):  # otherwise a schedule
         check_rate(as_float(child.learning_rate), f"the learning rate of group `{group.name}`")

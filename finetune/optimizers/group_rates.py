@@ -1,4 +1,13 @@
-"""The learning rates of an optimizer's groups, written together so that their ratios are kept."""
+"""The learning rates of an optimizer's groups, written together so that their ratios are kept.
+
+Each rate has one variable, which is all that a compiled step reads of it:
+
+    rate of a group = rate variable                        with `rate variable = base * scale`
+                    = schedule(step) * rate variable       for a scheduled group, whose base is 1
+
+`base` is one number per group: the bases hold the ratios. `scale` is one number for all groups: writing the optimizer's
+`learning_rate` sets it so that the last group has the rate that was written.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,82 +25,89 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class ScaledSchedule:
-    """`schedule(step) x multiplier`: the learning rate of a scheduled child, and still writable.
+    """`schedule(step) * multiplier`: the learning rate of a scheduled child, which can still be written.
 
-    Keras refuses to write a rate that comes from a schedule. Its setter calls `assign` on whatever is held in place of
-    the rate's variable and its getter calls it, so this object lets `child.learning_rate = x` set the multiplier.
+    Keras refuses to write a rate that comes from a schedule. But its setter calls `assign` on what it holds in place of
+    the rate's variable, and its getter calls that object, so here `child.learning_rate = x` sets the multiplier.
 
-    The schedule may be exchanged, and count from a later step than the first: see `follow`. That step is a variable, so
-    that a compiled step which was kept from an earlier phase counts from where the phase begins now.
+    The schedule may be replaced, and count from a later step than the first: see `follow`. That step is a variable, so
+    that a compiled step which was kept from an earlier phase counts from where the phase begins this time.
+
+    Args:
+        schedule: A schedule of Keras, called with the step, or a callable without arguments.
+        step: The optimizer's step counter.
+        multiplier: A scalar variable.
     """
 
     def __init__(self, schedule: Callable[..., Any], step: keras.Variable, multiplier: keras.Variable):
         self.schedule, self.step, self.multiplier = schedule, step, multiplier
         self._from_now, self._warmup_steps = False, 0
-        self._now: tf.Variable | None = None
+        self._start: tf.Variable | None = None
 
     def __call__(self) -> tf.Tensor:
         return self.scheduled() * self.multiplier
 
     def follow(self, schedule: Callable[..., Any], *, from_now: bool, warmup_steps: int) -> None:
-        """Exchanges the schedule for steps that are traced from here on.
+        """Replaces the schedule in steps that are traced from here on.
 
         Args:
-            schedule: The new one.
-            from_now: Whether it sees the steps since now, instead of those since the first.
-            warmup_steps: Steps from now on in which the rate rises in a straight line from 0 to the schedule's.
+            schedule: The new schedule.
+            from_now: Whether it counts the steps from now, instead of from the first step.
+            warmup_steps: Steps from now on in which the rate rises linearly from 0 to that of the schedule.
         """
         self.schedule, self._from_now, self._warmup_steps = schedule, from_now, warmup_steps
         now = int(as_float(self.step))
-        if self._now is not None:
-            self._now.assign(now)
+        if self._start is not None:
+            self._start.assign(now)
         elif from_now or warmup_steps:
-            self._now = tf.Variable(tf.constant(now, tf.int64), trainable=False)
+            self._start = tf.Variable(tf.constant(now, tf.int64), trainable=False)
 
     def scheduled(self) -> tf.Tensor:
-        """The schedule's own rate at the present step, without the multiplier."""
+        """Returns the schedule's rate at the present step, without the multiplier."""
         takes_step = isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
-        step: Any = self._since() if self._from_now else self.step
+        step: Any = self._steps_since_start() if self._from_now else self.step
         rate = tf.cast(self.schedule(step) if takes_step else self.schedule(), tf.float32)
         if self._warmup_steps:
-            rate *= tf.minimum(tf.cast(self._since(), tf.float32) / self._warmup_steps, 1.0)
+            rate *= tf.minimum(tf.cast(self._steps_since_start(), tf.float32) / self._warmup_steps, 1.0)
         return rate
 
-    def _since(self) -> tf.Tensor:
-        assert self._now is not None
-        return tf.cast(self.step, tf.int64) - self._now
+    def _steps_since_start(self) -> tf.Tensor:
+        assert self._start is not None
+        return tf.cast(self.step, tf.int64) - self._start
 
     def assign(self, value: Any) -> None:
+        """Sets the multiplier so that the rate is `value` at the present step; warns where the schedule gives 0."""
         scheduled = as_float(self.scheduled())
         if scheduled:
             self.multiplier.assign(as_float(value) / scheduled)
         else:
-            _tell_unreachable(as_float(value))
+            _warn_unreachable(as_float(value))
 
     def get_config(self) -> dict[str, Any]:
+        """Returns the schedule's config: Keras serializes what an optimizer holds as its rate."""
         return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
 
 
 @dataclass
 class GroupRate:
-    """One group's rate: the variable that moves it, and what that variable is when nobody has moved it.
+    """The rate of one group.
 
     Attributes:
-        rate_variable: The child's learning rate; of a scheduled child the multiplier of its schedule.
+        rate_variable: The child's learning rate; for a scheduled child, the multiplier of its schedule.
         schedule: The child's schedule, if it has one.
-        base: The rate_variable at scale 1. The bases hold the ratios between the groups, also while all rates are 0.
-        whole: The base when no share of the rate was asked for.
-        seen: The rate_variable when it was last written from here.
+        base: The value of the rate variable at scale 1.
+        whole: The base without the share that `GroupRates.share` multiplied it by.
+        written: The value of the rate variable when it was last written here.
     """
 
     rate_variable: keras.Variable
     schedule: ScaledSchedule | None = None
     base: float = field(init=False)
     whole: float = field(init=False)
-    seen: float = field(init=False)
+    written: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.base = self.whole = self.seen = as_float(self.rate_variable)
+        self.base = self.whole = self.written = as_float(self.rate_variable)
 
     @property
     def scheduled(self) -> float:
@@ -99,13 +115,21 @@ class GroupRate:
         return as_float(self.schedule.scheduled()) if self.schedule else 1.0
 
     def write(self, value: float) -> None:
+        """Sets the rate variable."""
         self.rate_variable.assign(value)
-        self.seen = as_float(self.rate_variable)
+        self.written = as_float(self.rate_variable)  # read back: float32 rounds
 
     def follow(self, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
-        """Exchanges the rate at scale 1, a number or a schedule; returns what the child holds as its rate.
+        """Replaces the rate at scale 1. The rate variable remains, so that files hold the same state in every phase.
 
-        The rate_variable stays the variable that it was, so that files hold the same state whatever the phase.
+        Args:
+            rate: A number or a schedule.
+            step: The optimizer's step counter.
+            from_now: Whether a schedule counts the steps from now.
+            warmup_steps: Steps from now on in which the rate rises linearly from 0.
+
+        Returns:
+            What the child must hold as its rate: the rate variable, or a schedule.
         """
         if not callable(rate) and not warmup_steps:
             self.schedule = None
@@ -119,28 +143,35 @@ class GroupRate:
 
 
 class GroupRates:
-    """The rates of all groups, input to output."""
+    """The rates of all groups.
+
+    Args:
+        rates: Input to output.
+    """
 
     def __init__(self, rates: Sequence[GroupRate]):
         self._rates = tuple(rates)
         self._scale = 1.0
 
     def write_last(self, value: Any) -> None:
-        """Gives the last group the rate `value` and scales all others by the same ratio.
+        """Sets the rate of the last group to `value` and scales all others by the same ratio.
 
-        Where the last group's schedule gives 0, as at the first step of many a warm-up, no multiple of it is `value`:
-        all rates stay, with a warning unless `value` is 0.
+        Where the last group's schedule gives 0, as at the first step of many warm-ups, no multiple of it is `value`:
+        all rates remain, with a warning unless `value` is 0.
+
+        Raises:
+            GroupError: If `value` is a schedule, or the rate of a group would be negative or not finite.
         """
         if callable(value):
             raise GroupError(
-                f"Every group has a rate or schedule of its own. Received `{value!r}` for all of them. Write a number, "
-                "or give the schedule to a group's optimizer when it is made."
+                f"Each group has its own rate or schedule. Received `{value!r}` for all of them. Write a number, or "
+                "pass the schedule to a group's optimizer when that is made."
             )
         value = as_float(value)
-        self._adopt_moved()
+        self._adopt_written()
         unit = self._rates[-1].base * self._rates[-1].scheduled
         if unit == 0.0:
-            _tell_unreachable(value)
+            _warn_unreachable(value)
             return
         scale = value / unit
         values = [rate.base * scale for rate in self._rates]
@@ -155,41 +186,49 @@ class GroupRates:
             rate.write(value)
 
     def follow(self, index: int, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
-        """Exchanges the rate of one group; what scales all groups scales it, too."""
+        """Replaces the rate of the group at `index`, scaled like all others; see `GroupRate.follow`.
+
+        Args:
+            index: The position of the group.
+            rate: A number or a schedule.
+            step: The optimizer's step counter.
+            from_now: Whether a schedule counts the steps from now.
+            warmup_steps: Steps from now on in which the rate rises linearly from 0.
+        """
         held = self._rates[index].follow(rate, step, from_now=from_now, warmup_steps=warmup_steps)
         self._rates[index].write(self._rates[index].base * self._scale)
         return held
 
     def share(self, index: int, share: float) -> None:
-        """Lets one group have a part of its rate; a compiled step heeds it, for the rate_variable alone is moved."""
+        """Multiplies the rate of a group by a share of 1; compiled steps see it, since only the variable changes."""
         rate = self._rates[index]
         rate.base = rate.whole * share
         rate.write(rate.base * self._scale)
 
     def reset(self) -> None:
-        """Takes back all that was written to the rates."""
+        """Undoes what was written to all rates together."""
         self._scale = 1.0
         for rate in self._rates:
             rate.write(rate.base)
 
-    def _adopt_moved(self) -> None:
-        """Takes rate_variables that were moved one by one, or restored from a file, for the new ratios."""
+    def _adopt_written(self) -> None:
+        """Takes the ratios from the rate variables, where those were written one by one or read from a file."""
         if not self._scale or not any(as_float(rate.rate_variable) for rate in self._rates):
-            return  # all rates are 0: that tells nothing about their ratios
+            return  # all rates are 0, which has no ratios: keep those from before
         for rate in self._rates:
             value = as_float(rate.rate_variable)
-            silenced_last = rate is self._rates[-1] and not value  # a ratio to 0 is none: keep the one it had
-            if value != rate.seen and not silenced_last:
-                rate.base, rate.seen = value / self._scale, value
+            is_last_at_zero = rate is self._rates[-1] and not value  # no ratio to 0 exists: keep the one from before
+            if value != rate.written and not is_last_at_zero:
+                rate.base, rate.written = value / self._scale, value
 
 
 def as_float(value: Any) -> float:
-    """Reads a number, a tensor or a variable, also one that several replicas hold."""
+    """Returns the value of a number, a scalar tensor or a variable, also one that several replicas hold."""
     number: Any = keras.ops.convert_to_numpy(value)
     return float(number)
 
 
-def _tell_unreachable(value: float) -> None:
+def _warn_unreachable(value: float) -> None:
     if value:
         warnings.warn(
             f"The learning rate `{value}` was not written: it is a multiple of the group's schedule, which gives 0 at "

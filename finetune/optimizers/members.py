@@ -1,27 +1,33 @@
 """Which variable belongs to which group."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from finetune.errors import GroupError
+from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
+from finetune.keras_private import is_trackable
 from finetune.optimizers.group import Group
 from finetune.optimizers.variable_keys import VariableKey, label, match_keys
-
-_Trackable = tf.__internal__.tracking.AutoTrackable  # base of tf.Module and of what tf.saved_model.load returns
 
 
 class Members:
     """The groups, the group of every variable, and the order in which the model has its variables.
 
+    Groups may be made of layers that are not built yet, and of stand-ins for the variables of a model that is still
+    being loaded. `settle` and `admit` learn the variables as soon as they exist.
+
     Args:
         groups: Input to output.
-        key: What tells variables apart.
+        key: Returns a hashable that tells variables apart, also a `keras.Variable` and the `tf.Variable` inside it.
+
+    Attributes:
+        groups: The same.
+        order: The variables of all groups in the model's order, as far as it is known.
     """
 
     def __init__(self, groups: Sequence[Group], key: Callable[[Any], Any]):
@@ -29,12 +35,16 @@ class Members:
         self.order: list[Any] = []
         self._key = key
         self._group_of: dict[Any, Group] = {}
-        self._empty: dict[Any, VariableKey] = {}  # by the key of the stand-in
-        if not any(_waits(group.members) for group in groups):
+        self._awaited: dict[Any, VariableKey] = {}  # the places of variables still to come, by the keys of stand-ins
+        if not any(_is_unbuilt(group.members) for group in groups):
             self.settle()
 
     def settle(self) -> None:
-        """Looks up the groups' variables, once their layers are built."""
+        """Looks up the groups' variables, unless that is done.
+
+        Raises:
+            GroupError: If a layer is not built, a group has no variables, or two groups have the same variable.
+        """
         if self._group_of:
             return
         members = {group.name: variables_of(group.name, group.members, self._key) for group in self.groups}
@@ -44,58 +54,87 @@ class Members:
         self.order = [variable for group in self.groups for variable in group.variables]
         self._group_of = {self._key(variable): group for group in self.groups for variable in group.variables}
 
-    def group_of(self, variable: Any) -> Group:
-        return self._group_of[self._key(variable)]
+    def named(self, name: str) -> Group:
+        """Returns the group with a name.
+
+        Raises:
+            GroupError: If there is none.
+        """
+        names = [group.name for group in self.groups]
+        if name not in names:
+            raise GroupError(f"There is no group `{name}`. The groups are {quote(names)}.{did_you_mean(name, names)}")
+        return self.groups[names.index(name)]
+
+    def by_group(self, *columns: Iterable[Any]) -> Iterator[tuple[keras.optimizers.Optimizer, list[list[Any]]]]:
+        """Splits columns of equal length by group, input to output; groups without a row are left out.
+
+        Args:
+            *columns: The last one consists of variables.
+
+        Yields:
+            The group's optimizer and its rows of each column.
+        """
+        rows: dict[str, list[tuple[Any, ...]]] = {}
+        for row in zip(*columns, strict=True):
+            rows.setdefault(self._group_of[self._key(row[-1])].name, []).append(row)
+        for group in self.groups:
+            if group.name in rows:
+                yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
 
     def await_model(self, keys: Mapping[int, VariableKey]) -> None:
-        """Declares variables, by `id`, to be stand-ins for those of a model that is still to come."""
-        self._empty = {self._key(variable): keys[id(variable)] for variable in self.order}
+        """Declares all variables to be stand-ins for those of a model that is still to come.
+
+        Args:
+            keys: The place in that model for which each stands, by its `id`.
+        """
+        self._awaited = {self._key(variable): keys[id(variable)] for variable in self.order}
         self.order.sort(key=lambda variable: keys[id(variable)].position)
 
     def admit(self, variables: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Checks that every variable has a group and learns their order.
+        """Checks that every variable has a group, and learns their order.
+
+        Args:
+            variables: Any part of the groups' variables, in the model's order.
 
         Returns:
-            The stand-ins that had to make way, each with the variable that took its place.
+            The stand-ins that were replaced, each with the variable that replaces it.
 
         Raises:
             GroupError: If a variable belongs to no group.
         """
         self.settle()
-        strangers = [variable for variable in variables if self._key(variable) not in self._group_of]
-        moved = self._replace_stand_ins(strangers) if strangers else []
-        self._learn_order(variables)
-        return moved
+        unknown = [variable for variable in variables if self._key(variable) not in self._group_of]
+        replaced = self._replace_stand_ins(unknown) if unknown else []
+        keys = {self._key(variable) for variable in variables}
+        if len(keys) == len(variables):
+            # Of those that are here, the order is theirs; the others keep their positions between them.
+            in_turn = iter(variables)
+            self.order = [next(in_turn) if self._key(v) in keys else v for v in self.order]
+        return replaced
 
-    def _replace_stand_ins(self, strangers: Sequence[Any]) -> list[tuple[Any, Any]]:
-        stand_in_of = {self._empty[self._key(v)].position: v for v in self.order if self._key(v) in self._empty}
-        taken = match_keys(strangers, list(self._empty.values()))
-        moved = [(stand_in_of[key.position], variable) for key, variable in taken]
-        for old, new in moved:
-            del self._empty[self._key(old)]
+    def _replace_stand_ins(self, unknown: Sequence[Any]) -> list[tuple[Any, Any]]:
+        stand_in_at = {self._awaited[self._key(v)].position: v for v in self.order if self._key(v) in self._awaited}
+        matched = match_keys(unknown, list(self._awaited.values()))
+        replaced = [(stand_in_at[key.position], variable) for key, variable in matched]
+        for old, new in replaced:
+            del self._awaited[self._key(old)]
             group = self._group_of[self._key(new)] = self._group_of.pop(self._key(old))
             for variables in (self.order, group.variables):
                 variables[next(i for i, v in enumerate(variables) if v is old)] = new
-        return moved
-
-    def _learn_order(self, variables: Sequence[Any]) -> None:
-        came = {self._key(variable) for variable in variables}
-        in_turn = iter(variables)
-        if len(came) == len(variables):
-            self.order = [next(in_turn) if self._key(v) in came else v for v in self.order]
+        return replaced
 
     def variable_keys(self, decays: Callable[[Group, Any], bool]) -> dict[str, list[dict[str, Any]]]:
-        """Describes the variables of each group by their place in the model, for a config.
+        """Describes the variables of each group by their places in the model, for a config.
 
         Args:
-            decays: Whether a group's optimizer applies its weight decay to a variable.
+            decays: Returns whether a group's optimizer applies its weight decay to a variable.
         """
         self.settle()
         position = {self._key(variable): i for i, variable in enumerate(self.order)}
 
         def describe(group: Group, variable: Any) -> dict[str, Any]:
             key = self._key(variable)
-            place = self._empty.get(key) or VariableKey.of(variable, decays(group, variable))
+            place = self._awaited.get(key) or VariableKey.of(variable, decays(group, variable))
             return {**asdict(place), "position": position[key], "shape": list(place.shape)}
 
         return {group.name: [describe(group, variable) for variable in group.variables] for group in self.groups}
@@ -106,19 +145,19 @@ def variables_of(group: str, members: Any, key: Callable[[Any], Any]) -> list[An
 
     Args:
         group: The group's name, for messages.
-        members: What the caller gave.
-        key: What tells variables apart.
+        members: What the user passed for the group.
+        key: Returns a hashable that tells variables apart; a variable that occurs twice is returned once.
 
     Raises:
-        GroupError: If there is none, or a member is nothing that holds variables.
+        GroupError: If there are none, or a member is not something that has variables.
     """
-    found = list({key(variable): variable for variable in _walk(group, members)}.values())
-    if not found:
+    variables = list({key(variable): variable for variable in _walk(group, members)}.values())
+    if not variables:
         raise GroupError(
-            f"A group updates at least one trainable variable. Group `{group}` has none. Give it layers with weights, "
-            "or leave the group out."
+            f"A group updates at least one trainable variable. Group `{group}` has none. Pass layers with weights, or "
+            "leave the group out."
         )
-    return found
+    return variables
 
 
 def _walk(group: str, member: Any) -> Iterable[Any]:
@@ -127,34 +166,38 @@ def _walk(group: str, member: Any) -> Iterable[Any]:
     elif isinstance(member, keras.Variable | tf.Variable):
         yield member
     elif isinstance(member, keras.Layer):
-        if _waits(member):
+        if _is_unbuilt(member):
             raise GroupError(
                 f"A group updates weights that exist. Group `{group}` holds the layer `{member.name}`, which has none "
                 "yet. Build the model first: call it on a batch, or give it a `keras.Input`."
             )
         if member.weights:  # dropout and the like have none
             yield from (leaf.variable for leaf in layer_tree(member).trainable)
-    elif isinstance(member, _Trackable) and not isinstance(member, keras.optimizers.Optimizer):
+    elif is_trackable(member) and not isinstance(member, keras.optimizers.Optimizer):
         yield from (leaf.variable for leaf in layer_tree(member).trainable)
     elif isinstance(member, Iterable) and not isinstance(member, str | bytes | Mapping | tf.Tensor):
         for inner in member:
             yield from _walk(group, inner)
     else:
         raise GroupError(
-            f"A group's members are layer groups, layers, variables or sequences of these. Group `{group}` received "
-            f"`{member!r}`. To choose by name use `finetune.resolve_groups`."
+            "A group's members are layer groups, layers, variables or sequences of these. Group "
+            f"`{group}` received `{member!r}`. To choose layers by name, use `finetune.resolve_groups`."
         )
 
 
-def _waits(member: Any) -> bool:
-    """Whether a layer among the members still has to be built."""
+def _is_unbuilt(member: Any) -> bool:
+    """Returns whether a layer among the members is still to be built."""
     if isinstance(member, list | tuple):
-        return any(_waits(inner) for inner in member)
+        return any(_is_unbuilt(inner) for inner in member)
     return isinstance(member, keras.Layer) and not member.built
 
 
 def check_disjoint(members: Mapping[str, Sequence[Any]], key: Callable[[Any], Any]) -> None:
-    """Raises a GroupError that names every variable that two groups claim."""
+    """Checks that no variable is in two groups.
+
+    Raises:
+        GroupError: Names the first five that are, with their groups.
+    """
     owner: dict[Any, str] = {}
     twice = []
     for group, variables in members.items():
@@ -164,6 +207,6 @@ def check_disjoint(members: Mapping[str, Sequence[Any]], key: Callable[[Any], An
                 twice.append(f"{label(variable)} (`{first}` and `{group}`)")
     if twice:
         raise GroupError(
-            f"A variable belongs to exactly one group. Claimed twice: {', '.join(twice[:5])}"
-            f"{f' and {len(twice) - 5} more' if len(twice) > 5 else ''}. Take it out of one of them."
+            f"A variable belongs to exactly one group. In two groups are: {', '.join(twice[:5])}"
+            f"{f' and {len(twice) - 5} more' if len(twice) > 5 else ''}. Remove each from all groups but one."
         )

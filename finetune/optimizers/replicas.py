@@ -1,7 +1,8 @@
 """One update for all replicas: gradients are summed first, then accumulated and clipped once.
 
-A Keras optimizer clips and accumulates in every replica before it sums, so that a global norm is one of parts, and
-accumulation, whose update stands in a conditional, fails. With a single replica the functions here do nothing.
+A Keras optimizer clips and accumulates in every replica before it sums. So a global norm is that of one replica's part
+of the batch; and accumulation fails, since its update runs in a conditional, where replicas cannot be merged. With a
+single replica both functions here only call `step`.
 """
 
 from collections.abc import Callable
@@ -11,20 +12,27 @@ import tensorflow as tf
 
 
 def update_once(step: Callable[[list[Any], Any], None], gradients: list[Any], variables: Any) -> None:
-    """Calls `step(gradients, variables)` once for all replicas, with the sum of their gradients."""
+    """Calls `step(gradients, variables)` once for all replicas, with the sum of their gradients.
+
+    Args:
+        step: Called in the cross-replica context if there are several replicas.
+        gradients: The gradients of this replica.
+        variables: Passed on.
+    """
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         step(gradients, variables)
         return
 
     def update(strategy: tf.distribute.Strategy, per_replica: list[Any]) -> None:
+        # After `all_reduce` every replica has the same sum: that of the first is enough.
         step([strategy.experimental_local_results(g)[0] for g in per_replica], variables)
 
     replica.merge_call(update, args=(replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients),))
 
 
 def in_every_replica(step: Callable[..., None], *args: Any) -> None:
-    """Calls `step(*args)` in every replica, from within `update_once`."""
+    """Calls `step(*args)` in every replica, from within `update_once`: Keras' update rules expect a replica context."""
     if tf.distribute.in_cross_replica_context():
         tf.distribute.get_strategy().extended.call_for_each_replica(step, args=args)
     else:

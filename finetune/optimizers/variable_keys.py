@@ -1,7 +1,7 @@
-"""Places of variables in a model, by which a loaded optimizer finds its variables again."""
+"""The place of a variable in a model, by which a loaded optimizer finds its variables again."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,19 @@ from finetune.variables import variable_path
 
 @dataclass(frozen=True)
 class VariableKey:
-    """A variable's place, as an optimizer's config keeps it.
+    """A variable's place in its model, as an optimizer's config keeps it.
 
-    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique. So a key is found again
-    by the end of its path where the layers have kept their names, and else by its position among the model's trainable
-    variables.
+    Paths change when a model is loaded (`seq/a/kernel` becomes `a/kernel`) and are not unique. So a variable is found
+    by the end of its path where the layers have kept their names, and otherwise by its position.
+
+    Attributes:
+        position: Among the model's trainable variables; -1 while it is not known.
+        name: Of the variable, without its layer: `kernel`.
+        path: With the names of the layers around it: `seq/a/kernel`.
+        shape: Of the variable.
+        dtype: Its name, such as `float32`.
+        trainable: Whether the variable was trainable when the config was made.
+        weight_decay: Whether its group's optimizer decays it, if it decays at all.
     """
 
     position: int
@@ -32,17 +40,18 @@ class VariableKey:
 
     @classmethod
     def of(cls, variable: Any, weight_decay: bool) -> "VariableKey":
-        path = variable_path(variable).split(":")[0]
-        dtype = tf.as_dtype(variable.dtype).name
-        shape, trainable = tuple(variable.shape), bool(variable.trainable)
-        return cls(-1, variable.name.split(":")[0], path, shape, dtype, trainable, weight_decay)
+        """Returns the key of a variable, whose position is not known."""
+        path, name = (text.split(":")[0] for text in (variable_path(variable), variable.name))
+        shape, dtype = tuple(variable.shape), tf.as_dtype(variable.dtype).name
+        return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VariableKey":
+        """Returns the key that a config holds as a dict of the attributes."""
         return cls(**{**config, "shape": tuple(config["shape"])})
 
     def stand_in(self) -> keras.Variable:
-        """A variable of the same path and shape that has this key, and the slots, until the model's own one comes."""
+        """Makes a variable of the same path and shape, for which slots can be made before the model's own is known."""
         *scopes, name = self.path.split("/")
         with ExitStack() as stack:
             for scope in scopes:
@@ -51,54 +60,62 @@ class VariableKey:
 
     @property
     def traits(self) -> tuple[str, tuple[int, ...]]:
+        """What the variable at the same position of another model must share: name and shape."""
         return self.name, self.shape
 
     @property
     def path_end(self) -> tuple[str, tuple[int, ...]]:
+        """What remains of a path in a loaded model, its last two parts, and the shape."""
         return "/".join(self.path.split("/")[-2:]), self.shape
 
 
 def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tuple[VariableKey, Any]]:
-    """Finds the free key of each variable: all keys are filled, or a part of the model is frozen just now.
+    """Pairs each variable with the key it belongs to: by the ends of the paths, otherwise by position.
+
+    The variables may be all of the model's, or only those that are not frozen at the moment.
+
+    Args:
+        variables: In the model's order.
+        free: Keys that have no variable yet.
 
     Raises:
-        GroupError: If the variables fit no keys.
+        GroupError: If the variables fit neither way.
     """
     free = sorted(free, key=lambda key: key.position)
-    wanted = [VariableKey.of(variable, True) for variable in variables]
-    found = _match_by_path(wanted, free) or _match_by_position(wanted, free)
-    if found is None:
+    sought = [VariableKey.of(variable, True) for variable in variables]
+    matched = _match_by_path(sought, free) or _match_by_position(sought, free)
+    if matched is None:
+        missing = (
+            f"Still to come are {len(free)}: {quote([f'{key.path} {key.shape}' for key in free])}."
+            if free
+            else "All variables of the groups are there already."
+        )
         raise GroupError(
             f"An optimizer updates the variables that it was made for. {len(variables)} variables belong to no group: "
-            f"{', '.join(label(v) for v in variables[:5])}. {_expected(free)} Make a new one whose groups cover them."
+            f"{', '.join(label(v) for v in variables[:5])}. {missing} Make a new optimizer whose groups cover them."
         )
-    return list(zip(found, variables, strict=True))
+    return list(zip(matched, variables, strict=True))
 
 
-def _expected(keys: Sequence[VariableKey]) -> str:
-    if not keys:
-        return "All variables of the groups are there already."
-    return f"Still to come are {len(keys)}: {quote([f'{key.path} {key.shape}' for key in keys])}."
+def _parts(keys: Sequence[VariableKey]) -> tuple[list[VariableKey], ...]:
+    """Returns what a model may bring at once: all, or what was trainable when the config was made, or the frozen."""
+    return list(keys), [key for key in keys if key.trainable], [key for key in keys if not key.trainable]
 
 
-def _parts(keys: Sequence[VariableKey]) -> Iterable[list[VariableKey]]:
-    """What may come at once: all, or what was trainable when the optimizer was saved, or what was frozen then."""
-    return list(keys), [s for s in keys if s.trainable], [s for s in keys if not s.trainable]
-
-
-def _match_by_position(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
-    traits = [want.traits for want in wanted]
+def _match_by_position(sought: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
+    traits = [key.traits for key in sought]
     return next((part for part in _parts(free) if [key.traits for key in part] == traits), None)
 
 
-def _match_by_path(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
+def _match_by_path(sought: Sequence[VariableKey], free: Sequence[VariableKey]) -> list[VariableKey] | None:
     alike: dict[Any, list[VariableKey]] = defaultdict(list)
     for key in free:
         alike[key.path_end].append(key)
-    ends = [want.path_end for want in wanted]
+    ends = [key.path_end for key in sought]
+    # Several variables may share a path's end, as two branches with a layer `conv1` each: those are taken in order.
     in_turn = {}
-    for end, coming in Counter(ends).items():
-        part = next((part for part in _parts(alike[end]) if len(part) == coming), None)
+    for end, number in Counter(ends).items():
+        part = next((part for part in _parts(alike[end]) if len(part) == number), None)
         if part is None:
             return None
         in_turn[end] = iter(part)
@@ -106,5 +123,5 @@ def _match_by_path(wanted: Sequence[VariableKey], free: Sequence[VariableKey]) -
 
 
 def label(variable: Any) -> str:
-    """The variable's path (or name) and shape, for messages."""
+    """Returns the variable's path or name with its shape, for messages."""
     return f"`{variable_path(variable)}` {tuple(variable.shape)}"

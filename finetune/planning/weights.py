@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from finetune.errors import quote
+from finetune.groups.batch_norm import BATCH_NORM_MODES, is_batch_norm
 from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 
@@ -145,11 +146,11 @@ def make_plan(
 
 def _batch_normalization(leaf: Leaf, group: LayerGroup) -> str | None:
     in_module = bool(getattr(leaf.owner, "statistics", None))  # of a part of a hub layer
-    if not (in_module or isinstance(leaf.owner, keras.layers.BatchNormalization)):
+    if not (in_module or is_batch_norm(leaf)):
         return None
     if group.frozen:
-        return "inference, statistics stand"
-    return "in module, trains unless a part of it is frozen" if in_module else "training, statistics move"
+        return BATCH_NORM_MODES["freeze"]
+    return "in module, trains unless a part of it is frozen" if in_module else BATCH_NORM_MODES["train"]
 
 
 def _advice_on_rates(rows: Sequence[PlannedWeight], peaks: Mapping[str, float], depth: int) -> Iterator[str]:

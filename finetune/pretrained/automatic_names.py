@@ -74,6 +74,7 @@ def renumber(layers: Iterable[str]) -> dict[str, str]:
         The new name of each.
     """
     names = list(dict.fromkeys(layers))
+    # Counted below each parent, since Keras numbers the layers of a nested model along with all others.
     siblings: dict[tuple[str, str], set[int]] = defaultdict(set)  # numbers by (parent, name without number)
     for parent, part in (level for name in names for level in levels(name)):
         siblings[parent, without_number(part)].add(_number(part))

@@ -57,13 +57,17 @@ def match(
     Raises:
         RestoreError: A rule of `rename` or `transform` is not valid or does not fit the weights.
     """
-    exclude = tuple(exclude)
+    exclude = tuple(exclude)  # read several times below, and a generator can be read once
     renamed, unmatched_rules = _renamed(weight_file.tensors, rename or {})
     tensors = apply_transforms(renamed, transform)
+    # A name that a rule made was made for this model: it counts more than a name that happens to be in the file.
     chosen_names = {tensor.name for tensor in tensors if tensor.steps}
     pairs, disputed = pair_weights(tree.leaves, tensors, locations or {}, chosen_names)
+    # From here on tensors have the names of the file again, which is what the messages show.
     claimants = {name: [_named_as_in_file(tensor) for tensor in claims] for name, claims in disputed.items()}
     plan = _sorted_out(tree, weight_file, tensors, pairs, exclude)
+    # All kinds of problems are collected: a user should not have to fix and try once for each. Rules that match nothing
+    # come first, since they often explain what is missing and unused below.
     problems = [
         *unmatched_rules,
         *unmatched_excludes(tree, exclude),
@@ -83,6 +87,7 @@ def _renamed(tensors: Sequence[StoredTensor], rules: Mapping[str, str]) -> tuple
     problems = []
     for pattern, replacement in rules.items():
         try:
+            # Also reads the replacement: `\2` without a second group is an error even if nothing matches.
             new = [re.sub(pattern, replacement, name) for name in names]
         except re.error as error:
             raise RestoreError(
@@ -93,7 +98,7 @@ def _renamed(tensors: Sequence[StoredTensor], rules: Mapping[str, str]) -> tuple
                 f"Each rule of `rename` must match a name in the file, and `{pattern}` matches none. "
                 f"The file holds {quote(names)}."
             )
-        names = new
+        names = new  # the next rule sees the new names
     # A new name replaces all that the file knows of the weight: its aliases and locations belong to the old name.
     renamed = [
         tensor
@@ -119,6 +124,7 @@ def _how(pair: Pair) -> str:
     is_same_layer = tensor.name.rpartition("/")[0] == leaf.layer
     if tensor.name == leaf.name:
         way = "name" if tensor.name in tensor.origin or not tensor.origin else ""  # else `rename` says it all
+    # Files of Keras 3 know no names of weights: `head/0` for `head/kernel`.
     elif is_same_layer and tensor.position and tensor.position[0] == leaf.index:
         way = "layer and index"
     else:
@@ -135,6 +141,7 @@ def _sorted_out(
 ) -> RestorePlan:
     """Returns the plan without its problems."""
     paired_leaves, paired_tensors = {pair.leaf.name for pair in pairs}, {id(pair.tensor) for pair in pairs}
+    # Excluded weights are matched like the others, so that the file's weights for them do not count as unused.
     described = [Pair(pair.leaf, _named_as_in_file(pair.tensor), _how(pair)) for pair in pairs]
     kept = [pair for pair in described if not is_under(pair.leaf.name, exclude)]
     excluded = tuple(leaf for leaf in tree.leaves if is_under(leaf.name, exclude))

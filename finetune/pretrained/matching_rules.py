@@ -65,7 +65,8 @@ def pair_weights(
     """
     pairs: dict[str, Pair] = {}
     disputed: dict[str, list[StoredTensor]] = {}
-    used: set[int] = set()
+    used: set[int] = set()  # ids of tensors: two weights of a file may be equal in all their fields
+    # Greedy: what a rule pairs is settled, and no weaker rule sees it.
     for how, leaf_keys, tensor_keys in _rules(leaves, tensors, locations, chosen_names):
         claims = _claims(
             {leaf.name: leaf_keys(leaf) for leaf in leaves if leaf.name not in pairs},
@@ -75,7 +76,7 @@ def pair_weights(
             if len(claims[leaf.name]) == 1:
                 pairs[leaf.name] = Pair(leaf, claims[leaf.name][0], how)
                 used.add(id(claims[leaf.name][0]))
-            elif claims[leaf.name]:
+            elif claims[leaf.name]:  # several: neither is better, so none is taken
                 disputed[leaf.name] = claims[leaf.name]
     # A weaker rule may have settled a dispute, or have used one of its tensors elsewhere.
     unsettled = {
@@ -114,6 +115,7 @@ def _rules(
     # The key for "weight 0 of the 2 of layer `dense`" is `dense#0/2`. The count is part of it: a file with another
     # number of weights for a layer has another order, too.
     counts = Counter(id(leaf.owner) for leaf in leaves)
+    # Ranks of automatic names, each counted on its side: the second `dense` here is the second `dense` there.
     model_numbers = renumber(leaf.layer for leaf in leaves)
     file_numbers = renumber(_layer(tensor.name) for tensor in tensors)
 
@@ -129,6 +131,7 @@ def _rules(
         return [f"{layer}/{_last(tensor.name)}", *_tensor_index(tensor, layer)]
 
     def leaf_aliases(leaf: Leaf) -> list[str]:
+        # What a file calls an alias may be the plain name here, so names and indices are among the aliases.
         without_cell = leaf.name.replace("/cell/", "/")  # recurrent layers of Keras 2 had no cell inside
         return [leaf.name, leaf_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
@@ -138,6 +141,7 @@ def _rules(
         is_trusted = tensor.name in chosen_names or agrees(tensor)
         return [tensor.name, *_tensor_index(tensor, _layer(tensor.name))] if is_trusted else []
 
+    # The order matters; the module docstring gives the reason for each place.
     yield "name", lambda leaf: [leaf.name, leaf_index(leaf, leaf.layer)], trusted
     yield "structure", lambda leaf: locations.get(leaf.name, ()), lambda tensor: tensor.locations
     yield "renumbered", renumbered_leaf, renumbered_tensor
@@ -153,6 +157,7 @@ def _agreement(leaves: Sequence[Leaf], tensors: Sequence[StoredTensor]) -> Calla
     A file with `dense_1` and `dense_2` does not agree with a model with `dense` and `dense_1`: its `dense_2` is a
     stranger, so its `dense_1` is likely the model's `dense`.
     """
+    # Every level counts: for `bb/dense_1/kernel` both `bb` among the top layers and `dense_1` in `bb` must agree.
     in_model = {f"{parent}/{part}" for leaf in leaves for parent, part in levels(leaf.layer)}
     in_file = {level for tensor in tensors for level in levels(_layer(tensor.name))}
     strangers = {(parent, without_number(part)) for parent, part in in_file if f"{parent}/{part}" not in in_model}
@@ -185,6 +190,7 @@ def _endings(leaf: Leaf) -> list[str]:
 
 def _variable_paths(leaf: Leaf) -> list[str]:
     """Returns Keras' own path of the variable, and that path without the model's name."""
+    # `model/dense/kernel`. Object graphs and older files have it, with or without the model in front.
     path = leaf.variable.path if isinstance(leaf.variable, keras.Variable) else ""
     first, _, below = path.partition("/")
     return [path, below] if "/" in below and first != leaf.name.partition("/")[0] else [path]

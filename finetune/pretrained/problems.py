@@ -14,13 +14,14 @@ from finetune.pretrained.formats.weight_file import StoredTensor
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
-_SHOWN = 5
+_SHOWN = 5  # names in a message; a foreign file may differ in hundreds
 _Item = TypeVar("_Item")
 
 
 def unmatched_excludes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]:
     """Yields a message for each prefix of `exclude` that matches no weight of the model."""
     names = [leaf.name for leaf in tree.leaves]
+    # `a`, `a/b` and `a/b/kernel` for each weight: what `exclude` could have meant.
     known = list(dict.fromkeys("/".join(name.split("/")[:i]) for name in names for i in range(1, name.count("/") + 2)))
     for prefix in exclude:
         if not any(is_under(name, [prefix]) for name in names):
@@ -53,6 +54,7 @@ def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str
         allowed: Prefixes of the model's names that the file may lack.
         disputed: Names of the model's weights that `disputed_weights` reports.
     """
+    # A disputed weight is missing from the plan too, and `rename` solves both.
     missing = [leaf for leaf in plan.missing if leaf.name not in disputed and not is_under(leaf.name, allowed)]
     if missing:
         listed = _listed(missing, lambda leaf: f"`{leaf.name}`{_nearest_tensor(leaf, plan.unused)}")
@@ -75,9 +77,11 @@ def _nearest_tensor(leaf: Leaf, unused: Sequence[StoredTensor]) -> str:
 def _rename_hint(missing: Sequence[Leaf], unused: Sequence[StoredTensor]) -> str:
     """Returns the rule that helps in the commonest case: the model is a part of what was saved, or the reverse."""
     model_layers, file_layers = {leaf.layer for leaf in missing}, {_layer(tensor) for tensor in unused}
+    # The file is a part of the model: its `conv1` is `backbone/conv1`.
     for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(model_layers)):
         if _most(f"{prefix}/{layer}" in model_layers for layer in file_layers):
             return f' `rename: {{"^": "{prefix}/"}}` would match most of them.'
+    # The model is a part of the file: the file's `backbone/conv1` is `conv1`.
     for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(file_layers)):
         if _most(f"{prefix}/{layer}" in file_layers for layer in model_layers):
             return f' `rename: {{"^{prefix}/": ""}}` would match most of them.'
@@ -90,6 +94,7 @@ def _most(conditions: Iterable[bool]) -> bool:
 
 
 def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
+    # A list gives its members numbers for names, `blocks/0/kernel`, and Keras 3 hides it from `tf.train.Checkpoint`.
     in_lists = any(part.isdigit() for leaf in missing for part in leaf.layer.split("/"))
     if plan.kind != "tf-object-checkpoint" or not in_lists:
         return ""
@@ -107,6 +112,7 @@ def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]
         disputed: Names of the file's weights that `disputed_weights` reports.
     """
     allowed = tuple(allowed)
+    # Scalars are counters or totals of metrics more often than weights, and no great loss.
     unused = [t for t in plan.unused if t.shape and t.name not in disputed and not _is_allowed(t, plan.kind, allowed)]
     if unused:
         missing = [leaf.name for leaf in plan.missing]
@@ -122,7 +128,7 @@ def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]
 
 
 def _is_allowed(tensor: StoredTensor, kind: str, allowed: Sequence[str]) -> bool:
-    if kind not in ("safetensors", "npz"):
+    if kind not in ("safetensors", "npz"):  # elsewhere a dot is a part of a layer's name
         return is_under(tensor.name, allowed)
     return is_under(tensor.name.replace(".", "/"), [prefix.replace(".", "/") for prefix in allowed])
 
@@ -151,7 +157,7 @@ def _both_shapes(pair: Pair) -> str:
 
 def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
     """Yields a message if a smaller share of the parameters than `least` (0 to 1) would be restored."""
-    if plan.coverage < least:
+    if plan.coverage < least:  # what `allow_missing` allows counts too: it is about how much, not about which
         largest = sorted(plan.missing, key=lambda leaf: prod(shape_of(leaf)), reverse=True)
         yield (
             f"At least {least:.1%} of the model's parameters outside `exclude` must come from the file "

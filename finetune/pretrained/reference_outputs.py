@@ -63,6 +63,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zip(path):
             raise ValueError("it is not an npz file")
+        # `allow_pickle=False`: reading a pickle runs the code in it.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # over damaged files NumPy and zipfile raise anything
@@ -96,8 +97,10 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
     Raises:
         RestoreError: The model takes other inputs, or has no such layer or output.
     """
+    # Names of layers first: which model to build depends on the layers whose outputs are asked for.
     call = _caller(model, [name for name in layers if name])
     batch: Any = inputs[""] if list(inputs) == [""] else dict(inputs)
+    # A functional model made with a list of one input takes a list.
     if isinstance(model, keras.Function) and isinstance(model.input, list) and not isinstance(batch, dict):
         batch = [batch]
     try:
@@ -110,6 +113,7 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
             f"Reference inputs must be inputs of the model. It does not take {received}: {reason(error)}."
         ) from error
     of_model = outputs.pop("")
+    # A model with several outputs returns a dict of them, by name.
     of_model = {str(name): value for name, value in of_model.items()} if isinstance(of_model, dict) else {"": of_model}
     outputs, layers = outputs | of_model, layers or list(of_model)
     unknown = [name for name in layers if name not in outputs]
@@ -184,4 +188,5 @@ def _problem(name: str, actual: np.ndarray, expected: np.ndarray, *, rtol: float
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    # In float64, so that the difference of two float16 does not overflow and integers do not wrap around.
     return np.abs(actual.astype("float64") - expected.astype("float64"))

@@ -170,12 +170,12 @@ def restore(
         min_coverage=min_coverage,
         locations={} if is_tree else storage_locations(model_or_tree, tree),
     )
-    plan.check()
+    plan.check()  # raises before the first value is read or assigned
     if verify is None:
         return _apply(plan)
     if is_tree:
         raise RestoreError("`verify` needs the model itself to compute its outputs. Received its layer tree.")
-    reference = read_reference(verify)
+    reference = read_reference(verify)  # before anything is assigned: the file may be missing or damaged
     with _fresh_weights_on_error(plan):
         report = _apply(plan)
         difference = compare_outputs(model_or_tree, reference, rtol=verify_rtol, atol=verify_atol)
@@ -185,6 +185,7 @@ def restore(
 @contextmanager
 def _fresh_weights_on_error(plan: RestorePlan) -> Iterator[None]:
     """Puts the weights back that the model has now if the block raises."""
+    # A copy: `numpy()` of a variable on the CPU may share the variable's memory.
     fresh = [np.copy(as_array(pair.leaf.variable)) for pair in plan.restored]
     try:
         yield
@@ -204,6 +205,7 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     restored = tuple(
         _restored(pair, in_file, before) for pair, (in_file, before) in zip(plan.restored, checksums, strict=True)
     )
+    # Last, when every weight is assigned: a later assignment may have overwritten an earlier weight.
     _prove(plan, restored, excluded)
     return RestoreReport(
         plan.path,
@@ -227,6 +229,7 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
     """Reads a weight's values and casts them to the model's type."""
     try:
         array = pair.tensor.read()
+        # The header promised another shape: the file changed in between, or is damaged.
         if array.shape != pair.tensor.shape:
             raise ValueError(f"its shape is {array.shape} instead of {pair.tensor.shape}")
     except Exception as error:  # over damaged files the formats' libraries raise anything
@@ -234,6 +237,7 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
             f"A weight file must be complete and undamaged. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
             f"{reason(error) if str(error) else type(error).__name__}. {on_error}"
         ) from error
+    # Compared with the weight read back, the checksum is that of the cast values: a cast may round.
     return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
 
 

@@ -39,6 +39,7 @@ class RestorePlan:
         """Share of the model's parameters that would be restored, 0 to 1. Excluded weights do not count."""
         restored = sum(prod(shape_of(pair.leaf)) for pair in self.restored)
         others = [*self.missing, *(pair.leaf for pair in self.shape_conflict)]
+        # A model without parameters outside `exclude` has a coverage of 0 and not an error.
         return restored / max(1, restored + sum(prod(shape_of(leaf)) for leaf in others))
 
     def check(self) -> None:
@@ -47,7 +48,7 @@ class RestorePlan:
         Raises:
             RestoreError: There are problems.
         """
-        if self.problems:
+        if self.problems:  # in the order of `matching.match`, one line each
             listed = "".join(f"\n- {problem}" for problem in self.problems)
             raise RestoreError(f"`{self.path}` ({self.kind}) does not fit the model; nothing was restored.{listed}")
 

@@ -93,6 +93,7 @@ def apply_transforms(tensors: Sequence[StoredTensor], rules: Iterable[Transform]
 
 def _apply_to_each(tensors: Sequence[StoredTensor], rule: Transform) -> Iterator[StoredTensor]:
     pattern = _compiled(rule.names[0])
+    # Whole names: a pattern `kernel` that also matched `recurrent_kernel` would transpose both without a word.
     matches = [pattern.fullmatch(tensor.name) for tensor in tensors]
     matched = [tensor for tensor, hit in zip(tensors, matches, strict=True) if hit]
     _require_match(rule, rule.names[0], matched, tensors)
@@ -129,7 +130,7 @@ def _fits(shape: tuple[int, ...], rule: Transform) -> bool:
 
 def _new_shape(shape: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | None:
     """Returns the new shape with its -1 computed; `None` if it has another number of values."""
-    known = prod(size for size in new if size != -1)
+    known = prod(size for size in new if size != -1)  # 0 if a size is 0: then -1 could be anything
     if -1 in new and known and prod(shape) % known == 0:
         return tuple(prod(shape) // known if size == -1 else size for size in new)
     return new if prod(new) == prod(shape) and -1 not in new else None
@@ -137,7 +138,7 @@ def _new_shape(shape: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] 
 
 def _parts(length: int, split: int | tuple[int, ...]) -> list[slice] | None:
     """Returns the slice of each part along the axis; `None` if the parts do not add up to its length."""
-    sizes = split if isinstance(split, tuple) else (length // split,) * split
+    sizes = split if isinstance(split, tuple) else (length // split,) * split  # 7 in 2 parts gives 3 + 3: refused
     ends = np.cumsum([0, *sizes]).tolist()
     return [slice(*ends[i : i + 2]) for i in range(len(sizes))] if ends[-1] == length else None
 
@@ -191,6 +192,7 @@ def _groups(tensors: Sequence[StoredTensor], rule: Transform) -> dict[str, list[
         _require_match(rule, text, [tensor for matched in by_name.values() for tensor in matched], tensors)
         by_pattern.append(by_name)
     names = list(dict.fromkeys(name for by_name in by_pattern for name in by_name))
+    # Each new name needs exactly one weight of each pattern: `\1/bias` one `bias_ih` and one `bias_hh`.
     uneven = [name for name in names if any(len(by_name.get(name, [])) != 1 for by_name in by_pattern)]
     if uneven:
         raise RestoreError(
@@ -208,6 +210,7 @@ def _joined_shape(shapes: Sequence[tuple[int, ...]], rule: Transform) -> tuple[i
     if len({len(shape) for shape in shapes}) > 1 or not -len(shapes[0]) <= rule.axis < len(shapes[0]):
         return None
     total = sum(shape[rule.axis] for shape in shapes)
+    # Shapes fit if they are equal once the joined axis has its new length.
     joined = {_with_length(shape, rule.axis, total) for shape in shapes}  # several if another axis differs
     return joined.pop() if len(joined) == 1 else None
 
@@ -234,8 +237,10 @@ def _derived(
         sources: The weights that it is made from.
         step: What was done to them.
     """
+    # Through several rules: the origin stays the names in the file, and steps add up.
     origin = tuple(dict.fromkeys(known for tensor in sources for known in tensor.origin or (tensor.name,)))
     steps = tuple(dict.fromkeys(known for tensor in sources for known in tensor.steps))
+    # bfloat16 and float32 give float32, as `concatenate` and `+` do on the values.
     dtype = np.result_type(*(tensor.dtype for tensor in sources)).name
     derived = replace(sources[0], shape=shape, dtype=dtype, read=read, origin=origin, steps=(*steps, step))
     if name == derived.name:

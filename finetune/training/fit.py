@@ -1,4 +1,8 @@
-"""The training of a run: its batches, its observers, and what is fitted in each phase."""
+"""The training of a run: its observers, its batches, and the loop over its phases.
+
+If you are reading, go to `train`; `_RunFit` fits one phase. A run without `phases` in its recipe is one phase of all
+groups.
+"""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +17,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from finetune.data.arrays import Examples
-from finetune.data.batches import training_batches
+from finetune.data.batches import measurement_batches, training_batches
 from finetune.errors import TrainingError
 from finetune.groups.selectors import LayerGroup
 from finetune.training.callbacks import (
@@ -31,8 +35,10 @@ from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
 from finetune.training.features.store import FeatureStore
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
-from finetune.training.phases.loop import PhaseRecord, PhaseStart, run_phases
+from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
+from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.proof import FrozenProof
 
 SEE_WHERE = "The option `--debug` shows where."
 
@@ -46,11 +52,11 @@ class FitOptions:
         steps_per_epoch: Batches in an epoch.
         batch_size: Rows in a batch.
         shuffle: Whether every epoch has an order of its own.
-        seed: What the orders follow.
+        seed: Seed of the orders.
         cache: Where the features of the frozen part are kept: `auto`, `memory`, `disk` or `off`.
-        cache_passes: Passes over the examples with random layers, at most 1 without.
+        cache_passes: Passes over the examples that are kept where the frozen part has random layers.
         steps_per_execution: Steps in a call, or `auto`.
-        announce_phases: Whether each phase is told on the console and in the metrics.
+        announce_phases: Whether the phases are printed and numbered in the metrics.
     """
 
     epochs: int
@@ -64,20 +70,6 @@ class FitOptions:
     announce_phases: bool
 
 
-@dataclass(frozen=True)
-class _Observers:
-    """The callbacks of a run."""
-
-    guard: StopAtNonFiniteLoss
-    progress: ProgressLine
-    metrics: MetricsFile
-    others: tuple[keras.callbacks.Callback, ...]
-
-    @property
-    def every(self) -> list[keras.callbacks.Callback]:
-        return [FastLoop(), LearningRateLogger(), self.guard, self.progress, self.metrics, *self.others]
-
-
 def train(
     model: keras.Model,
     groups: Sequence[LayerGroup],
@@ -85,56 +77,64 @@ def train(
     examples: Examples,
     options: FitOptions,
     *,
-    gradient_batches: tf.data.Dataset,
     folder: Path,
     console: Console,
+    proof: FrozenProof | None = None,
 ) -> tuple[PhaseRecord, ...]:
-    """Trains a compiled model and writes what is observed into the run folder.
+    """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
+
+    Training ends early after a phase in which a loss was not finite or a frozen tensor changed.
 
     Args:
-        model: Compiled with a `GroupedOptimizer`, frozen as `groups` say.
+        model: Compiled with a `GroupedOptimizer`.
         groups: All of its layer groups.
-        phases: The phases; none to train all groups all the time.
+        phases: At least one.
         examples: What it is trained and validated on.
         options: How it is fitted.
-        gradient_batches: Batches to measure relative gradient norms over, where a phase asks for that.
         folder: The run folder.
-        console: Where to tell what happens.
+        console: Where to print.
+        proof: Takes the checksums of what is frozen, and gets a record of each phase.
 
     Returns:
-        What came of each phase; nothing where there are none.
+        One record for each phase.
 
     Raises:
-        TrainingError: If training breaks off, or a loss is no finite number.
+        TrainingError: Training breaks off, or a loss is not a finite number.
     """
-    observers = _Observers(
-        StopAtNonFiniteLoss(),
-        ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch),
-        MetricsFile(folder / "metrics.csv"),
-        (TensorBoardLog(folder / "tensorboard"), LastWeights(folder / "checkpoints" / "last.weights.h5")),
+    fit = _RunFit(model, groups, phases, examples, options, folder, console)
+    loop = run_phases(
+        model,
+        groups,
+        phases,
+        fit,
+        steps_per_epoch=options.steps_per_epoch,
+        gradient_batches=lambda: measurement_batches(
+            examples.x_train, examples.y_train, batch_size=options.batch_size, seed=options.seed
+        ).take(AUTO_RGN_BATCHES),
+        proof=proof,
+        on_phase=fit.announce,
     )
-    fit = _Fit(model, groups, phases, examples, options, observers, folder / "features", console)
     records: list[PhaseRecord] = []
     with (
         _tidied(model, folder / "features"),
-        observers.progress,
-        explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What there is of it is in `{folder}`."),
+        fit.progress,
+        explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What was written so far is in `{folder}`."),
+        closing(loop),
     ):
-        if phases:
-            records = _in_phases(fit, gradient_batches)
-        else:
-            fit.model.optimizer.build(model.trainable_variables)
-            fit.model.train_function = train_function(model)
-            fit(epochs=options.epochs)
-    if observers.guard.stopped_at:
-        epoch, step, loss = observers.guard.stopped_at
+        for record in loop:
+            records.append(record)
+            fit.progress.epochs -= record.epochs_left
+            if fit.guard.stopped_at or not record.frozen_unchanged:
+                break
+    if fit.guard.stopped_at:
+        epoch, step, loss = fit.guard.stopped_at
         check_finite(loss, f"in epoch {epoch}, step {step}", folder)
     return tuple(records)
 
 
 @contextmanager
 def _tidied(model: Any, features: Path) -> Iterator[None]:
-    """Takes our function out of the model afterwards, so that whoever goes on has Keras' own, and removes features."""
+    """Gives the model Keras' own train function back afterwards, and removes the features on disk."""
     try:
         with calls_restored(model):
             yield
@@ -143,8 +143,14 @@ def _tidied(model: Any, features: Path) -> Iterator[None]:
         shutil.rmtree(features, ignore_errors=True)
 
 
-class _Fit:
-    """Fits the model of a run on its examples, from one epoch to another."""
+class _RunFit:
+    """Fits the model of a run, from one epoch to another; `run_phases` calls it once for every phase.
+
+    Attributes:
+        guard: Stops at a loss that is not finite.
+        progress: Prints the epochs.
+        metrics: Writes the metrics of every epoch.
+    """
 
     def __init__(
         self,
@@ -153,27 +159,39 @@ class _Fit:
         phases: Sequence[Phase],
         examples: Examples,
         options: FitOptions,
-        observers: _Observers,
         folder: Path,
         console: Console,
     ):
-        self.model, self.groups, self.phases, self.options = model, groups, phases, options
-        self.observers, self.console = observers, console
-        self.store = FeatureStore(folder)
-        self.on_features: dict[Any, Any] = {}
+        self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.x, self.y = examples.x_train, examples.y_train
         self.validation = None if examples.x_validation is None else (examples.x_validation, examples.y_validation)
+        self.guard = StopAtNonFiniteLoss()
+        self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
+        self.metrics = MetricsFile(folder / "metrics.csv")
+        self.observers: list[keras.callbacks.Callback] = [
+            FastLoop(),
+            LearningRateLogger(),  # before all that read the rates from the logs
+            self.guard,
+            self.progress,
+            self.metrics,
+            TensorBoardLog(folder / "tensorboard"),
+            LastWeights(folder / "checkpoints" / "last.weights.h5"),
+        ]
+        self.store = FeatureStore(folder / "features")
+        self.functions_on_features: dict[Any, Any] = {}
+
+    def announce(self, start: PhaseStart) -> None:
+        """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
+        if self.options.announce_phases:
+            self.console.print(str(start), highlight=False, markup=False)
+            self.metrics.phase, self.progress.trained = start.number, start.train
 
     def __call__(
-        self,
-        start: PhaseStart | None = None,
-        *,
-        epochs: int,
-        initial_epoch: int = 0,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
+        self, start: PhaseStart, *, epochs: int, initial_epoch: int, callbacks: Sequence[keras.callbacks.Callback]
     ) -> None:
         batches = self.batches(start, initial_epoch, epochs)
-        own = [*self.observers.every, *self.in_calls(batches), *callbacks]
+        share = self.options.steps_per_execution == "auto"
+        sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         self.model.fit(
             batches,
             steps_per_epoch=self.options.steps_per_epoch,
@@ -183,27 +201,30 @@ class _Fit:
             validation_batch_size=self.options.batch_size,
             shuffle=False,  # the batches come shuffled
             verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-            callbacks=own,
+            callbacks=[*self.observers, *sharing, *callbacks],
         )
 
-    def batches(self, start: PhaseStart | None, first_epoch: int, epochs: int) -> tf.data.Dataset:
+    def batches(self, start: PhaseStart, first_epoch: int, epochs: int) -> tf.data.Dataset:
         """Returns batches of features where the first part of the model is frozen, else of the examples."""
         options: dict[str, Any] = {name: getattr(self.options, name) for name in ("batch_size", "shuffle", "seed")}
         options["first_epoch"] = first_epoch
         features = self.features(start, epochs - first_epoch)
         if not isinstance(features, Features):
             return training_batches(self.x, self.y, **options)
+        # On features the model begins behind the cut, which is another function to compile.
         key = self.model.train_function, features.cut.computed
-        if key not in self.on_features:
-            self.on_features[key] = train_function(self.model, forward=features.rest)
-        self.model.train_function = self.on_features[key]
+        if key not in self.functions_on_features:
+            self.functions_on_features[key] = train_function(self.model, forward=features.rest)
+        self.model.train_function = self.functions_on_features[key]
         return features.batches(self.y, **options)
 
-    def features(self, start: PhaseStart | None, epochs: int) -> Features | NoCut:
+    def features(self, start: PhaseStart, epochs: int) -> Features | NoCut:
+        """Returns what the frozen first part of the model computes for all examples, or why that is not kept."""
         options, model = self.options, self.model
         if options.cache == "off" or not takes_forward(model):
-            return NoCut("it is not wanted")
-        cut = find_cut(model, inference=start.resting if start else (), allow_random=options.cache_passes > 1)
+            return NoCut("the cache is off")
+        inference = start.state.inference_layers
+        cut = find_cut(model, inference=inference, allow_random=options.cache_passes > 1)
         features = cached_features(
             cut,
             self.x,
@@ -219,54 +240,29 @@ class _Fit:
             self.console.print(f"cache: none, because {features.reason}", highlight=False, markup=False)
         return features
 
-    def later_cuts(self, start: PhaseStart | None) -> list[Cut | NoCut]:
-        """The cuts of phases to come, as far as they can be told now: one run can make the features of them all."""
-        found = []
-        for phase in self.phases[start.number :] if start else ():
+    def later_cuts(self, start: PhaseStart) -> list[Cut | NoCut]:
+        """Returns the cuts of the phases to come, as far as known now: one pass can make the features for them all."""
+        cuts = []
+        for phase in self.phases[start.number :]:
             state = state_of(self.model, self.groups, phase)
             trained = [leaf.variable for leaf in state.trained]
-            found.append(find_cut(self.model, trained=trained, inference=state.resting))
-        return found
-
-    def in_calls(self, batches: tf.data.Dataset) -> list[keras.callbacks.Callback]:
-        """Lets several steps share a call, where that may be chosen."""
-        if self.options.steps_per_execution != "auto":
-            return []
-        return share_calls(self.model, batches, self.options.steps_per_epoch)
-
-
-def _in_phases(fit: _Fit, gradient_batches: tf.data.Dataset) -> list[PhaseRecord]:
-    """Trains phase by phase; stops after one that a loss or a frozen tensor has spoilt."""
-    records: list[PhaseRecord] = []
-    observers = fit.observers
-
-    def tell(start: PhaseStart) -> None:
-        if fit.options.announce_phases:
-            fit.console.print(str(start), highlight=False, markup=False)
-            observers.metrics.phase, observers.progress.trained = start.number, start.train
-
-    every = run_phases(
-        fit.model,
-        fit.groups,
-        fit.phases,
-        fit,
-        steps_per_epoch=fit.options.steps_per_epoch,
-        batches=gradient_batches.take(AUTO_RGN_BATCHES),
-        tell=tell,
-    )
-    with closing(every):
-        for record in every:
-            records.append(record)
-            observers.progress.epochs -= record.epochs_left
-            if observers.guard.stopped_at or not record.frozen_unchanged:
-                break
-    return records
+            cuts.append(find_cut(self.model, trained=trained, inference=state.inference_layers))
+        return cuts
 
 
 def check_finite(loss: float, where: str, folder: Path) -> None:
-    """Raises a TrainingError unless a loss is a finite number."""
+    """Checks a loss.
+
+    Args:
+        loss: The loss.
+        where: Where it was measured, for the message, such as `in epoch 2, step 7`.
+        folder: The run folder.
+
+    Raises:
+        TrainingError: It is not a finite number.
+    """
     if not isfinite(loss):
         raise TrainingError(
-            f"A loss is a finite number. It became `{loss}` {where}. Lower the learning rates, or set "
-            f"`train.global_clipnorm: 1.0`. What was measured is in `{folder / 'metrics.csv'}`."
+            f"A loss must be a finite number. It became `{loss}` {where}. Lower the learning rates, or set "
+            f"`train.global_clipnorm: 1.0`. The metrics so far are in `{folder / 'metrics.csv'}`."
         )

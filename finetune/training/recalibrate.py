@@ -1,24 +1,24 @@
-"""The statistics of BatchNormalization estimated anew from the training examples, after training."""
+"""Moving statistics of BatchNormalization, estimated again from the training examples after training."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from finetune.errors import TrainingError
+from finetune.groups.batch_norm import is_batch_norm
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
-from finetune.training.freezing import freeze
-from finetune.training.inference import release, rest, takes_training
+from finetune.training.freezing import apply_state, phase_state
+from finetune.training.inference import differs_in_training, run_in_inference_mode, undo_inference_mode
 
 
 def recalibrate(model: keras.Model, groups: Sequence[LayerGroup], batches: tf.data.Dataset) -> int:
-    """Replaces moving statistics by the mean of those of all batches, for the weights as they are now.
+    """Replaces moving statistics by their mean over all batches, for the weights as they are now.
 
     Moving statistics lag behind weights that still changed, and begin at those of other data. Here every batch counts
-    the same. Statistics in frozen groups stand; nothing is dropped meanwhile.
+    the same. Statistics of frozen groups are not changed, and no dropout is active during the estimate.
 
     Args:
         model: A built model.
@@ -26,7 +26,7 @@ def recalibrate(model: keras.Model, groups: Sequence[LayerGroup], batches: tf.da
         batches: Batches of inputs and targets, at least one.
 
     Returns:
-        How many layers were estimated anew.
+        How many BatchNormalization layers got new statistics.
 
     Raises:
         TrainingError: There is no batch.
@@ -34,46 +34,35 @@ def recalibrate(model: keras.Model, groups: Sequence[LayerGroup], batches: tf.da
     References:
         Wu & Johnson (2021), Rethinking "Batch" in BatchNorm, section 3, https://arxiv.org/abs/2105.07576
     """
-    freeze(model, groups)
-    norms = _moving(groups)
+    state = phase_state(model, groups)
+    apply_state(model, state)
+    owners = {id(leaf.owner): leaf.owner for leaf in state.updated_statistics if is_batch_norm(leaf)}
+    norms = list(owners.values())
     if not norms:
         return 0
-    held = [layer for layer in layers_in_order(model) if takes_training(layer) and not _has_any(layer, norms)]
+    in_inference = [
+        layer
+        for layer in layers_in_order(model)
+        if differs_in_training(layer) and owners.keys().isdisjoint(map(id, (layer, *layers_in_order(layer))))
+    ]
     momenta = [norm.momentum for norm in norms]
-    measured = []
+    statistics = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
+    measured = []  # for each batch, the values of `statistics`
     try:
-        rest(held)
+        run_in_inference_mode(in_inference)
         for norm in norms:
-            norm.momentum = 0.0  # then a moving statistic is that of the last batch
+            # moving = momentum * moving + (1 - momentum) * of the batch: with 0 it is that of the last batch.
+            norm.momentum = 0.0
         forward = tf.function(lambda x: model(x, training=True), reduce_retracing=True)
         for x, _ in batches:
             forward(x)
-            measured.append([value.numpy() for value in _statistics(norms)])
+            measured.append([value.numpy() for value in statistics])
     finally:
-        release(held)
+        undo_inference_mode(in_inference)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     if not measured:
-        raise TrainingError("Statistics are estimated from examples. Received no batch. Give one at least.")
-    for variable, values in zip(_statistics(norms), zip(*measured, strict=True), strict=True):
+        raise TrainingError("Statistics are estimated from examples. Received no batch. Pass at least one.")
+    for variable, values in zip(statistics, zip(*measured, strict=True), strict=True):
         variable.assign(np.mean(values, axis=0, dtype=np.float64).astype(values[0].dtype))
     return len(norms)
-
-
-def _moving(groups: Sequence[LayerGroup]) -> list[Any]:
-    owners = {
-        id(leaf.owner): leaf.owner
-        for group in groups
-        if not group.frozen
-        for leaf in group.leaves
-        if isinstance(leaf.owner, keras.layers.BatchNormalization) and leaf.owner.trainable
-    }
-    return list(owners.values())
-
-
-def _statistics(norms: Sequence[Any]) -> list[keras.Variable]:
-    return [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)]
-
-
-def _has_any(layer: keras.layers.Layer, norms: Sequence[Any]) -> bool:
-    return any(one is norm for one in (layer, *layers_in_order(layer)) for norm in norms)

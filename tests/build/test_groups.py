@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def test_a_group_list_keeps_its_order_and_its_names(recipe, lay_out):
     layout = lay_out(recipe)
     assert [group.name for group in layout.groups] == ["stem", "body", "head"]
-    assert [child.name for child in layout.model.optimizer.optimizers] == ["body", "head"]
+    assert list(layout.model.optimizer.group_optimizers) == ["body", "head"]
     names = {name: settings.optimizer_name for name, settings in layout.settings.items()}
     assert names == {"body": "momentum", "head": "adamw"}
     assert isinstance(layout.settings["body"].optimizer, Momentum)

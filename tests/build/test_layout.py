@@ -84,7 +84,7 @@ def test_other_peaks_give_a_new_layout_around_the_same_model_and_data(recipe):
     for name in ("model", "examples", "tree", "restored"):
         assert getattr(new, name) is getattr(old, name)
     assert (calls["_lay_out"], calls["make_optimizer"]) == (1, 2)
-    assert new.model.optimizer.optimizers[0] is new.settings["body"].optimizer
+    assert new.model.optimizer.group_optimizers["body"] is new.settings["body"].optimizer
     body = next(row for row in new.plan.weights if row.name == "body/kernel")
     assert body.learning_rate == pytest.approx((1e-3, 1e-3, 5e-4))  # the schedule keeps its shape
 

@@ -85,7 +85,7 @@ def test_a_problem_of_a_strategy_is_told_once_and_not_for_every_layer(recipe, pr
 
 
 def child(model, name):
-    return next(child for child in model.optimizer.optimizers if child.name == name)
+    return model.optimizer.group_optimizers[name]
 
 
 def decayed(model):

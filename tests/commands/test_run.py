@@ -377,7 +377,7 @@ def test_an_error_inside_tensorflow_is_one_line_and_keeps_what_there_is(odd):
         odd("fail", ALL, "bad_row: 20")
     assert str(error.value).startswith("Training broke off. InvalidArgumentError: ")
     assert "a value is too large" in str(error.value)
-    assert str(error.value).endswith("`--debug` shows where. What there is of it is in `out`.")
+    assert str(error.value).endswith("`--debug` shows where. What was written so far is in `out`.")
     assert "\n" not in str(error.value)
     assert {"plan.json", "recipe.yaml"} <= names_in("out")
 
@@ -389,7 +389,7 @@ def test_an_error_on_the_test_examples_is_bad_input_and_leaves_nothing(odd):
 
 
 def test_a_frozen_tensor_that_changes_all_the_same_is_told_and_not_hidden(odd):
-    with pytest.raises(TrainingError, match=r"stay bit-identical\. 1 of 3 changed: `odd/count`"):
+    with pytest.raises(TrainingError, match=r"stay bit-identical\. 1 of 3 changed in the run: `odd/count`"):
         odd("drift", "[{name: stem, prefixes: [odd, stem], frozen: true}, {name: head, rest: true, TRAINED}]")
     stored = read_json(Path("out/result.json"))
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (False, 3)

@@ -67,7 +67,9 @@ def test_without_shuffling_fit_trains_on_the_batches_that_keras_would_make_of_th
 
 def test_text_comes_as_text():
     words = np.array(["one", "two", "three"], dtype=object)
-    for x, y in training_batches(words, np.arange(3), batch_size=2).take(2):
+    batches = list(training_batches(words, np.arange(3), batch_size=2).take(2))
+    assert len(batches) == 2
+    for x, y in batches:
         assert [word.decode() for word in x.numpy()] == words[y.numpy()].tolist()
 
 
@@ -106,12 +108,16 @@ def test_versions_of_the_inputs_take_turns_by_epoch():
 
 
 def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(DataError, match=r"^Inputs, targets and weights have the same number of rows\. Received \[11\]"):
+    with pytest.raises(
+        DataError, match=r"^Inputs, targets and weights must have the same number of rows\. Received \[11\]"
+    ):
         training_batches(X, Y[:5], batch_size=4)
 
 
 def test_a_batch_of_no_rows_and_an_epoch_before_the_first_are_refused():
-    with pytest.raises(DataError, match=r"`batch_size` is at least 1 and `first_epoch` at least 0. Received 0 and -1"):
+    with pytest.raises(
+        DataError, match=r"`batch_size` must be at least 1 and `first_epoch` at least 0. Received 0 and -1"
+    ):
         training_batches(X, Y, batch_size=0, first_epoch=-1)
 
 

@@ -677,3 +677,19 @@ def test_parts_held_beside_the_graph_of_a_functional_model_come_after_those_of_t
             self.extra.build((None, 3))
 
     assert names(Beside()) == ["a/kernel", "a/bias", "extra/kernel", "extra/bias"]
+
+
+def test_a_keras_layer_inside_a_module_has_its_parts_named_by_attribute_whatever_number_keras_gave_them():
+    class Holder(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = L.Dense(2)
+
+        def build(self, shape):
+            self.inner.build(shape)
+
+    module = tf.Module()
+    module.part = Holder()
+    module.part.build((None, 3))
+
+    assert sorted(names(module)) == ["part/inner/bias", "part/inner/kernel"]

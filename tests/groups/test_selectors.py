@@ -343,3 +343,11 @@ def test_malformed_conditions_and_those_beyond_the_model_are_all_refused_before_
     told = message(tree, Selector("a", layers=("x",)), Selector("b", variables=(99,)), Selector("c", prefixes=("q",)))
 
     assert [line.partition(": ")[0] for line in told.splitlines()] == ["group `a`", "group `b`"]
+
+
+def test_five_problems_are_shown_without_a_count_and_of_more_than_five_the_others_are_counted(tree):
+    def lines(count):
+        return message(tree, *(Selector(f"g{n}", prefixes=("q",)) for n in range(count))).splitlines()
+
+    assert len(lines(5)) == 5
+    assert lines(6)[5:] == ["... and 1 more"]

@@ -78,7 +78,7 @@ def test_weight_decay_skips_biases_and_normalization_unless_told_otherwise(tiny)
 
 
 @pytest.mark.parametrize(
-    ("frozen", "mode"), [(True, "inference, statistics stand"), (False, "training, statistics move")]
+    ("frozen", "mode"), [(True, "inference, statistics fixed"), (False, "training, statistics updated")]
 )
 def test_batch_normalization_tells_its_mode(tiny, frozen, mode):
     selectors = [Selector("stem", prefixes=("stem", "bn"), frozen=frozen), Selector("rest", rest=True)]

@@ -7,6 +7,7 @@ from keras import layers
 from finetune.pretrained.automatic_names import (
     _to_snake_case,
     automatic_name,
+    has_automatic_name,
     is_automatic_name,
     renumber,
     without_number,
@@ -48,3 +49,29 @@ def test_what_was_built_before_makes_no_difference(numbers, before):
     early = renumber([f"sequential_{n}/lstm_{n}" for n in numbers])
     late = renumber([f"sequential_{n + before}/lstm_{n + before}" for n in numbers])
     assert list(early.values()) == list(late.values())
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: layers.Dense(1), True),
+        (lambda: layers.Dense(1, name="dense_99"), True),  # nothing tells it from an automatic name
+        (lambda: layers.Dense(1, name="head"), False),
+        (lambda: layers.Dense(1, name="conv1d"), False),  # the automatic name of another class
+        (lambda: layers.Bidirectional(layers.LSTM(1)).forward_layer, True),
+        (lambda: layers.Bidirectional(layers.LSTM(1)).backward_layer, True),
+        (lambda: layers.Bidirectional(layers.LSTM(1, name="memory")).forward_layer, False),
+    ],
+)
+def test_a_layer_has_an_automatic_name_if_keras_could_have_made_it_from_the_class(make, expected):
+    assert has_automatic_name(make()) is expected
+
+
+def test_whole_models_are_named_like_layers():
+    inputs = keras.Input((1,))
+    for model in (keras.Model(inputs, inputs), keras.Sequential([inputs])):
+        assert is_automatic_name(model.name)
+
+
+def test_the_first_of_a_class_has_no_number_and_comes_before_the_others():
+    assert renumber(["dense_1", "dense"]) == {"dense_1": "dense(1/2)", "dense": "dense(0/2)"}

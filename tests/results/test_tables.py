@@ -28,7 +28,7 @@ PLAN = {
     "advice": ["Sleep well."],
     "weights": [
         row("conv/kernel", "stem", **UNTRAINED, frozen=True, restored_from="layer0/0", parameters=123456),
-        row("bn/mean", "stem", **UNTRAINED, frozen=True, batch_normalization="inference, statistics stand"),
+        row("bn/mean", "stem", **UNTRAINED, frozen=True, batch_normalization="inference, statistics fixed"),
         row("norm/mean", "head", **UNTRAINED),
         row("head/kernel", "head", weight_decay=0.01),
         row("head/bias", "head", shape=[]),

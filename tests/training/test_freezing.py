@@ -6,7 +6,7 @@ from keras import layers
 from finetune.errors import TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
-from finetune.training.freezing import check_trainable, checksums, freeze, prove_unchanged
+from finetune.training.freezing import check_trainable, freeze
 
 
 def frozen_by(model, **selector):
@@ -206,29 +206,5 @@ def test_the_check_names_what_was_flipped_since(tiny, layer, trainable):
     model = tiny()
     groups = frozen_by(model, prefixes=("stem", "bn"))
     model.get_layer(layer).trainable = trainable
-    with pytest.raises(
-        TrainingError, match=rf"disagrees with the plan about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"
-    ):
+    with pytest.raises(TrainingError, match=rf"disagree about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"):
         check_trainable(model, groups)
-
-
-def test_checksums_hold_every_tensor_of_the_frozen_groups_moving_statistics_included(tiny):
-    model = tiny()
-    groups = frozen_by(model, prefixes=("stem", "bn"))
-    frozen, trained = checksums(groups, frozen=True), checksums(groups, frozen=False)
-    assert list(frozen) == [
-        *("stem/kernel", "stem/bias", "bn/gamma", "bn/beta"),
-        *("bn/moving_mean", "bn/moving_variance"),
-    ]
-    assert list(trained) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
-    prove_unchanged(frozen, checksums(groups, frozen=True))
-
-
-def test_the_proof_names_the_frozen_tensors_that_changed_by_as_little_as_one_bit(tiny):
-    model = tiny()
-    groups = frozen_by(model, prefixes=("stem", "bn"))
-    before = checksums(groups, frozen=True)
-    mean = model.get_layer("bn").moving_mean
-    mean.assign(np.nextafter(mean.numpy(), np.float32(1)))
-    with pytest.raises(TrainingError, match=r"stay bit-identical\. 1 of 6 changed: `bn/moving_mean`\."):
-        prove_unchanged(before, checksums(groups, frozen=True))

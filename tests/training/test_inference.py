@@ -4,13 +4,13 @@ import pytest
 from keras import layers
 
 from finetune.groups.layer_tree import layer_tree
-from finetune.training.inference import frozen_parts, release, rest
+from finetune.training.inference import layers_in_frozen_part, run_in_inference_mode, undo_inference_mode
 
 
 def frozen_by(model, *prefixes):
     tree = layer_tree(model)
     frozen = {id(leaf.variable) for leaf in tree.leaves if leaf.name.startswith(prefixes)}
-    return [layer.name for layer in frozen_parts(model, tree, frozen)]
+    return [layer.name for layer in layers_in_frozen_part(model, tree.leaves, frozen)]
 
 
 def sequence(*parts):
@@ -20,10 +20,10 @@ def sequence(*parts):
 def test_a_layer_at_rest_is_called_in_inference_mode_and_let_go_it_is_as_before():
     drop = layers.Dropout(0.5)
     x = np.ones((4, 8), "float32")
-    rest([drop])
+    run_in_inference_mode([drop])
     np.testing.assert_array_equal(drop(x, training=True), x)
     assert "call" not in str(drop.get_config())
-    release([drop])
+    undo_inference_mode([drop])
     assert "call" not in vars(drop)
     assert np.any(drop(x, training=True) == 0)
 
@@ -33,9 +33,9 @@ def test_a_call_that_somebody_else_put_on_the_layer_comes_back():
     own = drop.call
     drop.call = lambda inputs, training=False: own(inputs, training=training) + 1.0
     mine = drop.call
-    rest([drop])
+    run_in_inference_mode([drop])
     np.testing.assert_array_equal(drop(np.ones((2, 3)), training=True), np.full((2, 3), 2.0))
-    release([drop])
+    undo_inference_mode([drop])
     assert drop.call is mine
 
 
@@ -61,12 +61,12 @@ def test_dropout_inside_a_frozen_attention_rests_with_it():
     assert "attention" in frozen_by(model, "attention")
     tree = layer_tree(model)
     frozen = {id(leaf.variable) for leaf in tree.leaves if leaf.name.startswith("attention")}
-    held = frozen_parts(model, tree, frozen)
+    held = layers_in_frozen_part(model, tree.leaves, frozen)
     values = np.random.default_rng(0).normal(size=(3, 5, 8)).astype("float32")
     attention = model.get_layer("attention")
-    rest(held)
+    run_in_inference_mode(held)
     np.testing.assert_array_equal(attention(values, values, training=True), attention(values, values, training=False))
-    release(held)
+    undo_inference_mode(held)
     assert not np.array_equal(attention(values, values, training=True), attention(values, values, training=False))
 
 
@@ -76,7 +76,7 @@ def test_dropout_of_a_frozen_recurrent_layer_rests(recurrent):
     model = keras.Sequential([keras.Input((5, 3)), layer, layers.Dense(2, name="head")])
     assert frozen_by(model, "recurrent")[0] == "recurrent"
     x = np.ones((2, 5, 3), "float32")
-    rest([layer])
+    run_in_inference_mode([layer])
     np.testing.assert_array_equal(layer(x, training=True), layer(x, training=False))
 
 

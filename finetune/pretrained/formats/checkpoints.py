@@ -86,6 +86,7 @@ def _read(reader: Any, key: str) -> np.ndarray:
 
 def _saver_tensors(reader: Any) -> Iterator[StoredTensor]:
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    # There is no graph, only names: what is not a slot, a counter or a text is taken for a weight.
     for name in sorted(shapes):
         counts = not shapes[name] and is_counter(name)
         if dtypes[name] != tf.string and not counts and not is_slot(name, shapes):
@@ -166,6 +167,7 @@ def _object_tensors(reader: Any) -> Iterator[tuple[str, StoredTensor]]:
     paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in variables}
     paths = {node: path for node, path in paths.items() if not _is_not_weight(reader, path, *variables[node])}
     locations = _object_locations(edges, {node: variables[node][0] for node in paths})
+    # `tf.train.Checkpoint(net=model)`: one root, whose name says nothing. With two models it tells them apart.
     roots = {path[0] for path in paths.values()} if all(len(path) > 1 for path in paths.values()) else set()
     scopes = {full_name.partition("/")[0] for full_name, _ in (variables[node] for node in paths)}
     trained = edges[edges[0]["trainable_variables"]] if "trainable_variables" in edges[0] else {}
@@ -192,6 +194,7 @@ def _variables(graph: Any) -> dict[int, tuple[str, str]]:
 def _is_not_weight(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
     if reader.get_variable_to_dtype_map()[key] == tf.string or is_in_optimizer_or_metrics(path):
         return True
+    # A counter is beside the model, not in it: a scalar `step` inside a layer is its weight.
     counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key] and is_counter(path[0])
     return counts or is_random_state("/".join(path)) or is_random_state(full_name)
 
@@ -252,6 +255,7 @@ def _weights_of_optimizers(
     for held in edges:
         if not (is_optimizer(held) and "_trainable_variables" in held):
             continue
+        # The list holds the variables by their index: "0", "1", ..., "10".
         trained = edges[held["_trainable_variables"]]
         for index, node in sorted((int(index), node) for index, node in trained.items()):
             if node in variables and node not in known:

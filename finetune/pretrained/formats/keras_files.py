@@ -132,6 +132,7 @@ def _datasets(file: h5py.File, root: str = "/") -> dict[str, Any]:
 def _keras3_tensors(*open_files: _Open) -> tuple[StoredTensor, ...]:
     with ExitStack() as stack:
         files = [(open_file, stack.enter_context(open_file())) for open_file in open_files]
+        # Names and counts of all shards together: a layer's weights may be spread over several files.
         names = {path: name for _, file in files for path, name in _object_names(file).items()}
         weights = [
             (path, open_file, dataset)
@@ -255,6 +256,7 @@ def _legacy_tensors(open_file: _Open, root: str) -> tuple[StoredTensor, ...]:
     with open_file() as file:
         datasets = _datasets(file, root)
         top: Any = file[root]
+        # `layer_names` has the model's order, which HDF5 groups do not have; layers without weights have empty lists.
         groups = [name for name in (*_list_attribute(top, "layer_names"), LEGACY_ROOT) if name in top]
         weight_names = {group: names for group in groups if (names := _list_attribute(top[group], "weight_names"))}
         layers = [group for group in weight_names if group != LEGACY_ROOT]

@@ -96,6 +96,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
 def _read(path: Path, *, archives: bool) -> WeightFile:
     file = locate_weights(path)
+    # Archives come first: a gzip file begins like nothing else, and a zip archive may be npz, `.keras` or PyTorch's.
     if archives and _is_archive(file):
         return _read_archive(file)
     read = next((read for is_kind, read in _FORMATS if is_kind(file)), None)
@@ -103,11 +104,13 @@ def _read(path: Path, *, archives: bool) -> WeightFile:
         with file.open("rb") as opened:
             start = opened.read(24)
         received = f"it begins with `{start!r}`" if start else "it is empty"
+        # Of the three files of a checkpoint users pick the largest, `ckpt.data-00000-of-00001`.
         prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
         advice = f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""
         raise RestoreError(f"{_KNOWN}. `{file}` is not in one of these formats: {received}.{advice}")
     with _undamaged(path):
         weight_file = read(file)
+    # A file of an unbuilt Keras model is valid and empty; restoring it would silently do nothing.
     if not weight_file.tensors:
         raise RestoreError(
             f"A weight file must hold weights. `{path}` ({weight_file.kind}) holds none. Build the model before you "
@@ -142,6 +145,7 @@ def _read_archive(file: Path) -> WeightFile:
             # Archives inside are not unpacked: some are made to contain themselves.
             weight_file = _read(unpacked.folder, archives=False)
         except RestoreError as error:
+            # The user knows the archive, not the temporary folder.
             raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
     tensors = tuple(
         replace(tensor, read=partial(_read_unpacked, unpacked, tensor.read)) for tensor in weight_file.tensors

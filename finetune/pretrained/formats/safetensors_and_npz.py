@@ -58,7 +58,7 @@ def _safetensors(path: Path) -> Iterator[StoredTensor]:
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            for name in sorted(slices):
+            for name in sorted(slices):  # the header has no order that could be relied on
                 dtype = _DTYPES[str(slices[name].get_dtype())]
                 yield StoredTensor(name, tuple(slices[name].get_shape()), dtype, partial(_read_safetensor, path, name))
     except SafetensorError as error:
@@ -111,7 +111,7 @@ def read_npz(path: Path) -> WeightFile:
     tensors = (
         StoredTensor(name, shape, "bfloat16" if dtype == "V2" else dtype.name, partial(_read_npy, path, name))
         for name, (shape, dtype) in headers.items()
-        if dtype.kind in "biufcV"
+        if dtype.kind in "biufcV"  # bool, integers, floats, complex, and `V` for bfloat16
     )
     return WeightFile(str(path), "npz", _weights(tensors))
 

@@ -27,4 +27,5 @@ def read_saved_model(path: Path) -> WeightFile:
             f"A SavedModel keeps its weights in `variables/variables.index`. `{path.parent}` has none: either it was "
             "copied without this folder, or its graph holds the weights as constants, which cannot be fine-tuned."
         )
+    # The checkpoint names itself `variables/variables`; the user knows the SavedModel's folder.
     return replace(read_checkpoint(index), path=str(path.parent), kind="saved-model")

@@ -29,11 +29,13 @@ def read_shards(path: Path) -> WeightFile:
     """
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"an index has at most {_MOST_BYTES:,} bytes, and this file is larger")
+    # Safetensors: a file name for each weight. Keras: for each object, a file name or a list of them.
     weight_map = json.loads(path.read_bytes())["weight_map"]
     file_lists = (names if type(names) is list else [names] for names in weight_map.values())
     shards = list(dict.fromkeys(name for names in file_lists for name in names))
     _require_shards(path, shards)
     files = {shard: path.parent / shard for shard in shards}
+    # The names decide here, and the readers then check the content: an index of `.bin` files is one of pickles.
     if all(shard.endswith(".h5") for shard in shards):
         return read_keras_shards(path, list(files.values()))
     if all(shard.endswith(".safetensors") for shard in shards):

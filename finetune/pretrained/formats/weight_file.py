@@ -32,6 +32,7 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    # Two descriptions are equal if they say the same; functions are equal only to themselves.
     read: Callable[[], np.ndarray] = field(repr=False, compare=False)
     position: tuple[int, int] | None = None
     aliases: tuple[str, ...] = ()

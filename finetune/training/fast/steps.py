@@ -13,8 +13,7 @@ them. The order inside a call is: copy the weights into the buffers; for each ba
 buffers back; compute the metrics.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +21,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.errors import TrainingError
-from finetune.optimizers.fused.stacks import StackedVariable
+from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap import unwrap
 from finetune.training.fast.calls import Calls
@@ -56,10 +55,8 @@ class FastFunction:
         self._model, self._forward = model, forward or model
         self._made_for = compile_state(model)
         self._trained = list(model.trainable_variables)
-        self._buffers = {
-            stacked: tf.Variable(tf.zeros(stacked.shape, stacked.dtype), trainable=False, name=stacked.name)
-            for stacked in _stacked_variables(model.optimizer, self._trained)
-        }
+        optimizer = unwrap(model.optimizer)
+        self._buffers = optimizer.buffers(self._trained) if isinstance(optimizer, GroupedOptimizer) else Buffers()
         self._run = self._compiled()
 
     def fits(self, model: Any) -> bool:
@@ -72,9 +69,7 @@ class FastFunction:
             done, logs = self._run(iterator, tf.constant(steps))
         except _NoDenseGradientError as error:
             # Raised while the function is traced, before any batch is read: these weights stay in their variables.
-            self._buffers = {
-                stacked: buffer for stacked, buffer in self._buffers.items() if stacked not in error.stacked
-            }
+            self._buffers = error.dense
             self._run = self._compiled()
             self.calls.limit_next(steps)
             return self(iterator)
@@ -87,14 +82,8 @@ class FastFunction:
         # Without AutoGraph, as Keras' own train function: layers are written for graphs, and converting takes seconds.
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
-            for stacked, buffer in self._buffers.items():
-                buffer.assign(stacked.read(), read_value=False)
-            with ExitStack() as stack:
-                for stacked, buffer in self._buffers.items():
-                    stack.enter_context(stacked.held(buffer))
+            with self._buffers.filled():
                 done = self._steps(iterator, steps)
-            for stacked, buffer in self._buffers.items():
-                stacked.write(buffer.read_value())
             return done, self._model.get_metrics_result()
 
         return run
@@ -128,11 +117,7 @@ class FastFunction:
         """
         model = self._model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        slices = {
-            id(variable): part
-            for stacked in self._buffers
-            for variable, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
-        }
+        slices = self._buffers.slices()
         scope = _SlicesScope([(v, slices[id(v)]) for v in self._trained if id(v) in slices])
         options = {"training": True} if keras_private.takes_training(model) else {}
 
@@ -168,21 +153,17 @@ class FastFunction:
         A layer that looks up rows of its weights has a sparse gradient, which the fused update does not take.
         """
         gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
-        not_dense = [
-            stacked
-            for stacked in self._buffers
-            if not all(isinstance(gradient_of[id(variable)], tf.Tensor) for variable in stacked.variables)
-        ]
-        if not_dense:
-            raise _NoDenseGradientError(not_dense)
+        dense = self._buffers.with_dense(gradient_of)
+        if dense is not self._buffers:
+            raise _NoDenseGradientError(dense)
 
 
 class _NoDenseGradientError(Exception):
-    """Stops the tracing of a function: these stacked variables cannot lie in buffers."""
+    """Stops the tracing of a function: only these buffers can be used."""
 
-    def __init__(self, stacked: Sequence[StackedVariable]):
+    def __init__(self, dense: Buffers):
         super().__init__()
-        self.stacked = stacked
+        self.dense = dense
 
 
 class _SlicesScope(keras.StatelessScope):
@@ -203,8 +184,3 @@ class _SlicesScope(keras.StatelessScope):
                 "Create that weight with `trainable=False`, or train without `FastLoop`."
             )
         keras_private.assign_now(variable, value)
-
-
-def _stacked_variables(optimizer: Any, trained: Iterable[Any]) -> list[StackedVariable]:
-    inner = unwrap(optimizer)
-    return inner.stacked_variables(trained) if isinstance(inner, GroupedOptimizer) else []

@@ -133,8 +133,7 @@ def _check_range(start: float, end: float, steps: int, stop_factor: float, repea
 
 def _children(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
     optimizer = unwrap(model.optimizer)
-    children = optimizer.optimizers if isinstance(optimizer, GroupedOptimizer) else [optimizer]
-    return {child.name: child for child in children}
+    return dict(optimizer.group_optimizers) if isinstance(optimizer, GroupedOptimizer) else {optimizer.name: optimizer}
 
 
 def _index(names: Sequence[str], group: str | None) -> int:

@@ -1,4 +1,4 @@
-"""What watches over a phase, moves its rates and ends it."""
+"""The Keras callbacks of a phase: what ends it, what moves its rates, and what watches it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an
 
 @dataclass(frozen=True)
 class Until:
-    """Ends a phase when a metric no longer gets better: Keras' `EarlyStopping`, fresh in every phase.
+    """Ends a phase when a metric no longer gets better: Keras' `EarlyStopping`, new in every phase.
 
     Attributes:
-        monitor: The metric, as the logs call it.
-        patience: Epochs without progress that are borne.
-        min_delta: The least change that counts as progress.
-        mode: Whether less is better (`min`) or more (`max`); `auto` goes by the metric.
+        monitor: Name of the metric in the logs, such as `val_loss`.
+        patience: Epochs without progress after which the phase still goes on, >= 0.
+        min_delta: The least change that counts as progress, >= 0.
+        mode: Whether less is better (`min`) or more (`max`); `auto` decides by the metric.
         restore_best: Whether the phase ends with the weights of its best epoch.
     """
 
@@ -39,15 +39,15 @@ class Until:
 
 @dataclass(frozen=True)
 class Plateau:
-    """Lowers the rates when a metric no longer gets better: Keras' `ReduceLROnPlateau`, fresh in every phase.
+    """Lowers all rates when a metric no longer gets better: Keras' `ReduceLROnPlateau`, new in every phase.
 
     Attributes:
-        monitor: The metric, as the logs call it.
-        factor: What all rates are multiplied with, in (0, 1).
-        patience: Epochs without progress that are borne.
-        min_delta: The least change that counts as progress.
+        monitor: Name of the metric in the logs, such as `val_loss`.
+        factor: What all rates are multiplied by, between 0 and 1, both excluded.
+        patience: Epochs without progress after which the rates are still kept, >= 0.
+        min_delta: The least change that counts as progress, >= 0.
         mode: As in `Until`.
-        cooldown: Epochs after a reduction in which nothing is counted.
+        cooldown: Epochs after a reduction in which nothing is counted, >= 0.
     """
 
     monitor: str = "val_loss"
@@ -58,22 +58,22 @@ class Plateau:
     cooldown: int = 0
 
 
-def stopping(until: Until | None) -> list[keras.callbacks.Callback]:
-    """The callbacks that end a phase."""
+def until_callbacks(until: Until | None) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that end a phase when its metric no longer gets better; none for `None`."""
     if until is None:
         return []
-    early = keras.callbacks.EarlyStopping(
+    early_stopping = keras.callbacks.EarlyStopping(
         monitor=until.monitor,
         patience=until.patience,
         min_delta=until.min_delta,  # pyright: ignore[reportArgumentType] - Keras' default makes it an int
         mode=until.mode,
         restore_best_weights=until.restore_best,
     )
-    return [_Monitored(until.monitor, "until"), early]
+    return [_MetricExists(until.monitor, "until"), early_stopping]
 
 
-def plateaus(plateau: Plateau | None) -> list[keras.callbacks.Callback]:
-    """The callbacks that lower the rates."""
+def plateau_callbacks(plateau: Plateau | None) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that lower the rates when a metric no longer gets better; none for `None`."""
     if plateau is None:
         return []
     reduce = keras.callbacks.ReduceLROnPlateau(
@@ -85,64 +85,83 @@ def plateaus(plateau: Plateau | None) -> list[keras.callbacks.Callback]:
         cooldown=plateau.cooldown,
         verbose=0,
     )
-    return [_Monitored(plateau.monitor, "reduce_on_plateau"), reduce]
+    return [_MetricExists(plateau.monitor, "reduce_on_plateau"), reduce]
 
 
-class _Monitored(keras.callbacks.Callback):
-    """Holds that a metric is there; Keras would only warn, and the phase never end."""
+class _MetricExists(keras.callbacks.Callback):
+    """Checks that a metric is measured. Keras would only warn, and the phase would never end."""
 
-    def __init__(self, monitor: str, where: str):
+    def __init__(self, monitor: str, setting: str):
         super().__init__()
-        self.monitor, self.where = monitor, where
+        self.monitor, self.setting = monitor, setting
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        known = [name for name in logs or {} if not name.startswith("learning_rate/")]
-        if self.monitor not in known:
-            validation = " One that begins with `val_` needs validation examples." * self.monitor.startswith("val_")
+        measured = [name for name in logs or {} if not name.startswith("learning_rate/")]
+        if self.monitor not in measured:
+            advice = " Metrics that begin with `val_` need validation examples." * self.monitor.startswith("val_")
             raise TrainingError(
-                f"`{self.where}` watches a metric that is measured. Received `{self.monitor}`; there are "
-                f"{quote(known)}.{validation}{did_you_mean(self.monitor, known)}"
+                f"The metric that `{self.setting}` watches must be measured. Received `{self.monitor}`; measured are "
+                f"{quote(measured)}.{advice}{did_you_mean(self.monitor, measured)}"
             )
 
 
-class Watch(keras.callbacks.Callback):
-    """Counts the epochs of a phase, ends it after its steps, and looks after every epoch whether all is as planned.
+class EpochWatch(keras.callbacks.Callback):
+    """Counts the epochs of a phase, and checks after each of them that the model is still as planned.
 
     Args:
-        check: Raises if it is not.
-        steps: Steps after which the phase ends; `None` leaves that to the epochs.
+        check: Raises an error if it is not.
+
+    Attributes:
+        epochs: Epochs begun.
     """
 
-    def __init__(self, check: Callable[[], None], steps: int | None):
+    def __init__(self, check: Callable[[], None]):
         super().__init__()
-        self.check, self.steps = check, steps
-        self.epochs = self._before = self._done = self._first = 0
+        self.check = check
+        self.epochs = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.epochs += 1
-        self._before = self._done
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._first = batch
-        if self.steps is not None:
-            limit_next_call(self.model, self.steps - self._before - batch)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        done = steps_done(self.model, first=self._first, last=batch)
-        self._done = self._before + min(done, (self.params or {}).get("steps") or done)
-        if self.steps is not None and self._done >= self.steps:
-            model: Any = self.model
-            model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.check()
 
 
-class AutoRgn(keras.callbacks.Callback):
-    """Measures the relative gradient norms before every epoch and puts rates that are equal in proportion to them.
+class StopAfterSteps(keras.callbacks.Callback):
+    """Ends a phase after a number of steps, in the middle of an epoch if need be.
 
     Args:
-        groups: The groups that are trained, each with the weights that are.
+        steps: The number, >= 1.
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+        self._of_former_epochs = self._made = self._first = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._of_former_epochs = self._made
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._first = batch
+        limit_next_call(self.model, self.steps - self._of_former_epochs - batch)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        done = steps_done(self.model, first=self._first, last=batch)
+        # A call of Keras' own function may be planned beyond the end of the epoch.
+        self._made = self._of_former_epochs + min(done, (self.params or {}).get("steps") or done)
+        if self._made >= self.steps:
+            model: Any = self.model
+            model.stop_training = True
+
+
+class AutoRgn(keras.callbacks.Callback):
+    """Sets the rates in proportion to the relative gradient norms, which it measures before every epoch.
+
+    The rates are equal before; each group's is then multiplied by its norm divided by the largest one.
+
+    Args:
+        groups: The groups that are trained, each with those of its weights that are.
         batches: Batches of inputs and targets to measure over.
 
     References:
@@ -158,10 +177,10 @@ class AutoRgn(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
         self._ratios = self._ratios or ratio_function(model, self.groups)
-        with no_trace(model):
-            measured = [self._ratios(x, y).numpy() for x, y in self.batches]
-        found = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
-        check_ratios(found)
+        with no_trace(model):  # the measurement runs the model in training mode, which updates statistics and seeds
+            measured = [self._ratios(x, y).numpy() for x, y in self.batches]  # shape `(batches, groups)`
+        norms = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
+        check_ratios(norms)
         optimizer = unwrap(model.optimizer)
-        for name, share in auto_rgn({name: float(column.mean()) for name, column in found.items()}, 1.0).items():
+        for name, share in auto_rgn({name: float(column.mean()) for name, column in norms.items()}, 1.0).items():
             optimizer.share_rate(name, share)

@@ -7,9 +7,11 @@ from typing import Any
 import keras
 
 from finetune.errors import GroupError, did_you_mean, quote
+from finetune.groups.batch_norm import BATCH_NORM_MODES, TRAINS_GAMMA_AND_BETA
+from finetune.groups.layer_tree import Leaf
 from finetune.groups.selectors import LayerGroup
+from finetune.training.freezing import PhaseState, phase_state
 from finetune.training.phases.endings import Plateau, Until
-from finetune.training.phases.state import BATCH_NORM_MODES, PhaseState, phase_state
 
 ALL = "all"
 CLOCKS = ("run", "phase")
@@ -17,24 +19,26 @@ CLOCKS = ("run", "phase")
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training.
+    """A stretch of training with a fixed set of trained layer groups.
 
     Attributes:
         train: Names of the groups that are trained, or `all`.
-        epochs: How long; exactly one of this and `steps`.
-        steps: How long, in batches. The epoch in which they end is cut short.
-        rates: A number or a schedule for some groups, in place of what their optimizers were made with.
-        clock: What schedules count: `run`, all steps made so far, or `phase`, those since the phase's start.
-        warmup_steps: Steps in which the rates of groups that were not trained just before rise from 0.
-        batch_norm: One of `BATCH_NORM_MODES` for some groups; by default `train` in a trained group, where statistics
-            move, and `freeze` in another, where they stand.
-        dropping: Groups that keep their dropout while they are frozen; by default none does.
-        always_train_normalization: Whether gamma and beta of normalization layers train in frozen groups, too, with
+        epochs: Length in epochs, >= 1. Give either this or `steps`.
+        steps: Length in batches, >= 1. The epoch in which they end is cut short.
+        rates: Learning rates for some groups during this phase, numbers or schedules; the other groups use the rates
+            that their optimizers were made with.
+        clock: What the steps of a schedule are counted from: the start of the `run` or of the `phase`.
+        warmup_steps: In the first so many steps, the rates of groups that the phase before did not train rise from 0.
+        batch_norm: Mode of BatchNormalization in some groups: `train`, `freeze`, `affine` (gamma and beta train on
+            fixed statistics) or `statistics` (only the moving statistics are updated). By default `train` in a group
+            that is trained and `freeze` in another.
+        dropout_groups: Groups that keep their dropout while they are frozen; by default none does.
+        always_train_normalization: Whether gamma and beta of normalization layers also train in frozen groups, with
             the optimizer and the rate of their group.
-        auto_rgn: Before every epoch the rates become this one times the relative gradient norm of each group, the
-            largest of which counts as 1; they take the place of `rates`.
+        auto_rgn: A learning rate, > 0, that replaces `rates`: before every epoch each group gets this rate times its
+            relative gradient norm divided by the largest one.
         until: Ends the phase early.
-        reduce_on_plateau: Lowers all rates in proportion, until the phase ends.
+        reduce_on_plateau: Lowers all rates by the same factor; the next phase begins without that.
     """
 
     train: Sequence[str] | str = ALL
@@ -44,7 +48,7 @@ class Phase:
     clock: str = "run"
     warmup_steps: int = 0
     batch_norm: Mapping[str, str] = field(default_factory=dict)
-    dropping: Sequence[str] = ()
+    dropout_groups: Sequence[str] = ()
     always_train_normalization: bool = False
     auto_rgn: float | None = None
     until: Until | None = None
@@ -52,42 +56,70 @@ class Phase:
 
     @property
     def sets_rates(self) -> bool:
-        """Whether rates are another thing in this phase than what the optimizers were made with."""
+        """Whether the rates of this phase can differ from those that the optimizers were made with."""
         return bool(
             self.rates or self.auto_rgn or self.warmup_steps or self.reduce_on_plateau or self.clock != CLOCKS[0]
         )
 
     def names(self, groups: Sequence[LayerGroup]) -> tuple[str, ...]:
-        """The groups it trains, input to output."""
+        """Returns the names of the groups that it trains, input to output."""
         return tuple(g.name for g in groups if not g.frozen and (self.train == ALL or g.name in self.train))
 
 
 def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> PhaseState:
-    """Works out what becomes of every weight in a phase."""
+    """Works out what happens to every weight in a phase.
+
+    Args:
+        model: A built model.
+        groups: All of its layer groups.
+        phase: The phase; it must fit the groups.
+    """
     return phase_state(
         model,
         groups,
         phase.names(groups),
         batch_norm=phase.batch_norm,
         always_train_normalization=phase.always_train_normalization,
-        dropping=phase.dropping,
+        dropout_groups=phase.dropout_groups,
     )
 
 
+def frozen_in_all(model: keras.Model, groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> tuple[Leaf, ...]:
+    """Returns the weights that a whole run must leave bit-identical.
+
+    These are the weights of the groups that are frozen for good, without the moving statistics that a phase updates
+    there.
+
+    Args:
+        model: A built model.
+        groups: All of its layer groups.
+        phases: The phases of the run, at least one.
+    """
+    each = [{id(leaf.variable) for leaf in state_of(model, groups, phase).frozen} for phase in phases]
+    always = set.intersection(*each)
+    return tuple(leaf for group in groups if group.frozen for leaf in group.leaves if id(leaf.variable) in always)
+
+
 def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every: bool = True) -> None:
-    """Holds that the phases and the groups fit; with `every`, that every group is trained in one.
+    """Checks that phases fit the layer groups.
+
+    Args:
+        groups: All layer groups.
+        phases: The phases.
+        every: Whether every group that is not frozen for good must be trained in at least one of them.
 
     Raises:
-        GroupError: A phase names a group that is not there or frozen for good, has no length or two, a setting is none
-            of its values, or a group is never trained.
+        GroupError: There are no phases, a phase names a group that does not exist or is frozen for good, its length is
+            missing or given twice, a setting has a value that does not exist, or a group is never trained. Up to five
+            problems are reported.
     """
     problems = [f"phase {n}: {problem}" for n, phase in enumerate(phases, 1) for problem in _problems(groups, phase)]
     if not phases:
-        problems = ["Training has one phase at least. Received none. Give `[Phase(epochs=1)]`, for example."]
+        problems = ["Training needs at least one phase. Received none. Pass `[Phase(epochs=1)]`, for example."]
     trained = {name for phase in phases for name in phase.names(groups)}
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
     if idle and every and not problems:
-        problems = [f"no phase trains {quote(idle)}. Add one that does, or say `frozen: true` in the group"]
+        problems = [f"no phase trains {quote(idle)}. Add a phase that does, or set `frozen: true` in the group."]
     if problems:
         raise GroupError("\n".join(problems[:5]))
 
@@ -100,32 +132,42 @@ def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
     yield from name_problems(list(phase.rates), known, frozen, "`rates`")
     yield from name_problems(list(phase.batch_norm), known, [], "`batch_norm`")
     if phase.train != ALL and not named:
-        yield "`train` names no group. Name one at least, or say `all`."
+        yield "`train` names no group. Name at least one, or write `all`."
     if (phase.epochs is None) == (phase.steps is None):
-        yield f"has either `epochs` or `steps`. Received `{phase.epochs}` and `{phase.steps}`. Give one of them."
+        yield (
+            "the length is given either in `epochs` or in `steps`. Received `epochs: "
+            f"{phase.epochs}` and `steps: {phase.steps}`. Give one of the two."
+        )
     if phase.clock not in CLOCKS:
-        yield f"`clock` is one of {quote(CLOCKS)}. Received `{phase.clock}`.{did_you_mean(phase.clock, CLOCKS)}"
+        yield f"`clock` must be one of {quote(CLOCKS)}. Received `{phase.clock}`.{did_you_mean(phase.clock, CLOCKS)}"
     for name, mode in phase.batch_norm.items():
         may_learn = name in phase.names(groups) or (phase.always_train_normalization and name not in frozen)
         if mode not in BATCH_NORM_MODES:
             yield (
-                f"`batch_norm` of `{name}` is one of {quote(BATCH_NORM_MODES)}. Received `{mode}`."
+                f"`batch_norm` of `{name}` must be one of {quote(BATCH_NORM_MODES)}. Received `{mode}`."
                 f"{did_you_mean(mode, list(BATCH_NORM_MODES))}"
             )
-        elif mode in ("train", "affine") and not may_learn:
+        elif mode in TRAINS_GAMMA_AND_BETA and name in known and not may_learn:
             yield (
-                f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Say `statistics` "
+                f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Use `statistics` "
                 "or `freeze`, or train the group."
             )
 
 
 def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[str], where: str) -> Iterator[str]:
-    """Tells of names that are no groups, or groups that are frozen for good."""
+    """Yields a sentence for every name that does not belong to a group, or to a group that is frozen for good.
+
+    Args:
+        names: The names to check.
+        known: Names of all groups.
+        frozen: Names of the groups that are frozen for good.
+        where: What holds the names, for the message, such as "`train`".
+    """
     for name in names:
         if name not in known:
-            yield f"{where} names `{name}`, which is no group. There are {quote(known)}.{did_you_mean(name, known)}"
+            yield f"{where} names `{name}`, which is not a group. Groups are {quote(known)}.{did_you_mean(name, known)}"
         elif name in frozen:
             yield (
-                f"{where} names `{name}`, which is frozen in all phases. Take `frozen: true` from the group and give "
-                "it an optimizer, or leave it out here."
+                f"{where} names `{name}`, which is frozen in all phases. Remove `frozen: true` from the group and give "
+                "it an optimizer, or remove the name here."
             )

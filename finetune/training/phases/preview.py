@@ -8,10 +8,11 @@ from typing import Any
 import keras
 
 from finetune.errors import quote
+from finetune.groups.batch_norm import BATCH_NORM_MODES
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.weights import GroupSettings, Plan, PlannedWeight
+from finetune.training.freezing import PhaseState
 from finetune.training.phases.phase import CLOCKS, Phase, state_of
-from finetune.training.phases.state import BATCH_NORM_MODES, PhaseState
 
 Rates = tuple[float, float, float]
 
@@ -105,8 +106,8 @@ def _planned(
         steps=steps,
         parameters=sum(prod(leaf.variable.shape) for leaf in state.trained),
         learning_rates=rates,
-        batch_norm=dict(state.modes),
-        resting=tuple(layer.name for layer in state.resting),
+        batch_norm=dict(state.batch_norm_modes),
+        resting=tuple(layer.name for layer in state.inference_layers),
         notes=tuple(_notes(phase)),
     )
 
@@ -135,7 +136,9 @@ def _in_phases(
     lengths: Sequence[tuple[int, int]],
     rate_in: Callable[[int, str], Callable[[int], float]],
 ) -> PlannedWeight:
-    modes = list(dict.fromkeys(state.modes[row.group] for state in states if row.group in state.modes))
+    modes = list(
+        dict.fromkeys(state.batch_norm_modes[row.group] for state in states if row.group in state.batch_norm_modes)
+    )
     mode = row.batch_normalization
     if mode and modes:
         mode = BATCH_NORM_MODES[modes[0]] if len(modes) == 1 else f"by phase, {', then '.join(modes)}"

@@ -175,7 +175,7 @@ def test_without_xla_the_kernels_do_it(monkeypatch, path):
         raise tf.errors.UnimplementedError(None, None, "no XLA here")
 
     calls = []
-    monkeypatch.setattr(adam, "move_in_one_pass", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(adam, "update_in_one_pass", lambda *arguments: calls.append(arguments))
     results(Adam(), "ours", list(gradients(1)))
     assert len(calls) == 1
     adam.has_xla.cache_clear()

@@ -1,340 +1,95 @@
-"""Variables updated together: what may be, what it costs, and that nobody can tell from outside."""
-
-import re
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.errors import GroupError
-from finetune.optimizers.fused.slots import SlotView
-from finetune.optimizers.fused.stacks import LARGEST_STACK
+from finetune.optimizers.clocks import Clocks
+from finetune.optimizers.fused.stacks import LARGEST_STACK, kind, make_stacks
+from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
 
-# NumPy 2 warns when Keras copies a TensorFlow variable to save it.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
 
 
-def make_variables(number, shape=(3,)):
-    return [
-        tf.Variable(np.random.default_rng(i).standard_normal(shape).astype("f4"), name=f"v{i}") for i in range(number)
-    ]
+def variables(number, shape=(3,)):
+    return [tf.Variable(np.full(shape, 1.0, "f4"), name=f"v{i}") for i in range(number)]
 
 
-def groups_of_one(variables, make=Adam, **settings):
-    return GroupedOptimizer([(make(0.1 / (i + 1)), v) for i, v in enumerate(variables)], **settings)
+def group(name, optimizer, members):
+    return Group(name, optimizer, members, list(members))
 
 
-def gradients(variables, seed=0):
-    return [
-        tf.constant(np.random.default_rng([seed, i]).standard_normal(v.shape), "float32")
-        for i, v in enumerate(variables)
-    ]
+def stacks_of(*groups, all_sizes=False):
+    clocks = Clocks(groups, keras.Variable(0, dtype="int64"))
+    return make_stacks(groups, clocks, None, all_sizes=all_sizes)
 
 
-def train(optimizer, variables, steps=3, only=None):
-    for step in range(steps):
-        pairs = list(zip(gradients(variables, step), variables, strict=True))
-        optimizer.apply_gradients(pairs if only is None else [pairs[i] for i in only])
-    return [v.numpy() for v in variables]
-
-
-def assert_identical(some, others):
-    for one, other in zip(some, others, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def num_stacks(optimizer):
-    return len(optimizer._stacks._stacks)
-
-
-# -- What is updated together -----------------------------------------------------------------------------------------
-
-
-def test_variables_of_one_shape_and_kind_are_updated_together_whatever_their_groups():
-    variables = make_variables(4) + make_variables(2, (2, 2))
-    optimizer = groups_of_one(variables)
-    assert optimizer.not_fused == {}
-    assert num_stacks(optimizer) == 2
-
-
-@pytest.mark.parametrize(
-    ("others", "reason"),
-    [
-        (lambda: [(Adam(0.1), tf.Variable(tf.ones(7), name="x"))], "no other variable has its shape and kind of optimizer"),
-        (lambda: [(SGD(0.1), tf.Variable(tf.ones(3), name="x"))], "no other variable has its shape and kind of optimizer"),
-        (lambda: [(Adam(0.1, beta_1=0.5), tf.Variable(tf.ones(3), name="x"))], "no other variable has its shape and kind"),
-        (
-            lambda: [(Adam(0.1), tf.Variable(tf.ones(LARGEST_STACK // 2 + 1), name="x"))],
-            "it is large, so that its update does not wait for others",
-        ),
-        (
-            lambda: [(keras.optimizers.Muon(0.1), tf.Variable(tf.ones(3), name="x"))],
-            "`Muon` has a rule of its own for every variable",
-        ),
-    ],
-    ids=["shape", "kind", "constants", "size", "rule"],
-)  # fmt: skip
-def test_what_is_updated_alone_says_why(others, reason):
-    variables = make_variables(2)
-    optimizer = GroupedOptimizer([(Adam(0.1), variables), *others()])
-    assert list(optimizer.not_fused) == ["x:0"]
-    assert optimizer.not_fused["x:0"].startswith(reason)
-    assert num_stacks(optimizer) == 1
-
-
-def test_fusing_can_be_switched_off():
-    variables = make_variables(2)
-    optimizer = groups_of_one(variables, fused="off")
-    assert optimizer.not_fused == {"v0:0": "`fused` is off", "v1:0": "`fused` is off"}
-    assert num_stacks(optimizer) == 0
-
-
-@pytest.mark.parametrize("value", ["yes", True, None])
-def test_another_value_of_fused_is_an_error(value):
-    with pytest.raises(GroupError, match=re.escape(
-        f"`fused` is one of `auto`, `on`, `off`. Received `{value!r}`. Write `auto`, or leave it out."
-    )):  # fmt: skip
-        groups_of_one(make_variables(1), fused=value)
-
-
-def test_no_stack_is_too_large_for_the_cache():
-    variables = make_variables(5, (LARGEST_STACK // 2,))
-    optimizer = groups_of_one(variables)
-    optimizer.build(variables)
-    assert [len(stack.groups) for stack in optimizer._stacks._stacks] == [2, 2, 1]
-
-
-def test_a_subclass_of_a_known_optimizer_keeps_its_own_rule():
-    class Still(Adam):
-        def update_step(self, gradient, variable, learning_rate):
-            pass
-
-    variables = make_variables(2)
-    before = [v.numpy() for v in variables]
-    assert_identical(train(groups_of_one(variables, Still), variables), before)
-
-
-# -- The same, to the last bit ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW, lambda rate: Momentum(rate, 0.9, nesterov=True)])
-def test_many_groups_are_bit_identical_to_groups_that_are_updated_alone(make):
-    ours, theirs = make_variables(5), make_variables(5)
-    together, alone = groups_of_one(ours, make), groups_of_one(theirs, make, fused="off")
-    assert_identical(train(together, ours), train(alone, theirs))
-    assert [v.path.split("/")[-1] for v in together.variables] == [v.path.split("/")[-1] for v in alone.variables]
-    assert_identical([v.numpy() for v in together.variables], [v.numpy() for v in alone.variables])
-
-
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", [Adam, AdamW, lambda rate: Momentum(rate, 0.9), lambda rate: SGD(rate, 0.9)])
-def test_a_stack_that_is_frozen_in_part_leaves_the_frozen_part_and_its_slots_alone(make, compiled):
-    def run(fused):
-        variables = make_variables(4)
-        optimizer = groups_of_one(variables, make, fused=fused)
-        optimizer.build(variables)
-        for only in ([0, 1, 2, 3], [1, 3], [2], [0, 1, 2, 3]):
-            step = lambda only=only: train(optimizer, variables, 1, only)  # noqa: E731
-            if compiled:
-                step = tf.function(
-                    lambda only=only: optimizer.apply_gradients([(gradients(variables)[i], variables[i]) for i in only])
-                )
-            step()
-        return [v.numpy() for v in [*variables, *optimizer.variables]]
-
-    assert_identical(run("auto"), run("off"))
-
-
-@pytest.mark.parametrize("make", [Adam, lambda rate: Momentum(rate, 0.9), keras.optimizers.Adagrad])
-def test_a_stack_with_a_sparse_gradient_is_updated_variable_by_variable(make):
-    def run(fused):
-        variables = make_variables(3, (4, 2))
-        optimizer = groups_of_one(variables, make, fused=fused)
-        rows = tf.IndexedSlices(tf.ones((3, 2)), tf.constant([1, 1, 3]), tf.constant([4, 2]))
-        for _ in range(3):
-            optimizer.apply([rows, *gradients(variables)[1:]], variables)
-        return [v.numpy() for v in [*variables, *optimizer.variables]]
-
-    assert_identical(run("auto"), run("off"))
-
-
-def test_a_constant_that_is_changed_later_counts_from_then_on():
-    def run(fused):
-        variables = make_variables(2)
-        optimizer = groups_of_one(variables, fused=fused)
-        train(optimizer, variables, 1)
-        optimizer.optimizers[0].beta_1 = 0.5
-        return train(optimizer, variables)
-
-    assert_identical(run("auto"), run("off"))
-
-
-def test_groups_of_a_stack_may_decay_their_weights_differently():
-    def run(fused, decays):
-        variables = make_variables(3)
-        children = [AdamW(0.1) for _ in variables]
-        for child, decay in zip(children, decays, strict=True):
-            child.weight_decay = decay
-        children[1].exclude_from_weight_decay(var_names=["v1"] if None in decays else ["other"])
-        return train(GroupedOptimizer(list(zip(children, variables, strict=True)), fused=fused), variables)
-
-    for decays in ([0.1, 0.2, 0.3], [0.1, 0.2, None]):
-        assert_identical(run("auto", decays), run("off", decays))
-
-
-# -- From outside -----------------------------------------------------------------------------------------------------
-
-
-def test_a_slot_view_is_read_and_written_as_the_slot_of_one_variable():
-    variables = make_variables(3, (4, 2))
-    optimizer = groups_of_one(variables)
-    train(optimizer, variables)
-    first, second = (next(v for v in child.variables if isinstance(v, SlotView)) for child in optimizer.optimizers[:2])
-    before = second.numpy()
-    first.assign(tf.ones((4, 2)))
-    first.assign_add(tf.ones((4, 2)))
-    first.assign_sub(tf.fill((4, 2), 0.5))
-    rows = tf.IndexedSlices(tf.ones((2, 2)), tf.constant([1, 1]))
-    first.scatter_add(rows)
-    np.testing.assert_array_equal(np.asarray(first)[:, 0], [1.5, 3.5, 1.5, 1.5])
-    first.scatter_sub(rows)
-    first.scatter_update(tf.IndexedSlices(tf.zeros((1, 2)), tf.constant([0])))
-    np.testing.assert_array_equal(tf.convert_to_tensor(first)[:, 0], [0, 1.5, 1.5, 1.5])
-    np.testing.assert_array_equal(first - 1.0, first.numpy() - 1)
-    np.testing.assert_array_equal(second.numpy(), before)
-    assert (first.shape, first.dtype) == ((4, 2), "float32")
-    assert repr(first) == f"<SlotView path={first.path}, shape=(4, 2), dtype=float32>"
-
-
-@pytest.mark.parametrize("fused", ["auto", "off"])
-def test_the_rate_of_a_group_can_be_read_written_and_calculated_with_as_a_variable(fused):
-    optimizer = groups_of_one(make_variables(3), fused=fused)
-    rate = optimizer.optimizers[1].learning_rate
-    assert isinstance(rate, keras.Variable)
-    rate.assign(2.0)
-    rate.assign_add(1.0)
-    assert (float(rate), int(rate), float(-rate), float(abs(rate)), float(rate[...])) == (3, 3, -3, 3, 3)
-    assert (float(rate * 2), float(2 - rate), float(tf.square(rate)), rate.numpy(), bool(rate > 1)) == (
-        6,
-        -1,
-        9,
-        3,
-        True,
+def test_variables_of_one_shape_and_kind_of_optimizer_share_a_stack_whatever_their_groups():
+    kernels, biases = variables(4, (2, 2)), variables(4)
+    stacks, alone = stacks_of(
+        group("body", Adam(0.1), [*kernels[:2], *biases[:2]]), group("head", Adam(0.5), [*kernels[2:], *biases[2:]])
     )
-    assert list(optimizer.learning_rates.values()) == pytest.approx([0.1, 3, 0.1 / 3])
-    optimizer.optimizers[1].learning_rate = 5.0
-    assert (float(rate), optimizer.optimizers[1].get_config()["learning_rate"]) == (5, 5)
+    assert alone == {}
+    assert [stack.stacked.variables for stack in stacks] == [kernels, biases]
+    assert [[g.name for g in stack.groups] for stack in stacks] == [["body", "body", "head", "head"]] * 2
 
 
-def model(units=3, layers=3):
-    keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((units,)), *(keras.layers.Dense(units, name=f"d{i}") for i in range(layers))])
+def test_optimizers_of_another_class_or_with_other_constants_are_another_kind():
+    assert kind(Adam(0.1)) == kind(Adam(0.5))
+    different = [Adam(0.1), AdamW(0.1), Adam(0.1, beta_1=0.5), Adam(0.1, epsilon=1e-3), Adam(0.1, amsgrad=True)]
+    assert len({kind(optimizer) for optimizer in different}) == 5
+    stacks, alone = stacks_of(group("a", SGD(0.1), variables(2)), group("b", SGD(0.1, momentum=0.5), variables(2)))
+    assert (len(stacks), alone) == (2, {})
 
 
-def compiled(fused):
-    made = model()
-    made.compile(
-        GroupedOptimizer({d.name: (Adam(0.1 / (i + 1)), d) for i, d in enumerate(made.layers)}, fused=fused), loss="mse"
-    )
-    return made
+def test_a_stack_has_no_more_elements_than_the_cache_holds_and_all_are_of_like_length():
+    half, third = variables(5, (LARGEST_STACK // 2,)), variables(4, (LARGEST_STACK // 3,))
+    stacks, _ = stacks_of(group("all", Adam(0.1), [*half, *third]))
+    assert [len(stack.groups) for stack in stacks] == [2, 2, 1, 2, 2]
 
 
-def teach(model):
-    train(model.optimizer, model.trainable_variables)
+@pytest.mark.parametrize("all_sizes", [False, True])
+def test_a_large_variable_and_one_of_its_own_shape_are_stacked_only_on_demand(all_sizes):
+    large, single = variables(2, (LARGEST_STACK // 2 + 1,)), variables(1, (7,))
+    stacks, alone = stacks_of(group("all", Adam(0.1), [*large, *single]), all_sizes=all_sizes)
+    assert [len(stack.groups) for stack in stacks] == ([1, 1, 1] if all_sizes else [])
+    assert sorted(alone) == ([] if all_sizes else ["v0:0", "v1:0"])
 
 
-def state(model):
-    return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+def test_a_stack_updates_each_variable_at_the_rate_and_step_of_its_group():
+    members = variables(2)
+    groups = [group("slow", SGD(0.25), members[:1]), group("fast", SGD(0.5), members[1:])]
+    (stack,), _ = stacks_of(*groups)
+    stack.update([tf.ones(3), tf.ones(3)])
+    assert [v.numpy().tolist() for v in members] == [[0.75] * 3, [0.5] * 3]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("saved", "loaded"), [("on", "off"), ("off", "on")])
-def test_files_of_either_way_load_into_the_other_and_go_on_alike(saved, loaded, tmp_path):
-    old, new, third = compiled(saved), compiled(loaded), compiled(loaded)
-    teach(old)
-    old.save_weights(tmp_path / "model.weights.h5")
-    path = tf.train.Checkpoint(model=old, optimizer=old.optimizer).save(str(tmp_path / "checkpoint"))
-    new.load_weights(tmp_path / "model.weights.h5")
-    status = tf.train.Checkpoint(model=third, optimizer=third.optimizer).restore(path)
-    third.optimizer.build(third.trainable_variables)
-    status.assert_consumed()
-    for other in (new, third):
-        assert_identical(state(other), state(old))
-    teach(old)
-    for other in (new, third):
-        teach(other)
-        assert_identical(state(other), state(old))
+def test_a_stack_decays_each_variable_as_its_group_says():
+    members = variables(2)
+    groups = [group("a", SGD(0.5, weight_decay=0.5), members[:1]), group("b", SGD(0.5, weight_decay=0.25), members[1:])]
+    (stack,), _ = stacks_of(*groups)
+    assert stack.can_decay()
+    stack.decay()
+    assert [float(v[0]) for v in members] == [0.75, 0.875]
+    groups[1].optimizer.exclude_from_weight_decay(var_list=members[1:])
+    assert not stack.can_decay()
 
 
-@pytest.mark.slow
-def test_an_asynchronous_checkpoint_brings_every_slot_and_rate(tmp_path):
-    old, new = compiled("on"), compiled("off")
-    teach(old)
-    old.optimizer.learning_rate = 0.2
-    checkpoint = tf.train.Checkpoint(model=old, optimizer=old.optimizer)
-    path = checkpoint.save(
-        str(tmp_path / "checkpoint"), tf.train.CheckpointOptions(experimental_enable_async_checkpoint=True)
-    )
-    checkpoint.sync()
-    new.optimizer.build(new.trainable_variables)
-    tf.train.Checkpoint(model=new, optimizer=new.optimizer).restore(path).assert_consumed()
-    assert_identical(state(new), state(old))
+def test_a_stack_is_updated_as_a_whole_only_with_dense_gradients_and_the_constants_it_was_made_with():
+    members = variables(2, (2, 2))
+    (stack,), _ = stacks_of(group("all", Adam(0.1), members))
+    dense = [tf.ones((2, 2))] * 2
+    assert stack.can_update(dense)
+    assert not stack.can_update([dense[0], None])
+    assert not stack.can_update([dense[0], tf.IndexedSlices(tf.ones((1, 2)), tf.constant([0]))])
+    stack.groups[0].optimizer.beta_2 = 0.5
+    assert not stack.can_update(dense)
 
 
-@pytest.mark.slow
-def test_a_compiled_model_can_be_saved_as_a_saved_model(tmp_path):
-    made = compiled("on")
-    teach(made)
-    tf.saved_model.save(made, str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path))
-    np.testing.assert_array_equal(
-        loaded.signatures["serving_default"](tf.ones((1, 3)))["output_0"], made(np.ones((1, 3)))
-    )
-
-
-def test_a_config_remembers_whether_variables_are_updated_together_and_one_without_it_says_auto():
-    config = compiled("off").optimizer.get_config()
-    assert GroupedOptimizer.from_config(config).fused == "off"
-    del config["fused"]
-    assert GroupedOptimizer.from_config(config).fused == "auto"
-
-
-def test_a_summary_counts_the_slots(capsys):
-    made = compiled("on")
-    teach(made)
-    made.summary(print_fn=print)
-    assert "Optimizer params: 79" in capsys.readouterr().out  # two slots for 36 weights, 3 rates, 3 starts, a counter
-
-
-# -- What it costs ----------------------------------------------------------------------------------------------------
-
-
-def operations(optimizer, variables):
-    optimizer.build(variables)
-    step = tf.function(lambda *gradients: optimizer.apply(gradients, variables))
-    graph = step.get_concrete_function(*gradients(variables)).graph
-    return len(graph.get_operations()), len(graph.captures)
-
-
-@pytest.mark.slow
-def test_a_step_of_many_small_variables_has_a_fifth_of_the_operations_of_keras():
-    """Counts, not times: they are the same on every machine, and on small layers they are what a step costs."""
-    variables = make_variables(20, (2, 2)) + make_variables(20, (2,))
-    together = operations(GroupedOptimizer([(Adam(0.1), variables)]), variables)
-    alone = operations(Adam(0.1), variables)
-    assert together[0] < alone[0] / 5  # 0.12 of it: two for every variable, a gradient and its part of the update
-    assert together[1] < alone[1] * 0.4  # a slot is captured once for all
-
-
-@pytest.mark.slow
-def test_a_step_of_sixty_groups_costs_hardly_an_operation_more_than_one_of_one():
-    variables = make_variables(60, (2, 2)) + make_variables(60, (2,))
-    one = operations(GroupedOptimizer([(Adam(0.1), variables)]), variables)
-    pairs = [(Adam(0.1 / i), [variables[i - 1], variables[i + 59]]) for i in range(1, 61)]
-    sixty = operations(GroupedOptimizer(pairs), variables)
-    assert sixty[0] - one[0] <= 30
-    assert sixty[1] - one[1] <= 2
+def test_the_slots_of_a_variable_are_its_entries_in_those_of_the_stack():
+    members = variables(3)
+    optimizer = GroupedOptimizer([(Adam(0.1), members)])
+    optimizer.apply([tf.fill(3, float(i)) for i in range(3)], members)
+    child = optimizer.group_optimizers["group_0"]
+    assert [float(m[0]) for m in child._momentums] == pytest.approx([0, 0.1, 0.2])
+    assert [float(v[0]) for v in child._velocities] == pytest.approx([0, 0.001, 0.004])

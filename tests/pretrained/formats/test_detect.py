@@ -134,3 +134,13 @@ def test_a_compressed_archive_counts_though_it_is_cut_off(tmp_path):
     write_tar(tmp_path / "m", "w:gz")
     (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:20])
     assert is_tar(tmp_path / "m")
+
+
+def test_a_zip_archive_of_a_version_that_does_not_exist_counts_as_damaged(tmp_path):
+    write_zip(tmp_path / "m.npz")
+    content = bytearray((tmp_path / "m.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99  # "version needed to extract"; the newest is 6.3
+    (tmp_path / "m.npz").write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile):
+        zip_members(tmp_path / "m.npz")
+    assert is_npz(tmp_path / "m.npz")

@@ -150,7 +150,7 @@ def test_a_peak_that_cannot_be_read_is_asked_for_only_where_it_is_needed(tiny):
 def test_a_list_of_phases_takes_no_epochs_beside_it(tiny, rows):
     model = tiny()
     groups = compiled(model, NUMBERS)
-    with pytest.raises(GroupError, match=r"A list of phases says how long each phase is\. Received `epochs=3`"):
+    with pytest.raises(GroupError, match=r"In a list of phases, each phase has its own length\. Received `epochs=3`"):
         finetune.train_phases(model, groups, [Phase("all", 1)], *rows, epochs=3)
 
 

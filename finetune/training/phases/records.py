@@ -1,0 +1,76 @@
+"""What is announced when a phase begins, and what is recorded when it ends."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune.training.freezing import PhaseState
+from finetune.training.phases.phase import Phase
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """A phase that begins. Its string is the line that a run prints.
+
+    Attributes:
+        number: From 1, of `count`.
+        count: How many phases there are.
+        phase: The phase.
+        train: Names of the groups that are trained.
+        parameters: Numbers that are trained, of `total`.
+        total: Numbers in the model.
+        epoch: Epochs begun in the phases before.
+        state: What happens to every weight.
+    """
+
+    number: int
+    count: int
+    phase: Phase
+    train: tuple[str, ...]
+    parameters: int
+    total: int
+    epoch: int
+    state: PhaseState
+
+    def __str__(self) -> str:
+        length = f"{self.phase.epochs} epoch" if self.phase.epochs else f"{self.phase.steps} step"
+        plural = "" if (self.phase.epochs or self.phase.steps) == 1 else "s"
+        return (
+            f"phase {self.number}/{self.count}: train {', '.join(self.train)} "
+            f"({self.parameters:,} of {self.total:,} parameters), {length}{plural}"
+        )
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """A phase that has ended.
+
+    Attributes:
+        number: From 1.
+        train: Names of the groups that were trained.
+        epochs: Epochs begun.
+        epochs_left: Epochs that were planned and not needed.
+        steps: Steps made.
+        parameters: Numbers that were trained.
+        frozen_tensors: How many tensors had to stay bit-identical, fixed moving statistics included.
+        frozen_changed: Names of those that did not; empty if all is well.
+        seconds: Wall time.
+    """
+
+    number: int
+    train: tuple[str, ...]
+    epochs: int
+    epochs_left: int
+    steps: int
+    parameters: int
+    frozen_tensors: int
+    frozen_changed: tuple[str, ...]
+    seconds: float
+
+    @property
+    def frozen_unchanged(self) -> bool:
+        """Whether every frozen tensor is bit-identical to before the phase."""
+        return not self.frozen_changed
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the phase as `result.json` holds it."""
+        return {**asdict(self), "frozen_unchanged": self.frozen_unchanged}

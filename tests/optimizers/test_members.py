@@ -1,0 +1,157 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune.errors import GroupError
+from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.members import variables_of
+
+SGD = keras.optimizers.SGD
+ONES = np.ones((1, 2), "f4")
+
+
+def variable(name="kernel", shape=(2, 2), scope=None, value=1.0):
+    with keras.name_scope(scope or "layer"):
+        return keras.Variable(np.full(shape, value, "f4"), name=name)
+
+
+def make_model(*names, units=2):
+    """Layers of equal shape, so that only their names and places tell their variables apart."""
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((2,)), *(keras.layers.Dense(units, name=name) for name in names)])
+
+
+def message(make):
+    with pytest.raises(GroupError) as error:
+        make()
+    return str(error.value)
+
+
+class Net(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable(tf.ones((2, 2)), name="w")
+        self.steps = tf.Variable(0.0, trainable=False)
+
+
+class Block(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.parts = [keras.layers.Dense(2), keras.layers.Dropout(0.5), keras.layers.Dense(2)]
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def a_subclassed_model():
+    block = Block()
+    block(ONES)
+    return block
+
+
+def a_nested_model():
+    return keras.Sequential([keras.Input((2,)), make_model("inner"), keras.layers.Dense(2)])
+
+
+def a_layer_group():
+    return resolve_groups(make_model("a", "b"), [Selector("all", rest=True)])[0]
+
+
+def a_loaded_saved_model(path):
+    tf.saved_model.save(Net(), str(path))
+    return tf.saved_model.load(str(path))
+
+
+def a_model_with_layers_without_weights():
+    return [keras.layers.Dropout(0.5), keras.layers.InputLayer((2,)), *make_model("a").layers]
+
+
+def a_frozen_layer():
+    layer = make_model("a").layers[0]
+    layer.trainable = False
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: tf.Variable([1.0]), 1),
+        (variable, 1),
+        (lambda: [variable(), [variable(), (variable(),)]], 3),
+        (lambda: make_model("a").layers[0], 2),
+        (lambda: make_model("a", "b", "c").layers[1:], 4),
+        (lambda: make_model("a", "b"), 4),
+        (a_nested_model, 4),
+        (a_subclassed_model, 4),
+        (a_layer_group, 4),
+        (Net, 1),
+        (a_model_with_layers_without_weights, 2),
+        (a_frozen_layer, 2),
+        (lambda: [one := variable(), one], 1),
+        (lambda: (v for v in [variable(), variable()]), 2),
+    ],
+    ids=lambda value: getattr(value, "__name__", "").strip("<>"),
+)
+def test_a_group_holds_variables_layers_models_and_sequences_of_them(make, count):
+    optimizer = GroupedOptimizer({"all": (SGD(0.1), make())})
+    optimizer.build([])
+    assert len(optimizer._trainable_variables) == count
+
+
+def test_a_group_holds_a_loaded_saved_model(tmp_path):
+    loaded = a_loaded_saved_model(tmp_path)
+    assert [variable is loaded.w for variable in variables_of("all", loaded, id)] == [True]
+
+
+@pytest.mark.parametrize("members", [[], keras.layers.Dropout(0.1), [[], ()]], ids=range(3))
+def test_a_group_without_variables_is_an_error(members):
+    assert message(lambda: GroupedOptimizer({"body": (SGD(0.1), members)})) == (
+        "A group updates at least one trainable variable. Group `body` has none. Pass layers with weights, or leave "
+        "the group out."
+    )
+
+
+@pytest.mark.parametrize("member", ["dense", {"a": 1}, 3, b"x", SGD(0.1), tf.constant([1.0])], ids=range(6))
+def test_a_member_without_variables_is_an_error(member):
+    assert message(lambda: GroupedOptimizer({"body": (SGD(0.1), [member])})) == (
+        "A group's members are layer groups, layers, variables or sequences of these. Group `body` received "
+        f"`{member!r}`. To choose layers by name, use `finetune.resolve_groups`."
+    )
+
+
+def test_a_layer_that_is_never_built_is_an_error_at_the_first_step():
+    optimizer = GroupedOptimizer({"body": (SGD(0.1), keras.layers.Dense(2, name="late"))})
+    v = variable()
+    for use in (lambda: optimizer.apply([tf.ones((2, 2))], [v]), optimizer.get_config, lambda: optimizer.build([v])):
+        assert message(use) == (
+            "A group updates weights that exist. Group `body` holds the layer `late`, which has none yet. Build the model "
+            "first: call it on a batch, or give it a `keras.Input`."
+        )
+
+
+def test_a_variable_in_two_groups_is_an_error_that_names_five():
+    model = make_model(*"abcd")
+    text = message(lambda: GroupedOptimizer({"all": (SGD(0.1), model), "again": (SGD(0.1), model.layers[:3])}))
+    assert text == (
+        "A variable belongs to exactly one group. In two groups are: `a/kernel` (2, 2) (`all` and `again`), `a/bias` (2,) "
+        "(`all` and `again`), `b/kernel` (2, 2) (`all` and `again`), `b/bias` (2,) (`all` and `again`), `c/kernel` (2, 2) "
+        "(`all` and `again`) and 1 more. Remove each from all groups but one."
+    ).replace("`a/", f"`{model.name}/a/").replace("`b/", f"`{model.name}/b/").replace("`c/", f"`{model.name}/c/")
+
+
+def test_a_variable_and_a_keras_variable_around_it_are_the_same():
+    native = tf.Variable(tf.ones(2))
+    around = keras.Variable(native, name="around")
+    assert "In two groups are" in message(lambda: GroupedOptimizer([(SGD(0.1), native), (SGD(0.1), around.value)]))
+
+
+def test_gradients_alone_go_to_the_variables_in_the_order_of_build():
+    a, b = variable("a", value=1.0), variable("b", value=1.0)
+    optimizer = GroupedOptimizer({"a": (SGD(1.0), a), "b": (SGD(1.0), b)})
+    optimizer.build([b, a])
+    optimizer.apply([tf.fill((2, 2), 10.0), tf.fill((2, 2), 20.0)])
+    assert (float(b[0, 0]), float(a[0, 0])) == (-9, -19)

@@ -1,0 +1,55 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+REPLICAS = """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from finetune.optimizers.grouped import GroupedOptimizer
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
+    X = np.random.default_rng(0).integers(0, 5, (16, 3))
+    Y = np.random.default_rng(1).standard_normal((16, 2)).astype("f4")
+
+    def train(strategy, **settings):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            layers = [keras.layers.Embedding(5, 4), keras.layers.Flatten(), keras.layers.Dense(2)]
+            model = keras.Sequential([keras.Input((3,), dtype="int32"), *layers])
+            optimizer = GroupedOptimizer({
+                "body": (keras.optimizers.AdamW(0.1, weight_decay=0.1), layers[0]),
+                "head": (keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)), layers[2]),
+            }, **settings)
+            optimizer.build(model.trainable_variables)
+        model.compile(optimizer, loss="mse", jit_compile=False)
+        model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        return [v.numpy() for v in model.variables], int(keras.ops.convert_to_numpy(optimizer.iterations))
+
+    for settings in [
+        {},
+        {"global_clipnorm": 0.05},
+        {"clipnorm": 0.05},
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, "global_clipnorm": 0.05},
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+    ]:
+        (one, steps), (two, count) = train(tf.distribute.get_strategy(), **settings), train(mirrored, **settings)
+        assert steps == count, settings
+        worst = max(float(np.abs(a - b).max()) for a, b in zip(one, two))
+        print(settings, "worst", worst)
+        assert worst < 1e-6, (settings, worst)
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one():
+    program = [sys.executable, "-c", textwrap.dedent(REPLICAS)]  # a process of its own: devices are set once
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout.count("worst") == 6
