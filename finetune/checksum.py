@@ -25,6 +25,6 @@ def checksum(values: Any) -> str:
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Returns the values of a variable, tensor or array in their own type."""
+    """Returns the values of a variable, tensor or array without changing their type."""
     stored = tf_variable(values)
     return np.asarray(stored.numpy() if tf.is_tensor(stored) or isinstance(stored, tf.Variable) else stored)

@@ -105,8 +105,8 @@ def lr_range(
     ] = None,
     each: Annotated[bool, typer.Option("--each", help="Sweep every group alone, and suggest a rate for each.")] = False,
     others: Annotated[
-        str, typer.Option(help="The other groups meanwhile: `rest`, or `stand` at their rates.")
-    ] = "rest",
+        str, typer.Option(help="The other groups meanwhile: `frozen`, or trained at their `constant` rates.")
+    ] = "frozen",
     start: Annotated[float, typer.Option(help="First learning rate, of the last group if all are swept.")] = 1e-7,
     end: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
     steps: Annotated[int, typer.Option(help="Steps between the two.")] = 100,

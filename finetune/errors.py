@@ -1,7 +1,7 @@
 """Errors with advice.
 
-A message has four parts: the rule, what was received, what exists or is nearest, what to do. Names stand in
-backticks; all problems of one kind are told at once, five shown at most.
+A message has four parts: the rule, what was received, what exists or is nearest, what to do. Names are in backticks.
+All problems of the same kind are reported at once, and at most five are shown.
 """
 
 import difflib
@@ -49,7 +49,16 @@ def quote(names: Iterable[object], *, limit: int = 5) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
-    """Returns the known names that look most like `name`, best first; empty when none is close."""
+    """Returns the known names that look most like a name.
+
+    Args:
+        name: What was written.
+        known: The names that exist.
+        limit: How many to return at most, >= 1.
+
+    Returns:
+        The nearest names, best first; empty when no name is close.
+    """
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=limit, cutoff=0.6)
 
 
@@ -64,7 +73,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Returns what an exception says went wrong, in one line without its full stop; those of TensorFlow fill a page.
+    """Returns what an exception says went wrong, on a single line without its full stop.
+
+    Messages of TensorFlow and Keras fill a page: the call, the arguments, the nodes of the graph, the layer's config.
 
     >>> reason(ValueError("Exception encountered when calling Dense.call().\\n\\ntoo wide\\n\\nArguments received ..."))
     'too wide'
@@ -72,7 +83,7 @@ def reason(error: BaseException) -> str:
     inner = str(error).rpartition("Exception encountered: ")[2]
     text = re.sub(r"\x1b\[[0-9;]*m|\{\{function_node .*?\}\} ?| ?\[Op:.*| Full object config: .*", "", inner)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # TensorFlow's compiled functions tell where they were written first and what is wrong last.
+    # Compiled functions of TensorFlow begin with where the code was written, and end with what went wrong.
     lines = lines[::-1] if lines[:1] == ["Graph execution error:"] else lines
-    said = (line for line in lines if not line.startswith(("[[{{", "Exception encountered when calling")))
-    return next(said, "no reason given")[:300].removeprefix("''").removesuffix("''").rstrip(". ")
+    explanation = (line for line in lines if not line.startswith(("[[{{", "Exception encountered when calling")))
+    return next(explanation, "the error has no message")[:300].removeprefix("''").removesuffix("''").rstrip(". ")

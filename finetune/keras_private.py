@@ -11,7 +11,6 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -29,7 +28,6 @@ from tensorflow.python.ops import control_flow_util
 OVERRIDDEN: dict[type, tuple[str, ...]] = {
     keras.optimizers.Optimizer: (
         "_accumulated_gradients",
-        "_all_reduce_sum_gradients",
         "_apply_weight_decay",
         "_backend_apply_gradients",
         "_backend_increment_gradient_accumulators",
@@ -38,12 +36,10 @@ OVERRIDDEN: dict[type, tuple[str, ...]] = {
         "_clip_gradients",
         "_get_variable_index",
         "_iterations",
-        "_learning_rate",
         "_model_variables_moving_average",
         "_overwrite_model_variables_with_average_value",
         "_trackable_children",
         "_update_model_variables_moving_average",
-        "_use_weight_decay",
         "_var_key",
         "_variables",
     ),
@@ -203,11 +199,6 @@ def run_update_rule(
     replicas of a `tf.distribute` strategy.
     """
     optimizer._backend_update_step(gradients, variables, rate)
-
-
-def slot_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
-    """Returns the position of a variable in the optimizer's lists of slots: `Optimizer._get_variable_index`."""
-    return optimizer._get_variable_index(variable)
 
 
 def adam_moments(optimizer: Any, variable: Any) -> tuple[Any, Any]:
@@ -403,8 +394,10 @@ def with_training(operation: Any, training: bool) -> Callable[..., Any]:
     whether or not its `call` has them, and passes them on to the layers inside. The private `operation_fn` of Keras
     3.15 does the same; it is gone in 3.16.
     """
-    takes = "training" in getattr(operation, "_call_context_args", ())
-    return functools.partial(operation, training=training) if takes else operation
+    if "training" not in getattr(operation, "_call_context_args", ()):
+        return operation
+    # Not `functools.partial`: a recorded call may have `training=None` among its arguments, which must not win.
+    return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": training})
 
 
 def nodes_by_depth(function: keras.Function) -> dict[int, list[Any]]:

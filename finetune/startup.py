@@ -1,4 +1,4 @@
-"""Starts TensorFlow without its start-up noise."""
+"""Starts TensorFlow without the messages that it prints at start-up."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ import tempfile
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and wakes its runtime while what both write to the terminal is held back.
+    """Imports TensorFlow and starts its runtime, with their output to the terminal suppressed.
 
-    TensorFlow's C++ writes some of its greetings before any log level is read, so the file descriptor itself is turned
-    away meanwhile. Should the start fail, everything held back is printed; Ctrl-C is no failure.
+    TensorFlow's C++ writes some of its messages before it reads a log level, so the file descriptor itself is
+    redirected meanwhile. If the start fails, everything that was suppressed is printed; not so after Ctrl-C.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -20,8 +20,8 @@ def start_tensorflow() -> None:
         try:
             import tensorflow as tf
 
-            tf.constant(0)
-        except Exception:
+            tf.constant(0)  # the first operation starts the runtime, which looks for devices
+        except Exception:  # `KeyboardInterrupt` is not an `Exception`
             held.seek(0)
             os.write(terminal, held.read())
             raise

@@ -209,7 +209,7 @@ class Training:
         batches = features.batches(y, **options) if features else training_batches(x, y, **options)
         steps = steps_per_epoch(len(y), workload.batch_size)
         model.optimizer.build(model.trainable_variables)
-        self.batches, self.run = iter(batches), epoch_of(model, features.rest if features else model, steps)
+        self.batches, self.run = iter(batches), epoch_of(model, features.tail if features else model, steps)
 
     def epoch(self) -> float:
         """Trains an epoch; returns its seconds."""
@@ -293,7 +293,7 @@ def unfreezing_seconds(name: str, *, cached: bool) -> float:
         features = None
         if cached:
             computed = cached_features(
-                cuts[number], x, batch_size=workload.batch_size, also=cuts[number + 1 :], store=store
+                cuts[number], x, batch_size=workload.batch_size, later=cuts[number + 1 :], store=store
             )
             features = computed if isinstance(computed, Features) else None
         training = Training(workload, model, features, number * workload.epochs_per_phase)

@@ -86,7 +86,7 @@ def test_inspect_prints_json_on_request_and_a_message_alone_for_what_is_no_weigh
     listed = json.loads(finetune("inspect", tmp_path / "m.npz", "--json").stdout)
     assert (listed["kind"], listed["parameters"], listed["weights"][0]["name"]) == ("npz", 6, "kernel")
     (tmp_path / "m.txt").write_text("hello")
-    assert refused("inspect", tmp_path / "m.txt").startswith("error: Known are `.keras`")
+    assert refused("inspect", tmp_path / "m.txt").startswith("error: Known formats are `.keras`")
 
 
 # -- reference --------------------------------------------------------------------------------------------------------

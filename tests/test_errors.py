@@ -71,7 +71,7 @@ def test_of_several_lines_the_first_is_told():
 
 
 def test_a_message_without_words_still_says_something():
-    assert reason(ValueError()) == "no reason given"
+    assert reason(ValueError()) == "the error has no message"
 
 
 def test_a_long_message_is_cut():

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from finetune.errors import RecipeError, did_you_mean, reason
-from finetune.recipe.groups import Named
 from finetune.recipe.loader import place_of
+from finetune.recipe.optimizers import Named
 from finetune.recipe.schema import Recipe
 
 _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras chooses the class by the shape of the targets

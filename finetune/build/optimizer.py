@@ -19,7 +19,8 @@ from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.planning.weights import GroupSettings
-from finetune.recipe.groups import GroupSpec, OptimizerSpec
+from finetune.recipe.groups import GroupSpec
+from finetune.recipe.optimizers import OptimizerSpec
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
 

@@ -21,6 +21,7 @@ from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
+from finetune.training.lr_range.sweep import check_others
 from finetune.training.lr_range.verdict import check_steps
 
 _AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
@@ -36,7 +37,7 @@ class Range:
     end: float = 10.0
     steps: int = 100
     repeats: int = 1
-    others: str = "rest"
+    others: str = "frozen"
 
 
 def lr_range(
@@ -66,6 +67,7 @@ def lr_range(
     """
     console = console or Console(quiet=True)
     check_steps(settings.steps)
+    check_others(settings.others)
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     check_run_folder(None if out is None else Path(out), overwrite=True)
     if write:  # before the measurement, which may take minutes

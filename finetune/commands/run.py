@@ -90,6 +90,7 @@ def run(
             with clock("lr_range"):
                 layout, range_test = with_measured_rates(layout, console)
         print_plan(layout, console)
+        # Before training, and before anything is written: test examples that do not fit cost no training time.
         with clock("evaluate"), explained(DataError, "The test examples must go through the model.", SEE_WHERE):
             metrics_before = _evaluate(layout)
 
@@ -98,6 +99,7 @@ def run(
         _write_plan(folder, layout)
         if range_test:
             write_range_test(range_test, folder / "plots")
+        # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenProof(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
         with clock("train"):
@@ -111,16 +113,17 @@ def run(
                 console=console,
                 proof=proof,
             )
-        if recalibrate:
+        if recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             console.print(f"recalibrated: the statistics of {count} BatchNormalization layers", highlight=False)
         with clock("evaluate"):
             metrics = _evaluate(layout)
+            # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(layout.model, folder)
-            _draw_curves(folder)
+            _draw_curves(folder, records)
         whole_run = proof.end("the run", frozen, checksums_before)
 
     result = RunResult(
@@ -150,7 +153,7 @@ def _fit_options(layout: Layout) -> FitOptions:
 def _evaluate(layout: Layout) -> dict[str, float]:
     examples = layout.examples
     metrics = layout.model.evaluate(examples.x_test, examples.y_test, verbose=0, return_dict=True)
-    return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}
+    return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
 def _save(model: keras.Model, folder: Path) -> None:
@@ -171,12 +174,16 @@ def _without_optimizer(model: keras.Model) -> Iterator[None]:
         model.optimizer, model.compiled = optimizer, True
 
 
-def _draw_curves(folder: Path) -> None:
+def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
     """Draws loss, metrics and learning rates over the epochs into `plots/training.png` and `.svg`."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     for row in rows:
-        row.pop("phase", None)  # neither a metric nor a rate
+        # The optimizer of a frozen group has a rate, which trains nothing: the curve has a gap there.
+        number = int(row.pop("phase", 1))
+        trained = {f"learning_rate/{name}" for name in records[number - 1].train}
+        for name in [name for name in row if name.startswith("learning_rate/") and name not in trained]:
+            del row[name]
     plot_training(rows, path=folder / "plots" / "training")
 
 
@@ -190,6 +197,7 @@ def _write_plan(folder: Path, layout: Layout) -> None:
 
 def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
+    # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **phases})
 

@@ -1,4 +1,4 @@
-"""Examples to train and test on, and the files they come from."""
+"""Examples to train and test on, and how they are read from `.npz` files."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from finetune.errors import DataError, did_you_mean, quote
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Arrays to train, test and, when given, validate on; the first axis counts the rows.
+    """Arrays to train, test and, optionally, validate on; the first axis counts the rows.
 
     Attributes:
         x_train: Inputs of the training rows, shape `(rows, ...)`.
@@ -39,7 +39,7 @@ _PARTS = ("train", "test", "validation")
 def read_npz(path: str | Path) -> Examples:
     """Reads examples from a NumPy file, as `numpy.savez` writes it.
 
-    Arrays whose names begin with neither `x_` nor `y_` are left alone.
+    Arrays whose names begin with neither `x_` nor `y_` are ignored.
 
     Args:
         path: File with the arrays `x_train`, `y_train`, `x_test`, `y_test` and, optionally, `x_validation` and
@@ -52,7 +52,7 @@ def read_npz(path: str | Path) -> Examples:
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise DataError(
-            f"`{path}` must hold the arrays {quote(_REQUIRED)}; {quote(missing)} not found. It holds "
+            f"`{path}` must hold the arrays {quote(_REQUIRED)}; {quote(missing)} are missing. It holds "
             f"{quote(arrays) or 'no arrays'}. Write it with `numpy.savez(path, x_train=..., y_train=..., ...)`."
         )
     _check_names(path, arrays)
@@ -89,22 +89,18 @@ def with_text_as_objects(examples: Examples) -> Examples:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
-        raise DataError(_not_found(path))
+        others = sorted(other.name for other in path.parent.glob("*.npz"))
+        neighbours = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
+        raise DataError(f"The data file `{path}` does not exist. {neighbours}{did_you_mean(path.name, others)}")
     try:
         with path.open("rb") as file:  # opened here because `numpy.load` leaves damaged files open
             loaded = np.load(file, allow_pickle=False)
             arrays = None if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except Exception as error:  # zipfile, zlib and NumPy's header parser raise much
+    except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
         raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
     if arrays is None:
         raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")
     return arrays
-
-
-def _not_found(path: Path) -> str:
-    others = sorted(other.name for other in path.parent.glob("*.npz"))
-    there = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
-    return f"The data file `{path}` does not exist. {there}{did_you_mean(path.name, others)}"
 
 
 def _check_names(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
@@ -112,14 +108,14 @@ def _check_names(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     if unknown:
         raise DataError(
             f"Arrays named `x_...` or `y_...` must be among {quote(_NAMES, limit=6)}; `{path}` also holds "
-            f"{quote(unknown)}.{did_you_mean(unknown[0], _NAMES)} Rename them or leave them out."
+            f"{quote(unknown)}.{did_you_mean(unknown[0], _NAMES)} Rename or remove them."
         )
 
 
 def _array_problems(examples: Examples) -> list[str]:
     present = [(name, getattr(examples, name)) for name in _NAMES]
-    found = [(name, _array_problem(value)) for name, value in present if value is not None or name in _REQUIRED]
-    problems = [f"`{name}` {problem}" for name, problem in found if problem]
+    checked = [(name, _array_problem(value)) for name, value in present if value is not None or name in _REQUIRED]
+    problems = [f"`{name}` {problem}" for name, problem in checked if problem]
     if (examples.x_validation is None) != (examples.y_validation is None):
         problems.append("only one of `x_validation` and `y_validation`")
     return problems
@@ -127,7 +123,7 @@ def _array_problems(examples: Examples) -> list[str]:
 
 def _array_problem(value: Any) -> str | None:
     if not isinstance(value, np.ndarray):
-        return f"that is no NumPy array but `{type(value).__name__}`"
+        return f"that is not a NumPy array but a `{type(value).__name__}`"
     if value.ndim == 0 or value.size == 0:
         return f"that is empty, shape {value.shape}"
     if value.dtype == object:

@@ -45,8 +45,8 @@ def uci_digits(train_rows: int = 100, test_rows: int = 1000, validation_rows: in
     """Returns a seeded split of the 1,797 UCI digits, scaled to 0..1 and enlarged to 28x28 pixels.
 
     Inputs are float32 of shape `(rows, 28, 28, 1)`, labels int64 of shape `(rows,)`. The parts are disjoint. The test
-    rows depend on `seed` and `test_rows` alone. Training rows hold every class equally often, give or take one, and
-    the rows of a smaller training set come first in a larger one. Test and validation rows are drawn at random.
+    rows depend on `seed` and `test_rows` alone. Training rows hold all classes equally often, up to a difference of 1,
+    and the rows of a smaller training set come first in a larger training set. Test and validation rows are random.
 
     Args:
         train_rows: Training rows, >= 1.
@@ -69,9 +69,9 @@ def uci_digits(train_rows: int = 100, test_rows: int = 1000, validation_rows: in
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:
-    """Doubles every pixel of 8x8 images and centres the result on black, where MNIST has its digits too.
+    """Doubles every pixel of 8x8 images and centres the result on black, as in MNIST.
 
-    Of the simple rules (bilinear or by repetition, to 16, 18, 20, 22, 24 or 28 pixels) this one leaves the network
+    Of the simple rules (bilinear or by repetition, to 16, 18, 20, 22, 24 or 28 pixels) this rule leaves the network
     trained on MNIST the most accurate before any fine-tuning.
 
     Args:
@@ -94,10 +94,10 @@ def _classes_in_turn(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _check_rows(available: int, train_rows: int, test_rows: int, validation_rows: int) -> None:
-    wanted = train_rows + test_rows + validation_rows
-    if train_rows < 1 or test_rows < 1 or validation_rows < 0 or wanted > available:
+    total = train_rows + test_rows + validation_rows
+    if train_rows < 1 or test_rows < 1 or validation_rows < 0 or total > available:
         raise DataError(
             f"`train_rows` and `test_rows` must be at least 1, `validation_rows` at least 0, and all three together at "
-            f"most {available}; received {train_rows}, {test_rows} and {validation_rows}, together {wanted}. "
-            "Ask for other numbers of rows."
+            f"most {available}; received {train_rows}, {test_rows} and {validation_rows}, together {total}. "
+            "Choose smaller numbers of rows."
         )

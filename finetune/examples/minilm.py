@@ -1,4 +1,4 @@
-"""MiniLM, a small BERT that embeds sentences, as a Keras network; fine-tuned weights of PyTorch go in by rules.
+"""MiniLM, a small BERT that embeds sentences, as a Keras network into which PyTorch weights can be restored.
 
 The network is that of Wang et al. (2020), MiniLM, https://arxiv.org/abs/2002.10957, as all-MiniLM-L6-v2 of the Sentence
 Transformers uses it. `recipes/parts/minilm.yaml` maps the names and layouts of its safetensors file onto this network.
@@ -51,6 +51,7 @@ def _sentence(tokens: Any, num_layers: int, vocabulary: int, max_length: int) ->
     x = _embeddings(vocabulary, max_length)(tokens)
     for number in range(num_layers):
         x = _transformer_layer(f"layer_{number}")([x, present])
+    # Mean over the tokens that are not padding, shape (batch, 384).
     weights = ops.expand_dims(ops.cast(present, x.dtype), -1)
     mean = ops.divide(ops.sum(x * weights, axis=1), ops.maximum(ops.sum(weights, axis=1), 1e-9))
     return layers.UnitNormalization(name="sentence")(mean)
@@ -60,7 +61,7 @@ def _embeddings(vocabulary: int, max_length: int) -> keras.Model:
     tokens = keras.Input((None,), dtype="int32")
     ones: Any = ops.ones_like(tokens)
     x = layers.Embedding(vocabulary, _WIDTH, name="word")(tokens)
-    x += layers.Embedding(2, _WIDTH, name="token_type")(ones - 1)  # one sentence, all of the first type
+    x += layers.Embedding(2, _WIDTH, name="token_type")(ones - 1)  # a single sentence: all tokens are of type 0
     places: Any = ops.cumsum(ones, axis=1)
     x += layers.Embedding(max_length, _WIDTH, name="position")(places - 1)
     return keras.Model(tokens, _norm("norm")(x), name="embeddings")

@@ -1,4 +1,8 @@
-"""Stable, unique names for every weight of a model."""
+"""Stable, unique names for every weight of a model.
+
+Two walks lead to the same result, a `LayerTree`: through the layers of a Keras model, and through the attributes of a
+`tf.Module` or a loaded SavedModel. Readers who only want to know what a name looks like can stop after `layer_tree`.
+"""
 
 import re
 from collections import Counter
@@ -31,15 +35,15 @@ _NORMALIZATION = (
 
 @dataclass(frozen=True)
 class Leaf:
-    """One weight of a model and its place in the layer tree.
+    """A weight of a model and its place in the layer tree.
 
     Attributes:
-        name: Unique name, e.g. `backbone/conv1/kernel`: layer names below the root, then the variable's own.
+        name: Unique name, e.g. `backbone/conv1/kernel`: layer names below the root, then the name of the variable.
         layer: Name of the layer that owns it, `backbone/conv1`; empty for a weight of the root itself.
         variable: The `keras.Variable` or `tf.Variable`.
         trainable: Whether it was created trainable, whatever is frozen now.
         owner: The layer or module object that owns it.
-        index: Its position among the owner's own weights, as Keras saves them (trainable ones first).
+        index: Its position among the weights of the owner itself, as Keras saves them (trainable weights first).
     """
 
     name: str
@@ -57,8 +61,8 @@ class LayerTree:
     Attributes:
         leaves: Every weight once; trainable ones among them in the order of `model.trainable_variables` when
             nothing is frozen.
-        layers: Names of the model's own layers, exactly as `model.layers` counts them (input layers included).
-        containers: Names below which layers count one by one: nested models, and lists or dicts of layers.
+        layers: Names of the layers in `model.layers`, in the same order (input layers included).
+        containers: Names below which each layer counts by itself: nested models, and lists or dicts of layers.
     """
 
     leaves: tuple[Leaf, ...]
@@ -72,6 +76,7 @@ class LayerTree:
 
     @cached_property
     def by_name(self) -> dict[str, Leaf]:
+        """The leaves by name."""
         return {leaf.name: leaf for leaf in self.leaves}
 
 
@@ -100,35 +105,35 @@ def layer_tree(model: Any) -> LayerTree:
 
 def layers_in_order(root: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns all layers below a model, each before its parts, in the model's order; those without weights, too."""
-    found: dict[int, keras.layers.Layer] = {}
+    layers: dict[int, keras.layers.Layer] = {}
 
     def visit(layer: keras.layers.Layer) -> None:
         for child in _children(layer):
-            if id(child) not in found:
-                found[id(child)] = child
+            if id(child) not in layers:
+                layers[id(child)] = child
                 visit(child)
 
     visit(root)
-    return list(found.values())
+    return list(layers.values())
 
 
 def is_normalization(leaf: Leaf) -> bool:
-    """Whether a normalization layer owns the weight; told by the weight's own name where no Keras layer owns it."""
+    """Whether a normalization layer owns the weight; without a Keras layer, the name of the weight decides."""
     if not isinstance(leaf.owner, keras.layers.Layer):
-        return _own_name(leaf) in ("gamma", "beta", "moving_mean", "moving_variance")
+        return _variable_name(leaf) in ("gamma", "beta", "moving_mean", "moving_variance")
     custom = type(leaf.owner).__name__.endswith(("Norm", "Normalization"))
-    not_one = (keras.layers.Wrapper, keras.layers.Normalization)  # spectral normalization; a preprocessing layer
-    return isinstance(leaf.owner, _NORMALIZATION) or (custom and not isinstance(leaf.owner, not_one))
+    not_normalizing = (keras.layers.Wrapper, keras.layers.Normalization)  # SpectralNormalization; preprocessing
+    return isinstance(leaf.owner, _NORMALIZATION) or (custom and not isinstance(leaf.owner, not_normalizing))
 
 
 def takes_weight_decay(leaf: Leaf) -> bool:
     """Whether weight decay makes sense: not for biases, scalars, vectors and what normalization layers own."""
     rank = leaf.variable.shape.rank if isinstance(leaf.variable.shape, tf.TensorShape) else len(leaf.variable.shape)
-    is_bias = _own_name(leaf) == "bias" or _own_name(leaf).endswith("_bias")
+    is_bias = _variable_name(leaf) == "bias" or _variable_name(leaf).endswith("_bias")
     return leaf.trainable and not is_bias and (rank is None or rank > 1) and not is_normalization(leaf)
 
 
-def _own_name(leaf: Leaf) -> str:
+def _variable_name(leaf: Leaf) -> str:
     return leaf.name.rpartition("/")[2].partition("~")[0]
 
 
@@ -162,7 +167,7 @@ def _require_built(root: keras.layers.Layer) -> None:
 
 
 def _waits_for_weights(layer: keras.layers.Layer) -> bool:
-    # A model that only holds built ones, as a GAN does, is never built itself and waits for nothing.
+    # A model that only holds built models, as a GAN does, is never built itself and waits for nothing.
     makes_none = (keras.layers.Layer.build, keras.Model.build, keras.Sequential.build)
     return not layer.built and type(layer).build not in makes_none
 
@@ -171,8 +176,8 @@ def _walk_layer(
     layer: keras.layers.Layer, path: str, containers: set[str], seen: set[int], by_hand: bool = True
 ) -> Iterator[Leaf]:
     trainable, others = layer_variables(layer)
-    own = [*trainable, *others]
-    for index, (variable, name) in enumerate(zip(own, _variable_names(layer, own), strict=True)):
+    variables = [*trainable, *others]
+    for index, (variable, name) in enumerate(zip(variables, _variable_names(layer, variables), strict=True)):
         if _is_new(variable, seen):
             yield Leaf(_join(path, name), path, variable, index < len(trainable), layer, index)
     if _is_container(layer):
@@ -263,7 +268,7 @@ def _module_tree(root: Any) -> LayerTree:
 
 def _top_names(leaves: tuple[Leaf, ...]) -> tuple[str, ...]:
     """Returns the first parts that differ: not `sequential` alone when every name starts with it."""
-    decisive = [leaf for leaf in leaves if leaf.trainable] or leaves  # a global step may stand outside
+    decisive = [leaf for leaf in leaves if leaf.trainable] or leaves  # a global step may be outside of it
     shared = set.intersection(*(set(_ancestors(leaf.layer)) for leaf in decisive))
     return tuple(dict.fromkeys("/".join(leaf.name.split("/")[: len(shared) + 1]) for leaf in leaves))
 

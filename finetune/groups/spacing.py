@@ -1,4 +1,4 @@
-"""Rate arithmetic: plain numbers in, plain numbers out."""
+"""Learning rates across groups, and lengths of training: plain numbers in, plain numbers out."""
 
 import math
 import re
@@ -22,7 +22,7 @@ def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) ->
         decay: Ratio between neighbours, >= 1; `1` gives every group `peak`.
 
     Returns:
-        One rate per group, input to output; length `num_groups`.
+        A rate for each group, input to output; length `num_groups`.
 
     Raises:
         GroupError: A bound is broken, or the smallest rate would be 0.
@@ -33,9 +33,10 @@ def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) ->
     peak, num_groups = check_rate(peak, "peak"), _check_count(num_groups, "num_groups")
     if not 1 <= _number(decay) < math.inf:
         raise GroupError(
-            f"`decay` is the ratio of a group's learning rate to the one before it, a finite number >= 1. Received: "
-            f"`{decay!r}`. Give `2.6` as ULMFiT does, or `1` for equal rates."
+            f"`decay` is the ratio of a group's learning rate to that of the group before, a finite number >= 1. "
+            f"Received: `{decay!r}`. Give `2.6` as ULMFiT does, or `1` for equal rates."
         )
+    # rate of group i, counted from 0: peak / decay ** (num_groups - 1 - i)
     rates = tuple(peak * float(decay) ** -(num_groups - 1 - group) for group in range(num_groups))
     if rates[0] == 0:
         raise GroupError(
@@ -53,11 +54,11 @@ def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
 
     Args:
         low: Learning rate of the first group, per step. Must be > 0.
-        high: Learning rate of the last group, and of a single one. Must be >= `low`.
+        high: Learning rate of the last group; a single group has it, too. Must be >= `low`.
         num_groups: How many groups, input to output. Must be >= 1.
 
     Returns:
-        One rate per group, input to output; length `num_groups`.
+        A rate for each group, input to output; length `num_groups`.
 
     Raises:
         GroupError: A bound is broken.
@@ -74,6 +75,7 @@ def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
         )
     if num_groups == 1:
         return (high,)
+    # rate of group i: low * (high / low) ** (i / last); both ends are exact, not rounded
     last = num_groups - 1
     return (low, *(low * (high / low) ** (group / last) for group in range(1, last)), high)
 
@@ -155,7 +157,9 @@ def _in_backticks(what: str) -> str:
 
 def _advice(value: object) -> str:
     if _number(value) == 0:
-        return "To leave a group alone say `frozen: true`: with a rate of 0 its moving statistics would still drift."
+        return (
+            "For an unchanged group say `frozen: true`: with a rate of 0 its moving statistics would still be updated."
+        )
     if isinstance(value, str) and _NUMERIC.fullmatch(value):
         return "That is text: write it without quotes and with a point, `1.0e-4`, as YAML reads `1e-4` as text."
-    return "Give one such as `1.0e-4`."
+    return "Write a number such as `1.0e-4`."

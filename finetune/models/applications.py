@@ -42,6 +42,7 @@ def make_application(
     function = getattr(keras.applications, name)
     arguments = dict(arguments or {})
     _check_arguments(name, function, arguments)
+    # `include_preprocessing` exists for some networks only; with the layers here all of them take raw pixels.
     pixels = keras.Input(tuple(input_shape), name="pixels")
     try:
         network = function(

@@ -21,6 +21,7 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
             package that it raises is passed on unchanged.
     """
     function = _import_function(builder)
+    # Bound first, so that a `TypeError` raised inside the function is not taken for a wrong argument.
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -74,6 +75,7 @@ def load_keras_file(path: Path) -> keras.Model:
             f"`keras_file` is a file that `model.save` wrote. `{path}` does not exist."
             f"{did_you_mean(path.name, others) or f' In the same folder: {quote(others)}.' if others else ''}"
         )
+    # `compile=False`: the recipe brings its own optimizer, and the saved one may need classes that are not installed.
     try:
         model: Any = keras.saving.load_model(path, compile=False)
     except Exception as error:

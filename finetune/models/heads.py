@@ -55,6 +55,7 @@ def add_head(
     Raises:
         FinetuneError: If there is no single output to take, or the pooling, an activation or `after` does not fit.
     """
+    # Everything that may be wrong is checked before the first layer is made.
     features = _features(backbone, after, output_key)
     pool = _pooling(pooling, len(features.shape), backbone.name)
     activation = _check_activation(activation or ("softmax" if classes > 1 else "sigmoid"))
@@ -63,6 +64,7 @@ def add_head(
     def dropped(x: Any, name: str) -> Any:
         return layers.Dropout(dropout, name=name)(x) if dropout else x
 
+    # The head is a model of its own, called on the features: one layer to Keras, one prefix to the layer tree.
     inputs = keras.Input(features.shape[1:])
     x = pool(inputs) if pool is not None else inputs
     for number, width in enumerate(units):
@@ -92,6 +94,7 @@ def _features(backbone: keras.Model, after: str | None, output_key: str | None) 
             "whose output is not known before it runs. Put the head on in the code that builds it."
         )
     if after is None:
+        # `output` keeps the structure and the keys; a Sequential model has a single output and may lack it.
         outputs = backbone.outputs[0] if isinstance(backbone, keras.Sequential) else backbone.output
         return select_output(outputs, output_key, backbone.name)
     names = [layer.name for layer in backbone.layers]
@@ -127,7 +130,9 @@ def select_output(outputs: Any, key: str | None, name: str) -> Any:
         if key is None:
             return outputs
         raise FinetuneError(f"`output_key` is for networks with several outputs. `{name}` has one. Remove it.")
-    by_key = dict(outputs) if isinstance(outputs, dict) else {str(n): output for n, output in enumerate(outputs)}
+    # Sorted, since the outputs of a loaded SavedModel come in another order in each process.
+    is_dict = isinstance(outputs, dict)
+    by_key = dict(sorted(outputs.items())) if is_dict else {str(n): output for n, output in enumerate(outputs)}
     if key is None and len(by_key) == 1:
         return next(iter(by_key.values()))
     if key is None or key not in by_key:
@@ -146,7 +151,7 @@ def _pooling(kind: str | None, rank: int, name: str) -> Any:
         return None
     if kind == "flatten":
         return layers.Flatten(name="pooling")
-    if kind == "first" and rank == 3:
+    if kind == "first" and rank == 3:  # e.g. BERT's [CLS]; slicing needs no layer and no `Lambda`
         return lambda x: x[:, 0]
     if (kind, rank) not in _GLOBAL_POOLING:
         fitting = [known for known, axes in _GLOBAL_POOLING if axes == rank]

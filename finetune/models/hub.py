@@ -33,11 +33,12 @@ class HubPart(keras.layers.Layer):
     """
 
     def __init__(self, **kwargs: Any):
+        # Under a mixed policy Keras would cast the inputs to half precision, which the saved graph does not take.
         super().__init__(dtype="float32", **kwargs)
         self.learned: list[keras.Variable] = []
         self.statistics: list[keras.Variable] = []
         self.parts: list[HubPart] = []
-        self.built = True
+        self.built = True  # `place` makes the variables; there is no shape to wait for
 
     def place(self, leaf: Leaf) -> None:
         """Adds a variable to the part for the scopes in its name, and makes the parts that are missing."""
@@ -128,7 +129,7 @@ class HubLayer(HubPart):
             "output_shape": list(output_shape) if output_shape is not None else None,
             "tags": list(tags) if tags is not None else None,
         }
-        self.supports_jit = module.is_for_xla()
+        self.supports_jit = module.is_for_xla()  # read by `compile(jit_compile="auto")`
         for leaf in module.leaves:
             self.place(leaf)
         # For `tf.train.Checkpoint`, which does not look into the lists of a Keras layer.
@@ -143,12 +144,14 @@ class HubLayer(HubPart):
         return self._module
 
     def call(self, inputs: Any, training: bool = False) -> Any:
+        # Keras collects the losses of a call anew each time; those in the SavedModel are functions of the weights.
         for loss in self._trained_regularizers():
             self.add_loss(loss())
         is_frozen = not self.trainable_variables or any(part.has_fixed_statistics for part in self.every_part())
         try:
             outputs = self._module(inputs, training=bool(training) and not is_frozen)
         except ValueError as error:
+            # TensorFlow's message lists every trace of the function, which fills a page.
             if "Could not find matching concrete function" not in str(error):
                 raise
             raise ValueError(
@@ -179,7 +182,7 @@ class HubLayer(HubPart):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, with the graph in it: a saved model needs neither the handle nor its folder."""
-        if self._graph is None:
+        if self._graph is None:  # packed at the first save, and kept: the folder may be gone at the next
             self._graph = pack_graph(self._folder)
         config = {key: value for key, value in super().get_config().items() if key != "dtype"}
         return {**config, **self._settings, "graph": self._graph}
@@ -191,6 +194,7 @@ class HubLayer(HubPart):
         Raises:
             FinetuneError: In Keras' safe mode, as `keras.layers.TFSMLayer` does, since the graph in the file would run.
         """
+        # `HubLayer(handle)` needs no such check: there the user names the graph, here a file contains it.
         if is_safe_mode():
             raise FinetuneError(
                 "The graph of a SavedModel is code, which Keras' safe mode does not load. The file contains a "

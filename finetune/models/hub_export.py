@@ -54,6 +54,7 @@ def export_hub(model: keras.Model, path: str | Path) -> Path:
             f"A model is exported with the shapes of its inputs. Those of `{model.name}` are not known. Wrap it in a "
             "functional model: `x = keras.Input(shape); keras.Model(x, model(x))`."
         )
+    # Traced before anything is written: most models that cannot be exported fail here.
     call = _traced(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written next to its place and renamed when complete, so that an error leaves nothing half-written.
@@ -86,13 +87,14 @@ def _traced(model: keras.Model) -> Any:
         return model(inputs, training=training)
 
     call = tf.function(run, autograph=False)
-    for training in (False, True):
+    for training in (False, True):  # `training` is a Python value, so each needs a trace
         call.get_concrete_function(_specs(model), training=training)
     return call
 
 
 def _signature(model: keras.Model, call: Any) -> Any:
     """Returns the signature for serving: inference, inputs by name, and a dict of outputs."""
+    # A signature takes tensors by name only, without nesting; the names are those of the model's inputs.
     specs = _specs(model)
     flat = keras.tree.flatten(specs)
 
@@ -145,7 +147,7 @@ def _name_variables(path: Path, tree: LayerTree) -> None:
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     nodes = saved.meta_graphs[0].object_graph_def.nodes
     for leaf in tree.leaves:
-        node = nodes[0]
+        node = nodes[0]  # the root; each child edge carries the name of an attribute
         for part in leaf.name.split("/"):
             node = nodes[next(child.node_id for child in node.children if child.local_name == part)]
         node.variable.name = leaf.name
@@ -156,6 +158,7 @@ def _regularizers(model: keras.Model) -> Iterator[Any]:
     """Yields traced functions without arguments that return the regularization losses."""
     for variable in model.trainable_variables:
         if getattr(variable, "regularizer", None) is not None:
+            # Bound to the variable, not its value: the restored function reads what the weight is by then.
             loss = tf.function(partial(variable.regularizer, variable), autograph=False)
             loss.get_concrete_function()
             yield loss

@@ -35,7 +35,9 @@ def make_hub_model(
             missing or does not fit.
     """
     layer = HubLayer(handle, signature=signature, output_key=output_key, output_shape=output_shape, name="hub")
+    # A call takes a tensor (key `None`) or a dict of tensors, a signature always takes inputs by name.
     key, spec = _single_input(layer.module.inputs, str(handle))
+    # Keras needs the shape of the input before it calls the layer, and takes the number of rows to be open.
     shape = _row_shape(spec, input_shape, str(handle))
     x = keras.Input(shape, dtype=spec.dtype.name, name="inputs")
     try:

@@ -42,6 +42,7 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
             f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: {cause}. "
             "Check the name and the network, or download the preset elsewhere and give its folder."
         ) from error
+    # After loading, since only then the class whose arguments count is known.
     _check_arguments(type(network), dict(arguments or {}), preset)
     return _with_one_input(network, lambda: _padding_id(keras_hub, preset), preset)
 
@@ -93,6 +94,7 @@ def _with_one_input(network: keras.Model, padding_id: Callable[[], int], preset:
             f"A recipe feeds a single array to the network. That of `{preset}` takes {quote(inputs)}. Write a "
             "`builder` that makes the other inputs from one of them."
         )
+    # Any length: the position embedding of the network sets the limit.
     tokens = keras.Input((None,), dtype="int32", name="token_ids")
     made = {"token_ids": tokens, "segment_ids": keras.ops.zeros_like(tokens)}
     if "padding_mask" in inputs:

@@ -42,7 +42,7 @@ class SavedModule:
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         """Runs the module; `inputs` is a tensor, or a list or dict of them."""
-        if self.signature is not None:
+        if self.signature is not None:  # signatures have no `training`: it was decided when they were saved
             return self.function(**self._named(inputs))
         specs = next((specs for specs in self._input_specs() if _same_structure(specs, inputs)), None)
         inputs = tf.nest.map_structure(_cast, inputs, specs) if specs is not None else inputs
@@ -77,6 +77,7 @@ class SavedModule:
     def is_for_xla(self) -> bool:
         """Returns whether XLA can compile the graph: it cannot if there are strings, lookup tables or Python code."""
         concrete = self.function if self.signature else self.function.concrete_functions[0]
+        # Calls of other functions are nodes that name them; their bodies are in the library.
         graph = concrete.graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
         return not any(_is_beyond_xla(node) for node in nodes)
@@ -101,6 +102,7 @@ class SavedModule:
 
 
 def _is_beyond_xla(node: Any) -> bool:
+    # Enum values of `tf.DType`s, single or in lists, in whatever attribute they are.
     types = {kind for value in node.attr.values() for kind in (value.type, *value.list.type)}
     return tf.string.as_datatype_enum in types or "PyFunc" in node.op or "Table" in node.op
 
@@ -164,9 +166,11 @@ def load_saved_module(
     """
     name = name or str(folder)
     loaded = _load(str(folder), tags, name)
+    # The call is preferred to a signature: it knows `training`, and the losses and statistics that go with it.
     calls_itself = signature is None and _is_callable(loaded)
     signature = None if calls_itself else _pick_signature(loaded, signature, name)
     function = loaded.__call__ if calls_itself else loaded.signatures[signature]
+    # Only TensorFlow's loader of version 1 SavedModels returns an object with a `graph`.
     if warns and not _is_callable(loaded) and hasattr(loaded, "graph"):
         _warn_about_tf1(name, signature)
     return SavedModule(

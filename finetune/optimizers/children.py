@@ -25,27 +25,27 @@ from finetune.optimizers.group import Group
 from finetune.optimizers.group_rates import GroupRate, ScaledSchedule, as_float
 
 
-def adopt(group: Group, iterations: keras.Variable, make_multiplier: Callable[[str], keras.Variable]) -> GroupRate:
-    """Makes a child count with the parent, leave the sum over replicas to it, and its rate writable if scheduled.
+def adopt(group: Group, parent: keras.optimizers.Optimizer) -> GroupRate:
+    """Prepares a child: it counts with the parent, leaves the sum over replicas to it, and its rate can be written.
 
     Args:
-        group: A group with a fresh optimizer; its `initial_rate` and `unused_counter` are set.
-        iterations: The parent's step counter.
-        make_multiplier: Makes a scalar variable with value 1 and a name.
+        group: A group with a new optimizer; its `initial_rate` and `unused_counter` are set.
+        parent: Keeps the multiplier of a scheduled child among its variables.
     """
     child = group.optimizer
-    child.name = group.name
+    child.name = group.name  # in the paths of its slots, and so in files
     group.unused_counter = step_counter(child)
-    set_step_counter(child, iterations)
+    set_step_counter(child, step_counter(parent))
     skip_reduction(child)
     rate = held_rate(child)
     if isinstance(rate, keras.Variable):
         group.initial_rate = as_float(rate)
         return GroupRate(rate)
     group.initial_rate = rate
-    schedule = ScaledSchedule(rate, iterations, make_multiplier(f"{group.name}_multiplier"))
+    multiplier = parent.add_variable((), initializer="ones", dtype="float32", name=f"{group.name}_multiplier")
+    schedule = ScaledSchedule(rate, step_counter(parent), multiplier)
     set_held_rate(child, schedule)
-    return GroupRate(schedule.multiplier, schedule)
+    return GroupRate(multiplier, schedule)
 
 
 def check_rates_writable(groups: Iterable[Group]) -> None:
@@ -97,6 +97,7 @@ def track_all(child: keras.optimizers.Optimizer) -> None:
 def reset_slots(group: Group) -> None:
     """Sets everything that a built child keeps, except its rate and its step, to what a new child would keep."""
     child = group.optimizer
+    # A rule may keep more than zeros, such as Adagrad's initial accumulator: ask a new child for the values.
     new = type(child).from_config({**child.get_config(), "learning_rate": 1.0, "gradient_accumulation_steps": None})
     with untracked():
         new.build(group.variables)
@@ -119,7 +120,7 @@ def replace_variables(
     """
     excluded = excluded_from_weight_decay(optimizer)
     excluded.update([key(variable) for old, variable in replacements.items() if old in excluded])
-    if optimizer.built:
+    if optimizer.built:  # Keras finds the slots of a variable by its position among the variables it was built with
         positions = variable_positions(optimizer)
         new = {key(variable): positions[old] for old, variable in replacements.items() if old in positions}
         replace_known_variables(optimizer, [replacements.get(key(v), v) for v in known_variables(optimizer)], new)

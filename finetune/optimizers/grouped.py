@@ -25,23 +25,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.errors import GroupError
-from finetune.keras_private import (
-    apply_weight_decay,
-    clip_gradients,
-    set_held_rate,
-    uses_weight_decay,
-    without_tracking,
-)
+from finetune.optimizers import children
 from finetune.optimizers.averages import AveragingOptimizer
-from finetune.optimizers.children import (
-    adopt,
-    check_rates_writable,
-    made_outside_of_trace,
-    replace_variables,
-    reset_slots,
-    track_all,
-)
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.fusion import make_fusion, update_alone
 from finetune.optimizers.fused.stacked_variable import Buffers
@@ -135,7 +122,7 @@ class GroupedOptimizer(AveragingOptimizer):
         )
         self.fused = fused
         self._members, self._fusion = members, fusion
-        rates = [adopt(group, self._iterations, self._add_multiplier) for group in members.groups]
+        rates = [children.adopt(group, self) for group in members.groups]
         fusion.share_rates([rate.rate_variable for rate in rates])
         self._rates = GroupRates(rates)
         # `tf.train.Checkpoint` follows this attribute. A list or dict would make Keras save the children a second time.
@@ -143,9 +130,6 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.by_group = {group.name: group.optimizer for group in members.groups}
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
-
-    def _add_multiplier(self, name: str) -> keras.Variable:
-        return self.add_variable((), initializer="ones", dtype="float32", name=name)
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -190,7 +174,7 @@ class GroupedOptimizer(AveragingOptimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        check_rates_writable(self._members.groups)
+        children.check_rates_writable(self._members.groups)
         self._rates.write_last(value)
 
     def reschedule(self, name: str, rate: Any = None, *, from_now: bool = False, warmup_steps: int = 0) -> None:
@@ -206,14 +190,9 @@ class GroupedOptimizer(AveragingOptimizer):
             GroupError: If there is no such group.
         """
         group = self._members.named(name)
-        held = self._rates.follow(
-            self._members.groups.index(group),
-            group.initial_rate if rate is None else rate,
-            self._iterations,
-            from_now=from_now,
-            warmup_steps=warmup_steps,
-        )
-        set_held_rate(group.optimizer, held)
+        index, rate = self._members.groups.index(group), group.initial_rate if rate is None else rate
+        held = self._rates.follow(index, rate, self._iterations, from_now=from_now, warmup_steps=warmup_steps)
+        keras_private.set_held_rate(group.optimizer, held)
 
     def share_rate(self, name: str, share: float) -> None:
         """Multiplies by `share` the rate that a group was made with, or that `reschedule` gave it.
@@ -240,7 +219,7 @@ class GroupedOptimizer(AveragingOptimizer):
         """
         self._build_all()
         for group in [self._members.named(name) for name in names]:
-            reset_slots(group)
+            children.reset_slots(group)
             for variable in group.variables if self.gradient_accumulation_steps else ():
                 sum_so_far = self._accumulated_gradients[self._get_variable_index(variable)]
                 sum_so_far.assign(tf.zeros_like(sum_so_far))
@@ -264,7 +243,7 @@ class GroupedOptimizer(AveragingOptimizer):
 
     # -- Building -----------------------------------------------------------------------------------------------------
 
-    @without_tracking
+    @keras_private.without_tracking
     def build(self, variables: Iterable[Any]) -> None:
         """Makes the slots of all groups, including those of variables that are frozen at the moment.
 
@@ -276,7 +255,7 @@ class GroupedOptimizer(AveragingOptimizer):
         """
         self._admit(list(variables))
         if not self.built:
-            with made_outside_of_trace():
+            with children.made_outside_of_trace():
                 self._make_slots()
 
     def _make_slots(self) -> None:
@@ -284,7 +263,7 @@ class GroupedOptimizer(AveragingOptimizer):
         super().build([variable for group in groups for variable in group.variables])
         self._fusion.build(groups, self._clocks, accumulation_steps)
         for group in groups:
-            track_all(group.optimizer)
+            children.track_all(group.optimizer)
             # After `build`: the child must count updates as the parent does, and needs no accumulators itself.
             group.optimizer.gradient_accumulation_steps = accumulation_steps
 
@@ -294,17 +273,18 @@ class GroupedOptimizer(AveragingOptimizer):
             self.build(self._members.order)
 
     def _admit(self, variables: list[Any]) -> None:
-        """Learns the model's variables; those of a loaded model replace the stand-ins for them."""
-        replacements = {self._var_key(stand_in): variable for stand_in, variable in self._members.admit(variables)}
+        """Learns the model's variables; those of a loaded model replace the placeholders for them."""
+        replacements = {self._var_key(old): variable for old, variable in self._members.admit(variables)}
         if replacements:
             for optimizer in (self, *self.group_optimizers.values()):
-                replace_variables(optimizer, replacements, self._var_key)
+                children.replace_variables(optimizer, replacements, self._var_key)
             self._fusion.replace(replacements)
         if self.built and self.use_ema:
             self._start_averages(replacements.values())
 
     def _check_variables_are_known(self, variables: list[Any]) -> None:
-        check_rates_writable(self._members.groups)
+        # Called at the begin of a step, also of one that is traced, with the variables that are not frozen.
+        children.check_rates_writable(self._members.groups)
         self._admit(variables)
         super()._check_variables_are_known(variables)
 
@@ -332,6 +312,8 @@ class GroupedOptimizer(AveragingOptimizer):
         # Keras divides by the factor, which a sparse gradient does not support.
         super().apply(densify(grads) if self.loss_scale_factor else grads, variables)
 
+    # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
+
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Any) -> None:
         update_once(super()._backend_apply_gradients, grads, trainable_variables)
 
@@ -339,13 +321,15 @@ class GroupedOptimizer(AveragingOptimizer):
         in_every_replica(super()._backend_increment_gradient_accumulators, grads, acc_grads)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        # Only where a norm needs it: rules treat the repeated rows of a sparse gradient in their own ways.
         return super()._clip_gradients(merge_rows(grads) if _clips(self) else grads)
 
     def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
         for child, (members,) in self._members.by_group(self._fusion.decay(variables)):
-            in_every_replica(apply_weight_decay, child, members)
+            in_every_replica(keras_private.apply_weight_decay, child, members)
 
     def _backend_update_step(self, grads: list[Any], trainable_variables: Any, learning_rate: Any) -> None:
+        # `learning_rate`, that of the last group, is not used: each group has its own.
         remaining = self._fusion.update(*self._clip_by_child(grads, trainable_variables))
         for child, (gradients, members) in self._members.by_group(*remaining):
             update_alone(child, gradients, members)
@@ -353,7 +337,7 @@ class GroupedOptimizer(AveragingOptimizer):
     def _clip_by_child(self, grads: Iterable[Any], variables: Iterable[Any]) -> tuple[list[Any], list[Any]]:
         clipped, in_turn = [], []
         for child, (gradients, members) in self._members.by_group(grads, variables):
-            clipped += clip_gradients(child, merge_rows(gradients)) if _clips(child) else gradients
+            clipped += keras_private.clip_gradients(child, merge_rows(gradients)) if _clips(child) else gradients
             in_turn += members
         return clipped, in_turn
 
@@ -368,11 +352,11 @@ class GroupedOptimizer(AveragingOptimizer):
     def variables(self) -> list[keras.Variable]:
         """The parent's variables, then those of each child, then the steps at which the groups began."""
         groups = self._members.groups
-        children = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
-        return [*self._variables, *children, self._clocks.starts]
+        held = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
+        return [*self._variables, *held, self._clocks.starts]
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        # A SavedModel cannot be trained further: it is written without the optimizer.
+        # TensorFlow writes a SavedModel without the optimizer: it could not be trained further anyway.
         return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
     def set_weights(self, weights: Iterable[Any]) -> None:
@@ -400,7 +384,7 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, from which the groups are found again by the places of their variables in the model."""
-        keys = self._members.variable_keys(lambda group, variable: uses_weight_decay(group.optimizer, variable))
+        keys = self._members.variable_keys()
         groups = [group_config(group, keys[group.name]) for group in self._members.groups]
         return {**{setting: getattr(self, setting) for setting in _SETTINGS}, "groups": groups}
 

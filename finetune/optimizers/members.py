@@ -10,7 +10,7 @@ import tensorflow as tf
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.keras_private import is_trackable
+from finetune.keras_private import is_trackable, uses_weight_decay
 from finetune.optimizers.group import Group
 from finetune.optimizers.variable_keys import VariableKey, label, match_keys
 
@@ -18,7 +18,7 @@ from finetune.optimizers.variable_keys import VariableKey, label, match_keys
 class Members:
     """The groups, the group of every variable, and the order in which the model has its variables.
 
-    Groups may be made of layers that are not built yet, and of stand-ins for the variables of a model that is still
+    Groups may be made of layers that are not built yet, and of placeholders for the variables of a model that is still
     being loaded. `settle` and `admit` learn the variables as soon as they exist.
 
     Args:
@@ -35,7 +35,7 @@ class Members:
         self.order: list[Any] = []
         self._key = key
         self._group_of: dict[Any, Group] = {}
-        self._awaited: dict[Any, VariableKey] = {}  # the places of variables still to come, by the keys of stand-ins
+        self._awaited: dict[Any, VariableKey] = {}  # the places of variables still to come, by the keys of placeholders
         if not any(_is_unbuilt(group.members) for group in groups):
             self.settle()
 
@@ -82,10 +82,10 @@ class Members:
                 yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
 
     def await_model(self, keys: Mapping[int, VariableKey]) -> None:
-        """Declares all variables to be stand-ins for those of a model that is still to come.
+        """Declares all variables to be placeholders for those of a model that is still to come.
 
         Args:
-            keys: The place in that model for which each stands, by its `id`.
+            keys: The place in that model that each of them holds, by its `id`.
         """
         self._awaited = {self._key(variable): keys[id(variable)] for variable in self.order}
         self.order.sort(key=lambda variable: keys[id(variable)].position)
@@ -97,14 +97,14 @@ class Members:
             variables: Any part of the groups' variables, in the model's order.
 
         Returns:
-            The stand-ins that were replaced, each with the variable that replaces it.
+            The placeholders that were replaced, each with the variable that replaces it.
 
         Raises:
             GroupError: If a variable belongs to no group.
         """
         self.settle()
         unknown = [variable for variable in variables if self._key(variable) not in self._group_of]
-        replaced = self._replace_stand_ins(unknown) if unknown else []
+        replaced = self._replace_placeholders(unknown) if unknown else []
         keys = {self._key(variable) for variable in variables}
         if len(keys) == len(variables):
             # Of those that are here, the order is theirs; the others keep their positions between them.
@@ -112,10 +112,10 @@ class Members:
             self.order = [next(in_turn) if self._key(v) in keys else v for v in self.order]
         return replaced
 
-    def _replace_stand_ins(self, unknown: Sequence[Any]) -> list[tuple[Any, Any]]:
-        stand_in_at = {self._awaited[self._key(v)].position: v for v in self.order if self._key(v) in self._awaited}
+    def _replace_placeholders(self, unknown: Sequence[Any]) -> list[tuple[Any, Any]]:
+        placeholder_at = {self._awaited[self._key(v)].position: v for v in self.order if self._key(v) in self._awaited}
         matched = match_keys(unknown, list(self._awaited.values()))
-        replaced = [(stand_in_at[key.position], variable) for key, variable in matched]
+        replaced = [(placeholder_at[key.position], variable) for key, variable in matched]
         for old, new in replaced:
             del self._awaited[self._key(old)]
             group = self._group_of[self._key(new)] = self._group_of.pop(self._key(old))
@@ -123,18 +123,14 @@ class Members:
                 variables[next(i for i, v in enumerate(variables) if v is old)] = new
         return replaced
 
-    def variable_keys(self, decays: Callable[[Group, Any], bool]) -> dict[str, list[dict[str, Any]]]:
-        """Describes the variables of each group by their places in the model, for a config.
-
-        Args:
-            decays: Returns whether a group's optimizer applies its weight decay to a variable.
-        """
+    def variable_keys(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the fields of the `VariableKey` of each group's variables, for a config."""
         self.settle()
         position = {self._key(variable): i for i, variable in enumerate(self.order)}
 
         def describe(group: Group, variable: Any) -> dict[str, Any]:
             key = self._key(variable)
-            place = self._awaited.get(key) or VariableKey.of(variable, decays(group, variable))
+            place = self._awaited.get(key) or VariableKey.of(variable, uses_weight_decay(group.optimizer, variable))
             return {**asdict(place), "position": position[key], "shape": list(place.shape)}
 
         return {group.name: [describe(group, variable) for variable in group.variables] for group in self.groups}

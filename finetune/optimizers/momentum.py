@@ -1,4 +1,8 @@
-"""Momentum as TF1 had it: the learning rate stays outside the velocity."""
+"""Momentum as TF1 had it: the learning rate is not part of the velocity.
+
+TF1:    m = momentum * m + g           w -= rate * m
+Keras:  m = momentum * m - rate * g    w += m
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,20 +24,21 @@ class Momentum(keras.optimizers.Optimizer):
     ```
 
     `keras.optimizers.SGD` keeps `learning_rate * m` instead of `m`. That is the same under a constant rate. Under a
-    decaying one Keras' velocity still holds gradients scaled by the earlier, larger rates, so a recipe from TF1 takes
-    another path.
+    decaying rate Keras' velocity still holds gradients scaled by the earlier, larger rates, so that settings found with
+    TF1 give other weights.
 
-    Updates are TF1's own kernels, bit for bit; compiled by XLA they may differ in the last bit (fused multiply-add).
-    Of a sparse gradient (an embedding's) only the rows that occur are updated, and only their `m` decays.
+    Updates are computed by TF1's kernels, bit for bit; compiled by XLA they may differ in the last bit (fused
+    multiply-add). With a sparse gradient, as of an embedding, only the rows that occur are updated, and only their `m`
+    decays.
 
     Args:
         learning_rate: A float, a schedule, or a callable without arguments.
         momentum: Share of `m` that is kept at each step, in [0, 1].
-        nesterov: Whether to look one step ahead.
+        nesterov: Whether to apply the momentum once more in advance, as in the formula.
         **kwargs: What every Keras optimizer takes: `name`, `weight_decay`, `clipnorm`, `use_ema`, ...
 
     Raises:
-        GroupError: `momentum` is not a number in [0, 1].
+        GroupError: If `momentum` is not a number in [0, 1].
 
     References:
         Sutskever et al. (2013), On the importance of initialization and momentum in deep learning,
@@ -55,26 +60,35 @@ class Momentum(keras.optimizers.Optimizer):
         **kwargs: Any,
     ):
         super().__init__(learning_rate=learning_rate, **kwargs)
-        self.momentum = _share(momentum)
+        self.momentum = _checked_momentum(momentum)
         self.nesterov = nesterov
 
     def build(self, variables: list[Any]) -> None:
-        """Creates one slot for each variable."""
+        """Makes the slot `m` for each variable."""
         if self.built:
             return
         super().build(variables)
         self.momentums = self.add_optimizer_variables(variables, "momentum")
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Updates one variable and its slot in place."""
+        """Updates a variable and its slot.
+
+        Args:
+            gradient: Dense or sparse, of the variable's shape.
+            variable: A variable that `build` knows; also a `StackedVariable`, whose `learning_rate` may be a column.
+            learning_rate: A scalar.
+        """
         slot = tf_variable(self.momentums[self._get_variable_index(variable)])
         variable = tf_variable(variable)
         gradient, rate, momentum = (tf.cast(x, variable.dtype) for x in (gradient, learning_rate, self.momentum))
         if isinstance(gradient, tf.IndexedSlices):
             _update_rows(variable, slot, gradient, rate, momentum, self.nesterov)
             return
-        if not (hasattr(variable, "handle") and hasattr(slot, "handle")):  # of several variables: see stacks.py
-            _update_all(variable, slot, gradient, rate, momentum, self.nesterov)
+        if not (hasattr(variable, "handle") and hasattr(slot, "handle")):  # stacked, or a view: see `fused/`
+            # The operations of TF1's kernel in its order; the kernel takes a single rate and whole variables.
+            velocity = slot * momentum + gradient
+            slot.assign(velocity)
+            variable.assign_sub(gradient * rate + velocity * momentum * rate if self.nesterov else velocity * rate)
             return
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
@@ -89,28 +103,20 @@ class Momentum(keras.optimizers.Optimizer):
         return super().get_config() | {"momentum": self.momentum, "nesterov": self.nesterov}
 
 
-def _share(momentum: Any) -> float:
+def _checked_momentum(momentum: Any) -> float:
     if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
         raise GroupError(
             f"`momentum` must be a number from 0 to 1. Received `{momentum!r}`. 0 is plain gradient descent, `0.9` is "
-            "usual. Write a number between."
+            "usual."
         )
     return float(momentum)
-
-
-def _update_all(
-    variable: Any, slot: Any, gradient: tf.Tensor, rate: tf.Tensor, momentum: tf.Tensor, nesterov: bool
-) -> None:
-    # The operations of TF1's kernel in its order; the kernel itself takes only one rate.
-    velocity = slot * momentum + gradient
-    slot.assign(velocity)
-    variable.assign_sub(gradient * rate + velocity * momentum * rate if nesterov else velocity * rate)
 
 
 def _update_rows(
     variable: Any, slot: Any, gradient: tf.IndexedSlices, rate: tf.Tensor, momentum: tf.Tensor, nesterov: bool
 ) -> None:
-    # `ResourceSparseApplyMomentum`, TF1's kernel, has no XLA counterpart. These are its operations in its order.
+    # XLA cannot compile TF1's kernel, `ResourceSparseApplyMomentum`. These are its operations in its order, after the
+    # sum over the pieces of each row, which TF1 takes first as well.
     rows, position = tf.unique(gradient.indices)
     gradient_sum = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
     velocity = momentum * tf.gather(slot, rows) + gradient_sum

@@ -30,24 +30,24 @@ def group_config(group: Group, keys: list[dict[str, Any]]) -> dict[str, Any]:
 def read_groups(
     configs: Iterable[Mapping[str, Any]], custom_objects: Any = None
 ) -> tuple[dict[str, tuple[keras.optimizers.Optimizer, list[Any]]], dict[int, VariableKey]]:
-    """Makes the groups again, with stand-ins for the variables, since a model's optimizer is loaded before the model.
+    """Makes the groups again, with placeholders for the variables: an optimizer is loaded before it sees the model.
 
     Args:
         configs: As `group_config` makes them.
         custom_objects: Classes of optimizers and schedules by name, as in `keras.saving`.
 
     Returns:
-        The groups as `GroupedOptimizer` takes them, and the key of each stand-in by its `id`.
+        The groups as `GroupedOptimizer` takes them, and the key of each placeholder by its `id`.
     """
     groups, keys = {}, {}
     for config in configs:
         child = keras.saving.deserialize_keras_object(config["optimizer"], custom_objects=custom_objects)
         variables = config.get("variables") or config["seats"]  # in files from before the first release
-        stand_ins = [(key.stand_in(), key) for key in map(VariableKey.from_dict, variables)]
-        if undecayed := [stand_in for stand_in, key in stand_ins if not key.weight_decay]:
+        placeholders = [(key.placeholder(), key) for key in map(VariableKey.from_dict, variables)]
+        if undecayed := [placeholder for placeholder, key in placeholders if not key.weight_decay]:
             child.exclude_from_weight_decay(var_list=undecayed)
-        groups[config["name"]] = (child, [stand_in for stand_in, _ in stand_ins])
-        keys |= {id(stand_in): key for stand_in, key in stand_ins}
+        groups[config["name"]] = (child, [placeholder for placeholder, _ in placeholders])
+        keys |= {id(placeholder): key for placeholder, key in placeholders}
     return groups, keys
 
 

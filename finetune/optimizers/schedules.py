@@ -1,17 +1,16 @@
-"""Learning rate schedules: Keras' six and those Keras lacks, by snake_case name and in one vocabulary.
+"""Learning rate schedules: Keras' six and those that Keras lacks, by snake_case name and with the same argument names.
 
 A schedule is a pure function of the step, which may be a number, a tensor or a variable; the rate is float32. Keras'
-own count steps in float32: from step 2**24 on, neighbours fall together. Those built here count and compute in float64,
-exact to 2**53. In a compiled step Keras' staircases, like TF1's in a session, fall one step late for some `decay_steps`
-(41, 47, 55, ...; not 10, 50, 100): TensorFlow multiplies by a rounded `1 / decay_steps`. The one built here does not.
+schedules count steps in float32, so that from step 2**24 on two neighbouring steps are the same number. The schedules
+made here count and compute in float64, which is exact up to step 2**53. In a compiled step the staircases of Keras,
+like those of TF1 in a session, fall one step late for some `decay_steps` (41, 47, 55, ...; not 10, 50, 100), because
+TensorFlow multiplies by a rounded `1 / decay_steps`. The staircase of `natural_exponential_decay` does not.
 """
 
 import inspect
 import math
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
 from finetune.errors import GroupError, did_you_mean, quote
+from finetune.optimizers.schedule_arguments import check_names, checked
 
 
 def exponential_decay(
@@ -26,29 +26,28 @@ def exponential_decay(
 ) -> LearningRateSchedule:
     """Multiplies the rate by `decay_rate` every `decay_steps` steps: `initial * decay_rate ** (step / decay_steps)`.
 
-    With `staircase` the exponent is rounded down: the rate stands still for `decay_steps` steps, then falls. It takes
-    the place of TF1's
-    `tf.compat.v1.train.exponential_decay(learning_rate, global_step, decay_steps, decay_rate, staircase)`;
-    there is no `global_step` to pass, the optimizer counts its own steps.
+    With `staircase` the exponent is rounded down: the rate is constant for `decay_steps` steps, then falls. It replaces
+    TF1's `tf.compat.v1.train.exponential_decay(learning_rate, global_step, decay_steps, decay_rate, staircase)`. There
+    is no `global_step` to pass: the optimizer counts its steps.
 
     Args:
         initial: Learning rate at step 0. Must be > 0.
         decay_steps: Steps in which the rate falls by the factor `decay_rate`. Must be >= 1.
-        decay_rate: That factor. Must be > 0; above 1 the rate grows.
-        staircase: Whether the rate falls in stairs instead of at every step.
+        decay_rate: That factor. Must be > 0; above 1 the rate rises.
+        staircase: Whether the rate falls every `decay_steps` steps instead of at every step.
 
     Returns:
-        Keras' own `ExponentialDecay`, for the `learning_rate` of any Keras optimizer.
+        Keras' `ExponentialDecay`, for the `learning_rate` of any Keras optimizer.
 
     Raises:
-        GroupError: An argument breaks its bound. So does every function of this module.
+        GroupError: If an argument is out of its bound. This holds for all functions of this module.
 
     >>> rate = exponential_decay(1e-4, 100, 0.96, staircase=True)
     >>> [f"{float(rate(step)):.3e}" for step in (0, 99, 100, 200)]
     ['1.000e-04', '1.000e-04', '9.600e-05', '9.216e-05']
     >>> optimizer = keras.optimizers.Adam(learning_rate=rate)
     """
-    return keras.optimizers.schedules.ExponentialDecay(*_checked(exponential_decay, locals()).values())
+    return keras.optimizers.schedules.ExponentialDecay(*checked(exponential_decay, locals()).values())
 
 
 def natural_exponential_decay(
@@ -62,16 +61,16 @@ def natural_exponential_decay(
         decay_rate: Speed of the fall. Must be > 0.
         staircase: Whether `step / decay_steps` is rounded down.
     """
-    given = _checked(natural_exponential_decay, locals())
-    initial, decay_steps, decay_rate, staircase = given.values()
+    arguments = checked(natural_exponential_decay, locals())
+    initial, decay_steps, decay_rate, staircase = arguments.values()
 
     def rate(step: Any) -> Any:
-        # Stairs are counted in whole numbers: a compiler may turn `step / decay_steps` into a rounded product.
-        stairs = tf.cast(step, tf.int64) // decay_steps
-        units = _float64(stairs) if staircase else _float64(step) / decay_steps
+        # Whole numbers are divided as such: a compiler may turn `step / decay_steps` into a rounded product.
+        whole_units = tf.cast(step, tf.int64) // decay_steps
+        units = _float64(whole_units) if staircase else _float64(step) / decay_steps
         return initial * tf.exp(-decay_rate * units)
 
-    return Schedule("natural_exponential_decay", given, rate)
+    return Schedule("natural_exponential_decay", arguments, rate)
 
 
 def inverse_time_decay(
@@ -85,7 +84,7 @@ def inverse_time_decay(
         decay_rate: Speed of the fall. Must be > 0.
         staircase: Whether `step / decay_steps` is rounded down.
     """
-    return keras.optimizers.schedules.InverseTimeDecay(*_checked(inverse_time_decay, locals()).values())
+    return keras.optimizers.schedules.InverseTimeDecay(*checked(inverse_time_decay, locals()).values())
 
 
 def polynomial_decay(
@@ -98,19 +97,19 @@ def polynomial_decay(
         decay_steps: Steps to `end`, where the rate then stays. Must be >= 1.
         end: Learning rate at the end. Must be >= 0.
         power: 1 is a straight line. Must be > 0.
-        cycle: Whether to start anew, with ever longer cycles, instead of staying at `end`.
+        cycle: Whether to start anew, in cycles of growing length, instead of remaining at `end`.
     """
-    return keras.optimizers.schedules.PolynomialDecay(*_checked(polynomial_decay, locals()).values())
+    return keras.optimizers.schedules.PolynomialDecay(*checked(polynomial_decay, locals()).values())
 
 
 def piecewise_constant_decay(boundaries: Sequence[int], values: Sequence[float]) -> LearningRateSchedule:
     """Gives `values[0]` up to and including step `boundaries[0]`, then `values[1]`, ... `PiecewiseConstantDecay`.
 
     Args:
-        boundaries: Last step of each value but the last one. Strictly increasing, >= 1.
-        values: Learning rates, one more than `boundaries`. Must be > 0.
+        boundaries: Last step of each value except the last. Strictly increasing, >= 1.
+        values: Learning rates, of which there is 1 more than `boundaries`. Must be > 0.
     """
-    return keras.optimizers.schedules.PiecewiseConstantDecay(*_checked(piecewise_constant_decay, locals()).values())
+    return keras.optimizers.schedules.PiecewiseConstantDecay(*checked(piecewise_constant_decay, locals()).values())
 
 
 def cosine_decay(initial: float, decay_steps: int, alpha: float = 0.0) -> LearningRateSchedule:
@@ -121,7 +120,7 @@ def cosine_decay(initial: float, decay_steps: int, alpha: float = 0.0) -> Learni
         decay_steps: Steps to the end of the fall. Must be >= 1.
         alpha: What is left at the end, as a share of `initial`, in [0, 1].
     """
-    return keras.optimizers.schedules.CosineDecay(*_checked(cosine_decay, locals()).values())
+    return keras.optimizers.schedules.CosineDecay(*checked(cosine_decay, locals()).values())
 
 
 def cosine_decay_restarts(
@@ -132,14 +131,14 @@ def cosine_decay_restarts(
     Args:
         initial: Learning rate at step 0. Must be > 0.
         first_decay_steps: Length of the first fall. Must be >= 1.
-        t_mul: How many times longer each fall is than the one before. Must be >= 1.
+        t_mul: Factor by which each fall is longer than the last. Must be >= 1.
         m_mul: How many times higher each fall starts. Must be > 0.
         alpha: What is left at the end of a fall, as a share of `initial`, in [0, 1].
 
     References:
         Loshchilov & Hutter (2017), SGDR, https://arxiv.org/abs/1608.03983
     """
-    return keras.optimizers.schedules.CosineDecayRestarts(*_checked(cosine_decay_restarts, locals()).values())
+    return keras.optimizers.schedules.CosineDecayRestarts(*checked(cosine_decay_restarts, locals()).values())
 
 
 def slanted_triangular(
@@ -149,24 +148,27 @@ def slanted_triangular(
 
     Args:
         peak: Highest learning rate, reached at step `floor(total_steps * cut_fraction)`. Must be > 0.
-        total_steps: Length of the training. Must be >= 1; when too short for one step of rise, it starts at `peak`.
+        total_steps: Length of the training. Must be >= 1; if it is too short for a step of rise, it starts at `peak`.
         cut_fraction: Share of the steps in which the rate rises, in (0, 1).
         ratio: How many times smaller the lowest rate is. Must be >= 1.
 
     References:
         Howard & Ruder (2018), ULMFiT, equation 3, https://arxiv.org/abs/1801.06146
     """
-    given = _checked(slanted_triangular, locals())
-    peak, total_steps, cut_fraction, ratio = given.values()
+    arguments = checked(slanted_triangular, locals())
+    peak, total_steps, cut_fraction, ratio = arguments.values()
+    # Equation 3 of the paper: p rises as t / cut, then falls as 1 - (t - cut) / (cut * (1 / cut_fraction - 1)), and the
+    # rate is peak * (1 + p * (ratio - 1)) / ratio.
     cut = math.floor(total_steps * cut_fraction)
     fall = cut * (1 / cut_fraction - 1) if cut else total_steps
 
     def rate(step: Any) -> Any:
         t = _float64(step)
+        # Both branches of `tf.where` are computed: neither may divide by 0, nor fall below p = 0 after the end.
         p = tf.where(t < cut, t / max(cut, 1), tf.maximum(1 - (t - cut) / fall, 0.0))
         return peak * (1 + p * (ratio - 1)) / ratio
 
-    return Schedule("slanted_triangular", given, rate)
+    return Schedule("slanted_triangular", arguments, rate)
 
 
 def one_cycle(
@@ -184,9 +186,9 @@ def one_cycle(
     References:
         Smith & Topin (2018), Super-Convergence, https://arxiv.org/abs/1708.07120
     """
-    given = _checked(one_cycle, locals())
-    peak, total_steps, warmup_fraction, div, final_div = given.values()
-    top = total_steps * warmup_fraction
+    arguments = checked(one_cycle, locals())
+    peak, total_steps, warmup_fraction, div, final_div = arguments.values()
+    top = total_steps * warmup_fraction  # the step of the peak, not rounded, as in fastai
 
     def rate(step: Any) -> Any:
         t = tf.minimum(_float64(step), total_steps)
@@ -194,7 +196,7 @@ def one_cycle(
         down = _half_cosine(peak, peak / final_div, (t - top) / (total_steps - top))
         return tf.where(t < top, up, down)
 
-    return Schedule("one_cycle", given, rate)
+    return Schedule("one_cycle", arguments, rate)
 
 
 def inverse_square_root(peak: float, warmup_steps: int) -> LearningRateSchedule:
@@ -207,20 +209,21 @@ def inverse_square_root(peak: float, warmup_steps: int) -> LearningRateSchedule:
     References:
         Vaswani et al. (2017), Attention is all you need, section 5.3, https://arxiv.org/abs/1706.03762
     """
-    given = _checked(inverse_square_root, locals())
-    peak, warmup_steps = given.values()
+    arguments = checked(inverse_square_root, locals())
+    peak, warmup_steps = arguments.values()
 
     def rate(step: Any) -> Any:
+        # min(t, 1 / sqrt(t)) for t = step / warmup_steps, without dividing by 0 at step 0.
         t = _float64(step) / warmup_steps
         return peak * tf.minimum(t, 1.0) / tf.sqrt(tf.maximum(t, 1.0))
 
-    return Schedule("inverse_square_root", given, rate)
+    return Schedule("inverse_square_root", arguments, rate)
 
 
 def constant(initial: float) -> LearningRateSchedule:
-    """Gives `initial` (> 0) at every step; of use in `chain` and `with_warmup`."""
-    given = _checked(constant, locals())
-    return Schedule("constant", given, lambda step: tf.zeros_like(_float64(step)) + given["initial"])
+    """Gives `initial`, which must be > 0, at every step; for use in `chain` and `with_warmup`."""
+    arguments = checked(constant, locals())
+    return Schedule("constant", arguments, lambda step: tf.zeros_like(_float64(step)) + arguments["initial"])
 
 
 def with_warmup(schedule: LearningRateSchedule, warmup_steps: int, start: float = 0.0) -> LearningRateSchedule:
@@ -231,40 +234,41 @@ def with_warmup(schedule: LearningRateSchedule, warmup_steps: int, start: float 
         warmup_steps: Length of the rise. Must be >= 1.
         start: Where the rise starts, as a share of the schedule's first rate, in [0, 1].
     """
-    given = _checked(with_warmup, locals())
-    schedule, warmup_steps, start = given.values()
+    arguments = checked(with_warmup, locals())
+    schedule, warmup_steps, start = arguments.values()
 
     def rate(step: Any) -> Any:
-        risen = tf.minimum(_float64(step) / warmup_steps, 1.0)
-        return (start + (1 - start) * risen) * _float64(schedule(_since(warmup_steps, step)))
+        # The schedule is at its step 0 while the rate rises, so that it is not shortened.
+        fraction = tf.minimum(_float64(step) / warmup_steps, 1.0)
+        return (start + (1 - start) * fraction) * _float64(schedule(_steps_since(warmup_steps, step)))
 
-    return Schedule("with_warmup", given, rate)
+    return Schedule("with_warmup", arguments, rate)
 
 
 def chain(schedules: Sequence[LearningRateSchedule], boundaries: Sequence[int]) -> LearningRateSchedule:
-    """Runs one schedule after the other; each sees the steps since its own start.
+    """Runs several schedules in turn; each counts the steps since its start.
 
     Args:
-        schedules: Any schedules; `constant` is a flat one.
-        boundaries: Where each but the first one starts; one fewer than `schedules`. Strictly increasing, >= 1.
+        schedules: Any schedules; `constant` gives a flat part.
+        boundaries: The step at which each schedule except the first starts. Strictly increasing, >= 1.
     """
-    given = _checked(chain, locals())
-    schedules, boundaries = given.values()
+    arguments = checked(chain, locals())
+    schedules, boundaries = arguments.values()
 
     def rate(step: Any) -> Any:
-        now = _float64(schedules[0](step))
-        for begin, schedule in zip(boundaries, schedules[1:], strict=True):
-            now = tf.where(_float64(step) >= begin, _float64(schedule(_since(begin, step))), now)
-        return now
+        current = _float64(schedules[0](step))
+        for start, schedule in zip(boundaries, schedules[1:], strict=True):
+            current = tf.where(_float64(step) >= start, _float64(schedule(_steps_since(start, step))), current)
+        return current
 
-    return Schedule("chain", given, rate)
+    return Schedule("chain", arguments, rate)
 
 
 def make_schedule(name: str, /, **arguments: Any) -> LearningRateSchedule:
-    """Calls the function of this module that is called `name`.
+    """Calls the function of this module whose name is `name`.
 
     Raises:
-        GroupError: There is none, it does not take these arguments, or an argument breaks its bound.
+        GroupError: If there is no such schedule, it does not take these arguments, or an argument is out of its bound.
 
     >>> float(make_schedule("cosine_decay", initial=1e-3, decay_steps=10)(10))
     0.0
@@ -273,14 +277,15 @@ def make_schedule(name: str, /, **arguments: Any) -> LearningRateSchedule:
     if name not in known:
         hint = did_you_mean(str(name), list(known)) or " Write one of these names."
         raise GroupError(
-            f"a schedule is called by its name. Received `{name}`. There are {quote(known, limit=len(known))}.{hint}"
+            f"a schedule is chosen by its name. Received `{name}`. There are {quote(known, limit=len(known))}.{hint}"
         )
-    _must_take(known[name], arguments)
+    check_names(known[name], arguments)
     return known[name](**arguments)
 
 
 def schedule_functions() -> dict[str, Callable[..., LearningRateSchedule]]:
-    """The functions of this module that make a schedule, by name."""
+    """Returns the functions of this module that make a schedule, by name."""
+    # No list to keep by hand: a public function that is annotated to return a schedule is one of them.
     functions = {name: f for name, f in globals().items() if inspect.isfunction(f) and f is not make_schedule}
     return {name: f for name, f in functions.items() if f.__annotations__.get("return") is LearningRateSchedule}
 
@@ -288,11 +293,19 @@ def schedule_functions() -> dict[str, Callable[..., LearningRateSchedule]]:
 @keras.saving.register_keras_serializable("finetune")
 @dataclass(frozen=True, eq=False)
 class Schedule(LearningRateSchedule):
-    """What the functions above return where Keras has nothing of its own."""
+    """A schedule that Keras lacks; the functions above make it.
 
-    name: str  # of the function that made it
-    arguments: dict[str, Any]  # what that function was given
-    rate: Callable[[Any], Any]  # its formula, from a step to float64
+    It is saved as the name of that function with its arguments, and made again by calling the function.
+
+    Attributes:
+        name: Of the function that made it.
+        arguments: Of that function.
+        rate: The formula, from a step to a rate in float64.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    rate: Callable[[Any], Any]
 
     def __call__(self, step: Any) -> Any:
         return tf.cast(self.rate(step), tf.float32)
@@ -312,89 +325,9 @@ def _float64(value: Any) -> Any:
     return tf.cast(value, tf.float64)
 
 
-def _since(begin: int, step: Any) -> Any:
-    return tf.maximum(tf.convert_to_tensor(step) - begin, 0)
+def _steps_since(start: int, step: Any) -> Any:
+    return tf.maximum(tf.convert_to_tensor(step) - start, 0)
 
 
 def _half_cosine(first: float, last: float, fraction: Any) -> Any:
     return first + (last - first) * (1 - tf.cos(math.pi * fraction)) / 2
-
-
-def _checked(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments in order, as plain numbers and lists; one error tells of all that break their rule."""
-    rules, types = _rules(), function.__annotations__
-    broken = {name: value for name, value in given.items() if not rules[name][1](value)}
-    if broken:
-        told = "; ".join(f"`{n}` must be {rules[n][0]}, received `{reprlib.repr(v)}`" for n, v in broken.items())
-        raise GroupError(f"schedule `{function.__name__}`: {told}. {_form(function)} {_advice(broken)}")
-    _fit(function, **{name: len(value) for name, value in given.items() if isinstance(value, list | tuple)})
-    return {name: _plain(value, int if types[name] in (int, Sequence[int]) else float) for name, value in given.items()}
-
-
-def _rules() -> dict[str, tuple[str, Callable[[Any], bool]]]:
-    """What an argument must be, by its name: a word means the same in every function."""
-    count = "a whole number of at least 1", lambda x: _is_number(x) and x >= 1 and x == int(x)
-    positive = "a finite number above 0", lambda x: _is_number(x) and x > 0
-    factor = "a finite number of at least 1", lambda x: _is_number(x) and x >= 1
-    fraction = "a number above 0 and below 1", lambda x: _is_number(x) and 0 < x < 1
-    schedule = "a learning rate schedule, as `constant` makes one", lambda x: isinstance(x, LearningRateSchedule)
-    return {
-        **dict.fromkeys(("decay_steps", "first_decay_steps", "total_steps", "warmup_steps"), count),
-        **dict.fromkeys(("initial", "peak", "decay_rate", "power", "m_mul"), positive),
-        **dict.fromkeys(("t_mul", "ratio", "div", "final_div"), factor),
-        **dict.fromkeys(("alpha", "start"), ("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1)),
-        **dict.fromkeys(("cut_fraction", "warmup_fraction"), fraction),
-        **dict.fromkeys(("staircase", "cycle"), ("true or false", lambda x: isinstance(x, bool))),
-        "end": ("a finite number of at least 0", lambda x: _is_number(x) and x >= 0),
-        "values": ("a list of finite numbers above 0", lambda x: _all(positive[1], x)),
-        "boundaries": ("rising whole numbers from 1 on", lambda x: _all(count[1], x) and [*x] == sorted({*x})),
-        "schedule": schedule,
-        "schedules": ("a list of learning rate schedules", lambda x: _all(schedule[1], x)),
-    }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _all(holds: Callable[[Any], bool], values: Any) -> bool:
-    return isinstance(values, list | tuple) and len(values) > 0 and all(map(holds, values))
-
-
-def _plain(value: Any, number: Callable[[Any], Any]) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(item, number) for item in value]
-    return number(value) if _is_number(value) else value
-
-
-def _fit(function: Callable[..., Any], boundaries: int = 0, **pieces: int) -> None:
-    for name, number in pieces.items():
-        if number != boundaries + 1:
-            raise GroupError(
-                f"schedule `{function.__name__}`: `{name}` must be one more than `boundaries`, which divide them. "
-                f"Received {number} `{name}` and {boundaries} `boundaries`. Give {boundaries + 1} `{name}`."
-            )
-
-
-def _advice(broken: dict[str, Any]) -> str:
-    if any(isinstance(value, str) for value in broken.values()):
-        return "Write numbers as numbers; YAML reads `1e-5` as text, `1.0e-5` as a number."
-    if any(name in broken and _is_number(broken[name]) and broken[name] == 0 for name in ("initial", "peak")):
-        return "To keep a group still, say `frozen: true`, not a rate of 0."
-    return "Correct what is named here; what has a default may be left out."
-
-
-def _form(function: Callable[..., Any]) -> str:
-    parameters = inspect.signature(function).parameters.values()
-    shown = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
-    return f"Its form is `{function.__name__}({', '.join(shown)})`."
-
-
-def _must_take(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters
-    unknown = [name for name in arguments if name not in parameters]
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in arguments]
-    told = ([f"does not take {quote(unknown)}"] if unknown else []) + ([f"lacks {quote(missing)}"] if missing else [])
-    if told:
-        hints = "".join(did_you_mean(name, list(parameters)) for name in unknown[:5]) or " Write exactly these names."
-        raise GroupError(f"schedule `{function.__name__}` {' and '.join(told)}. {_form(function)}{hints}")

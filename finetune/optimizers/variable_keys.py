@@ -50,7 +50,7 @@ class VariableKey:
         """Returns the key that a config holds as a dict of the attributes."""
         return cls(**{**config, "shape": tuple(config["shape"])})
 
-    def stand_in(self) -> keras.Variable:
+    def placeholder(self) -> keras.Variable:
         """Makes a variable of the same path and shape, for which slots can be made before the model's own is known."""
         *scopes, name = self.path.split("/")
         with ExitStack() as stack:

@@ -19,7 +19,7 @@ HIGH_RATE, DEEP_LAYERS = 0.1, 7
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How one layer group is trained. This is the only place where it is held: everything else reads it from here.
+    """How a layer group is trained. This is the only place where it is held: everything else reads it from here.
 
     Attributes:
         optimizer: Its Keras optimizer, made with `learning_rate`.
@@ -116,6 +116,7 @@ def make_plan(
         restored_from: Source of every restored weight, by its name.
     """
     group_of = {leaf.name: group for group in groups for leaf in group.leaves}
+    # A schedule is a TensorFlow computation: it is called three times for each group, and not for each weight.
     last = steps - 1
     rates = {name: (it.rate_at(0), it.rate_at(last // 2), it.rate_at(last)) for name, it in settings.items()}
     sources = restored_from or {}
@@ -123,6 +124,7 @@ def make_plan(
     def row(leaf: Leaf) -> PlannedWeight:
         group = group_of[leaf.name]
         trained = settings[group.name] if leaf.trainable and not group.frozen else None
+        # As `finetune.build.optimizer` excludes variables from weight decay.
         decays = trained and (trained.decay_bias_and_norm or takes_weight_decay(leaf))
         return PlannedWeight(
             name=leaf.name,
@@ -159,11 +161,13 @@ def _advice_on_rates(rows: Sequence[PlannedWeight], peaks: Mapping[str, float], 
         if row.learning_rate:
             places.setdefault(row.group, []).append(place)
     for name in places:
+        # Peaks, because a schedule that rises and falls is low at the first, the middle and the last step.
         if peaks[name] > HIGH_RATE and depth > DEEP_LAYERS:
             yield (
                 f"Group `{name}` has a learning rate of {peaks[name]:g}. In a network of {depth} layers with weights, "
                 f"more than {HIGH_RATE} rarely trains: try {peaks[name] / 10:g}."
             )
+    # Groups of which neither ends before the other begins, such as kernels and biases, have no order.
     for earlier, later in pairwise(places):
         if peaks[earlier] > peaks[later] and places[earlier][-1] < places[later][0]:
             yield (

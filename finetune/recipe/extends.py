@@ -1,4 +1,4 @@
-"""Recipe files and the files they extend."""
+"""Reads recipe files, and merges a recipe with the files that it extends."""
 
 from dataclasses import dataclass, field
 from functools import reduce
@@ -13,11 +13,11 @@ MAX_EXTENDS = 20
 
 
 def read_tree(path: Path, problems: list[Problem]) -> Node | None:
-    """Reads a recipe and lays it over what it extends.
+    """Reads a recipe and merges it into what it extends.
 
     Args:
         path: The recipe.
-        problems: What is wrong is appended here.
+        problems: Errors in the text are appended here.
 
     Returns:
         The tree without `extends`; `None` if a file cannot be read.
@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     """Reads a UTF-8 text file of a recipe's size.
 
     Raises:
-        RecipeError: There is no such file, or it is no text.
+        RecipeError: There is no such file, or it is not text.
     """
     try:
         if path.is_dir():
@@ -76,7 +76,7 @@ class _Files:
     opened: list[Path] = field(default_factory=list)
 
     def tree(self, path: Path, text: str) -> Node | None:
-        """Returns a file laid over what it extends; each file is read once, however often it is extended."""
+        """Returns a file merged into what it extends; each file is read once, however often it is extended."""
         key = path.resolve()
         if key not in self.trees:
             self.opened.append(key)
@@ -91,10 +91,11 @@ class _Files:
             return None
         if not isinstance(root.value, dict):
             return self.fail(root.place, "a recipe must be a mapping with `model`, `data`, `groups` and `train`.")
-        own = Node({key: node for key, node in root.value.items() if key != "extends"}, root.place)
+        without = Node({key: node for key, node in root.value.items() if key != "extends"}, root.place)
         bases = [self.base(node, path) for node in self.extended(root.child("extends"))]
-        found = [base for base in bases if base]
-        return reduce(merged, [*found, own]) if len(found) == len(bases) else None
+        readable = [base for base in bases if base]
+        # Later bases win over earlier ones, and the file itself over all of them.
+        return reduce(merged, [*readable, without]) if len(readable) == len(bases) else None
 
     def extended(self, node: Node | None) -> list[Node]:
         if node is None or node.value is None:

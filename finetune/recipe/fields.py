@@ -1,4 +1,8 @@
-"""Building blocks of the schema: a strict base class, and field types whose faults read as advice."""
+"""Building blocks of the schema: a strict base class, and field types whose errors say what to do.
+
+Every message completes a sentence whose subject is the key: "`train.epochs` must be a whole number". The predicate is
+written here or by the validators of the schema; `finetune.recipe.messages` adds the subject and the place.
+"""
 
 import json
 import re
@@ -19,7 +23,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from finetune.errors import did_you_mean, quote
@@ -36,13 +39,16 @@ def fault(
     at: Sequence[str | int] = (),
     about: Literal["value", "key", "mapping"] = "value",
 ) -> PydanticCustomError:
-    """Makes a validation error whose message reads "`path.to.key` <predicate>".
+    """Makes a validation error whose message will read "`path.to.key` <predicate>".
 
     Args:
         predicate: The rule and what to do about it, e.g. "must be greater than 0".
         received: The value at fault, shown at the end.
         at: Keys that lead from the validated value to the one at fault.
         about: What is at fault: the value, its key, or the mapping that holds the key.
+
+    Returns:
+        The error, to be raised inside a pydantic validator.
     """
     shown = "" if received is _NOTHING else f". Received: {show(received)}"
     return PydanticCustomError("fault", "fault", {"predicate": predicate + shown, "at": tuple(at), "about": about})
@@ -60,23 +66,32 @@ def show(value: Any) -> str:
 
 
 def pick(value: Any, known: Iterable[str], *, at: Sequence[str | int] = ()) -> str:
-    """Returns `value` if it is one of the known names; raises with the nearest ones if not."""
+    """Returns `value` if it is a known name.
+
+    Args:
+        value: What was written.
+        known: All names that are allowed.
+        at: Keys that lead from the validated value to this one.
+
+    Raises:
+        PydanticCustomError: It is not; with the nearest names, or with all.
+    """
     names = list(known)
     if isinstance(value, str) and value in names:
         return value
-    raise fault(f"is not one of those known. Received: {show(value)}.{offer(str(value), names)}", at=at)
+    raise fault(f"is not a known value. Received: {show(value)}.{offer(str(value), names)}", at=at)
 
 
 def offer(name: str, known: Sequence[str]) -> str:
     """Returns a sentence with the nearest known names, or with all of them if none is near."""
-    return did_you_mean(name, known) or f" There are {quote(known, limit=20)}."
+    return did_you_mean(name, known) or f" Choose from {quote(known, limit=20)}."
 
 
 class Part(BaseModel):
     """One mapping of a recipe: unknown keys are errors, nothing is coerced, `null` means "left out".
 
     Attributes:
-        keys_read_before: Keys that users may write but that are gone by now; offered when a key is misspelt.
+        keys_read_before: Keys that users may write but that were removed before validation; offered for a misspelt key.
     """
 
     model_config = ConfigDict(
@@ -91,25 +106,29 @@ class Part(BaseModel):
         if not isinstance(value, dict):
             return handler(value)
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-        given = {key: item for key, item in value.items() if item is not None or _needs_value(fields.get(key))}
+        # `null` unsets a key, so that an override can. In a required key it stays and is an error.
+        written = {
+            key: item
+            for key, item in value.items()
+            if item is not None or key not in fields or fields[key].is_required()
+        }
         try:
-            return handler(given)
+            return handler(written)
         except ValidationError as error:
-            details = [_detail(one, [*fields, *cls.keys_read_before]) for one in error.errors(include_url=False)]
+            known = [*fields, *cls.keys_read_before]
+            details = [_detail(detail, known) for detail in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
     @model_serializer(mode="wrap")
     def _drop_unset(self, handler: Any) -> dict[str, Any]:
         fields = {field.alias or name: field for name, field in type(self).model_fields.items()}
         unset = [key for key, field in fields.items() if not field.get_default(call_default_factory=True)]
-        return {key: item for key, item in handler(self).items() if key not in unset or not _says_nothing(item)}
-
-
-def _needs_value(field: FieldInfo | None) -> bool:
-    return field is None or field.is_required()
+        # A number is always written: `seed: 0` says something.
+        return {key: item for key, item in handler(self).items() if key not in unset or item or type(item) is int}
 
 
 def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
+    """Turns a reported error into one that can be raised, and an unknown key into one with the nearest known keys."""
     kind: str | PydanticCustomError = error["type"]
     context = error.get("ctx", {})
     if kind == "fault":
@@ -120,15 +139,11 @@ def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 
 
-def _says_nothing(item: Any) -> bool:
-    return not item and type(item) is not int  # `seed: 0` says something
-
-
 class RecipePath(str):
     """A path as the recipe writes it, and the folder of the file that wrote it.
 
     Attributes:
-        folder: What a relative path is relative to; `None` stands for the working directory.
+        folder: What a relative path is relative to; `None` is the working directory.
     """
 
     folder: Path | None
@@ -152,7 +167,7 @@ class Length(NamedTuple):
 
 
 def length_of(part: BaseModel, name: str) -> Length | None:
-    """Returns the length that `part` gives as `<name>_steps`, `<name>_epochs` or `<name>_fraction`."""
+    """Returns the length that `part` has as `<name>_steps`, `<name>_epochs` or `<name>_fraction`."""
     for unit in UNITS:
         amount = getattr(part, f"{name}_{unit}", None)
         if amount is not None:
@@ -161,45 +176,48 @@ def length_of(part: BaseModel, name: str) -> Length | None:
 
 
 def one_of(value: Any, info: ValidationInfo, *others: str, default: Any = _NOTHING) -> Any:
-    """Holds that exactly one of several spellings is given: the field being validated, the last, or the others.
+    """Checks that exactly one of several keys is used: the field being validated, which is the last, or the others.
 
     Args:
-        value: What the last spelling was given; `None` for nothing.
-        info: Pydantic's; a field at fault is not in `info.data` and counts as given.
+        value: Value of the last key; `None` if it is not used.
+        info: Pydantic's. A field that is wrong itself is missing from `info.data` and counts as used.
         others: Names of the fields before.
-        default: What the field is when no spelling is given; without it that is an error.
+        default: Value of the field when no key is used; without a default that is an error.
+
+    Returns:
+        The value, or the default.
+
+    Raises:
+        PydanticCustomError: More than one key is used, or none where that is an error.
     """
-    given = [name for name in others if info.data.get(name, _NOTHING) is not None]
-    given += [] if value is None else [str(info.field_name)]
-    if len(given) == 1 or (not given and default is not _NOTHING):
-        return value if given else default
+    used = [name for name in others if info.data.get(name, _NOTHING) is not None]
+    used += [] if value is None else [str(info.field_name)]
+    if len(used) == 1 or (not used and default is not _NOTHING):
+        return value if used else default
     spellings = quote([*others, info.field_name])
-    received = f"Received: {quote(given)}" if given else "Received none of them"
+    received = f"Received: {quote(used)}" if used else "Received none of them"
     rule = "needs exactly one" if default is _NOTHING else "takes at most one"
     raise fault(f"{rule} of {spellings}. {received}", about="mapping")
 
 
 def validated_by(function: Callable[[Any], Any]) -> GetPydanticSchema:
-    """Leaves a field wholly to `function`; pydantic does not build validators for the annotated type."""
+    """Validates a field by `function` alone; pydantic does not build validators for the annotated type."""
     return GetPydanticSchema(lambda source, handler: core_schema.no_info_plain_validator_function(function))
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
 def choice(*known: Any) -> BeforeValidator:
-    """Accepts only the values named, `false` being none of the numbers."""
+    """Accepts only these values. Types must agree, too: in Python `False == 0`."""
 
     def check(value: Any) -> Any:
-        if not any(type(value) is type(one) and value == one for one in known):
-            pick(value, [json.dumps(one).strip('"') for one in known])
+        if not any(type(value) is type(item) and value == item for item in known):
+            pick(value, [json.dumps(item).strip('"') for item in known])
         return value
 
     return BeforeValidator(check)
 
 
 def matched(pattern: str, predicate: str) -> AfterValidator:
+    """Accepts only text that a regular expression matches as a whole; otherwise the error is `predicate`."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(text: str) -> str:
@@ -214,7 +232,7 @@ def _compiled(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise fault(f"is no regular expression: {error}", received=text) from None
+        raise fault(f"is not a regular expression: {error}", received=text) from None
     return text
 
 
@@ -229,7 +247,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Text = Annotated[str, Field(min_length=1)]
 ListOf = Annotated[tuple[_T, ...], Strict(False)]
-OneOrMore = Annotated[tuple[_T, ...], Strict(False), BeforeValidator(_listed)]
+OneOrMore = Annotated[
+    tuple[_T, ...], Strict(False), BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+]
 Regex = Annotated[Text, AfterValidator(_compiled)]
 Identifier = Annotated[str, matched(r"[A-Za-z_]\w*", "must be a name of letters, digits and `_`")]
 Arguments = dict[Identifier, Any]

@@ -1,13 +1,16 @@
-"""What a recipe may write below `learning_rate`: one class a schedule, told apart by `schedule`.
+"""The `learning_rate` of a recipe: a number, or a schedule, a class for each, selected by its key `schedule`.
 
-Every stretch of training has three spellings, of which exactly one is given: `<name>_steps`, `<name>_epochs`, or
-`<name>_fraction` of the whole run. `length_of(schedule, "decay")` reads whichever it was.
+The formulas are in `finetune.optimizers.schedules`, in functions of the same names and arguments.
+
+Every length has three spellings, of which exactly one may be used: `<name>_steps`, `<name>_epochs`, or
+`<name>_fraction` of the whole run. `length_of(schedule, "decay")` reads whichever it was. The field that pydantic
+validates last carries the check, since it alone sees the other two.
 """
 
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Tag, ValidationInfo, field_validator
 
 from finetune.errors import quote
 from finetune.recipe.fields import (
@@ -34,11 +37,11 @@ class _Schedule(Part):
     """Base of every schedule.
 
     Attributes:
-        rate_field: The field that holds the first or highest rate; empty where a schedule has several of its own.
+        rate_field: The field that holds the first or highest rate; empty for a schedule with several rates.
     """
 
     rate_field: ClassVar[str] = ""
-    schedule: Any  # a `Literal` in every schedule; here only so that it is dumped first
+    schedule: Any  # a `Literal` in every schedule; declared here so that it is dumped first
 
     @property
     def leading_warmup(self) -> Length | None:
@@ -51,34 +54,42 @@ class _Schedule(Part):
 
 
 class _Initial(_Schedule):
+    """A schedule that starts at a rate."""
+
     rate_field: ClassVar[str] = "initial"
     initial: Rate
 
 
 class _Peak(_Schedule):
+    """A schedule that has its highest rate later."""
+
     rate_field: ClassVar[str] = "peak"
     peak: Rate
 
 
 class _Decay(_Schedule):
+    """A schedule with a decay of some length."""
+
     decay_steps: Count | None = None
     decay_epochs: Positive | None = None
     decay_fraction: Fraction | None = None
 
     @field_validator("decay_fraction")
     @classmethod
-    def _one_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
         return one_of(value, info, "decay_steps", "decay_epochs")
 
 
 class _Total(_Schedule):
+    """A schedule over a whole length, by default that of the run."""
+
     total_steps: Count | None = None
     total_epochs: Positive | None = None
     total_fraction: Fraction | None = None
 
     @field_validator("total_fraction")
     @classmethod
-    def _one_total(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_total(cls, value: float | None, info: ValidationInfo) -> float | None:
         return one_of(value, info, "total_steps", "total_epochs", default=1.0)
 
 
@@ -96,19 +107,21 @@ class _WarmUp(_Schedule):
 
     @field_validator("warmup_fraction")
     @classmethod
-    def _one_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
         return one_of(value, info, "warmup_steps", "warmup_epochs", default=None)
 
     @field_validator("warmup_from")
     @classmethod
-    def _belongs_to_a_warmup(cls, value: float, info: ValidationInfo) -> float:
+    def _check_warmup_from(cls, value: float, info: ValidationInfo) -> float:
         lengths = ("warmup_steps", "warmup_epochs", "warmup_fraction")
         if value and all(name in info.data and info.data[name] is None for name in lengths):
-            raise fault("says where a warm-up starts, but there is none. Give its length as `warmup_steps`")
+            raise fault("says where a warm-up starts, but there is none. Add its length as `warmup_steps`")
         return value
 
 
 class _Boundaries(_Schedule):
+    """A schedule of several parts."""
+
     boundaries: ListOf[Count] | None = None
     boundaries_epochs: ListOf[Positive] | None = None
     boundaries_fraction: ListOf[OpenShare] | None = None
@@ -117,22 +130,23 @@ class _Boundaries(_Schedule):
     def switches(self) -> tuple[Length, ...]:
         """Where one stretch ends and the next begins, counted from the start of the schedule."""
         spelled = {"steps": self.boundaries, "epochs": self.boundaries_epochs, "fraction": self.boundaries_fraction}
-        return next(tuple(Length(at, unit) for at in given) for unit, given in spelled.items() if given)
+        return next(tuple(Length(at, unit) for at in places) for unit, places in spelled.items() if places)
 
     @field_validator("boundaries", "boundaries_epochs", "boundaries_fraction")
     @classmethod
-    def _grow(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _check_growth(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and not (value and all(a < b for a, b in pairwise(value))):
-            raise fault(f"must be a list that grows from each entry to the next. Received: `{list(value)}`")
+            raise fault(f"must be a list in which every entry is larger than the one before. Received: `{list(value)}`")
         return value
 
     @field_validator("boundaries_fraction")
     @classmethod
-    def _one_spelling(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_boundaries(cls, value: Any, info: ValidationInfo) -> Any:
         return one_of(value, info, "boundaries", "boundaries_epochs")
 
 
-def _one_more(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+def _check_count(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+    """Checks that there is an entry for each part between the boundaries: `n` boundaries make `n + 1` parts."""
     spellings = ("boundaries", "boundaries_epochs", "boundaries_fraction")
     counts = [len(info.data[name]) for name in spellings if info.data.get(name) is not None]
     if len(counts) == 1 and len(value) != counts[0] + 1:
@@ -141,23 +155,33 @@ def _one_more(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
 
 
 class _RateOfDecay(_WarmUp, _Decay, _Initial):
+    """A schedule that falls by the same factor, or at the same speed, all the time."""
+
     decay_rate: Positive
     staircase: bool = False
 
 
 class ExponentialDecay(_RateOfDecay):
+    """Falls by the factor `decay_rate` in every `decay_*`."""
+
     schedule: Literal["exponential_decay"]
 
 
 class NaturalExponentialDecay(_RateOfDecay):
+    """Falls by the factor `exp(-decay_rate)` in every `decay_*`."""
+
     schedule: Literal["natural_exponential_decay"]
 
 
 class InverseTimeDecay(_RateOfDecay):
+    """Falls like a hyperbola."""
+
     schedule: Literal["inverse_time_decay"]
 
 
 class PolynomialDecay(_WarmUp, _Decay, _Initial):
+    """Goes from `initial` to `end` along a power of the time left."""
+
     schedule: Literal["polynomial_decay"]
     end: NotNegative = 1e-4
     power: Positive = 1.0
@@ -165,18 +189,24 @@ class PolynomialDecay(_WarmUp, _Decay, _Initial):
 
 
 class PiecewiseConstantDecay(_WarmUp, _Boundaries):
+    """A constant for each part between boundaries."""
+
     schedule: Literal["piecewise_constant_decay"]
     values: ListOf[Rate]
 
-    _fits_the_boundaries = field_validator("values")(_one_more)
+    _fits_the_boundaries = field_validator("values")(_check_count)
 
 
 class CosineDecay(_WarmUp, _Decay, _Initial):
+    """Falls along half a cosine to `alpha` times the first rate."""
+
     schedule: Literal["cosine_decay"]
     alpha: Share = 0.0
 
 
 class CosineDecayRestarts(_WarmUp, _Initial):
+    """Falls along half a cosine again and again (SGDR)."""
+
     schedule: Literal["cosine_decay_restarts"]
     first_decay_steps: Count | None = None
     first_decay_epochs: Positive | None = None
@@ -187,11 +217,13 @@ class CosineDecayRestarts(_WarmUp, _Initial):
 
     @field_validator("first_decay_fraction")
     @classmethod
-    def _one_first_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_first_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
         return one_of(value, info, "first_decay_steps", "first_decay_epochs")
 
 
 class InverseSquareRoot(_Peak):
+    """Rises in a straight line to `peak`, then falls with the square root of the step."""
+
     schedule: Literal["inverse_square_root"]
     warmup_steps: Count | None = None
     warmup_epochs: Positive | None = None
@@ -199,17 +231,21 @@ class InverseSquareRoot(_Peak):
 
     @field_validator("warmup_fraction")
     @classmethod
-    def _one_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
         return one_of(value, info, "warmup_steps", "warmup_epochs")
 
 
 class SlantedTriangular(_WarmUp, _Total, _Peak):
+    """Rises in a straight line to `peak`, then falls slowly in a straight line (ULMFiT)."""
+
     schedule: Literal["slanted_triangular"]
     cut_fraction: OpenShare = 0.1
     ratio: AtLeastOne = 32.0
 
 
 class OneCycle(_Total, _Peak):
+    """Rises to `peak` and falls again, along half cosines (fastai)."""
+
     schedule: Literal["one_cycle"]
     warmup_fraction: OpenShare = 0.25
     div: AtLeastOne = 25.0
@@ -217,14 +253,18 @@ class OneCycle(_Total, _Peak):
 
 
 class Constant(_WarmUp, _Initial):
+    """The same rate at every step; with a warm-up, or as a part of a chain."""
+
     schedule: Literal["constant"]
 
 
 class Chain(_WarmUp, _Boundaries):
+    """Other schedules, one after the other."""
+
     schedule: Literal["chain"]
     schedules: "ListOf[Schedule]"
 
-    _fits_the_boundaries = field_validator("schedules")(_one_more)
+    _fits_the_boundaries = field_validator("schedules")(_check_count)
 
 
 AnySchedule = (
@@ -247,14 +287,32 @@ SCHEDULES: dict[str, type[_Schedule]] = {
 
 
 def read_schedule(value: Any) -> Any:
-    """Validates a mapping against the class that its `schedule` names; only that class is built, which is quicker."""
+    """Validates a mapping against the class that its `schedule` names.
+
+    Only that class is built by pydantic: building all of them would take most of the time of `finetune check`.
+
+    Raises:
+        PydanticCustomError: It is not a mapping, or does not name a schedule.
+    """
     if isinstance(value, _Schedule):
         return value
     if not isinstance(value, dict):
         raise fault("must be a mapping with `schedule`, e.g. `{schedule: cosine_decay, ...}`", received=value)
     if "schedule" not in value:
-        raise fault(f"does not say which `schedule`. There are {quote(SCHEDULES, limit=12)}")
+        raise fault(f"must say which `schedule`: {quote(SCHEDULES, limit=12)}")
     return SCHEDULES[pick(value["schedule"], SCHEDULES, at=("schedule",))].model_validate(value)
 
 
 Schedule = Annotated[AnySchedule, validated_by(read_schedule)]
+
+
+def _check_number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise fault("must be a number or a mapping with `schedule`", received=value)
+    return value
+
+
+LearningRate = Annotated[
+    Annotated[Rate, BeforeValidator(_check_number), Tag("<number>")] | Annotated[Schedule, Tag("<schedule>")],
+    Discriminator(lambda value: "<schedule>" if isinstance(value, dict | BaseModel) else "<number>"),
+]

@@ -1,4 +1,4 @@
-"""From a recipe file to a `Recipe`, and back."""
+"""Reads a recipe file into a `Recipe`, and writes it back."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
             a list, if empty, wherever the recipe is going to be run.
 
     Returns:
-        The recipe with what it extends and the overrides worked in.
+        The recipe, after `extends` and overrides were applied.
 
     Raises:
-        RecipeError: All that is wrong, each with file, line and column.
+        RecipeError: Everything that is wrong, each problem with file, line and column.
     """
     problems: list[Problem] = []
     tree = read_tree(Path(path), problems)
@@ -53,7 +53,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
 
 
 def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> Recipe:
-    """Returns a loaded recipe with other values at some places, each given by the keys that lead to it."""
+    """Returns a loaded recipe with other values at some places; `values` maps the keys that lead there to the value."""
     tree: Node = recipe._tree
     for keys, value in values.items():
         tree = with_value(tree, keys, Node(value, follow(tree, keys)[0].place))
@@ -105,19 +105,19 @@ def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
 
 
 def resolve_path(recipe: Recipe, path: str) -> Path:
-    """Returns the absolute path of one that a recipe gives.
+    """Returns the absolute path for a path in a recipe.
 
-    A relative path is relative to the file that wrote it, which may be one that the recipe extends. Any other text is
-    taken as relative to the recipe's own file; without one, and for overrides, that is the working directory.
+    A path is relative to the file that contains it, which may be a file that the recipe extends. Other text counts as
+    relative to the file of the recipe; for overrides, and without a file, that is the working directory.
     """
     folder = getattr(path, "folder", None) or (recipe._tree and recipe._tree.place.folder)
     return Path(folder or ".").absolute() / Path(path).expanduser()
 
 
 def resolve_place(recipe: Recipe, text: str) -> str:
-    """Returns what a recipe gives as a path or as something else, the path made absolute.
+    """Returns a value that may be a path or something else; a path becomes absolute.
 
-    Something else is an address (`https://...`), `none`, `imagenet`, or a name without `/` where no such file is.
+    Something else is an address (`https://...`), `none`, `imagenet`, or a name without `/` of which there is no file.
     """
     path = resolve_path(recipe, text)
     is_name = re.fullmatch(r"[\w-]+", text) is not None and not path.exists()
@@ -129,8 +129,8 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
 
     Args:
         recipe: The recipe.
-        keys: The way to the value, e.g. `"groups", 1, "prefixes"`. If it leads further than what was written, the
-            place of the last value that was.
+        keys: The keys that lead to the value, e.g. `"groups", 1, "prefixes"`. If they lead further than what was
+            written, the place of the last value that was written.
 
     Returns:
         The place, or an empty string for a recipe that was not loaded from a file.
@@ -142,11 +142,11 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
 
 
 def check_code_allowed(recipe: Recipe, allowed: Sequence[str]) -> None:
-    """Holds that a recipe runs no code but finetune's, Keras' networks and data sets, and what the user allowed.
+    """Checks that a recipe runs only code of finetune, networks and data sets of Keras, and what the user allowed.
 
     Args:
         recipe: The recipe.
-        allowed: Packages or modules, dotted; each allows what is below it too.
+        allowed: Packages or modules, dotted; each allows what is below it, too.
 
     Raises:
         RecipeError: A builder names other code.

@@ -1,4 +1,4 @@
-"""From pydantic's validation errors to sentences for people, each with its place in the recipe."""
+"""Turns pydantic's validation errors into sentences, each with its place in the recipe."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,49 +25,52 @@ _RULES = {
     "less_than": "must be less than {lt:g}",
     "less_than_equal": "must be {le:g} or less",
 }
-_INSERTED = {"<number>", "<schedule>", "<list>", "<strategy>", "arguments", "[key]"}  # steps that nobody wrote
+_INSERTED = {"<number>", "<schedule>", "<list>", "<strategy>", "arguments", "[key]"}  # steps that pydantic inserts
 
 
 def problems_of(error: ValidationError, tree: Node) -> Iterator[Problem]:
-    """Puts every validation error into words.
+    """Describes every validation error.
 
     Args:
-        error: What the schema found.
+        error: The errors of the schema.
         tree: The recipe that was validated.
+
+    Yields:
+        A problem for each error: its sentence, and where the value or the key was written. A missing key has the place
+        of the mapping that should hold it.
     """
-    for one in error.errors(include_url=False):
-        context = one.get("ctx", {})
-        steps = _written_steps((*one["loc"], *context.get("at", ())), tree)
+    for detail in error.errors(include_url=False):
+        context = detail.get("ctx", {})
+        steps = _written_steps((*detail["loc"], *context.get("at", ())), tree)
         node, passed, names = follow(tree, steps)
         is_missing = len(passed) <= len(steps)
-        about = _about(one, context)
+        is_key = detail["type"] == "invalid_key" or detail["loc"][-1:] == ("[key]",)
+        about = "key" if is_key else context.get("about", "value")
         if about == "mapping":
             names = names[:-1]
             node = node if is_missing else passed[-2]
         by_key = about != "value" or is_missing
         place = (by_key and node.key_place) or node.place
-        yield Problem(place, _sentence(names, _predicate(one, context, names)))
-
-
-def _about(error: ErrorDetails, context: dict[str, Any]) -> str:
-    is_key = error["type"] == "invalid_key" or error["loc"][-1:] == ("[key]",)
-    return "key" if is_key else context.get("about", "value")
+        predicate = _predicate(detail, context, names)
+        subject = f"`{'.'.join(names)}`" if names else "the recipe"
+        yield Problem(place, f"{subject} {predicate}" + ("" if predicate[-1] in ".?" else "."))
 
 
 def _written_steps(loc: tuple[Any, ...], tree: Node) -> list[Any]:
+    """Removes from pydantic's path what the user did not write: tags of unions, and the index in `exclude: head`."""
     steps: list[Any] = []
     node: Node | None = tree
     for step in loc:
         child = node.child(step) if node else None
-        if child is None and (step in _INSERTED or _holds_none(node, step)):
+        if child is None and (step in _INSERTED or _is_scalar_for(step, node)):
             continue
         steps.append(step)
         node = child
     return steps
 
 
-def _holds_none(node: Node | None, step: Any) -> bool:
-    """Says whether the step leads below a value that stands for a list or a mapping: `exclude: head`."""
+def _is_scalar_for(step: Any, node: Node | None) -> bool:
+    """Whether the step leads below a value that is short for a list or a mapping: `exclude: head`."""
     return node is not None and not isinstance(node.value, list if isinstance(step, int) else dict | list)
 
 
@@ -78,7 +81,7 @@ def _predicate(error: ErrorDetails, context: dict[str, Any], names: list[str]) -
     if kind == "missing":
         return f"is missing. Add it under `{'.'.join(names[:-1])}`" if names[1:] else "is missing. Add it"
     if kind == "invalid_key":
-        return "is a key that is no text. Put it in quotes"
+        return "is a key, and keys are text. Put it in quotes"
     rule = _RULES.get(kind, "is not valid: {msg}").format(**{"msg": error["msg"], **context})
     return f"{rule}. Received: {show(value)}{_hint(kind, value, names[-1:])}"
 
@@ -95,8 +98,3 @@ def _hint(kind: str, value: Any, name: list[str]) -> str:
     if kind == "greater_than" and value == 0 and name in (["learning_rate"], ["initial"], ["peak"]):
         return ". For layers that stay as they are say `frozen: true`"
     return ""
-
-
-def _sentence(names: list[str], predicate: str) -> str:
-    subject = f"`{'.'.join(names)}`" if names else "the recipe"
-    return f"{subject} {predicate}" + ("" if predicate[-1] in ".?" else ".")

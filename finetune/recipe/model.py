@@ -32,7 +32,7 @@ APPLICATIONS = (
     *("VGG16", "VGG19", "Xception"),
 )
 _SOURCES = ("builder", "keras_file", "application", "preset", "hub")
-_KEYS_OF = {
+_KEYS_OF = {  # keys that only some sources have
     "arguments": ("builder", "application", "preset"),
     "weights": ("application",),
     "include_top": ("application",),
@@ -44,7 +44,8 @@ _KEYS_OF = {
 Pooling = Literal["average", "max", "first", "flatten", "none"]
 
 
-def _not_inside_finetune(builder: str) -> str:
+def _check_package(builder: str) -> str:
+    # The examples may be run without the user's permission, the other functions of finetune were not written for that.
     if builder.split(":")[0].split(".")[0] == "finetune" and not builder.startswith("finetune.examples."):
         raise fault("may name only `finetune.examples.<module>:<function>` inside finetune", received=builder)
     return builder
@@ -53,24 +54,25 @@ def _not_inside_finetune(builder: str) -> str:
 Builder = Annotated[
     str,
     matched(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", "must be spelled `package.module:function`"),
-    AfterValidator(_not_inside_finetune),
+    AfterValidator(_check_package),
 ]
 
 
-def _application_name(name: str) -> str:
+def _known_spelling(name: str) -> str:
+    """Accepts other spellings of a name: `resnet50_v2`, `EfficientNet-B0`."""
     plain = {known.lower(): known for known in APPLICATIONS}
     return plain.get(name.lower().replace("_", "").replace("-", "")) or pick(name, APPLICATIONS)
 
 
 class Head(Part):
-    """The usual head: pooling, hidden layers, dropout, and a layer with one output for each class.
+    """A standard head: pooling, hidden layers, dropout, and a layer with an output for each class.
 
     Attributes:
         classes: Width of the last layer.
         units: Widths of hidden dense layers before it.
-        pooling: How what comes before is brought to one vector for each row; by default `average` where it needs any.
+        pooling: How the output before it becomes a vector for each row; by default `average` where that is needed.
         dropout: Share of values dropped before each dense layer.
-        activation: Of the last layer; by default `softmax`, for a single class `sigmoid`. `linear` for none.
+        activation: Of the last layer; by default `softmax`, and `sigmoid` for a single class. `linear` applies none.
         hidden_activation: Of the hidden layers.
         after: Layer of the network after which the head begins; by default its output.
     """
@@ -85,7 +87,7 @@ class Head(Part):
 
 
 class ModelSource(Part):
-    """Where the network comes from; exactly one of the first five.
+    """Where the network comes from: exactly one of the first five keys.
 
     Attributes:
         builder: A function that returns it, called with `arguments`.
@@ -94,18 +96,18 @@ class ModelSource(Part):
         preset: A KerasHub preset: a local folder, or a handle.
         hub: A TensorFlow Hub handle, or a local SavedModel, as a folder or archive.
         arguments: Keyword arguments of the builder, application or preset.
-        weights: What an application begins with: `imagenet`, `none`, or a weight file.
-        include_top: Whether an application keeps its own head.
+        weights: Initial weights of an application: `imagenet`, `none`, or a weight file.
+        include_top: Whether an application keeps Keras' head.
         input_shape: Shape of one row.
         signature: Which signature of a SavedModel to run.
         output_key: Which of several outputs to take.
-        output_shape: Shape of one row of a SavedModel's output, where it does not tell.
-        head: A head to put on.
+        output_shape: Shape of one row of a SavedModel's output, where the file does not say.
+        head: A new head.
     """
 
     builder: Builder | None = None
     keras_file: FilePath | None = None
-    application: Annotated[str, AfterValidator(_application_name)] | None = None
+    application: Annotated[str, AfterValidator(_known_spelling)] | None = None
     preset: FilePath | None = None
     hub: FilePath | None = None
     arguments: Arguments = Field(default_factory=dict)
@@ -119,32 +121,29 @@ class ModelSource(Part):
 
     @field_validator("hub")
     @classmethod
-    def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_source(cls, value: Any, info: ValidationInfo) -> Any:
         return one_of(value, info, *_SOURCES[:-1])
 
     @model_validator(mode="after")
-    def _keys_fit_the_source(self) -> "ModelSource":
+    def _check_keys_of_source(self) -> "ModelSource":
         source = next(name for name in _SOURCES if getattr(self, name) is not None)
         for key, sources in _KEYS_OF.items():
             if getattr(self, key) not in (None, False, {}) and source not in sources:
-                raise fault(f"is for {_either(sources)}, and the model is a `{source}`. Leave it out", at=(key,))
+                rule = f"is for models from {quote(sources)}, and this model is from `{source}`. Remove it"
+                raise fault(rule, at=(key,))
         if source == "application":
             self._check_application()
         return self
 
     def _check_application(self) -> None:
         if self.weights is None:
-            said = "is missing. Say `imagenet` (Keras downloads them), `none`, or name a weight file"
-            raise fault(said, at=("weights",))
+            rule = "is missing. Write `imagenet` (Keras downloads the file), `none`, or the path of a weight file"
+            raise fault(rule, at=("weights",))
         if self.input_shape is None or len(self.input_shape) != 3 or self.input_shape[-1] != 3:
             received = f". Received: {show(self.input_shape)}" if self.input_shape else ""
-            rule = "must give height, width and 3 channels of an image, e.g. `[224, 224, 3]`"
+            rule = "must be height, width and 3 channels of an image, e.g. `[224, 224, 3]`"
             raise fault(rule + received, at=("input_shape",))
         if self.include_top == (self.head is not None):
             received = "both" if self.include_top else "neither"
-            rule = "needs a `head` for your classes, or `include_top: true` to keep the network's own"
+            rule = "needs a `head` for your classes, or `include_top: true` to keep the head of the network"
             raise fault(f"{rule}. Received {received} of them")
-
-
-def _either(names: tuple[str, ...]) -> str:
-    return f"a {quote(names)}" if len(names) == 1 else f"one of {quote(names)}"

@@ -21,7 +21,8 @@ from finetune.recipe.fields import (
     pick,
     validated_by,
 )
-from finetune.recipe.groups import BATCH_NORM_MODES, LearningRate
+from finetune.recipe.groups import BATCH_NORM_MODES
+from finetune.recipe.learning_rates import LearningRate
 
 ALL = "all"
 _METRIC_MODE = Annotated[Literal["auto", "min", "max"], choice("auto", "min", "max")]

@@ -40,7 +40,11 @@ class PhaseStrategy(Part):
         raise NotImplementedError
 
     def last_epochs(self, before: int, epochs: int | None) -> int:
-        """Returns the length of the last phase, after so many epochs of the others."""
+        """Returns the length of the last phase, after so many epochs of the others.
+
+        Raises:
+            PydanticCustomError: As for `phases`.
+        """
         if self.epochs is not None:
             return self.epochs
         if epochs is None:
@@ -169,7 +173,7 @@ class ChainThaw(PhaseStrategy):
 
 
 class Surgical(PhaseStrategy):
-    """A single group, at its own rate.
+    """A single group, at the rate of the group.
 
     Attributes:
         train: Which of the groups that are not `frozen`.
@@ -211,12 +215,16 @@ STRATEGIES: dict[str, type[PhaseStrategy]] = {
 
 
 def read_strategy(value: Any) -> Any:
-    """Validates a name or a mapping against the class of the strategy it names."""
+    """Validates a name or a mapping against the class of the strategy it names.
+
+    Raises:
+        PydanticCustomError: It is neither, or there is no strategy of that name.
+    """
     if isinstance(value, PhaseStrategy):
         return value
     value = {"strategy": value} if isinstance(value, str) else value
     if not isinstance(value, dict) or "strategy" not in value:
-        raise fault(f"is a list of phases, or says which `strategy`. There are {quote(STRATEGIES, limit=9)}")
+        raise fault(f"must be a list of phases, or say which `strategy`: {quote(STRATEGIES, limit=9)}")
     return STRATEGIES[pick(value["strategy"], STRATEGIES, at=("strategy",))].model_validate(value)
 
 

@@ -1,4 +1,8 @@
-"""The learning rates that a recipe writes: read them, scale them, and put the new ones into its text."""
+"""The learning rates that a recipe contains: read them, scale them, and write new rates into its text.
+
+Text is edited in place, number by number, so that comments, order and spelling of the recipe stay. Where a rate is not
+written as a plain number in the file itself, nothing is changed and the error says what to do by hand.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +23,7 @@ _TOKEN = re.compile(r"[^\s,\]}#]+")  # an unquoted scalar, to its end
 
 
 def peak_of(learning_rate: Any) -> float:
-    """Returns the rate of a group, or the first or highest one of its schedule: its `initial`, `peak` or largest."""
+    """Returns the rate of a group, or of a schedule the `initial`, the `peak`, or the largest of several rates."""
     if isinstance(learning_rate, int | float):
         return float(learning_rate)
     if learning_rate.rate_field:
@@ -29,7 +33,7 @@ def peak_of(learning_rate: Any) -> float:
 
 
 def tidy(rate: float) -> float:
-    """Rounds a rate to three digits, as one writes it into a recipe."""
+    """Rounds a rate to three digits, as rates are written into a recipe."""
     return float(f"{rate:.2e}")
 
 
@@ -58,7 +62,7 @@ def scaled_text(recipe: Recipe, path: Path, factors: Mapping[str, float]) -> tup
         The text, and the old and the new rate at every place that was changed.
 
     Raises:
-        RecipeError: A rate does not stand as a plain number in this file.
+        RecipeError: A rate is not written as a plain number in this file.
     """
     text = read_text(path)
     edits: dict[Place, tuple[float, float]] = {}
@@ -67,16 +71,26 @@ def scaled_text(recipe: Recipe, path: Path, factors: Mapping[str, float]) -> tup
         if edits.setdefault(node.place, (float(node.value), tidy(new)))[1] != tidy(new):
             raise RecipeError(
                 f"{node.place}: several groups share this rate, and they need different ones: {edits[node.place][1]:g} "
-                f"and {tidy(new):g}. Give each group its own number, then ask again."
+                f"and {tidy(new):g}. Write a number for each group, then try again."
             )
     lines = text.splitlines(keepends=True)
+    # Last column first: an edit moves what comes after it on the line.
     for place in sorted(edits, key=lambda place: (place.line, -place.column)):
         lines[place.line - 1] = _replaced(lines[place.line - 1], place, *edits[place])
     return "".join(lines), {str(place): rates for place, rates in edits.items()}
 
 
 def check_text(text: str, path: Path, expected: Recipe) -> None:
-    """Holds that a changed text reads as the recipe it should be; it is tried out beside the file."""
+    """Checks that a changed text loads as the expected recipe, in a temporary file beside the recipe.
+
+    Args:
+        text: The changed text.
+        path: The recipe's file, which is not touched.
+        expected: The recipe that the text should load as.
+
+    Raises:
+        RecipeError: It loads as another recipe.
+    """
     trial = path.with_name(f".writing-{path.name}")
     try:
         trial.write_text(text, encoding="utf-8")
@@ -84,7 +98,9 @@ def check_text(text: str, path: Path, expected: Recipe) -> None:
     finally:
         trial.unlink(missing_ok=True)
     if not same:
-        raise RecipeError(f"`{path}` cannot be changed safely: the new rates would not be read back. Nothing written.")
+        raise RecipeError(
+            f"`{path}` cannot be changed safely: the changed text would not load as this recipe. Nothing was written."
+        )
 
 
 def _new_rates(recipe: Recipe, factors: Mapping[str, float]) -> dict[Keys, float]:
@@ -102,7 +118,7 @@ def _of_strategy(strategy: Strategy, factors: Mapping[str, float]) -> dict[Keys,
     different = sorted({f"{tidy(factor):g}" for factor in factors.values()})
     if len(different) > 1:
         raise RecipeError(
-            "A strategy gives its groups rates with fixed ratios. The groups would need different factors: "
+            "In a strategy the ratios between the rates are fixed. The groups would need different factors: "
             f"{quote(different)}. List the groups instead: `finetune suggest` writes such a list."
         )
     factor = next(iter(factors.values()), 1.0)
@@ -113,7 +129,7 @@ def _of_strategy(strategy: Strategy, factors: Mapping[str, float]) -> dict[Keys,
 
 
 def _rates(learning_rate: Any) -> Iterator[tuple[Keys, float]]:
-    """Yields every rate that is written below `learning_rate`, and the keys that lead to it."""
+    """Yields every rate below `learning_rate`, with the keys that lead to it."""
     if isinstance(learning_rate, int | float):
         yield (), float(learning_rate)
     elif learning_rate.schedule == "chain":
@@ -128,28 +144,28 @@ def _rates(learning_rate: Any) -> Iterator[tuple[Keys, float]]:
 
 
 def _written(recipe: Recipe, keys: Keys, path: Path) -> Node:
-    """Returns the node of a rate that stands in the recipe's own file."""
+    """Returns the node of a rate that is written in the file of the recipe itself."""
     node, passed, names = follow(recipe._tree, keys)
     about = f"The rate `{'.'.join(names)}`"
     if len(passed) != len(keys) + 1:
-        raise RecipeError(f"{node.place}: {about} is left to its default. Write it into `{path}`, then ask again.")
+        raise RecipeError(f"{node.place}: {about} has its default value. Write it into `{path}`, then try again.")
     if not node.place.line or node.place.source != str(path):
         raise RecipeError(
-            f"{about} was given by `{node.place}`, and only `{path}` itself is written to. Write the rate there, or "
+            f"{about} comes from `{node.place}`, and only `{path}` itself is changed. Write the rate there, or "
             "change it by hand."
         )
     return node
 
 
 def _replaced(line: str, place: Place, old: float, new: float) -> str:
-    before, rest = line[: place.column - 1], line[place.column - 1 :]
-    token = _TOKEN.match(rest)
+    before, after = line[: place.column - 1], line[place.column - 1 :]
+    token = _TOKEN.match(after)
     if token is None or not _is_number(token[0], old):
         raise RecipeError(
-            f"{place}: a rate is changed only where it stands as a plain number, not behind an anchor or in quotes. "
-            "Write it so, then ask again."
+            f"{place}: a rate is changed only where it is a plain number, not behind an anchor or in quotes. "
+            "Write it so, then try again."
         )
-    return f"{before}{_spelled(new)}{rest[token.end() :]}"
+    return f"{before}{_spelled(new)}{after[token.end() :]}"
 
 
 def _is_number(token: str, value: float) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from finetune.errors import quote
 from finetune.recipe.fields import (
     FilePath,
     Fraction,
@@ -26,12 +27,8 @@ Axis = Annotated[int, Field(ge=-32, lt=32)]
 Size = Annotated[int, Field(ge=-1)]
 
 
-def _parts(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class TransformRule(Part):
-    """One thing that is done to every weight whose whole name a pattern matches.
+    """A transformation of every weight whose whole name a pattern matches: exactly one operation, or a new name.
 
     Attributes:
         names: Regular expressions; several, in their order, only to concatenate and to add.
@@ -39,10 +36,10 @@ class TransformRule(Part):
         transpose: The axes in their new order.
         reshape: The new shape; one number may be -1.
         order: How `reshape` counts: `C` (NumPy, PyTorch) or `F`.
-        split: Into how many equal parts, or the length of each.
-        concatenate: Whether the weights, one of each pattern, become one.
-        add: Whether their sum becomes one.
-        axis: What `split` and `concatenate` go along.
+        split: Number of equal parts, or the length of each part.
+        concatenate: Concatenates the weights that the patterns match, one of each pattern.
+        add: Adds them up.
+        axis: Axis of `split` and `concatenate`.
     """
 
     names: OneOrMore[Regex]
@@ -61,27 +58,26 @@ class TransformRule(Part):
         sizes = value if isinstance(value, list | tuple) else [value]
         whole = all(type(size) is int and size > 0 for size in sizes)
         if value is None or (whole and (sizes is not value or len(sizes) > 1) and value != 1):
-            return _parts(value)
+            return tuple(value) if isinstance(value, list) else value
         raise fault("must be a number of equal parts, or a list with the length of each, at least two", received=value)
 
     @field_validator("reshape")
     @classmethod
-    def _one_open_size(cls, value: Any) -> Any:
+    def _check_open_size(cls, value: Any) -> Any:
         if value and list(value).count(-1) > 1:
-            raise fault("may leave only one number open with -1", received=list(value))
+            raise fault("may contain -1 only once", received=list(value))
         return value
 
     @model_validator(mode="after")
-    def _one_operation(self) -> "TransformRule":
-        given = [name for name in _OPERATIONS if getattr(self, name) is not None]
-        if len(given) != 1 and (given or not self.to):
-            listed = ", ".join(f"`{name}`" for name in _OPERATIONS)
-            does = f"must do exactly one of {listed}, or give a new name with `to`"
-            raise fault(does, received=given) if given else fault(does)
-        self._check_names(given[0] if given else "")
+    def _check_operation(self) -> "TransformRule":
+        used = [name for name in _OPERATIONS if getattr(self, name) is not None]
+        if len(used) != 1 and (used or not self.to):
+            rule = f"must have exactly one of {quote(_OPERATIONS)}, or a new name under `to`"
+            raise fault(rule, received=used) if used else fault(rule)
+        self._check_names(used[0] if used else "")
         for key, operations in _ONLY_WITH.items():
-            if getattr(self, key) is not None and not set(given) & set(operations):
-                raise fault(f"has `{key}`, which goes with `{'` or `'.join(operations)}`. Leave it out")
+            if getattr(self, key) is not None and not set(used) & set(operations):
+                raise fault(f"has `{key}`, which goes with `{'` or `'.join(operations)}`. Remove it")
         return self
 
     def _check_names(self, operation: str) -> None:
@@ -103,13 +99,13 @@ class Restore(Part):
         source: The file, folder, archive or checkpoint prefix; written `from`.
         exclude: Prefixes of layers that keep their fresh weights.
         rename: Regular expressions over the file's names, and what replaces them.
-        transform: What is done to the weights so renamed, one rule after the other.
+        transform: Rules for the weights after renaming, applied in order.
         allow_missing: Prefixes of layers that may lack weights in the file.
         allow_unused: Prefixes of the file's names that may go unused.
-        min_coverage: Share of the parameters outside `exclude` that must come from the file, whatever may be missing.
-        verify: An npz file with inputs and the outputs that the restored model must give.
-        verify_rtol: How far they may differ, as a share of the expected value.
-        verify_atol: How far they may differ beside that.
+        min_coverage: Share of the parameters outside `exclude` that must come from the file, in (0, 1].
+        verify: An npz file with inputs and the outputs that the restored model must produce.
+        verify_rtol: Allowed difference of the outputs, as a share of the expected value.
+        verify_atol: Allowed difference in addition to that.
     """
 
     source: FilePath = Field(alias="from")
@@ -125,17 +121,17 @@ class Restore(Part):
 
     @field_validator("rename")
     @classmethod
-    def _replacements_fit(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_replacements(cls, value: dict[str, str]) -> dict[str, str]:
         for pattern, replacement in value.items():
             try:
                 re.sub(pattern, replacement, "")  # reads the replacement even if nothing matches
             except (re.error, IndexError) as error:
-                raise fault(f"is no replacement: {error}", received=replacement, at=(pattern,)) from None
+                raise fault(f"is not a valid replacement: {error}", received=replacement, at=(pattern,)) from None
         return value
 
     @field_validator("verify_rtol", "verify_atol")
     @classmethod
-    def _of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("verify", "faulty") is None:
-            raise fault("is for `verify`, and there is none. Leave it out")
+    def _check_verify(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("verify", "invalid") is None:
+            raise fault("is for `verify`, and there is none. Remove it")
         return value

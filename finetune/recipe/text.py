@@ -1,6 +1,6 @@
 """YAML with positions: text to a tree of nodes that know where they were written, and plain data back to text.
 
-It is YAML 1.2 in what it takes for a number (`1e-4` is one) or a truth value (`yes` is none), without tags.
+Scalars are read as in YAML 1.2, unlike in PyYAML: `1e-4` is a number, and `yes` is text. Tags are not allowed.
 """
 
 import re
@@ -63,8 +63,8 @@ class Node:
     Attributes:
         value: Nodes by key, a list of nodes, or a plain scalar.
         place: Where the value starts.
-        key_place: Where its key stands, if it has one.
-        size: How many nodes it is made of, aliases counted every time.
+        key_place: Where its key starts; `None` without a key.
+        size: Number of nodes in it, aliases counted every time.
     """
 
     value: Any
@@ -73,7 +73,7 @@ class Node:
     size: int = 1
 
     def plain(self) -> Any:
-        """Returns the value as Python's own dictionaries and lists."""
+        """Returns the value as dictionaries and lists of Python."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
@@ -91,8 +91,8 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
 
     Args:
         text: One YAML document.
-        at: Makes a place of a line and a column, both from 1.
-        problems: What is wrong is appended here.
+        at: Makes a place from a line and a column, both from 1.
+        problems: Errors that do not prevent reading on are appended here.
 
     Returns:
         The root; `None` if the text cannot be read to its end.
@@ -115,8 +115,8 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
 def _wording(error: yaml.MarkedYAMLError) -> str:
     if "'\\t'" in str(error.problem):
         return "not valid YAML: a tab. Indent with spaces."
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    return f"not valid YAML: {said}. Check the indentation, quotes and brackets."
+    explanation = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"not valid YAML: {explanation}. Check the indentation, quotes and brackets."
 
 
 class _UnreadableError(Exception):
@@ -126,7 +126,7 @@ class _UnreadableError(Exception):
 
 
 class _Reader:
-    """Turns PyYAML's events into nodes; PyYAML's own composer would recurse and expand without limit."""
+    """Turns the events of PyYAML into nodes; its composer would recurse and expand aliases without limit."""
 
     def __init__(self, text: str, at: Callable[[int, int], Place], problems: list[Problem]):
         self.loader = yaml.SafeLoader(text)
@@ -139,7 +139,7 @@ class _Reader:
         if isinstance(self.event(), yaml.StreamEndEvent):
             raise _UnreadableError(self.at(1, 1), "empty. A recipe has at least `model`, `data`, `groups` and `train`.")
         root = self.node(self.event(), depth=0)
-        self.event()
+        self.event()  # the end of the document
         last = self.event()
         if not isinstance(last, yaml.StreamEndEvent):
             self.fail(self.place(last), "a second YAML document. Remove the `---` and what follows.")
@@ -185,7 +185,7 @@ class _Reader:
 
     def scalar(self, event: yaml.ScalarEvent, place: Place) -> Any:
         if re.search("[\ud800-\udfff]", event.value):
-            self.fail(place, "half a surrogate pair, which is no character. Remove it.")
+            self.fail(place, "half a surrogate pair, which is not a character. Remove it.")
         if event.style:
             return event.value
         try:
@@ -212,23 +212,23 @@ class _Reader:
                 self.fail(key.place, "a key must be a name. Received a mapping or a list.")
             elif key.value in nodes:
                 first = nodes[key.value].key_place
-                self.fail(key.place, f"the key `{key.value}` was given before, at {first}. Keep one of the two.")
+                self.fail(key.place, f"the key `{key.value}` was used before, at {first}. Keep one of the two.")
             else:
                 nodes[key.value] = node
-        for source in inherited:
+        for source in inherited:  # the keys beside `<<` win, then the first source
             nodes = {**source.value, **nodes}
         return Node(nodes, place, size=1 + sum(1 + node.size for node in nodes.values()))
 
     def merge_sources(self, node: Node) -> list[Node]:
         sources = node.value if isinstance(node.value, list) else [node]
         if not all(isinstance(source.value, dict) for source in sources):
-            self.fail(node.place, "`<<` must be given a mapping or a list of mappings, e.g. `<<: *base`.")
+            self.fail(node.place, "`<<` must be followed by a mapping or a list of mappings, e.g. `<<: *base`.")
             return []
         return sources
 
 
 def read_scalar(text: str) -> Any:
-    """Returns what an unquoted scalar means.
+    """Returns the value of an unquoted scalar.
 
     >>> [read_scalar(text) for text in ("1e-4", "true", "yes", "4:12", "~")]
     [0.0001, True, 'yes', '4:12', None]
@@ -244,7 +244,7 @@ def _text(dumper: Any, data: str) -> yaml.ScalarNode:
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly the strings that `read_scalar` would take for something else."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name for it
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's name for it
         None: [*((tag, pattern) for tag, pattern, _ in _SCALARS), (_MERGE, re.compile(r"<<\Z"))]
     }
 
@@ -255,6 +255,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 def dump(data: Any, *, compact: bool = False) -> str:
-    """Writes plain data as YAML that `parse` reads back as it was; `compact` puts innermost collections on one line."""
+    """Writes plain data as YAML that `parse` reads back as it was; `compact` puts innermost collections on a line."""
     style = None if compact else False
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=4096, default_flow_style=style)

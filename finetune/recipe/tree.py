@@ -1,4 +1,4 @@
-"""Trees of nodes: one laid over another, one value replaced, a place looked up."""
+"""Operations on trees of nodes: merge two, replace a value, look up a place, report problems."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from finetune.recipe.text import Node, Place, Problem
 
 
 def merged(base: Node, top: Node) -> Node:
-    """Lays one tree over another: mappings are merged key by key, everything else is replaced."""
+    """Merges a tree into a base: mappings are merged key by key, everything else is replaced by `top`."""
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
     nodes = {key: merged(base.value[key], node) if key in base.value else node for key, node in top.value.items()}
@@ -21,13 +21,13 @@ def with_value(node: Node, keys: Sequence[str | int], new: Node, *, above: tuple
 
     Args:
         node: The tree.
-        keys: Keys of mappings; names or indices of list entries, the latter also as text. Mappings that are not there
-            are made.
+        keys: Keys of mappings; names or indices of list entries, the latter also as text. Missing mappings are
+            created.
         new: The value.
         above: Keys that led to `node`, for messages.
 
     Raises:
-        RecipeError: The path leads through something that is no mapping, or past the entries of a list.
+        RecipeError: The path leads through a value that is not a mapping, or past the end of a list.
     """
     if not keys:
         return replace(new, key_place=new.place)
@@ -52,7 +52,7 @@ def tree_of(data: Any, place: Place) -> Node:
 
 
 def name_of(node: Node) -> str | None:
-    """Returns what a list entry calls itself, if it has a `name`."""
+    """Returns the `name` of a list entry, if it has one."""
     name = node.child("name")
     return name.value if name and isinstance(name.value, str) else None
 
@@ -74,8 +74,8 @@ def follow(node: Node, keys: Iterable[str | int]) -> tuple[Node, list[Node], lis
     """Walks down as far as the keys lead.
 
     Returns:
-        The last node reached; every node on the way, from the root to the last; and what people call the keys, up to
-        the first that leads nowhere: entries of a list by their `name` if they have one.
+        The last node reached; every node on the way, from the root to the last; and the keys as users know them, up
+        to the first that leads nowhere: entries of a list by their `name` if they have one.
     """
     passed, names = [node], []
     for key in keys:
@@ -88,7 +88,7 @@ def follow(node: Node, keys: Iterable[str | int]) -> tuple[Node, list[Node], lis
 
 
 def report(problems: Iterable[Problem], *, limit: int = 5) -> RecipeError:
-    """Makes one error of all problems, in the order of their places."""
+    """Combines problems into a single error, in the order of their places; shows `limit` of them."""
 
     def order(problem: Problem) -> tuple[bool, str, int, int]:
         place = problem.place

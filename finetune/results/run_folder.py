@@ -1,4 +1,8 @@
-"""The run folder: made late, written file by file, no file ever half-written."""
+"""The run folder.
+
+It is created only after everything was checked, so that bad input leaves nothing behind. Each file is written under
+another name and then renamed: a reader sees the whole file or none.
+"""
 
 import csv
 import json
@@ -18,39 +22,42 @@ RUN_FILES = (
 
 
 def check_run_folder(out: Path | None, *, overwrite: bool = False) -> None:
-    """Holds that `make_run_folder` can do its work later; changes nothing.
+    """Checks that `make_run_folder` will succeed later; changes nothing.
 
     Args:
-        out: The folder the user asked for; `None` stands for one below `runs`.
-        overwrite: Whether it may hold something.
+        out: The folder the user asked for; `None` for a numbered folder below `runs`.
+        overwrite: Whether it may contain files.
 
     Raises:
-        FinetuneError: If `out` is a file, cannot be made, or holds something and `overwrite` is false.
+        FinetuneError: `out` is a file, cannot be created, or is not empty and `overwrite` is false.
     """
-    wanted = out or Path("runs")
-    if os.path.lexists(wanted) and not wanted.is_dir():
+    folder = out or Path("runs")
+    if os.path.lexists(folder) and not folder.is_dir():
         name = f"`--out {out}`" if out else "`runs`"
         raise FinetuneError(f"A run is written to a folder. {name} is a file. Choose another folder with `--out`.")
-    there = next(path for path in (wanted, *wanted.absolute().parents) if os.path.lexists(path))
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise FinetuneError(
-            f"A run needs a folder that can be made and written to. `{wanted}` cannot: `{there}` is "
-            f"{'write-protected' if there.is_dir() else 'a file'}. Choose another folder with `--out`."
+            f"A run needs a folder that can be created and written to. `{folder}` cannot: `{existing}` is "
+            f"{'write-protected' if existing.is_dir() else 'a file'}. Choose another folder with `--out`."
         )
-    if out and there == out and not overwrite and any(out.iterdir()):
+    if out and existing == out and not overwrite and any(out.iterdir()):
         raise FinetuneError(
-            f"A run never writes over what is there. `--out {out}` is not empty. Choose another folder, leave `--out` "
-            "away for a numbered one, or say `--overwrite`."
+            f"A run does not overwrite files. `--out {out}` is not empty. Choose another folder, remove `--out` "
+            "for a new numbered folder, or add `--overwrite`."
         )
 
 
 def make_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Path:
-    """Makes the folder that a run writes to, and takes it for this run alone.
+    """Creates the folder that a run writes to.
 
     Args:
-        out: The folder the user asked for; `None` takes the first free `runs/<name>-<number>`.
+        out: The folder the user asked for; `None` creates the first `runs/<name>-<number>` that does not exist.
         name: Name of the recipe.
-        overwrite: Whether the files of a former run in `out` are removed first. Other files always stay.
+        overwrite: Whether the files of an earlier run in `out` are removed first. Other files always stay.
+
+    Returns:
+        The folder.
 
     Raises:
         FinetuneError: As `check_run_folder` does.
@@ -60,11 +67,11 @@ def make_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> 
         if out is None:
             return _first_free(Path("runs"), name)
         out.mkdir(parents=True, exist_ok=True)
-        if (out / "recipe.yaml").is_file() and (out / "plan.txt").is_file():  # else it was no run: nothing is ours
+        if (out / "recipe.yaml").is_file() and (out / "plan.txt").is_file():  # else it was not a run
             _remove_run(out)
     except OSError as error:
         raise FinetuneError(
-            f"A run needs a folder that can be made and written to. `{error.filename}`: {error.strerror}. Choose "
+            f"A run needs a folder that can be created and written to. `{error.filename}`: {error.strerror}. Choose "
             "another folder with `--out`."
         ) from error
     return out
@@ -76,7 +83,7 @@ def _first_free(parent: Path, name: str) -> Path:
         folder = parent / f"{name}-{number}"
         try:
             folder.mkdir(parents=True)
-        except FileExistsError:  # perhaps by a run that started at the same time
+        except FileExistsError:  # creating is the test: another run may start at the same time
             number += 1
         else:
             return folder
@@ -91,7 +98,7 @@ def _remove_run(folder: Path) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes plain data as indented JSON; NaN and infinities become `null`, so that every reader can read it."""
+    """Writes plain data as indented JSON; NaN and infinities become `null`, as standard JSON has neither."""
     write_text(path, json.dumps(_finite(data), indent=2, allow_nan=False) + "\n")
 
 
@@ -122,7 +129,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path with the same ending, which becomes `path` when the block ends well."""
+    """Yields a temporary path with the same ending, which is renamed to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}")
     try:

@@ -1,4 +1,4 @@
-"""The plan as tables: plain data in, text out."""
+"""Tables of the plan and of measurements: plain data in, text out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.results.formatting import shape_text
+
 Plan = Mapping[str, Any]
 LEGEND = "Learning rates are those of the first, the middle and the last step."
 PHASED_LEGEND = "Learning rates are those of the first, the middle and the last step in which a group is trained."
 
 
 def group_table(plan: Plan) -> Table:
-    """One row a group: what is in it and how it is trained."""
+    """A row for each group: its layers, and how it is trained."""
     table = _table("group", "layers", "parameters", "optimizer", "learning rate", "decay", "BatchNorm", "restored")
     for name in plan["groups"]:
         rows = [row for row in plan["weights"] if row["group"] == name]
@@ -36,7 +38,7 @@ def group_table(plan: Plan) -> Table:
 
 
 def weight_table(plan: Plan) -> Table:
-    """One row a weight."""
+    """A row for each weight."""
     table = _table("weight", "group", "shape", "optimizer", "learning rate", "decay", "BatchNorm", "restored from")
     for row in plan["weights"]:
         untrained = "frozen" if row["frozen"] else "not trainable"
@@ -44,7 +46,7 @@ def weight_table(plan: Plan) -> Table:
             table,
             row["name"],
             row["group"],
-            "x".join(map(str, row["shape"])) or "scalar",
+            shape_text(row["shape"]),
             row["optimizer"] or untrained,
             _rates(row["learning_rate"]) if row["learning_rate"] else "",
             f"{row['weight_decay']:g}" if row["weight_decay"] else "",
@@ -55,7 +57,7 @@ def weight_table(plan: Plan) -> Table:
 
 
 def phase_table(plan: Plan) -> Table:
-    """One row a phase: what is trained, for how long, at which rates."""
+    """A row for each phase: what is trained, for how long, at which rates."""
     table = _table("phase", "trains", "parameters", "epochs", "steps", "learning rate", "BatchNorm")
     for number, phase in enumerate(plan["phases"], start=1):
         rates = "; ".join(f"{name} {_rates(three)}" for name, three in phase["learning_rates"].items())
@@ -74,28 +76,27 @@ def phase_table(plan: Plan) -> Table:
 
 
 def phase_notes(plan: Plan) -> list[str]:
-    """What else the phases do, a line for each thing that several may do."""
+    """Notes on the phases; phases with the same note share a line."""
     notes: dict[str, list[str]] = {}
     for number, phase in enumerate(plan["phases"], start=1):
-        own = [*phase["notes"]]
-        if phase["resting"]:
-            own.append(f"called in inference mode: {', '.join(phase['resting'])}")
-        for note in own:
+        layers = phase["inference_layers"]
+        inference = [f"called in inference mode: {', '.join(layers)}"] if layers else []
+        for note in (*phase["notes"], *inference):
             notes.setdefault(note, []).append(str(number))
     return [f"phase {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
 
 
 def rules_table(verdict: Mapping[str, Any]) -> Table:
-    """One row for each rule of an LR range test: its rate, and whether it points at a place where the loss falls."""
+    """A row for each rule of an LR range test: its rate, and whether the loss falls there."""
     table = _table("rule", "learning rate", "used")
-    for found in verdict["suggestions"]:
-        used = "yes" if found["used"] else "no: the loss does not fall there"
-        _add_row(table, found["rule"], f"{found['learning_rate']:.2e}", used)
+    for suggestion in verdict["suggestions"]:
+        used = "yes" if suggestion["used"] else "no: the loss does not fall there"
+        _add_row(table, suggestion["rule"], f"{suggestion['learning_rate']:.2e}", used)
     return table
 
 
 def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, float]) -> Table:
-    """One row for each group: mean and standard deviation of its relative gradient norm, and the rate it suggests."""
+    """A row for each group: mean and standard deviation of its relative gradient norm, and the suggested rate."""
     table = _table("group", "|gradient| / |weights|", "of the largest", "learning rate")
     largest = max(mean for mean, _ in norms.values())
     for name, (mean, deviation) in norms.items():
@@ -105,7 +106,7 @@ def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, fl
 
 
 def plan_text(plan: Plan) -> str:
-    """Both tables and the advice as plain text."""
+    """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
     advice = [f"Advice: {line}\n" for line in plan["advice"]]
     if not plan.get("phases"):
@@ -125,7 +126,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column in ("parameters", "decay", "restored", "epochs", "steps")
-        # On a narrow terminal long cells go over several lines; nothing is cut short.
+        # On a narrow terminal long cells are wrapped; nothing is cut off.
         fixed = right or column in ("optimizer", "BatchNorm")
         table.add_column(
             column, justify="right" if right else "left", no_wrap=fixed, min_width=min(8, len(column)), overflow="fold"
@@ -134,7 +135,7 @@ def _table(*columns: str) -> Table:
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # a name may look like markup
+    table.add_row(*map(Text, cells))  # plain text: a name may look like markup of Rich
 
 
 def _mode(row: Mapping[str, Any]) -> str:

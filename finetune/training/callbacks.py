@@ -1,4 +1,8 @@
-"""What is told and kept while training runs: rates, progress, metrics, weights; and what stops it."""
+"""The observers of a run: they print progress, write metrics, logs and weights, and stop at a loss that is not finite.
+
+`_RunFit` in `finetune.training.fit` puts them together. `LearningRateLogger` comes first, since the others read the
+rates from the logs.
+"""
 
 import math
 import time
@@ -23,7 +27,7 @@ _RATE = "learning_rate/"
 
 @contextmanager
 def progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar on a terminal; yields what to tell the steps done and the steps in all."""
+    """Shows a bar on a terminal; yields a function to call with the steps done and the steps in all."""
     with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -32,7 +36,7 @@ def progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], N
 class LearningRateLogger(keras.callbacks.Callback):
     """Adds `learning_rate/<group>` to the logs of every epoch.
 
-    Put it first in the list of callbacks: History, CSVLogger and TensorBoard then record the rates as well.
+    Put it first in the list of callbacks: History, CSVLogger and TensorBoard then record the rates, too.
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -41,17 +45,20 @@ class LearningRateLogger(keras.callbacks.Callback):
 
 
 def _rates(model: Any, logs: dict[str, Any]) -> dict[str, float]:
-    """Takes the rates from the logs, where the logger has put them: reading those of many groups takes milliseconds."""
+    """Returns the rates from the logs of an epoch; without `LearningRateLogger` from the optimizer.
+
+    Reading the rates of many groups takes milliseconds, so it is done once an epoch.
+    """
     logged = {key.removeprefix(_RATE): rate for key, rate in logs.items() if key.startswith(_RATE)}
     return logged or learning_rates(model)
 
 
 def _model(callback: keras.callbacks.Callback) -> Any:
-    return callback.model  # Keras says that it may be None; while training runs it is not
+    return callback.model  # annotated as optional by Keras; while training runs it is there
 
 
 def learning_rates(model: Any) -> dict[str, float]:
-    """Returns the rate that each layer group of a compiled model uses in the next step."""
+    """Returns the rate that each layer group of a compiled model uses in the next step, by name."""
     optimizer = unwrap(model.optimizer)
     if isinstance(optimizer, GroupedOptimizer):
         return optimizer.learning_rates
@@ -59,10 +66,12 @@ def learning_rates(model: Any) -> dict[str, float]:
 
 
 class MetricsFile(keras.callbacks.Callback):
-    """Writes one CSV row for every epoch. The file is whole after each of them; Keras' CSVLogger adds empty columns.
+    """Writes a CSV row for every epoch. The file is complete after each of them.
+
+    Keras' CSVLogger fixes its columns in the first epoch and appends to a file that an interruption leaves incomplete.
 
     Attributes:
-        phase: Number of the phase, which then has a column; `None` where there are none.
+        phase: Number of the phase, which gets a column; `None` for a run that shows no phases.
     """
 
     def __init__(self, path: Path):
@@ -71,7 +80,7 @@ class MetricsFile(keras.callbacks.Callback):
         self.phase: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self.phase in (None, 1):  # the rows of all phases stay
+        if self.phase in (None, 1):  # `fit` is called once a phase, and the rows of all phases belong in the file
             self._rows: list[dict[str, Any]] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -81,26 +90,26 @@ class MetricsFile(keras.callbacks.Callback):
 
 
 class LastWeights(keras.callbacks.Callback):
-    """Saves weights and optimizer after an epoch, unless its loss is no finite number.
+    """Saves weights and optimizer after an epoch, unless its loss is not finite.
 
-    The file is whole at all times; Keras' ModelCheckpoint writes over the one that is there. Saving takes a hundredth
-    of the time at most: where epochs are so short that it would take more, some are left out, but neither the first
-    nor the last.
+    The file is complete at all times: a new one is written beside it and then takes its place, where Keras'
+    ModelCheckpoint overwrites it. Saving takes at most a hundredth of the training time. Where epochs are so short that
+    it would take more, some epochs are skipped, but neither the first nor the last.
     """
 
-    _SHARE = 0.01
-    _FIRST_SECONDS = 0.0  # before anything is saved
+    _SHARE = 0.01  # of the time, for saving
+    _FIRST_SECONDS = 0.0  # before the first file; a test sets it higher
 
     def __init__(self, path: Path):
         super().__init__()
         self.path = path
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._next = time.monotonic() + self._FIRST_SECONDS  # when it is time to save
-        self._left_out = False
+        self._next = time.monotonic() + self._FIRST_SECONDS  # earliest time of the next file
+        self._unsaved = False  # whether the weights are finite and newer than the file
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._left_out = math.isfinite(float((logs or {}).get("loss", 0.0)))
+        self._unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
         if time.monotonic() >= self._next:
             self._save()
 
@@ -108,21 +117,22 @@ class LastWeights(keras.callbacks.Callback):
         self._save()
 
     def _save(self) -> None:
-        if self._left_out:
+        if self._unsaved:
             begun = time.monotonic()
             with replacing(self.path) as temporary:
                 _model(self).save_weights(temporary)
             now = time.monotonic()
-            self._next, self._left_out = now + (now - begun) / self._SHARE, False
+            self._next, self._unsaved = now + (now - begun) / self._SHARE, False
 
 
 class TensorBoardLog(keras.callbacks.Callback):
-    """Writes `epoch_<name>` for every epoch as Keras' TensorBoard does, from a thread, at no cost to the steps.
+    """Writes `epoch_<name>` for every epoch, as Keras' TensorBoard does, without slowing the steps down.
 
-    Keras' own takes most of a millisecond a step and several an epoch, and writes every group's rate twice.
+    A thread of TensorBoard's own writes the files. Keras' callback takes most of a millisecond in each step and several
+    at the end of an epoch, and writes the rate of every group twice.
 
     Args:
-        folder: Where the folders `train` and, for what begins with `val_`, `validation` go.
+        folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
     """
 
     def __init__(self, folder: Path):
@@ -147,12 +157,13 @@ class TensorBoardLog(keras.callbacks.Callback):
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
-    """Stops at the first loss that is no finite number, without the print of Keras' TerminateOnNaN.
+    """Stops at the first loss that is not a finite number; unlike Keras' TerminateOnNaN it knows the step afterwards.
 
-    The loss of a step is read when the next step, or the epoch, is done, so that no step waits for it.
+    A loss is a tensor that may still be computed. So it is read when the next call, or the epoch, is over, and no step
+    waits for it.
 
     Attributes:
-        stopped_at: Epoch, step of the epoch (both from 1) and loss; `None` while all is well.
+        stopped_at: Epoch, step of the epoch (both from 1) and loss; `None` while all losses are finite.
     """
 
     stopped_at: tuple[int, int, float] | None = None
@@ -177,7 +188,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._read(None)
 
     def _read(self, latest: tuple[int, int, Any] | None) -> None:
-        """Looks at the loss of the step before."""
+        """Checks the loss of the call before, and keeps the latest for the next time."""
         before, self._before = self._before, latest
         if self.stopped_at is None and before and not math.isfinite(loss := float(before[2])):
             self.stopped_at = (*before[:2], loss)
@@ -185,10 +196,15 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
 
 class ProgressLine(keras.callbacks.Callback):
-    """A bar that moves on a terminal, and one line for every epoch with loss, metrics and rate everywhere.
+    """Prints a line for every epoch, with loss, metrics and rates, and on a terminal shows a bar within the epoch.
+
+    Args:
+        console: Where to print.
+        epochs: Epochs of the whole run.
+        steps_per_epoch: Steps of an epoch.
 
     Attributes:
-        trained: Groups whose rates are told; `None` for all.
+        trained: Names of the groups whose rates are printed; `None` for all.
     """
 
     def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
@@ -213,18 +229,17 @@ class ProgressLine(keras.callbacks.Callback):
         now = time.monotonic()
         if now - self._drawn > 0.1:  # ten times a second is enough for eyes
             self._drawn = now
-            loss = (
-                "" if before is None else f"loss {float(before):.4f}"
-            )  # that of this step would have to be waited for
+            # The loss of the call before: this call's may still be computed, and reading it would wait for that.
+            loss = "" if before is None else f"loss {float(before):.4f}"
             done = self._epoch * self.steps_per_epoch + batch + 1
             self._bar.update(self._task, completed=done, description=f"epoch {self._epoch + 1}/{self.epochs} {loss}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        told = sorted(key for key in logs or {} if not key.startswith(_RATE))
-        values = {key: (logs or {})[key] for key in sorted(told, key=lambda key: "loss" not in key)}
-        every = _rates(self.model, logs or {})
-        trained = every if self.trained is None else [name for name in every if name in self.trained]
-        rates = "  ".join(f"{name} {every[name]:.2e}" for name in trained)
+        names = sorted(key for key in logs or {} if not key.startswith(_RATE))
+        values = {key: (logs or {})[key] for key in sorted(names, key=lambda key: "loss" not in key)}  # losses first
+        all_rates = _rates(self.model, logs or {})
+        trained = all_rates if self.trained is None else [name for name in all_rates if name in self.trained]
+        rates = "  ".join(f"{name} {all_rates[name]:.2e}" for name in trained)
         line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
         width = len(str(self.epochs))
         self.console.print(
@@ -235,7 +250,7 @@ class ProgressLine(keras.callbacks.Callback):
         self.close()
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
         self._bar.stop()
 
     def __enter__(self) -> "ProgressLine":

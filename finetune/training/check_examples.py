@@ -1,4 +1,4 @@
-"""A trial before anything is written: do the examples go through the model and its loss?"""
+"""A trial before anything is written: two rows go through the model, its loss and its metrics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ def try_examples(model: keras.Model, examples: Examples) -> None:
     """Sends two rows through the model, its loss and its metrics, and checks all labels of a sparse loss.
 
     Args:
-        model: A compiled model; nothing of it changes.
-        examples: What it shall be trained and tested on.
+        model: A compiled model; nothing in it changes.
+        examples: What it will be trained and tested on.
 
     Raises:
-        DataError: If they do not fit.
+        DataError: The examples do not fit the model, its loss or its metrics.
     """
     _check_shape(model, examples.x_train)
     _check_labels(model, examples)
@@ -33,7 +33,17 @@ def try_examples(model: keras.Model, examples: Examples) -> None:
 
 @contextmanager
 def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[None]:
-    """Turns any error but our own into one of `kind`: the rule, what Keras says in one line, and advice."""
+    """Turns the errors of other packages in the block into errors of `finetune`, whose message is a single line.
+
+    Args:
+        kind: The class of the error to raise.
+        rule: The rule that was broken, as a sentence.
+        advice: What to do, as sentences.
+
+    Raises:
+        FinetuneError: Of class `kind`, for any error that is not a `FinetuneError` itself: the rule, what the other
+            package says, and the advice.
+    """
     try:
         yield
     except FinetuneError:
@@ -43,18 +53,22 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
 
 
 def _check_shape(model: keras.Model, x: np.ndarray) -> None:
-    wanted, got = _sizes(model, "input_shape"), x.shape[1:]
-    if wanted is None:  # several inputs, or a model that takes what comes
+    model_sizes, sizes = _sizes(model, "input_shape"), x.shape[1:]
+    if model_sizes is None:  # several inputs, or a subclassed model, which only shows its shapes when it is called
         return
-    if len(wanted) != len(got) or any(size not in (None, other) for size, other in zip(wanted, got, strict=True)):
+    fits = len(model_sizes) == len(sizes) and all(
+        model_size in (None, size) for model_size, size in zip(model_sizes, sizes, strict=True)
+    )
+    if not fits:
         raise DataError(
-            f"Examples must have the shape that the model takes. `{model.name}` takes {_shown(wanted)} per row; the "
-            f"data have {_shown(got)}. Change the data or the model."
+            f"Examples must have the shape that the model takes. `{model.name}` takes {_shown(model_sizes)} per row; "
+            f"the data have {_shown(sizes)}. Change the data or the model."
         )
 
 
 def _check_labels(model: keras.Model, examples: Examples) -> None:
     sizes = _sizes(model, "output_shape")
+    # A loss may be a name, an object or a function.
     loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
     if loss != "sparse_categorical_crossentropy" or not sizes or sizes[-1] is None:
         return
@@ -64,8 +78,9 @@ def _check_labels(model: keras.Model, examples: Examples) -> None:
         wrong = [] if labels is None else [label for label in np.unique(labels).tolist() if label not in allowed]
         if wrong:
             raise DataError(
-                f"Labels count the classes from 0. The model gives {sizes[-1]} classes, so they are `0` to "
-                f"`{sizes[-1] - 1}`; `{name}` also holds {quote(wrong)}. Number them anew, or widen the model's head."
+                "Labels must be the numbers of the classes, from 0. "
+                f"The model gives {sizes[-1]} classes, so they are `0` to `{sizes[-1] - 1}`; `{name}` also holds "
+                f"{quote(wrong)}. Number the labels from 0, or give the model's head more classes."
             )
 
 
@@ -76,11 +91,11 @@ def _advice(model: keras.Model, y: np.ndarray) -> str:
 
 
 def _sizes(model: keras.Model, name: str) -> tuple[int | None, ...] | None:
-    """Returns one of the model's shapes without the batch; `None` if it has several, or tells none."""
+    """Returns a shape of the model without the batch axis; `None` where there are several, or none is known."""
     shape: Any = getattr(model, name, None) if isinstance(model, keras.Function | keras.Sequential) else None
-    is_one = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-    return shape[1:] if is_one else None
+    is_single = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
+    return shape[1:] if is_single else None
 
 
 def _shown(sizes: tuple[int | None, ...]) -> str:
-    return f"`{'x'.join('?' if size is None else str(size) for size in sizes)}` values" if sizes else "one value"
+    return f"`{'x'.join('?' if size is None else str(size) for size in sizes)}` values" if sizes else "a single value"

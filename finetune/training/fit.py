@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 from rich.console import Console
 
 from finetune.data.arrays import Examples
-from finetune.data.batches import measurement_batches, training_batches
+from finetune.data.batches import measurement_batches
 from finetune.errors import TrainingError
 from finetune.groups.selectors import LayerGroup
 from finetune.training.callbacks import (
@@ -30,10 +29,8 @@ from finetune.training.callbacks import (
 )
 from finetune.training.check_examples import explained
 from finetune.training.fast.calls import calls_restored, share_calls
-from finetune.training.fast.loop import FastLoop, takes_forward, train_function
-from finetune.training.features.cache import Features, cached_features
-from finetune.training.features.cut import Cut, NoCut, find_cut
-from finetune.training.features.store import FeatureStore
+from finetune.training.fast.loop import FastLoop
+from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
@@ -163,7 +160,6 @@ class _RunFit:
         console: Console,
     ):
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
-        self.x, self.y = examples.x_train, examples.y_train
         self.validation = None if examples.x_validation is None else (examples.x_validation, examples.y_validation)
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
@@ -177,8 +173,18 @@ class _RunFit:
             TensorBoardLog(folder / "tensorboard"),
             LastWeights(folder / "checkpoints" / "last.weights.h5"),
         ]
-        self.store = FeatureStore(folder / "features")
-        self.functions_on_features: dict[Any, Any] = {}
+        self.data = CachedBatches(
+            model,
+            examples.x_train,
+            examples.y_train,
+            mode=options.cache,
+            passes=options.cache_passes,
+            batch_size=options.batch_size,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            folder=folder / "features",
+            report=lambda sentence: console.print(sentence, highlight=False, markup=False),
+        )
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
@@ -189,7 +195,12 @@ class _RunFit:
     def __call__(
         self, start: PhaseStart, *, epochs: int, initial_epoch: int, callbacks: Sequence[keras.callbacks.Callback]
     ) -> None:
-        batches = self.batches(start, initial_epoch, epochs)
+        batches = self.data.batches(
+            first_epoch=initial_epoch,
+            epochs=epochs,
+            inference=start.state.inference_layers,
+            later=self.phases_to_come(start),
+        )
         share = self.options.steps_per_execution == "auto"
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         self.model.fit(
@@ -204,50 +215,11 @@ class _RunFit:
             callbacks=[*self.observers, *sharing, *callbacks],
         )
 
-    def batches(self, start: PhaseStart, first_epoch: int, epochs: int) -> tf.data.Dataset:
-        """Returns batches of features where the first part of the model is frozen, else of the examples."""
-        options: dict[str, Any] = {name: getattr(self.options, name) for name in ("batch_size", "shuffle", "seed")}
-        options["first_epoch"] = first_epoch
-        features = self.features(start, epochs - first_epoch)
-        if not isinstance(features, Features):
-            return training_batches(self.x, self.y, **options)
-        # On features the model begins behind the cut, which is another function to compile.
-        key = self.model.train_function, features.cut.computed
-        if key not in self.functions_on_features:
-            self.functions_on_features[key] = train_function(self.model, forward=features.rest)
-        self.model.train_function = self.functions_on_features[key]
-        return features.batches(self.y, **options)
-
-    def features(self, start: PhaseStart, epochs: int) -> Features | NoCut:
-        """Returns what the frozen first part of the model computes for all examples, or why that is not kept."""
-        options, model = self.options, self.model
-        if options.cache == "off" or not takes_forward(model):
-            return NoCut("the cache is off")
-        inference = start.state.inference_layers
-        cut = find_cut(model, inference=inference, allow_random=options.cache_passes > 1)
-        features = cached_features(
-            cut,
-            self.x,
-            batch_size=options.batch_size,
-            mode=options.cache,
-            epochs=epochs,
-            passes=options.cache_passes,
-            also=self.later_cuts(start) if isinstance(cut, Cut) else (),
-            store=self.store,
-            tell=lambda sentence: self.console.print(f"cache: {sentence}", highlight=False, markup=False),
-        )
-        if isinstance(features, NoCut) and (options.cache != "auto" or isinstance(cut, Cut)):
-            self.console.print(f"cache: none, because {features.reason}", highlight=False, markup=False)
-        return features
-
-    def later_cuts(self, start: PhaseStart) -> list[Cut | NoCut]:
-        """Returns the cuts of the phases to come, as far as known now: one pass can make the features for them all."""
-        cuts = []
+    def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:
+        """Yields what each later phase trains, and its layers in inference mode, as far as known now."""
         for phase in self.phases[start.number :]:
             state = state_of(self.model, self.groups, phase)
-            trained = [leaf.variable for leaf in state.trained]
-            cuts.append(find_cut(self.model, trained=trained, inference=state.inference_layers))
-        return cuts
+            yield [leaf.variable for leaf in state.trained], state.inference_layers
 
 
 def check_finite(loss: float, where: str, folder: Path) -> None:

@@ -49,18 +49,18 @@ def relative_gradient_norms(
     Raises:
         TrainingError: A gradient is not a finite number, a group gets none, or all its weights are 0.
     """
-    groups = [group for group in groups if group.trainable]
+    measured = [group for group in groups if group.trainable]  # a frozen group may hold moving statistics alone
     ratios = []
     try:
         freeze(model, [replace(group, frozen=False) for group in groups])
-        ratios_of_batch = ratio_function(model, groups)
+        ratios_of_batch = ratio_function(model, measured)
         with no_trace(model):
             for done, (x, y) in enumerate(batches, start=1):
                 ratios.append(ratios_of_batch(x, y).numpy())
                 on_batch(done)
     finally:
         freeze(model, groups)
-    norms = {group.name: column for group, column in zip(groups, np.transpose(ratios), strict=True)}
+    norms = {group.name: column for group, column in zip(measured, np.transpose(ratios), strict=True)}
     check_ratios(norms)
     return norms
 

@@ -1,4 +1,4 @@
-"""Everything that training changes, kept in memory and put back: for measurements that leave no trace."""
+"""A copy in memory of everything that training changes, for measurements that leave no trace."""
 
 import random
 from collections.abc import Iterator
@@ -13,18 +13,19 @@ from finetune import keras_private
 
 @contextmanager
 def no_trace(model: keras.Model) -> Iterator[int]:
-    """Puts back, bit for bit, all that the block changed: also after an error or Ctrl-C.
+    """Restores, bit for bit, everything that the block changes, also after an error or Ctrl-C.
 
-    That is the weights, moving statistics and seeds of the model, the slots, counters and rates of its optimizer, its
-    metrics, and the random state of Python, NumPy, Keras and TensorFlow.
+    Restored are the weights, moving statistics and seeds of the model, the slots, counters and rates of its optimizer,
+    its metrics, the random state of Python, NumPy and Keras, and the seeds that TensorFlow gives to eager operations.
 
     Args:
         model: A compiled model whose optimizer is built.
 
     Yields:
-        The bytes that the copy takes.
+        The size of the copy in bytes.
     """
     variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    # An optimizer may hold variables of the model, such as seeds: each is restored once.
     variables = list({id(variable): variable for variable in variables}.values())
     values = [variable.numpy() for variable in variables]
     randomness = _random_state()

@@ -13,8 +13,9 @@ import finetune
 from finetune.build.data import precision
 from finetune.build.layout import build_layout, with_peaks
 from finetune.errors import FinetuneError
+from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
-from finetune.recipe.schema import Train
+from finetune.recipe.train import Train
 from finetune.training.fit import FitOptions
 
 DIGITS = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
@@ -27,6 +28,25 @@ ONCE = {  # the functions that are counted, by module and name
     ("finetune.build.layout", "_lay_out"),
     ("finetune.pretrained.restore", "restore"),
 }
+
+
+def trees_of_the_model(run):
+    """Returns how often `layer_tree` was called for the model of a run."""
+    models = []
+
+    def note(frame, event, argument):
+        cache = "finetune.training.features"  # looks at the layers once more, if there is anything to cache
+        by_cache = frame.f_back is not None and frame.f_back.f_globals["__name__"].startswith(cache)
+        if event == "call" and frame.f_code is layer_tree.__code__ and not by_cache:
+            models.append(frame.f_locals["model"])
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        result = run()
+    finally:
+        sys.setprofile(before)
+    return sum(model is result.model for model in models)
 
 
 def calls_in(function, *arguments, **more):
@@ -66,6 +86,13 @@ def test_in_a_run_of_the_digits_everything_is_worked_out_once(tmp_path):
 def test_in_a_run_with_phases_everything_is_worked_out_once(recipe):
     phases = "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}, {train: body, epochs: 1}]"
     assert calls_in(finetune.run, recipe, "out", overrides=["train.epochs=", phases]) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "phases", [[], ["train.epochs=", "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]"]]
+)
+def test_the_layer_tree_of_the_model_is_made_once_in_a_run(recipe, phases):
+    assert trees_of_the_model(lambda: finetune.run(recipe, "out", overrides=phases)) == 1
 
 
 # -- The derived layout -----------------------------------------------------------------------------------------------

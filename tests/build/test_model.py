@@ -59,10 +59,10 @@ def names_of(tree_or_plan):
 
 
 def test_a_recipe_plans_a_saved_model_with_a_head(write, encoder_folder):
-    ready = finetune.plan(write(f"hub: {encoder_folder}, head: {{classes: 3, units: 4}}", rows(6)))
-    assert names_of(ready.plan)[:2] == ["hub/stem/kernel", "hub/stem/bias"]
-    assert names_of(ready.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
-    sources = {weight.name: weight.restored_from for weight in ready.plan.weights}
+    layout = finetune.plan(write(f"hub: {encoder_folder}, head: {{classes: 3, units: 4}}", rows(6)))
+    assert names_of(layout.plan)[:2] == ["hub/stem/kernel", "hub/stem/bias"]
+    assert names_of(layout.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
+    sources = {weight.name: weight.restored_from for weight in layout.plan.weights}
     assert sources["hub/body/kernel"] == str(encoder_folder)
     assert sources["head/output/kernel"] is None
 
@@ -112,11 +112,11 @@ def test_a_recipe_restores_an_application_from_a_local_file_that_has_a_head_of_i
     application = "application: MobileNetV2, input_shape: [32, 32, 3], arguments: {alpha: 0.35}, head: {classes: 3}"
     path = write(f"{application}, weights: whole.weights.h5", images(32), body="Conv1")
     path.write_text(path.read_text().replace("prefixes: [Conv1]", "rest: true"))
-    ready = finetune.plan(path)
+    layout = finetune.plan(path)
     np.testing.assert_array_equal(
-        layer_tree(ready.model).by_name["Conv1/kernel"].variable.numpy(), whole.get_layer("Conv1").kernel.numpy()
+        layer_tree(layout.model).by_name["Conv1/kernel"].variable.numpy(), whole.get_layer("Conv1").kernel.numpy()
     )
-    missing = [weight.name for weight in ready.plan.weights if weight.restored_from is None]
+    missing = [weight.name for weight in layout.plan.weights if weight.restored_from is None]
     assert missing == ["head/output/kernel", "head/output/bias"]
 
 
@@ -135,10 +135,10 @@ def test_an_application_with_its_own_head_is_saved_for_plain_keras(write, tmp_pa
     application = "application: MobileNet, weights: none, include_top: true, input_shape: [32, 32, 3]"
     path = write(f"{application}, arguments: {{alpha: 0.25, classes: 3}}", images(32), body="conv1")
     path.write_text(path.read_text().replace("prefixes: [head]", "rest: true"))
-    ready = finetune.plan(path)
-    assert ready.model.output_shape == (None, 3)
-    assert {weight.restored_from for weight in ready.plan.weights} == {None}
-    ready.model.save(tmp_path / "model.keras")
+    layout = finetune.plan(path)
+    assert layout.model.output_shape == (None, 3)
+    assert {weight.restored_from for weight in layout.plan.weights} == {None}
+    layout.model.save(tmp_path / "model.keras")
     code = f"import keras; assert keras.models.load_model({str(tmp_path / 'model.keras')!r}, compile=False).input_shape[1:] == (32, 32, 3)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -148,9 +148,9 @@ def test_an_application_with_its_own_head_is_saved_for_plain_keras(write, tmp_pa
 
 def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
     model = f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: 3, after: body}}"
-    ready = finetune.plan(write(model, rows(6), body="body, stem, bn"))
-    assert names_of(ready.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
-    assert [w.name for w in ready.plan.weights if w.restored_from is None] == names_of(ready.plan)[-2:]
+    layout = finetune.plan(write(model, rows(6), body="body, stem, bn"))
+    assert names_of(layout.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
+    assert [w.name for w in layout.plan.weights if w.restored_from is None] == names_of(layout.plan)[-2:]
 
 
 # -- Bad input --------------------------------------------------------------------------------------------------------
@@ -163,10 +163,13 @@ def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
         ("hub: FOLDER, signature: serve", "has no `serve`; it has `serving_default`."),
         (
             "hub: FOLDER, output_key: note",
-            "`output_key` is one of the module's outputs. `FOLDER` has no `note`; it has a single",
+            "`output_key` is the name of an output of the module. `FOLDER` has no `note`; it has a single",
         ),
-        ("hub: FOLDER, input_shape: [7]", "`FOLDER` takes `float32 ?x6`, rows first; received `[7]` for a row."),
-        ("hub: FOLDER, head: {classes: 3, activation: sofmax}", "`model.head`: An activation is one that Keras knows."),
+        ("hub: FOLDER, input_shape: [7]", "first; received `[7]` for a row."),
+        (
+            "hub: FOLDER, head: {classes: 3, activation: sofmax}",
+            "`model.head`: An activation is the name of a function in `keras.activations`.",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_model_is_told_in_one_message_with_its_place(write, encoder_folder, model, said):
@@ -184,5 +187,5 @@ def test_the_command_line_tells_a_handle_without_a_network_in_one_line_and_exits
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert f"error: {path}:1:14: `model.hub`: A handle of TensorFlow Hub is downloaded once." in done.stderr
+    assert f"error: {path}:1:14: `model.hub`: A TensorFlow Hub" in done.stderr
     assert not (ROOT / "runs" / "recipe-1").exists()

@@ -6,7 +6,8 @@ import pytest
 
 from finetune.groups.layer_tree import layer_tree
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.recipe.schema import OPTIMIZERS, Train
+from finetune.recipe.optimizers import OPTIMIZERS
+from finetune.recipe.train import Train
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

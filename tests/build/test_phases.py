@@ -217,13 +217,13 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         ),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: {schedule: piecewise_constant_decay, boundaries: [5, 3], values: [1, 2, 3]}}}]"],
-            "must be a list that grows from each entry to the next",
+            "must be a list in which every entry is larger than the one before",
         ),
         (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Say `statistics`"),
-        (["groups.body.dropout=maybe"], "`groups.body.dropout` is not one of those known."),
+        (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],
-            "`phases.0` has rates of its own, which `train.learning_rate: auto` does not measure.",
+            "`phases.0` sets rates, which `train.learning_rate: auto` does not measure.",
         ),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ TRAINABLE = [  # all rows in a batch: no noise
 ]
 
 
-def told(console: Console) -> str:
+def printed(console: Console) -> str:
     return console.file.getvalue()
 
 
@@ -30,68 +30,68 @@ def console():
 
 def test_the_curve_and_its_pictures_are_written_beside_each_other_and_nothing_else(recipe, console):
     before = recipe.read_bytes()
-    found = lr_range(recipe, out="out", overrides=TRAINABLE, console=console)
+    result = lr_range(recipe, out="out", overrides=TRAINABLE, console=console)
     assert sorted(path.name for path in Path("out").iterdir()) == ["lr_range.json", "lr_range.png", "lr_range.svg"]
     written = loads(Path("out/lr_range.json").read_text())
-    assert written["learning_rates"] == found.learning_rates
+    assert written["learning_rates"] == result.learning_rates
     assert written["base_rates"] == {"body": 1e-2, "head": 2e-2}
     assert recipe.read_bytes() == before
     assert sorted(path.name for path in Path().iterdir()) == ["out", "tiny.yaml"]
-    text = told(console)
+    text = printed(console)
     assert "they are repeated" in text
     assert "smoothed loss against the learning rate of `head`; all groups rise" in text
     for rule in ("valley", "slide", "minimum", "steep"):
         assert rule in text
-    assert f"suggested for `head`: {found.learning_rates['head']:.3g}" in text
+    assert f"suggested for `head`: {result.learning_rates['head']:.3g}" in text
 
 
 def test_write_puts_the_rates_into_the_recipe_and_keeps_the_rest(recipe, console):
     recipe.write_text(recipe.read_text().replace("initial: 1.0e-2", "initial:  1.0e-2") + "# the end\n")
     before = recipe.read_text()
-    found = lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
-    body, head = (f"{found.learning_rates[name]:.2e}" for name in ("body", "head"))
+    result = lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
+    body, head = (f"{result.learning_rates[name]:.2e}" for name in ("body", "head"))
     after = finetune.plan(recipe).peaks
     assert after == {"body": float(body), "head": float(head)}
     changed = [(a, b) for a, b in zip(before.splitlines(), recipe.read_text().splitlines(), strict=True) if a != b]
     assert len(changed) == 2
     assert recipe.read_text().endswith("# the end\n")
-    assert f"tiny.yaml:9:60: 0.01 -> {after['body']:g}" in told(console)
+    assert f"tiny.yaml:9:60: 0.01 -> {after['body']:g}" in printed(console)
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_measured(recipe, console):
-    with pytest.raises(RecipeError, match=r"given by `--set groups\.body\.learning_rate`"):
+def test_what_cannot_be_written_is_reported_before_anything_is_measured(recipe, console):
+    with pytest.raises(RecipeError, match=r"comes from `--set groups\.body\.learning_rate`"):
         lr_range(recipe, write=True, overrides=TRAINABLE, console=console)
-    assert told(console) == ""
+    assert printed(console) == ""
 
 
-def test_a_refusal_is_told_and_nothing_is_written(recipe, console):
+def test_a_refusal_is_printed_and_nothing_is_written(recipe, console):
     before = recipe.read_bytes()
     flat = Range(start=1e-12, end=1e-10, steps=40)
     with pytest.raises(TrainingError, match=r"`--write` writes the rate.*It suggests none\. The curve is flat"):
         lr_range(recipe, flat, write=True, console=console)
     assert recipe.read_bytes() == before
-    assert "no suggestion: The curve is flat" in told(console)
+    assert "no suggestion: The curve is flat" in printed(console)
 
 
 @pytest.mark.slow
-def test_each_group_is_swept_and_told_alone(recipe, console):
-    found = lr_range(recipe, Range(each=True), overrides=TRAINABLE, console=console)
-    assert list(found.sweeps) == ["body", "head"]
-    assert "against the learning rate of `body` alone" in told(console)
+def test_each_group_is_swept_and_reported_alone(recipe, console):
+    result = lr_range(recipe, Range(each=True), overrides=TRAINABLE, console=console)
+    assert list(result.sweeps) == ["body", "head"]
+    assert "against the learning rate of `body` alone" in printed(console)
 
 
-def test_a_group_that_is_frozen_or_unknown_is_told(recipe):
+def test_a_group_that_is_frozen_or_unknown_is_refused(recipe):
     with pytest.raises(
-        GroupError, match=r"A group to sweep is one that is trained\. Received `stem`; there are `body`"
+        GroupError, match=r"A group to sweep is one of those that are trained: `body`.*\. Received `stem`"
     ):
         lr_range(recipe, Range(group="stem"))
 
 
 def test_the_rates_of_a_warm_up_are_those_of_its_peak(recipe):
     rate = "{schedule: one_cycle, peak: 0.04}"
-    found = lr_range(recipe, Range(steps=25), overrides=[f"groups.head.learning_rate={rate}"])
-    assert found.base_rates == {"body": 1e-2, "head": 4e-2}
-    [sweep] = found.sweeps["all groups"]
+    result = lr_range(recipe, Range(steps=25), overrides=[f"groups.head.learning_rate={rate}"])
+    assert result.base_rates == {"body": 1e-2, "head": 4e-2}
+    [sweep] = result.sweeps["all groups"]
     np.testing.assert_allclose(sweep.rates[:, 1] / sweep.rates[:, 0], 4, rtol=1e-6)
 
 
@@ -144,15 +144,20 @@ def test_a_recipe_behind_a_link_is_changed_where_it_lies_with_its_line_ends_and_
     assert real.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_that_is_a_file_is_told_before_the_work(recipe):
+def test_a_folder_that_is_a_file_is_refused_before_the_work(recipe):
     Path("out").write_text("mine")
     with pytest.raises(FinetuneError, match=r"`--out out` is a file"):
         lr_range(recipe, out="out")
 
 
+def test_an_unknown_way_to_treat_the_other_groups_is_an_error_before_the_work(recipe):
+    with pytest.raises(GroupError, match=r"What was `rest` is `frozen` now"):
+        lr_range(recipe, Range(group="body", others="rest"))
+
+
 def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
     print_plan(finetune.plan(recipe, overrides=["train.learning_rate=auto"]), console)
-    assert "`train.learning_rate: auto` measures the rates before training" in " ".join(told(console).split())
+    assert "`train.learning_rate: auto` measures the rates before training" in " ".join(printed(console).split())
     with pytest.raises(RecipeError, match=r"`train\.learning_rate` may only be `auto`.*Received: `0\.1`"):
         finetune.plan(recipe, overrides=["train.learning_rate=0.1"])
 
@@ -162,7 +167,7 @@ def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_j
     for alone in (Range(group="head"), Range(each=True)):
         with pytest.raises(RecipeError, match=r"a rate of one group alone cannot be written"):
             lr_range(recipe, alone, write=True, overrides=strategy)
-    with pytest.raises(FinetuneError, match=r"needs 2\d steps in all\. Received: 20\."):
+    with pytest.raises(FinetuneError, match=r"needs at least 2\d steps\. Received: 20\."):
         lr_range(recipe, Range(steps=20))
 
 
@@ -170,4 +175,4 @@ def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_j
 def test_writing_beside_auto_says_that_auto_is_still_there(recipe, console):
     recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
     lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
-    assert "`train.learning_rate: auto` is still in the recipe" in told(console)
+    assert "`train.learning_rate: auto` is still in the recipe" in printed(console)

@@ -55,7 +55,7 @@ def test_examples_may_be_text(write):
 
 def test_a_missing_array_is_told_with_the_names_found(write):
     said = message(write(y_test=None, x_validation=None, y_validation=None))
-    assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` not found" in said
+    assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` are missing" in said
     assert "It holds `x_train`, `x_test`, `y_train`." in said
 
 
@@ -150,7 +150,7 @@ def test_only_examples_are_examples():
 
 
 def test_lists_are_not_arrays():
-    with pytest.raises(DataError, match="`y_train` that is no NumPy array but `list`"):
+    with pytest.raises(DataError, match="`y_train` that is not a NumPy array but a `list`"):
         check_examples(replace(Examples(**arrays()), y_train=[0, 1, 2, 3]))
 
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.batches import file_rows, steps_per_epoch, training_batches
+from finetune.data.batches import batches_in_order, file_rows, measurement_batches, steps_per_epoch, training_batches
 from finetune.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(11, 3)).astype("float32")
@@ -124,3 +124,38 @@ def test_a_batch_of_no_rows_and_an_epoch_before_the_first_are_refused():
 def test_what_has_no_rows_is_refused():
     with pytest.raises(DataError, match=r"^Training batches need rows. Received an array of shape \(0, 3\)"):
         training_batches(X[:0], Y[:0], batch_size=4)
+
+
+def test_batches_in_order_hold_every_row_once_and_end():
+    x = np.arange(7)
+    assert [batch.numpy().tolist() for batch, _ in batches_in_order(x, x, batch_size=3)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("limit", "count"), [(2, 2), (3, 3), (9, 3)])
+def test_batches_in_order_can_be_limited_and_never_begin_again(limit, count):
+    x = np.arange(7)
+    assert len(list(batches_in_order(x, x, batch_size=3, limit=limit))) == count
+
+
+def test_measurement_batches_are_full_and_no_row_comes_twice():
+    x = np.arange(10)
+    batches = [batch.numpy().tolist() for batch, _ in measurement_batches(x, 10 * x, batch_size=3, seed=1)]
+    assert [len(batch) for batch in batches] == [3, 3, 3]
+    assert len({row for batch in batches for row in batch}) == 9
+
+
+def test_measurement_batches_of_one_seed_are_the_same_and_each_pass_has_its_own_order():
+    x = np.arange(10)
+
+    def two_passes():
+        batches = measurement_batches(x, x, batch_size=3, seed=1)
+        return [[batch.numpy().tolist() for batch, _ in batches] for _ in range(2)]
+
+    first, second = two_passes()
+    assert first != second
+    assert two_passes() == [first, second]
+
+
+def test_fewer_rows_than_a_batch_make_a_measurement_batch():
+    x = np.arange(2)
+    assert [sorted(batch.numpy()) for batch, _ in measurement_batches(x, x, batch_size=5, seed=0)] == [[0, 1]]

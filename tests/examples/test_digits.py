@@ -164,7 +164,7 @@ def test_labels_stay_with_their_images():
 @pytest.mark.parametrize("asked", [{"train_rows": 0}, {"test_rows": 0}, {"validation_rows": -1}, {"train_rows": 798}])
 def test_impossible_parts_are_refused(asked):
     with pytest.raises(
-        DataError, match=r"all three together at most 1797; received .* Ask for other numbers of rows\."
+        DataError, match=r"all three together at most 1797; received .* Choose smaller numbers of rows\."
     ):
         uci_digits(**asked)
 

@@ -52,7 +52,7 @@ def test_a_network_keeps_its_own_head_when_asked():
     assert set(top_layers("VGG16", without, input_shape=(32, 32, 3))) == {"flatten", "fc1", "fc2", "predictions"}
 
 
-def test_unknown_arguments_are_told_with_those_that_there_are():
+def test_unknown_arguments_are_refused_with_those_that_there_are():
     assert problem("MobileNetV2", arguments={"alhpa": 1.0}) == (
         "`MobileNetV2` accepts the arguments `alpha`, `classes`, `classifier_activation`, not `alhpa`. Did you mean `alpha`?"
     )
@@ -61,7 +61,7 @@ def test_unknown_arguments_are_told_with_those_that_there_are():
     )
 
 
-def test_what_keras_refuses_is_told():
+def test_what_keras_refuses_is_reported_with_its_reason():
     assert problem("InceptionV3").startswith(
         "`InceptionV3` cannot be made with these arguments: Keras raised ValueError: "
     )

@@ -70,14 +70,14 @@ def test_a_builder_of_keras_is_one():
         ({"width": 1, "widht": 2}, "got an unexpected keyword argument 'widht'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_told_with_the_form_of_the_builder(module, arguments, complaint):
+def test_arguments_that_do_not_fit_are_refused_with_the_form_of_the_builder(module, arguments, complaint):
     assert problem(call_builder, f"{module}:network", arguments) == (
         f"A builder is called with the `arguments` of the recipe. `{module}:network`: {complaint}. It accepts "
         "`(width, *, name='made')`."
     )
 
 
-def test_a_misspelt_function_is_told_with_the_nearest_one(module):
+def test_a_misspelt_function_is_refused_with_the_nearest_name(module):
     assert problem(call_builder, f"{module}:netwrk", {}) == (
         f"A builder is a function. `{module}` has no function `netwrk`; it has `broken`, `network`, `ours`. Did you mean "
         "`network`?"
@@ -105,14 +105,14 @@ def test_a_module_that_cannot_be_imported_is_one_short_error(module, name, compl
     assert message.endswith("Install the package, or add its folder to `PYTHONPATH`.")
 
 
-def test_a_builder_that_fails_is_told_with_its_error(module):
+def test_a_builder_that_fails_is_reported_with_its_error(module):
     assert problem(call_builder, f"{module}:broken", {}) == (
         f"A builder returns a network or examples. `{module}:broken` raised ZeroDivisionError: division by zero. Fix "
         "it; `--debug` shows the traceback."
     )
 
 
-def test_our_own_error_in_a_builder_passes_as_it_is(module):
+def test_an_error_of_this_package_in_a_builder_passes_unchanged(module):
     with pytest.raises(DataError, match=r"^no rows$"):
         call_builder(f"{module}:ours", {})
 
@@ -126,7 +126,7 @@ def test_a_model_without_weights_yet_is_refused():
     assert "is not built" in problem(check_model, keras.Sequential([layers.Dense(3)]), "a:b")
 
 
-def test_a_built_model_is_handed_on(tiny):
+def test_a_built_model_is_returned_unchanged(tiny):
     model = tiny()
     assert check_model(model, "a:b") is model
 
@@ -148,7 +148,7 @@ def test_a_saved_model_is_loaded_with_its_weights_and_without_its_optimizer(tiny
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_missing_file_is_told_with_the_nearest_one(tmp_path):
+def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path):
     (tmp_path / "pets.keras").touch()
     path = tmp_path / "pest.keras"
     assert problem(load_keras_file, path) == (

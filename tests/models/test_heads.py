@@ -61,7 +61,7 @@ def test_pooling_brings_every_row_to_one_vector(shape, pooling, oracle):
     np.testing.assert_allclose(model(x), oracle(x) @ kernel + bias, rtol=1e-4, atol=1e-5)
 
 
-def test_pooling_that_does_not_fit_is_told():
+def test_pooling_that_does_not_fit_is_refused():
     assert problem(backbone(6), classes=2, pooling="max") == (
         "Pooling turns the backbone's output into one vector per row. The output of `net` has 2 axes, batch included, "
         "and `pooling: max` needs 3 to 5. Choose one of `none`, `flatten`."
@@ -79,7 +79,7 @@ def test_the_last_activation_is_by_the_number_of_classes_unless_given():
         assert output.activation.__name__ == expected
 
 
-def test_an_unknown_activation_is_told_with_the_nearest():
+def test_an_unknown_activation_is_refused_with_the_nearest():
     assert problem(backbone(6), classes=2, activation="sotfmax") == (
         "An activation is the name of a function in `keras.activations`. Received `sotfmax`. Did you mean `softmax` or "
         "`log_softmax`? For none write `linear`."

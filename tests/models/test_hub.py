@@ -189,7 +189,7 @@ def test_training_moves_the_statistics_and_inference_does_not(encoder_folder):
     assert changed(layer, before) == ["bn/moving_mean", "bn/moving_variance"]
 
 
-def test_what_is_not_trainable_stands_still_statistics_included(encoder_folder):
+def test_what_is_not_trainable_is_not_updated_statistics_included(encoder_folder):
     for layer in (HubLayer(encoder_folder, name="hub", trainable=False), HubLayer(encoder_folder, name="hub")):
         layer.trainable = False
         before = values(layer)
@@ -204,7 +204,7 @@ def test_what_is_not_trainable_stands_still_statistics_included(encoder_folder):
     ("frozen", "moves"),
     [(("hub/stem",), True), (("hub/stem", "hub/bn"), False), (("hub/bn/gamma",), False), (("hub/body",), True)],
 )
-def test_statistics_of_a_frozen_group_stand_still_and_those_of_others_move(encoder_folder, frozen, moves):
+def test_statistics_of_a_frozen_group_are_fixed_and_those_of_others_move(encoder_folder, frozen, moves):
     model = with_head(HubLayer(encoder_folder, name="hub"))
     finetune.freeze(
         model, resolve_groups(model, [Selector("stem", prefixes=frozen, frozen=True), Selector("rest", rest=True)])
@@ -284,7 +284,7 @@ def message(call):
     return str(error.value)
 
 
-def test_a_wrong_signature_or_output_is_told_with_those_that_exist(several):
+def test_a_wrong_signature_or_output_is_refused_with_those_that_exist(several):
     assert message(lambda: HubLayer(several, signature="bothe")) == (
         f"`signature` is the name of a signature of the SavedModel. `{several}` has no `bothe`; it has `both`, `one`. Did "
         "you mean `both`?"
@@ -297,7 +297,7 @@ def test_a_wrong_signature_or_output_is_told_with_those_that_exist(several):
 
 
 @pytest.mark.slow
-def test_an_input_of_another_shape_is_told_with_what_is_taken(encoder_folder):
+def test_an_input_of_another_shape_is_refused_with_what_is_taken(encoder_folder):
     with pytest.raises(
         ValueError, match=r"A SavedModel takes inputs of the shapes it was saved with. `hub` takes `float32 \?x6`"
     ):

@@ -100,13 +100,13 @@ def test_an_archive_is_unpacked_into_the_cache_once_wherever_in_it_the_module_is
     assert (found / "saved_model.pb").stat().st_mtime_ns == before
 
 
-def test_what_is_missing_is_told_with_the_nearest_or_what_is_there(folder, tmp_path):
+def test_what_is_missing_is_refused_with_the_nearest_or_what_is_there(folder, tmp_path):
     assert problem(tmp_path / "encodr").endswith("does not exist. Did you mean `encoder`?")
     assert problem(tmp_path / "zzz").endswith("does not exist. In the same folder: `encoder`.")
     assert problem(tmp_path / "no" / "where").endswith(f"does not exist. There is no folder `{tmp_path / 'no'}`.")
 
 
-def test_a_folder_without_a_saved_model_is_told_with_what_it_holds(tmp_path, folder):
+def test_a_folder_without_a_saved_model_is_refused_with_what_it_holds(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     said = problem(tmp_path / "empty")
     assert said.startswith("A SavedModel is a folder that contains `saved_model.pb`.")
@@ -118,7 +118,7 @@ def test_a_folder_without_a_saved_model_is_told_with_what_it_holds(tmp_path, fol
     assert problem(tmp_path / "two").endswith("It has several below it: `a`, `b`. Give one of them.")
 
 
-def test_other_files_are_told_where_they_belong(folder, tmp_path):
+def test_other_files_are_refused_with_where_they_belong(folder, tmp_path):
     (tmp_path / "model.keras").touch()
     assert problem(tmp_path / "model.keras").endswith("`keras.models.load_model` in Python.")
     assert problem(folder / "saved_model.pb").endswith(f"Give its folder, `{folder}`.")
@@ -155,7 +155,7 @@ def test_without_a_network_there_is_one_short_error_with_a_way_out():
     assert "give the local folder or `.tar.gz` file" in said
 
 
-def test_an_address_that_the_server_does_not_know_is_told(hub):
+def test_an_address_that_the_server_does_not_know_is_refused(hub):
     assert "404" in problem(address(hub, "/google/encodr/1"))
 
 

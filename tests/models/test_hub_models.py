@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from finetune import export_hub
 from finetune.errors import FinetuneError
 from finetune.models.hub_models import make_hub_model
 
@@ -40,6 +41,13 @@ def test_a_signature_with_one_input_is_called_with_it_by_name(encoder_folder, en
     model = make_hub_model(encoder_folder, signature="serving_default", output_key="outputs")
     x = np.ones((3, 6), "float32")
     np.testing.assert_allclose(model(x), encoder(x), rtol=1e-6)
+
+
+def test_a_call_that_takes_a_dict_of_one_input_gets_one(tmp_path):
+    x = keras.Input((4,), name="x")
+    original = keras.Model({"x": x}, keras.layers.Dense(2)(x))
+    model = make_hub_model(export_hub(original, tmp_path / "dict"))
+    np.testing.assert_allclose(model(np.ones((3, 4))), original({"x": np.ones((3, 4))}), rtol=1e-6)
 
 
 def test_the_input_has_the_type_of_the_module(tmp_path):
@@ -114,8 +122,6 @@ def test_an_output_of_unknown_shape_is_an_error_that_asks_for_it(tmp_path):
 def test_several_outputs_need_a_key(tmp_path):
     x = keras.Input((4,), name="x")
     y = keras.layers.Dense(2)(x)
-    from finetune import export_hub
-
     path = export_hub(keras.Model(x, {"mean": y, "max": 2 * y}), tmp_path / "several")
     assert problem(make_hub_model, path) == (
         f"A recipe trains one output. `{path}` has `max`, `mean`; none is selected. Select one with `output_key`."

@@ -87,6 +87,13 @@ def test_tables_and_assets_are_packed_with_the_graph(tmp_path):
     assert again(tf.constant(["bad", "so"])).numpy().tolist() == [1, -1]
 
 
+@pytest.mark.slow
+def test_the_zeros_of_a_large_network_are_unpacked_though_they_pack_a_thousandfold(tmp_path):
+    text = pack_graph(saved(tmp_path / "large", Scaled(kernel=tf.Variable(tf.ones(27 * 2**20)))))
+    assert len(text) < 2**20
+    assert tf.saved_model.load(unpack_graph(text, tmp_path / "cache")).kernel.shape == (27 * 2**20,)
+
+
 def test_a_graph_is_unpacked_once(tmp_path):
     text = pack_graph(saved(tmp_path / "module", Scaled(kernel=tf.Variable(1.0))))
     folder = unpack_graph(text, tmp_path / "cache")

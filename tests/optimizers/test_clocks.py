@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.optimizers.clocks import Clocks
+from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -123,3 +125,24 @@ def test_a_group_that_does_not_exist_is_an_error():
         "There is no group `boddy`. The groups are `body`. Did you mean `body`?"
     )):  # fmt: skip
         optimizer.restart(["boddy"])
+
+
+def test_the_steps_of_groups_are_one_number_if_they_agree_and_else_a_number_each():
+    groups = [Group(name, optimizers.Adam(0.1), [], []) for name in ("stem", "body", "head")]
+    iterations = keras.Variable(5, dtype="int64")
+    clocks = Clocks(groups, iterations)
+    assert clocks.steps_of(groups) is iterations
+    clocks.start(groups[1])
+    iterations.assign(7)
+    assert clocks.steps_of(groups[:1]) is iterations
+    assert np.asarray(clocks.steps_of(groups[1:2])).tolist() == 2
+    assert np.asarray(clocks.steps_of([groups[1]] * 3)).tolist() == 2
+    assert np.asarray(clocks.steps_of(groups)).tolist() == [7, 2, 7]
+    assert [clocks.is_first(group) for group in groups] == [True, False, True]
+    assert np.asarray(tf.convert_to_tensor(groups[1].optimizer._iterations)).tolist() == 2
+    assert np.asarray(groups[1].optimizer._iterations + 1).tolist() == 3
+
+
+def test_the_steps_at_which_groups_started_are_whole_numbers_that_no_gradient_is_asked_of():
+    clocks = Clocks([Group("body", optimizers.Adam(0.1), [], [])], keras.Variable(5, dtype="int64"))
+    assert (clocks.starts.dtype, clocks.starts.trainable) == ("int64", False)

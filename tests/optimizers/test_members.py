@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.members import variables_of
+from finetune.optimizers.members import Members, variables_of
 
 SGD = keras.optimizers.SGD
 ONES = np.ones((1, 2), "f4")
@@ -155,3 +156,34 @@ def test_gradients_alone_go_to_the_variables_in_the_order_of_build():
     optimizer.build([b, a])
     optimizer.apply([tf.fill((2, 2), 10.0), tf.fill((2, 2), 20.0)])
     assert (float(b[0, 0]), float(a[0, 0])) == (-9, -19)
+
+
+def members_of(**groups):
+    return Members([Group(name, SGD(0.1), variables) for name, variables in groups.items()], id)
+
+
+def test_the_order_is_that_of_the_model_also_of_a_part_of_it():
+    a, b, c = (variable(name) for name in "abc")
+    members = members_of(last=[c], first=[a, b])
+    assert members.order == [c, a, b]
+    assert members.admit([a, b, c]) == []
+    assert [v is w for v, w in zip(members.order, (a, b, c), strict=True)] == [True] * 3
+    members.admit([c, a])
+    assert [v is w for v, w in zip(members.order, (c, b, a), strict=True)] == [True] * 3
+
+
+def test_columns_are_split_by_group_input_to_output_and_groups_without_a_row_are_left_out():
+    a, b, c = (variable(name) for name in "abc")
+    members = members_of(first=[a], middle=[b], last=[c])
+    split = list(members.by_group([1, 2], [c, a]))
+    first, _, last = (group.optimizer for group in members.groups)
+    assert [optimizer for optimizer, _ in split] == [first, last]
+    assert [columns[0] for _, columns in split] == [[2], [1]]
+    assert split[0][1][1][0] is a
+
+
+def test_a_group_is_found_by_its_name_and_an_unknown_name_is_an_error_with_the_nearest():
+    members = members_of(body=[variable()], head=[variable()])
+    assert members.named("head") is members.groups[1]
+    text = message(lambda: members.named("hed"))
+    assert text == "There is no group `hed`. The groups are `body`, `head`. Did you mean `head`?"

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.optimizers import momentum
+from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import exponential_decay
 
@@ -202,8 +203,7 @@ def test_a_momentum_outside_its_bounds_is_refused(share):
     with pytest.raises(GroupError) as caught:
         Momentum(momentum=share)
     assert str(caught.value) == (
-        f"`momentum` must be a number from 0 to 1. Received `{share!r}`. 0 is plain gradient descent, `0.9` is usual. "
-        "Write a number between."
+        f"`momentum` must be a number from 0 to 1. Received `{share!r}`. 0 is plain gradient descent, `0.9` is usual."
     )
 
 
@@ -211,3 +211,22 @@ def test_the_examples_in_the_docstring_hold():
     results = doctest.testmod(momentum)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_variables_of_several_rates_that_are_updated_as_one_go_the_way_of_each_alone(nesterov):
+    def trained(fused):
+        variables = [tf.Variable(START + i) for i in range(4)]
+        groups = [(Momentum(rate, 0.8, nesterov=nesterov), variables[i::2]) for i, rate in enumerate((0.1, 0.03))]
+        optimizer = GroupedOptimizer(groups, fused=fused)
+        for step in range(5):
+            optimizer.apply([tf.constant(GRADIENTS[step] * (i + 1)) for i in range(4)], variables)
+        return [v.numpy() for v in variables]
+
+    for together, alone in zip(trained("on"), trained("off"), strict=True):
+        np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("share", [0, 1, 0.5])
+def test_a_momentum_at_its_bounds_is_taken(share):
+    assert Momentum(momentum=share).get_config()["momentum"] == share

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.optimizers.replicas import in_every_replica, update_once
+
 REPLICAS = """
     import keras
     import numpy as np
@@ -53,3 +55,10 @@ def test_two_replicas_train_as_one():
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count("worst") == 6
+
+
+def test_with_one_replica_a_step_is_called_as_it_is():
+    calls = []
+    update_once(lambda gradients, variables: calls.append((gradients, variables)), [1], [2])
+    in_every_replica(lambda *arguments: calls.append(arguments), 3, 4)
+    assert calls == [([1], [2]), (3, 4)]

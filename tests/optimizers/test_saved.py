@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.saved import fitting_values
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -246,3 +247,24 @@ def test_loss_scaling_state_comes_back_too(wrap, tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for v, other in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(v.numpy(), other.numpy())
+
+
+def test_a_config_that_calls_the_variables_seats_is_still_read():
+    model = make_model(*"ab")
+    config = GroupedOptimizer({"all": (SGD(0.1), model)}).get_config()
+    old = {**config, "groups": [{**group, "seats": group["variables"]} for group in config["groups"]]}
+    for group in old["groups"]:
+        del group["variables"]
+    assert GroupedOptimizer.from_config(old).get_config() == config
+
+
+def test_a_state_without_the_steps_at_which_groups_started_gets_zeros():
+    variables = [keras.Variable([1.0]), keras.Variable([5, 5], dtype="int64")]
+    values = fitting_values({"0": np.array([2.0])}, variables, ["a", "b"])
+    assert [value.tolist() for value in values] == [[2.0], [0, 0]]
+
+
+def test_the_values_of_a_store_come_in_the_order_of_their_numbers():
+    variables = [keras.Variable(float(i)) for i in range(11)]
+    store = {str(i): np.float32(i) for i in sorted(range(11), key=str)}
+    assert [float(value) for value in fitting_values(store, variables, ["a"])] == list(range(11))

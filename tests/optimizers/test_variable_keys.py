@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.variable_keys import VariableKey, label, match_keys
 
 SGD = keras.optimizers.SGD
 ONES = np.ones((1, 2), "f4")
@@ -49,3 +50,77 @@ def test_variables_of_another_model_are_an_error_that_names_what_is_still_to_com
     assert "(2, 3). Still to come are 2: `" not in text
     assert "Still to come are 2: `" in text
     assert text.endswith("Make a new optimizer whose groups cover them.")
+
+
+def key(position, path, shape=(2,), *, trainable=True):
+    return VariableKey(position, path.split("/")[-1], path, shape, "float32", trainable, True)
+
+
+def variables(*paths):
+    made = []
+    for path in paths:
+        scope, name = path.rsplit("/", 1)
+        with keras.name_scope(scope):
+            made.append(keras.Variable([0.0, 0.0], name=name))
+    return made
+
+
+def test_the_key_of_a_variable_says_where_it_is_and_what():
+    with keras.name_scope("body"):
+        variable = keras.Variable(np.zeros((2, 3), "f4"), name="kernel", trainable=False)
+    assert VariableKey.of(variable, False) == VariableKey(-1, "kernel", "body/kernel", (2, 3), "float32", False, False)
+    bare = VariableKey.of(tf.Variable(tf.zeros(3, tf.float64), name="w"), True)
+    assert bare == VariableKey(-1, "w", "w", (3,), "float64", True, True)
+
+
+def test_a_key_read_from_json_is_the_same():
+    first = key(3, "body/kernel", (2, 3))
+    assert VariableKey.from_dict({**vars(first), "shape": [2, 3]}) == first
+
+
+def test_a_placeholder_has_the_path_the_shape_and_the_type():
+    placeholder = key(0, "seq/body/kernel", (2, 3)).placeholder()
+    assert (placeholder.path, placeholder.shape, placeholder.dtype) == ("seq/body/kernel", (2, 3), "float32")
+
+
+def test_variables_are_found_by_the_ends_of_their_paths_in_whatever_order():
+    keys = [key(0, "seq/a/kernel"), key(1, "seq/b/kernel")]
+    found = match_keys(variables("b/kernel", "a/kernel"), keys)
+    assert [(k.path, v.path) for k, v in found] == [("seq/b/kernel", "b/kernel"), ("seq/a/kernel", "a/kernel")]
+
+
+def test_variables_whose_layers_have_other_names_are_found_by_position():
+    keys = [key(1, "dense_1/kernel"), key(0, "dense/kernel")]
+    found = match_keys(variables("dense_7/kernel", "dense_8/kernel"), keys)
+    assert [k.position for k, _ in found] == [0, 1]
+
+
+@pytest.mark.parametrize(("trainable", "positions"), [((True, False, True), [0, 2]), ((False, True, False), [0, 2])])
+def test_a_part_comes_by_position_if_it_was_what_was_trainable_or_what_was_frozen(trainable, positions):
+    keys = [key(i, f"dense_{i}/kernel", trainable=on) for i, on in enumerate(trainable)]
+    found = match_keys(variables("dense_7/kernel", "dense_8/kernel"), keys)
+    assert [k.position for k, _ in found] == positions
+
+
+def test_branches_with_layers_of_one_name_are_taken_in_their_order():
+    keys = [key(1, "right/conv/kernel"), key(0, "left/conv/kernel")]
+    found = match_keys(variables("conv/kernel", "conv/kernel"), keys)
+    assert [k.path for k, _ in found] == ["left/conv/kernel", "right/conv/kernel"]
+
+
+@pytest.mark.parametrize("paths", [["a/bias"], ["b/kernel", "c/kernel", "d/kernel"]])
+def test_variables_that_fit_neither_way_are_an_error(paths):
+    keys = [key(0, "a/kernel"), key(1, "b/kernel")]
+    text = message(lambda: match_keys(variables(*paths), keys))
+    assert text.endswith(
+        "Still to come are 2: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
+    )
+
+
+def test_another_shape_is_another_variable():
+    assert "belong to no group" in message(lambda: match_keys(variables("a/kernel"), [key(0, "a/kernel", (3,))]))
+
+
+def test_a_label_is_the_path_with_the_shape():
+    assert label(variables("a/kernel")[0]) == "`a/kernel` (2,)"
+    assert label(tf.Variable(tf.zeros((1, 2)), name="w")) == "`w:0` (1, 2)"

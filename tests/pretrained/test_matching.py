@@ -126,3 +126,29 @@ def test_what_belongs_to_an_excluded_layer_by_another_or_an_older_name_is_not_un
     tensors = [replace(t, aliases=("head/extra",)) if t.name == "x/extra" else t for t in file.tensors]
     plan = match(tree, replace(file, tensors=tuple(tensors)), exclude=["head"], rename={"^head/older": "z/older"})
     assert names(plan.unused) == ["y/extra"]
+
+
+def test_every_kind_of_problem_is_collected_in_one_plan():
+    tree = tree_of(body=4, neck=4, head=5)
+    file = file_of(BODY | HEAD | {"x/w": (1,), "y/bias": (4,)})
+    plan = match(tree, file, exclude=["q"], rename={"z": "", "^y/": "body/"}, min_coverage=0.9)
+    parts = ["`rename` must match", "`q` matches nothing", "`body/bias` by `body/bias`, `y/bias`", "`neck/kernel`"]
+    parts += ["`x/w`", "`head/kernel` is (4, 5)", "`min_coverage: 0.9`"]
+    assert len(plan.problems) == len(parts)
+    assert all(part in problem for part, problem in zip(parts, plan.problems, strict=True))
+    (nothing,) = match(tree, file_of({"x/w": ()}), allow_missing=["body", "neck", "head"]).problems
+    assert "Restoring must restore something" in nothing
+
+
+def test_weights_that_may_be_missing_need_no_coverage(tree):
+    match(tree, file_of(BODY), allow_missing=["head"]).check()
+
+
+def test_a_name_that_a_rule_made_is_not_renumbered():
+    tree = tree_of(dense_1=3, dense_2=3)
+    file = file_of({"a/kernel": (3, 3), "a/bias": (3,), "dense_3/kernel": (3, 3), "dense_3/bias": (3,)})
+    plan = match(tree, file, rename={"^a/": "dense_2/"})
+    assert [(pair.leaf.name, pair.tensor.name) for pair in plan.restored] == [
+        ("dense_2/kernel", "a/kernel"),
+        ("dense_2/bias", "a/bias"),
+    ]

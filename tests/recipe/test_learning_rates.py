@@ -88,15 +88,19 @@ def test_a_warm_up_can_go_in_front_of_every_schedule_but_those_that_have_their_o
 
 def test_where_a_warm_up_starts_means_nothing_without_one():
     [said] = faults("constant", warmup_from=0.5)
-    assert said == "says where a warm-up starts, but there is none. Give its length as `warmup_steps`"
+    assert said == "says where a warm-up starts, but there is none. Add its length as `warmup_steps`"
 
 
 def test_boundaries_grow_and_leave_one_value_more():
     assert read("piecewise_constant_decay").switches == (Length(10, "steps"), Length(20, "steps"))
     epochs = read("piecewise_constant_decay", boundaries=..., boundaries_epochs=[1, 2.5])
     assert epochs.switches == (Length(1.0, "epochs"), Length(2.5, "epochs"))
-    assert faults("piecewise_constant_decay", boundaries=[20, 10])[0].startswith("must be a list that grows")
-    assert faults("piecewise_constant_decay", boundaries=[])[0].startswith("must be a list that grows")
+    assert faults("piecewise_constant_decay", boundaries=[20, 10])[0].startswith(
+        "must be a list in which every entry is larger"
+    )
+    assert faults("piecewise_constant_decay", boundaries=[])[0].startswith(
+        "must be a list in which every entry is larger"
+    )
     count = "needs 3 entries, one more than there are boundaries. Received: 2"
     assert faults("piecewise_constant_decay", values=[1.0, 0.5]) == [count]
     assert faults("chain", boundaries=[5, 10]) == [count]
@@ -119,5 +123,5 @@ def test_an_unknown_schedule_is_offered_the_nearest():
     with pytest.raises(ValueError, match="fault") as caught:
         read_schedule({"schedule": "cosine"})
     assert caught.value.context["predicate"] == (
-        'is not one of those known. Received: `"cosine"`. Did you mean `cosine_decay`?'
+        'is not a known value. Received: `"cosine"`. Did you mean `cosine_decay`?'
     )

@@ -17,7 +17,8 @@ from finetune.recipe.loader import (
     place_of,
     resolve_path,
 )
-from finetune.recipe.schema import OPTIMIZERS, Recipe
+from finetune.recipe.optimizers import OPTIMIZERS
+from finetune.recipe.schema import Recipe
 from finetune.recipe.text import dump
 
 TEXT = """\
@@ -69,9 +70,9 @@ def test_a_good_recipe_is_read():
 def test_all_problems_are_told_at_once_in_the_order_of_the_file():
     write(TEXT.replace("epochs: 10", "epochs: ten").replace("adamw", "adamm").replace("conv1]", "conv1], regex: '('"))
     assert said() == [
-        "recipe.yaml:7:44: `groups.stem.regex` is no regular expression: "
+        "recipe.yaml:7:44: `groups.stem.regex` is not a regular expression: "
         'missing ), unterminated subpattern at position 0. Received: `"("`.',
-        'recipe.yaml:10:16: `groups.head.optimizer` is not one of those known. Received: `"adamm"`. '
+        'recipe.yaml:10:16: `groups.head.optimizer` is not a known value. Received: `"adamm"`. '
         "Did you mean `adam` or `nadam` or `adamw`?",
         'recipe.yaml:13:11: `train.epochs` must be a whole number. Received: `"ten"`.',
     ]
@@ -113,7 +114,7 @@ def test_duplicate_keys_and_wrong_values_are_told_together():
     write(TEXT.replace("  epochs: 10", "  epochs: 0\n  epochs: 3"))
     assert said() == [
         "recipe.yaml:13:11: `train.epochs` must be 1 or more. Received: `0`.",
-        "recipe.yaml:14:3: the key `epochs` was given before, at recipe.yaml:13:3. Keep one of the two.",
+        "recipe.yaml:14:3: the key `epochs` was used before, at recipe.yaml:13:3. Keep one of the two.",
     ]
 
 

@@ -53,23 +53,23 @@ def test_a_misspelt_application_is_told_with_its_place_and_the_nearest(complaint
     said = complaint(f"{IMAGE}, head: {{classes: 3}}".replace("MobileNetV2", "MobilNetV2"))
     assert len(said) == 1
     assert said[0].startswith(
-        '1:22: `model.application` is not one of those known. Received: `"MobilNetV2"`. Did you mean `MobileNetV2`'
+        '1:22: `model.application` is not a known value. Received: `"MobilNetV2"`. Did you mean `MobileNetV2`'
     )
 
 
 def test_an_application_says_where_its_weights_are_from_and_what_it_takes(complaint):
     assert complaint("application: VGG16, include_top: true, input_shape: [32, 32, 3]") == [
-        "1:1: `model.weights` is missing. Say `imagenet` (Keras downloads them), `none`, or name a weight file."
+        "1:1: `model.weights` is missing. Write `imagenet` (Keras downloads the file), `none`, or the path of a weight file."
     ]
     assert complaint("application: VGG16, weights: none, include_top: true, input_shape: [32, 32]") == [
-        "1:76: `model.input_shape` must give height, width and 3 channels of an image, e.g. `[224, 224, 3]`. Received: `[32, 32]`."
+        "1:76: `model.input_shape` must be height, width and 3 channels of an image, e.g. `[224, 224, 3]`. Received: `[32, 32]`."
     ]
 
 
 def test_an_application_gets_a_head_or_keeps_its_own(complaint):
     [said] = complaint(IMAGE)
     assert said.endswith(
-        "`model` needs a `head` for your classes, or `include_top: true` to keep the network's own. Received neither of them."
+        "`model` needs a `head` for your classes, or `include_top: true` to keep the head of the network. Received neither of them."
     )
     [said] = complaint(f"{IMAGE}, include_top: true, head: {{classes: 2}}")
     assert said.endswith("Received both of them.")
@@ -78,14 +78,17 @@ def test_an_application_gets_a_head_or_keeps_its_own(complaint):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("hub: a, weights: none", "`model.weights` is for a `application`, and the model is a `hub`. Leave it out."),
+        (
+            "hub: a, weights: none",
+            "`model.weights` is for models from `application`, and this model is from `hub`. Remove it.",
+        ),
         (
             "keras_file: a, signature: b",
-            "`model.signature` is for a `hub`, and the model is a `keras_file`. Leave it out.",
+            "`model.signature` is for models from `hub`, and this model is from `keras_file`. Remove it.",
         ),
         (
             "hub: a, arguments: {b: 1}",
-            "`model.arguments` is for one of `builder`, `application`, `preset`, and the model is a `hub`. Leave it out.",
+            "`model.arguments` is for models from `builder`, `application`, `preset`, and this model is from `hub`. Remove it.",
         ),
     ],
 )
@@ -100,7 +103,7 @@ def test_keys_of_another_source_are_refused(complaint, model, said):
         ("{classes: 0}", "`model.head.classes` must be 1 or more. Received: `0`."),
         ("{classes: 2, dropout: 1}", "`model.head.dropout` must be less than 1. Received: `1`."),
         ("{classes: 2, poling: max}", "`model.head.poling` is not a known key. Did you mean `pooling`?"),
-        ("{classes: 2, pooling: maximum}", '`model.head.pooling` is not one of those known. Received: `"maximum"`.'),
+        ("{classes: 2, pooling: maximum}", '`model.head.pooling` is not a known value. Received: `"maximum"`.'),
     ],
 )
 def test_a_faulty_head_is_told(complaint, head, said):

@@ -92,7 +92,8 @@ def test_a_strategy_is_scaled_as_a_whole(write):
     path = write("groups: {by: layer, peak: 1e-2, decay: 2.6, optimizer: adam}\n")
     assert scaled(load_recipe(path), {"a": 10.0}).groups.peak == 0.1
     with pytest.raises(
-        RecipeError, match=r"rates with fixed ratios\. The groups would need different factors: `10`, `5`"
+        RecipeError,
+        match=r"the ratios between the rates are fixed\. The groups would need different factors: `10`, `5`",
     ):
         scaled(load_recipe(path), {"a": 10.0, "b": 5.0})
 
@@ -111,14 +112,14 @@ def test_a_scaled_recipe_still_knows_where_it_was_written(write):
             one_group("0.1"),
             {"all": 2.0},
             ["groups.all.learning_rate=0.3"],
-            r"given by `--set groups\.all\.learning_rate`",
+            r"comes from `--set groups\.all\.learning_rate`",
         ),
-        (one_group("&rate 0.1"), {"all": 2.0}, [], r"r\.yaml:5:60: a rate is changed only where it stands as a plain"),
+        (one_group("&rate 0.1"), {"all": 2.0}, [], r"r\.yaml:5:60: a rate is changed only where it is a plain"),
         (
             one_group("{schedule: polynomial_decay, initial: 0.1, decay_steps: 4}"),
             {"all": 2.0},
             [],
-            r"`groups\.all\.learning_rate\.end` is left to its default\. Write it into `r\.yaml`",
+            r"`groups\.all\.learning_rate\.end` has its default value\. Write it into `r\.yaml`",
         ),
         (
             "groups:\n  - &one {name: a, prefixes: [a], optimizer: sgd, learning_rate: 0.1}\n"
@@ -139,9 +140,7 @@ def test_a_rate_of_another_file_is_not_written(write):
     write(GROUPS, "base.yaml")
     path = Path("top.yaml")
     path.write_text("extends: base.yaml\n")
-    with pytest.raises(
-        RecipeError, match=r"was given by `base\.yaml:10:20`, and only `top\.yaml` itself is written to"
-    ):
+    with pytest.raises(RecipeError, match=r"comes from `base\.yaml:10:20`, and only `top\.yaml` itself is changed"):
         scaled_text(load_recipe(path), path, {"body": 2.0})
 
 

@@ -41,7 +41,7 @@ def test_rules_and_reference_outputs_are_read_and_written_as_they_are(path, tmp_
     assert load_recipe(again) == recipe
 
 
-ONE = "must do exactly one of `transpose`, `reshape`, `split`, `concatenate`, `add`, or give a new name with `to`"
+ONE = "must have exactly one of `transpose`, `reshape`, `split`, `concatenate`, `add`, or a new name under `to`"
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ ONE = "must do exactly one of `transpose`, `reshape`, `split`, `concatenate`, `a
         ("{names: a}", f"transform.0` {ONE}."),
         ("{names: a, transpose: [0], reshape: [1]}", f'transform.0` {ONE}. Received: `["transpose", "reshape"]`.'),
         ("{names: a, transpos: [0]}", "transform.0.transpos` is not a known key. Did you mean `transpose`?"),
-        ("{names: '(', transpose: [0]}", "is no regular expression: missing ), unterminated subpattern"),
+        ("{names: '(', transpose: [0]}", "is not a regular expression: missing ), unterminated subpattern"),
         ("{names: [a, b], transpose: [0]}", "takes several patterns under `names` only to `concatenate` or `add`."),
-        ("{names: a, reshape: [-1, -1]}", "transform.0.reshape` may leave only one number open with -1."),
-        ("{names: a, reshape: [2], order: G}", "There are `C`, `F`."),
-        ("{names: a, transpose: [0], order: F}", "has `order`, which goes with `reshape`. Leave it out."),
-        ("{names: a, reshape: [1], axis: 1}", "has `axis`, which goes with `split` or `concatenate`. Leave it out."),
+        ("{names: a, reshape: [-1, -1]}", "transform.0.reshape` may contain -1 only once."),
+        ("{names: a, reshape: [2], order: G}", "Choose from `C`, `F`."),
+        ("{names: a, transpose: [0], order: F}", "has `order`, which goes with `reshape`. Remove it."),
+        ("{names: a, reshape: [1], axis: 1}", "has `axis`, which goes with `split` or `concatenate`. Remove it."),
         ("{names: a, split: 1, to: b}", "transform.0.split` must be a number of equal parts, or a list"),
         ("{names: a, split: [1, 0], to: [b, c]}", "transform.0.split` must be a number of equal parts, or a list"),
         ("{names: a, split: 2, to: b}", 'needs 2 names under `to`, one for each part. Received: `["b"]`.'),
@@ -64,7 +64,7 @@ ONE = "must do exactly one of `transpose`, `reshape`, `split`, `concatenate`, `a
             "needs two or more patterns under `names`, and one name under `to`, to `add`.",
         ),
         ("{names: [a, b], concatenate: true}", "and one name under `to`, to `concatenate`."),
-        ("{names: [a, b], add: false, to: c}", "There are `true`."),
+        ("{names: [a, b], add: false, to: c}", "Choose from `true`."),
         ("{names: a, transpose: [0], to: [b, c]}", 'takes one name under `to`. Received: `["b", "c"]`.'),
     ],
 )
@@ -78,7 +78,7 @@ def test_a_faulty_rule_is_told_at_its_place(rule, told, path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("verify_rtol: 1.0e-3", "`restore.verify_rtol` is for `verify`, and there is none. Leave it out."),
+        ("verify_rtol: 1.0e-3", "`restore.verify_rtol` is for `verify`, and there is none. Remove it."),
         ("min_coverage: 1.5", "`restore.min_coverage` must be 1 or less."),
         ("min_coverage: 0", "`restore.min_coverage` must be greater than 0."),
         ("verify: r.npz\n  verify_atol: 0", "`restore.verify_atol` must be greater than 0."),

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
-from finetune.recipe.schema import OPTIMIZERS, Recipe
+from finetune.recipe.optimizers import OPTIMIZERS
+from finetune.recipe.schema import Recipe
 from finetune.recipe.text import dump
 
 HEAD = {"name": "head", "rest": True, "optimizer": "adamw", "learning_rate": 1e-4}
@@ -74,7 +75,7 @@ def complaint(tmp_path: Path):
         (("train", "metrics"), 3, "must be a name, or a mapping with `name`. Received: `3`."),
         (("train",), [1], "must be a mapping. Received: `[1]`."),
         (("train", "epoch"), 3, "is not a known key. Did you mean `epochs`?"),
-        (("train", 3), 3, "is a key that is no text. Put it in quotes."),
+        (("train", 3), 3, "is a key, and keys are text. Put it in quotes."),
         (("train", "loss"), ..., "is missing. Add it under `train`."),
         (("data", "npz"), 3, "must be text. Received: `3`. Put it in quotes."),
         (("data", "npz"), "", 'must not be empty. Received: `""`.'),
@@ -101,8 +102,8 @@ def test_null_means_that_an_optional_key_was_left_out():
 
 
 def test_false_is_the_only_way_to_say_no_mixed_precision(complaint):
-    known = "There are `false`, `bfloat16`, `float16`."
-    said = [f"`train.mixed_precision` is not one of those known. Received: `0`. {known}"]
+    known = "Choose from `false`, `bfloat16`, `float16`."
+    said = [f"`train.mixed_precision` is not a known value. Received: `0`. {known}"]
     assert complaint("train", "mixed_precision", to=0) == said
     assert read("train", "mixed_precision", to=False).train.mixed_precision is False
     assert read("train", "mixed_precision", to="bfloat16").train.mixed_precision == "bfloat16"
@@ -137,7 +138,7 @@ def test_model_and_data_come_from_exactly_one_source(complaint):
 
 
 def test_arguments_belong_to_a_builder(complaint):
-    said = ["`data.arguments` are for a `builder`, and there is none. Leave them out."]
+    said = ["`data.arguments` are for a `builder`, and there is none. Remove them."]
     assert complaint("data", "arguments", to={"rows": 3}) == said
 
 
@@ -156,10 +157,10 @@ def test_inside_finetune_only_examples_may_be_named(complaint, builder):
 
 
 def test_a_renaming_that_cannot_work_is_found_before_any_weights_are_read(complaint):
-    assert "no regular expression" in complaint("restore", "rename", to={"(": "a"})[0]
+    assert "not a regular expression" in complaint("restore", "rename", to={"(": "a"})[0]
     [said] = complaint("restore", "rename", to={"^a(.)": "\\2"})
     assert said.startswith(
-        "`restore.rename.^a(.)` is no replacement: invalid group reference 2 at position 1. Received: "
+        "`restore.rename.^a(.)` is not a valid replacement: invalid group reference 2 at position 1. Received: "
     )
     assert "unknown group name" in complaint("restore", "rename", to={"^a": "\\g<x>"})[0]
 
@@ -175,7 +176,7 @@ def test_from_is_read_into_source():
 def test_a_frozen_group_takes_nothing_that_is_for_training(complaint, keys):
     [said] = complaint("groups", 0, to={"name": "a", "prefixes": "a", "frozen": True, **keys})
     [key] = keys
-    assert said == f"`groups.a.{key}` does not belong in a frozen group. Leave out either this or `frozen`."
+    assert said == f"`groups.a.{key}` does not belong in a frozen group. Remove either this or `frozen`."
 
 
 def test_a_trained_group_needs_an_optimizer_and_a_learning_rate(complaint):
@@ -197,7 +198,7 @@ def test_a_learning_rate_is_a_finite_number_above_zero(complaint, rate):
 
 
 def test_a_group_must_select_something(complaint):
-    said = "`groups.head` selects nothing. Give it `prefixes`, `regex`, `layers`, `variables` or `rest: true`."
+    said = "`groups.head` selects nothing. Add one of `prefixes`, `regex`, `layers`, `variables`, or `rest: true`."
     assert complaint("groups", 1, "rest", to=False) == [said]
     assert complaint("groups", 1, to={**HEAD, "rest": False, "prefixes": []}) == [said]
 
@@ -216,19 +217,19 @@ def test_anything_else_is_no_slice(complaint, given):
 
 def test_a_regex_that_does_not_compile_is_told(complaint):
     [said] = complaint("groups", 0, to={"name": "a", "regex": "conv(", "frozen": True})
-    assert said.startswith("`groups.a.regex` is no regular expression: missing )")
+    assert said.startswith("`groups.a.regex` is not a regular expression: missing )")
 
 
 def test_group_names_are_unique_and_only_one_takes_the_rest(complaint):
     twin = {"name": "head", "prefixes": "a", "frozen": True}
     [said] = complaint("groups", 0, to=twin)
-    assert said == "`groups.head.name` is already the name of another group. Give each group its own."
+    assert said == "`groups.head.name` is already the name of another group. Choose a different name."
     [said] = complaint("groups", 0, to={**twin, "name": "stem", "rest": True})
-    assert said == "`groups.head.rest` stands in group `stem` already. Only one can take the rest."
+    assert said == "`groups.head.rest` can be in only one group, and `stem` has it. Remove one."
 
 
 def test_some_group_must_be_trained(complaint):
-    said = ["`groups` must hold a group that is trained. Received none or only frozen ones."]
+    said = ["`groups` must contain a group that is trained. Received no groups, or only frozen ones."]
     assert complaint("groups", to=[]) == said
     assert complaint("groups", to=[VALID["groups"][0]]) == said
 
@@ -247,7 +248,7 @@ def test_optimizers_are_known_however_they_are_spelled(written, name):
 def test_an_unknown_optimizer_is_offered_the_nearest(complaint):
     [said] = complaint("groups", 1, "optimizer", to="adamm")
     hint = "Did you mean `adam` or `nadam` or `adamw`?"
-    assert said == f'`groups.head.optimizer` is not one of those known. Received: `"adamm"`. {hint}'
+    assert said == f'`groups.head.optimizer` is not a known value. Received: `"adamm"`. {hint}'
     [said] = complaint("groups", 1, "optimizer", to={"name": "x"})
     assert all(f"`{name}`" in said for name in OPTIMIZERS)
 
@@ -267,7 +268,7 @@ def test_keyword_arguments_stand_beside_the_name():
         ("global_clipnorm", "belongs under `train`: it is for all groups together."),
         ("gradient_accumulation_steps", "belongs under `train`: it is for all groups together."),
         ("use_ema", "belongs under `train`: it is for all groups together."),
-        ("loss_scale_factor", "cannot be set. Leave it out: `train.mixed_precision` takes care of it."),
+        ("loss_scale_factor", "cannot be set: `train.mixed_precision` takes care of it. Remove it."),
     ],
 )
 def test_what_does_not_belong_into_an_optimizer_is_told_its_place(complaint, key, where):
@@ -285,13 +286,13 @@ def test_a_strategy_stands_in_place_of_the_list():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"by": "layers"}, '`groups.by` is not one of those known. Received: `"layers"`. Did you mean `layer`?'),
-        ({"decay": None}, "`groups.decay` is missing. Give the ratio between neighbouring groups, e.g. `decay: 2.6`."),
+        ({"by": "layers"}, '`groups.by` is not a known value. Received: `"layers"`. Did you mean `layer`?'),
+        ({"decay": None}, "`groups.decay` is missing. Add the ratio between neighbouring groups, e.g. `decay: 2.6`."),
         ({"decay": 0.5}, "`groups.decay` must be 1 or more. Received: `0.5`."),
         ({"peak": None, "decay": None}, "`groups` needs exactly one of `peak`, `spread`. Received none of them."),
         (
             {"peak": None, "spread": [1e-6, 1e-3]},
-            "`groups.decay` goes with `peak`, not with `spread`, which gives both ends. Leave it out.",
+            "`groups.decay` goes with `peak`, not with `spread`, which sets both ends. Remove it.",
         ),
         (
             {"peak": None, "decay": None, "spread": [1e-3, 1e-6]},
@@ -300,15 +301,15 @@ def test_a_strategy_stands_in_place_of_the_list():
         ),
         (
             {"learning_rate": {"schedule": "cosine_decay", "initial": 1.0, "decay_fraction": 1.0}},
-            "`groups.learning_rate.initial` comes from the strategy's `peak` or `spread`. Leave it out.",
+            "`groups.learning_rate.initial` comes from the strategy's `peak` or `spread`. Remove it.",
         ),
         (
             {"learning_rate": {"schedule": "chain"}},
-            "`groups.learning_rate.schedule` has rates of its own, so it cannot follow a strategy. List the groups.",
+            "`groups.learning_rate.schedule` holds several rates, so a strategy cannot set its rate. Choose another schedule, or list the groups.",
         ),
         (
             {"learning_rate": {"schedule": "polynomial_decay", "decay_fraction": 1.0}},
-            "`groups.learning_rate` needs `end` in a strategy: the usual 0.0001 may be above the lowest rates.",
+            "`groups.learning_rate` needs `end` in a strategy, since the default of 0.0001 may be above the lowest rates. Add it.",
         ),
     ],
 )

@@ -63,8 +63,8 @@ def test_every_value_and_key_knows_its_line_and_column():
 def test_a_key_given_twice_is_told_with_both_lines():
     root, said = read("a: 1\nb: 2\na: 3\nb: 4\n")
     assert said == [
-        "3:1: the key `a` was given before, at :1:1. Keep one of the two.",
-        "4:1: the key `b` was given before, at :2:1. Keep one of the two.",
+        "3:1: the key `a` was used before, at :1:1. Keep one of the two.",
+        "4:1: the key `b` was used before, at :2:1. Keep one of the two.",
     ]
     assert root.plain() == {"a": 1, "b": 2}
 
@@ -79,7 +79,7 @@ def test_a_key_given_twice_is_told_with_both_lines():
         ("a: \x07", "1:4: character `#x0007` is not allowed. Remove it."),
         ("b: 1\na: \x07", "2:4: character `#x0007` is not allowed. Remove it."),
         ('a: "\\UFFFFFFFF"', "1:7: not valid YAML: "),
-        ('a: "\\ud800"', "1:4: half a surrogate pair, which is no character. Remove it."),
+        ('a: "\\ud800"', "1:4: half a surrogate pair, which is not a character. Remove it."),
         ("a: !!python/object/apply:os.system [x]", "1:4: the tag `tag:yaml.org,2002:python/object/apply:os.system` is"),
         ("a: !mine 3", "1:4: the tag `!mine` is not allowed: a recipe is plain data. Remove it."),
         ("a: !!int 3", "1:4: the tag `tag:yaml.org,2002:int` is not allowed"),
@@ -87,7 +87,7 @@ def test_a_key_given_twice_is_told_with_both_lines():
         ("a: &b [*b]", "1:8: the alias `*b` has no finished anchor `&b` before it."),
         ("a: 1\n---\nb: 2", "2:1: a second YAML document. Remove the `---` and what follows."),
         ("? [a]\n: 1", "1:3: a key must be a name. Received a mapping or a list."),
-        ("<<: 3", "1:5: `<<` must be given a mapping or a list of mappings, e.g. `<<: *base`."),
+        ("<<: 3", "1:5: `<<` must be followed by a mapping or a list of mappings, e.g. `<<: *base`."),
         ("", "1:1: empty. A recipe has at least `model`, `data`, `groups` and `train`."),
         ("# nothing\n", "1:1: empty."),
         (f"a: {'9' * 5000}", "1:4: a number of 5000 digits is too long."),

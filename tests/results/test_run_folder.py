@@ -60,8 +60,8 @@ def test_a_folder_that_holds_something_is_refused_and_nothing_in_it_touched(here
         with pytest.raises(FinetuneError) as error:
             refuse(Path("out"))
         assert str(error.value) == (
-            "A run never writes over what is there. `--out out` is not empty. Choose another folder, leave `--out` away "
-            "for a numbered one, or say `--overwrite`."
+            "A run does not overwrite files. `--out out` is not empty. Choose another folder, remove `--out` "
+            "for a new numbered folder, or add `--overwrite`."
         )
     assert [(path.name, path.read_text()) for path in (here / "out").iterdir()] == [("note.txt", "mine")]
 
@@ -122,7 +122,7 @@ def test_a_dangling_link_is_refused(here):
 
 
 def test_a_folder_that_cannot_be_made_after_all_is_a_short_error(here):
-    with pytest.raises(FinetuneError, match=r"can be made and written to\. `/proc/run`: "):
+    with pytest.raises(FinetuneError, match=r"can be created and written to\. `/proc/run`: "):
         make_run_folder(Path("/proc/run"), name="x")
 
 

@@ -48,7 +48,11 @@ def test_a_trial_does_not_change_what_training_gives(tiny, rows):
 
 @pytest.mark.parametrize(
     ("change", "shown"),
-    [(lambda x: x[:, :5], "`5` values"), (lambda x: x[:, 0], "one value"), (lambda x: x[..., None], "`6x1` values")],
+    [
+        (lambda x: x[:, :5], "`5` values"),
+        (lambda x: x[:, 0], "a single value"),
+        (lambda x: x[..., None], "`6x1` values"),
+    ],
 )
 def test_inputs_of_another_shape_are_named_with_the_one_that_fits(tiny, rows, change, shown):
     assert problem(compiled(tiny()), examples(rows, change)) == (
@@ -69,8 +73,8 @@ def test_labels_that_count_from_one_are_found_in_every_part(tiny, rows, part, ro
     labels = rows[1].copy()
     labels[rows_changed] += 1
     assert problem(compiled(tiny()), examples((rows[0], labels))) == (
-        f"Labels count the classes from 0. The model gives 3 classes, so they are `0` to `2`; `{part}` also holds `3`. "
-        "Number them anew, or widen the model's head."
+        f"Labels must be the numbers of the classes, from 0. The model gives 3 classes, so they are `0` to `2`; `{part}` also holds `3`. "
+        "Number the labels from 0, or give the model's head more classes."
     )
 
 

@@ -73,7 +73,10 @@ def test_a_cache_that_was_asked_for_and_cannot_be_says_why(recipe, capsys):
         "train.cache=memory",
     ]
     finetune.run(recipe, out="out", overrides=more, console=Console(width=200))
-    assert "cache: none, because no frozen layer with weights can be run beforehand" in capsys.readouterr().out
+    assert (
+        "cache: none, because there is no frozen layer with weights that can be run beforehand"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_loss_that_is_no_number_is_told_with_its_step_though_steps_share_a_call(recipe):

@@ -1,3 +1,5 @@
+"""What is trained and what is frozen has one definition, which is put into effect and checked."""
+
 import keras
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from keras import layers
 from finetune.errors import TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
-from finetune.training.freezing import check_trainable, freeze
+from finetune.training.freezing import apply_state, check_state, check_trainable, freeze, phase_state
 
 
 def frozen_by(model, **selector):
@@ -64,14 +66,17 @@ def test_biases_alone_can_be_frozen(tiny):
     assert not {name for name in changed if name.endswith("bias")}
 
 
-def test_batch_normalization_with_only_half_of_its_weights_frozen_still_trains_its_statistics(tiny):
+@pytest.mark.parametrize(
+    ("frozen", "changes"),
+    [
+        ("bn/gamma", {"bn/beta"}),  # moving statistics belong to the group of the layer's first weight
+        ("bn/beta", {"bn/gamma", "bn/moving_mean", "bn/moving_variance"}),
+    ],
+)
+def test_in_batch_normalization_that_two_groups_share_what_belongs_to_the_frozen_group_is_fixed(tiny, frozen, changes):
     model = tiny()
-    groups = resolve_groups(
-        model, [Selector("trained", rest=True), Selector("frozen", regex=("bn/gamma",), frozen=True)]
-    )
-    freeze(model, groups)
-    assert model.get_layer("bn").trainable
-    assert "bn/gamma" not in changed_by_fit(model)
+    frozen_by(model, regex=(frozen,))
+    assert {name for name in changed_by_fit(model) if name.startswith("bn/")} == changes
 
 
 def test_batch_normalization_without_parameters_is_frozen_by_its_statistics():
@@ -208,3 +213,111 @@ def test_the_check_names_what_was_flipped_since(tiny, layer, trainable):
     model.get_layer(layer).trainable = trainable
     with pytest.raises(TrainingError, match=rf"disagree about `.*{layer}/kernel`, `.*{layer}/bias`\. Do not"):
         check_trainable(model, groups)
+
+
+# -- The state of a phase ---------------------------------------------------------------------------------------------
+
+GAMMA_BETA, STATISTICS = {"bn/gamma", "bn/beta"}, {"bn/moving_mean", "bn/moving_variance"}
+
+
+def body_and_head(model):
+    selectors = [Selector("stem", prefixes=("stem", "bn"), frozen=True), Selector("body", prefixes=("body",))]
+    return resolve_groups(model, [*selectors, Selector("head", rest=True)])
+
+
+def names(leaves):
+    return {leaf.name for leaf in leaves}
+
+
+def test_every_weight_is_trained_or_frozen_or_an_updated_statistic_and_nothing_is_two_of_them(tiny):
+    model = tiny()
+    state = phase_state(model, body_and_head(model), ["head"], batch_norm={"stem": "statistics"})
+    assert sorted(leaf.name for leaf in state.leaves) == sorted(leaf.name for leaf in layer_tree(model).leaves)
+    assert names(state.trained) == {"head/kernel", "head/bias"}
+    assert names(state.updated_statistics) == STATISTICS
+
+
+def test_without_further_words_all_groups_train_that_are_not_frozen_for_good(tiny):
+    model = tiny()
+    groups = body_and_head(model)
+    assert phase_state(model, groups).key == phase_state(model, groups, ["body", "head"]).key
+    assert names(phase_state(model, groups).frozen) == {"stem/kernel", "stem/bias"} | GAMMA_BETA | STATISTICS
+
+
+@pytest.mark.parametrize(
+    ("mode", "trained", "updated", "inference", "statistics_only"),
+    [
+        ("train", GAMMA_BETA, STATISTICS, [], []),
+        ("freeze", set(), set(), [], []),  # `layer.trainable=False` is enough
+        ("affine", GAMMA_BETA, set(), ["bn"], []),
+        ("statistics", set(), STATISTICS, [], ["bn"]),
+    ],
+)
+def test_a_mode_of_batch_normalization_says_what_trains_what_is_updated_and_how_it_runs(
+    tiny, mode, trained, updated, inference, statistics_only
+):
+    model = tiny()
+    groups = resolve_groups(model, [Selector("all", rest=True)])
+    state = phase_state(model, groups, batch_norm={"all": mode})
+    of_bn = {leaf.name for leaf in layer_tree(model).leaves if leaf.layer == "bn"}
+    assert names(state.trained) & of_bn == trained
+    assert names(state.updated_statistics) == updated
+    assert names(state.frozen) == of_bn - trained - updated
+    assert [layer.name for layer in state.inference_layers] == inference
+    assert [layer.name for layer in state.statistics_only] == statistics_only
+    assert state.batch_norm_modes == {"all": mode}
+
+
+def test_normalization_that_always_trains_does_so_in_groups_that_are_not_frozen_for_good(tiny):
+    model = tiny()
+    trainable = resolve_groups(model, [Selector("stem", prefixes=("stem", "bn")), Selector("rest", rest=True)])
+    state = phase_state(model, trainable, ["rest"], always_train_normalization=True)
+    assert names(state.trained) >= GAMMA_BETA
+    frozen = phase_state(model, body_and_head(model), ["head"], always_train_normalization=True)
+    assert names(frozen.frozen) >= GAMMA_BETA
+
+
+def test_states_have_one_key_exactly_if_one_compiled_function_can_serve_both(tiny):
+    model = tiny()
+    groups = body_and_head(model)
+    keys = [
+        phase_state(model, groups, ["head"]).key,
+        phase_state(model, groups, ["body", "head"]).key,
+        phase_state(model, groups, ["head"], batch_norm={"stem": "statistics"}).key,
+        phase_state(model, resolve_groups(model, [Selector("all", rest=True)]), batch_norm={"all": "affine"}).key,
+    ]
+    assert len(set(keys)) == 4
+    assert phase_state(model, groups, ["head"]).key == keys[0]
+
+
+def test_dropout_of_a_frozen_group_runs_in_inference_mode_unless_the_group_keeps_it():
+    parts = [layers.Dense(4, name="one"), layers.Dropout(0.5, name="drop"), layers.Dense(4, name="two")]
+    model = keras.Sequential([keras.Input((6,)), *parts, layers.Dense(2, name="head")])
+    groups = resolve_groups(model, [Selector("body", prefixes=("one", "two")), Selector("head", rest=True)])
+    silent = phase_state(model, groups, ["head"], dropout_groups=())
+    assert [layer.name for layer in silent.inference_layers] == ["drop"]
+    assert phase_state(model, groups, ["head"], dropout_groups=("body",)).inference_layers == ()
+    assert phase_state(model, groups, ["head"]).inference_layers == ()  # by default all keep it
+
+
+def test_a_state_in_effect_is_what_keras_trains_whatever_was_in_effect_before(tiny):
+    model = tiny()
+    groups = resolve_groups(model, [Selector("stem", prefixes=("stem", "bn")), Selector("head", rest=True)])
+    for mode in ("affine", "statistics", "freeze", "train"):
+        state = phase_state(model, groups, ["stem", "head"], batch_norm={"stem": mode})
+        apply_state(model, state)
+        check_state(model, state, "this test")
+        assert set(trained_names(model)) == names(state.trained)
+        assert model.get_layer("bn").trainable == (mode != "freeze")
+        assert ("call" in vars(model.get_layer("bn"))) == (mode == "affine")
+
+
+@pytest.mark.parametrize(("layer", "planned"), [("stem", "frozen"), ("bn", "frozen"), ("head", "trained")])
+def test_the_check_of_a_state_names_the_layer_that_other_code_changed(tiny, layer, planned):
+    model = tiny()
+    state = phase_state(model, body_and_head(model))
+    apply_state(model, state)
+    model.get_layer(layer).trainable = not model.get_layer(layer).trainable
+    message = rf"During phase 1/2 other code changed `trainable` of `{layer}`, which must be {planned}; "
+    with pytest.raises(TrainingError, match=message):
+        check_state(model, state, "phase 1/2")

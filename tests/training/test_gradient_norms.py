@@ -79,3 +79,14 @@ def test_a_group_that_is_not_pulled_at_all_is_told():
 
 def test_auto_rgn_gives_the_peak_to_the_largest_and_the_others_in_proportion():
     assert auto_rgn({"a": 0.5, "b": 2.0}, 1e-2) == {"a": pytest.approx(2.5e-3), "b": 1e-2}
+
+
+def test_a_frozen_group_that_holds_statistics_alone_is_frozen_again_afterwards():
+    norm = keras.layers.BatchNormalization(center=False, scale=False, name="norm")
+    model = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dense(1, name="head")])
+    groups = resolve_groups(model, [Selector("norm", prefixes=("norm",), frozen=True), Selector("head", rest=True)])
+    freeze(model, groups)
+    model.compile("sgd", loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    assert list(relative_gradient_norms(model, groups, batches())) == ["head"]
+    assert not norm.trainable

@@ -1,5 +1,6 @@
 """Reads weights from files of named arrays: safetensors (one file or several) and NumPy's npz. Refuses pickles."""
 
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -60,7 +61,11 @@ def _safetensors(path: Path) -> Iterator[StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             for name in sorted(slices):  # the header has no order that could be relied on
                 dtype = _DTYPES[str(slices[name].get_dtype())]
-                yield StoredTensor(name, tuple(slices[name].get_shape()), dtype, partial(_read_safetensor, path, name))
+                shape = tuple(slices[name].get_shape())
+                # `get_tensor` looks the type up in NumPy, which has no float8 (safetensors 0.8).
+                is_float8 = dtype.startswith("float8")
+                read = partial(_read_float8, path, name) if is_float8 else partial(_read_safetensor, path, name)
+                yield StoredTensor(name, shape, dtype, read)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
 
@@ -73,6 +78,16 @@ def _read_safetensor(path: Path, name: str) -> np.ndarray:
             return file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def _read_float8(path: Path, name: str) -> np.ndarray:
+    # The file: length of the header (8 bytes), header in JSON, values. `safe_open` has checked the offsets.
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + length + start)
+        return np.frombuffer(file.read(end - start), _DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def refuse_pickle(path: Path) -> WeightFile:

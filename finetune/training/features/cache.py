@@ -1,13 +1,14 @@
-"""The frozen part costs nothing: it is run once per example, its output is kept, and only the rest is trained on it.
+"""Cached features: the frozen first part of a model is run once for every example, and the tail trains on its outputs.
 
-`find_cut` says where, `cached_features` runs what lies in front, and its result gives the batches and the function
-that takes the model's place in the training step. The model itself keeps its optimizer, its metrics and its callbacks,
+`find_cut` says where to cut, `cached_features` runs the front, and the resulting `Features` have the batches and the
+function that takes the model's place in the training step. The model itself keeps its optimizer, metrics and callbacks,
 and is evaluated and saved as a whole.
 
-On a processor the last bit of an example's features depends on how many examples are computed at once (MiniLM: 16 or
-40 the same, 7 or 1 not), and on neither its place among them nor the others. All features are computed in batches of
-the training's size, the last one filled up. Training is then the same bit for bit while its batches are full, and for
-what is left over at the end of an epoch the same within the last bit or two of a float32.
+The features must have the bits that the model would compute in training. On a CPU the last bit of an example's features
+depends on how many examples are computed at once (MiniLM: 16 or 40 give the same bits, 7 or 1 others), and neither on
+its position among them nor on the other examples. So all features are computed in batches of the training's size, the
+last one filled up. Training is then the same bit for bit while its batches are full; the smaller batch at the end of an
+epoch is the same to within the last bit or two of a float32.
 """
 
 import time
@@ -26,12 +27,12 @@ from finetune.data.batches import Rows, as_rows, lean_options, steps_per_epoch, 
 from finetune.errors import TrainingError, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.results.formatting import size_text
-from finetune.training.features.cut import Cut, Front, NoCut, Rest
+from finetune.training.features.cut import Cut, Front, NoCut, Tail
 from finetune.training.features.keys import feature_keys
 from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")
-_PROBED_ROWS = 4
+_PROBED_ROWS = 4  # run twice beforehand, to see whether the front computes the same twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,17 @@ class Features:
 
     Attributes:
         cut: The cut.
-        rest: Runs what lies behind it: `rest(features, training=True)` stands for `model(x, training=True)`.
-        values: What crosses the cut, as rows; with several passes one after the other.
-        masks: The masks that go with them.
+        tail: Runs what is behind the cut: `tail(features, training=True)` equals `model(x, training=True)`.
+        values: What crosses the cut, by number, shape `(passes * rows, ...)`.
+        masks: The masks of these values, by number.
         passes: How many passes are kept.
         nbytes: Bytes kept.
         place: `memory` or `disk`.
-        seconds: How long it took to make them; 0 if they were there.
+        seconds: How long it took to compute them; 0 if they were kept already.
     """
 
     cut: Cut
-    rest: Rest
+    tail: Tail
     values: dict[str, Rows]
     masks: dict[str, Rows]
     passes: int
@@ -70,7 +71,7 @@ class Features:
 
 @dataclass(frozen=True)
 class _Sample:
-    """One value on the first batch: its type, and its shape for one row."""
+    """Type of a value, and its shape without the axis of the rows."""
 
     dtype: tf.DType
     shape: tuple[int, ...]
@@ -88,49 +89,50 @@ def cached_features(
     mode: str = "auto",
     epochs: int | None = None,
     passes: int = 1,
-    also: Sequence[Cut | NoCut] = (),
+    later: Sequence[Cut | NoCut] = (),
     store: FeatureStore | None = None,
     memory: int | None = None,
-    tell: Callable[[str], None] = lambda sentence: None,
+    report: Callable[[str], None] = lambda sentence: None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Features | NoCut:
-    """Runs what lies in front of a cut for all examples and keeps what crosses it.
+    """Runs what is in front of a cut for all examples and keeps what crosses it.
 
-    Whatever stands in the way, the size, a full disk, a layer that gives other outputs the second time, turns it off
-    with the reason; the model can then be trained as it is.
+    Nothing that goes wrong is an error: if the features are too large, the disk is full, or a layer does not compute
+    the same twice, the reason is returned, and the model can be trained as a whole.
 
     Args:
         cut: What `find_cut` returned.
         x: Inputs of all training rows, as for `training_batches`.
-        batch_size: Rows to run at once; that of the training, so that all is computed as it would be there.
-        mode: `auto` takes memory if the features fit into a quarter of what is available, else the store's folder if
-            the disk has room, else nothing; `memory` and `disk` allow one of both; `off`.
-        epochs: How many epochs the features are for, if known. For one `auto` does nothing: it would gain nothing.
-        passes: How many passes to keep where layers in front of the cut draw random numbers.
-        also: Cuts of later phases, whose features are kept in the same run if there is room.
-        store: What keeps the arrays and is asked for them first. All that is not wanted here is let go of.
-        memory: Bytes of memory available; by default as the system tells.
-        tell: Told the size and the place beforehand, as a sentence.
-        on_batch: Told the batches done and all there are.
+        batch_size: Rows to run at once; that of the training, so that the same bits are computed.
+        mode: `auto` keeps the features in memory if they fit into a quarter of what is available, else in the store's
+            folder if the disk has room, else not at all; `memory` and `disk` allow only that place; `off`.
+        epochs: How many epochs the features are for, if known. For a single epoch `auto` does nothing: there is nothing
+            to gain.
+        passes: How many passes to keep, >= 1, where layers in front of the cut draw random numbers.
+        later: Cuts of later phases, whose features are computed in the same run if there is room.
+        store: Keeps the arrays, and is asked for them first. All arrays not needed here are removed from it.
+        memory: Bytes of memory available; by default as reported by the system.
+        report: Called beforehand with a sentence that names the size and the place.
+        on_batch: Called after each batch with the number of batches done and of all batches.
 
     Raises:
         TrainingError: `mode` is unknown or `passes` below 1.
     """
     if mode not in MODES or passes < 1:
         raise TrainingError(
-            f"`cache` is one of {quote(MODES)}, `cache_passes` at least 1. Received `{mode}`, {passes}."
+            f"`cache` must be one of {quote(MODES)}, and `cache_passes` at least 1. Received `{mode}` and {passes}."
         )
     if mode == "off":
         return NoCut("`cache` is `off`")
     if isinstance(cut, NoCut):
         return cut
-    store, later = store or FeatureStore(), [one for one in also if isinstance(one, Cut)]
+    store, later_cuts = store or FeatureStore(), [later_cut for later_cut in later if isinstance(later_cut, Cut)]
     passes = passes if cut.random else 1
-    if mode == "auto" and epochs == 1 and not later:
-        return NoCut("there is one epoch, which reads every feature once")
+    if mode == "auto" and epochs == 1 and not later_cuts:
+        return NoCut("there is only one epoch, which reads every feature once")
     work = _Work(cut, x, batch_size, passes, store, on_batch)
     try:
-        return work.features(mode, later, memory, tell)
+        return work.features(mode, later_cuts, memory, report)
     except _OffError as off:
         return NoCut(str(off))
     except (MemoryError, tf.errors.ResourceExhaustedError):
@@ -140,11 +142,15 @@ def cached_features(
 
 
 class _OffError(Exception):
-    """Why there are no features after all."""
+    """Why there are no features after all; `cached_features` returns it as a reason."""
 
 
 class _Work:
-    """Makes the features of one cut, and those of later cuts in the same run."""
+    """Computes the features of a cut, and those of later cuts in the same run.
+
+    In `features`: find what the store lacks, run a few rows to learn types and sizes and to check that they can be
+    kept, choose the place, run all rows.
+    """
 
     def __init__(self, cut: Cut, x: Any, batch_size: int, passes: int, store: FeatureStore, on_batch: Any):
         self.cut, self.passes, self.store, self.on_batch = cut, passes, store, on_batch
@@ -155,73 +161,72 @@ class _Work:
         self.steps = steps_per_epoch(self.rows, self.batch_size)
         self.batches = _full_batches([rows[number] for number in sorted(rows)], self.rows, self.batch_size)
 
-    def features(self, mode: str, later: Sequence[Cut], memory: int | None, tell: Any) -> Features:
-        begun = time.monotonic()
+    def features(self, mode: str, later: Sequence[Cut], memory: int | None, report: Any) -> Features:
+        begin = time.monotonic()
         steps = _all_steps([self.cut, *later])
-        keys = self._keys(steps)
-        own = list(self.cut.computed)
-        more = sorted({number for one in later for number in one.computed} - set(own))
-        self.store.forget_others([key for number in own + more for key in (keys[number], of_mask(keys[number]))])
-        missing = [number for number in own if not self.store.has(keys[number])]
+        keys = feature_keys(steps, self.inputs, inference=self.cut.inference, passes=self.passes)
+        if keys is None:  # nobody can say whether these features are those of another run: they get keys of this run
+            unique = uuid.uuid4().hex
+            keys = {number: f"once-{unique}-{number}" for step in steps for number in step.writes}
+        now = list(self.cut.computed)
+        afterwards = sorted({number for cut in later for number in cut.computed} - set(now))
+        self.store.forget_others([key for number in now + afterwards for key in (keys[number], of_mask(keys[number]))])
+        missing = [number for number in now if not self.store.has(keys[number])]
         if missing:
-            extra = [number for number in more if not self.store.has(keys[number])]
+            extra = [number for number in afterwards if not self.store.has(keys[number])]
             run, values, masks = self._probe(steps, missing + extra)
-            place, why = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
+            place, reason = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
             if place == "off":
-                raise _OffError(why)
+                raise _OffError(reason)
             nbytes = self._nbytes(missing + extra, values, masks)
             if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
                 missing += extra
-            elif extra:
+            elif extra:  # they do not fit: compile again, without them
                 run = _compiled(Front(self.cut, missing, steps), self.batches.element_spec)
-            tell(self._sentence(self._nbytes(missing, values, masks), place))
+            report(self._sentence(self._nbytes(missing, values, masks), place))
             self._run(run, missing, keys, values, masks, place)
-        return self._features(keys, time.monotonic() - begun if missing else 0.0)
+        return self._features(keys, time.monotonic() - begin if missing else 0.0)
 
     def _nbytes(self, numbers: Sequence[int], values: dict[int, _Sample], masks: dict[int, _Sample]) -> int:
-        each = sum(one[number].nbytes for number in numbers for one in (values, masks) if number in one)
-        return self.passes * self.rows * each
+        per_row = sum(samples[number].nbytes for number in numbers for samples in (values, masks) if number in samples)
+        return self.passes * self.rows * per_row
 
-    def _keys(self, steps: Sequence[Any]) -> dict[int, str]:
-        found = feature_keys(steps, self.inputs, inference=self.cut.inference, passes=self.passes)
-        once = uuid.uuid4().hex
-        return found or {number: f"once-{once}-{number}" for step in steps for number in step.writes}
-
-    def _probe(self, steps: Sequence[Any], wanted: Sequence[int]) -> Any:
-        """Runs a few rows, and again in another order, and looks at what comes.
+    def _probe(self, steps: Sequence[Any], numbers: Sequence[int]) -> Any:
+        """Runs a few rows, and again in reverse order, and checks that their features can be kept.
 
         Returns:
             The compiled function, and a sample of each value and of each mask by number.
         """
-        front = Front(self.cut, wanted, steps)
+        front = Front(self.cut, numbers, steps)
         run = _compiled(front, self.batches.element_spec)
-        rows = tf.nest.map_structure(lambda one: one[:_PROBED_ROWS], next(iter(self.batches)))
+        rows = tf.nest.map_structure(lambda part: part[:_PROBED_ROWS], next(iter(self.batches)))
         statistics = _statistics(front)
         before = [weight.numpy() for weight in statistics]
         first, masks = run(rows)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
-            raise _OffError(f"{quote(adding)} adds to the loss")
+            raise _OffError(f"{quote(adding)} adds to the loss")  # known only after a call
         _check_rows(first, rows[0].shape[0])
         if not self.cut.random:
             _check_same(run, rows, first)
         if any((a != b.numpy()).any() for a, b in zip(before, statistics, strict=True)):
-            raise _OffError("the frozen part moves its own statistics when it is run")
+            raise _OffError("the frozen part updates its statistics when it is run")
         return run, _samples(first), _samples(masks)
 
     def _sentence(self, nbytes: int, place: str) -> str:
-        often = f" in {self.passes} passes" if self.passes > 1 else ""
+        passes = f" in {self.passes} passes" if self.passes > 1 else ""
         where = f"in `{self.store.folder}`" if place == "disk" else "in memory"
-        return f"the frozen part is run once{often}: {self.cut}; {size_text(nbytes)} of features are kept {where}"
+        return f"the frozen part is run once{passes}: {self.cut}; {size_text(nbytes)} of features are kept {where}"
 
     def _run(
         self,
         run: Callable[[Any], Any],
-        wanted: Sequence[int],
+        numbers: Sequence[int],
         keys: dict[int, str],
         values: dict[int, _Sample],
         masks: dict[int, _Sample],
         place: str,
     ) -> None:
+        """Runs all rows, and writes the values with these numbers, and their masks, to the store."""
         total = self.passes * self.steps
         with ExitStack() as stack:
 
@@ -229,89 +234,96 @@ class _Work:
                 shape = (self.passes * self.rows, *sample.shape)
                 return stack.enter_context(self.store.writing(key, sample.dtype, shape, place, masked=masked))
 
-            # The block that is entered last ends first: a value counts for nothing before its mask is there.
-            to = [(0, n, writer(keys[n], values[n], n in masks)) for n in wanted]
-            to += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in wanted if n in masks]
+            # The writer that is opened last is closed first, so that a value is kept only when its mask is.
+            writers = [(0, n, writer(keys[n], values[n], n in masks)) for n in numbers]
+            writers += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in numbers if n in masks]
             for done, batch in enumerate(self.batches.repeat(self.passes)):
-                found, left = run(batch), self.rows - done % self.steps * self.batch_size
-                for which, number, write in to:
-                    write(found[which][str(number)].numpy()[:left])
+                returned = run(batch)  # values and masks
+                remaining = self.rows - done % self.steps * self.batch_size  # the last batch is filled up
+                for which, number, write in writers:
+                    write(returned[which][str(number)].numpy()[:remaining])
                 self.on_batch(done + 1, total)
 
     def _features(self, keys: dict[int, str], seconds: float) -> Features:
         kept = {str(number): self._kept(keys[number]) for number in self.cut.computed}
         masked = [number for number in self.cut.computed if kept[str(number)].masked]
         masks = {str(number): self._kept(of_mask(keys[number])) for number in masked}
+        # Inputs that cross the cut are not copied: every pass reads the same rows.
         inputs = {str(n): _repeated(self.input_rows[n], self.passes) for n in self.cut.crossing if n in self.input_rows}
-        every = [*kept.values(), *masks.values()]
+        arrays = [*kept.values(), *masks.values()]
         return Features(
             cut=self.cut,
-            rest=Rest(self.cut),
-            values={**inputs, **{number: one.rows for number, one in kept.items()}},
-            masks={number: one.rows for number, one in masks.items()},
+            tail=Tail(self.cut),
+            values={**inputs, **{number: array.rows for number, array in kept.items()}},
+            masks={number: array.rows for number, array in masks.items()},
             passes=self.passes,
-            nbytes=sum(one.nbytes for one in every),
-            place=every[0].place,
+            nbytes=sum(array.nbytes for array in arrays),
+            place=arrays[0].place,
             seconds=seconds,
         )
 
     def _kept(self, key: str) -> Kept:
-        found = self.store.find(key)
-        if found is None:
-            raise _OffError("the features were lost")
-        return found
+        kept = self.store.find(key)
+        if kept is None:
+            raise _OffError("the features were removed while they were computed")
+        return kept
 
 
 def _full_batches(inputs: Sequence[Rows], rows: int, batch_size: int) -> tf.data.Dataset:
-    """Returns all rows in order, in batches of one size; the last is filled up with the first rows."""
+    """Returns all rows in order, in batches of the same size; the last is filled up with the first rows."""
 
     def batch(step: Any) -> tuple[tf.Tensor, ...]:
         indices = tf.math.floormod(step * batch_size + tf.range(batch_size, dtype=tf.int64), rows)
-        return tuple(one.take(indices) for one in inputs)
+        return tuple(rows_of_input.take(indices) for rows_of_input in inputs)
 
     return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch).with_options(lean_options()).prefetch(2)
 
 
 def _all_steps(cuts: Sequence[Cut]) -> list[Any]:
     """Returns the steps in front of any of the cuts: all belong to one model, whose values have the same numbers."""
-    by_reads = {step.writes: step for one in cuts for step in one.steps}
-    return [by_reads[step.writes] for step in cuts[0].graph.steps if step.writes in by_reads]
+    by_numbers = {step.writes: step for cut in cuts for step in cut.front}
+    return [by_numbers[step.writes] for step in cuts[0].graph.steps if step.writes in by_numbers]
 
 
 def _compiled(front: Front, spec: Any) -> Callable[[Any], Any]:
     def run(x: Any) -> Any:
         return front(x, training=True)
 
-    # As in training, the graph does not know the size of a batch: what is done with it must not depend on that.
-    signature = tuple(tf.TensorSpec([None, *one.shape[1:]], one.dtype) for one in spec)
+    # The size of a batch is left open, as in training: a graph for a fixed size may compute other bits.
+    signature = tuple(tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in spec)
     return tf.function(run, input_signature=[signature], autograph=False).get_concrete_function()
 
 
 def _statistics(front: Front) -> list[Any]:
-    """Returns the weights in front of the cut that were not made to be trained."""
+    """Returns the weights in front of the cut that were not created trainable."""
     layers = [step.operation for step in front.steps if isinstance(step.operation, keras.layers.Layer)]
-    ahead = {id(weight) for layer in layers for weight in layer.weights}
+    in_front = {id(weight) for layer in layers for weight in layer.weights}
     leaves = layer_tree(front.model).leaves
-    return [leaf.variable for leaf in leaves if not leaf.trainable and id(leaf.variable) in ahead]
+    return [leaf.variable for leaf in leaves if not leaf.trainable and id(leaf.variable) in in_front]
 
 
 def _check_rows(values: dict[str, Any], rows: int) -> None:
     for value in values.values():
         if not isinstance(value, tf.Tensor) or value.dtype == tf.string:
-            raise _OffError("what crosses the cut is no plain tensor of numbers")
+            raise _OffError("what crosses the cut is not a dense tensor of numbers")
         if value.shape.rank < 1 or value.shape[0] != rows:
             raise _OffError("what crosses the cut has no row for every example")
 
 
 def _check_same(run: Callable[[Any], Any], rows: Any, first: dict[str, tf.Tensor]) -> None:
-    turned, _ = run(tf.nest.map_structure(lambda one: tf.reverse(one, [0]), rows))
+    """Checks that an example's features depend on that example alone, and are the same in a second run.
+
+    The rows are run in reverse order. Where that gives other bits, a second run in the first order tells random layers
+    from kernels whose last bit depends on the order; beyond the last bits, examples depend on each other.
+    """
+    turned, _ = run(tf.nest.map_structure(lambda part: tf.reverse(part, [0]), rows))
     if all(_same(first[number], tf.reverse(turned[number], [0])) for number in first):
         return
     again, _ = run(rows)
     if any(not _same(first[number], again[number]) for number in first):
-        raise _OffError("the frozen part gives other outputs when it is run again on the same examples")
+        raise _OffError("the frozen part returns other outputs when it is run again on the same examples")
     if any(not _close(first[number], tf.reverse(turned[number], [0])) for number in first):
-        raise _OffError("the frozen part gives an example other outputs when others stand beside it")
+        raise _OffError("the frozen part returns other outputs for an example when the other examples change")
 
 
 def _samples(values: dict[str, tf.Tensor]) -> dict[int, _Sample]:
@@ -323,9 +335,9 @@ def _same(a: tf.Tensor, b: tf.Tensor) -> bool:
 
 
 def _close(a: tf.Tensor, b: tf.Tensor) -> bool:
-    one, other = (tf.cast(tensor, tf.float64).numpy() for tensor in (a, b))
-    tolerance = 1e-2 * max(float(np.abs(one).max(initial=0)), 1e-6)
-    return np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
+    first, second = (tf.cast(tensor, tf.float64).numpy() for tensor in (a, b))
+    tolerance = 1e-2 * max(float(np.abs(first).max(initial=0)), 1e-6)
+    return np.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _repeated(rows: Rows, passes: int) -> Rows:

@@ -1,4 +1,9 @@
-"""Keys of features: a hash of everything that their values depend on."""
+"""Keys of features: a hash of everything that their values depend on.
+
+A key is a Merkle hash: the key of a value hashes the step that computes it together with the keys of the values that
+the step reads, down to the bytes of the data. So features on disk are used again exactly where the same bits would be
+computed again, and two models with the same first layers share the keys of those.
+"""
 
 import hashlib
 import inspect
@@ -9,10 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.checksum import as_array
 from finetune.training.features.graph import Step
 
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 4096  # hashed at once, so that data on disk are not read into memory as a whole
 _PLAIN = (str, int, float, complex, bool, bytes, type(None), slice, range, np.dtype, tf.DType, np.generic, type(...))
 
 
@@ -21,59 +27,61 @@ def feature_keys(
 ) -> dict[int, str] | None:
     """Returns a key for every value that the steps compute, by its number.
 
-    A key depends on the bytes of the data, on the calls that lead to the value, their layers' configs, weights, types
-    and what of them is frozen, on the code of layers that are not Keras' own, on the versions of Keras and TensorFlow
-    and, where there are several passes, on the random state of the layers.
+    A key depends on the bytes of the data; on the calls that lead to the value; on the layers' configs, weights and
+    types, and on which of them are frozen; on the code of layers that are not Keras' own; on the versions of Keras and
+    TensorFlow; and, if there are several passes, on the random state of the layers.
 
     Args:
         steps: The steps in front of a cut, in order.
         data: The inputs by number, as arrays.
-        inference: Ids of layers that run in inference mode.
-        passes: How many passes there will be.
+        inference: `id`s of layers that run in inference mode.
+        passes: How many passes over the data there will be.
 
     Returns:
-        The keys; `None` if something is among it of which nobody can say whether it stays the same.
+        The keys; `None` if they depend on something whose content cannot be hashed, such as a function in a config.
     """
     try:
         keys = {number: _digest("data", _content(array)) for number, array in data.items()}
         for step in steps:
-            own = _step(step, id(step.operation) in inference, passes)
+            step_digest = _step(step, id(step.operation) in inference, passes)
             read = [keys[number] for number in step.reads]
             for position, number in enumerate(step.writes):
-                keys[number] = _digest(own, *read, str(position), str(passes))
+                keys[number] = _digest(step_digest, *read, str(position), str(passes))
     except _UnknownError:
         return None
     return keys
 
 
 class _UnknownError(Exception):
-    """Something has no content that can be told."""
+    """Something has no content that can be hashed."""
 
 
 def _step(step: Step, infers: bool, passes: int) -> str:
-    about = [keras.__version__, tf.__version__, str(infers), _content(list(step.constants))]
+    parts = [keras.__version__, tf.__version__, str(infers), _content(list(step.constants))]
     operation = step.operation
     if operation is None:
-        return _digest("in", *about)
+        return _digest("in", *parts)
     kind = type(operation)
-    about += [f"{kind.__module__}.{kind.__qualname__}", _code(kind)]
+    parts += [f"{kind.__module__}.{kind.__qualname__}", _code(kind)]
     if not isinstance(operation, keras.layers.Layer):
         settings = {name: value for name, value in vars(operation).items() if not name.startswith("_")}
-        return _digest(*about, _content({name: value for name, value in settings.items() if name != "name"}))
+        return _digest(*parts, _content({name: value for name, value in settings.items() if name != "name"}))
+    # `variables` are the weights and the seeds; seeds matter only where random layers are run several times.
     state = operation.variables if passes > 1 else operation.weights
-    about += [_array(as_array(variable)) for variable in state]
-    about += [f"{part.trainable} {part.dtype_policy.name}" for part in operation._flatten_layers()]
-    return _digest(*about, _content(_config(operation)))
-
-
-def _config(layer: keras.layers.Layer) -> Any:
+    parts += [_array(as_array(variable)) for variable in state]
+    parts += [
+        f"{layer.trainable} {layer.dtype_policy.name}"
+        for layer in keras_private.sublayers(operation, include_self=True)
+    ]
     try:
-        return layer.get_config()
-    except Exception:  # anybody's code, which may fail in any way: then the features are made anew, never found again
+        config = operation.get_config()
+    except Exception:  # a user's code may raise anything; then the features are computed anew in every run
         raise _UnknownError from None
+    return _digest(*parts, _content(config))
 
 
 def _code(kind: type) -> str:
+    """Returns the source of a class; of the packages whose version is known it says nothing new."""
     if kind.__module__.partition(".")[0] in ("keras", "keras_hub", "finetune"):
         return ""
     try:
@@ -86,7 +94,7 @@ def _content(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_content(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, (list, tuple, set, frozenset)):
-        return f"[{','.join(_content(one) for one in value)}]"
+        return f"[{','.join(_content(item) for item in value)}]"
     if isinstance(value, np.ndarray) or tf.is_tensor(value):
         return _array(as_array(value))
     if isinstance(value, _PLAIN):
@@ -99,15 +107,16 @@ def _content(value: Any) -> str:
 def _array(array: Any) -> str:
     array = array if isinstance(array, np.ndarray) else np.asarray(array)
     digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    parts = [array] if not array.ndim else (array[at : at + _CHUNK_ROWS] for at in range(0, len(array), _CHUNK_ROWS))
-    for part in parts:
+    starts = range(0, len(array), _CHUNK_ROWS) if array.ndim else ()
+    for part in [array[start : start + _CHUNK_ROWS] for start in starts] if array.ndim else [array]:
         digest.update(_text(part) if array.dtype.kind in "OUS" else np.ascontiguousarray(part).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _text(array: np.ndarray) -> bytes:
-    each = [one if isinstance(one, bytes) else str(one).encode() for one in array.reshape(-1)]
-    return b"".join(len(one).to_bytes(8, "little") + one for one in each)
+    """Returns the strings with their lengths in front, so that `["ab", "c"]` and `["a", "bc"]` differ."""
+    strings = [item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)]
+    return b"".join(len(string).to_bytes(8, "little") + string for string in strings)
 
 
 def _digest(*parts: str) -> str:

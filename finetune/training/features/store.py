@@ -1,4 +1,8 @@
-"""Where features are kept: arrays under the hash of all they depend on, in memory or as files of bare values."""
+"""Where features are kept: arrays under the hash of all they depend on, in memory or as files of bare values.
+
+On disk an array is two files: `<key>.bin`, the values as they are in memory, and `<key>.json`, the manifest with type,
+shape and checksum. The manifest is written last, so an array whose writing was interrupted does not exist.
+"""
 
 import hashlib
 import json
@@ -18,9 +22,9 @@ from finetune.data.batches import Rows, file_rows, shared_rows
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import write_json
 
-MEMORY_SHARE = 0.25  # of what is available
-DISK_MARGIN_BYTES = 2**30
-_ALIGNMENT = 64  # TensorFlow's kernels need it
+MEMORY_SHARE = 0.25  # of the available memory that `auto` takes at most: training needs the rest
+DISK_MARGIN_BYTES = 2**30  # that stay free on the disk
+_ALIGNMENT = 64  # bytes; TensorFlow's kernels need it, and copy arrays that are not aligned
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,10 @@ class Kept:
     """An array that is kept.
 
     Attributes:
-        rows: The array.
+        rows: The array, shape `(rows, ...)`.
         nbytes: Its size.
         place: `memory` or `disk`.
-        masked: Whether a mask goes with it, which is kept under `of_mask(key)`.
+        masked: Whether there is a mask for it, kept under `of_mask(key)`.
     """
 
     rows: Rows
@@ -44,29 +48,30 @@ class Kept:
 class FeatureStore:
     """Keeps arrays by key, each whole or not at all.
 
-    What is in memory lives as long as the store. Files are found again by a later store with the same folder, and are
-    taken only if they are as long as their manifest says and have its checksum.
+    Arrays in memory live as long as the store. Files are used again by a later store with the same folder, if their
+    length and checksum are those in the manifest.
 
     Attributes:
-        folder: Where files go; made when the first is written. `None` for no files.
+        folder: Where files go; created with the first file. `None` for no files.
+        kept: The arrays in use, by key.
     """
 
     folder: Path | None = None
     kept: dict[str, Kept] = field(default_factory=dict)
 
     def find(self, key: str) -> Kept | None:
-        """Returns what is kept under a key, from memory or from a file that is whole."""
-        if key not in self.kept and self.folder is not None and (found := _read(self.folder, key)):
-            self.kept[key] = found
+        """Returns the array under a key, from memory or from a file that is whole; `None` if there is none."""
+        if key not in self.kept and self.folder is not None and (kept := _read(self.folder, key)):
+            self.kept[key] = kept
         return self.kept.get(key)
 
     def has(self, key: str) -> bool:
-        """Whether an array is kept, with its mask if it has one."""
-        found = self.find(key)
-        return found is not None and (not found.masked or self.find(of_mask(key)) is not None)
+        """Returns whether an array is kept, with its mask if it has one."""
+        kept = self.find(key)
+        return kept is not None and (not kept.masked or self.find(of_mask(key)) is not None)
 
     def forget_others(self, keys: Collection[str]) -> None:
-        """Lets go of all but some; files go, too, if this store wrote or found them."""
+        """Removes all arrays but those with these keys; also files, if this store wrote or used them."""
         for key in [key for key in self.kept if key not in keys]:
             if self.kept.pop(key).place == "disk" and self.folder is not None:
                 _remove(self.folder, key)
@@ -75,23 +80,36 @@ class FeatureStore:
     def writing(
         self, key: str, dtype: tf.DType, shape: tuple[int, ...], place: str, *, masked: bool = False
     ) -> Iterator[Callable[[np.ndarray], None]]:
-        """Gives a function that takes an array bit by bit, in order; the whole is kept when the block ends well."""
+        """Yields a function that appends a part to the array; the array is kept when the block ends without an error.
+
+        Args:
+            key: Key of the array.
+            dtype: Its type.
+            shape: Its whole shape; the parts are appended along the first axis, in order.
+            place: `memory` or `disk`.
+            masked: Whether there is a mask for it.
+
+        Raises:
+            ValueError: The parts are fewer or more bytes than `shape` says.
+        """
         nbytes = prod(shape) * dtype.size
         if place == "memory":
-            with _filling(nbytes) as (array, append):
+            with _writing_memory(nbytes) as (array, append):
                 yield append
             self.kept[key] = Kept(shared_rows(array, dtype, shape), nbytes, place, masked)
         else:
             assert self.folder is not None
-            about = {"dtype": dtype.name, "shape": list(shape), "masked": masked}
-            with _filing(self.folder, key, nbytes, about) as append:
+            manifest = {"dtype": dtype.name, "shape": list(shape), "masked": masked}
+            with _writing_file(self.folder, key, nbytes, manifest) as append:
                 yield append
             self.kept[key] = Kept(file_rows(_data(self.folder, key), dtype, shape), nbytes, place, masked)
 
 
 @contextmanager
-def _filling(nbytes: int) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], None]]]:
-    array, done = _aligned(nbytes), 0
+def _writing_memory(nbytes: int) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], None]]]:
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    array, done = raw[start : start + nbytes], 0
 
     def append(part: np.ndarray) -> None:
         nonlocal done
@@ -103,7 +121,9 @@ def _filling(nbytes: int) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], N
 
 
 @contextmanager
-def _filing(folder: Path, key: str, nbytes: int, about: dict[str, Any]) -> Iterator[Callable[[np.ndarray], None]]:
+def _writing_file(
+    folder: Path, key: str, nbytes: int, manifest: dict[str, Any]
+) -> Iterator[Callable[[np.ndarray], None]]:
     folder.mkdir(parents=True, exist_ok=True)
     _remove_files(folder, key)
     digest = hashlib.blake2b()
@@ -117,8 +137,8 @@ def _filing(folder: Path, key: str, nbytes: int, about: dict[str, Any]) -> Itera
 
             yield append
         _check_length(_data(folder, key).stat().st_size, nbytes)
-        # Last, and whole or not at all: without it the values count for nothing.
-        write_json(_manifest(folder, key), {**about, "checksum": digest.hexdigest()})
+        # Last, and atomically: without a manifest the values are ignored.
+        write_json(_manifest(folder, key), {**manifest, "checksum": digest.hexdigest()})
     except BaseException:
         _remove(folder, key)
         raise
@@ -131,44 +151,52 @@ def choose_place(nbytes: int, mode: str, folder: Path | None, memory: int | None
         nbytes: Their size.
         mode: `auto`, `off`, `memory` or `disk`.
         folder: Where files may go, or `None`.
-        memory: Bytes of memory available; by default as the system tells.
+        memory: Bytes of memory available; by default as reported by the system.
 
     Returns:
-        `memory`, `disk` or `off`, and why it is off.
+        `memory`, `disk` or `off`, and why it is `off`.
     """
     memory = available_memory() if memory is None else memory
     share = MEMORY_SHARE if mode == "auto" else 0.9
     if mode in ("auto", "memory") and nbytes <= share * memory:
         return "memory", ""
-    room = shutil.disk_usage(_existing(folder)).free - DISK_MARGIN_BYTES if folder else 0
+    room = 0
+    if folder is not None:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        room = shutil.disk_usage(nearest).free - DISK_MARGIN_BYTES
     if mode in ("auto", "disk") and folder is not None and nbytes <= room:
         return "disk", ""
-    memory_has = f"{share:.0%} of the {size_text(memory)} of memory that are available"
-    disk_has = f"the {size_text(max(room, 0))} that `{folder}` has room for" if folder else "nothing on disk"
-    has = {"auto": f"{memory_has}, and {disk_has}", "memory": memory_has, "disk": disk_has}
-    return "off", "" if mode == "off" else f"they take {size_text(nbytes)}, which is more than {has[mode]}"
+    in_memory = f"{share:.0%} of the {size_text(memory)} of memory that are available"
+    on_disk = f"the {size_text(max(room, 0))} that are free in `{folder}`" if folder else "nothing on disk"
+    limits = {"auto": f"{in_memory}, and {on_disk}", "memory": in_memory, "disk": on_disk}
+    return "off", "" if mode == "off" else f"they take {size_text(nbytes)}, which is more than {limits[mode]}"
 
 
 def available_memory() -> int:
-    """Returns the bytes of memory that a program may still take: what the system tells, and no more than its limit."""
-    found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [2**31]
+    """Returns the bytes of memory that this process may still use.
+
+    That is the least of what the system reports as available and what the memory limit of a container leaves.
+    """
+    # `MemAvailable` includes the file cache, which is freed on demand; `sysconf` does not, but exists without `/proc`.
+    limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [2**31]
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found = [next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))]
-    with suppress(OSError, ValueError):  # `max` is no number: there is no limit
+        limits = [next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))]
+    with suppress(OSError, ValueError):  # the file says `max` where there is no limit
         group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(min(found), 0)
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(min(limits), 0)
 
 
 def _read(folder: Path, key: str) -> Kept | None:
+    """Returns the array in a file; removes the file and returns `None` if it is damaged."""
     try:
         manifest = json.loads(_manifest(folder, key).read_text(encoding="utf-8"))
         dtype, shape = tf.as_dtype(manifest["dtype"]), tuple(manifest["shape"])
         nbytes = prod(shape) * dtype.size
         with _data(folder, key).open("rb") as file:
-            whole = os.fstat(file.fileno()).st_size == nbytes
-            if whole and hashlib.file_digest(file, hashlib.blake2b).hexdigest() == manifest["checksum"]:
+            is_complete = os.fstat(file.fileno()).st_size == nbytes
+            if is_complete and hashlib.file_digest(file, hashlib.blake2b).hexdigest() == manifest["checksum"]:
                 return Kept(file_rows(_data(folder, key), dtype, shape), nbytes, "disk", manifest["masked"])
     except (OSError, ValueError, TypeError, KeyError):
         pass
@@ -201,20 +229,10 @@ def _manifest(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
 
 
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _check_length(found: int, wanted: int) -> None:
-    if found != wanted:
-        raise ValueError(f"features of {wanted} bytes were announced, and {found} came")
+def _check_length(written: int, expected: int) -> None:
+    if written != expected:
+        raise ValueError(f"Features of {expected} bytes were expected, and {written} bytes were written.")
 
 
 def _bytes(part: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-
-
-def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + nbytes]

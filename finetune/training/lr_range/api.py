@@ -1,4 +1,7 @@
-"""The LR range test as people use it: sweep, judge, propose a rate for every group, draw."""
+"""The LR range test as a whole: sweep the rates, judge the curves, suggest a rate for every group, draw.
+
+`sweep.py` measures, `rules.py` reads rates from a curve, `verdict.py` decides between them or refuses.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from finetune.errors import GroupError
 from finetune.optimizers.unwrap import unwrap
 from finetune.results.plots import plot_lr_range
 from finetune.training.lr_range.rules import smooth
-from finetune.training.lr_range.sweep import Sweep, sweep_rates, trained_groups
+from finetune.training.lr_range.sweep import Sweep, check_others, sweep_rates, trained_groups
 from finetune.training.lr_range.verdict import Verdict, average, suggest
 
 if TYPE_CHECKING:
@@ -24,13 +27,13 @@ ALL = "all groups"
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What an LR range test found. In a notebook `.plot()` shows it.
+    """The result of an LR range test. In a notebook `.plot()` shows it.
 
     Attributes:
-        sweeps: The sweeps, one for each repeat: of each group that was swept alone by its name, or of `all groups`.
+        sweeps: The sweeps, one for each repeat, under the name of the group that was swept alone, or `all groups`.
         verdicts: The suggested rate, or why there is none, under the same names.
-        base_rates: The rate of each group before, whose ratios a sweep of all groups keeps.
-        notes: What else to know.
+        base_rates: The rate of each group before the test, whose ratios a sweep of all groups keeps.
+        notes: Remarks for the user, as sentences.
     """
 
     sweeps: Mapping[str, tuple[Sweep, ...]]
@@ -40,7 +43,7 @@ class RangeTest:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The rate proposed for each group, in the optimizer's order; a group that got none is left out."""
+        """The suggested rate of each group, in the optimizer's order; without the groups that have none."""
         together = self.verdicts.get(ALL)
         if together is None:
             return {name: verdict.learning_rate for name, verdict in self.verdicts.items() if verdict.learning_rate}
@@ -55,7 +58,7 @@ class RangeTest:
         return {name: _curve(sweeps, with_groups=name == ALL) for name, sweeps in self.sweeps.items()}
 
     def plot(self, path: Path | None = None) -> "Figure":
-        """Draws the curves, and writes `<path>.png` and `<path>.svg` if a path is given."""
+        """Draws the curves; with a path it also writes `<path>.png` and `<path>.svg`."""
         verdicts = {name: verdict.to_json() for name, verdict in self.verdicts.items()}
         return plot_lr_range(self.curves, verdicts, path=path)
 
@@ -81,47 +84,49 @@ def lr_range_test(
     end: float = 10.0,
     steps: int = 100,
     repeats: int = 1,
-    others: str = "rest",
+    others: str = "frozen",
     stop_factor: float = 4.0,
     base_rates: Mapping[str, float] | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> RangeTest:
-    """Finds learning rates for a compiled model by an LR range test, and leaves no trace in it.
+    """Suggests learning rates for a compiled model by an LR range test, and leaves no trace in it.
 
-    The rate rises from step to step while the loss of each batch is watched. Weights, moving statistics, optimizer and
-    random state are bit-identical afterwards, also after an error or Ctrl-C. The model may hold any Keras optimizer;
-    with a `GroupedOptimizer` one multiplier sweeps all groups and keeps the ratios of their rates, unless `group` or
-    `each` sweeps them alone.
+    The rate rises from step to step, and the loss of each batch is recorded. Weights, moving statistics, optimizer and
+    random state are bit-identical afterwards, also after an error or Ctrl-C. The model may have any Keras optimizer.
+    With a `GroupedOptimizer`, one multiplier sweeps all groups and keeps the ratios of their rates, unless `group` or
+    `each` sweeps groups alone.
 
     Args:
         model: A compiled and built model.
         batches: Batches as for `fit`. A dataset with fewer than there are steps is repeated.
         group: Sweeps this group alone.
         each: Sweeps every group alone, one after another.
-        start: First learning rate, > 0, of the last group if all are swept.
+        start: First learning rate, > 0; of the last group if all are swept.
         end: Last learning rate, > `start`.
         steps: Steps of a sweep, spaced geometrically; 100 is usual.
-        repeats: Sweeps with other batches, whose mean is judged.
-        others: What the other groups do while one is swept: `rest` (rate 0) or `stand` at their own rates.
-        stop_factor: A sweep stops when its smoothed loss exceeds this many times its best.
-        base_rates: The rate of each group that the ratios are taken from, by name; by default its present one.
-        on_step: Told the steps done and the steps in all.
+        repeats: Sweeps, >= 1, each with other batches; the mean of their curves is judged.
+        others: What the other groups do while one group is swept: they are `frozen` (rate 0), or train at their own
+            `constant` rates.
+        stop_factor: A sweep stops when its smoothed loss exceeds this many times its best; > 1.
+        base_rates: Rates by group from which the ratios are taken; by default the present rates.
+        on_step: Called with the number of steps done and of all steps.
 
     Raises:
-        GroupError: If the group does not exist, or the range is none.
+        GroupError: The group does not exist, or the arguments contradict each other or are out of range.
 
     References:
         Smith (2017), Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186
     """
     rates = trained_groups(model) | dict(base_rates or {})
-    if others not in ("rest", "stand") or (each and group):
+    check_others(others)
+    if each and group:
         raise GroupError(
-            "An LR range test sweeps one `group`, or `each`, while the `others` rest or stand. Received "
-            f"group={group!r}, each={each}, others={others!r}. Give `group` or `each`; `others` is 'rest' or 'stand'."
+            f"An LR range test sweeps one `group`, or `each` group in turn. Received group={group!r} and each=True. "
+            "Remove one of the two."
         )
     swept: list[str | None] = [*rates] if each else [group]
-    needed = len(swept) * repeats * steps * (_micro_batches(model) or 1)
-    batches, notes = _enough(batches, needed)
+    micro_batches = getattr(unwrap(model.optimizer), "gradient_accumulation_steps", None) or 1
+    batches, notes = _enough(batches, len(swept) * repeats * steps * micro_batches)
     sweeps = sweep_rates(
         model,
         batches,
@@ -135,32 +140,30 @@ def lr_range_test(
         base_rates=rates,
         on_step=on_step,
     )
-    found = {name or ALL: tuple(one) for name, one in zip(swept, sweeps, strict=True)}
-    return RangeTest(found, {name: judge(one) for name, one in found.items()}, rates, notes)
+    by_name = {name or ALL: tuple(repeated) for name, repeated in zip(swept, sweeps, strict=True)}
+    return RangeTest(by_name, {name: judge(repeated) for name, repeated in by_name.items()}, rates, notes)
 
 
 def judge(sweeps: tuple[Sweep, ...]) -> Verdict:
-    """Judges the mean curve of some repeats."""
-    losses, repeats = average([sweep.losses for sweep in sweeps]), [sweep.losses for sweep in sweeps]
-    return suggest(sweeps[0].x[: len(losses)], losses, num_steps=sweeps[0].planned_steps, repeats=repeats)
-
-
-def _micro_batches(model: keras.Model) -> int | None:
-    optimizer = unwrap(model.optimizer)
-    return getattr(optimizer, "gradient_accumulation_steps", None)
+    """Judges the mean curve of repeated sweeps."""
+    losses = [sweep.losses for sweep in sweeps]
+    mean = average(losses)
+    return suggest(sweeps[0].x[: len(mean)], mean, num_steps=sweeps[0].planned_steps, repeats=losses)
 
 
 def _enough(batches: tf.data.Dataset, needed: int) -> tuple[tf.data.Dataset, tuple[str, ...]]:
-    there = int(batches.cardinality())
-    if there >= needed or there == tf.data.INFINITE_CARDINALITY:
+    """Returns batches that do not run out, and a note where they have to be repeated."""
+    available = int(batches.cardinality())
+    if available >= needed or available == tf.data.INFINITE_CARDINALITY:
         return batches, ()
-    if there < 0:
+    if available < 0:  # unknown
         return batches.repeat(), ()
-    made = "1 batch" if there == 1 else f"{there} batches"
-    return batches.repeat(), (f"The data make {made} and the test needs {needed}: they are repeated.",)
+    batches_text = "1 batch" if available == 1 else f"{available} batches"
+    return batches.repeat(), (f"The data make {batches_text} and the test needs {needed}: they are repeated.",)
 
 
 def _curve(sweeps: tuple[Sweep, ...], *, with_groups: bool) -> dict[str, Any]:
+    # Repeats may stop at different steps; their mean ends with the shortest.
     losses = average([sweep.losses for sweep in sweeps])
     first = sweeps[0]
     curve = {

@@ -1,7 +1,11 @@
 """The smoothing of an LR range test and four rules that read a learning rate from its curve; plain arrays.
 
-The rules are those of fastai 2.8 in what they answer, on the part of the curve that fastai looks at: without the first
-tenth of the planned steps, the last five, and whatever comes at and after the first loss that is no number.
+The rules return what those of fastai 2.8 return (`valley`, `slide`, `minimum`, `steep`), on the part of the curve that
+fastai uses: without the first tenth of the planned steps, without the last five, and without everything from the first
+loss on that is not a finite number. They differ where fastai's own code would fail: on short or constant curves.
+
+All rules take `(rates, smoothed, num_steps)`, so that `verdict.py` can ask them in turn; the arguments are described
+in `valley`.
 
 References:
     Smith (2017), Cyclical Learning Rates for Training Neural Networks, section 3.3, https://arxiv.org/abs/1506.01186
@@ -21,12 +25,12 @@ SLIDE_THRESHOLD = 0.005  # of the loss, as it is: the rule depends on the scale 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What one rule says.
+    """What a single rule reads from a curve.
 
     Attributes:
         rule: Name of the rule.
-        learning_rate: The rate it suggests.
-        index: The step of the curve that made the rule say so.
+        learning_rate: The rate that it suggests.
+        index: The step of the curve at which the rule points.
     """
 
     rule: str
@@ -38,11 +42,14 @@ Rule = Callable[[np.ndarray, np.ndarray, int], Suggestion | None]
 
 
 def smooth(losses: Sequence[float] | np.ndarray, beta: float = 0.98) -> np.ndarray:
-    """Averages a curve exponentially, its start corrected for the missing past.
+    """Averages a curve exponentially, with the bias correction of Adam and fastai.
+
+        s_t = beta * s_(t-1) + (1 - beta) * loss_t,  s_0 = 0
+        smoothed_t = s_t / (1 - beta^t)
 
     Args:
         losses: Loss of each step, shape `(steps,)`.
-        beta: Weight of the past, 0 <= `beta` < 1; 0 leaves the losses as they are.
+        beta: Weight of the past, 0 <= `beta` < 1; 0 returns the losses unchanged.
 
     Returns:
         Float64 of shape `(steps,)`; NaN from the first NaN on.
@@ -52,20 +59,24 @@ def smooth(losses: Sequence[float] | np.ndarray, beta: float = 0.98) -> np.ndarr
 
 
 def analysed(smoothed: np.ndarray, num_steps: int) -> slice:
-    """Returns the part of a curve that the rules look at; it may be empty.
+    """Returns the part of a curve that the rules use; it may be empty.
 
     Args:
         smoothed: Smoothed loss of each step made, shape `(steps,)`.
         num_steps: Steps that were planned; the sweep may have stopped before.
     """
-    numbers = np.isfinite(smoothed)
+    finite = np.isfinite(smoothed)
     first = max(num_steps, 6) // 10
-    broken = first + int(np.argmin(numbers[first:])) if not numbers[first:].all() else len(smoothed)
-    return slice(first, max(first, min(len(smoothed) - SKIPPED_AT_END, broken)))
+    first_broken = first + int(np.argmin(finite[first:])) if not finite[first:].all() else len(smoothed)
+    return slice(first, max(first, min(len(smoothed) - SKIPPED_AT_END, first_broken)))
 
 
 def valley(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion | None:
-    """Half-way down the longest descent: of the longest falling subsequence, seen as ending where it ends.
+    """Suggests the rate half-way down the longest descent of the loss.
+
+    The descent is the longest strictly falling subsequence; as in fastai it is taken for a stretch of `length` steps
+    that ends where the subsequence ends. The rule points at `last - length + length // 3 + length // 6`, a third plus
+    a sixth of the stretch after its start.
 
     Args:
         rates: Learning rate of each step, rising, shape `(steps,)`.
@@ -73,7 +84,7 @@ def valley(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestio
         num_steps: Steps that were planned.
 
     Returns:
-        The suggestion; `None` where too little of the curve is left to look at.
+        The suggestion; `None` where too little of the curve is left.
     """
     part = analysed(smoothed, num_steps)
     losses = smoothed[part]
@@ -81,13 +92,14 @@ def valley(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestio
         return None
     lengths = _falling_lengths(losses)
     last, length = int(np.argmax(lengths)), int(lengths.max())
-    # A fall of one step has no inside. One that begins at the very start is counted from before it, as fastai does.
+    # A constant curve has no descent (length 1). A descent from the first step on has the index -1 + ..., which wraps
+    # around to the end in fastai, hence the remainder below.
     index = last - length + length // 3 + length // 6 if length > 1 else 0
     return _at("valley", rates, part.start + index % len(losses))
 
 
 def _falling_lengths(losses: np.ndarray) -> np.ndarray:
-    """Returns the length of the longest strictly falling subsequence that ends at each step."""
+    """Returns the length of the longest strictly falling subsequence that ends at each step, shape `(steps,)`."""
     lengths = np.ones(len(losses), int)
     for i in range(1, len(losses)):
         lengths[i] += max(lengths[:i][losses[:i] > losses[i]], default=0)
@@ -95,20 +107,34 @@ def _falling_lengths(losses: np.ndarray) -> np.ndarray:
 
 
 def slide(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion | None:
-    """From the right, where the slope stops differing from the one 15 steps to the left; see `valley`."""
+    """Suggests the last rate at which the slope of the loss equals that of 15 steps before.
+
+    "Equal" is a difference of at most `SLIDE_THRESHOLD`; beyond that rate the curve bends up into the divergence.
+
+    Args:
+        rates: As for `valley`.
+        smoothed: As for `valley`.
+        num_steps: As for `valley`.
+    """
     part = analysed(smoothed, num_steps)
     losses = smoothed[part]
     if len(losses) <= SLIDE_WIDTH:
         return None
     slopes = np.gradient(losses)
     differ = np.abs(slopes[SLIDE_WIDTH:] - slopes[:-SLIDE_WIDTH]) > SLIDE_THRESHOLD
-    alike = np.flatnonzero(~differ)
-    last = min(alike[-1] + 1, len(differ) - 1) if len(alike) else 0
+    equal = np.flatnonzero(~differ)
+    last = min(equal[-1] + 1, len(differ) - 1) if len(equal) else 0
     return _at("slide", rates, part.start + int(last))
 
 
 def minimum(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion | None:
-    """A tenth of the rate at the lowest loss: one order of magnitude before the minimum; see `valley`."""
+    """Suggests a tenth of the rate at the lowest loss: at the minimum itself training is about to diverge.
+
+    Args:
+        rates: As for `valley`.
+        smoothed: As for `valley`.
+        num_steps: As for `valley`.
+    """
     part = analysed(smoothed, num_steps)
     if part.start >= part.stop:
         return None
@@ -117,7 +143,13 @@ def minimum(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggesti
 
 
 def steep(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion | None:
-    """Where the loss falls fastest against the logarithm of the rate; see `valley`."""
+    """Suggests the rate at which the loss falls fastest per order of magnitude: the least `d loss / d log(rate)`.
+
+    Args:
+        rates: As for `valley`.
+        smoothed: As for `valley`.
+        num_steps: As for `valley`.
+    """
     part = analysed(smoothed, num_steps)
     if part.stop - part.start < 2:
         return None

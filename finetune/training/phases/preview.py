@@ -1,4 +1,4 @@
-"""What the plan says of phases: who is trained when, at which rates, and what BatchNormalization does meanwhile."""
+"""The phases in the plan: which groups train when, at which rates, and in which mode BatchNormalization runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +19,17 @@ Rates = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """One phase's row in the plan.
+    """The row of a phase in the plan.
 
     Attributes:
-        train: The groups that are trained.
-        epochs, steps: How long, at most.
+        train: Names of the groups that are trained.
+        epochs: Length in epochs, at most.
+        steps: Length in steps, at most.
         parameters: Numbers that are trained.
         learning_rates: Rate of each of these groups at the first, the middle and the last step of the phase.
         batch_norm: Mode of BatchNormalization in each group that has some.
-        resting: Layers that are called in inference mode though a frozen group alone does not make them so.
-        notes: What else it does.
+        inference_layers: Names of the layers that run in inference mode though Keras would not let them.
+        notes: Sentences about everything else it does.
     """
 
     train: tuple[str, ...]
@@ -37,7 +38,7 @@ class PlannedPhase:
     parameters: int
     learning_rates: dict[str, Rates]
     batch_norm: dict[str, str]
-    resting: tuple[str, ...]
+    inference_layers: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -49,18 +50,18 @@ def with_phases(
     settings: Mapping[str, GroupSettings],
     lengths: Sequence[tuple[int, int]],
 ) -> Plan:
-    """Puts phases into a plan; a weight's rates are then those of the steps in which it is trained.
+    """Adds phases to a plan. The rates of a weight are then those of the steps in which it is trained.
 
     Args:
-        plan: The plan of the run as if all groups were trained all the time.
+        plan: The plan of a run that trains all groups all the time.
         model: The model.
         groups: All of its layer groups.
         phases: The phases.
         settings: Settings of every group that is not frozen for good, by its name.
-        lengths: Epochs and steps of each phase.
+        lengths: Epochs and steps of each phase, in the order of `phases`.
     """
     states = [state_of(model, groups, phase) for phase in phases]
-    starts = [sum(steps for _, steps in lengths[:place]) for place in range(len(phases))]
+    starts = [sum(steps for _, steps in lengths[:place]) for place in range(len(phases))]  # first step of each
     names = [set(phase.names(groups)) for phase in phases]
 
     def rate_in(place: int, group: str) -> Callable[[int], float]:
@@ -80,6 +81,10 @@ def with_phases(
 
 
 def _rate_of(phase: Phase, group: str, settings: GroupSettings, start: int, *, warms: bool) -> Callable[[int], float]:
+    """Returns the rate of a group as a function of the step within the phase.
+
+    A rate that warms up is multiplied by `min(step / warmup_steps, 1)`, as `GroupedOptimizer.reschedule` does it.
+    """
     rate: Any = phase.auto_rgn or phase.rates.get(group, settings.learning_rate)
 
     def at(step: int) -> float:
@@ -99,7 +104,7 @@ def _planned(
     rate: Callable[[str], Callable[[int], float]],
 ) -> PlannedPhase:
     epochs, steps = length
-    rates = {name: _three(rate(name), steps) for name in phase.names(groups)}
+    rates = {name: (at(0), at((steps - 1) // 2), at(steps - 1)) for name in phase.names(groups) for at in [rate(name)]}
     return PlannedPhase(
         train=phase.names(groups),
         epochs=epochs,
@@ -107,13 +112,9 @@ def _planned(
         parameters=sum(prod(leaf.variable.shape) for leaf in state.trained),
         learning_rates=rates,
         batch_norm=dict(state.batch_norm_modes),
-        resting=tuple(layer.name for layer in state.inference_layers),
+        inference_layers=tuple(layer.name for layer in state.inference_layers),
         notes=tuple(_notes(phase)),
     )
-
-
-def _three(rate: Callable[[int], float], steps: int) -> Rates:
-    return rate(0), rate((steps - 1) // 2), rate(steps - 1)
 
 
 def _notes(phase: Phase) -> list[str]:
@@ -125,7 +126,7 @@ def _notes(phase: Phase) -> list[str]:
     if phase.reduce_on_plateau:
         notes.append(f"rates are lowered when `{phase.reduce_on_plateau.monitor}` no longer gets better")
     if phase.always_train_normalization:
-        notes.append("gamma and beta of normalization layers train in frozen groups, too, at the rates of their groups")
+        notes.append("gamma and beta of normalization layers also train in frozen groups, at the rates of their groups")
     return notes
 
 
@@ -143,9 +144,11 @@ def _in_phases(
     if mode and modes:
         mode = BATCH_NORM_MODES[modes[0]] if len(modes) == 1 else f"by phase, {', then '.join(modes)}"
     if not places:
-        stands = row.frozen or row.learning_rate is not None
-        gone = {"frozen": stands, "optimizer": None, "learning_rate": None, "weight_decay": None}
-        return replace(row, batch_normalization=mode, **gone)
+        # Never trained, whatever its group says; moving statistics have no rate and are not called frozen.
+        frozen = row.frozen or row.learning_rate is not None
+        untrained = {"frozen": frozen, "optimizer": None, "learning_rate": None, "weight_decay": None}
+        return replace(row, batch_normalization=mode, **untrained)
+    # First, middle and last of the steps in which the weight trains, which may lie in several phases.
     counts = [lengths[place][1] for place in places]
     middle = (sum(counts) - 1) // 2
     at = next(n for n in range(len(places)) if middle < sum(counts[: n + 1]))
@@ -162,4 +165,6 @@ def _advice(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> list[str]:
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
     if not idle:
         return []
-    return [f"The phases leave {quote(idle)} as they are. What is fresh in there stays so: train it first, in a phase."]
+    return [
+        f"No phase trains {quote(idle)}. Weights in there that were not restored stay random: train them in a phase."
+    ]

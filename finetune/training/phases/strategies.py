@@ -43,12 +43,13 @@ def phases_of_strategy(
 
     Example:
         >>> from finetune.groups.selectors import resolve_groups
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="body"), keras.layers.Dense(2)])
+        >>> layers = [keras.layers.Dense(3, name="body"), keras.layers.Dense(2, name="head")]
+        >>> model = keras.Sequential([keras.Input((4,)), *layers])
         >>> groups = resolve_groups(model, by="layer")
-        >>> rates = {"body": 1e-4, "dense": 1e-3}
+        >>> rates = {"body": 1e-4, "head": 1e-3}
         >>> for phase in phases_of_strategy("lp_ft", groups, rates, epochs=4):
         ...     print(phase.train, phase.epochs)
-        ('dense',) 2
+        ('head',) 2
         all 2
     """
     peaks = {group.name: peak_of_rate(rates[group.name]) for group in groups if not group.frozen}

@@ -210,3 +210,31 @@ def test_large_variables_take_one_pass_in_several_threads_with_the_bits_of_keras
         step()
         trained.append(variable.numpy())
     np.testing.assert_array_equal(*trained)
+
+
+# -- What the kernels compute -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.1, [[0.1], [0.5], [2.0]]], ids=["one rate", "a rate for each row"])
+def test_weights_move_by_the_first_moment_over_the_root_of_the_second(alpha):
+    rng = np.random.default_rng(0)
+    w, m, v = (tf.Variable(rng.uniform(1, 2, (3, 4)).astype("f4")) for _ in range(3))
+    optimizer = Adam(epsilon=0.25)
+    change = np.asarray(alpha, "f4") * m.numpy() / (np.sqrt(v.numpy()) + np.float32(0.25))
+    np.testing.assert_allclose(adam.weight_change(optimizer, m, v, tf.constant(alpha)), change, rtol=1e-6)
+    expected = w.numpy() - change
+    adam.update_weights(optimizer, w, m, v, tf.constant(alpha))
+    np.testing.assert_allclose(w.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: Adam(0.1, amsgrad=True), lambda: Adam(0.1)], ids=["amsgrad", "float64"])
+def test_what_the_kernels_do_not_compute_is_left_to_keras(make):
+    dtype = "float32" if make().amsgrad else "float64"
+    trained = []
+    for wrapped in (True, False):
+        variable = tf.Variable(np.ones(SHAPE, dtype))
+        optimizer = GroupedOptimizer([(make(), variable)]) if wrapped else make()
+        for step in range(4):
+            optimizer.apply([tf.constant(np.full(SHAPE, 4.0 - step, dtype))], [variable])
+        trained.append(variable.numpy())
+    np.testing.assert_array_equal(*trained)

@@ -7,6 +7,7 @@ from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.stacks import LARGEST_STACK, kind, make_stacks
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.momentum import Momentum
 
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
 
@@ -93,3 +94,41 @@ def test_the_slots_of_a_variable_are_its_entries_in_those_of_the_stack():
     child = optimizer.group_optimizers["group_0"]
     assert [float(m[0]) for m in child._momentums] == pytest.approx([0, 0.1, 0.2])
     assert [float(v[0]) for v in child._velocities] == pytest.approx([0, 0.001, 0.004])
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (SGD, {"momentum": 0.5}),
+        (SGD, {"nesterov": True}),
+        (Momentum, {"momentum": 0.5}),
+        (Momentum, {"nesterov": True}),
+        *((make, {name: 0.5}) for make in (Adam, AdamW) for name in ("beta_1", "beta_2", "epsilon")),
+        *((make, {"amsgrad": True}) for make in (Adam, AdamW)),
+        *((keras.optimizers.Adamax, {name: 0.5}) for name in ("beta_1", "beta_2", "epsilon")),
+        *((keras.optimizers.Adagrad, {name: 0.5}) for name in ("initial_accumulator_value", "epsilon")),
+        *((keras.optimizers.RMSprop, {name: 0.5}) for name in ("rho", "momentum", "epsilon")),
+        (keras.optimizers.RMSprop, {"centered": True}),
+        *((keras.optimizers.Lion, {name: 0.5}) for name in ("beta_1", "beta_2")),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value),
+)
+def test_optimizers_that_differ_in_any_constant_of_their_rule_are_of_another_kind(make, other):
+    assert kind(make(0.1)) == kind(make(0.2))
+    assert kind(make(0.1, **other)) != kind(make(0.1))
+    members = variables(2)
+    stacks, _ = stacks_of(group("a", make(0.1, **other), members))
+    assert all(getattr(stacks[0]._rule, name) == value for name, value in other.items())
+
+
+def test_accumulated_gradients_count_as_the_steps_that_keras_counts():
+    trained = []
+    for ours in (True, False):
+        members = variables(2)
+        settings = {"gradient_accumulation_steps": 2}
+        optimizer = GroupedOptimizer([(Adam(0.1), members)], **settings) if ours else Adam(0.1, **settings)
+        optimizer.build(members)
+        for step in range(6):
+            optimizer.apply([tf.fill(3, 1.0 + step)] * 2, members)
+        trained.append([v.numpy() for v in members])
+    np.testing.assert_allclose(trained[0], trained[1], rtol=1e-6)

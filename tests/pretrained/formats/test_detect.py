@@ -31,6 +31,7 @@ def write_zip(path):
 def write_torch(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(1))
+        archive.writestr("archive/data/0", b"abc")
 
 
 def write_tar(path, mode):
@@ -103,11 +104,12 @@ def test_a_saved_model_is_recognised_by_its_file_s_name():
 def test_a_damaged_zip_archive_counts_by_its_name(tmp_path):
     write_zip(tmp_path / "m.npz")
     cut = (tmp_path / "m.npz").read_bytes()[:40]
-    for name in ("m.npz", "m.pt", "m.bin", "m.zip"):
+    for name in ("m.npz", "m.pt", "m.pth", "m.bin", "m.zip"):
         (tmp_path / name).write_bytes(cut)
     assert [is_zip(tmp_path / name) for name in ("m.npz", "m.pt", "m.zip")] == [True, True, True]
     assert [is_npz(tmp_path / name) for name in ("m.npz", "m.pt", "m.zip")] == [True, False, False]
-    assert [is_pickle(tmp_path / name) for name in ("m.npz", "m.pt", "m.bin", "m.zip")] == [False, True, True, False]
+    assert [is_pickle(tmp_path / name) for name in ("m.pt", "m.pth", "m.bin")] == [True, True, True]
+    assert [is_pickle(tmp_path / name) for name in ("m.npz", "m.zip")] == [False, False]
 
 
 def test_a_zip_archive_lists_its_files_and_not_its_folders(tmp_path):
@@ -144,3 +146,10 @@ def test_a_zip_archive_of_a_version_that_does_not_exist_counts_as_damaged(tmp_pa
     with pytest.raises(zipfile.BadZipFile):
         zip_members(tmp_path / "m.npz")
     assert is_npz(tmp_path / "m.npz")
+
+
+def test_a_zip_archive_with_anything_beside_arrays_is_not_an_npz(tmp_path):
+    np.savez(tmp_path / "m.npz", a=ARRAY)
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("README.md", "how it was made")
+    assert not is_npz(tmp_path / "m.npz")

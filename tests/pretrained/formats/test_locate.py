@@ -1,4 +1,5 @@
 import shutil
+import tarfile
 
 import keras
 import numpy as np
@@ -122,3 +123,49 @@ def test_of_an_index_and_its_files_the_index_is_read(tmp_path):
 def test_the_main_file_of_a_saved_model_comes_before_its_variables(model, tmp_path):
     tf.saved_model.save(model, str(tmp_path / "m"))
     assert locate_weights(tmp_path / "m") == tmp_path / "m" / "saved_model.pb"
+
+
+MAIN_FILES = ["saved_model.pb", "model.safetensors.index.json", "model.weights.json"]
+MAIN_FILES += ["model.weights.h5", "model.safetensors", "model.keras"]
+
+
+@pytest.mark.parametrize("number", range(len(MAIN_FILES)))
+def test_of_several_weight_files_the_main_one_is_read(number, tmp_path):
+    for name in (*MAIN_FILES[number:], "a.npz", "b.npz"):
+        np.savez(tmp_path / "arrays.npz", a=np.ones(2))
+        (tmp_path / "arrays.npz").rename(tmp_path / name)
+    assert locate_weights(tmp_path) == tmp_path / MAIN_FILES[number]
+
+
+@pytest.mark.parametrize(
+    "name", ["whole.keras", "only.weights.h5", "a.npz", "a.safetensors", "a.index", "a.json", "a.tar"]
+)
+def test_the_only_weight_file_of_a_folder_is_read_whatever_its_format(name, folder, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "README.md").write_text("how it was made")
+    if name == "a.npz":
+        np.savez(alone / name, a=np.ones(2))
+    elif name == "a.safetensors":
+        save_file({"a": np.ones(2)}, alone / name)
+    elif name == "a.json":
+        (alone / name).write_text('{"weight_map": {}}')
+    elif name == "a.tar":
+        with tarfile.open(alone / name, "w") as archive:
+            archive.add(alone / "README.md", "README.md")
+    else:
+        source = folder / "ckpts" / "ckpt-1.index" if name == "a.index" else folder / name
+        shutil.copy(source, alone / name)
+    assert locate_weights(alone) == alone / name
+
+
+def test_a_checkpoint_beside_other_weights_is_not_taken_for_a_folder_of_checkpoints(folder):
+    shutil.copy(folder / "ckpts" / "ckpt-1.index", folder / "z.index")
+    shutil.rmtree(folder / "ckpts")
+    assert "holds `legacy.h5`, `only.weights.h5`, `whole.keras`, `z.index`; give the file itself." in refused(folder)
+
+
+def test_at_most_three_near_names_are_offered(tmp_path):
+    for number in range(5):
+        (tmp_path / f"model_{number}.h5").touch()
+    assert refused(tmp_path / "model_9.h5").count(" or ") == 2

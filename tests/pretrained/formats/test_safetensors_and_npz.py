@@ -1,3 +1,4 @@
+import io
 import json
 import zipfile
 
@@ -116,3 +117,29 @@ def test_a_safetensors_header_that_lies_is_refused(lie, tmp_path):
 
 
 # -- Several files ----------------------------------------------------------------------------------------------------
+
+
+TYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+TYPES += ["bool", "complex64", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+def test_every_type_of_safetensors_is_read_as_it_was_written(tmp_path):
+    arrays = {name: np.array([1, 0], name) for name in TYPES}
+    save_file(arrays, tmp_path / "m.safetensors")
+    tensors = named(tmp_path / "m.safetensors")
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {name: name for name in TYPES}
+    for name, array in arrays.items():
+        assert tensors[name].read().tobytes() == array.tobytes()
+
+
+def test_a_counter_is_a_scalar_and_a_scalar_need_not_be_a_counter(tmp_path):
+    np.savez(tmp_path / "m.npz", step=np.array(1), scale=np.array(2.0), iterations=np.ones(3))
+    assert set(named(tmp_path / "m.npz")) == {"scale", "iterations"}
+
+
+def test_an_npz_that_promises_more_values_than_numpy_can_count_is_refused(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": (2**32, 2**32), "fortran_order": False, "descr": "<f4"})
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as archive:
+        archive.writestr("kernel.npy", header.getvalue())
+    assert "promises 73,786,976,294,838,206,464 bytes and holds 0" in refused(tmp_path / "m.npz")

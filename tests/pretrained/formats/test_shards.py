@@ -109,3 +109,11 @@ def test_a_damaged_file_of_keras_weights_is_refused(tmp_path):
 def test_an_index_of_absurd_size_is_refused_before_it_is_parsed(sharded, monkeypatch):
     monkeypatch.setattr(shards, "_MOST_BYTES", 50)
     assert "an index has at most 50 bytes, and this file is larger" in refused(sharded)
+
+
+def test_an_index_of_several_formats_is_refused(sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"]["half"] = "half.h5"
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    (sharded / "half.h5").touch()
+    assert "Weights in several files must be safetensors or Keras' `.h5`." in refused(sharded)

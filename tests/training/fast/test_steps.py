@@ -162,33 +162,6 @@ def test_a_layer_that_looks_past_the_keras_variables_keeps_its_own():
     assert_identical(trained(build, [FastLoop()]), trained(build, []))
 
 
-def test_a_second_fit_compiles_nothing_and_a_freeze_compiles_anew():
-    model, _, _ = trained(dense, [FastLoop()])
-    first = vars(model)["_finetune_function"]
-    x, y = np.ones((8, 6), "f4"), np.ones((8, 3), "f4")
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
-    assert vars(model)["_finetune_function"] is first
-    model.layers[0].trainable = False
-    before = model.layers[0].kernel.numpy()
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
-    assert vars(model)["_finetune_function"] is not first
-    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), before)
-
-
-def test_steps_stop_at_the_end_of_an_epoch_of_a_dataset_that_goes_on():
-    def run(callbacks):
-        keras.utils.set_random_seed(3)
-        model = dense()
-        model.compile(a_group_each(model), "mse", steps_per_execution=4)
-        x = np.random.default_rng(0).standard_normal((20, 6)).astype("f4")
-        data = tf.data.Dataset.from_tensor_slices((x, x[:, :3])).batch(4).repeat()
-        history = model.fit(data, steps_per_epoch=6, epochs=2, verbose=0, callbacks=callbacks, shuffle=False)
-        return model, [v.numpy() for v in model.optimizer.variables], history.history
-
-    model, _, _ = run([FastLoop()])
-    assert int(model.optimizer.iterations) == 12
-
-
 def test_a_forward_pass_of_ones_own_takes_the_place_of_the_models():
     keras.utils.set_random_seed(0)
     model = dense()
@@ -250,37 +223,6 @@ def test_a_layer_that_writes_its_weights_is_an_error():
         trained(build, [FastLoop()])
 
 
-# -- What is left behind ----------------------------------------------------------------------------------------------
-
-
-class Interrupt(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        if batch >= 3:
-            raise KeyboardInterrupt
-
-
-def test_after_an_interrupt_a_plain_fit_makes_all_its_steps_and_the_next_fast_one_gives_keras_function_back():
-    model = dense()
-    model.compile(a_group_each(model), "mse", steps_per_execution=2)
-    x, y = tf.ones((20, 6)), tf.ones((20, 3))
-    with pytest.raises(KeyboardInterrupt):
-        model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop(), Interrupt()])
-    before = int(model.optimizer.iterations)
-    model.fit(x, y, batch_size=4, verbose=0)
-    assert int(model.optimizer.iterations) - before == 5
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
-    assert not isinstance(model.train_function, FastFunction)
-
-
-def test_a_function_that_is_kept_makes_as_many_steps_a_call_as_the_model_is_compiled_for_now():
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activity_regularizer="l2")])
-    optimizer = GroupedOptimizer([(SGD(0.1), model)])
-    for together in (1, 4):
-        model.compile(optimizer, steps_per_execution=together)
-        model.fit(tf.ones((24, 6)), batch_size=4, verbose=0, callbacks=[FastLoop()])
-    assert int(optimizer.iterations) == 12
-
-
 def test_a_model_with_losses_of_several_outputs_is_trained_before_anything_has_evaluated_it():
     losses = []
     for callbacks in ([FastLoop()], []):
@@ -293,12 +235,3 @@ def test_a_model_with_losses_of_several_outputs_is_trained_before_anything_has_e
         losses.append(model.fit(tf.ones((8, 6)), y, batch_size=4, verbose=0, callbacks=callbacks).history)
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
-
-
-def test_a_model_that_fit_builds_keeps_its_own_loop():
-    model = keras.Sequential([layers.Dense(3)])
-    model.compile(GroupedOptimizer([(SGD(0.1), model)]), "mse")
-    loop = FastLoop()
-    model.fit(tf.ones((8, 6)), tf.ones((8, 3)), verbose=0, callbacks=[loop])
-    assert loop.reason == "it is not built yet"
-    assert int(model.optimizer.iterations) == 1

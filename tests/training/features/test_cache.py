@@ -72,7 +72,7 @@ def both_ways(make, x=X, y=Y, batch_size=8, **options):
         features = features_of(model, x, batch_size=batch_size, **options) if cached else None
         order = {"batch_size": batch_size, "seed": 5}
         batches = features.batches(y, **order) if features else training_batches(x, y, **order)
-        found.append(train(model, batches, features.rest if features else model, steps))
+        found.append(train(model, batches, features.tail if features else model, steps))
     return found
 
 
@@ -157,8 +157,8 @@ def test_masks_are_kept_beside_the_features(tmp_path):
     np.testing.assert_array_equal(mask.take(tf.range(24)), TOKENS != 0)
     ((values, masks), _) = next(iter(features.batches(Y, batch_size=24, shuffle=False)))
     whole = model(TOKENS)
-    np.testing.assert_array_equal(features.rest((values, masks)), whole)
-    without = features.rest(({number: tf.identity(value) for number, value in values.items()}, {}))
+    np.testing.assert_array_equal(features.tail((values, masks)), whole)
+    without = features.tail(({number: tf.identity(value) for number, value in values.items()}, {}))
     assert np.abs(without - whole).max() > 1e-3
 
 
@@ -196,7 +196,7 @@ def test_fit_trains_on_features_and_evaluates_the_whole_model():
         model = sequential()
         if cached:
             features = features_of(model)
-            batches, forward = features.batches(Y, batch_size=8, seed=5), features.rest
+            batches, forward = features.batches(Y, batch_size=8, seed=5), features.tail
 
             def step(batch, model=model, forward=forward):
                 x, y = batch
@@ -241,7 +241,7 @@ def test_without_random_layers_one_pass_is_kept():
 
 def test_what_is_kept_is_announced_with_its_size_before_it_is_made():
     told = []
-    features = features_of(sequential(), tell=told.append, on_batch=lambda done, total: told.append((done, total)))
+    features = features_of(sequential(), report=told.append, on_batch=lambda done, total: told.append((done, total)))
     assert features.nbytes == 24 * 8 * 4
     assert told == [
         "the frozen part is run once: 2 layers with weights, the last of them `bn`; 768 bytes of features are kept in memory",
@@ -283,7 +283,7 @@ def test_one_run_makes_the_features_of_later_phases_too():
     head = find_cut(model)
     model.get_layer("b").trainable = True
     later = find_cut(model)
-    first = features_of(model, cut=head, also=[later], store=store, on_batch=counting(runs))
+    first = features_of(model, cut=head, later=[later], store=store, on_batch=counting(runs))
     second = features_of(model, cut=later, store=store, on_batch=counting(runs))
     assert runs == [1, 2, 3]
     assert first.values.keys() != second.values.keys()
@@ -298,7 +298,7 @@ def test_features_of_later_phases_are_left_out_where_they_do_not_fit():
     head = find_cut(model)
     model.get_layer("b").trainable = True
     later, store = find_cut(model), FeatureStore()
-    features_of(model, cut=head, also=[later], store=store, memory=4 * 1000)
+    features_of(model, cut=head, later=[later], store=store, memory=4 * 1000)
     assert len(store.kept) == 1
 
 
@@ -345,8 +345,27 @@ def test_no_memory_turns_them_off():
     assert reason(sequential(), on_batch=fail) == "the features do not fit into memory"
 
 
+def test_a_device_without_memory_turns_them_off_too():
+    def fail(done, total):
+        raise tf.errors.ResourceExhaustedError(None, None, "no memory left")
+
+    assert reason(sequential(), on_batch=fail) == "the features do not fit into memory"
+
+
+def test_the_time_that_it_took_is_counted_from_the_start_of_the_run():
+    assert 0 < features_of(sequential()).seconds < 60
+
+
+@pytest.mark.slow
+def test_masks_are_used_again_with_their_features():
+    model, store = masked(), FeatureStore()
+    first, second = (features_of(model, TOKENS, store=store) for _ in range(2))
+    assert len(first.masks) == len(second.masks) == 1
+    assert second.seconds == 0
+
+
 def test_for_one_epoch_they_are_not_made_unless_told():
-    assert reason(sequential(), epochs=1) == "there is one epoch, which reads every feature once"
+    assert reason(sequential(), epochs=1) == "there is only one epoch, which reads every feature once"
     features_of(sequential(), epochs=1, mode="memory")
 
 
@@ -377,10 +396,10 @@ class Odd(layers.Layer):
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("random", "the frozen part gives other outputs when it is run again on the same examples"),
-        ("statistics", "the frozen part moves its own statistics when it is run"),
+        ("random", "the frozen part returns other outputs when it is run again on the same examples"),
+        ("statistics", "the frozen part updates its statistics when it is run"),
         ("loss", "`odd` adds to the loss"),
-        ("batch", "the frozen part gives an example other outputs when others stand beside it"),
+        ("batch", "the frozen part returns other outputs for an example when the other examples change"),
         ("rows", "what crosses the cut has no row for every example"),
     ],
 )
@@ -394,7 +413,9 @@ def test_without_a_cut_its_reason_is_told():
 
 
 def test_a_misspelt_mode_is_refused():
-    with pytest.raises(TrainingError, match=r"`cache` is one of `auto`, `off`, `memory`, `disk`.*Received `ram`, 1"):
+    with pytest.raises(
+        TrainingError, match=r"`cache` must be one of `auto`, `off`, `memory`, `disk`.*Received `ram` and 1"
+    ):
         cached_features(NoCut(""), X, batch_size=8, mode="ram")
 
 

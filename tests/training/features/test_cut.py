@@ -27,7 +27,7 @@ def dense(name, width=6):
 def ahead(model, **options):
     cut = find_cut(model, **options)
     assert isinstance(cut, Cut), cut
-    return [step.name for step in cut.steps if step.operation is not None]
+    return [step.name for step in cut.front if step.operation is not None]
 
 
 def why_not(model, **options):
@@ -41,7 +41,7 @@ def test_the_cut_lies_behind_the_last_layer_that_needs_to_run_but_once():
     assert ahead(model) == ["a", "relu", "b"]
     cut = find_cut(model)
     assert cut.layers == ("a", "b")
-    assert [step.name for step in cut.behind] == ["head"]
+    assert [step.name for step in cut.tail] == ["head"]
     assert len(cut.crossing) == 1
 
 
@@ -70,7 +70,7 @@ def test_batch_normalization_that_moves_its_statistics_though_nothing_of_it_is_t
     parts = [dense("a"), layers.BatchNormalization(center=False, scale=False, name="bn"), dense("head")]
     model = sequential(*parts, frozen=("a",))
     assert ahead(model) == ["a"]
-    assert find_cut(model).stopped_by == ("`bn` moves its statistics in training",)
+    assert find_cut(model).stopped_by == ("`bn` updates its statistics in training",)
 
 
 def test_a_skip_connection_over_the_cut_lets_two_tensors_cross_it():
@@ -109,7 +109,7 @@ def test_the_cut_may_lie_inside_of_nested_models():
     outer = keras.Sequential([keras.Input((6,)), inner, dense("c")], name="outer")
     model = sequential(outer, dense("head"), frozen=("a",))
     assert ahead(model) == ["outer/inner/a"]
-    assert [step.name for step in find_cut(model).behind] == ["outer/inner/b", "outer/c", "head"]
+    assert [step.name for step in find_cut(model).tail] == ["outer/inner/b", "outer/c", "head"]
 
 
 def test_a_layer_used_twice_may_be_on_both_sides():
@@ -119,7 +119,7 @@ def test_a_layer_used_twice_may_be_on_both_sides():
     freeze(model, "twice")
     cut = find_cut(model)
     assert ahead(model) == ["twice"]
-    assert [step.name for step in cut.behind] == ["t", "twice", "head"]
+    assert [step.name for step in cut.tail] == ["t", "twice", "head"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_layers_that_draw_random_numbers_stop_the_cut_and_are_named(noise):
 def test_dropout_in_front_of_all_leaves_nothing_and_is_the_reason():
     model = sequential(layers.Dropout(0.1, name="drop"), dense("a"), dense("head"), frozen=("a",))
     assert why_not(model) == (
-        "no frozen layer with weights can be run beforehand: `drop` draws random numbers in training (`Dropout`)"
+        "there is no frozen layer with weights that can be run beforehand: `drop` draws random numbers in training (`Dropout`)"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_hub_layer_frozen_in_part_is_behind(encoder_folder):
 
 
 def test_without_a_frozen_layer_in_front_there_is_nothing_to_gain():
-    reason = "no frozen layer with weights can be run beforehand, for what stands in front is trained"
+    reason = "there is no frozen layer with weights that can be run beforehand, because the first layers are trained"
     assert why_not(sequential(dense("a"), dense("b"))) == reason
     assert why_not(sequential(layers.Rescaling(2.0), dense("a"), dense("b"), frozen=("b",))) == reason
 
@@ -214,10 +214,10 @@ class OwnStep(keras.Model):
 def test_models_that_do_more_than_their_graph_are_left_alone():
     own = Own()
     own(ops.ones((2, 6)))
-    assert why_not(own) == "`own` has a `call` of its own: only functional and Sequential models can be cut"
+    assert why_not(own) == "`own` has its own `call`: only functional and Sequential models can be cut"
     inputs = keras.Input((6,))
     model = OwnStep(inputs, dense("head")(dense("a")(inputs)), name="own")
-    assert why_not(freeze(model, "a")) == "`own` has `train_step` of its own, which may want the inputs themselves"
+    assert why_not(freeze(model, "a")) == "`own` has its own `train_step`, which may use the inputs themselves"
 
 
 def test_a_cut_says_what_it_is():

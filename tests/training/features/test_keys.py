@@ -25,7 +25,7 @@ def network(activation="relu", axis=-1, scale=2.0, dtype="float32"):
 
 def key(model=None, x=X, **options):
     cut = find_cut(model or network())
-    return feature_keys(cut.steps, cut.graph.inputs_of(x), **options)[cut.computed[0]]
+    return feature_keys(cut.front, cut.graph.inputs_of(x), **options)[cut.computed[0]]
 
 
 def test_the_same_network_and_data_have_the_same_key():
@@ -107,4 +107,4 @@ def test_what_nobody_can_tell_the_content_of_has_no_key():
     model = keras.Sequential([keras.Input((6,)), *parts])
     model.get_layer("a").trainable = False
     cut = find_cut(model)
-    assert feature_keys(cut.steps, {0: X}) is None
+    assert feature_keys(cut.front, {0: X}) is None

@@ -53,8 +53,8 @@ def test_a_dataset_too_short_is_repeated_and_that_is_said(together):
 
 
 def test_the_result_is_plain_data_with_every_repeat(together):
-    told = json.loads(json.dumps(together.to_json()))
-    curve = told["curves"][ALL]
+    plain = json.loads(json.dumps(together.to_json()))
+    curve = plain["curves"][ALL]
     steps = len(curve["rates"])
     assert {len(curve[key]) for key in ("losses", "smoothed")} == {steps}
     assert [len(one) for one in curve["repeats"]] == [len(sweep.losses) for sweep in together.sweeps[ALL]]
@@ -62,8 +62,8 @@ def test_the_result_is_plain_data_with_every_repeat(together):
         curve["losses"], np.mean([one[:steps] for one in curve["repeated_losses"]], axis=0), rtol=1e-6
     )
     assert set(curve["group_rates"]) == {"body", "head"}
-    assert told["learning_rates"] == together.learning_rates
-    assert told["snapshot_bytes"] > 0
+    assert plain["learning_rates"] == together.learning_rates
+    assert plain["snapshot_bytes"] > 0
 
 
 @pytest.mark.slow
@@ -118,10 +118,12 @@ def test_rates_that_are_given_make_the_ratios():
     np.testing.assert_allclose(one.rates[:, 1] / one.rates[:, 0], 4, rtol=1e-6)
 
 
-def test_contradictory_wishes_are_told():
-    with pytest.raises(GroupError, match=r"Received group='body', each=True, others='rest'\. Give `group` or `each`"):
+def test_contradictory_arguments_are_errors():
+    with pytest.raises(GroupError, match=r"Received group='body' and each=True\. Remove one of the two"):
         lr_range_test(compiled(), batches(), group="body", each=True)
-    with pytest.raises(GroupError, match=r"`others` is 'rest' or 'stand'"):
+    with pytest.raises(
+        GroupError, match=r"are `frozen`, or train at their own `constant` rates\. Received others='sleep'"
+    ):
         lr_range_test(compiled(), batches(), group="body", others="sleep")
 
 

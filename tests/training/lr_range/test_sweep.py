@@ -100,8 +100,8 @@ def test_one_multiplier_keeps_the_ratios_of_all_groups():
     np.testing.assert_allclose(sweep.rates[:, 1] / sweep.rates[:, 0], 10, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("others", "rate"), [("stand", 1e-2), ("rest", 0.0)])
-def test_a_group_alone_is_swept_while_the_others_stand_or_rest(others, rate):
+@pytest.mark.parametrize(("others", "rate"), [("constant", 1e-2), ("frozen", 0.0)])
+def test_a_group_is_swept_alone_while_the_others_are_frozen_or_keep_their_rates(others, rate):
     [[sweep]] = sweep_rates(compiled(), batches(), start=1e-5, end=1e-2, steps=STEPS, groups=["body"], others=others)
     assert sweep.swept == 0
     np.testing.assert_allclose(sweep.rates[:, 1], rate, rtol=1e-6)
@@ -144,8 +144,16 @@ def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
     assert int(model.optimizer.iterations) == 0
 
 
-def test_an_unknown_group_and_an_impossible_range_are_told():
-    with pytest.raises(GroupError, match=r"Received `hed`; there are `body`, `head`\. Did you mean `head`\?"):
+@pytest.mark.parametrize(("old", "new"), [("rest", "frozen"), ("stand", "constant")])
+def test_an_old_name_for_what_the_others_do_is_an_error_that_says_the_new_name(old, new):
+    with pytest.raises(GroupError, match=rf"Received others='{old}'\. What was `{old}` is `{new}` now\."):
+        sweep_rates(compiled(), batches(), groups=["body"], others=old)
+
+
+def test_an_unknown_group_and_an_impossible_range_are_errors():
+    with pytest.raises(
+        GroupError, match=r"those that are trained: `body`, `head`\. Received `hed`\. Did you mean `head`\?"
+    ):
         sweep_rates(compiled(), batches(), groups=["hed"])
     with pytest.raises(GroupError, match=r"raises the rate from `start` > 0 to a higher `end`.*start=1\.0, end=0\.1"):
         sweep_rates(compiled(), batches(), start=1.0, end=0.1)

@@ -109,10 +109,10 @@ def test_groups_that_are_frozen_for_good_have_no_phase(tiny):
     [
         (
             "gradual_unfreeze",
-            'train_phases: `phases` is not one of those known. Received: `"gradual_unfreeze"`. Did you mean',
+            'train_phases: `phases` is not a known value. Received: `"gradual_unfreeze"`. Did you mean',
         ),
         ({"strategy": "auto_rgn", "peek": 1}, "train_phases: `phases.peek` is not a known key. Did you mean"),
-        ({"epochs": 3}, "train_phases: `phases` is a list of phases, or says which `strategy`. There are `freeze_then"),
+        ({"epochs": 3}, "train_phases: `phases` must be a list of phases, or say which `strategy`: `freeze_then"),
         ({"strategy": "auto_rgn", "peak": 0.0}, "train_phases: `phases.peak` must be greater than 0. Received: `0.0`"),
     ],
 )

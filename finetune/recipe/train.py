@@ -1,0 +1,82 @@
+"""The `train` of a recipe: how long and in which way all groups are trained together."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from finetune.recipe.fields import Count, OneOrMore, OpenShare, Part, Positive, choice, fault, one_of, pick
+from finetune.recipe.optimizers import Named
+
+
+def _check_auto(value: Any) -> Any:
+    if value not in (None, "auto"):
+        raise fault("may only be `auto`, which measures it before training. Rates belong in the groups", received=value)
+    return value
+
+
+def _check_count_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise fault("must be a whole number of at least 1, or `auto`, which measures it", received=value)
+
+
+def _check_cache(value: Any) -> Any:
+    modes = ("auto", "off", "memory", "disk")
+    value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
+    if value not in modes:
+        pick(value, modes)
+    return value
+
+
+class Train(Part):
+    """How long and in which way all groups are trained together.
+
+    Attributes:
+        epochs: Length of the run. Required without `phases`, and with a strategy that does not set its own `epochs`; a
+            list of phases says itself how long it is.
+        batch_size: Rows in a batch, >= 1.
+        learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
+            groups then give only their ratios.
+        always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
+        loss: A loss of Keras.
+        metrics: Metrics of Keras.
+        clipnorm: Largest norm of each gradient. At most one of the three ways to clip may be set.
+        clipvalue: Largest absolute value in a gradient.
+        global_clipnorm: Largest norm of all gradients of all groups together.
+        gradient_accumulation_steps: Batches whose gradients are averaged for one update, >= 2.
+        use_ema: Whether the model ends with a moving average of its weights.
+        ema_momentum: Share of the old average that is kept in each step, in (0, 1).
+        mixed_precision: The type in which layers compute; `false` computes in float32.
+        steps_per_execution: Steps in a call, between which no callback is called; `auto` takes as many as last a
+            twentieth of a second. The results are the same.
+        cache: Where the output of a frozen first part of the network is kept, so that it runs once for every example.
+        cache_passes: How many passes with different random numbers are kept, where that part augments the examples.
+        jit_compile: Whether the step is compiled with XLA.
+        shuffle: Whether every epoch has its own order of the training rows.
+        validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
+    """
+
+    epochs: Count | None = None
+    batch_size: Count = 32
+    learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
+    always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
+    loss: Named
+    metrics: OneOrMore[Named] = ()
+    clipnorm: Positive | None = None
+    clipvalue: Positive | None = None
+    global_clipnorm: Positive | None = None
+    gradient_accumulation_steps: Annotated[Count, Field(ge=2)] | None = None
+    use_ema: bool = False
+    ema_momentum: OpenShare = 0.99
+    mixed_precision: Annotated[Literal[False, "bfloat16", "float16"], choice(False, "bfloat16", "float16")] = False
+    steps_per_execution: Annotated[int | Literal["auto"], BeforeValidator(_check_count_or_auto)] = "auto"
+    cache: Annotated[Literal["auto", "off", "memory", "disk"], BeforeValidator(_check_cache)] = "auto"
+    cache_passes: Count = 1
+    jit_compile: bool = False
+    shuffle: bool = True
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("global_clipnorm")
+    @classmethod
+    def _check_clipping(cls, value: Any, info: ValidationInfo) -> Any:
+        return one_of(value, info, "clipnorm", "clipvalue", default=None)

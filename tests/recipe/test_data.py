@@ -1,0 +1,31 @@
+"""The `data` of a recipe has exactly one source."""
+
+import pytest
+from pydantic import ValidationError
+
+from finetune.recipe.data import DataSource
+
+BUILDER = "finetune.examples.digits:uci_digits"
+
+
+def predicate(**keys):
+    with pytest.raises(ValidationError) as caught:
+        DataSource.model_validate(keys)
+    [error] = caught.value.errors()
+    return error["ctx"]["predicate"]
+
+
+def test_a_builder_with_arguments_or_a_file_is_a_source():
+    assert DataSource.model_validate({"builder": BUILDER, "arguments": {"seed": 1}}).arguments == {"seed": 1}
+    assert DataSource.model_validate({"npz": "rows.npz"}).npz == "rows.npz"
+
+
+def test_two_sources_and_none_are_errors():
+    assert predicate(builder=BUILDER, npz="rows.npz") == (
+        "needs exactly one of `builder`, `npz`. Received: `builder`, `npz`"
+    )
+    assert predicate() == "needs exactly one of `builder`, `npz`. Received none of them"
+
+
+def test_arguments_without_a_builder_are_an_error():
+    assert predicate(npz="rows.npz", arguments={"seed": 1}) == "are for a `builder`, and there is none. Remove them"

@@ -1,0 +1,54 @@
+"""The `train` of a recipe: what its keys accept."""
+
+import pytest
+from pydantic import ValidationError
+
+from finetune.recipe.train import Train
+
+
+def train(**keys):
+    return Train.model_validate({"loss": "mse", **keys})
+
+
+def predicate(**keys):
+    with pytest.raises(ValidationError) as caught:
+        train(**keys)
+    [error] = caught.value.errors()
+    return error["ctx"]["predicate"]
+
+
+def test_a_loss_and_metrics_are_names_with_arguments():
+    settings = train(loss={"name": "huber", "delta": 0.5}, metrics="accuracy")
+    assert (settings.loss.name, settings.loss.arguments) == ("huber", {"delta": 0.5})
+    assert [metric.name for metric in settings.metrics] == ["accuracy"]
+
+
+def test_only_one_way_to_clip_gradients_may_be_set():
+    assert train(global_clipnorm=1.0).global_clipnorm == 1.0
+    assert predicate(clipnorm=1.0, global_clipnorm=1.0) == (
+        "takes at most one of `clipnorm`, `clipvalue`, `global_clipnorm`. Received: `clipnorm`, `global_clipnorm`"
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 7, "auto"])
+def test_steps_per_execution_is_a_number_or_auto(steps):
+    assert train(steps_per_execution=steps).steps_per_execution == steps
+
+
+@pytest.mark.parametrize("steps", [0, 1.5, True, "all"])
+def test_any_other_steps_per_execution_are_an_error(steps):
+    assert predicate(steps_per_execution=steps).startswith("must be a whole number of at least 1, or `auto`")
+
+
+def test_the_cache_is_a_mode_and_false_is_off():
+    assert [train(cache=mode).cache for mode in ("auto", "off", "memory", "disk", False)] == [
+        *("auto", "off", "memory", "disk", "off"),
+    ]
+    assert predicate(cache="ram").startswith('is not a known value. Received: `"ram"`. Choose from `auto`')
+
+
+def test_the_learning_rate_of_train_is_auto_or_absent():
+    assert train(learning_rate="auto").learning_rate == "auto"
+    assert "may only be `auto`, which measures it before training. Rates belong in the groups" in predicate(
+        learning_rate=0.1
+    )

@@ -1,0 +1,43 @@
+"""TensorFlow starts quietly, and what it printed is shown when the start fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def started(code, **environment):
+    variables = {
+        key: value for key, value in os.environ.items() if key not in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND")
+    }
+    variables |= {"PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+
+
+def test_nothing_is_printed_while_tensorflow_starts_and_the_terminal_works_again_afterwards():
+    code = (
+        "import os, sys; from finetune.startup import start_tensorflow; start_tensorflow()\n"
+        "assert 'tensorflow' in sys.modules and os.environ['KERAS_BACKEND'] == 'tensorflow'\n"
+        "print('after', file=sys.stderr)"
+    )
+    done = started(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "after\n")
+
+
+def test_a_start_that_fails_shows_what_was_printed_meanwhile(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(
+        "import os\nos.write(2, b'no such library\\n')\nraise ImportError('broken')\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.startup import start_tensorflow\n"
+    done = started(code + "start_tensorflow()")
+    assert done.returncode == 1
+    assert "no such library\n" in done.stderr
+    assert done.stderr.rstrip().endswith("ImportError: broken")
+
+
+def test_an_interrupted_start_shows_nothing_of_it(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("import os\nos.write(2, b'noise\\n')\nraise KeyboardInterrupt\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.startup import start_tensorflow\n"
+    assert "noise\n" not in started(code + "start_tensorflow()").stderr

@@ -1,0 +1,106 @@
+"""`FastLoop` trains a model in `fit` as Keras does, keeps its function between fits, and leaves Keras' own behind."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from finetune.errors import TrainingError
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.fast.loop import FastLoop, takes_forward, train_function
+from finetune.training.fast.steps import FastFunction
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+Adam, SGD = keras.optimizers.Adam, keras.optimizers.SGD
+
+
+def dense():
+    return keras.Sequential(
+        [keras.Input((6,)), *(layers.Dense(6, activation="tanh") for _ in range(4)), layers.Dense(3)]
+    )
+
+
+def a_group_each(model):
+    return GroupedOptimizer([(Adam(0.05 / (i + 1)), layer) for i, layer in enumerate(model.layers)])
+
+
+def compiled(**options):
+    keras.utils.set_random_seed(3)
+    model = dense()
+    model.compile(a_group_each(model), "mse", **options)
+    return model
+
+
+def test_the_train_function_is_a_fast_one_where_the_model_allows_it():
+    model = compiled()
+    model.train_function = train_function(model)
+    assert isinstance(model.train_function, FastFunction)
+    assert takes_forward(model)
+
+
+def test_the_train_function_is_keras_own_where_the_model_needs_it_and_takes_no_other_forward_pass():
+    model = compiled(run_eagerly=True)
+    model.train_function = train_function(model)
+    assert not isinstance(model.train_function, FastFunction)
+    assert not takes_forward(model)
+    with pytest.raises(TrainingError, match="it runs eagerly"):
+        train_function(model, forward=model)
+
+
+def test_a_second_fit_compiles_nothing_and_a_freeze_compiles_anew():
+    model = compiled()
+    model.fit(np.ones((8, 6), "f4"), np.ones((8, 3), "f4"), batch_size=4, verbose=0, callbacks=[FastLoop()])
+    first = vars(model)["_finetune_function"]
+    x, y = np.ones((8, 6), "f4"), np.ones((8, 3), "f4")
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert vars(model)["_finetune_function"] is first
+    model.layers[0].trainable = False
+    before = model.layers[0].kernel.numpy()
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert vars(model)["_finetune_function"] is not first
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), before)
+
+
+def test_an_epoch_of_a_dataset_that_repeats_has_exactly_its_steps():
+    model = compiled(steps_per_execution=4)
+    x = np.ones((20, 6), "f4")
+    data = tf.data.Dataset.from_tensor_slices((x, x[:, :3])).batch(4).repeat()
+    model.fit(data, steps_per_epoch=6, epochs=2, verbose=0, callbacks=[FastLoop()], shuffle=False)
+    assert int(model.optimizer.iterations) == 12
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= 3:
+            raise KeyboardInterrupt
+
+
+def test_after_an_interrupt_a_plain_fit_makes_all_its_steps_and_the_next_fast_one_gives_keras_function_back():
+    model = compiled(steps_per_execution=2)
+    x, y = tf.ones((20, 6)), tf.ones((20, 3))
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop(), Interrupt()])
+    before = int(model.optimizer.iterations)
+    model.fit(x, y, batch_size=4, verbose=0)
+    assert int(model.optimizer.iterations) - before == 5
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert not isinstance(model.train_function, FastFunction)
+
+
+def test_a_function_that_is_kept_makes_as_many_steps_a_call_as_the_model_is_compiled_for_now():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activity_regularizer="l2")])
+    optimizer = GroupedOptimizer([(SGD(0.1), model)])
+    for together in (1, 4):
+        model.compile(optimizer, steps_per_execution=together)
+        model.fit(tf.ones((24, 6)), batch_size=4, verbose=0, callbacks=[FastLoop()])
+    assert int(optimizer.iterations) == 12
+
+
+def test_a_model_that_fit_builds_keeps_its_own_loop():
+    model = keras.Sequential([layers.Dense(3)])
+    model.compile(GroupedOptimizer([(SGD(0.1), model)]), "mse")
+    loop = FastLoop()
+    model.fit(tf.ones((8, 6)), tf.ones((8, 3)), verbose=0, callbacks=[loop])
+    assert loop.reason == "it is not built yet"
+    assert int(model.optimizer.iterations) == 1

@@ -1,0 +1,142 @@
+"""What ends a phase, what moves its rates, and what watches it."""
+
+import keras
+import numpy as np
+import pytest
+
+from finetune.errors import TrainingError
+from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.phases.endings import (
+    EpochWatch,
+    Plateau,
+    StopAfterSteps,
+    Until,
+    plateau_callbacks,
+    until_callbacks,
+)
+from finetune.training.phases.loop import train_phases
+from finetune.training.phases.phase import Phase
+
+SGD = keras.optimizers.SGD
+
+
+def prepared(model, **more):
+    """The tiny model, compiled, and its groups: stem (with `bn`), body, head."""
+    selectors = [("stem", ("stem", "bn")), ("body", ("body",)), ("head", ("head",))]
+    groups = resolve_groups(model, [Selector(name, prefixes=prefixes) for name, prefixes in selectors])
+    grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
+    model.compile(grouped, loss="sparse_categorical_crossentropy", **more)
+    return groups
+
+
+def train(model, groups, phases, rows, **more):
+    return train_phases(model, groups, phases, *rows, batch_size=30, **more)
+
+
+class Rates(keras.callbacks.Callback):
+    """Notes the rates before every step."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = getattr(self, "seen", [])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen.append(self.model.optimizer.learning_rates)
+
+    def of(self, name):
+        return [rates[name] for rates in self.seen]
+
+
+def test_a_phase_ends_when_its_metric_no_longer_gets_better_and_the_next_one_follows(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 9, until=Until("loss", patience=1, min_delta=100.0)), Phase(epochs=1)]
+    records = train(model, groups, phases, rows)
+    assert [(record.epochs, record.epochs_left) for record in records] == [(2, 7), (1, 0)]
+
+
+def test_a_metric_that_is_not_measured_is_an_error_that_names_those_that_are(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    with pytest.raises(TrainingError) as caught:
+        train(model, groups, [Phase(epochs=2, until=Until("val_loss"))], rows)
+    assert str(caught.value) == (
+        "The metric that `until` watches must be measured. Received `val_loss`; measured are `loss`. Metrics that begin "
+        "with `val_` need validation examples. Did you mean `loss`?"
+    )
+
+
+def test_what_a_plateau_took_from_the_rates_comes_back_with_the_next_phase(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    plateau = Plateau("loss", factor=0.5, patience=0, min_delta=100.0)
+    train(model, groups, [Phase(epochs=3, reduce_on_plateau=plateau), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("stem") == rates.of("head")
+    assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
+
+
+def test_auto_rgn_measures_before_every_epoch_and_the_largest_norm_takes_the_rate(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    rates = Rates()
+    train(model, groups, [Phase(epochs=2, auto_rgn=0.1)], rows, callbacks=[rates])
+    first, second = rates.seen[0], rates.seen[3]
+    assert max(first.values()) == pytest.approx(0.1)
+    assert min(first.values()) < 0.1
+    assert rates.seen[2] == first
+    assert second != first
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 16])
+def test_a_phase_in_steps_makes_just_them_however_many_share_a_call(tiny, rows, together):
+    model = tiny()
+    groups = prepared(model, steps_per_execution=together)
+    records = train(model, groups, [Phase(["head"], steps=4), Phase(steps=5), Phase(steps=1)], rows)
+    assert [record.steps for record in records] == [4, 5, 1]
+
+
+def test_nothing_is_watched_unless_a_phase_asks_for_it():
+    assert until_callbacks(None) == plateau_callbacks(None) == []
+
+
+def test_until_is_early_stopping_of_keras_with_the_same_settings():
+    _, callback = until_callbacks(Until("accuracy", patience=2, min_delta=0.5, mode="max", restore_best=True))
+    assert isinstance(callback, keras.callbacks.EarlyStopping)
+    assert (callback.monitor, callback.patience, callback.min_delta) == ("accuracy", 2, 0.5)
+    assert callback.mode == "max"
+    assert callback.restore_best_weights
+
+
+def test_a_plateau_is_reduce_lr_on_plateau_of_keras_with_the_same_settings():
+    _, callback = plateau_callbacks(Plateau("loss", factor=0.3, patience=4, min_delta=0.2, mode="min", cooldown=5))
+    assert isinstance(callback, keras.callbacks.ReduceLROnPlateau)
+    assert (callback.monitor, callback.factor, callback.patience) == ("loss", 0.3, 4)
+    assert (callback.min_delta, callback.mode, callback.cooldown) == (0.2, "min", 5)
+
+
+def test_until_may_end_a_phase_with_the_weights_of_its_best_epoch(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    bias = []
+    end = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: bias.append(np.array(model.weights[-1])))
+    until = Until("loss", patience=1, min_delta=100.0, restore_best=True)
+    train(model, groups, [Phase(epochs=9, until=until)], rows, callbacks=[end])
+    np.testing.assert_array_equal(np.array(model.weights[-1]), bias[0])
+    assert not np.array_equal(bias[0], bias[1])
+
+
+def test_steps_are_counted_over_epochs_with_the_function_of_keras(tiny, rows):
+    model = tiny()
+    model.compile(SGD(0.1), loss="sparse_categorical_crossentropy")
+    model.fit(*rows, batch_size=30, epochs=9, verbose=0, callbacks=[StopAfterSteps(5)])
+    assert int(model.optimizer.iterations) == 5
+
+
+def test_the_watch_counts_epochs_and_checks_after_each(tiny, rows):
+    model = tiny()
+    model.compile(SGD(0.1), loss="sparse_categorical_crossentropy")
+    checks = []
+    watch = EpochWatch(lambda: checks.append(watch.epochs))
+    model.fit(*rows, batch_size=30, epochs=3, verbose=0, callbacks=[watch])
+    assert checks == [1, 2, 3]
