@@ -184,6 +184,7 @@ class _RunFit:
             seed=options.seed,
             folder=folder / "features",
             report=lambda sentence: console.print(sentence, highlight=False, markup=False),
+            leaves=[leaf for group in groups for leaf in group.leaves],
         )
 
     def announce(self, start: PhaseStart) -> None:

@@ -35,9 +35,7 @@ def trees_of_the_model(run):
     models = []
 
     def note(frame, event, argument):
-        cache = "finetune.training.features"  # looks at the layers once more, if there is anything to cache
-        by_cache = frame.f_back is not None and frame.f_back.f_globals["__name__"].startswith(cache)
-        if event == "call" and frame.f_code is layer_tree.__code__ and not by_cache:
+        if event == "call" and frame.f_code is layer_tree.__code__:
             models.append(frame.f_locals["model"])
 
     before = sys.getprofile()

@@ -25,7 +25,6 @@ import tensorflow as tf
 
 from finetune.data.batches import Rows, as_rows, lean_options, steps_per_epoch, training_batches
 from finetune.errors import TrainingError, quote
-from finetune.groups.layer_tree import layer_tree
 from finetune.results.formatting import size_text
 from finetune.training.features.cut import Cut, Front, NoCut, Tail
 from finetune.training.features.keys import feature_keys
@@ -200,7 +199,7 @@ class _Work:
         front = Front(self.cut, numbers, steps)
         run = _compiled(front, self.batches.element_spec)
         rows = tf.nest.map_structure(lambda part: part[:_PROBED_ROWS], next(iter(self.batches)))
-        statistics = _statistics(front)
+        statistics = _statistics(front, self.cut)
         before = [weight.numpy() for weight in statistics]
         first, masks = run(rows)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
@@ -294,12 +293,11 @@ def _compiled(front: Front, spec: Any) -> Callable[[Any], Any]:
     return tf.function(run, input_signature=[signature], autograph=False).get_concrete_function()
 
 
-def _statistics(front: Front) -> list[Any]:
+def _statistics(front: Front, cut: Cut) -> list[Any]:
     """Returns the weights in front of the cut that were not created trainable."""
     layers = [step.operation for step in front.steps if isinstance(step.operation, keras.layers.Layer)]
     in_front = {id(weight) for layer in layers for weight in layer.weights}
-    leaves = layer_tree(front.model).leaves
-    return [leaf.variable for leaf in leaves if not leaf.trainable and id(leaf.variable) in in_front]
+    return [variable for variable in cut.statistics if id(variable) in in_front]
 
 
 def _check_rows(values: dict[str, Any], rows: int) -> None:

@@ -5,7 +5,7 @@ is trained alike. Where a frozen first part of the model can be run once for all
 and the model's train function begins behind it.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
+from finetune.groups.layer_tree import Leaf
 from finetune.training.fast.loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
@@ -33,6 +34,7 @@ class CachedBatches:
         seed: Seed of the orders.
         folder: Where features on disk go.
         report: Called with a sentence that says what is kept, or why nothing is.
+        leaves: All weights of the model, where they are known already.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class CachedBatches:
         seed: int,
         folder: Path,
         report: Callable[[str], None],
+        leaves: Sequence[Leaf] | None = None,
     ):
         self._model: Any = model
         self._x, self._y, self._mode, self._passes, self._report = x, y, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._store = FeatureStore(folder)
+        self._leaves = leaves
         self._functions: dict[Any, Any] = {}
 
     def batches(
@@ -87,10 +91,13 @@ class CachedBatches:
     def _features(self, epochs: int, inference: Any, later: Any) -> Features | NoCut:
         if self._mode == "off" or not takes_forward(self._model):
             return NoCut("the cache is off")
-        cut = find_cut(self._model, inference=inference, allow_random=self._passes > 1)
+        random, leaves = self._passes > 1, self._leaves
+        cut = find_cut(self._model, inference=inference, allow_random=random, leaves=leaves)
         later_cuts: list[Cut | NoCut] = []
         if isinstance(cut, Cut):
-            later_cuts = [find_cut(self._model, trained=trained, inference=layers) for trained, layers in later]
+            later_cuts = [
+                find_cut(self._model, trained=trained, inference=layers, leaves=leaves) for trained, layers in later
+            ]
         features = cached_features(
             cut,
             self._x,

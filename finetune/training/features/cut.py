@@ -19,7 +19,7 @@ from keras import layers
 
 from finetune import keras_private
 from finetune.errors import quote
-from finetune.groups.layer_tree import layer_tree
+from finetune.groups.layer_tree import Leaf, layer_tree
 from finetune.training.features.graph import Graph, Step, can_open, open_graph, run
 
 _RATES = ("rate", "dropout", "recurrent_dropout", "stddev")  # the names under which Keras' random layers keep theirs
@@ -48,6 +48,7 @@ class Cut:
         inference: `id`s of layers that run with `training=False`, on both sides.
         random: Names of layers in front of the cut that draw random numbers.
         stopped_by: Why frozen layers in the tail are not in front, each as a sentence.
+        statistics: The weights of the whole model that were not created trainable.
     """
 
     graph: Graph
@@ -57,6 +58,7 @@ class Cut:
     inference: frozenset[int] = frozenset()
     random: tuple[str, ...] = ()
     stopped_by: tuple[str, ...] = ()
+    statistics: tuple[Any, ...] = ()
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -126,6 +128,7 @@ def find_cut(
     trained: Collection[Any] | None = None,
     inference: Collection[keras.layers.Layer] = (),
     allow_random: bool = False,
+    leaves: Sequence[Leaf] | None = None,
 ) -> Cut | NoCut:
     """Finds the largest part of a model that is frozen and needs to be run only once for every example.
 
@@ -137,6 +140,7 @@ def find_cut(
         inference: Layers that the caller runs with `training=False`, so that their dropout does nothing.
         allow_random: Whether layers that draw random numbers may be in front of the cut. Their features differ from
             pass to pass, so several passes over the data should be kept.
+        leaves: All weights of the model, where they are known already.
 
     Returns:
         The cut, or why there is none.
@@ -145,7 +149,9 @@ def find_cut(
         return NoCut(reason)
     graph = open_graph(model)
     trained_ids = frozenset(map(id, model.trainable_variables if trained is None else trained))
-    updating = _updating(model) if model.weights else frozenset()
+    if leaves is None:
+        leaves = layer_tree(model).leaves if model.weights else ()
+    updating = _updating(leaves)
     silent = frozenset(id(part) for layer in inference for part in _parts(layer))
     known, front, random, stopped_by = set(range(len(model.inputs))), [], [], []
     for step in graph.steps:
@@ -175,6 +181,7 @@ def find_cut(
         inference=_silenced(graph, trained_ids, silent),
         random=tuple(name for name in random if name in names),
         stopped_by=tuple(stopped_by),
+        statistics=tuple(leaf.variable for leaf in leaves if not leaf.trainable),
     )
 
 
@@ -267,9 +274,9 @@ def _parts(operation: Any) -> list[Any]:
     return keras_private.sublayers(operation, include_self=True) if isinstance(operation, layers.Layer) else []
 
 
-def _updating(model: keras.Model) -> frozenset[int]:
+def _updating(leaves: Sequence[Leaf]) -> frozenset[int]:
     """Returns the `id`s of the layers that update statistics in training: those that have some and are not frozen."""
-    owners = {id(leaf.owner): leaf.owner for leaf in layer_tree(model).leaves if not leaf.trainable}
+    owners = {id(leaf.owner): leaf.owner for leaf in leaves if not leaf.trainable}
     return frozenset(
         key
         for key, owner in owners.items()
