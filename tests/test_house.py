@@ -73,7 +73,10 @@ def test_no_module_is_taken_for_a_test():
 def test_the_public_functions_of_a_module_are_documented(path):
     wrong = []
     for name, node in public_functions(ast.parse(path.read_text(encoding="utf-8")).body):
-        documented, arguments = ast.get_docstring(node) or "", node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        documented, arguments = (
+            ast.get_docstring(node) or "",
+            node.args.posonlyargs + node.args.args + node.args.kwonlyargs,
+        )
         parameters = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
         if not documented and not overrides(name):
             wrong.append(f"{name} has no docstring")
