@@ -36,6 +36,7 @@ class AveragingOptimizer(keras.optimizers.Optimizer):
 
     def _start_averages(self, variables: Iterable[Any]) -> None:
         """Sets averages that are still 0, and so did not come from a file, to the values of the variables."""
+        # All zeros: made for a placeholder, and not read from a file. (Or the weights are zero, too: nothing changes.)
         for variable, average in self._with_average(variables):
             with tf.init_scope():  # outside of the step that may be traced now
                 if not np.any(average):

@@ -36,7 +36,8 @@ def adopt(group: Group, parent: keras.optimizers.Optimizer) -> GroupRate:
     child.name = group.name  # in the paths of its slots, and so in files
     group.unused_counter = step_counter(child)
     set_step_counter(child, step_counter(parent))
-    skip_reduction(child)
+    skip_reduction(child)  # `update_once` has summed the gradients over the replicas
+    # Keras keeps a number in a variable, which can be written; a schedule or callable it only calls.
     rate = held_rate(child)
     if isinstance(rate, keras.Variable):
         group.initial_rate = as_float(rate)
@@ -103,6 +104,7 @@ def reset_slots(group: Group) -> None:
         new.build(group.variables)
     track_all(new)
     fresh_slots = [v for v in new.variables if v is not step_counter(new) and v is not held_rate(new)]
+    # Both lists are in the order in which the rule makes its slots, so they pair up.
     slots = [v for v in child.variables if v is not group.unused_counter and v is not held_rate(child)]
     for slot, fresh in zip(slots, fresh_slots, strict=True):
         slot.assign(fresh.numpy())
@@ -118,6 +120,7 @@ def replace_variables(
         replacements: The new variables by the keys of the old ones, of which the optimizer may have none.
         key: Returns the key of a variable.
     """
+    # The old keys remain in the set, where nothing has them any more.
     excluded = excluded_from_weight_decay(optimizer)
     excluded.update([key(variable) for old, variable in replacements.items() if old in excluded])
     if optimizer.built:  # Keras finds the slots of a variable by its position among the variables it was built with

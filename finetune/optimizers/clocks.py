@@ -58,6 +58,7 @@ class Clocks:
 
     def read(self, index: int | list[int]) -> tf.Tensor:
         """Returns the step of the group at an index, or of the groups at several."""
+        # Read when the step runs, so that a compiled step sees a group that starts again.
         return tf.convert_to_tensor(self._iterations) - tf.gather(tf.convert_to_tensor(self.starts), index)
 
 

@@ -45,6 +45,7 @@ def make_groups(groups: Any) -> list[Group]:
     """
     made = [_make_group(name, pair) for name, pair in _named_pairs(groups).items()]
     children = [group.optimizer for group in made]
+    # An optimizer has one rate and one set of slots: two groups in it would be one group.
     shared = [group.name for group in made if sum(child is group.optimizer for child in children) > 1]
     if shared:
         raise GroupError(
@@ -63,6 +64,7 @@ def _named_pairs(groups: Any) -> dict[str, Any]:
             "`groups` maps names to pairs of an optimizer and what it updates. Received "
             f"`{groups!r}`. Write `{_EXAMPLE}`."
         )
+    # The name becomes a part of paths of variables, of metrics (`learning_rate/<group>`) and of recipes.
     bad = [name for name in groups if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name))]
     if bad:
         raise GroupError(

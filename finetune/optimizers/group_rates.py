@@ -56,6 +56,7 @@ class ScaledSchedule:
             warmup_steps: Steps from now on in which the rate rises linearly from 0 to that of the schedule.
         """
         self.schedule, self._from_now, self._warmup_steps = schedule, from_now, warmup_steps
+        # Assigned if it exists: a step that was compiled in an earlier phase reads this same variable.
         now = int(as_float(self.step))
         if self._start is not None:
             self._start.assign(now)
@@ -138,6 +139,7 @@ class GroupRate:
         schedule = rate if callable(rate) else constant(rate)
         self.schedule = self.schedule or ScaledSchedule(schedule, step, self.rate_variable)
         self.schedule.follow(schedule, from_now=from_now, warmup_steps=warmup_steps)
+        # The schedule has the rate in it: the variable only multiplies.
         self.base = self.whole = 1.0
         return self.schedule
 
@@ -168,11 +170,13 @@ class GroupRates:
                 "pass the schedule to a group's optimizer when that is made."
             )
         value = as_float(value)
+        # Ratios that were written one by one since the last time are the ratios to keep.
         self._adopt_written()
         unit = self._rates[-1].base * self._rates[-1].scheduled
         if unit == 0.0:
             _warn_unreachable(value)
             return
+        # All values are computed and checked before the first is written.
         scale = value / unit
         values = [rate.base * scale for rate in self._rates]
         if not all(0 <= value <= _LARGEST for value in values):

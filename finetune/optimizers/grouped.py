@@ -37,12 +37,12 @@ from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
-from finetune.optimizers.sparse import densify, merge_rows
+from finetune.optimizers.sparse import densify, merge_to_clip
 
-_CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+# What the config holds besides the groups, by the names of the arguments of `__init__`.
 _SETTINGS = (
-    *("name", *_CLIPPING, "gradient_accumulation_steps", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    *("loss_scale_factor", "fused"),
+    *("name", "clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps"),
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor", "fused"),
 )
 
 
@@ -122,6 +122,7 @@ class GroupedOptimizer(AveragingOptimizer):
         )
         self.fused = fused
         self._members, self._fusion = members, fusion
+        # From here on the children count with `self._iterations`, and their rates are written through `self._rates`.
         rates = [children.adopt(group, self) for group in members.groups]
         fusion.share_rates([rate.rate_variable for rate in rates])
         self._rates = GroupRates(rates)
@@ -195,11 +196,7 @@ class GroupedOptimizer(AveragingOptimizer):
         keras_private.set_held_rate(group.optimizer, held)
 
     def share_rate(self, name: str, share: float) -> None:
-        """Multiplies by `share` the rate that a group was made with, or that `reschedule` gave it.
-
-        Raises:
-            GroupError: If there is no such group.
-        """
+        """Multiplies by `share` the rate that a group was made with, or that `reschedule` gave it."""
         self._rates.share(self._members.groups.index(self._members.named(name)), share)
 
     def reset_rates(self) -> None:
@@ -260,6 +257,7 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def _make_slots(self) -> None:
         groups, accumulation_steps = self._members.groups, self.gradient_accumulation_steps
+        # Keras makes the accumulators and averages of all groups here; the children make only the slots of their rules.
         super().build([variable for group in groups for variable in group.variables])
         self._fusion.build(groups, self._clocks, accumulation_steps)
         for group in groups:
@@ -291,7 +289,7 @@ class GroupedOptimizer(AveragingOptimizer):
     # -- One step -----------------------------------------------------------------------------------------------------
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Updates the variables of all groups in one step. A group without gradients stays; its step counts.
+        """Updates the variables of all groups in one step. A group without gradients stays as it is; its step counts.
 
         Args:
             grads: Gradients, one for each variable; `None` where there is none.
@@ -315,16 +313,17 @@ class GroupedOptimizer(AveragingOptimizer):
     # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Any) -> None:
+        # Replicas are summed before anything that depends on the size of a gradient: accumulating, clipping.
         update_once(super()._backend_apply_gradients, grads, trainable_variables)
 
     def _backend_increment_gradient_accumulators(self, grads: list[Any], acc_grads: list[Any]) -> None:
         in_every_replica(super()._backend_increment_gradient_accumulators, grads, acc_grads)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        # Only where a norm needs it: rules treat the repeated rows of a sparse gradient in their own ways.
-        return super()._clip_gradients(merge_rows(grads) if _clips(self) else grads)
+        return super()._clip_gradients(merge_to_clip(grads, self))
 
     def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
+        # Before the update rule, and at the rate of this step: both as in Keras, and as AdamW is defined.
         for child, (members,) in self._members.by_group(self._fusion.decay(variables)):
             in_every_replica(keras_private.apply_weight_decay, child, members)
 
@@ -335,9 +334,10 @@ class GroupedOptimizer(AveragingOptimizer):
             update_alone(child, gradients, members)
 
     def _clip_by_child(self, grads: Iterable[Any], variables: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+        # A child's `clipnorm` and `clipvalue`; its `global_clipnorm` was refused, as it would not be global.
         clipped, in_turn = [], []
         for child, (gradients, members) in self._members.by_group(grads, variables):
-            clipped += keras_private.clip_gradients(child, merge_rows(gradients)) if _clips(child) else gradients
+            clipped += keras_private.clip_gradients(child, merge_to_clip(gradients, child))
             in_turn += members
         return clipped, in_turn
 
@@ -351,6 +351,7 @@ class GroupedOptimizer(AveragingOptimizer):
     @property
     def variables(self) -> list[keras.Variable]:
         """The parent's variables, then those of each child, then the steps at which the groups began."""
+        # Files hold the state in this order, without names: whoever changes it must read the old order, too.
         groups = self._members.groups
         held = [v for group in groups for v in group.optimizer.variables if v is not group.unused_counter]
         return [*self._variables, *held, self._clocks.starts]
@@ -377,6 +378,7 @@ class GroupedOptimizer(AveragingOptimizer):
         if not len(store.keys()):
             return  # the file holds weights alone
         self._build_all()
+        # All values are checked before the first is assigned, so that an error leaves the state as it was.
         values = fitting_values(store, self.variables, self.group_names)
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
@@ -393,9 +395,6 @@ class GroupedOptimizer(AveragingOptimizer):
         """Makes the optimizer again; it finds its variables when it is built on those of a model."""
         groups, keys = read_groups(config["groups"], custom_objects)
         optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
+        # Keras loads the state before the model is called, so the slots must exist before the variables are known.
         optimizer._members.await_model(keys)
         return optimizer
-
-
-def _clips(optimizer: keras.optimizers.Optimizer) -> bool:
-    return any(getattr(optimizer, setting) for setting in _CLIPPING)

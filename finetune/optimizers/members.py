@@ -47,6 +47,7 @@ class Members:
         """
         if self._group_of:
             return
+        # Nothing is kept before all checks have passed: a group that fails leaves the others as they were.
         members = {group.name: variables_of(group.name, group.members, self._key) for group in self.groups}
         check_disjoint(members, self._key)
         for group in self.groups:
@@ -116,6 +117,7 @@ class Members:
         placeholder_at = {self._awaited[self._key(v)].position: v for v in self.order if self._key(v) in self._awaited}
         matched = match_keys(unknown, list(self._awaited.values()))
         replaced = [(placeholder_at[key.position], variable) for key, variable in matched]
+        # Order and groups keep their positions, which are those of the slots.
         for old, new in replaced:
             del self._awaited[self._key(old)]
             group = self._group_of[self._key(new)] = self._group_of.pop(self._key(old))
@@ -157,6 +159,7 @@ def variables_of(group: str, members: Any, key: Callable[[Any], Any]) -> list[An
 
 
 def _walk(group: str, member: Any) -> Iterable[Any]:
+    # From the most specific type on: a Keras layer is trackable, a variable is iterable.
     if isinstance(member, LayerGroup):
         yield from member.variables
     elif isinstance(member, keras.Variable | tf.Variable):

@@ -90,6 +90,7 @@ class Momentum(keras.optimizers.Optimizer):
             slot.assign(velocity)
             variable.assign_sub(gradient * rate + velocity * momentum * rate if self.nesterov else velocity * rate)
             return
+        # One pass over memory: accum = momentum * accum + grad; var -= lr * accum, or with nesterov as above.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=slot.handle,
@@ -117,6 +118,7 @@ def _update_rows(
 ) -> None:
     # XLA cannot compile TF1's kernel, `ResourceSparseApplyMomentum`. These are its operations in its order, after the
     # sum over the pieces of each row, which TF1 takes first as well.
+    # Rows that do not occur keep their velocity: TF1 decays it only when the row is used again.
     rows, position = tf.unique(gradient.indices)
     gradient_sum = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
     velocity = momentum * tf.gather(slot, rows) + gradient_sum

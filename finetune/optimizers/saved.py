@@ -62,6 +62,7 @@ def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[s
     Raises:
         GroupError: If the store does not hold exactly one value of the right shape for each.
     """
+    # Keras' stores have `keys` without being dicts; entries that are not numbered are not state.
     values = [store[key] for key in map(str, range(len(store.keys()))) if key in store.keys()]  # noqa: SIM118 - no dict
     expected, saved = [tuple(v.shape) for v in variables], [tuple(v.shape) for v in values]
     if saved == expected[:-1]:  # of a version in which all groups started at step 0

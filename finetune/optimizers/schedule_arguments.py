@@ -28,6 +28,7 @@ def checked(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
     Raises:
         GroupError: Names all arguments that break their rule.
     """
+    # `locals()` is in the order of the parameters, and so are the arguments that are returned.
     rules, types = _rules(), function.__annotations__
     broken = {name: value for name, value in arguments.items() if not rules[name][1](value)}
     if broken:
@@ -58,6 +59,7 @@ def check_names(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
 
 def _rules() -> dict[str, tuple[str, Callable[[Any], bool]]]:
     """Returns what an argument must be by its name, in words and as a test; a name means the same in all functions."""
+    # NumPy numbers are numbers, too; `True` is not, and neither are NaN and infinity.
     count = "a whole number of at least 1", lambda x: _is_number(x) and x >= 1 and x == int(x)
     positive = "a finite number above 0", lambda x: _is_number(x) and x > 0
     factor = "a finite number of at least 1", lambda x: _is_number(x) and x >= 1

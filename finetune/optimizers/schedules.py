@@ -191,6 +191,7 @@ def one_cycle(
     top = total_steps * warmup_fraction  # the step of the peak, not rounded, as in fastai
 
     def rate(step: Any) -> Any:
+        # Two half cosines, joined at the peak; after the end the rate stays.
         t = tf.minimum(_float64(step), total_steps)
         up = _half_cosine(peak / div, peak, t / top)
         down = _half_cosine(peak, peak / final_div, (t - top) / (total_steps - top))
@@ -256,6 +257,7 @@ def chain(schedules: Sequence[LearningRateSchedule], boundaries: Sequence[int]) 
     schedules, boundaries = arguments.values()
 
     def rate(step: Any) -> Any:
+        # All schedules are computed at every step and the latest that has started is taken: no branch in the graph.
         current = _float64(schedules[0](step))
         for start, schedule in zip(boundaries, schedules[1:], strict=True):
             current = tf.where(_float64(step) >= start, _float64(schedule(_steps_since(start, step))), current)
@@ -325,9 +327,11 @@ def _float64(value: Any) -> Any:
     return tf.cast(value, tf.float64)
 
 
+# An integer as long as the step is one, so that the schedule inside counts exactly.
 def _steps_since(start: int, step: Any) -> Any:
     return tf.maximum(tf.convert_to_tensor(step) - start, 0)
 
 
+# Goes from `first` at fraction 0 to `last` at 1 with slope 0 at both: first + (last - first) * (1 - cos(pi f)) / 2.
 def _half_cosine(first: float, last: float, fraction: Any) -> Any:
     return first + (last - first) * (1 - tf.cos(math.pi * fraction)) / 2

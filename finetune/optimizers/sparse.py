@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 
@@ -16,6 +17,16 @@ def merge_rows(gradients: Iterable[Any]) -> list[Any]:
         gradients: Dense gradients, which are returned as they are, `tf.IndexedSlices`, and `None`.
     """
     return [_with_unique_rows(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+
+
+def merge_to_clip(gradients: list[Any], optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns `merge_rows(gradients)` if the optimizer clips gradients, otherwise the gradients as they are.
+
+    Not always merged: Keras' rules treat the pieces of a repeated row each in their own way (Adam squares them before
+    it adds them up), and equal groups have the bits of Keras.
+    """
+    clips = any(getattr(optimizer, setting) for setting in ("clipnorm", "clipvalue", "global_clipnorm"))
+    return merge_rows(gradients) if clips else gradients
 
 
 def _with_unique_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:

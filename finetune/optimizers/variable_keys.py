@@ -82,6 +82,7 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
         GroupError: If the variables fit neither way.
     """
     free = sorted(free, key=lambda key: key.position)
+    # By path first: positions agree also where layers were exchanged, and would give slots to the wrong variables.
     sought = [VariableKey.of(variable, True) for variable in variables]
     matched = _match_by_path(sought, free) or _match_by_position(sought, free)
     if matched is None:

@@ -52,8 +52,10 @@ def relative_gradient_norms(
     measured = [group for group in groups if group.trainable]  # a frozen group may hold moving statistics alone
     ratios = []
     try:
+        # Frozen variables are not watched by a tape, so all groups are trainable while they are measured.
         freeze(model, [replace(group, frozen=False) for group in groups])
         ratios_of_batch = ratio_function(model, measured)
+        # A forward pass with `training=True` updates moving statistics and draws random numbers.
         with no_trace(model):
             for done, (x, y) in enumerate(batches, start=1):
                 ratios.append(ratios_of_batch(x, y).numpy())
@@ -99,6 +101,7 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
 
         # The loss is not scaled, though the optimizer may do so: the ratio is of the gradients as they are.
         _, _, gradients = loss_and_gradients(forward, weights_of_groups)
+        # A single backward pass for all groups, whose gradients come back group by group.
         pairs = zip(gradients, weights_of_groups, strict=True)
         return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
 
@@ -107,6 +110,8 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
 
 def _global_norm(tensors: Sequence[Any]) -> tf.Tensor:
     """Returns the norm of all tensors together; NaN if there are none, so that `check_ratios` names the group."""
+    # An embedding has `IndexedSlices`: rows that occur twice in the batch must be added before they are squared, which
+    # the conversion to a dense tensor does. Half-precision gradients are squared in float32, since they would overflow.
     dense = [tf.cast(tf.convert_to_tensor(tensor), tf.float32) for tensor in tensors if tensor is not None]
     return tf.linalg.global_norm(dense) if dense else tf.constant(float("nan"))
 

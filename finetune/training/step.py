@@ -41,6 +41,7 @@ def loss_and_gradients(
         for a variable that the loss does not depend on.
     """
     with tf.GradientTape() as tape:
+        # Before the forward pass: a tape records nothing of a tensor that it does not watch yet.
         tape.watch(list(watched))
         loss, other = forward()
         scaled = loss if optimizer is None else optimizer.scale_loss(loss)
@@ -98,9 +99,12 @@ def grouped_train_step(
             f"A step calls the module on its inputs. The `{type(module).__name__}` cannot be called. Give it a "
             "`__call__`, or use `finetune.HubLayer` for a SavedModel that has only signatures."
         )
+    # The order of the variables is part of the result: the global norm of the gradients is a sum in this order.
     trained = _trained_variables(module, optimizer, variables)
+    # Outside of the compiled function: a `tf.function` may create variables only in its first trace.
     optimizer.build(trained)
     loss_function = _loss_function(loss)
+    # A Keras layer is asked for the arguments of its `call`, since `__call__` takes any.
     call = module.__call__ if not isinstance(module, keras.Layer) else module.call
     options = {"training": True} if takes_training(call) else {}
 
@@ -162,6 +166,7 @@ def _loss_function(loss: Any) -> Callable[[Any, Any], Any]:
             f"Received `{loss}`.{did_you_mean(loss, dir(keras.losses))}"
         ) from None
     # `get` returns the function, which gives a value for every row. The class of the same name reduces them to a mean.
+    # `sparse_categorical_crossentropy` is the function of `SparseCategoricalCrossentropy`.
     classes = {name.lower(): kind for name, kind in vars(keras.losses).items() if isinstance(kind, type)}
     return classes[function.__name__.replace("_", "")]()
 

@@ -127,6 +127,25 @@ def test_a_group_that_does_not_exist_is_an_error():
         optimizer.restart(["boddy"])
 
 
+def test_the_steps_at_which_groups_started_are_kept_as_whole_numbers_that_nobody_trains():
+    optimizer = GroupedOptimizer([(optimizers.SGD(0.1), v) for v in variables(3)])
+    starts = optimizer.variables[-1]
+    assert (starts.name, starts.shape, starts.dtype, starts.trainable) == ("group_starts", (3,), "int64", False)
+
+
+def test_a_group_that_started_with_the_training_keeps_the_shared_counter():
+    trained = variables(2)
+    optimizer = GroupedOptimizer(
+        {"body": (optimizers.Adam(0.1), trained[0]), "head": (optimizers.Adam(0.1), trained[1])}
+    )
+    steps(optimizer, trained, 0, 3, slice(2))
+    optimizer.restart(["body"])
+    steps(optimizer, trained, 3, 5, slice(2))
+    body, head = optimizer.group_optimizers.values()
+    assert head.iterations is optimizer.iterations
+    assert [int(tf.convert_to_tensor(child.iterations)) for child in (body, head)] == [2, 5]
+
+
 def test_the_steps_of_groups_are_one_number_if_they_agree_and_else_a_number_each():
     groups = [Group(name, optimizers.Adam(0.1), [], []) for name in ("stem", "body", "head")]
     iterations = keras.Variable(5, dtype="int64")

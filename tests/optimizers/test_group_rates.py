@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
+from finetune.keras_private import held_rate
 from finetune.optimizers.grouped import GroupedOptimizer
 
 schedules = keras.optimizers.schedules
@@ -254,3 +255,23 @@ def test_exchanging_rates_changes_nothing_in_what_is_saved():
     optimizer.reschedule("group_0", schedules.ExponentialDecay(0.8, 1, 0.5), from_now=True)
     optimizer.reschedule("group_1", 0.3)
     assert [variable.path for variable in optimizer.variables] == before
+
+
+@pytest.mark.parametrize("rate", [0.5, schedules.ExponentialDecay(0.5, 10, 0.5)], ids=["number", "schedule"])
+def test_a_share_of_a_rate_is_taken_of_the_whole_rate_each_time_and_scaled_with_the_others(rate):
+    optimizer = grouped(rate, 1.0)
+    optimizer.learning_rate = 2.0
+    optimizer.share_rate("group_0", 0.5)
+    assert rates(optimizer) == pytest.approx([0.5, 2.0])
+    optimizer.share_rate("group_0", 0.25)
+    assert rates(optimizer) == pytest.approx([0.25, 2.0])
+    optimizer.learning_rate = 1.0
+    assert rates(optimizer) == pytest.approx([0.125, 1.0])
+    optimizer.reset_rates()
+    assert rates(optimizer) == pytest.approx([0.125, 1.0])
+
+
+def test_a_scaled_schedule_is_saved_as_its_schedule():
+    schedule = schedules.ExponentialDecay(0.5, 10, 0.5)
+    held = held_rate(grouped(schedule, 0.1).group_optimizers["group_0"])
+    assert held.get_config() == {"schedule": keras.saving.serialize_keras_object(schedule)}

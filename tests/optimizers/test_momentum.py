@@ -214,6 +214,23 @@ def test_the_examples_in_the_docstring_hold():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
+def test_variables_that_are_updated_together_get_the_bits_of_the_kernel(nesterov):
+    rng = np.random.default_rng(0)
+    values, steps = rng.standard_normal((2, 6)).astype("f4"), rng.standard_normal((4, 2, 6)).astype("f4")
+    together, alone = ([tf.Variable(value) for value in values] for _ in range(2))
+    grouped = GroupedOptimizer(
+        [(Momentum(rate, 0.9, nesterov), v) for rate, v in zip((0.1, 0.3), together, strict=True)], fused="on"
+    )
+    plain = [Momentum(rate, 0.9, nesterov) for rate in (0.1, 0.3)]
+    for gradients in steps:
+        grouped.apply([tf.constant(g) for g in gradients], together)
+        for optimizer, gradient, variable in zip(plain, gradients, alone, strict=True):
+            optimizer.apply([tf.constant(gradient)], [variable])
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
 def test_variables_of_several_rates_that_are_updated_as_one_go_the_way_of_each_alone(nesterov):
     def trained(fused):
         variables = [tf.Variable(START + i) for i in range(4)]

@@ -1,7 +1,9 @@
+import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from finetune.optimizers.sparse import densify, merge_rows
+from finetune.optimizers.sparse import densify, merge_rows, merge_to_clip
 
 
 def sparse():
@@ -29,3 +31,9 @@ def test_dense_gradients_and_missing_ones_stay_as_they_are():
 def test_a_sparse_gradient_becomes_a_tensor_of_the_variables_shape():
     (dense,) = densify([sparse()])
     np.testing.assert_array_equal(dense, [[1, 1], [0, 0], [6, 8], [0, 0]])
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_rows_are_merged_for_an_optimizer_that_clips_and_for_no_other(clip):
+    assert merge_to_clip([sparse()], keras.optimizers.SGD(0.1, **{clip: 1.0}))[0].values.shape == (2, 2)
+    assert merge_to_clip([sparse()], keras.optimizers.SGD(0.1))[0].values.shape == (3, 2)

@@ -7,6 +7,7 @@ from keras import layers
 import finetune
 from finetune import GroupedOptimizer, grouped_train_step
 from finetune.errors import GroupError, TrainingError
+from finetune.training.step import compile_state, loss_and_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -146,6 +147,45 @@ def test_a_loaded_hub_module_is_trained_with_its_statistics_and_regularization_l
     statistics = encoder.get_layer("bn").moving_mean.numpy()
     np.testing.assert_allclose(loaded.bn.moving_mean.numpy(), statistics, rtol=1e-5, atol=1e-6)
     assert np.abs(statistics).max() > 0
+
+
+def test_the_gradients_come_back_in_the_structure_of_the_variables_and_none_where_the_loss_does_not_depend():
+    used, unused, tensor = keras.Variable([2.0]), tf.Variable([1.0]), tf.constant([3.0])
+
+    def forward():
+        return tf.reduce_sum(used.value**2 * tensor), "other"
+
+    loss, other, gradients = loss_and_gradients(forward, {"a": [used, unused], "b": tensor}, watched=[tensor])
+    assert (float(loss), other) == (12.0, "other")
+    assert float(gradients["a"][0][0]) == 12.0
+    assert gradients["a"][1] is None
+    assert float(gradients["b"][0]) == 4.0
+
+
+def test_only_the_gradients_are_scaled_for_an_optimizer_that_scales_the_loss():
+    variable = keras.Variable([2.0])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=8.0)
+    optimizer.build([variable])
+
+    def forward():
+        return tf.reduce_sum(variable.value**2), None
+
+    loss, _, (gradient,) = loss_and_gradients(forward, [variable], optimizer=optimizer)
+    assert float(loss) == 4.0
+    assert float(gradient[0]) == 8.0 * 4.0
+
+
+def test_a_compiled_function_can_be_kept_until_the_model_is_compiled_anew_or_frozen():
+    model = keras_network()
+    model.compile("sgd", "mse")
+    before = compile_state(model)
+    assert compile_state(model) == before
+    model.layers[0].trainable = False
+    assert compile_state(model) != before
+    model.layers[0].trainable = True
+    assert compile_state(model) == before
+    model.compile(model.optimizer, "mse")
+    assert compile_state(model) != before
 
 
 def test_what_cannot_be_called_is_refused():

@@ -51,6 +51,7 @@ def update_adam(
     if not is_plain_adam(optimizer) or tf.distribute.has_strategy():
         return list(gradients), list(variables)
     left = []
+    # Once for all variables of the group.
     alpha = step_size(optimizer, tf.cast(optimizer.learning_rate, tf.float32))
     for gradient, variable in zip(gradients, variables, strict=True):
         w, m, v = map(tf_variable, (variable, *adam_moments(optimizer, variable)))
@@ -76,6 +77,7 @@ def has_kernels(variable: Any) -> bool:
 
 def step_size(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> Any:
     """Returns `alpha`, the rate with its bias correction, in the order of Keras and the shape of the rate."""
+    # The steps in float32 and the order of these operations are Keras': another order has other last bits.
     iterations: Any = optimizer.iterations
     local_step = ops.cast(iterations + 1, "float32")
     beta_1_power: Any = ops.power(ops.cast(optimizer.beta_1, "float32"), local_step)
@@ -94,6 +96,7 @@ def update_moments(optimizer: keras.optimizers.Optimizer, m: tf.Variable, v: tf.
             sparse one are squared one by one and then added up, as Keras does for embeddings.
     """
     if isinstance(gradient, tf.IndexedSlices):
+        # `m - g` for all rows, of which those without a gradient decay, too: Adam of Keras is not lazy.
         rows, position = tf.unique(gradient.indices)
         values = tf.cast(gradient.values, m.dtype)
         m_minus_g = _minus_rows(m, rows, position, values)
@@ -160,6 +163,7 @@ def update_in_one_pass(
         gradient: Dense or sparse.
         alpha: A scalar.
     """
+    # Passed as tensors, not compiled in: optimizers with other constants share the program of a shape.
     factors = np.float32(1 - optimizer.beta_1), np.float32(1 - optimizer.beta_2), np.float32(optimizer.epsilon)
     constants = (alpha, *map(tf.constant, factors), tf.constant(0))
     with tf.device(w.device):  # XLA takes no resource of another device
@@ -182,6 +186,7 @@ def _one_pass_of_rows(w: Any, m: Any, v: Any, place: Any, sums: Any, squares: An
 def _rule(
     w: Any, m: Any, v: Any, g: Any, g_squared: Any, alpha: Any, c1: Any, c2: Any, epsilon: Any, zero: Any
 ) -> None:
+    # The four lines at the top of this file, each product rounded as if it was an operation of its own.
     new_m = m + _rounded((g - m) * c1, zero)
     new_v = v + _rounded((g_squared - v) * c2, zero)
     m.assign(new_m, read_value=False)

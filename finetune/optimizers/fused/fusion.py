@@ -4,7 +4,7 @@ A step of many small layers takes as long as it has operations, whatever their s
 6.2 ms, and the same computation on one variable of their total size 0.5 ms (docs/step.md). `Fusion` therefore updates
 variables of one shape by one call of their optimizers' rule. `NoFusion` has the same methods and updates every variable
 alone. A `GroupedOptimizer` holds one of the two and knows nothing else of this folder; a reader who wants to know what
-it computes can read `NoFusion` and skip the rest.
+it computes can read `NoFusion` and skip the other files.
 """
 
 from collections import Counter
@@ -59,7 +59,13 @@ class NoFusion:
         """Does nothing: every group keeps its rate in a variable of its own."""
 
     def build(self, groups: Sequence[Group], clocks: Clocks, accumulation_steps: int | None) -> None:
-        """Builds the optimizers of the groups, which makes their slots."""
+        """Builds the optimizers of the groups, which makes their slots.
+
+        Args:
+            groups: Groups whose variables are known and whose optimizers are not built.
+            clocks: Not used.
+            accumulation_steps: Not used.
+        """
         for group in groups:
             group.optimizer.build(group.variables)
             self.alone |= {variable_path(variable): "`fused` is off" for variable in group.variables}
@@ -140,6 +146,7 @@ class Fusion:
 
     def replace(self, replacements: Mapping[Any, Any]) -> None:
         """Puts variables in the places of others, which are given by their keys."""
+        # The slots stay where they are: the new variable has the shape of the old one.
         for key, variable in replacements.items():
             if key in self._place:
                 stack, index = self._place[self._key(variable)] = self._place.pop(key)
@@ -147,6 +154,7 @@ class Fusion:
 
     def decay(self, variables: Iterable[Any]) -> list[Any]:
         """Decays the weights of each stack that decays as a whole; returns the variables that remain."""
+        # A stack in which some variables do not decay, or are frozen, is left to the optimizers of the groups.
         remaining = {self._key(variable): variable for variable in variables}
         for stack in self._stacks:
             keys = {self._key(variable) for variable in stack.stacked.variables}
@@ -169,6 +177,7 @@ class Fusion:
             if stack.stacked.buffer is not None or stack.can_update(stacked_gradients):
                 stack.update(stacked_gradients)
                 remaining = {key: gradient for key, gradient in remaining.items() if key not in set(keys)}
+        # In the order in which they came: clipping and rules go by pairs of gradient and variable.
         left = [variable for variable in variables if self._key(variable) in remaining]
         return [remaining[self._key(variable)] for variable in left], left
 
@@ -198,6 +207,7 @@ def update_alone(optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any]
         gradients: One for each variable, dense or sparse.
         variables: Of this group.
     """
+    # What is left over here are other rules, other types than float32, and variables on a GPU or several replicas.
     gradients, variables = update_adam(optimizer, gradients, variables)
     if variables:
         in_every_replica(run_update_rule, optimizer, gradients, variables, optimizer.learning_rate)

@@ -45,6 +45,7 @@ class SlotView(_Trackable):
 
     def assign(self, value: Any) -> None:
         """Sets the entry; the others stay as they are."""
+        # A strided-slice assignment: one operation, which touches no other entry.
         self.stacked[self.index].assign(tf.cast(value, self.dtype))
 
     def assign_add(self, value: Any) -> None:
@@ -120,6 +121,7 @@ def share_storage(variables: Sequence[keras.Variable]) -> None:
     if len({variable.dtype for variable in variables}) > 1:
         return
     stacked: Any = tf.Variable(tf.stack([tf.convert_to_tensor(v) for v in variables]), trainable=False, name="rates")
+    # The Keras variable remains the object that users, files and the optimizer hold; it only keeps its value elsewhere.
     for index, variable in enumerate(variables):
         set_stored_value(variable, SlotView(stacked, index, variable.path))
 

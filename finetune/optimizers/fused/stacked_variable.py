@@ -85,6 +85,7 @@ class Buffers:
     @contextmanager
     def filled(self) -> Iterator[None]:
         """Copies all values into the buffers, lets updates traced meanwhile change these, and copies them back."""
+        # Traced: these copies are operations of the call, one per variable, before and after its loop.
         for stacked, buffer in self._buffers.items():
             buffer.assign(stacked.read(), read_value=False)
         try:
@@ -94,6 +95,7 @@ class Buffers:
         finally:
             for stacked in self._buffers:
                 stacked.buffer = None
+        # Not in `finally`: where tracing failed there is no call, and no value to copy.
         for stacked, buffer in self._buffers.items():
             stacked.write(buffer.read_value())
 

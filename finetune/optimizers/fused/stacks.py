@@ -62,6 +62,7 @@ class Stack:
         self.groups = [group for group, _ in members]
         self.stacked = StackedVariable([variable for _, variable in members])
         first = self.groups[0].optimizer
+        # The rate and the decay of this optimizer are not used: the rule gets a column of rates with every call.
         self._kind = kind(first)
         self._rule = type(first)(**{name: getattr(first, name) for name in _CONSTANTS[type(first)]})
         self._slots: list[keras.Variable] = []
@@ -73,13 +74,20 @@ class Stack:
 
     def _make_slot(self, stacked: StackedVariable, name: str = "var", initializer: Any = "zeros") -> keras.Variable:
         shape, dtype = stacked.shape, stacked.dtype.name
+        # Where the weights are, or each step would copy them between devices.
         with tf.device(tf_variable(stacked.variables[0]).device):
             slot = self._rule.add_variable(shape, initializer, dtype, name=f"{stacked.name}_{name}")
         self._slots.append(slot)
         return slot
 
     def slot_view(self, index: int, slot: int, path: str) -> SlotView:
-        """Returns the `slot`-th slot of the variable at `index`, called `path`."""
+        """Returns the slot of a variable as a view.
+
+        Args:
+            index: The position of the variable.
+            slot: Which of its slots, in the order in which the rule makes them.
+            path: What the view is called.
+        """
         return SlotView(self._slots[slot].value, index, path)
 
     def can_update(self, gradients: Sequence[Any]) -> bool:
@@ -89,15 +97,18 @@ class Stack:
 
     def update(self, gradients: Sequence[tf.Tensor]) -> None:
         """Updates all variables and their slots, each at the rate and the step of its group."""
+        # Bias corrections depend on the step: a scalar for all, or a column if groups started at different steps.
         steps = self._clocks.steps_of(self.groups)
         set_step_counter(self._rule, self._as_column(steps, steps.dtype) if len(steps.shape) else steps)
         gradient = tf.stack([tf.cast(gradient, self.stacked.dtype) for gradient in gradients])
+        # Plain Adam has kernels with fewer passes over memory (`adam.py`); other rules are called as they are.
         if not (is_plain_adam(self._rule) and has_kernels(tf_variable(self._slots[0]))):
             self._rule.update_step(gradient, self.stacked, self._rates())
             return
         m, v = map(tf_variable, self._slots)
         alpha = step_size(self._rule, self._rates())
         update_moments(self._rule, m, v, gradient)
+        # The kernel needs one variable for all weights; without a buffer they are apart, and get the difference.
         if self.stacked.buffer is not None:
             update_weights(self._rule, self.stacked.buffer, m, v, alpha)
         else:
@@ -119,6 +130,7 @@ class Stack:
         """Returns the rate of the group, or a column with the rate of each variable if there are several groups."""
         if len(set(map(id, self.groups))) == 1:
             return tf.cast(self.groups[0].optimizer.learning_rate, self.stacked.dtype)
+        # One gather if the rates share their storage and none is scheduled; otherwise each group's rate is read once.
         rates = gather_scalars([held_rate(group.optimizer) for group in self.groups])
         if rates is None:
             read = {group.name: tf.cast(group.optimizer.learning_rate, self.stacked.dtype) for group in self.groups}
@@ -161,6 +173,7 @@ def make_stacks(
     Returns:
         The stacks, and why each other variable is in none, by its path.
     """
+    # Everything in the key of `alike` must agree for one call of one rule on one tensor.
     alike: dict[Any, list[tuple[Group, Any]]] = defaultdict(list)
     alone: dict[str, str] = {}
     for group in groups:
@@ -184,8 +197,10 @@ def _reason_against(group: Group, variable: Any, all_sizes: bool) -> str | None:
         return "there may be several replicas"
     if type(group.optimizer) not in _CONSTANTS:
         return f"`{type(group.optimizer).__name__}` has an update rule that is not elementwise, or not known here"
+    # Keras writes the gradient of such a variable to it and never calls the rule: scales of float8 layers.
     if getattr(variable, "overwrite_with_gradient", False):
         return "its gradient replaces it"
+    # Small operations wait for their start, large ones for memory: stacking a large variable only adds a copy of it.
     if not all_sizes and variable.shape.num_elements() * 2 > LARGEST_STACK:
         return "it is large, so that its update does not wait for others"
     return None

@@ -47,6 +47,7 @@ class Calls:
     def begin(self) -> int:
         """Returns how many steps the call that begins may make, at least 1. A limit holds for one call."""
         steps = self.steps_per_call if self.limit is None else min(self.steps_per_call, self.limit)
+        # Before the call, so that a call that fails uses up its limit.
         self.limit = None
         return max(1, steps)
 
@@ -70,6 +71,7 @@ def steps_done(model: Any, *, first: int, last: int) -> int:
             the planned call, also where the call ended before it.
     """
     calls = _calls_of(model)
+    # A call is shorter than planned where the data or a phase ended in it, or its loss was not finite.
     return first + calls.steps_made if calls and calls.steps_made else last + 1
 
 
@@ -128,11 +130,13 @@ def _measured_steps(model: Any, calls: Calls, batches: tf.data.Dataset, steps_pe
     """Times one step, without a trace in the model, and returns how many of them make a call of `CALL_SECONDS`."""
     if steps_per_epoch < 2:
         return 1
+    # A fresh iterator: the batches read here come again in `fit`, in the same order.
     iterator = iter(batches)
     with no_trace(model):
         calls.limit_next(1)
         model.train_function(iterator)  # compiles
         calls.limit_next(1)
+        # The second step, since the first includes the tracing and compiling of the function.
         begin = time.perf_counter()
         model.train_function(iterator)
         seconds = time.perf_counter() - begin
@@ -142,6 +146,7 @@ def _measured_steps(model: Any, calls: Calls, batches: tf.data.Dataset, steps_pe
 @contextmanager
 def calls_restored(model: Any) -> Iterator[None]:
     """Puts the model's own number of steps per call back afterwards, whatever the block has set."""
+    # `compile` sets the number; a later `fit` or `evaluate` of the user's reads it again.
     before = model.steps_per_execution
     try:
         yield

@@ -26,6 +26,7 @@ def train_function(model: Any, forward: Callable[..., Any] | None = None) -> Cal
     """
     if forward is not None or reason_against(model) is None:
         return FastFunction(model, forward)
+    # Keras keeps the function of an earlier state of the model unless it is forced to make it anew.
     model.make_train_function(force=True)
     return model.train_function
 
@@ -62,6 +63,7 @@ class FastLoop(keras.callbacks.Callback):
             model.make_train_function(force=True)  # ours was left in the model by an error or Ctrl-C
         self._before = model.train_function
         self.reason = reason_against(model)
+        # A phase installs its function before `fit`, which then stays.
         if self.reason is None and not isinstance(self._before, FastFunction):
             fast = kept if kept is not None and kept.fits(model) else FastFunction(model)
             fast.calls.steps_per_call = model.steps_per_execution
@@ -75,4 +77,5 @@ class FastLoop(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
         if isinstance(model.train_function, FastFunction):
+            # A later `fit` without this callback then runs Keras' own loop, as if nothing had been.
             model.train_function = self._before

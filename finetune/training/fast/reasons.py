@@ -12,6 +12,7 @@ def reason_against(model: Any) -> str | None:
     The fast loop repeats what Keras' `train_step` does. So it leaves alone what Keras would not do with `train_step`
     (XLA, eager steps, replicas), and classes that have replaced a part of it.
     """
+    # `fit` builds such a model in its first step, after this is asked.
     if not model.built:
         return "it is not built yet"
     for name in ("train_step", "compute_metrics"):
@@ -19,8 +20,10 @@ def reason_against(model: Any) -> str | None:
             return f"`{type(model).__name__}` has its own `{name}`"
     if model.run_eagerly:
         return "it runs eagerly"
+    # XLA cannot compile an iterator, so its steps are compiled one by one. `auto` is False on a CPU.
     if model.jit_compile is True:
         return "XLA compiles its step"
+    # Gradients would have to be summed over the replicas inside the loop.
     if model.distribute_strategy.num_replicas_in_sync > 1 or tf.distribute.has_strategy():
         return "it has several replicas"
     return None

@@ -54,6 +54,7 @@ class FastFunction:
         self.calls = Calls(model.steps_per_execution)
         self._model, self._forward = model, forward or model
         self._made_for = compile_state(model)
+        # In the model's order, in which Keras passes gradients to the optimizer: sums over all of them depend on it.
         self._trained = list(model.trainable_variables)
         optimizer = unwrap(model.optimizer)
         self._buffers = optimizer.buffers(self._trained) if isinstance(optimizer, GroupedOptimizer) else Buffers()
@@ -137,11 +138,13 @@ class FastFunction:
             keras_private.loss_tracker(model).update_state(loss, sample_weight=rows)
             return loss, y_pred
 
+        # Gradients are taken for the slices themselves: the layers never see the variables behind them.
         sources = [slices.get(id(variable), variable) for variable in self._trained]
         loss, y_pred, gradients = loss_and_gradients(
             forward, sources, optimizer=model.optimizer, watched=list(slices.values())
         )
         self._check_dense(gradients)
+        # The optimizer writes the buffers, or the variables that have none.
         model.optimizer.apply(gradients, self._trained)
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return loss

@@ -127,6 +127,7 @@ def cached_features(
         return cut
     store, later_cuts = store or FeatureStore(), [later_cut for later_cut in later if isinstance(later_cut, Cut)]
     passes = passes if cut.random else 1
+    # Computing, writing and reading features once costs more than it saves.
     if mode == "auto" and epochs == 1 and not later_cuts:
         return NoCut("there is only one epoch, which reads every feature once")
     work = _Work(cut, x, batch_size, passes, store, on_batch)
@@ -169,6 +170,7 @@ class _Work:
             keys = {number: f"once-{unique}-{number}" for step in steps for number in step.writes}
         now = list(self.cut.computed)
         afterwards = sorted({number for cut in later for number in cut.computed} - set(now))
+        # Before anything is computed: the room of the old features is needed for the new ones.
         self.store.forget_others([key for number in now + afterwards for key in (keys[number], of_mask(keys[number]))])
         missing = [number for number in now if not self.store.has(keys[number])]
         if missing:
@@ -177,6 +179,7 @@ class _Work:
             place, reason = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
             if place == "off":
                 raise _OffError(reason)
+            # Features of later phases are a bonus: they may not push those of this phase to the disk.
             nbytes = self._nbytes(missing + extra, values, masks)
             if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
                 missing += extra
@@ -199,12 +202,14 @@ class _Work:
         front = Front(self.cut, numbers, steps)
         run = _compiled(front, self.batches.element_spec)
         rows = tf.nest.map_structure(lambda part: part[:_PROBED_ROWS], next(iter(self.batches)))
+        # Statistics that the front updates would differ in every epoch; they are compared after the runs below.
         statistics = _statistics(front, self.cut)
         before = [weight.numpy() for weight in statistics]
         first, masks = run(rows)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
             raise _OffError(f"{quote(adding)} adds to the loss")  # known only after a call
         _check_rows(first, rows[0].shape[0])
+        # Random layers give other outputs every time, which several passes are for.
         if not self.cut.random:
             _check_same(run, rows, first)
         if any((a != b.numpy()).any() for a, b in zip(before, statistics, strict=True)):

@@ -87,6 +87,7 @@ class Front(layers.Layer):
 
     def __init__(self, cut: Cut, numbers: Sequence[int], steps: Sequence[Step] | None = None):
         super().__init__(name="front", autocast=False, dtype="float32")
+        # Nothing to build and nothing to cast: the layers inside have their variables, and cast their own inputs.
         self.model, self._cut, self.built = cut.graph.model, cut, True
         self._numbers = tuple(numbers)
         self.steps = steps_to(numbers, cut.front if steps is None else steps)
@@ -155,6 +156,7 @@ def find_cut(
     silent = frozenset(id(part) for layer in inference for part in _parts(layer))
     known, front, random, stopped_by = set(range(len(model.inputs))), [], [], []
     for step in graph.steps:
+        # It depends on something behind the cut.
         if not known.issuperset(step.reads):
             continue
         randomness = _randomness(step, silent)
@@ -163,11 +165,13 @@ def find_cut(
             front.append(step)
             known.update(step.writes)
             random += [step.name] * bool(randomness)
+        # A trained layer needs no explanation; a frozen layer that cannot be in front does.
         elif not _trains(step, trained_ids):
             stopped_by.append(f"`{step.name}` {reason}")
     front = _without_cheap_ends(graph, front)
     tail = _tail(graph, front)
     crossing = _crossing(graph, tail)
+    # Without the steps that lead only to what is not read behind the cut.
     needed = steps_to(crossing, front)
     if not any(_weights(step) for step in needed):
         because = f": {'; '.join(stopped_by[:3])}" if stopped_by else ", because the first layers are trained"
@@ -188,6 +192,7 @@ def find_cut(
 def steps_to(numbers: Iterable[int], steps: Iterable[Step]) -> tuple[Step, ...]:
     """Returns those of the steps that the values with these numbers depend on, in order."""
     needed, open_numbers = [], set(numbers)
+    # From output to input: what a needed step reads is needed too.
     for step in reversed(list(steps)):
         if open_numbers.intersection(step.writes):
             needed.append(step)
@@ -253,6 +258,7 @@ def _reason_for_tail(step: Step, trained: frozenset[int], updating: frozenset[in
     """Returns why a step must run in every epoch, whatever random numbers are; empty if it need not."""
     if _trains(step, trained):
         return "is trained"
+    # Layers inside count too: a frozen block may contain a BatchNormalization that is not frozen.
     parts = _parts(step.operation)
     if any(id(part) in updating for part in parts):
         return "updates its statistics in training"
@@ -297,9 +303,11 @@ def _draws(layer: layers.Layer) -> bool:
 
     A seed is a variable that is not a weight and belongs to no layer inside. Keras has no public way to ask for it.
     """
+    # `variables` are the weights of a layer and its seeds, those of all layers inside included.
     others = {id(weight) for weight in layer.weights}
     others |= {id(variable) for part in keras_private.sublayers(layer) for variable in part.variables}
     if all(id(variable) in others for variable in layer.variables):
         return False
+    # A layer without any of these rates, such as RandomFlip, is always random.
     rates = [getattr(layer, name) for name in _RATES if isinstance(getattr(layer, name, None), (int, float))]
     return not rates or any(rates)

@@ -95,6 +95,7 @@ def run(steps: Iterable[Step], values: Values, *, training: bool, inference: fro
     """
     values = dict(values)
     for step in steps:
+        # `id`s, because one layer may be called in several steps and must run the same in each.
         is_training = training and id(step.operation) not in inference
         written = step.call([values[number] for number in step.reads], is_training)
         values.update(zip(step.writes, written, strict=True))
@@ -153,12 +154,14 @@ def _open(
             reads, (number,) = (number,), numbers.take(1)
             steps.append(Step(f"{path}{tensor.name}", None, reads, (number,), _conversion(tensor), (tensor.dtype,)))
         number_of[id(tensor)] = number
+    # A `Function` has exactly the calls between these inputs and outputs; the layers may also be called elsewhere.
     by_depth = keras_private.nodes_by_depth(keras.Function(model.inputs, model.outputs))
     for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
         if node.is_input or not node.operation:
             continue
         reads = tuple(number_of[id(tensor)] for tensor in node.input_tensors)
         name = f"{path}{node.operation.name}"
+        # A nested model with other arguments, such as a mask, stays one step.
         if can_open(node.operation) and _takes_only_inputs(node):
             writes = _open(node.operation, reads, node.input_tensors, f"{name}/", numbers, steps)
         else:
@@ -193,6 +196,7 @@ def _constants(node: Any) -> tuple[Any, ...]:
 
 
 def _call_of(node: Any) -> Callable[[Sequence[Any], bool], list[Any]]:
+    # Keras records a call with symbolic tensors, and fills in the real ones by their `id`.
     keys = [id(tensor) for tensor in node.input_tensors]
 
     def call(values: Sequence[Any], training: bool) -> list[Any]:

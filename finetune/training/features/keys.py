@@ -45,6 +45,7 @@ def feature_keys(
         for step in steps:
             step_digest = _step(step, id(step.operation) in inference, passes)
             read = [keys[number] for number in step.reads]
+            # A step with several outputs has a key for each.
             for position, number in enumerate(step.writes):
                 keys[number] = _digest(step_digest, *read, str(position), str(passes))
     except _UnknownError:
@@ -64,8 +65,11 @@ def _step(step: Step, infers: bool, passes: int) -> str:
     kind = type(operation)
     parts += [f"{kind.__module__}.{kind.__qualname__}", _code(kind)]
     if not isinstance(operation, keras.layers.Layer):
+        # An operation such as `ops.flip` has no config; its arguments are attributes. Its name is counted by Keras and
+        # differs from run to run.
         settings = {name: value for name, value in vars(operation).items() if not name.startswith("_")}
         return _digest(*parts, _content({name: value for name, value in settings.items() if name != "name"}))
+    # The bytes of the weights, not their names: two runs that restored the same weights share their features.
     # `variables` are the weights and the seeds; seeds matter only where random layers are run several times.
     state = operation.variables if passes > 1 else operation.weights
     parts += [_array(as_array(variable)) for variable in state]
@@ -101,6 +105,7 @@ def _content(value: Any) -> str:
         return repr(value)
     if isinstance(value, keras.DTypePolicy):
         return value.name
+    # Anything else, such as a function, may change without a trace: then there is no key.
     raise _UnknownError
 
 

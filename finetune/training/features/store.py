@@ -126,6 +126,7 @@ def _writing_file(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     folder.mkdir(parents=True, exist_ok=True)
     _remove_files(folder, key)
+    # Faster than SHA-256; it protects against damage, not against an attacker.
     digest = hashlib.blake2b()
     try:
         with _data(folder, key).open("wb") as file:
@@ -139,6 +140,7 @@ def _writing_file(
         _check_length(_data(folder, key).stat().st_size, nbytes)
         # Last, and atomically: without a manifest the values are ignored.
         write_json(_manifest(folder, key), {**manifest, "checksum": digest.hexdigest()})
+    # Also on Ctrl-C: half an array must not stay on the disk.
     except BaseException:
         _remove(folder, key)
         raise
@@ -156,6 +158,7 @@ def choose_place(nbytes: int, mode: str, folder: Path | None, memory: int | None
     Returns:
         `memory`, `disk` or `off`, and why it is `off`.
     """
+    # `auto` leaves most of the memory to the training; who asks for `memory` gets nearly all of it.
     memory = available_memory() if memory is None else memory
     share = MEMORY_SHARE if mode == "auto" else 0.9
     if mode in ("auto", "memory") and nbytes <= share * memory:

@@ -49,6 +49,7 @@ class RangeTest:
             return {name: verdict.learning_rate for name, verdict in self.verdicts.items() if verdict.learning_rate}
         if together.learning_rate is None:
             return {}
+        # The swept rate is that of the last group; the others keep their ratio to it.
         last = list(self.base_rates.values())[-1]
         return {name: together.learning_rate * rate / last for name, rate in self.base_rates.items()}
 
@@ -117,6 +118,7 @@ def lr_range_test(
     References:
         Smith (2017), Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186
     """
+    # In the order of the optimizer's groups, which is the order of the columns of a sweep.
     rates = trained_groups(model) | dict(base_rates or {})
     check_others(others)
     if each and group:
@@ -173,6 +175,7 @@ def _curve(sweeps: tuple[Sweep, ...], *, with_groups: bool) -> dict[str, Any]:
         "planned_steps": first.planned_steps,
         "diverged": any(sweep.diverged for sweep in sweeps),
     }
+    # Only then, so that the file of a single sweep stays small.
     if len(sweeps) > 1:
         curve["repeats"] = [smooth(sweep.losses).tolist() for sweep in sweeps]
         curve["repeated_losses"] = [sweep.losses.tolist() for sweep in sweeps]

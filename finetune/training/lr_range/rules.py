@@ -66,6 +66,7 @@ def analysed(smoothed: np.ndarray, num_steps: int) -> slice:
         num_steps: Steps that were planned; the sweep may have stopped before.
     """
     finite = np.isfinite(smoothed)
+    # fastai's `num_it // 10`, of the planned steps also where the sweep stopped early.
     first = max(num_steps, 6) // 10
     first_broken = first + int(np.argmin(finite[first:])) if not finite[first:].all() else len(smoothed)
     return slice(first, max(first, min(len(smoothed) - SKIPPED_AT_END, first_broken)))
@@ -121,6 +122,7 @@ def slide(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion
     if len(losses) <= SLIDE_WIDTH:
         return None
     slopes = np.gradient(losses)
+    # The last step whose slope equals the slope `SLIDE_WIDTH` steps before, and one step further, as in fastai.
     differ = np.abs(slopes[SLIDE_WIDTH:] - slopes[:-SLIDE_WIDTH]) > SLIDE_THRESHOLD
     equal = np.flatnonzero(~differ)
     last = min(equal[-1] + 1, len(differ) - 1) if len(equal) else 0
@@ -153,6 +155,7 @@ def steep(rates: np.ndarray, smoothed: np.ndarray, num_steps: int) -> Suggestion
     part = analysed(smoothed, num_steps)
     if part.stop - part.start < 2:
         return None
+    # Against the logarithm, in which the rates are evenly spaced.
     slopes = np.diff(smoothed[part]) / np.diff(np.log(rates[part]))
     return _at("steep", rates, part.start + int(np.argmin(slopes)))
 

@@ -116,6 +116,7 @@ def sweep_rates(
         plans.append((swept, _rates(present, swept, rising, alone=group is not None, others=others)))
     micro_batches = getattr(unwrap(model.optimizer), "gradient_accumulation_steps", None) or 1
     _build(model, batches)
+    # One iterator for all sweeps, so that repeats see other batches.
     batch, total = iter(batches), len(plans) * repeats * steps
     sweeps: list[list[Sweep]] = [[] for _ in plans]
     sweeper = _sweeper_of(model, len(children), micro_batches)
@@ -126,6 +127,7 @@ def sweep_rates(
             def on_chunk(done: int, before: int = before) -> None:
                 on_step(before + done, total)
 
+            # Each sweep starts from the same weights, slots and random state.
             with no_trace(model) as size:
                 losses, diverged = _sweep(sweeper.run, batch, rates, stop_factor, on_chunk)
             sweeps[number // repeats].append(Sweep(names, rates[: len(losses)], losses, swept, steps, diverged, size))
@@ -187,6 +189,7 @@ def _rates(present: np.ndarray, swept: int, rising: np.ndarray, *, alone: bool, 
     if not alone:
         return (rising[:, None] * present / present[swept]).astype("float32")
     rates = np.tile(present if others == "constant" else np.zeros_like(present), (len(rising), 1))
+    # A rate of 0 freezes weights, though moving statistics still follow the batches.
     rates[:, swept] = rising
     return rates.astype("float32")
 
@@ -311,6 +314,7 @@ def _sweep(
 
 def _divergence(losses: np.ndarray, stop_factor: float) -> int | None:
     """Returns the first step whose smoothed loss is not finite or exceeds `stop_factor` times the best before it."""
+    # `fmin`, which ignores NaN: a single broken loss must not hide the best one.
     smoothed = smooth(losses)
     exceeds = smoothed > stop_factor * np.fmin.accumulate(smoothed)
     exceeds[:CHUNK] = False  # the first batches of an almost perfect model differ that much by chance

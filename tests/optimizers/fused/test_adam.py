@@ -135,6 +135,35 @@ def test_whether_xla_compiles_what_is_traced_is_known_in_all_that_is_inside():
     assert not adam.is_compiled_by_xla()
 
 
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+def test_variables_of_another_type_are_left_to_the_rule_of_keras(path):
+    variables = [tf.Variable(tf.ones(3, dtype)) for dtype in ("float64", "float32")]
+    optimizer = Adam(0.1)
+    optimizer.build(variables)
+    gradients_left, variables_left = adam.update_adam(optimizer, [tf.ones(3, v.dtype) for v in variables], variables)
+    assert [v is variables[0] for v in variables_left] == [True]
+    assert [g.dtype for g in gradients_left] == [tf.float64]
+    assert [round(float(v[0]), 3) for v in variables] == [1.0, 0.9]
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD(0.1), Adam(0.1, amsgrad=True)], ids=["SGD", "AMSGrad"])
+def test_another_rule_than_plain_adam_is_left_to_keras(optimizer):
+    variable = tf.Variable(tf.ones(3))
+    optimizer.build([variable])
+    gradients_left, variables_left = adam.update_adam(optimizer, [tf.ones(3)], [variable])
+    assert (len(gradients_left), len(variables_left), float(variable[0])) == (1, 1, 1.0)
+
+
+@pytest.mark.parametrize("path", ["kernels"], indirect=True)
+def test_the_change_of_weights_that_lie_apart_is_what_the_kernel_subtracts(path):
+    rng = np.random.default_rng(0)
+    w, m, v = (tf.Variable(np.abs(rng.standard_normal((2, 50))).astype("f4")) for _ in range(3))
+    alpha = tf.constant([[0.1], [0.3]])
+    expected = w.numpy() - adam.weight_change(Adam(), m, v, alpha).numpy()
+    adam.update_weights(Adam(), w, m, v, alpha)
+    np.testing.assert_array_equal(w.numpy(), expected)
+
+
 # -- In fit -----------------------------------------------------------------------------------------------------------
 
 

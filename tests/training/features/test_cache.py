@@ -408,6 +408,15 @@ def test_a_layer_of_ones_own_that_is_not_what_it_seems_is_found_out(how, why):
     assert reason(compiled(model, "a")) == why
 
 
+def test_one_random_value_among_several_that_cross_is_enough():
+    inputs = keras.Input((6,))
+    a, odd = layers.Dense(4, name="a")(inputs), Odd("random")(inputs)
+    model = keras.Model(inputs, [layers.Dense(3)(a), layers.Dense(3)(odd)])
+    assert reason(compiled(model, "a")) == (
+        "the frozen part gives other outputs when it is run again on the same examples"
+    )
+
+
 def test_without_a_cut_its_reason_is_told():
     assert reason(None, cut=NoCut("because")) == "because"
 

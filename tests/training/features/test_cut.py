@@ -1,9 +1,11 @@
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers, ops
 
 from finetune import HubLayer
-from finetune.training.features.cut import Cut, NoCut, find_cut
+from finetune.training.features.cut import Cut, Front, NoCut, Tail, find_cut
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -170,6 +172,15 @@ def test_random_layers_may_be_in_front_for_several_passes_but_no_dropout_at_the_
     assert find_cut(model, allow_random=True).random == ("noise",)
 
 
+def test_several_dropouts_at_the_end_of_the_front_are_all_left_to_the_tail():
+    drops = [layers.Dropout(0.5, name="drop"), layers.Dropout(0.2, name="drop_again")]
+    model = sequential(dense("a"), *drops, dense("head"), frozen=("a",))
+    cut = find_cut(model, allow_random=True)
+    assert ahead(model, allow_random=True) == ["a"]
+    assert [step.name for step in cut.tail] == ["drop", "drop_again", "head"]
+    assert cut.random == ()
+
+
 def test_a_layer_that_adds_to_the_loss_is_behind():
     parts = [dense("a"), layers.Dense(6, activity_regularizer="l2", name="b"), dense("head")]
     model = sequential(*parts, frozen=("a", "b"))
@@ -224,3 +235,55 @@ def test_a_cut_says_what_it_is():
     model = sequential(dense("a"), dense("b"), dense("head"), frozen=("a", "b"))
     assert str(find_cut(model)) == "2 layers with weights, the last of them `b`"
     assert str(find_cut(sequential(dense("a"), dense("head"), frozen=("a",)))) == "1 layer with weights, `a`"
+
+
+# -- Both sides -------------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).standard_normal((5, 6))
+
+
+def both_sides(model, x=X, training=False, **options):
+    """What the front computes, and the output of the tail for it."""
+    cut = find_cut(model, **options)
+    features = Front(cut, cut.computed)(x, training=training)
+    return features, Tail(cut)(features, training=training)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_tail_of_the_front_is_the_model_bit_for_bit_in_every_type(dtype):
+    parts = [layers.Dense(6, dtype=dtype, name=name) for name in ("a", "b", "head")]
+    model = sequential(*parts, frozen=("a",))
+    x = keras.ops.convert_to_tensor(X, dtype)
+    (values, masks), output = both_sides(model, x)
+    assert masks == {}
+    assert [keras.backend.standardize_dtype(value.dtype) for value in values.values()] == [dtype]
+    assert keras.backend.standardize_dtype(output.dtype) == dtype
+    np.testing.assert_array_equal(np.asarray(output, "float64"), np.asarray(model(x), "float64"))
+
+
+def test_the_tail_drops_out_only_in_training():
+    model = sequential(dense("a"), layers.Dropout(0.5, name="drop"), dense("head"), frozen=("a",))
+    cut = find_cut(model)
+    features, tail = Front(cut, cut.computed)(X), Tail(cut)
+    np.testing.assert_array_equal(tail(features), model(X))
+    assert not np.array_equal(tail(features, training=True), model(X))
+
+
+def test_dropout_in_the_tail_that_the_caller_switches_off_does_nothing():
+    drop = layers.Dropout(0.5, name="drop")
+    model = sequential(dense("a"), dense("b"), drop, dense("head"), frozen=("a",))
+    _, output = both_sides(model, training=True, inference=[drop])
+    np.testing.assert_array_equal(output, model(X))
+
+
+def test_a_mask_that_hangs_on_what_crosses_reaches_the_tail():
+    tokens = np.random.default_rng(0).integers(0, 3, (5, 4))
+    embedding = layers.Embedding(3, 4, mask_zero=True, name="a")
+    encoder = keras.Sequential([keras.Input((4,), dtype="int32"), embedding], name="encoder")
+    inputs = keras.Input((4,), dtype="int32")
+    model = freeze(keras.Model(inputs, dense("head")(layers.GRU(3)(encoder(inputs)))), "a")
+    cut = find_cut(model)
+    values, masks = Front(cut, cut.computed)(tokens)
+    np.testing.assert_array_equal(next(iter(masks.values())), tokens != 0)
+    kept = {number: tf.identity(value) for number, value in values.items()}  # as from a file, without the mask
+    np.testing.assert_array_equal(Tail(cut)((kept, masks)), model(tokens))

@@ -140,26 +140,6 @@ def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
     assert any(np.any(slot) for slot in slots[2])
 
 
-def test_the_first_step_of_a_group_that_comes_back_is_as_large_as_its_rate(tiny, rows):
-    # Adam's first step is its rate. A group that comes back has fresh slots, and must not use the function of its first
-    # phase, in which the bias correction counted the steps from the start of the training.
-    model = tiny()
-    groups = prepared(model, {name: Adam(0.01) for name in ("stem", "body", "head")})
-    kernels = []
-    note = keras.callbacks.LambdaCallback(
-        on_train_begin=lambda logs: kernels.append(model.get_layer("head").kernel.numpy()),
-        on_train_batch_end=lambda batch, logs: kernels.append(model.get_layer("head").kernel.numpy()),
-    )
-    train(
-        model,
-        groups,
-        [Phase(["head"], 1), Phase(["stem", "body"], 1), Phase(["head"], steps=1)],
-        rows,
-        callbacks=[note],
-    )
-    assert np.abs(kernels[-1] - kernels[-2]).max() == pytest.approx(0.01, rel=1e-3)
-
-
 @pytest.mark.slow
 def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows):
     model = tiny()
