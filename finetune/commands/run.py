@@ -123,6 +123,7 @@ def run(
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(layout.model, folder)
+        with clock("plot"):
             _draw_curves(folder, records)
         whole_run = proof.end("the run", frozen, checksums_before)
 
@@ -178,13 +179,8 @@ def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
     """Draws loss, metrics and learning rates over the epochs into `plots/training.png` and `.svg`."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    for row in rows:
-        # The optimizer of a frozen group has a rate, which trains nothing: the curve has a gap there.
-        number = int(row.pop("phase", 1))
-        trained = {f"learning_rate/{name}" for name in records[number - 1].train}
-        for name in [name for name in row if name.startswith("learning_rate/") and name not in trained]:
-            del row[name]
-    plot_training(rows, path=folder / "plots" / "training")
+    trained = {record.number: record.train for record in records}
+    plot_training(rows, trained=trained, path=folder / "plots" / "training")
 
 
 def _write_plan(folder: Path, layout: Layout) -> None:

@@ -78,7 +78,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     assert stored["metrics_before"] == result.metrics_before
     assert list(stored["metrics"]) == ["loss", "accuracy"]
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (True, 6)
-    assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save"}
+    assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot"}
 
 
 def test_the_metrics_of_the_result_are_those_of_the_returned_model(finished, rows):
