@@ -413,7 +413,7 @@ def test_one_random_value_among_several_that_cross_is_enough():
     a, odd = layers.Dense(4, name="a")(inputs), Odd("random")(inputs)
     model = keras.Model(inputs, [layers.Dense(3)(a), layers.Dense(3)(odd)])
     assert reason(compiled(model, "a")) == (
-        "the frozen part gives other outputs when it is run again on the same examples"
+        "the frozen part returns other outputs when it is run again on the same examples"
     )
 
 
