@@ -66,7 +66,7 @@ def test_a_plain_message_stays_as_it_is_without_its_full_stop():
     assert reason(KeyError("a")) == "'a'"
 
 
-def test_of_several_lines_the_first_is_told():
+def test_only_the_first_of_several_lines_is_kept():
     assert reason(ValueError("\n\nToo wide.\nReceived: 3\n")) == "Too wide"
 
 
@@ -78,20 +78,20 @@ def test_a_long_message_is_cut():
     assert len(reason(ValueError("x" * 5000))) == 300
 
 
-def test_what_a_layer_says_is_told_without_the_frame_around_it(tiny):
+def test_an_error_of_a_layer_is_shown_without_the_frame_around_it(tiny):
     error = raised(tiny(), np.zeros((2, 5), "float32"))
     assert str(error).count("\n") > 3
     assert reason(error).startswith("Input 0 with name 'None' of layer 'stem' is incompatible with the layer: expected")
     assert "\x1b" not in reason(error)
 
 
-def test_what_an_operation_says_is_told_without_its_internal_names():
+def test_an_error_of_an_operation_is_shown_without_its_internal_names():
     error = raised(tf.matmul, tf.zeros((2, 3)), tf.zeros((2, 3)))
     assert "function_node" in str(error)
     assert reason(error) == "Matrix size-incompatible: In[0]: [2,3], In[1]: [2,3]"
 
 
-def test_what_a_compiled_function_says_is_told_without_the_places_it_came_from(tiny, rows):
+def test_an_error_of_a_compiled_function_is_shown_without_its_traceback(tiny, rows):
     model = tiny()
     model.compile("sgd", loss="sparse_categorical_crossentropy")
     error = raised(model.fit, rows[0][:4], np.full(4, 7), verbose=0)
@@ -99,7 +99,7 @@ def test_what_a_compiled_function_says_is_told_without_the_places_it_came_from(t
     assert reason(error).startswith("Received a label value of 7 which is outside the valid range of [0, 3)")
 
 
-def test_what_a_broken_config_says_is_told_without_the_config():
+def test_an_error_of_a_broken_config_is_shown_without_the_config():
     config = {"module": None, "class_name": "Unheard", "config": {}, "registered_name": "mine>Unheard"}
     error = raised(
         keras.saving.deserialize_keras_object,

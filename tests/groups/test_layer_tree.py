@@ -343,7 +343,7 @@ def test_a_model_without_any_weight_is_an_error():
 
 
 @pytest.mark.parametrize("thing", [None, 3, "model.keras", [np.ones(2)]])
-def test_what_is_no_model_is_an_error(thing):
+def test_anything_but_a_model_is_an_error(thing):
     with pytest.raises(GroupError, match=r"needs a Keras model, a `tf\.Module` or a loaded SavedModel"):
         layer_tree(thing)
 
@@ -642,7 +642,7 @@ def test_all_layers_below_a_model_are_listed_each_before_its_parts_and_those_wit
     assert listed == ["input", "in", "a", "b", "inner_input", "drop", "head"]
 
 
-def test_layers_below_a_layer_that_is_no_model_are_no_layers_of_their_own_to_a_slice():
+def test_a_slice_does_not_count_layers_below_a_layer_that_is_not_a_model():
     class Holder(L.Layer):
         def __init__(self):
             super().__init__(name="holder")

@@ -340,9 +340,9 @@ def test_a_group_is_trained_unless_it_says_that_it_is_frozen(tree):
 
 
 def test_malformed_conditions_and_those_beyond_the_model_are_all_refused_before_any_is_matched(tree):
-    told = message(tree, Selector("a", layers=("x",)), Selector("b", variables=(99,)), Selector("c", prefixes=("q",)))
+    text = message(tree, Selector("a", layers=("x",)), Selector("b", variables=(99,)), Selector("c", prefixes=("q",)))
 
-    assert [line.partition(": ")[0] for line in told.splitlines()] == ["group `a`", "group `b`"]
+    assert [line.partition(": ")[0] for line in text.splitlines()] == ["group `a`", "group `b`"]
 
 
 def test_five_problems_are_shown_without_a_count_and_of_more_than_five_the_others_are_counted(tree):

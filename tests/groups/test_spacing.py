@@ -74,7 +74,7 @@ def test_a_rate_of_0_is_an_error_that_says_frozen(value):
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, -math.inf, True, False, None, "x", [1], 1j, 10**310])
-def test_what_is_no_rate_is_an_error_that_shows_it(value):
+def test_anything_but_a_rate_is_an_error_that_shows_the_value(value):
     with pytest.raises(GroupError, match="must be a finite number above 0") as caught:
         check_rate(value)
 
@@ -83,12 +83,12 @@ def test_what_is_no_rate_is_an_error_that_shows_it(value):
 
 
 @pytest.mark.parametrize("text", ["1e-4", "0.5", "3"])
-def test_a_rate_that_yaml_read_as_text_is_told_so(text):
+def test_a_rate_that_yaml_read_as_text_gets_an_error_that_says_so(text):
     with pytest.raises(GroupError, match="That is text: write it without quotes and with a point"):
         check_rate(text)
 
 
-def test_a_rate_may_be_told_apart_by_where_it_stands():
+def test_the_error_of_a_rate_can_name_where_it_is_written():
     with pytest.raises(GroupError, match=r"^group `body`: `initial` must be"):
         check_rate(-1, "group `body`: `initial`")
 
@@ -138,7 +138,7 @@ def test_a_part_of_something_is_at_least_one_step_and_at_most_the_whole(value, w
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, None, "3"])
 @pytest.mark.parametrize("unit", ["steps", "epochs", "fraction"])
-def test_what_is_no_length_is_an_error(unit, value):
+def test_anything_but_a_length_is_an_error(unit, value):
     with pytest.raises(GroupError, match=f"A length in {unit} must be a finite number above 0"):
         length_in_steps(value, unit, steps_per_epoch=10, total_steps=10)
 

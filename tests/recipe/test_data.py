@@ -29,3 +29,8 @@ def test_two_sources_and_none_are_errors():
 
 def test_arguments_without_a_builder_are_an_error():
     assert predicate(npz="rows.npz", arguments={"seed": 1}) == "are for a `builder`, and there is none. Remove them"
+
+
+def test_arguments_belong_to_a_builder(complaint):
+    said = ["`data.arguments` are for a `builder`, and there is none. Remove them."]
+    assert complaint("data", "arguments", to={"rows": 3}) == said

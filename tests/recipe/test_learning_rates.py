@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -66,7 +68,7 @@ def test_exactly_one_spelling_is_taken(name, stem):
 
 
 @pytest.mark.parametrize("name", ["slanted_triangular", "one_cycle"])
-def test_these_last_the_whole_run_unless_told_otherwise(name):
+def test_these_last_the_whole_run_by_default(name):
     assert length_of(read(name), "total") == Length(1.0, "fraction")
     assert length_of(read(name, total_epochs=2), "total") == Length(2.0, "epochs")
 
@@ -125,3 +127,9 @@ def test_an_unknown_schedule_is_offered_the_nearest():
     assert caught.value.context["predicate"] == (
         'is not a known value. Received: `"cosine"`. Did you mean `cosine_decay`?'
     )
+
+
+@pytest.mark.parametrize("rate", [-1e-3, math.nan, math.inf, "fast", True, [1e-3], 10**400])
+def test_a_learning_rate_is_a_finite_number_above_zero(complaint, rate):
+    [said] = complaint("groups", 1, "learning_rate", to=rate)
+    assert said.startswith("`groups.head.learning_rate` must be ")

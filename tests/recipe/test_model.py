@@ -25,13 +25,13 @@ def read(tmp_path):
 
 
 @pytest.fixture
-def complaint(read):
-    def say(model):
+def model_errors(read):
+    def message(model):
         with pytest.raises(RecipeError) as error:
             read(model)
         return [line.split("recipe.yaml:", 1)[1] for line in str(error.value).splitlines()]
 
-    return say
+    return message
 
 
 @pytest.mark.slow
@@ -49,29 +49,29 @@ def test_an_application_is_known_however_it_is_written(read, written):
     )
 
 
-def test_a_misspelt_application_is_told_with_its_place_and_the_nearest(complaint):
-    said = complaint(f"{IMAGE}, head: {{classes: 3}}".replace("MobileNetV2", "MobilNetV2"))
+def test_a_misspelt_application_is_reported_with_its_place_and_the_nearest_name(model_errors):
+    said = model_errors(f"{IMAGE}, head: {{classes: 3}}".replace("MobileNetV2", "MobilNetV2"))
     assert len(said) == 1
     assert said[0].startswith(
         '1:22: `model.application` is not a known value. Received: `"MobilNetV2"`. Did you mean `MobileNetV2`'
     )
 
 
-def test_an_application_says_where_its_weights_are_from_and_what_it_takes(complaint):
-    assert complaint("application: VGG16, include_top: true, input_shape: [32, 32, 3]") == [
+def test_an_application_says_where_its_weights_are_from_and_what_it_takes(model_errors):
+    assert model_errors("application: VGG16, include_top: true, input_shape: [32, 32, 3]") == [
         "1:1: `model.weights` is missing. Write `imagenet` (Keras downloads the file), `none`, or the path of a weight file."
     ]
-    assert complaint("application: VGG16, weights: none, include_top: true, input_shape: [32, 32]") == [
+    assert model_errors("application: VGG16, weights: none, include_top: true, input_shape: [32, 32]") == [
         "1:76: `model.input_shape` must be height, width and 3 channels of an image, e.g. `[224, 224, 3]`. Received: `[32, 32]`."
     ]
 
 
-def test_an_application_gets_a_head_or_keeps_its_own(complaint):
-    [said] = complaint(IMAGE)
+def test_an_application_gets_a_head_or_keeps_its_own(model_errors):
+    [said] = model_errors(IMAGE)
     assert said.endswith(
         "`model` needs a `head` for your classes, or `include_top: true` to keep the head of the network. Received neither of them."
     )
-    [said] = complaint(f"{IMAGE}, include_top: true, head: {{classes: 2}}")
+    [said] = model_errors(f"{IMAGE}, include_top: true, head: {{classes: 2}}")
     assert said.endswith("Received both of them.")
 
 
@@ -92,8 +92,8 @@ def test_an_application_gets_a_head_or_keeps_its_own(complaint):
         ),
     ],
 )
-def test_keys_of_another_source_are_refused(complaint, model, said):
-    assert [line.split(": ", 1)[1] for line in complaint(model)] == [said]
+def test_keys_of_another_source_are_refused(model_errors, model, said):
+    assert [line.split(": ", 1)[1] for line in model_errors(model)] == [said]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_keys_of_another_source_are_refused(complaint, model, said):
         ("{classes: 2, pooling: maximum}", '`model.head.pooling` is not a known value. Received: `"maximum"`.'),
     ],
 )
-def test_a_faulty_head_is_told(complaint, head, said):
-    assert complaint(f"hub: a, head: {head}")[0].split(": ", 1)[1].startswith(said)
+def test_a_faulty_head_is_reported(model_errors, head, said):
+    assert model_errors(f"hub: a, head: {head}")[0].split(": ", 1)[1].startswith(said)
 
 
 def test_a_head_goes_on_any_source(read):
@@ -142,3 +142,17 @@ def test_a_recipe_with_a_head_is_itself_after_it_was_written_and_read(read, tmp_
     )
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "builder", ["build", "a:b:c", "os:system()", ".a:b", "a..b:c", "a.:b", "a/b:c", "a:b.c", "é:f", "a:b\n"]
+)
+def test_a_builder_that_is_not_a_module_and_a_function_is_refused(complaint, builder):
+    [said] = complaint("model", "builder", to=builder)
+    assert said.startswith("`model.builder` must be spelled `package.module:function`. Received: ")
+
+
+@pytest.mark.parametrize("builder", ["finetune:run", "finetune.run:run", "finetune.examples:a", "finetune.examplesx:a"])
+def test_inside_finetune_only_examples_may_be_named(complaint, builder):
+    [said] = complaint("model", "builder", to=builder)
+    assert said.startswith("`model.builder` may name only `finetune.examples.<module>:<function>` inside finetune.")

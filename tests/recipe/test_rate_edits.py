@@ -130,7 +130,7 @@ def test_a_scaled_recipe_still_knows_where_it_was_written(write):
         ),
     ],
 )
-def test_a_rate_that_cannot_be_written_safely_is_told(write, groups, factors, overrides, message):
+def test_a_rate_that_cannot_be_written_safely_is_reported(write, groups, factors, overrides, message):
     path = write(groups)
     with pytest.raises(RecipeError, match=message):
         scaled_text(load_recipe(path, overrides=overrides), path, factors)

@@ -2,6 +2,7 @@ import pytest
 
 from finetune.errors import RecipeError
 from finetune.recipe.loader import dump_recipe, load_recipe, resolve_path
+from finetune.recipe.schema import Recipe
 
 HEAD = "model: {builder: finetune.examples.digits:small_cnn}\ndata: {builder: finetune.examples.digits:uci_digits}\n"
 TAIL = "groups: {by: layer, peak: 1.0e-3, decay: 2, optimizer: adam}\ntrain: {epochs: 1, loss: mse}\n"
@@ -45,7 +46,7 @@ ONE = "must have exactly one of `transpose`, `reshape`, `split`, `concatenate`, 
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ("{names: a}", f"transform.0` {ONE}."),
         ("{names: a, transpose: [0], reshape: [1]}", f'transform.0` {ONE}. Received: `["transpose", "reshape"]`.'),
@@ -68,15 +69,15 @@ ONE = "must have exactly one of `transpose`, `reshape`, `split`, `concatenate`, 
         ("{names: a, transpose: [0], to: [b, c]}", 'takes one name under `to`. Received: `["b", "c"]`.'),
     ],
 )
-def test_a_faulty_rule_is_told_at_its_place(rule, told, path):
+def test_a_faulty_rule_is_reported_at_its_place(rule, message, path):
     with pytest.raises(RecipeError) as caught:
         loaded(path, "transform:", f"- {rule}")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}:6:")
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("verify_rtol: 1.0e-3", "`restore.verify_rtol` is for `verify`, and there is none. Remove it."),
         ("min_coverage: 1.5", "`restore.min_coverage` must be 1 or less."),
@@ -84,7 +85,20 @@ def test_a_faulty_rule_is_told_at_its_place(rule, told, path):
         ("verify: r.npz\n  verify_atol: 0", "`restore.verify_atol` must be greater than 0."),
     ],
 )
-def test_tolerances_and_the_share_are_checked(line, told, path):
+def test_tolerances_and_the_share_are_checked(line, message, path):
     with pytest.raises(RecipeError) as caught:
         loaded(path, line)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_renaming_that_cannot_work_is_an_error_before_any_weights_are_read(complaint):
+    assert "not a regular expression" in complaint("restore", "rename", to={"(": "a"})[0]
+    [said] = complaint("restore", "rename", to={"^a(.)": "\\2"})
+    assert said.startswith(
+        "`restore.rename.^a(.)` is not a valid replacement: invalid group reference 2 at position 1. Received: "
+    )
+    assert "unknown group name" in complaint("restore", "rename", to={"^a": "\\g<x>"})[0]
+
+
+def test_from_is_read_into_source(valid):
+    assert Recipe.model_validate(valid).restore.source == "weights.h5"

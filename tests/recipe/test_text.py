@@ -60,7 +60,7 @@ def test_every_value_and_key_knows_its_line_and_column():
     assert root.child("b").key_place.line == 2
 
 
-def test_a_key_given_twice_is_told_with_both_lines():
+def test_a_key_that_is_used_twice_is_reported_with_both_lines():
     root, said = read("a: 1\nb: 2\na: 3\nb: 4\n")
     assert said == [
         "3:1: the key `a` was used before, at :1:1. Keep one of the two.",
@@ -93,7 +93,7 @@ def test_a_key_given_twice_is_told_with_both_lines():
         (f"a: {'9' * 5000}", "1:4: a number of 5000 digits is too long."),
     ],
 )  # fmt: skip
-def test_what_is_no_plain_yaml_is_told_with_its_position(text, said):
+def test_text_that_is_not_plain_yaml_is_reported_with_its_position(text, said):
     assert only_complaint(text).startswith(said)
 
 

@@ -52,3 +52,9 @@ def test_the_learning_rate_of_train_is_auto_or_absent():
     assert "may only be `auto`, which measures it before training. Rates belong in the groups" in predicate(
         learning_rate=0.1
     )
+
+
+def test_only_one_way_to_clip_is_taken(complaint, valid):
+    said = complaint("train", to={**valid["train"], "clipnorm": 1.0, "global_clipnorm": 1})
+    rule = "`train` takes at most one of `clipnorm`, `clipvalue`, `global_clipnorm`."
+    assert said == [f"{rule} Received: `clipnorm`, `global_clipnorm`."]

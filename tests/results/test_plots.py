@@ -208,7 +208,7 @@ def in_phases(*numbers: int) -> list[dict]:
     return [{**row, "learning_rate/body": 1e-4, "phase": phase} for row, phase in zip(ROWS, numbers, strict=True)]
 
 
-def test_the_start_of_a_phase_is_marked_in_every_panel_and_the_phase_is_no_metric():
+def test_the_start_of_a_phase_is_marked_in_every_panel_and_the_phase_is_not_a_metric():
     axes = plot_training(in_phases(1, 1, 2, 2, 3)).axes
 
     assert [axis.get_title(loc="left") for axis in axes] == ["loss", "accuracy", "learning rate"]

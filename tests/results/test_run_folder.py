@@ -84,7 +84,7 @@ def test_overwriting_removes_every_file_of_the_former_run_and_nothing_else(here)
     assert [path.name for path in (here / "out").iterdir()] == ["note.txt"]
 
 
-def test_overwriting_a_folder_that_is_no_run_removes_nothing(here):
+def test_overwriting_a_folder_that_is_not_a_run_removes_nothing(here):
     a_run(here / "out")
     (here / "out" / "plan.txt").unlink()
     make_run_folder(Path("out"), name="x", overwrite=True)

@@ -62,22 +62,22 @@ def test_a_weight_has_one_row_and_says_why_it_is_not_trained():
     ]
 
 
-def test_a_constant_rate_is_told_once():
+def test_a_constant_rate_is_printed_once():
     plan = PLAN | {"weights": [row("a/kernel", "head", learning_rate=[1e-3] * 3)], "groups": ["head"]}
     assert "0.001" in as_text(group_table(plan))
     assert "0.001, " not in as_text(group_table(plan))
 
 
-def test_many_layers_are_told_by_the_first_and_the_last():
+def test_many_layers_are_printed_as_the_first_and_the_last():
     weights = [row(f"conv{n}/kernel", "body") for n in range(5)]
     assert "conv0 ... conv4 (5)" in as_text(group_table(PLAN | {"weights": weights, "groups": ["body"]}))
 
 
-def test_names_that_look_like_markup_or_emoji_are_told_as_they_are():
+def test_names_that_look_like_markup_or_emoji_are_printed_unchanged():
     weights = [row("x[bold]/[/red]", "head", restored_from=":smile:")]
-    told = as_text(weight_table(PLAN | {"weights": weights}))
-    assert "x[bold]/[/red]" in told
-    assert ":smile:" in told
+    text = as_text(weight_table(PLAN | {"weights": weights}))
+    assert "x[bold]/[/red]" in text
+    assert ":smile:" in text
 
 
 def test_the_text_holds_both_tables_and_the_advice_without_trailing_space():

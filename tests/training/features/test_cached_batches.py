@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from finetune.data.batches import training_batches
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fast.loop import train_function
 from finetune.training.features.cached_batches import CachedBatches
@@ -107,3 +108,13 @@ def test_what_is_kept_is_reported_once_with_its_place(tmp_path, mode):
     assert reports == [
         f"cache: the frozen part is run once: 1 layer with weights, `a`; 768 bytes of features are kept {place}"
     ]
+
+
+@pytest.mark.parametrize(("shuffle", "seed"), [(True, 5), (True, 6), (False, 5)])
+def test_the_order_of_an_epoch_is_that_of_the_training_batches_with_the_same_seed(tmp_path, shuffle, seed):
+    expected = training_batches(X, Y, batch_size=8, shuffle=shuffle, seed=seed, first_epoch=1)
+    labels = [y.numpy().tolist() for _, y in expected.take(6)]
+    for mode in ("off", "memory"):
+        settings = {"passes": 1, "batch_size": 8, "shuffle": shuffle, "seed": seed}
+        data = CachedBatches(compiled("a"), X, Y, mode=mode, folder=tmp_path, report=[].append, **settings)
+        assert [y.numpy().tolist() for _, y in data.batches(first_epoch=1, epochs=3).take(6)] == labels

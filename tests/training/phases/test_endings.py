@@ -140,3 +140,12 @@ def test_the_watch_counts_epochs_and_checks_after_each(tiny, rows):
     watch = EpochWatch(lambda: checks.append(watch.epochs))
     model.fit(*rows, batch_size=30, epochs=3, verbose=0, callbacks=[watch])
     assert checks == [1, 2, 3]
+
+
+def test_until_and_plateau_have_the_defaults_of_keras():
+    (_, stops), keras_stops = until_callbacks(Until()), keras.callbacks.EarlyStopping()
+    for name in ("monitor", "patience", "min_delta", "mode", "restore_best_weights"):
+        assert getattr(stops, name) == getattr(keras_stops, name), name
+    (_, lowers), keras_lowers = plateau_callbacks(Plateau()), keras.callbacks.ReduceLROnPlateau()
+    for name in ("monitor", "factor", "patience", "min_delta", "mode", "cooldown"):
+        assert getattr(lowers, name) == getattr(keras_lowers, name), name
