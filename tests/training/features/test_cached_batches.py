@@ -118,3 +118,36 @@ def test_the_order_of_an_epoch_is_that_of_the_training_batches_with_the_same_see
         settings = {"passes": 1, "batch_size": 8, "shuffle": shuffle, "seed": seed}
         data = CachedBatches(compiled("a"), X, Y, mode=mode, folder=tmp_path, report=[].append, **settings)
         assert [y.numpy().tolist() for _, y in data.batches(first_epoch=1, epochs=3).take(6)] == labels
+
+
+def reports_of(model, tmp_path, *, mode="memory", passes=1, first=0, last=3, **options):
+    reports: list = []
+    settings = {"batch_size": 8, "shuffle": True, "seed": 5}
+    data = CachedBatches(model, X, Y, mode=mode, passes=passes, folder=tmp_path, report=reports.append, **settings)
+    data.batches(first_epoch=first, epochs=last, **options)
+    (report,) = reports
+    return report
+
+
+def noisy(layer) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    parts = [layer, layers.Dense(8, name="a"), layers.Dense(3, "softmax", name="head")]
+    model = keras.Sequential([keras.Input((6,)), *parts])
+    model.get_layer("a").trainable = False
+    model.compile(GroupedOptimizer([(keras.optimizers.SGD(0.1), model.get_layer("head"))]), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.train_function = train_function(model)
+    return model
+
+
+def test_random_layers_in_front_need_several_passes_or_inference_mode(tmp_path):
+    assert "none, because" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path)
+    assert "in 2 passes" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path, passes=2)
+    drop = layers.Dropout(0.5)
+    assert "none, because" in reports_of(noisy(drop), tmp_path)
+    assert "the frozen part is run once" in reports_of(noisy(drop), tmp_path, inference=[drop])
+
+
+def test_for_the_one_epoch_that_is_left_auto_keeps_nothing(tmp_path):
+    assert "one epoch" in reports_of(compiled("a"), tmp_path, mode="auto", first=4, last=5)
+    assert "are kept" in reports_of(compiled("a"), tmp_path, mode="auto", first=4, last=6)
