@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from finetune.optimizers.fused import adam
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import FastLoop
+from finetune.training.fast.fast_loop import FastLoop
 
 Adam, AdamW = keras.optimizers.Adam, keras.optimizers.AdamW
 SHAPE = (24, 8)

@@ -7,7 +7,7 @@ from keras import layers
 
 from finetune.data.batches import training_batches
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import train_function
+from finetune.training.fast.fast_loop import train_function
 from finetune.training.features.cached_batches import CachedBatches
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
