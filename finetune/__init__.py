@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 # `tests/test_package.py` holds the two equal.
 _MODULES = {
     "Examples": "data.arrays",
-    "FastLoop": "training.fast.loop",
+    "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
     "GroupedOptimizer": "optimizers.grouped",
     "HubLayer": "models.hub",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from finetune.pretrained.restore import restore as restore
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger
-    from finetune.training.fast.loop import FastLoop as FastLoop
+    from finetune.training.fast.fast_loop import FastLoop as FastLoop
     from finetune.training.freezing import freeze as freeze
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.phases.endings import Plateau as Plateau

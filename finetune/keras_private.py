@@ -197,6 +197,12 @@ def run_update_rule(
 
     Calls `Optimizer._backend_update_step`. The public `update_step` takes a single variable and does not work in the
     replicas of a `tf.distribute` strategy.
+
+    Args:
+        optimizer: A built optimizer.
+        gradients: A gradient for each variable; dense, or `tf.IndexedSlices`.
+        variables: The variables, `keras.Variable` or `tf.Variable`, each known to the optimizer.
+        rate: The learning rate of this step, a scalar.
     """
     optimizer._backend_update_step(gradients, variables, rate)
 

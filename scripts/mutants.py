@@ -8,7 +8,7 @@ more weight in a sample than a condition.
 Operators that cosmic-ray lacks: a statement is removed, an argument or an element is dropped, the condition of an
 `elif` or of a comprehension is negated, `in` becomes `not in`, `min` becomes `max`. Not changed, because no test of
 behaviour is expected to notice: docstrings and other strings, annotations, decorators, imports, the text of errors,
-`__repr__`, `strict=` of `zip`, names of TensorFlow's operations, and code for type checkers.
+`__repr__`, `strict=` of `zip`, `read_value=` of assignments, names of operations, and code for type checkers.
 """
 
 import difflib
@@ -115,7 +115,7 @@ def _arguments(node) -> list:
         return []
     passed = [child for child in node.children if child.type == "argument" and child.children[0] in ("*", "**")]
     named = [child for child in node.children if child.type == "argument" and child.children[1] == "="]
-    labels = {"strict"}  # of `zip`: an assertion
+    labels = {"strict", "read_value"}  # an assertion of `zip`; an assignment with or without a tensor that nobody reads
     if _callee(node).startswith(("tf.", "keras.")):
         labels.add("name")  # of a TensorFlow operation or a Keras variable: for people who look at graphs
     return passed + [child for child in named if child.children[0].value not in labels]
@@ -318,8 +318,8 @@ def _is_repeated(operator: type, node) -> bool:
         return condition.type == "not_test" or (condition.type == "comparison" and len(condition.children) == 3)
     if operator is DropElement and (target := node.parent).type == "expr_stmt":
         return target.children[0].type == "testlist_star_expr"
-    if operator.__name__.startswith("ReplaceTrue") and node.parent.type == "argument":
-        return node.parent.children[0] != "*" and node.parent.children[0].value == "strict"
+    if operator.__name__.startswith(("ReplaceTrue", "ReplaceFalse")) and node.parent.type == "argument":
+        return getattr(node.parent.children[0], "value", "") in ("strict", "read_value")
     return False
 
 

@@ -2,7 +2,7 @@
 
 A strategy is its settings and the phases that follow from them: one class holds both. It needs nothing but the peak
 learning rates of the groups and a number of epochs, so that `finetune check` can write it out without TensorFlow;
-`finetune.training.phases.strategies` takes the same classes for `train_phases`.
+`finetune.training.phases.named_strategies` takes the same classes for `train_phases`.
 """
 
 from collections.abc import Mapping, Sequence

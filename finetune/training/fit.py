@@ -29,7 +29,7 @@ from finetune.training.callbacks import (
 )
 from finetune.training.check_examples import explained
 from finetune.training.fast.calls import calls_restored, share_calls
-from finetune.training.fast.loop import FastLoop
+from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases

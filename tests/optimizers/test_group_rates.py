@@ -275,3 +275,12 @@ def test_a_scaled_schedule_is_saved_as_its_schedule():
     schedule = schedules.ExponentialDecay(0.5, 10, 0.5)
     held = held_rate(grouped(schedule, 0.1).group_optimizers["group_0"])
     assert held.get_config() == {"schedule": keras.saving.serialize_keras_object(schedule)}
+
+
+def test_a_rate_that_is_set_after_a_reset_is_that_rate():
+    optimizer = grouped(0.1, 0.2)
+    optimizer.learning_rate = 0.02
+    optimizer.reset_rates()
+    assert rates(optimizer) == pytest.approx([0.1, 0.2])
+    optimizer.reschedule("group_0", 0.4)
+    assert rates(optimizer) == pytest.approx([0.4, 0.2])

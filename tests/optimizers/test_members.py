@@ -187,3 +187,24 @@ def test_a_group_is_found_by_its_name_and_an_unknown_name_is_an_error_with_the_n
     assert members.named("head") is members.groups[1]
     text = message(lambda: members.named("hed"))
     assert text == "There is no group `hed`. The groups are `body`, `head`. Did you mean `head`?"
+
+
+def test_an_optimizer_that_is_made_from_a_config_trains_the_variables_of_the_new_model_in_its_order():
+    model, new = make_model("a", "b"), make_model("a", "b")
+    groups = {"b": (SGD(0.125), model.get_layer("b")), "a": (SGD(0.5), model.get_layer("a"))}
+    optimizer = GroupedOptimizer(groups)
+    again = GroupedOptimizer.from_config(optimizer.get_config())
+    before = [v.numpy() for v in new.trainable_variables]
+    again.build(new.trainable_variables)
+    again.apply([tf.ones(v.shape) for v in new.trainable_variables], new.trainable_variables)
+    moved = [float((old - v.numpy()).max()) for old, v in zip(before, new.trainable_variables, strict=True)]
+    assert moved == pytest.approx([0.5, 0.5, 0.125, 0.125])
+
+
+def test_a_layer_that_is_built_later_does_not_keep_another_group_from_being_made():
+    late, built = keras.layers.Dense(2), make_model("a")
+    optimizer = GroupedOptimizer({"a": (SGD(0.1), built), "late": (SGD(0.1), late)})
+    late.build((None, 2))
+    variables = [*built.trainable_variables, *late.trainable_variables]
+    optimizer.apply([tf.ones(v.shape) for v in variables], variables)
+    assert int(optimizer.iterations) == 1

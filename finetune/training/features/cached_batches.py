@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from finetune.data.batches import training_batches
 from finetune.groups.layer_tree import Leaf
-from finetune.training.fast.loop import takes_forward, train_function
+from finetune.training.fast.fast_loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
 from finetune.training.features.store import FeatureStore

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from finetune.optimizers.fused import adam
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import FastLoop
+from finetune.training.fast.fast_loop import FastLoop
 
 Adam, AdamW = keras.optimizers.Adam, keras.optimizers.AdamW
 SHAPE = (24, 8)
@@ -267,3 +267,13 @@ def test_what_the_kernels_do_not_compute_is_left_to_keras(make):
             optimizer.apply([tf.constant(np.full(SHAPE, 4.0 - step, dtype))], [variable])
         trained.append(variable.numpy())
     np.testing.assert_array_equal(*trained)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_plain"),
+    [(Adam(), True), (AdamW(), True), (Adam(amsgrad=True), False), (keras.optimizers.Nadam(), False)],
+    ids=["adam", "adamw", "amsgrad", "nadam"],
+)
+def test_only_adam_and_adamw_without_amsgrad_have_the_rule_that_is_here(optimizer, is_plain):
+    assert adam.is_plain_adam(optimizer) is is_plain
+    assert not adam.is_plain_adam(type("Own", (Adam,), {})())

@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.fusion import Fusion, NoFusion, make_fusion
 from finetune.optimizers.fused.stacks import LARGEST_STACK
+from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.momentum import Momentum
 
@@ -305,3 +307,28 @@ def test_a_step_of_sixty_groups_costs_hardly_an_operation_more_than_one_of_one()
     sixty = operations(GroupedOptimizer(pairs), variables)
     assert sixty[0] - one[0] <= 30
     assert sixty[1] - one[1] <= 2
+
+
+def test_a_variable_that_is_updated_alone_gets_the_slots_that_keras_makes_for_it():
+    alone, make = (
+        tf.Variable(tf.ones(7), name="x"),
+        lambda: keras.optimizers.Adagrad(0.1, initial_accumulator_value=0.5),
+    )
+    trained = [*make_variables(2), alone]
+    optimizer, plain = GroupedOptimizer([(make(), trained)]), make()
+    optimizer.build(trained)
+    plain.build([alone])
+    (slot,) = [v for v in optimizer.group_optimizers["group_0"].variables if v.shape == (7,)]
+    np.testing.assert_array_equal(slot.numpy(), plain.variables[-1].numpy())
+    assert slot.path.rpartition("/")[2] == plain.variables[-1].path.rpartition("/")[2]
+
+
+def test_a_stack_goes_on_with_the_variable_that_takes_the_place_of_another():
+    members = make_variables(2)
+    groups = [Group("all", SGD(1.0), members, members)]
+    fusion = Fusion(id, all_sizes=False)
+    fusion.build(groups, Clocks(groups, keras.Variable(0, dtype="int64")), None)
+    before, other = [v.numpy() for v in members], tf.Variable(tf.zeros(3))
+    fusion.replace({id(members[0]): other, "unknown": tf.Variable(tf.zeros(3))})
+    assert fusion.update([tf.ones(3)] * 2, [other, members[1]]) == ([], [])
+    assert_identical([other.numpy(), *(v.numpy() for v in members)], [-np.ones(3), before[0], before[1] - 1])

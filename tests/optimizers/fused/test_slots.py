@@ -130,3 +130,21 @@ def test_scalars_of_two_storages_or_without_one_are_not_read_at_once():
     assert gather_scalars([*one, *other]) is None
     assert gather_scalars([*one, alone[0]]) is None
     assert gather_scalars([lambda: 0.1]) is None
+
+
+def test_a_view_has_the_type_and_the_path_of_a_slot_and_is_not_trained():
+    view = SlotView(tf.Variable(tf.zeros((3, 4, 2), tf.float16)), 1, "adam/kernel_momentum")
+    assert (view.path, view.name, view._shared_name) == ("adam/kernel_momentum", "kernel_momentum", view.path)
+    assert (tuple(view.shape), view.dtype, view.trainable) == ((4, 2), "float16", False)
+
+
+def test_the_copy_that_an_asynchronous_checkpoint_writes_follows_the_view_only_when_it_is_made_again():
+    stacked = tf.Variable([[1.0, 2.0], [3.0, 4.0]])
+    view, copies = SlotView(stacked, 1, "adam/m"), {}
+    view._copy_trackable_to_cpu(copies)
+    stacked.assign_add(tf.ones((2, 2)))
+    assert copies[view].numpy().tolist() == [3, 4]
+    copy = copies[view]
+    view._copy_trackable_to_cpu(copies)
+    assert copies[view] is copy
+    assert copy.numpy().tolist() == [4, 5]

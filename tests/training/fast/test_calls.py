@@ -16,7 +16,7 @@ from finetune.training.fast.calls import (
     share_calls,
     steps_done,
 )
-from finetune.training.fast.loop import train_function
+from finetune.training.fast.fast_loop import train_function
 
 X, Y = np.random.default_rng(0).standard_normal((2, 40, 6)).astype("float32")
 

@@ -10,7 +10,7 @@ from keras import layers
 
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import FastLoop
+from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.reasons import reason_against
 from finetune.training.fast.steps import FastFunction
 

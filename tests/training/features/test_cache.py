@@ -292,6 +292,19 @@ def test_one_run_makes_the_features_of_later_phases_too():
         np.testing.assert_array_equal(rows.take(tf.range(24)), alone.values[number].take(tf.range(24)))
 
 
+def test_a_later_phase_may_freeze_more_than_the_first():
+    model, store, runs = sequential(), FeatureStore(), []
+    first = find_cut(model)
+    model.get_layer("b").trainable = False
+    later = find_cut(model)
+    features_of(model, cut=first, later=[later], store=store, on_batch=counting(runs))
+    kept = features_of(model, cut=later, store=store, on_batch=counting(runs))
+    assert runs == [1, 2, 3]
+    alone = features_of(model, cut=later)
+    for number, rows in kept.values.items():
+        np.testing.assert_array_equal(rows.take(tf.range(24)), alone.values[number].take(tf.range(24)))
+
+
 def test_features_of_later_phases_are_left_out_where_they_do_not_fit():
     model = sequential()
     model.get_layer("b").trainable = False
@@ -413,7 +426,7 @@ def test_one_random_value_among_several_that_cross_is_enough():
     a, odd = layers.Dense(4, name="a")(inputs), Odd("random")(inputs)
     model = keras.Model(inputs, [layers.Dense(3)(a), layers.Dense(3)(odd)])
     assert reason(compiled(model, "a")) == (
-        "the frozen part gives other outputs when it is run again on the same examples"
+        "the frozen part returns other outputs when it is run again on the same examples"
     )
 
 

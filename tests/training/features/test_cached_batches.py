@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from keras import layers
 
+from finetune.data.batches import training_batches
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import train_function
+from finetune.training.fast.fast_loop import train_function
 from finetune.training.features.cached_batches import CachedBatches
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
@@ -107,3 +108,46 @@ def test_what_is_kept_is_reported_once_with_its_place(tmp_path, mode):
     assert reports == [
         f"cache: the frozen part is run once: 1 layer with weights, `a`; 768 bytes of features are kept {place}"
     ]
+
+
+@pytest.mark.parametrize(("shuffle", "seed"), [(True, 5), (True, 6), (False, 5)])
+def test_the_order_of_an_epoch_is_that_of_the_training_batches_with_the_same_seed(tmp_path, shuffle, seed):
+    expected = training_batches(X, Y, batch_size=8, shuffle=shuffle, seed=seed, first_epoch=1)
+    labels = [y.numpy().tolist() for _, y in expected.take(6)]
+    for mode in ("off", "memory"):
+        settings = {"passes": 1, "batch_size": 8, "shuffle": shuffle, "seed": seed}
+        data = CachedBatches(compiled("a"), X, Y, mode=mode, folder=tmp_path, report=[].append, **settings)
+        assert [y.numpy().tolist() for _, y in data.batches(first_epoch=1, epochs=3).take(6)] == labels
+
+
+def reports_of(model, tmp_path, *, mode="memory", passes=1, first=0, last=3, **options):
+    reports: list = []
+    settings = {"batch_size": 8, "shuffle": True, "seed": 5}
+    data = CachedBatches(model, X, Y, mode=mode, passes=passes, folder=tmp_path, report=reports.append, **settings)
+    data.batches(first_epoch=first, epochs=last, **options)
+    (report,) = reports
+    return report
+
+
+def noisy(layer) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    parts = [layer, layers.Dense(8, name="a"), layers.Dense(3, "softmax", name="head")]
+    model = keras.Sequential([keras.Input((6,)), *parts])
+    model.get_layer("a").trainable = False
+    model.compile(GroupedOptimizer([(keras.optimizers.SGD(0.1), model.get_layer("head"))]), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.train_function = train_function(model)
+    return model
+
+
+def test_random_layers_in_front_need_several_passes_or_inference_mode(tmp_path):
+    assert "none, because" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path)
+    assert "in 2 passes" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path, passes=2)
+    drop = layers.Dropout(0.5)
+    assert "none, because" in reports_of(noisy(drop), tmp_path)
+    assert "the frozen part is run once" in reports_of(noisy(drop), tmp_path, inference=[drop])
+
+
+def test_for_the_one_epoch_that_is_left_auto_keeps_nothing(tmp_path):
+    assert "one epoch" in reports_of(compiled("a"), tmp_path, mode="auto", first=4, last=5)
+    assert "are kept" in reports_of(compiled("a"), tmp_path, mode="auto", first=4, last=6)

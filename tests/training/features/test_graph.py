@@ -134,3 +134,49 @@ def test_a_model_with_a_call_of_its_own_is_no_graph_of_layers():
 
 def test_a_sequential_model_without_a_shape_is_none_either():
     assert not can_open(keras.Sequential([layers.Dense(2)]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "x"),
+    [
+        ((1,), np.arange(5.0)),
+        ((), np.arange(5.0)[:, None]),
+        ((3, 1), np.arange(15).reshape(5, 3)),
+        ((3,), np.arange(15).reshape(5, 3, 1)),
+        ((1, 3), np.arange(15).reshape(5, 1, 3)),
+    ],
+    ids=["a vector for a column", "a column for a vector", "an axis too few", "an axis too many", "as declared"],
+)
+def test_inputs_are_converted_to_the_type_and_the_rank_of_the_model_as_keras_does(shape, x):
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, layers.Rescaling(2.0)(inputs))
+    output = whole(model, x)
+    assert keras.backend.standardize_dtype(output.dtype) == "float32"
+    same(output, model(x))
+
+
+def test_a_model_with_a_list_of_one_output_gives_what_keras_gives():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, [layers.Dense(2)(inputs)])
+    output = whole(model, X)
+    assert type(output) is type(model(X))
+    same(output, model(X))
+
+
+def test_a_sequential_model_with_its_own_call_cannot_be_opened():
+    class Own(keras.Sequential):
+        def call(self, *arguments, **options):
+            return super().call(*arguments, **options)
+
+    assert not can_open(Own([keras.Input((6,)), layers.Dense(2)]))
+    assert can_open(keras.Sequential([keras.Input((6,)), layers.Dense(2)]))
+
+
+def test_a_nested_model_of_named_inputs_is_opened_whatever_the_order_of_the_names():
+    model = two_in_two_out(True)
+    inner = {name: keras.Input((6,), name=name) for name in ("zebra", "ant")}
+    for order in (["zebra", "ant"], ["ant", "zebra"]):
+        outer = keras.Model(inner, model({name: inner[name] for name in order}))
+        names = [step.name for step in open_graph(outer).steps if step.operation is not None]
+        assert any(name.endswith("/d") for name in names)
+        same(whole(outer, {"zebra": X, "ant": X * 2}), outer({"zebra": X, "ant": X * 2}))

@@ -108,3 +108,39 @@ def test_what_nobody_can_tell_the_content_of_has_no_key():
     model.get_layer("a").trainable = False
     cut = find_cut(model)
     assert feature_keys(cut.front, {0: X}) is None
+
+
+class Configured(layers.Layer):
+    def __init__(self, value):
+        super().__init__(name="configured")
+        self.value = value
+
+    def call(self, x):
+        return x + 0
+
+    def get_config(self):
+        return {**super().get_config(), "value": self.value}
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [(slice(1), slice(2)), (1j, 2j), (b"a", b"b"), (np.float32(1), np.float32(2)), (range(3), range(4)), (None, ...)],
+    ids=str,
+)
+def test_plain_values_of_every_kind_in_a_config_are_part_of_the_key(value, other):
+    def key_with(setting):
+        keras.utils.set_random_seed(0)
+        parts = [layers.Dense(4, name="a"), Configured(setting), layers.Dense(2, name="head")]
+        model = keras.Sequential([keras.Input((6,)), *parts])
+        model.get_layer("a").trainable = False
+        cut = find_cut(model)
+        return feature_keys(cut.graph.steps, {0: X})[cut.graph.outputs[0]]
+
+    assert key_with(value) == key_with(value) != key_with(other)
+
+
+def test_only_the_layers_in_inference_mode_change_the_key():
+    model = network()
+    ids = [frozenset([id(model.get_layer(name))]) for name in ("a", "bn", "head")]
+    assert key(model, inference=frozenset([1])) == key(model, inference=ids[2]) == key(model)
+    assert len({key(model), key(model, inference=ids[0]), key(model, inference=ids[1])}) == 3

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from finetune.errors import TrainingError
 from finetune.groups.selectors import Selector, resolve_groups
@@ -140,3 +141,32 @@ def test_the_watch_counts_epochs_and_checks_after_each(tiny, rows):
     watch = EpochWatch(lambda: checks.append(watch.epochs))
     model.fit(*rows, batch_size=30, epochs=3, verbose=0, callbacks=[watch])
     assert checks == [1, 2, 3]
+
+
+def test_until_and_plateau_have_the_defaults_of_keras():
+    (_, stops), keras_stops = until_callbacks(Until()), keras.callbacks.EarlyStopping()
+    for name in ("monitor", "patience", "min_delta", "mode", "restore_best_weights"):
+        assert getattr(stops, name) == getattr(keras_stops, name), name
+    (_, lowers), keras_lowers = plateau_callbacks(Plateau()), keras.callbacks.ReduceLROnPlateau()
+    for name in ("monitor", "factor", "patience", "min_delta", "mode", "cooldown"):
+        assert getattr(lowers, name) == getattr(keras_lowers, name), name
+
+
+def test_steps_are_counted_where_the_length_of_an_epoch_is_unknown(tiny, rows):
+    model = tiny()
+    model.compile(SGD(0.1), loss="sparse_categorical_crossentropy")
+    batches = tf.data.Dataset.from_tensor_slices(rows).batch(30).filter(lambda *_: True)
+    model.fit(batches, epochs=9, shuffle=False, verbose=0, callbacks=[StopAfterSteps(2)])
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_the_last_call_of_a_phase_makes_only_the_steps_that_are_left_in_the_middle_of_an_epoch(tiny, rows):
+    model = tiny()
+    groups = prepared(model, steps_per_execution=2)
+    records = train_phases(model, groups, [Phase(steps=3), Phase(steps=5)], *rows, batch_size=10)  # 9 in an epoch
+    assert [record.steps for record in records] == [3, 5]
+
+
+def test_a_plateau_waits_after_a_reduction_as_long_as_it_says():
+    (_, lowers) = plateau_callbacks(Plateau(cooldown=3))
+    assert lowers.cooldown == 3

@@ -469,3 +469,12 @@ def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tin
     model.compile(grouped, loss="sparse_categorical_crossentropy")
     records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
     assert [record.frozen_unchanged for record in records] == [True, True, True]
+
+
+def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    before = values(model)
+    with pytest.raises(GroupError, match="no phase trains `stem`"):
+        train(model, groups, [Phase(["body", "head"], 1)], rows)
+    assert changed(before, model) == set()

@@ -8,7 +8,7 @@ from keras import layers
 
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.loop import FastLoop, takes_forward, train_function
+from finetune.training.fast.fast_loop import FastLoop, takes_forward, train_function
 from finetune.training.fast.steps import FastFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

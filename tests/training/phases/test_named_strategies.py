@@ -13,9 +13,9 @@ from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers import schedules
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.recipe.phase_strategies import STRATEGIES
-from finetune.training.phases import strategies as module
+from finetune.training.phases import named_strategies as module
+from finetune.training.phases.named_strategies import peak_of_rate, phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase
-from finetune.training.phases.strategies import peak_of_rate, phases_of_strategy, steps_in_epoch
 
 NUMBERS = {"stem": 4e-3, "body": 5e-3, "head": 1e-2}
 
