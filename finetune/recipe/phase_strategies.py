@@ -81,7 +81,7 @@ class FreezeThenAll(PhaseStrategy):
         """Returns two phases: the last group alone, then all groups, each phase a full one-cycle schedule.
 
         With the rate `peak` in the first phase, group `n` of `N`, counted from 0 at the input, has in the second phase
-        `peak / 2 / ratio ** ((N - 1 - n) / (N - 1))`: `peak / 2` for the last group and `peak / 2 / ratio` for the first,
+        `peak / 2 / ratio ** ((N - 1 - n) / (N - 1))`: `peak / 2` for the last and `peak / 2 / ratio` for the first,
         as `fine_tune` halves `base_lr` and spreads it with `slice(base_lr / lr_mult, base_lr)`.
         """
         *_, last = peaks
