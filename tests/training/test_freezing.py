@@ -321,3 +321,82 @@ def test_the_check_of_a_state_names_the_layer_that_other_code_changed(tiny, laye
     message = rf"During phase 1/2 other code changed `trainable` of `{layer}`, which must be {planned}; "
     with pytest.raises(TrainingError, match=message):
         check_state(model, state, "phase 1/2")
+
+
+def test_of_a_frozen_group_only_normalization_layers_train_when_normalization_always_trains():
+    parts = [layers.Dense(4, name="stem"), layers.LayerNormalization(name="norm"), layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((6,)), *parts])
+    groups = resolve_groups(model, [Selector("body", prefixes=("stem", "norm")), Selector("head", rest=True)])
+    state = phase_state(model, groups, ["head"], always_train_normalization=True)
+    assert names(state.trained) == {"norm/gamma", "norm/beta", "head/kernel", "head/bias"}
+    assert names(phase_state(model, groups, ["head"]).trained) == {"head/kernel", "head/bias"}
+
+
+def body_with_dropout():
+    parts = [layers.Dense(4, name="one"), layers.Dropout(0.5, name="drop"), layers.Dense(4, name="two")]
+    model = keras.Sequential([keras.Input((6,)), *parts, layers.Dense(2, name="head")])
+    return model, resolve_groups(model, [Selector("body", prefixes=("one", "two")), Selector("head", rest=True)])
+
+
+def test_a_trained_group_keeps_its_dropout_without_being_named():
+    model, groups = body_with_dropout()
+    assert phase_state(model, groups, ["body", "head"], dropout_groups=()).inference_layers == ()
+
+
+def test_states_that_differ_in_dropout_alone_have_different_keys():
+    model, groups = body_with_dropout()
+    silent, dropping = (phase_state(model, groups, ["head"], dropout_groups=kept) for kept in ((), ("body",)))
+    assert names(silent.frozen) == names(dropping.frozen)
+    assert silent.key != dropping.key
+
+
+@pytest.mark.parametrize(("mode", "inference"), [("freeze", []), ("affine", ["bn"])])
+def test_without_dropout_batch_normalization_still_runs_in_the_mode_of_its_group(tiny, mode, inference):
+    model = tiny()
+    groups = resolve_groups(model, [Selector("stem", prefixes=("stem", "bn")), Selector("head", rest=True)])
+    state = phase_state(model, groups, ["head"], batch_norm={"stem": mode}, dropout_groups=())
+    assert [layer.name for layer in state.inference_layers] == inference  # `affine`: once, since a call is wrapped once
+
+
+def test_a_layer_runs_in_training_mode_while_batch_normalization_below_it_updates_its_statistics():
+    model = scaled()
+    groups = resolve_groups(model, [Selector("body", prefixes=("scaled",)), Selector("head", rest=True)])
+    updating = phase_state(model, groups, ["head"], batch_norm={"body": "statistics"}, dropout_groups=())
+    assert updating.inference_layers == ()
+    frozen = phase_state(model, groups, ["head"], dropout_groups=())
+    assert [layer.name for layer in frozen.inference_layers] == ["scaled"]
+
+
+def test_only_groups_with_batch_normalization_have_a_mode_of_it(tiny):
+    model = tiny()
+    assert phase_state(model, body_and_head(model)).batch_norm_modes == {"stem": "freeze"}
+
+
+def test_flipping_batch_normalization_that_updates_its_statistics_alone_is_noticed(tiny):
+    """Its gamma and beta are frozen before and after, so the trainable variables are the same."""
+    model = tiny()
+    groups = body_and_head(model)
+    state = phase_state(model, groups, ["head"], batch_norm={"stem": "statistics"})
+    apply_state(model, state)
+    model.get_layer("bn").trainable = False
+    assert set(trained_names(model)) == names(state.trained)
+    with pytest.raises(TrainingError, match="other code changed `trainable` of `bn`, which must be trained"):
+        check_state(model, state, "phase 1/1")
+
+
+class Counter(layers.Layer):
+    """A layer whose only weight is not trainable."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize(("frozen", "trainable"), [("counter", False), ("head", True)])
+def test_a_layer_without_trainable_weights_is_trainable_exactly_if_its_group_trains(frozen, trainable):
+    counter = Counter(name="counter")
+    model = keras.Sequential([keras.Input((6,)), counter, layers.Dense(2, name="head")])
+    frozen_by(model, prefixes=(frozen,))
+    assert counter.trainable == trainable

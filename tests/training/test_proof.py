@@ -71,3 +71,24 @@ def test_the_run_as_a_whole_is_reported_before_its_phases(tiny):
     proof.end("the run", leaves, whole)
     with pytest.raises(TrainingError, match="1 of 2 changed in the run: `stem/kernel`"):
         proof.check()
+
+
+def test_one_stretch_in_which_a_tensor_changed_is_enough_for_the_proof_to_fail(tiny):
+    model = tiny()
+    proof, leaves = FrozenProof(), leaves_of(model, "stem")
+    proof.end("phase 1", leaves, proof.begin(leaves))
+    before = proof.begin(leaves)
+    nudge(model.get_layer("stem").kernel)
+    proof.end("phase 2", leaves, before)
+    proof.end("phase 3", leaves, proof.begin(leaves))
+    assert not proof.holds
+    with pytest.raises(TrainingError, match=r"1 of 2 changed in phase 2: `stem/kernel`"):
+        proof.check()
+
+
+def test_a_change_between_the_start_of_the_run_and_its_first_phase_belongs_to_the_phase(tiny):
+    model = tiny()
+    proof, leaves = FrozenProof(), leaves_of(model, "stem")
+    proof.begin(leaves)  # of the run as a whole
+    nudge(model.get_layer("stem").kernel)
+    assert proof.end("phase 1", leaves, proof.begin(leaves)).changed == ("stem/kernel",)
