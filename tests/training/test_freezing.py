@@ -397,6 +397,26 @@ class Counter(layers.Layer):
 @pytest.mark.parametrize(("frozen", "trainable"), [("counter", False), ("head", True)])
 def test_a_layer_without_trainable_weights_is_trainable_exactly_if_its_group_trains(frozen, trainable):
     counter = Counter(name="counter")
-    model = keras.Sequential([keras.Input((6,)), counter, layers.Dense(2, name="head")])
+    parts = [counter, layers.Dense(4, name="body"), layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((6,)), *parts])
     frozen_by(model, prefixes=(frozen,))
     assert counter.trainable == trainable
+
+
+class RunningNorm(layers.Layer):
+    """A custom normalization layer, which its name tells, with a weight that is not trainable."""
+
+    def build(self, shape):
+        self.gamma = self.add_weight(shape=(6,), initializer="ones", name="gamma")
+        self.scale = self.add_weight(shape=(6,), initializer="ones", trainable=False, name="scale")
+
+    def call(self, x):
+        return x * self.gamma / self.scale
+
+
+def test_normalization_that_always_trains_leaves_other_weights_of_a_custom_layer_frozen():
+    model = keras.Sequential([keras.Input((6,)), RunningNorm(name="norm"), layers.Dense(2, name="head")])
+    groups = resolve_groups(model, [Selector("body", prefixes=("norm",)), Selector("head", rest=True)])
+    state = phase_state(model, groups, ["head"], always_train_normalization=True)
+    assert names(state.frozen) == {"norm/scale"}
+    assert names(state.trained) == {"norm/gamma", "head/kernel", "head/bias"}
