@@ -98,14 +98,6 @@ def operations_of(function):
     return [operation.type for operation in traced.graph.get_operations()]
 
 
-def test_writing_adds_no_operation_that_reads():
-    stacked, _ = stacked_pair()
-    assert "ReadVariableOp" not in operations_of(stacked.write)
-    assert "ReadVariableOp" not in operations_of(stacked.assign_sub)
-    stacked.buffer = tf.Variable(tf.zeros((2, 2)))
-    assert "ReadVariableOp" not in operations_of(stacked.assign_sub)
-
-
 def test_a_call_reads_and_writes_each_variable_once():
     stacked, _ = stacked_pair()
     buffers = Buffers([stacked])
