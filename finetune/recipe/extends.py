@@ -42,6 +42,7 @@ def read_text(path: Path) -> str:
         if not path.is_file():
             raise RecipeError(f"A recipe is a file. Received `{path}`, which is a device or a pipe.")
         with path.open("rb") as file:
+            # One byte more than allowed shows that a file is too large without reading all of it.
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, RecipeError):
@@ -50,6 +51,7 @@ def read_text(path: Path) -> str:
     if len(data) > MAX_BYTES:
         raise RecipeError(f"A recipe is no larger than {MAX_BYTES:,} bytes. `{path}` is. Is it the right file?")
     try:
+        # Editors on Windows may begin a file with a byte order mark, which `utf-8-sig` removes.
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
@@ -61,6 +63,7 @@ def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f" There is no folder `{path.parent}`."
     names = [file.name for file in path.parent.iterdir() if file.is_file()]
+    # A misspelt name is more likely than a wrong folder, so near names come first.
     return did_you_mean(path.name, names) or _yaml_files_in(path.parent)
 
 
@@ -77,8 +80,10 @@ class _Files:
 
     def tree(self, path: Path, text: str) -> Node | None:
         """Returns a file merged into what it extends; each file is read once, however often it is extended."""
+        # Resolved, so that two spellings of a path and links to a file count as the same file.
         key = path.resolve()
         if key not in self.trees:
+            # `opened` is the chain of files from the recipe to this one: a file in it twice extends itself.
             self.opened.append(key)
             self.trees[key] = self.over_its_bases(path, text)
             self.opened.pop()
@@ -87,6 +92,7 @@ class _Files:
     def over_its_bases(self, path: Path, text: str) -> Node | None:
         folder = path.parent.absolute()
         root = parse(text, lambda line, column: Place(str(path), line, column, folder), self.problems)
+        # The problems are already reported; the files that this one extends are not read.
         if root is None:
             return None
         if not isinstance(root.value, dict):
@@ -110,6 +116,7 @@ class _Files:
             text, key = read_text(base), base.resolve()
         except RecipeError as error:
             return self.fail(node.place, f"`extends`: {error}")
+        # This comes before `tree` is called: a circle would never end.
         if key in self.opened:
             circle = [*self.opened[self.opened.index(key) :], key]
             names = " -> ".join(f"`{file.name}`" for file in circle)

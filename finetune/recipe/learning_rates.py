@@ -50,6 +50,7 @@ class _Schedule(Part):
 
     def with_rate(self, rate: float) -> Self:
         """Returns the same shape with another `initial` (or `peak`) rate; needs a `rate_field`."""
+        # `model_copy` does not validate: rates of a strategy are computed, and checked where they are made.
         return self.model_copy(update={self.rate_field: rate})
 
 
@@ -113,6 +114,7 @@ class _WarmUp(_Schedule):
     @field_validator("warmup_from")
     @classmethod
     def _check_warmup_from(cls, value: float, info: ValidationInfo) -> float:
+        # A length that is wrong itself is missing from `info.data`; its own error is enough.
         lengths = ("warmup_steps", "warmup_epochs", "warmup_fraction")
         if value and all(name in info.data and info.data[name] is None for name in lengths):
             raise fault("says where a warm-up starts, but there is none. Add its length as `warmup_steps`")
@@ -135,6 +137,7 @@ class _Boundaries(_Schedule):
     @field_validator("boundaries", "boundaries_epochs", "boundaries_fraction")
     @classmethod
     def _check_growth(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        # Strictly, since equal boundaries would make a part of no steps.
         if value is not None and not (value and all(a < b for a, b in pairwise(value))):
             raise fault(f"must be a list in which every entry is larger than the one before. Received: `{list(value)}`")
         return value
@@ -149,6 +152,7 @@ def _check_count(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...
     """Checks that there is an entry for each part between the boundaries: `n` boundaries make `n + 1` parts."""
     spellings = ("boundaries", "boundaries_epochs", "boundaries_fraction")
     counts = [len(info.data[name]) for name in spellings if info.data.get(name) is not None]
+    # Otherwise the boundaries have an error of their own, or are spelled twice.
     if len(counts) == 1 and len(value) != counts[0] + 1:
         raise fault(f"needs {counts[0] + 1} entries, one more than there are boundaries. Received: {len(value)}")
     return value
@@ -157,24 +161,25 @@ def _check_count(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...
 class _RateOfDecay(_WarmUp, _Decay, _Initial):
     """A schedule that falls by the same factor, or at the same speed, all the time."""
 
+    # With `t` = step / decay length, rounded down for a `staircase`: see the formulas of the subclasses.
     decay_rate: Positive
     staircase: bool = False
 
 
 class ExponentialDecay(_RateOfDecay):
-    """Falls by the factor `decay_rate` in every `decay_*`."""
+    """Falls by the factor `decay_rate` in every `decay_*`: `initial * decay_rate ** t`."""
 
     schedule: Literal["exponential_decay"]
 
 
 class NaturalExponentialDecay(_RateOfDecay):
-    """Falls by the factor `exp(-decay_rate)` in every `decay_*`."""
+    """Falls by the factor `exp(-decay_rate)` in every `decay_*`: `initial * exp(-decay_rate * t)`."""
 
     schedule: Literal["natural_exponential_decay"]
 
 
 class InverseTimeDecay(_RateOfDecay):
-    """Falls like a hyperbola."""
+    """Falls like a hyperbola: `initial / (1 + decay_rate * t)`."""
 
     schedule: Literal["inverse_time_decay"]
 
@@ -183,6 +188,7 @@ class PolynomialDecay(_WarmUp, _Decay, _Initial):
     """Goes from `initial` to `end` along a power of the time left."""
 
     schedule: Literal["polynomial_decay"]
+    # rate = end + (initial - end) * (1 - t) ** power
     end: NotNegative = 1e-4
     power: Positive = 1.0
     cycle: bool = False
@@ -192,6 +198,7 @@ class PiecewiseConstantDecay(_WarmUp, _Boundaries):
     """A constant for each part between boundaries."""
 
     schedule: Literal["piecewise_constant_decay"]
+    # The validator must follow the boundaries in the class: pydantic validates fields in this order.
     values: ListOf[Rate]
 
     _fits_the_boundaries = field_validator("values")(_check_count)
@@ -211,6 +218,7 @@ class CosineDecayRestarts(_WarmUp, _Initial):
     first_decay_steps: Count | None = None
     first_decay_epochs: Positive | None = None
     first_decay_fraction: Fraction | None = None
+    # Cycle k is `t_mul ** k` times as long as the first, and starts at `m_mul ** k` times the first rate.
     t_mul: AtLeastOne = 2.0
     m_mul: Positive = 1.0
     alpha: Share = 0.0
@@ -239,6 +247,7 @@ class SlantedTriangular(_WarmUp, _Total, _Peak):
     """Rises in a straight line to `peak`, then falls slowly in a straight line (ULMFiT)."""
 
     schedule: Literal["slanted_triangular"]
+    # The defaults of the paper: a tenth of the steps rises, and the lowest rate is `peak / 32`.
     cut_fraction: OpenShare = 0.1
     ratio: AtLeastOne = 32.0
 
@@ -247,6 +256,7 @@ class OneCycle(_Total, _Peak):
     """Rises to `peak` and falls again, along half cosines (fastai)."""
 
     schedule: Literal["one_cycle"]
+    # The defaults of fastai: from `peak / div` up to `peak`, then down to `peak / final_div`.
     warmup_fraction: OpenShare = 0.25
     div: AtLeastOne = 25.0
     final_div: AtLeastOne = 1e5
@@ -307,6 +317,7 @@ Schedule = Annotated[AnySchedule, validated_by(read_schedule)]
 
 
 def _check_number(value: Any) -> Any:
+    # In Python `True` is an int. Text such as "1e-3" is not converted, as everywhere in a recipe.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise fault("must be a number or a mapping with `schedule`", received=value)
     return value

@@ -15,6 +15,8 @@ from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse
 from finetune.recipe.tree import follow, report, with_value
 
+# Code that a recipe may name without permission: it only makes networks and data sets. The other modules of Keras are
+# not on the list, since e.g. `keras.saving.load_model` runs code from the file that it loads.
 TRUSTED = ("finetune.examples", "keras.applications", "keras.datasets")
 
 
@@ -41,12 +43,15 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
     for override in overrides:
         tree = _overridden(tree, override, problems)
     try:
+        # Problems of text, overrides and schema are reported together; a faulty override is skipped above.
         recipe = Recipe.model_validate(_with_folders(tree))
     except ValidationError as error:
         raise report([*problems, *problems_of(error, tree)]) from None
+    # A recipe may satisfy the schema although its text has problems, e.g. a key that was used twice.
     if problems:
         raise report(problems)
     recipe._tree = tree
+    # Last, because only a valid recipe says for sure which code it names.
     if allow_code is not None:
         check_code_allowed(recipe, allow_code)
     return recipe
@@ -54,6 +59,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
 
 def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> Recipe:
     """Returns a loaded recipe with other values at some places; `values` maps the keys that lead there to the value."""
+    # The tree is changed too, not only the values, so that `place_of` and later changes start from the new values.
     tree: Node = recipe._tree
     for keys, value in values.items():
         tree = with_value(tree, keys, Node(value, follow(tree, keys)[0].place))
@@ -71,6 +77,7 @@ def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
     if keys[0] == "extends":
         problems.append(Problem(place, "`extends` is for files and cannot be set. Write it into the recipe."))
         return tree
+    # `a.b=` without a value means null, which removes the key.
     value = parse(text, lambda line, column: place, problems) if text.strip() else Node(None, place)
     try:
         return with_value(tree, keys, value) if value else tree
@@ -83,6 +90,7 @@ def _with_folders(tree: Node) -> dict[str, Any]:
     data = tree.plain()
     for section, key in PATH_FIELDS:
         node, passed, _ = follow(tree, (section, key))
+        # The root, the section and the value: the path was written, and is text. Anything else is left to the schema.
         if len(passed) == 3 and isinstance(node.value, str):
             data[section][key] = RecipePath(node.value, node.place.folder)
     return data
@@ -99,6 +107,7 @@ def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
     for section, key in PATH_FIELDS:
         path = data.get(section, {}).get(key)
         if path is not None:
+            # Values of `model` may also be a preset or an address, which have no absolute form.
             resolve = resolve_place if section == "model" else resolve_path
             data[section][key] = str(resolve(recipe, path) if absolute_paths else path)
     return dump(data)
@@ -110,6 +119,7 @@ def resolve_path(recipe: Recipe, path: str) -> Path:
     A path is relative to the file that contains it, which may be a file that the recipe extends. Other text counts as
     relative to the file of the recipe; for overrides, and without a file, that is the working directory.
     """
+    # Each path keeps the folder of its own file (`RecipePath`); other text falls back to the folder of the recipe.
     folder = getattr(path, "folder", None) or (recipe._tree and recipe._tree.place.folder)
     return Path(folder or ".").absolute() / Path(path).expanduser()
 

@@ -78,6 +78,12 @@ class FreezeThenAll(PhaseStrategy):
     ratio: AtLeastOne = 100.0
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns two phases: the last group alone, then all groups, each phase a full one-cycle schedule.
+
+        With the rate `peak` in the first phase, group `n` of `N`, counted from 0 at the input, has in the second phase
+        `peak / 2 / ratio ** ((N - 1 - n) / (N - 1))`: `peak / 2` for the last and `peak / 2 / ratio` for the first,
+        as `fine_tune` halves `base_lr` and spreads it with `slice(base_lr / lr_mult, base_lr)`.
+        """
         *_, last = peaks
         peak = self.peak or peaks[last]
         # Half the peak in the second phase, spread geometrically: top / ratio for the first group, top for the last.
@@ -114,6 +120,11 @@ class GradualUnfreezing(PhaseStrategy):
     decay: AtLeastOne = 2.6
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns a phase for each group: first the last group alone, and in every phase one more before it.
+
+        The rate of a group is `decay` times smaller than that of the group after it. With `h` groups after it, it is
+        `peak / decay ** h` (ULMFiT's `lr[l - 1] = lr[l] / 2.6`), at the top of a slanted triangle over each phase.
+        """
         names = list(peaks)
         peak = self.peak or peaks[names[-1]]
         rates = {name: peak / self.decay**height for height, name in enumerate(reversed(names))}
@@ -143,6 +154,11 @@ class LpFt(PhaseStrategy):
     probe_epochs: Count | None = None
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns two phases: the last group alone (linear probing), then all groups, at the rates of the groups.
+
+        The head is fitted first so that its random weights do not distort the pretrained features in the second phase.
+        Without `probe_epochs` and `epochs` both phases take half of the run, the second the odd epoch.
+        """
         probe = max(self.probe_epochs or self.epochs or (epochs or 0) // 2, 1)
         last = self.last_epochs(probe, epochs)
         return _phase([*peaks][-1:], probe, clock="phase"), _phase(ALL, last, clock="phase")
@@ -164,6 +180,11 @@ class ChainThaw(PhaseStrategy):
     patience: Annotated[int, Field(ge=0)] | None = None
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns a phase for each group alone, and a last phase of all groups, at the rates of the groups.
+
+        The order is that of DeepMoji: the last group, which is new, then the others from input to output. `N` groups
+        make `N + 1` phases and take `N * epochs_per_group` epochs before the last phase.
+        """
         *others, newest = peaks
         order = [newest, *others]
         until = {} if self.patience is None else {"until": {"patience": self.patience}}
@@ -186,6 +207,12 @@ class Surgical(PhaseStrategy):
     train: Annotated[Literal["first", "middle", "last"], choice("first", "middle", "last")]
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns a single phase that trains a single group for the whole run.
+
+        Of `N` groups `first` is group 0, `middle` is group `N // 2`, and `last` is group `N - 1`. The paper tunes the
+        first block for changes of the input (corrupted images), the middle for new subpopulations, and the last for
+        changes of the output (labels).
+        """
         names = list(peaks)
         place = {"first": 0, "middle": len(names) // 2, "last": -1}[self.train]
         return (_phase([names[place]], self.last_epochs(0, epochs)),)
@@ -205,6 +232,11 @@ class AutoRgnSpec(PhaseStrategy):
     peak: Rate | None = None
 
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
+        """Returns a single phase of all groups, whose rates are measured instead of set.
+
+        With the relative gradient norm `r = |gradient| / |weights|` of each group, its rate is `peak * r / max(r)`:
+        the group with the largest `r` trains at `peak`, and a group whose weights hardly need to change almost stops.
+        """
         return (_phase(ALL, self.last_epochs(0, epochs), auto_rgn=self.peak or max(peaks.values())),)
 
 

@@ -28,6 +28,7 @@ def peak_of(learning_rate: Any) -> float:
         return float(learning_rate)
     if learning_rate.rate_field:
         return float(getattr(learning_rate, learning_rate.rate_field))
+    # A chain has schedules, `piecewise_constant_decay` has numbers; a chain may contain chains.
     parts = getattr(learning_rate, "schedules", None) or learning_rate.values
     return max(map(peak_of, parts))
 
@@ -64,10 +65,12 @@ def scaled_text(recipe: Recipe, path: Path, factors: Mapping[str, float]) -> tup
     Raises:
         RecipeError: A rate is not written as a plain number in this file.
     """
+    # All edits are collected before the text is touched, so that an error leaves no half-changed text.
     text = read_text(path)
     edits: dict[Place, tuple[float, float]] = {}
     for keys, new in _new_rates(recipe, factors).items():
         node = _written(recipe, keys, path)
+        # Groups share a place when their rates come from a YAML alias: a single number cannot become two.
         if edits.setdefault(node.place, (float(node.value), tidy(new)))[1] != tidy(new):
             raise RecipeError(
                 f"{node.place}: several groups share this rate, and they need different ones: {edits[node.place][1]:g} "
@@ -91,6 +94,7 @@ def check_text(text: str, path: Path, expected: Recipe) -> None:
     Raises:
         RecipeError: It loads as another recipe.
     """
+    # In the same folder, so that `extends` and relative paths lead to the same files as in the recipe.
     trial = path.with_name(f".writing-{path.name}")
     try:
         trial.write_text(text, encoding="utf-8")
@@ -121,6 +125,7 @@ def _of_strategy(strategy: Strategy, factors: Mapping[str, float]) -> dict[Keys,
             "In a strategy the ratios between the rates are fixed. The groups would need different factors: "
             f"{quote(different)}. List the groups instead: `finetune suggest` writes such a list."
         )
+    # `decay` or the ratio in `spread` stays: scaling the peak, or both ends, scales the rate of every group equally.
     factor = next(iter(factors.values()), 1.0)
     if strategy.spread:
         return {("groups", "spread", index): rate * factor for index, rate in enumerate(strategy.spread)}
@@ -139,6 +144,7 @@ def _rates(learning_rate: Any) -> Iterator[tuple[Keys, float]]:
         yield from ((("values", index), rate) for index, rate in enumerate(learning_rate.values))
     else:
         yield (learning_rate.rate_field,), getattr(learning_rate, learning_rate.rate_field)
+        # `end` is a rate, unlike `alpha` of a cosine, which is a fraction of the first rate and scales with it.
         if isinstance(learning_rate, PolynomialDecay) and learning_rate.end:
             yield ("end",), learning_rate.end
 
@@ -149,6 +155,7 @@ def _written(recipe: Recipe, keys: Keys, path: Path) -> Node:
     about = f"The rate `{'.'.join(names)}`"
     if len(passed) != len(keys) + 1:
         raise RecipeError(f"{node.place}: {about} has its default value. Write it into `{path}`, then try again.")
+    # Line 0 is an override; another source is a file that this recipe extends, which other recipes may extend, too.
     if not node.place.line or node.place.source != str(path):
         raise RecipeError(
             f"{about} comes from `{node.place}`, and only `{path}` itself is changed. Write the rate there, or "
@@ -158,8 +165,10 @@ def _written(recipe: Recipe, keys: Keys, path: Path) -> Node:
 
 
 def _replaced(line: str, place: Place, old: float, new: float) -> str:
+    # Columns count from 1.
     before, after = line[: place.column - 1], line[place.column - 1 :]
     token = _TOKEN.match(after)
+    # The place of an anchored or quoted value is that of `&` or of the quote, where no number starts.
     if token is None or not _is_number(token[0], old):
         raise RecipeError(
             f"{place}: a rate is changed only where it is a plain number, not behind an anchor or in quotes. "
@@ -183,6 +192,7 @@ def _spelled(rate: float) -> str:
     """
     if 0.1 <= rate < 1000:
         return repr(float(rate))
+    # YAML 1.1 readers such as PyYAML take `1e-5` for text, and `1.0e-5` for a number.
     digits, _, power = f"{rate:.2e}".partition("e")
     digits = digits.rstrip("0")
     return f"{digits}0e{int(power)}" if digits.endswith(".") else f"{digits}e{int(power)}"

@@ -14,6 +14,8 @@ import yaml
 MAX_DEPTH = 40
 MAX_NODES = 20_000
 _MERGE = "tag:yaml.org,2002:merge"
+# The scalars of YAML 1.2's core schema, in the order in which they are tried. PyYAML has those of YAML 1.1, where
+# `no` is false, `4:12` is 252 in base 60, and `1e-4` without a dot is text. Octal and hexadecimal are left out.
 _SCALARS: tuple[tuple[str, re.Pattern[str], Callable[[str], Any]], ...] = (
     ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)\Z"), lambda text: None),
     ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), lambda text: text[0] in "tT"),
@@ -98,8 +100,10 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
         The root; `None` if the text cannot be read to its end.
     """
     try:
+        # Three kinds: PyYAML's parser has a mark, its reader only an offset in the text, and ours a `Problem`.
         return _Reader(text, at, problems).document()
     except yaml.MarkedYAMLError as error:
+        # Marks count from 0, and editors count from 1.
         mark = error.problem_mark or error.context_mark
         place = at(mark.line + 1, mark.column + 1) if mark else at(1, 1)
         problems.append(Problem(place, _wording(error)))
@@ -113,6 +117,7 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
 
 
 def _wording(error: yaml.MarkedYAMLError) -> str:
+    # PyYAML's own words are: found character '\t' that cannot start any token.
     if "'\\t'" in str(error.problem):
         return "not valid YAML: a tab. Indent with spaces."
     explanation = ", ".join(part for part in (error.context, error.problem) if part)
@@ -162,8 +167,10 @@ class _Reader:
         place = self.place(event)
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event.anchor, place)
+        # This method calls itself for each level, so depth is bounded well below the recursion limit of Python.
         if depth > MAX_DEPTH:
             raise _UnreadableError(place, f"nested more than {MAX_DEPTH} levels deep. No recipe needs that.")
+        # A tag such as `!!python/object` is never constructed: it is only reported.
         if event.tag:
             self.fail(place, f"the tag `{event.tag}` is not allowed: a recipe is plain data. Remove it.")
         if isinstance(event, yaml.ScalarEvent):
@@ -172,8 +179,11 @@ class _Reader:
             node = self.sequence(place, depth)
         else:
             node = self.mapping(place, depth)
+        # Aliases share nodes, so nine lines of nested lists of aliases ("billion laughs") parse at once, but would fill
+        # the memory in `plain()`. Therefore `size` counts an alias as often as it is used.
         if node.size > MAX_NODES:
             raise _UnreadableError(place, f"more than {MAX_NODES} values, aliases counted. No recipe needs that.")
+        # Only a finished node is kept under its anchor, so that no alias can lead into the node that contains it.
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
@@ -184,13 +194,16 @@ class _Reader:
         return self.anchors[name]
 
     def scalar(self, event: yaml.ScalarEvent, place: Place) -> Any:
+        # A JSON escape such as "\ud83d" makes half a character, which cannot be written to a UTF-8 file.
         if re.search("[\ud800-\udfff]", event.value):
             self.fail(place, "half a surrogate pair, which is not a character. Remove it.")
+        # Quoted and block scalars are text whatever they look like.
         if event.style:
             return event.value
         try:
             return read_scalar(event.value)
         except ValueError:
+            # Python converts at most 4300 digits (sys.set_int_max_str_digits). Reading goes on with any number.
             self.fail(place, f"a number of {len(event.value)} digits is too long.")
             return 0
 
@@ -206,6 +219,7 @@ class _Reader:
         while not isinstance(event := self.event(), yaml.MappingEndEvent):
             key = self.node(event, depth + 1)
             node = replace(self.node(self.event(), depth + 1), key_place=key.place)
+            # A quoted "<<" is an ordinary key.
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style:
                 inherited += self.merge_sources(node)
             elif isinstance(key.value, dict | list):

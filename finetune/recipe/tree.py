@@ -12,6 +12,7 @@ def merged(base: Node, top: Node) -> Node:
     """Merges a tree into a base: mappings are merged key by key, everything else is replaced by `top`."""
     if not (isinstance(base.value, dict) and isinstance(top.value, dict)):
         return top
+    # Lists are replaced as a whole: merging two lists of groups entry by entry would mix different groups.
     nodes = {key: merged(base.value[key], node) if key in base.value else node for key, node in top.value.items()}
     return replace(top, value={**base.value, **nodes})
 
@@ -30,9 +31,11 @@ def with_value(node: Node, keys: Sequence[str | int], new: Node, *, above: tuple
         RecipeError: The path leads through a value that is not a mapping, or past the end of a list.
     """
     if not keys:
+        # An override has no place in a file, so its option is the place of the key, too.
         return replace(new, key_place=new.place)
     key, below = keys[0], (*above, str(keys[0]))
     if node.value is None or isinstance(node.value, dict):
+        # `null` counts as an empty mapping: `--set restore.from=a.h5` works where the file says `restore:`.
         nodes = node.value or {}
         child = nodes.get(key, Node({}, new.place))
         return replace(node, value={**nodes, key: with_value(child, keys[1:], new, above=below)})
@@ -61,8 +64,10 @@ def _index(nodes: Sequence[Node], key: str | int, above: tuple[str, ...]) -> int
     if isinstance(key, int):
         return key
     names = [name_of(node) for node in nodes]
+    # A name wins over an index, so a group that is named `0` can be reached.
     if key in names:
         return names.index(key)
+    # `isdecimal` accepts digits of all scripts.
     if key.isdecimal() and key.isascii() and len(key) < 9 and int(key) < len(nodes):
         return int(key)
     known = [name for name in names if name]
@@ -80,6 +85,7 @@ def follow(node: Node, keys: Iterable[str | int]) -> tuple[Node, list[Node], lis
     passed, names = [node], []
     for key in keys:
         child = passed[-1].child(key)
+        # The key that leads nowhere is appended before the loop ends: it is the last part of the name in a message.
         names.append(str((child and isinstance(key, int) and name_of(child)) or key))
         if child is None:
             break
@@ -92,8 +98,10 @@ def report(problems: Iterable[Problem], *, limit: int = 5) -> RecipeError:
 
     def order(problem: Problem) -> tuple[bool, str, int, int]:
         place = problem.place
+        # Files come before options, which have no line; within a file the order is that of the text.
         return (not place.line, place.source, place.line, place.column)
 
+    # A file that is extended twice, or an alias used twice, would report the same problem twice.
     lines = list(dict.fromkeys(f"{problem.place}: {problem.message}" for problem in sorted(problems, key=order)))
     more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
     return RecipeError("\n".join([*lines[:limit], *more]))
