@@ -165,7 +165,7 @@ def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
 def test_what_surgical_leaves_alone_is_said(recipe):
     plan = planned(recipe, "phases={strategy: surgical, train: last}").plan
     assert [phase.train for phase in plan.phases] == [("head",)]
-    assert any(advice.startswith("The phases leave `body` as they are") for advice in plan.advice)
+    assert any(advice.startswith("No phase trains `body`") for advice in plan.advice)
     assert {row.frozen for row in plan.weights if row.group == "body"} == {True}
 
 
@@ -209,7 +209,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         (["phases=gradual_unfreezing", "train.epochs=1"], "needs 1 epochs before its last phase, and `train.epochs` is 1."),
         (
             ["phases=[{train: all, epochs: 2, until: {patience: 1}}]"],
-            "`until` monitors `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
+            "`until` monitors `val_loss`, but there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
         ),
         (
             ["phases=[{train: head, epochs: 1, batch_norm: {body: affine}}, {train: all, epochs: 1}]"],
@@ -219,7 +219,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
             ["phases=[{train: all, epochs: 2, rates: {head: {schedule: piecewise_constant_decay, boundaries: [5, 3], values: [1, 2, 3]}}}]"],
             "must be a list in which every entry is larger than the one before",
         ),
-        (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Say `statistics`"),
+        (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Write `statistics`"),
         (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],
