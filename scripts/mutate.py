@@ -327,12 +327,14 @@ class Reach:
         contexts: By line, what was running: the name of a test, `fixture NAME` for a fixture that several tests share,
             or the empty text while the module was imported.
         fast: Whether tests marked slow were left out.
+        starters: Tests that start other processes, in which coverage sees nothing: every mutant meets them.
     """
 
     seconds: dict[str, float]
     fixtures: dict[str, list[str]]
     contexts: dict[int, list[str]]
     fast: bool
+    starters: frozenset[str] = frozenset()
 
     def tests_of(self, mutant: Any) -> list[str]:
         """Returns the names of the tests that a mutant can fail, fastest first."""
@@ -341,7 +343,7 @@ class Reach:
             reached.discard("")
         names = set(self.seconds) if "" in reached else reached & set(self.seconds)
         shared = {context.removeprefix("fixture ") for context in reached if context.startswith("fixture ")}
-        names |= {name for name, fixtures in self.fixtures.items() if shared.intersection(fixtures)}
+        names |= {name for name, fixtures in self.fixtures.items() if shared.intersection(fixtures)} | self.starters
         return sorted(names, key=lambda name: (self.seconds[name], name))
 
     def all_tests(self) -> list[str]:
@@ -363,9 +365,8 @@ def measure(module: Path, tests: list[Path], copy: Path, fast: bool) -> Reach | 
         )
         return None
     told = json.loads((copy / "reach.json").read_text())
-    return Reach(
-        told["seconds"], told["fixtures"], {int(line): names for line, names in told["contexts"].items()}, fast
-    )
+    contexts = {int(line): names for line, names in told["contexts"].items()}
+    return Reach(told["seconds"], told["fixtures"], contexts, fast, frozenset(told["starters"]))
 
 
 def run_measured(module: Path, tests: list[Path], copy: Path, fast: bool) -> int:
@@ -378,6 +379,7 @@ def run_measured(module: Path, tests: list[Path], copy: Path, fast: bool) -> int
     measured.stop()
     contexts = measured.get_data().contexts_by_lineno(str(copy / module))
     reach = {"seconds": plugin.seconds, "fixtures": plugin.fixtures, "contexts": contexts}
+    reach["starters"] = sorted(plugin.starters & set(plugin.seconds))
     (copy / "reach.json").write_text(json.dumps(reach))
     return code
 
@@ -390,6 +392,12 @@ class Measured:
         self._test = ""
         self.seconds: dict[str, float] = {}
         self.fixtures: dict[str, list[str]] = {}
+        self.starters: set[str] = set()
+        sys.addaudithook(self._notice)
+
+    def _notice(self, event: str, arguments: tuple) -> None:
+        if event in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"):
+            self.starters.add(self._test)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._test = nodeid

@@ -31,7 +31,7 @@ def with_value(node: Node, keys: Sequence[str | int], new: Node, *, above: tuple
         RecipeError: The path leads through a value that is not a mapping, or past the end of a list.
     """
     if not keys:
-        # An override has no place in a file, so its option stands for the place of the key, too.
+        # An override has no place in a file, so its option is the place of the key, too.
         return replace(new, key_place=new.place)
     key, below = keys[0], (*above, str(keys[0]))
     if node.value is None or isinstance(node.value, dict):

@@ -162,10 +162,10 @@ def test_groups_made_by_a_strategy_can_be_named_in_phases(recipe):
         planned(recipe, OPEN, groups, "phases=[{train: [hed], epochs: 1}, {train: all, epochs: 1}]")
 
 
-def test_what_surgical_leaves_alone_is_said(recipe):
+def test_the_plan_says_which_groups_surgical_never_trains(recipe):
     plan = planned(recipe, "phases={strategy: surgical, train: last}").plan
     assert [phase.train for phase in plan.phases] == [("head",)]
-    assert any(advice.startswith("No phase trains `body`") for advice in plan.advice)
+    assert any(advice.startswith("No phase trains `body`.") for advice in plan.advice)
     assert {row.frozen for row in plan.weights if row.group == "body"} == {True}
 
 

@@ -84,7 +84,7 @@ def test_anything_but_a_rate_is_an_error_that_shows_the_value(value):
 
 @pytest.mark.parametrize("text", ["1e-4", "0.5", "3"])
 def test_a_rate_that_yaml_read_as_text_gets_an_error_that_says_so(text):
-    with pytest.raises(GroupError, match="That is text. Write it without quotes and with a decimal point"):
+    with pytest.raises(GroupError, match=r"That is text\. Write it without quotes and with a decimal point"):
         check_rate(text)
 
 

@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from finetune.optimizers.replicas import in_every_replica, update_once
 
@@ -62,3 +63,11 @@ def test_with_one_replica_a_step_is_called_as_it_is():
     update_once(lambda gradients, variables: calls.append((gradients, variables)), [1], [2])
     in_every_replica(lambda *arguments: calls.append(arguments), 3, 4)
     assert calls == [([1], [2]), (3, 4)]
+
+
+def test_outside_of_the_replicas_a_step_is_called_as_it_is():
+    calls = []
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        assert tf.distribute.get_replica_context() is None
+        update_once(lambda gradients, variables: calls.append((gradients, variables)), [1], [2])
+    assert calls == [([1], [2])]

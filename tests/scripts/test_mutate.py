@@ -115,6 +115,13 @@ def test_a_mutant_meets_the_tests_that_reach_its_lines_fastest_first(mutate):
     assert reach.tests_of(At(9, 9)) == []
 
 
+def test_a_test_that_starts_a_process_is_met_by_every_mutant(mutate):
+    seconds, contexts = {"a": 1.0, "process": 9.0}, {5: ["a"]}
+    reach = mutate.Reach(seconds, {}, contexts, False, frozenset(["process"]))
+    assert reach.tests_of(At(5, 5)) == ["a", "process"]
+    assert reach.tests_of(At(6, 6)) == ["process"]
+
+
 def test_a_folder_gives_its_modules_and_no_other_files(mutate):
     found = [str(path) for path in mutate.modules_of(Path("finetune/groups"))]
     assert "finetune/groups/spacing.py" in found

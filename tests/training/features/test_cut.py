@@ -287,3 +287,11 @@ def test_a_mask_that_hangs_on_what_crosses_reaches_the_tail():
     np.testing.assert_array_equal(next(iter(masks.values())), tokens != 0)
     kept = {number: tf.identity(value) for number, value in values.items()}  # as from a file, without the mask
     np.testing.assert_array_equal(Tail(cut)((kept, masks)), model(tokens))
+
+
+def test_a_layer_of_the_front_that_acts_only_in_training_acts_in_the_front():
+    model = sequential(layers.GaussianNoise(1.0, name="noise"), dense("a"), dense("head"), frozen=("a",))
+    cut = find_cut(model, allow_random=True)
+    front = Front(cut, cut.computed)
+    (noisy,), (quiet,) = (values.values() for values, _ in (front(X), front(X, training=False)))
+    assert np.abs(noisy - quiet).max() > 0.1

@@ -144,8 +144,9 @@ def test_a_sequential_model_without_a_shape_is_none_either():
         ((3, 1), np.arange(15).reshape(5, 3)),
         ((3,), np.arange(15).reshape(5, 3, 1)),
         ((1, 3), np.arange(15).reshape(5, 1, 3)),
+        ((3, 1), np.arange(15).reshape(5, 3, 1)),
     ],
-    ids=["a vector for a column", "a column for a vector", "an axis too few", "an axis too many", "as declared"],
+    ids=["a vector for a column", "a column for a vector", "an axis too few", "an axis too many", "1 by 3", "3 by 1"],
 )
 def test_inputs_are_converted_to_the_type_and_the_rank_of_the_model_as_keras_does(shape, x):
     inputs = keras.Input(shape)
@@ -180,3 +181,10 @@ def test_a_nested_model_of_named_inputs_is_opened_whatever_the_order_of_the_name
         names = [step.name for step in open_graph(outer).steps if step.operation is not None]
         assert any(name.endswith("/d") for name in names)
         same(whole(outer, {"zebra": X, "ant": X * 2}), outer({"zebra": X, "ant": X * 2}))
+
+
+def test_arguments_that_are_passed_by_name_are_passed_on():
+    inputs = keras.Input((4, 6))
+    model = keras.Model(inputs, layers.MultiHeadAttention(1, 2)(inputs, value=inputs[:, ::-1], key=inputs * 2))
+    x = np.random.default_rng(0).normal(size=(2, 4, 6)).astype("float32")
+    same(whole(model, x), model(x))
