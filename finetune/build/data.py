@@ -88,9 +88,9 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     rows = floor(total * (1.0 - fraction))  # written as Keras writes it: another order of operations rounds otherwise
     wrong = None
     if examples.x_validation is not None:
-        wrong = "but the data have validation rows already. Remove one of the two"
+        wrong = "is set, but the data already have validation rows. Remove one of the two"
     elif rows in (0, total):
-        wrong = f"leaves {rows} of {total} rows to train on. Both parts need a row: choose another fraction"
+        wrong = f"leaves {rows} of {total} rows to train on. Both parts need at least one row: choose another fraction"
     if wrong:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")

@@ -91,7 +91,10 @@ def run(
                 layout, range_test = with_measured_rates(layout, console)
         print_plan(layout, console)
         # Before training, and before anything is written: test examples that do not fit cost no training time.
-        with clock("evaluate"), explained(DataError, "The test examples must go through the model.", SEE_WHERE):
+        with (
+            clock("evaluate"),
+            explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
+        ):
             metrics_before = _evaluate(layout)
 
         # Nothing has been written so far: a run that fails above leaves no folder.

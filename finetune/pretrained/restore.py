@@ -266,7 +266,7 @@ def _prove(plan: RestorePlan, restored: tuple[Restored, ...], excluded: Mapping[
     if differing or changed:
         received = [
             f"{quote(differing)} differ from the file" if differing else "",
-            f"{quote(changed)} changed though excluded" if changed else "",
+            f"{quote(changed)} changed although they are excluded" if changed else "",
         ]
         raise RestoreError(
             "Restored weights must equal those of the file, and excluded weights must not change. After restoring "

@@ -172,7 +172,7 @@ def _replaced(line: str, place: Place, old: float, new: float) -> str:
     if token is None or not _is_number(token[0], old):
         raise RecipeError(
             f"{place}: a rate is changed only where it is a plain number, not behind an anchor or in quotes. "
-            "Write it so, then try again."
+            "Write it as a plain number, then try again."
         )
     return f"{before}{_spelled(new)}{after[token.end() :]}"
 

@@ -115,7 +115,9 @@ def train(
     with (
         _tidied(model, folder / "features"),
         fit.progress,
-        explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What was written so far is in `{folder}`."),
+        explained(
+            TrainingError, "Training stopped with an error.", f"{SEE_WHERE} What was written so far is in `{folder}`."
+        ),
         closing(loop),
     ):
         for record in loop:

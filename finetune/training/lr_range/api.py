@@ -161,7 +161,7 @@ def _enough(batches: tf.data.Dataset, needed: int) -> tuple[tf.data.Dataset, tup
     if available < 0:  # unknown
         return batches.repeat(), ()
     batches_text = "1 batch" if available == 1 else f"{available} batches"
-    return batches.repeat(), (f"The data make {batches_text} and the test needs {needed}: they are repeated.",)
+    return batches.repeat(), (f"The data have {batches_text}, and the test needs {needed}: the batches are repeated.",)
 
 
 def _curve(sweeps: tuple[Sweep, ...], *, with_groups: bool) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def train_phases(
         phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
     elif epochs is not None:
         raise GroupError(
-            f"In a list of phases, each phase has its own length. Received `epochs={epochs}` beside it. Remove "
+            f"In a list of phases, each phase has its own length. Received `epochs={epochs}` as well. Remove "
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
     check_phases(groups, phases)

@@ -82,7 +82,7 @@ def test_fusing_can_be_switched_off():
 @pytest.mark.parametrize("value", ["yes", True, None])
 def test_another_value_of_fused_is_an_error(value):
     with pytest.raises(GroupError, match=re.escape(
-        f"`fused` must be one of `auto`, `on`, `off`. Received `{value!r}`. Write `auto`, or leave `fused` out."
+        f"`fused` must be one of `auto`, `on`, `off`. Received `{value!r}`. Write `auto`, or remove `fused`."
     )):  # fmt: skip
         groups_of_one(make_variables(1), fused=value)
 

@@ -170,3 +170,64 @@ def test_the_last_call_of_a_phase_makes_only_the_steps_that_are_left_in_the_midd
 def test_a_plateau_waits_after_a_reduction_as_long_as_it_says():
     (_, lowers) = plateau_callbacks(Plateau(cooldown=3))
     assert lowers.cooldown == 3
+
+
+def test_a_plateau_lowers_the_rates_without_printing(tiny, rows, capsys):
+    model = tiny()
+    groups = prepared(model)
+    train(model, groups, [Phase(epochs=3, reduce_on_plateau=Plateau("loss", patience=0, min_delta=100.0))], rows)
+    assert model.optimizer.learning_rates["head"] == pytest.approx(0.1 * 0.1 * 0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_call_that_is_planned_beyond_the_end_of_an_epoch_counts_only_the_steps_of_the_epoch(tiny, rows):
+    model = tiny()
+    model.compile(SGD(0.1), loss="sparse_categorical_crossentropy", steps_per_execution=2)
+    stop, begun = StopAfterSteps(4), []
+    note = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: begun.append(batch))
+    model.fit(*rows, batch_size=30, epochs=9, verbose=0, callbacks=[stop, note])
+    assert begun == [0, 2, 0]  # 3 steps in the first epoch, not 4
+
+
+def test_auto_rgn_gives_each_group_the_rate_times_its_norm_divided_by_the_largest_norm(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(rows[0], rows[1], model(rows[0], training=True), training=True)
+    gradients = tape.gradient(loss, [group_weights(group) for group in groups])
+    norms = [
+        float(tf.linalg.global_norm(gradient) / tf.linalg.global_norm(group_weights(group)))
+        for group, gradient in zip(groups, gradients, strict=True)
+    ]
+    rates = Rates()
+    train_phases(model, groups, [Phase(epochs=1, auto_rgn=0.1)], *rows, batch_size=90, callbacks=[rates])
+    assert list(rates.seen[0].values()) == pytest.approx([0.1 * norm / max(norms) for norm in norms], rel=1e-4)
+
+
+def group_weights(group):
+    return [leaf.variable.value for leaf in group.trainable]
+
+
+def test_a_group_without_a_gradient_is_an_error_of_auto_rgn_that_names_the_group(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    head = model.get_layer("head")
+    head.kernel.assign(np.zeros((8, 3)))  # no gradient passes through it
+    with pytest.raises(TrainingError, match=r"a positive number\. There is none for `stem`, `body`"):
+        train(model, groups, [Phase(epochs=1, auto_rgn=0.1)], rows)
+
+
+def test_the_measurement_of_auto_rgn_leaves_the_moving_statistics_unchanged(tiny, rows):
+    statistics = []
+    for auto_rgn in (None, 0.1):
+        keras.utils.set_random_seed(0)
+        model = tiny()
+        groups = prepared(model)
+        note = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs, model=model: statistics.append(
+                np.array(model.get_layer("bn").moving_mean)
+            )
+        )
+        train(model, groups, [Phase(epochs=1, auto_rgn=auto_rgn)], rows, callbacks=[note])
+    np.testing.assert_array_equal(statistics[0], statistics[3])
+    assert not np.array_equal(statistics[3], statistics[4])

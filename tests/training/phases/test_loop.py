@@ -478,3 +478,30 @@ def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows):
     with pytest.raises(GroupError, match="no phase trains `stem`"):
         train(model, groups, [Phase(["body", "head"], 1)], rows)
     assert changed(before, model) == set()
+
+
+def test_flipping_trainable_while_a_record_is_handled_is_an_error_of_the_phase_that_ended(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+
+    def fit(start, callbacks, **more):
+        model.fit(*rows, batch_size=30, verbose=0, callbacks=callbacks, **more)
+
+    phases = run_phases(model, groups, [Phase(["head"], 1), Phase(epochs=1)], fit)
+    next(phases)
+    model.get_layer("body").trainable = True
+    with pytest.raises(TrainingError, match="During phase 1/2 other code changed `trainable` of `body`"):
+        next(phases)
+
+
+def test_a_strategy_counts_the_batches_of_an_epoch_with_the_batch_size_of_keras(tiny, rows):
+    seen = []
+    x, y = (np.concatenate([part, part])[:129] for part in rows)  # 5 batches of 32, and 4 of 33
+    for batch_size in (None, 32):
+        model = tiny()
+        groups = prepared(model)
+        rates = Rates()
+        train_phases(model, groups, "freeze_then_all", x, y, epochs=2, batch_size=batch_size, callbacks=[rates])
+        seen.append(rates.of("head"))
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) > 2  # the rates follow schedules
