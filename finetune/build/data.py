@@ -11,7 +11,7 @@ import tensorflow as tf
 from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
 from finetune.data.batches import batches_in_order, measurement_batches
 from finetune.errors import RecipeError
-from finetune.groups.spacing import length_in_steps
+from finetune.groups.rate_spacing import length_in_steps
 from finetune.models.builders import call_builder
 from finetune.recipe.loader import place_of, resolve_path
 from finetune.recipe.schema import Recipe

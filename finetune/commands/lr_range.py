@@ -21,8 +21,8 @@ from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
+from finetune.training.lr_range.consensus import check_steps
 from finetune.training.lr_range.sweep import check_others
-from finetune.training.lr_range.verdict import check_steps
 
 _AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
 

@@ -20,12 +20,12 @@ from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
-from finetune.training.check_examples import explained
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
+from finetune.training.frozen_proof import FrozenProof
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
-from finetune.training.proof import FrozenProof
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
+from finetune.training.try_examples import explained
 
 
 @dataclass(frozen=True)

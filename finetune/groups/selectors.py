@@ -12,7 +12,8 @@ from itertools import compress
 from typing import Any
 
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.groups.conditions import (
+from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
+from finetune.groups.selector_matching import (
     CONDITION_KINDS,
     Condition,
     malformed,
@@ -20,7 +21,6 @@ from finetune.groups.conditions import (
     out_of_range,
     without_match,
 )
-from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.strategies import STRATEGIES
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from finetune.errors import GroupError, quote
-from finetune.groups.spacing import check_rate
+from finetune.groups.rate_spacing import check_rate
 from finetune.optimizers.group_rates import as_float
 
 # These would act within the group; the parent does them over all groups. (`clipnorm` and `clipvalue` go by variable.)

@@ -21,7 +21,7 @@ from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, read_reference
 from finetune.pretrained.restore_plan import dtype_of
-from finetune.pretrained.structure import storage_locations
+from finetune.pretrained.storage_locations import storage_locations
 from finetune.pretrained.transforms import Transform
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.errors import RecipeError, did_you_mean, quote
 from finetune.recipe.text import Node, Place, Problem, parse
-from finetune.recipe.tree import merged
+from finetune.recipe.yaml_tree import merged
 
 MAX_BYTES = 1_000_000
 MAX_EXTENDS = 20

@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from finetune.recipe.fields import show
 from finetune.recipe.text import Node, Problem, read_scalar
-from finetune.recipe.tree import follow
+from finetune.recipe.yaml_tree import follow
 
 _RULES = {
     "int_type": "must be a whole number",

@@ -12,7 +12,7 @@ from finetune.recipe.messages import problems_of
 from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import AnyStrategy, PhaseStrategy, read_strategy
 from finetune.recipe.text import Place
-from finetune.recipe.tree import report, tree_of
+from finetune.recipe.yaml_tree import report, tree_of
 
 
 def _require_list(value: Any) -> Any:

@@ -16,7 +16,7 @@ from finetune.recipe.learning_rates import PolynomialDecay
 from finetune.recipe.loader import load_recipe, with_values
 from finetune.recipe.schema import Recipe
 from finetune.recipe.text import Node, Place
-from finetune.recipe.tree import follow
+from finetune.recipe.yaml_tree import follow
 
 Keys = tuple[str | int, ...]
 _TOKEN = re.compile(r"[^\s,\]}#]+")  # an unquoted scalar, to its end

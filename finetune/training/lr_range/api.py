@@ -1,6 +1,6 @@
 """The LR range test as a whole: sweep the rates, judge the curves, suggest a rate for every group, draw.
 
-`sweep.py` measures, `rules.py` reads rates from a curve, `verdict.py` decides between them or refuses.
+`sweep.py` measures, `rules.py` reads rates from a curve, `consensus.py` decides between them or refuses.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.plots import plot_lr_range
+from finetune.training.lr_range.consensus import Verdict, average, suggest
 from finetune.training.lr_range.rules import smooth
 from finetune.training.lr_range.sweep import Sweep, check_others, sweep_rates, trained_groups
-from finetune.training.lr_range.verdict import Verdict, average, suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

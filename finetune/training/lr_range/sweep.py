@@ -25,7 +25,7 @@ from finetune import keras_private
 from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 from finetune.training.step import compile_state

@@ -19,9 +19,10 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
+from finetune.training.frozen_proof import FrozenProof
 from finetune.training.inference import undo_inference_mode
 from finetune.training.phases.endings import (
     AUTO_RGN_BATCHES,
@@ -34,7 +35,6 @@ from finetune.training.phases.endings import (
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
-from finetune.training.proof import FrozenProof
 
 
 def train_phases(

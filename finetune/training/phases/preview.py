@@ -10,7 +10,7 @@ import keras
 from finetune.errors import quote
 from finetune.groups.batch_norm import BATCH_NORM_MODES
 from finetune.groups.selectors import LayerGroup
-from finetune.planning.weights import GroupSettings, Plan, PlannedWeight
+from finetune.planning.plan import GroupSettings, Plan, PlannedWeight
 from finetune.training.freezing import PhaseState
 from finetune.training.phases.phase import CLOCKS, Phase, state_of
 

@@ -13,7 +13,7 @@ from finetune.optimizers.fused.fusion import Fusion, NoFusion, make_fusion
 from finetune.optimizers.fused.stacks import LARGEST_STACK
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -6,7 +6,7 @@ import pytest
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay
-from finetune.planning.weights import GroupSettings, make_plan
+from finetune.planning.plan import GroupSettings, make_plan
 from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases

@@ -6,7 +6,7 @@ from keras import layers
 
 from finetune.data.arrays import Examples
 from finetune.errors import DataError, GroupError, TrainingError
-from finetune.training.check_examples import explained, try_examples
+from finetune.training.try_examples import explained, try_examples
 
 
 def compiled(model, loss="sparse_categorical_crossentropy", metrics=("accuracy",)):

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from finetune.groups.conditions import (
+from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.groups.selector_matching import (
     CONDITION_KINDS,
     Condition,
     malformed,
@@ -12,7 +13,6 @@ from finetune.groups.conditions import (
     out_of_range,
     without_match,
 )
-from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import Selector
 
 L = keras.layers

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune.errors import FinetuneError
 from finetune.results.run_folder import write_json
-from finetune.training.lr_range.verdict import MAX_DISAGREEMENT, average, suggest
+from finetune.training.lr_range.consensus import MAX_DISAGREEMENT, average, suggest
 
 FILE = (Path(__file__).parents[2] / "data") / "lr_curves.json"
 CURVES = {curve["name"]: curve for curve in json.loads(FILE.read_text(encoding="utf-8"))["curves"]}

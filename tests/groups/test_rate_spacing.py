@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
-from finetune.groups.spacing import check_rate, discriminative_rates, length_in_steps, spread_rates
+from finetune.groups.rate_spacing import check_rate, discriminative_rates, length_in_steps, spread_rates
 
 rates = st.floats(1e-12, 10.0)
 sizes = st.integers(1, 60)
@@ -164,6 +164,6 @@ def test_an_unknown_unit_is_an_error_with_the_nearest_one():
 
 
 def test_the_arithmetic_needs_no_tensorflow():
-    code = "import sys, finetune.groups.spacing; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, finetune.groups.rate_spacing; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
