@@ -38,7 +38,7 @@ def test_the_curve_and_its_pictures_are_written_beside_each_other_and_nothing_el
     assert recipe.read_bytes() == before
     assert sorted(path.name for path in Path().iterdir()) == ["out", "tiny.yaml"]
     text = printed(console)
-    assert "they are repeated" in text
+    assert "the batches are repeated" in text
     assert "smoothed loss against the learning rate of `head`; all groups rise" in text
     for rule in ("valley", "slide", "minimum", "steep"):
         assert rule in text
@@ -169,7 +169,7 @@ def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
 def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_judged(recipe):
     strategy = ["groups={by: layer, peak: 1e-2, decay: 2.6, optimizer: adam}"]
     for alone in (Range(group="head"), Range(each=True)):
-        with pytest.raises(RecipeError, match=r"a rate of one group alone cannot be written"):
+        with pytest.raises(RecipeError, match=r"the rate of a single group cannot be written"):
             lr_range(recipe, alone, write=True, overrides=strategy)
     with pytest.raises(FinetuneError, match=r"needs at least 2\d steps\. Received: 20\."):
         lr_range(recipe, Range(steps=20))
