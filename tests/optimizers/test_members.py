@@ -114,8 +114,8 @@ def test_a_group_holds_a_loaded_saved_model(tmp_path):
 @pytest.mark.parametrize("members", [[], keras.layers.Dropout(0.1), [[], ()]], ids=range(3))
 def test_a_group_without_variables_is_an_error(members):
     assert message(lambda: GroupedOptimizer({"body": (SGD(0.1), members)})) == (
-        "A group updates at least one trainable variable. Group `body` has none. Pass layers with weights, or leave "
-        "the group out."
+        "A group must contain at least one trainable variable. Group `body` has none. Pass layers with weights, or remove "
+        "the group."
     )
 
 
@@ -132,7 +132,7 @@ def test_a_layer_that_is_never_built_is_an_error_at_the_first_step():
     v = variable()
     for use in (lambda: optimizer.apply([tf.ones((2, 2))], [v]), optimizer.get_config, lambda: optimizer.build([v])):
         assert message(use) == (
-            "A group updates weights that exist. Group `body` holds the layer `late`, which has none yet. Build the model "
+            "The weights of a group must exist. Group `body` holds the layer `late`, which has no weights yet. Build the model "
             "first: call it on a batch, or give it a `keras.Input`."
         )
 
@@ -141,7 +141,7 @@ def test_a_variable_in_two_groups_is_an_error_that_names_five():
     model = make_model(*"abcd")
     text = message(lambda: GroupedOptimizer({"all": (SGD(0.1), model), "again": (SGD(0.1), model.layers[:3])}))
     assert text == (
-        "A variable belongs to exactly one group. In two groups are: `a/kernel` (2, 2) (`all` and `again`), `a/bias` (2,) "
+        "A variable belongs to exactly one group. These variables are in two groups: `a/kernel` (2, 2) (`all` and `again`), `a/bias` (2,) "
         "(`all` and `again`), `b/kernel` (2, 2) (`all` and `again`), `b/bias` (2,) (`all` and `again`), `c/kernel` (2, 2) "
         "(`all` and `again`) and 1 more. Remove each from all groups but one."
     ).replace("`a/", f"`{model.name}/a/").replace("`b/", f"`{model.name}/b/").replace("`c/", f"`{model.name}/c/")
@@ -150,7 +150,9 @@ def test_a_variable_in_two_groups_is_an_error_that_names_five():
 def test_a_variable_and_a_keras_variable_around_it_are_the_same():
     native = tf.Variable(tf.ones(2))
     around = keras.Variable(native, name="around")
-    assert "In two groups are" in message(lambda: GroupedOptimizer([(SGD(0.1), native), (SGD(0.1), around.value)]))
+    assert "These variables are in two groups" in message(
+        lambda: GroupedOptimizer([(SGD(0.1), native), (SGD(0.1), around.value)])
+    )
 
 
 def test_gradients_alone_go_to_the_variables_in_the_order_of_build():

@@ -8,7 +8,7 @@ from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.fused.stacks import LARGEST_STACK, kind, make_stacks
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
 

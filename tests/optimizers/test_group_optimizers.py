@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.keras_private import held_rate, step_counter
-from finetune.optimizers.children import (
+from finetune.optimizers.group import Group
+from finetune.optimizers.group_optimizers import (
     adopt,
     check_rates_writable,
     made_outside_of_trace,
@@ -13,7 +14,6 @@ from finetune.optimizers.children import (
     reset_slots,
     track_all,
 )
-from finetune.optimizers.group import Group
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
 
