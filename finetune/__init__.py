@@ -17,13 +17,13 @@ _MODULES = {
     "GroupedOptimizer": "optimizers.grouped",
     "HubLayer": "models.hub",
     "LearningRateLogger": "training.callbacks",
-    "Momentum": "optimizers.momentum",
+    "Momentum": "optimizers.tf1_momentum",
     "Phase": "training.phases.phase",
     "Plateau": "training.phases.endings",
     "Selector": "groups.selectors",
     "Transform": "pretrained.transforms",
     "Until": "training.phases.endings",
-    "discriminative_rates": "groups.spacing",
+    "discriminative_rates": "groups.rate_spacing",
     "export_hub": "models.hub_export",
     "exponential_decay": "optimizers.schedules",
     "freeze": "training.freezing",
@@ -35,7 +35,7 @@ _MODULES = {
     "resolve_groups": "groups.selectors",
     "restore": "pretrained.restore",
     "run": "commands.run",
-    "spread_rates": "groups.spacing",
+    "spread_rates": "groups.rate_spacing",
     "train_phases": "training.phases.loop",
 }
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
     from finetune.data.arrays import Examples as Examples
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.groups.layer_tree import layer_tree as layer_tree
+    from finetune.groups.rate_spacing import discriminative_rates as discriminative_rates
+    from finetune.groups.rate_spacing import spread_rates as spread_rates
     from finetune.groups.selectors import Selector as Selector
     from finetune.groups.selectors import resolve_groups as resolve_groups
-    from finetune.groups.spacing import discriminative_rates as discriminative_rates
-    from finetune.groups.spacing import spread_rates as spread_rates
     from finetune.models.hub import HubLayer as HubLayer
     from finetune.models.hub_export import export_hub as export_hub
     from finetune.optimizers.grouped import GroupedOptimizer as GroupedOptimizer
-    from finetune.optimizers.momentum import Momentum as Momentum
     from finetune.optimizers.schedules import exponential_decay as exponential_decay
     from finetune.optimizers.schedules import make_schedule as make_schedule
+    from finetune.optimizers.tf1_momentum import Momentum as Momentum
     from finetune.pretrained.restore import restore as restore
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger

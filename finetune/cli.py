@@ -33,7 +33,7 @@ Override = Annotated[
 ]
 AllowCode = Annotated[
     list[str],
-    typer.Option("--allow-code", metavar="PACKAGE", help="Let the recipe run code of this package. Repeatable."),
+    typer.Option("--allow-code", metavar="PACKAGE", help="Allow the recipe to run code of this package. Repeatable."),
 ]
 
 
@@ -46,10 +46,10 @@ def run(
     overrides: Override = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files in it stay.")
+        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
     ] = False,
     recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Estimate the statistics of BatchNormalization again after training.")
+        bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
@@ -69,7 +69,7 @@ def run(
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
     if any(phase.frozen_tensors for phase in result.phases):
-        console.print("proof: what each phase froze is bit-identical after it")
+        console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:
         console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
     console.print(f"written: {result.folder}")
@@ -101,19 +101,23 @@ def plan(
 def lr_range(
     recipe: RecipePath,
     group: Annotated[
-        str | None, typer.Option(help="Sweep this layer group alone.", show_default="all, their ratios kept")
+        str | None, typer.Option(help="Sweep only this layer group.", show_default="all groups, ratios kept")
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="Sweep every group alone, and suggest a rate for each.")] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="Sweep each group in turn, and suggest a rate for each.")
+    ] = False,
     others: Annotated[
-        str, typer.Option(help="The other groups meanwhile: `frozen`, or trained at their `constant` rates.")
+        str, typer.Option(help="The groups that are not swept: `frozen`, or trained at `constant` rates.")
     ] = "frozen",
-    start: Annotated[float, typer.Option(help="First learning rate, of the last group if all are swept.")] = 1e-7,
+    start: Annotated[
+        float, typer.Option(help="First learning rate (of the last group if all groups are swept).")
+    ] = 1e-7,
     end: Annotated[float, typer.Option(help="Last learning rate.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Steps between the two.")] = 100,
-    repeats: Annotated[int, typer.Option(help="Sweeps, each with other batches; their mean is judged.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="A folder for the curve: JSON, PNG and SVG.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of steps from `--start` to `--end`.")] = 100,
+    repeats: Annotated[int, typer.Option(help="Number of sweeps, each on different batches; their mean is used.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the curve to, as JSON, PNG and SVG.")] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Write the suggested rates into the recipe. Its comments stay.")
+        bool, typer.Option("--write", help="Write the suggested rates into the recipe. Comments are kept.")
     ] = False,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
@@ -137,7 +141,7 @@ def suggest(
     recipe: RecipePath,
     by: Annotated[
         str | None,
-        typer.Option(help="Measure a group for each `layer` or `block`.", show_default="the recipe's groups"),
+        typer.Option(help="Measure one group per `layer` or per `block`.", show_default="the recipe's groups"),
     ] = None,
     peak: Annotated[
         float | None,
@@ -145,9 +149,9 @@ def suggest(
             help="Rate of the group with the largest |gradient| / |weights|.", show_default="the recipe's highest"
         ),
     ] = None,
-    batches: Annotated[int, typer.Option(help="Batches to measure over.")] = 20,
+    batches: Annotated[int, typer.Option(help="Number of batches to measure.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write a recipe that extends this one with the groups.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file in `--out`.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite the file that `--out` names.")] = False,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
@@ -181,7 +185,7 @@ def check(
     from finetune.commands.check import check as check_recipe
 
     check_recipe(recipe, overrides=overrides, allow_code=allow_code)
-    print(f"{recipe}: well written. See what it does with `finetune plan {recipe}`.")
+    print(f"{recipe}: valid. See what it does with `finetune plan {recipe}`.")
 
 
 @app.command()
@@ -215,7 +219,7 @@ def reference(
     ] = [],  # noqa: B006 - typer reads the default
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write the outputs of a network for some inputs, for `restore.verify` to compare a restored network with."""
     _start()
@@ -240,7 +244,7 @@ def reference(
 def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. Accepted anywhere on the command line.")
     ] = False,
 ) -> None:
     """Handles the options that go without a command. The help text is in `typer.Typer(help=...)` above."""

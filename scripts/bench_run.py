@@ -133,7 +133,7 @@ def training_time(recipe: Path, overrides: Sequence[str], folder: Path) -> dict[
     start_tensorflow()
     import keras
 
-    from finetune.training.fast.steps import FastFunction
+    from finetune.training.fast.compiled_steps import FastFunction
 
     watch, in_fit = Stopwatch(), [False]
     model: Any = keras.Model

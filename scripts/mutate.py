@@ -8,7 +8,7 @@ reader can decide.
 
     python -m pip install -e ".[test,mutation]"
     python scripts/mutate.py finetune/groups                     # every module of a folder
-    python scripts/mutate.py finetune/groups/spacing.py --size 100
+    python scripts/mutate.py finetune/groups/rate_spacing.py --size 100
     python scripts/mutate.py finetune/groups --survivors         # after new tests: only what survived before
     python scripts/mutate.py finetune/optimizers/saved.py --tests tests/optimizers/test_grouped.py
     python scripts/mutate.py --table                             # the results so far
@@ -94,7 +94,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.out = options.out.resolve()
     if not options.modules and not options.table:
-        parser.error("name at least one module, for example `finetune/groups/spacing.py`")
+        parser.error("name at least one module, for example `finetune/groups/rate_spacing.py`")
     return options
 
 

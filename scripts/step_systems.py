@@ -12,7 +12,7 @@ import tensorflow as tf
 from step_workloads import Workload, parts
 
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.steps import FastFunction
+from finetune.training.fast.compiled_steps import FastFunction
 
 TrainFunction = Callable[[Iterator[Any]], Any]
 Adam = keras.optimizers.Adam

@@ -38,7 +38,7 @@ def refused(*arguments, code=2):
 def test_a_good_recipe_is_well_written_and_the_next_command_is_named(recipe):
     done = finetune("check", recipe)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "tiny.yaml: well written. See what it does with `finetune plan tiny.yaml`.\n"
+    assert done.stdout == "tiny.yaml: valid. See what it does with `finetune plan tiny.yaml`.\n"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

@@ -58,4 +58,4 @@ def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int) -
     try:
         return classes[plain](**named.arguments)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{about} needs other arguments. Keras says: {reason(error)}.") from error
+        raise RecipeError(f"{about} does not accept its arguments. Keras says: {reason(error)}.") from error

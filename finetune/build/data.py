@@ -11,7 +11,7 @@ import tensorflow as tf
 from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
 from finetune.data.batches import batches_in_order, measurement_batches
 from finetune.errors import RecipeError
-from finetune.groups.spacing import length_in_steps
+from finetune.groups.rate_spacing import length_in_steps
 from finetune.models.builders import call_builder
 from finetune.recipe.loader import place_of, resolve_path
 from finetune.recipe.schema import Recipe
@@ -88,9 +88,9 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     rows = floor(total * (1.0 - fraction))  # written as Keras writes it: another order of operations rounds otherwise
     wrong = None
     if examples.x_validation is not None:
-        wrong = "but the data have validation rows already. Remove one of the two"
+        wrong = "is set, but the data already have validation rows. Remove one of the two"
     elif rows in (0, total):
-        wrong = f"leaves {rows} of {total} rows to train on. Both parts need a row: choose another fraction"
+        wrong = f"leaves {rows} of {total} rows to train on. Both parts need at least one row: choose another fraction"
     if wrong:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")

@@ -11,8 +11,8 @@ from dataclasses import fields
 
 from finetune.errors import GroupError, RecipeError
 from finetune.groups.layer_tree import LayerTree, is_normalization
+from finetune.groups.rate_spacing import discriminative_rates, spread_rates
 from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
-from finetune.groups.spacing import discriminative_rates, spread_rates
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe

@@ -19,17 +19,17 @@ from finetune.build.restore import restore_weights
 from finetune.data.arrays import Examples
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.planning.weights import GroupSettings, Plan, make_plan
+from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
-from finetune.training.check_examples import try_examples
-from finetune.training.fast.calls import divide_evenly
+from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
+from finetune.training.try_examples import try_examples
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from finetune.errors import GroupError, RecipeError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
-from finetune.planning.weights import GroupSettings
+from finetune.optimizers.tf1_momentum import Momentum
+from finetune.planning.plan import GroupSettings
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.optimizers import OptimizerSpec
 from finetune.recipe.rate_edits import peak_of

@@ -118,7 +118,7 @@ def _check_monitored(phase: PhaseSpec, examples: Examples, place: str) -> None:
         part = getattr(phase, name)
         if part and part.monitor.startswith("val_") and examples.x_validation is None:
             raise RecipeError(
-                f"{place}: `{name}` monitors `{part.monitor}`, and there are no validation examples. Set "
+                f"{place}: `{name}` monitors `{part.monitor}`, but there are no validation examples. Set "
                 "`train.validation_fraction`, or monitor `loss`."
             )
 

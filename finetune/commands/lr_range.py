@@ -21,8 +21,8 @@ from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
+from finetune.training.lr_range.consensus import check_steps
 from finetune.training.lr_range.sweep import check_others
-from finetune.training.lr_range.verdict import check_steps
 
 _AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
 
@@ -97,7 +97,7 @@ def with_measured_rates(layout: Layout, console: Console) -> tuple[Layout, Range
     """
     result = _measure(layout, Range(), console)
     if not result.learning_rates:  # the rules disagree on a noisy curve; a mean of several is less noisy
-        console.print(f"a single LR range test suggests no rate, so the mean of {_AUTO_REPEATS} is judged")
+        console.print(f"a single LR range test gives no suggestion, so the mean of {_AUTO_REPEATS} sweeps is used")
         result = _measure(layout, Range(repeats=_AUTO_REPEATS), console)
     print_range_test(result, console)
     _check_suggested(result, "`train.learning_rate: auto` takes", "Write the rates by hand and remove `auto`.")
@@ -129,7 +129,9 @@ def print_range_test(result: RangeTest, console: Console) -> None:
             console.print(f"note: {note}")
     if len(result.verdicts) > 1:
         # A rate that suits a group alone is often too high when all groups move at once.
-        console.print("note: groups trained together need smaller rates than each group alone; sweep all together, too")
+        console.print(
+            "note: groups trained together need smaller rates than each group alone; also sweep all groups together"
+        )
     for name, rate in result.learning_rates.items():
         verdict = result.verdicts.get(name) or result.verdicts[ALL]
         console.print(f"suggested for `{name}`: {tidy(rate):g}  (confidence {verdict.confidence:.2f})")
@@ -161,8 +163,9 @@ def _check_writable(recipe: Recipe, path: Path, settings: Range) -> None:
     """Raises a RecipeError for what cannot be written, before the measurement instead of after it."""
     if isinstance(recipe.groups, Strategy) and (settings.group or settings.each):
         raise RecipeError(
-            f"{place_of(recipe, 'groups')}: a strategy gives its groups rates with fixed ratios, so a rate of one "
-            "group alone cannot be written. Sweep all together, or list them: `finetune suggest` writes such a list."
+            f"{place_of(recipe, 'groups')}: a strategy fixes the ratios between the rates of its groups, so the "
+            "rate of a single group cannot be written. Sweep all groups together, or list the groups: `finetune "
+            "suggest` writes such a list."
         )
     groups = [group.name for group in recipe.groups if not group.frozen] if isinstance(recipe.groups, tuple) else [""]
     scaled_text(recipe, path, dict.fromkeys(groups, 1.0))  # raises where a rate is not a plain number in this file
@@ -173,7 +176,9 @@ def _check_writable(recipe: Recipe, path: Path, settings: Range) -> None:
 def _check_suggested(result: RangeTest, taker: str, advice: str) -> None:
     if not result.learning_rates:
         reason = next(verdict.refused for verdict in result.verdicts.values())
-        raise TrainingError(f"{taker} the rate that an LR range test suggests. It suggests none. {reason} {advice}")
+        raise TrainingError(
+            f"{taker} the rate that an LR range test suggests. The test gave no suggestion. {reason} {advice}"
+        )
 
 
 def _write_rates(layout: Layout, path: Path, result: RangeTest, console: Console) -> None:

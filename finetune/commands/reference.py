@@ -58,13 +58,15 @@ def write_reference(
         model = _from_file(Path(source))
     if rows is None:
         raise FinetuneError(
-            f"Reference outputs belong to inputs, and `{source}` holds a network without example rows. Name a file of "
+            f"Reference outputs need inputs, and `{source}` holds a network without example rows. Name a file of "
             "rows with `--input rows.npz`."
         )
     outputs = outputs_of(model, rows, layers)
     wrong = [f"output/{name}".rstrip("/") for name, array in outputs.items() if not np.isfinite(array).all()]
     if wrong:
-        raise FinetuneError(f"Reference outputs are finite numbers. Those of {quote(wrong)} are not. Use other inputs.")
+        raise FinetuneError(
+            f"Reference outputs must be finite numbers. Those of {quote(wrong)} are not. Use other inputs."
+        )
     arrays = as_arrays(rows, outputs)
     with replacing(out) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType] - no array is called `allow_pickle`
@@ -115,8 +117,9 @@ def _require_whole(report: RestoreReport, model: keras.Model) -> None:
     fresh = [*report.excluded, *report.missing]
     if fresh:
         raise FinetuneError(
-            f"Reference outputs come from pretrained weights alone. {quote(fresh)} keep fresh ones. Name the last "
-            f"layer before them with `--layer`; there are {quote((layer.name for layer in model.layers), limit=9)}."
+            f"Reference outputs must come from pretrained weights only. {quote(fresh)} are not restored. Name the last "
+            f"layer before them with `--layer`; its layers are "
+            f"{quote((layer.name for layer in model.layers), limit=9)}."
         )
 
 

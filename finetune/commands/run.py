@@ -20,12 +20,12 @@ from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
-from finetune.training.check_examples import explained
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
+from finetune.training.frozen_proof import FrozenProof
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
-from finetune.training.proof import FrozenProof
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
+from finetune.training.try_examples import explained
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ def run(
                 layout, range_test = with_measured_rates(layout, console)
         print_plan(layout, console)
         # Before training, and before anything is written: test examples that do not fit cost no training time.
-        with clock("evaluate"), explained(DataError, "The test examples must go through the model.", SEE_WHERE):
+        with (
+            clock("evaluate"),
+            explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
+        ):
             metrics_before = _evaluate(layout)
 
         # Nothing has been written so far: a run that fails above leaves no folder.

@@ -120,7 +120,7 @@ def _check(
         )
     if not Path(out).parent.is_dir():
         raise FinetuneError(
-            f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Make it first."
+            f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Create it first."
         )
 
 
@@ -163,7 +163,8 @@ def _reasons(specs: Sequence[GroupSpec], norms: Mapping[str, tuple[float, float]
     }
     # `always_train` leaves a frozen group of nothing but normalization parameters without weights to measure.
     return {
-        spec.name: measured.get(spec.name, "not measured, `train.always_train` trains its weights") for spec in specs
+        spec.name: measured.get(spec.name, "not measured, because `train.always_train` trains its weights")
+        for spec in specs
     }
 
 

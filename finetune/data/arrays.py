@@ -76,7 +76,7 @@ def check_examples(examples: Any) -> Examples:
     problems = _array_problems(examples) or _row_problems(examples) + _shape_problems(examples)
     if problems:
         shown = problems[:5] + ([f"{len(problems) - 5} more"] if len(problems) > 5 else [])
-        raise DataError(f"Examples must be filled arrays that fit together; received {'; '.join(shown)}.")
+        raise DataError(f"Examples must be non-empty arrays that fit together; received {'; '.join(shown)}.")
     return examples
 
 

@@ -12,7 +12,8 @@ from itertools import compress
 from typing import Any
 
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.groups.conditions import (
+from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
+from finetune.groups.selector_matching import (
     CONDITION_KINDS,
     Condition,
     malformed,
@@ -20,7 +21,6 @@ from finetune.groups.conditions import (
     out_of_range,
     without_match,
 )
-from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.strategies import STRATEGIES
 
 
@@ -167,7 +167,10 @@ def _raise_first_five(problems: Sequence[str]) -> None:
 def _check_form(selectors: Sequence[Selector]) -> None:
     """Checks what can be checked without the model."""
     if not selectors:
-        raise GroupError("Layer groups need at least one selector. Received none. A single `rest: true` trains all.")
+        raise GroupError(
+            "Layer groups need at least one selector. Received none. A single group with `rest: true` trains "
+            "everything."
+        )
     names = [selector.name for selector in selectors]
     bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name))]
     if bad:
@@ -183,7 +186,8 @@ def _check_form(selectors: Sequence[Selector]) -> None:
     empty = [selector.name for selector in selectors if not selector.rest and not selector.conditions]
     if empty:
         raise GroupError(
-            f"A group needs `prefixes`, `regex`, `layers`, `variables` or `rest: true`. Without any: {quote(empty)}."
+            f"A group needs `prefixes`, `regex`, `layers`, `variables` or `rest: true`. Groups without a "
+            f"selector: {quote(empty)}."
         )
 
 
@@ -216,16 +220,16 @@ def _check_cover(
     if without_group:
         raise GroupError(
             f"Every trainable variable must be in a group, and {len(without_group)} of {len(tree.trainable)} are in "
-            f"none: {quote(without_group)}. Add a group for them, or `rest: true` to one; with `frozen: true` it does "
-            "not train them."
+            f"none: {quote(without_group)}. Add a group for them, or a group with `rest: true`; set `frozen: "
+            "true` there if they must not train."
         )
     _raise_first_five([_empty_group(selectors, matches, places, n) for n in range(len(selectors)) if n not in places])
     trained = {at for leaf, at in zip(tree.leaves, places, strict=True) if leaf.trainable}
     idle = [selector.name for n, selector in enumerate(selectors) if n not in trained and not selector.frozen]
     if idle:
         raise GroupError(
-            f"A group needs a trainable weight, unless it is frozen. Without one: {quote(idle)}. Say `frozen: true` "
-            "there, or put its weights into another group."
+            f"A group needs a trainable weight, unless it is frozen. Groups without a trainable weight: "
+            f"{quote(idle)}. Set `frozen: true` in them, or move their weights to another group."
         )
     if all(selector.frozen for selector in selectors):
         raise GroupError(
@@ -242,8 +246,11 @@ def _empty_group(
     matched = range(len(places)) if takes_rest else sorted(matches[n])
     takers = quote(dict.fromkeys(selectors[place].name for at in matched if (place := places[at]) is not None))
     if takes_rest:
-        return f"group `{name}` gets nothing: no weight is left for `rest: true`. All are taken by {takers}. Remove it."
+        return (
+            f"group `{name}` gets nothing: no weight is left for `rest: true`. All are taken by {takers}. "
+            "Remove the group."
+        )
     return (
         f"group `{name}` gets nothing: everything it matches is taken by {takers}. The first match wins, and moving "
-        f"statistics go with their layer: put `{name}` before them, or let them take less."
+        f"statistics go with their layer: put `{name}` before them, or narrow what they match."
     )

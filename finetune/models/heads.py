@@ -90,8 +90,9 @@ def _features(backbone: keras.Model, after: str | None, output_key: str | None) 
     """Returns the symbolic tensor that the head takes."""
     if not isinstance(backbone, keras.Function | keras.Sequential):
         raise FinetuneError(
-            f"A head is put on a functional or Sequential model. `{backbone.name}` is a `{type(backbone).__name__}`, "
-            "whose output is not known before it runs. Put the head on in the code that builds it."
+            f"A head can only be added to a functional or Sequential model. `{backbone.name}` is a "
+            f"`{type(backbone).__name__}`, "
+            "whose output is not known before it runs. Add the head in the code that builds it."
         )
     if after is None:
         # `output` keeps the structure and the keys; a Sequential model has a single output and may lack it.
@@ -171,6 +172,6 @@ def _check_activation(name: str) -> str:
         known = [key for key, value in vars(keras.activations).items() if callable(value) and key.islower()]
         raise FinetuneError(
             f"An activation is the name of a function in `keras.activations`. Received `{name}`."
-            f"{did_you_mean(name, known)} For none write `linear`."
+            f"{did_you_mean(name, known)} For no activation, write `linear`."
         ) from error
     return name

@@ -46,7 +46,8 @@ def export_hub(model: keras.Model, path: str | Path) -> Path:
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FinetuneError(
-            f"A SavedModel is written to a folder that does not exist or is empty. `{path}` exists. Choose another "
+            f"A SavedModel must be written to a folder that does not exist or is empty. `{path}` exists. Choose "
+            "another "
             "folder."
         )
     if not isinstance(model, keras.Function | keras.Sequential) or not model.built:

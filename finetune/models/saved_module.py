@@ -191,8 +191,8 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...
         raise FinetuneError(
-            f"A SavedModel is loaded with its graph and its variables. `{name}` cannot be loaded: {reason(error)}. Get "
-            "it again, or save it again with `tf.saved_model.save`."
+            f"A SavedModel is loaded with its graph and its variables. `{name}` cannot be loaded: "
+            f"{reason(error)}. Copy or download it again, or save it again with `tf.saved_model.save`."
         ) from error
 
 

@@ -88,8 +88,8 @@ def _extract_readable(archive: Path, folder: Path, *, trusted: bool) -> None:
         extract(archive, folder, trusted=trusted)
     except _DAMAGED as error:
         raise FinetuneError(
-            f"An archive is a complete {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Get it "
-            "again, or unpack it yourself and give the folder."
+            f"An archive is a complete {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Copy "
+            "or download it again, or unpack it yourself and give the folder."
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from finetune.errors import GroupError, quote
-from finetune.groups.spacing import check_rate
+from finetune.groups.rate_spacing import check_rate
 from finetune.optimizers.group_rates import as_float
 
 # These would act within the group; the parent does them over all groups. (`clipnorm` and `clipvalue` go by variable.)
@@ -49,7 +49,8 @@ def make_groups(groups: Any) -> list[Group]:
     shared = [group.name for group in made if sum(child is group.optimizer for child in children) > 1]
     if shared:
         raise GroupError(
-            f"Each group has an optimizer to itself. Groups {quote(shared)} share one. Make an optimizer for each."
+            f"Each group must have its own optimizer. Groups {quote(shared)} share an optimizer. Create a new "
+            "optimizer for each group."
         )
     for group in made:
         _check_child(group)
@@ -88,19 +89,20 @@ def _check_child(group: Group) -> None:
     # Keras' MultiOptimizer, a LossScaleOptimizer, a GroupedOptimizer.
     if any(hasattr(child, attribute) for attribute in ("optimizers", "inner_optimizer", "group_optimizers")):
         raise GroupError(
-            f"A group's optimizer is a plain one. Group `{group.name}` received a `{type(child).__name__}`, which "
+            f"A group's optimizer must be a plain Keras optimizer. Group `{group.name}` received a "
+            f"`{type(child).__name__}`, which "
             "contains others. Pass a plain optimizer; a `LossScaleOptimizer` goes around the `GroupedOptimizer`."
         )
     for setting in _OVER_ALL_GROUPS:
         if getattr(child, setting):
             raise GroupError(
-                f"`{setting}` acts on all groups together. Group `{group.name}` has it on its own optimizer. Pass "
+                f"`{setting}` acts on all groups together. Group `{group.name}` sets it on its own optimizer. Pass "
                 f"`GroupedOptimizer({setting}=...)` instead."
             )
     # A child that was adopted counts with its parent's counter, which is not among its variables.
     if child.built or not any(child.iterations is variable for variable in child.variables):
         raise GroupError(
-            f"A group's optimizer is new. The `{type(child).__name__}` of group `{group.name}` already belongs "
+            f"A group's optimizer must be new. The `{type(child).__name__}` of group `{group.name}` already belongs "
             "to other variables or to another `GroupedOptimizer`. Make a new one."
         )
     if isinstance(child.learning_rate, keras.Variable):  # otherwise a schedule

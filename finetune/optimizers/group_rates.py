@@ -167,7 +167,7 @@ class GroupRates:
         if callable(value):
             raise GroupError(
                 f"Each group has its own rate or schedule. Received `{value!r}` for all of them. Write a number, or "
-                "pass the schedule to a group's optimizer when that is made."
+                "pass the schedule to a group's optimizer when you create the optimizer."
             )
         value = as_float(value)
         # Ratios that were written one by one since the last time are the ratios to keep.

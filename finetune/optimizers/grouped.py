@@ -10,7 +10,7 @@ and its weight decay. Hence equal children give, bit for bit, what one optimizer
 3. clipping over all groups;
 4. weight decay, `w -= w * weight_decay * rate` of the group;
 5. clipping within a group, if its optimizer asks for it, and the update rule of the group;
-6. the moving average (`averages.py`), constraints of variables, and the step counter.
+6. the moving average (`moving_averages.py`), constraints of variables, and the step counter.
 
 A `Fusion` does 4 and 5 for many small variables at once; see `fused/fusion.py`, which can be skipped. Keras has no
 public hook for a step of several rules: https://github.com/keras-team/keras/issues/21741. The private methods that are
@@ -27,14 +27,14 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.errors import GroupError
-from finetune.optimizers import children
-from finetune.optimizers.averages import AveragingOptimizer
+from finetune.optimizers import group_optimizers as children
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.fusion import make_fusion, update_alone
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.group import make_groups
 from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
+from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
 from finetune.optimizers.sparse import densify, merge_to_clip

@@ -152,8 +152,8 @@ def variables_of(group: str, members: Any, key: Callable[[Any], Any]) -> list[An
     variables = list({key(variable): variable for variable in _walk(group, members)}.values())
     if not variables:
         raise GroupError(
-            f"A group updates at least one trainable variable. Group `{group}` has none. Pass layers with weights, or "
-            "leave the group out."
+            f"A group must contain at least one trainable variable. Group `{group}` has none. Pass layers with "
+            "weights, or remove the group."
         )
     return variables
 
@@ -167,8 +167,8 @@ def _walk(group: str, member: Any) -> Iterable[Any]:
     elif isinstance(member, keras.Layer):
         if _is_unbuilt(member):
             raise GroupError(
-                f"A group updates weights that exist. Group `{group}` holds the layer `{member.name}`, which has none "
-                "yet. Build the model first: call it on a batch, or give it a `keras.Input`."
+                f"The weights of a group must exist. Group `{group}` holds the layer `{member.name}`, which has "
+                "no weights yet. Build the model first: call it on a batch, or give it a `keras.Input`."
             )
         if member.weights:  # dropout and the like have none
             yield from (leaf.variable for leaf in layer_tree(member).trainable)
@@ -206,6 +206,6 @@ def check_disjoint(members: Mapping[str, Sequence[Any]], key: Callable[[Any], An
                 twice.append(f"{label(variable)} (`{first}` and `{group}`)")
     if twice:
         raise GroupError(
-            f"A variable belongs to exactly one group. In two groups are: {', '.join(twice[:5])}"
+            f"A variable belongs to exactly one group. These variables are in two groups: {', '.join(twice[:5])}"
             f"{f' and {len(twice) - 5} more' if len(twice) > 5 else ''}. Remove each from all groups but one."
         )

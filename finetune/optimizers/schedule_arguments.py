@@ -107,7 +107,7 @@ def _advice(broken: Mapping[str, Any]) -> str:
     if any(isinstance(value, str) for value in broken.values()):
         return "Write numbers as numbers; YAML reads `1e-5` as text, `1.0e-5` as a number."
     if any(name in broken and _is_number(broken[name]) and broken[name] == 0 for name in ("initial", "peak")):
-        return "To leave a group as it is, write `frozen: true`, not a rate of 0."
+        return "To keep a group unchanged, write `frozen: true`, not a rate of 0."
     return "Correct these arguments; those with a default may be left out."
 
 

@@ -279,7 +279,8 @@ def make_schedule(name: str, /, **arguments: Any) -> LearningRateSchedule:
     if name not in known:
         hint = did_you_mean(str(name), list(known)) or " Write one of these names."
         raise GroupError(
-            f"a schedule is chosen by its name. Received `{name}`. There are {quote(known, limit=len(known))}.{hint}"
+            f"a schedule is chosen by its name. Received `{name}`. The schedules are "
+            f"{quote(known, limit=len(known))}.{hint}"
         )
     check_names(known[name], arguments)
     return known[name](**arguments)

@@ -87,7 +87,8 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
     matched = _match_by_path(sought, free) or _match_by_position(sought, free)
     if matched is None:
         missing = (
-            f"Still to come are {len(free)}: {quote([f'{key.path} {key.shape}' for key in free])}."
+            f"{len(free)} variables of the groups do not exist yet: "
+            f"{quote([f'{key.path} {key.shape}' for key in free])}."
             if free
             else "All variables of the groups are there already."
         )

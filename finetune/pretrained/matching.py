@@ -49,7 +49,7 @@ def match(
         allow_unused: Prefixes of the file's names that the model may lack. Scalars that match no weight (counters,
             totals of metrics) are always allowed.
         min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1.
-        locations: Locations of the model's weights, from `finetune.pretrained.structure.storage_locations`.
+        locations: Locations of the model's weights, from `finetune.pretrained.storage_locations.storage_locations`.
 
     Returns:
         The plan. Its `check` raises if anything is wrong with it.

@@ -6,7 +6,7 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
 1. **name**, where the file agrees with the model: the same name, or the same layer and index. Names that the user made
    with `rename` or `transform` always count; a name from the file counts only if the model has that layer and all its
    siblings of the same kind (`dense`, `dense_1`, ...).
-2. **structure**: the same location, see `finetune.pretrained.structure`. It comes before doubtful names because
+2. **structure**: the same location, see `finetune.pretrained.storage_locations`. It comes before doubtful names because
    `dense_1` in the file may well be `dense_2` in a model that is the second one built in its process.
 3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`. Names that a user
    chose have no such number and count as they are.
@@ -57,7 +57,8 @@ def pair_weights(
     Args:
         leaves: The model's weights.
         tensors: The file's weights.
-        locations: Locations of each weight of the model, from `finetune.pretrained.structure.storage_locations`.
+        locations: Locations of each weight of the model, from
+            `finetune.pretrained.storage_locations.storage_locations`.
         chosen_names: Names that the user made for this very model, with `rename` or `transform`.
 
     Returns:

@@ -170,7 +170,7 @@ def nothing_restored(plan: RestorePlan) -> Iterator[str]:
     """Yields a message if no weight would be restored."""
     if not plan.restored:
         yield (
-            "Restoring must restore something, and no weight of the file would go into the model. "
+            "At least one weight must be restored, and no weight of the file would be. "
             f"The file holds {quote(tensor.name for tensor in plan.unused) or 'only weights of excluded layers'}."
         )
 

@@ -21,7 +21,7 @@ from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, read_reference
 from finetune.pretrained.restore_plan import dtype_of
-from finetune.pretrained.structure import storage_locations
+from finetune.pretrained.storage_locations import storage_locations
 from finetune.pretrained.transforms import Transform
 
 
@@ -266,7 +266,7 @@ def _prove(plan: RestorePlan, restored: tuple[Restored, ...], excluded: Mapping[
     if differing or changed:
         received = [
             f"{quote(differing)} differ from the file" if differing else "",
-            f"{quote(changed)} changed though excluded" if changed else "",
+            f"{quote(changed)} changed although they are excluded" if changed else "",
         ]
         raise RestoreError(
             "Restored weights must equal those of the file, and excluded weights must not change. After restoring "

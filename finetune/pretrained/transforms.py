@@ -113,8 +113,8 @@ def _require_match(
 ) -> None:
     if not matched:
         raise RestoreError(
-            f"Each rule of `transform` must match whole names of weights, and `{pattern}` ({rule}) matches none. After "
-            f"the rules before it there are {quote(tensor.name for tensor in tensors)}."
+            f"Each rule of `transform` must match whole names of weights, and `{pattern}` ({rule}) matches "
+            f"none. The names after the earlier rules are {quote(tensor.name for tensor in tensors)}."
         )
 
 
@@ -196,8 +196,9 @@ def _groups(tensors: Sequence[StoredTensor], rule: Transform) -> dict[str, list[
     uneven = [name for name in names if any(len(by_name.get(name, [])) != 1 for by_name in by_pattern)]
     if uneven:
         raise RestoreError(
-            f"`transform` joins one weight of each pattern. `{rule}` of `{'`, `'.join(rule.names)}` matches none or "
-            f"several for {quote(uneven)}. Put what differs between the weights into groups of the patterns, "
+            f"`transform` joins one weight of each pattern. `{rule}` of `{'`, `'.join(rule.names)}` matches no "
+            f"weight, or several, for {quote(uneven)}. Put what differs between the weights into groups of the "
+            "patterns, "
             "and the groups into the new name."
         )
     return {name: [by_name[name][0] for by_name in by_pattern] for name in names}

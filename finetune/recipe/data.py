@@ -26,7 +26,7 @@ class DataSource(Part):
     def _check_builder(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         # A builder that is wrong itself is missing from `info.data`; its own error is enough.
         if value and info.data.get("builder", "invalid") is None:
-            raise fault("are for a `builder`, and there is none. Remove them")
+            raise fault("are only for a `builder`, and none is set. Remove them")
         return value
 
     @field_validator("npz")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.errors import RecipeError, did_you_mean, quote
 from finetune.recipe.text import Node, Place, Problem, parse
-from finetune.recipe.tree import merged
+from finetune.recipe.yaml_tree import merged
 
 MAX_BYTES = 1_000_000
 MAX_EXTENDS = 20
@@ -49,7 +49,10 @@ def read_text(path: Path) -> str:
             raise
         raise RecipeError(f"The recipe `{path}` cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"A recipe is no larger than {MAX_BYTES:,} bytes. `{path}` is. Is it the right file?")
+        raise RecipeError(
+            f"A recipe must not be larger than {MAX_BYTES:,} bytes. `{path}` is larger. Check that it is the "
+            "right file."
+        )
     try:
         # Editors on Windows may begin a file with a byte order mark, which `utf-8-sig` removes.
         return data.decode("utf-8-sig")
@@ -120,9 +123,9 @@ class _Files:
         if key in self.opened:
             circle = [*self.opened[self.opened.index(key) :], key]
             names = " -> ".join(f"`{file.name}`" for file in circle)
-            return self.fail(node.place, f"`extends` goes in a circle: {names}. Remove one of them.")
+            return self.fail(node.place, f"`extends` forms a cycle: {names}. Remove one of them.")
         if len(self.opened) > MAX_EXTENDS:
-            return self.fail(node.place, f"`extends` goes through more than {MAX_EXTENDS} files. Join some of them.")
+            return self.fail(node.place, f"`extends` goes through more than {MAX_EXTENDS} files. Merge some of them.")
         return self.tree(base, text)
 
     def fail(self, place: Place, message: str) -> None:

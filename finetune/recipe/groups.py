@@ -86,8 +86,8 @@ class GroupSpec(Part):
     def _check_batch_norm(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value in ("train", "affine") and info.data.get("frozen"):
             raise fault(
-                "trains gamma and beta, and the group is frozen. Say `statistics` to update the moving statistics "
-                "alone, or `train: {always_train: normalization}`",
+                "trains gamma and beta, and the group is frozen. Write `statistics` to update only the moving "
+                "statistics, or `train: {always_train: normalization}`",
                 received=value,
             )
         return value
@@ -107,7 +107,7 @@ class GroupSpec(Part):
         if frozen and value is not None:
             raise fault("does not belong in a frozen group. Remove either this or `frozen`")
         if frozen is False and value is None:
-            raise fault("is missing. Give the group an `optimizer` and a `learning_rate`, or say `frozen: true`")
+            raise fault("is missing. Give the group an `optimizer` and a `learning_rate`, or set `frozen: true`")
         return value
 
     @field_validator("decay_bias_and_norm")

@@ -117,7 +117,9 @@ class _WarmUp(_Schedule):
         # A length that is wrong itself is missing from `info.data`; its own error is enough.
         lengths = ("warmup_steps", "warmup_epochs", "warmup_fraction")
         if value and all(name in info.data and info.data[name] is None for name in lengths):
-            raise fault("says where a warm-up starts, but there is none. Add its length as `warmup_steps`")
+            raise fault(
+                "sets the rate at which a warm-up starts, but there is no warm-up. Add its length as `warmup_steps`"
+            )
         return value
 
 

@@ -13,7 +13,7 @@ from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse
-from finetune.recipe.tree import follow, report, with_value
+from finetune.recipe.yaml_tree import follow, report, with_value
 
 # Code that a recipe may name without permission: it only makes networks and data sets. The other modules of Keras are
 # not on the list, since e.g. `keras.saving.load_model` runs code from the file that it loads.

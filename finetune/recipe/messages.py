@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from finetune.recipe.fields import show
 from finetune.recipe.text import Node, Problem, read_scalar
-from finetune.recipe.tree import follow
+from finetune.recipe.yaml_tree import follow
 
 _RULES = {
     "int_type": "must be a whole number",
@@ -96,5 +96,5 @@ def _hint(kind: str, value: Any, name: list[str]) -> str:
     if kind == "bool_type" and value in ("true", "false"):
         return ". Remove the quotes"
     if kind == "greater_than" and value == 0 and name in (["learning_rate"], ["initial"], ["peak"]):
-        return ". For layers that stay as they are say `frozen: true`"
+        return ". To keep layers unchanged, set `frozen: true`"
     return ""

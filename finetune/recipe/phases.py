@@ -12,7 +12,7 @@ from finetune.recipe.messages import problems_of
 from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import AnyStrategy, PhaseStrategy, read_strategy
 from finetune.recipe.text import Place
-from finetune.recipe.tree import report, tree_of
+from finetune.recipe.yaml_tree import report, tree_of
 
 
 def _require_list(value: Any) -> Any:
@@ -81,7 +81,7 @@ def check_names(phases: Sequence[PhaseSpec], groups: Mapping[str, bool]) -> None
         for steps, name in _names_in(phase):
             at = (index, *steps)
             if name not in groups:
-                hint = did_you_mean(name, list(groups)) or f" There are {quote(groups, limit=20)}."
+                hint = did_you_mean(name, list(groups)) or f" The groups are {quote(groups, limit=20)}."
                 raise fault(f"does not name a group. Received: `{name}`.{hint}", at=at)
             if groups[name] and steps[0] != "batch_norm":
                 raise fault(
@@ -92,7 +92,7 @@ def check_names(phases: Sequence[PhaseSpec], groups: Mapping[str, bool]) -> None
     trained = {name for phase in phases for name in (groups if phase.train == ALL else phase.train)}
     idle = [name for name, frozen in groups.items() if not frozen and name not in trained]
     if idle:
-        raise fault(f"never trains {quote(idle)}. Add a phase that does, or say `frozen: true` in the group")
+        raise fault(f"never trains {quote(idle)}. Add a phase that does, or set `frozen: true` in the group")
 
 
 def _names_in(phase: PhaseSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -16,7 +16,7 @@ from finetune.recipe.learning_rates import PolynomialDecay
 from finetune.recipe.loader import load_recipe, with_values
 from finetune.recipe.schema import Recipe
 from finetune.recipe.text import Node, Place
-from finetune.recipe.tree import follow
+from finetune.recipe.yaml_tree import follow
 
 Keys = tuple[str | int, ...]
 _TOKEN = re.compile(r"[^\s,\]}#]+")  # an unquoted scalar, to its end
@@ -172,7 +172,7 @@ def _replaced(line: str, place: Place, old: float, new: float) -> str:
     if token is None or not _is_number(token[0], old):
         raise RecipeError(
             f"{place}: a rate is changed only where it is a plain number, not behind an anchor or in quotes. "
-            "Write it so, then try again."
+            "Write it as a plain number, then try again."
         )
     return f"{before}{_spelled(new)}{after[token.end() :]}"
 

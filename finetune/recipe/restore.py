@@ -133,5 +133,5 @@ class Restore(Part):
     @classmethod
     def _check_verify(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and info.data.get("verify", "invalid") is None:
-            raise fault("is for `verify`, and there is none. Remove it")
+            raise fault("is only for `verify`, which is not set. Remove it")
         return value

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.summary import Writer
 
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.run_folder import replacing, write_csv
-from finetune.training.fast.calls import steps_done
+from finetune.training.fast.steps_per_call import steps_done
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _RATE = "learning_rate/"

@@ -27,15 +27,15 @@ from finetune.training.callbacks import (
     StopAtNonFiniteLoss,
     TensorBoardLog,
 )
-from finetune.training.check_examples import explained
-from finetune.training.fast.calls import calls_restored, share_calls
 from finetune.training.fast.fast_loop import FastLoop
+from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
+from finetune.training.frozen_proof import FrozenProof
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
-from finetune.training.proof import FrozenProof
+from finetune.training.try_examples import explained
 
 SEE_WHERE = "The option `--debug` shows where."
 
@@ -115,7 +115,9 @@ def train(
     with (
         _tidied(model, folder / "features"),
         fit.progress,
-        explained(TrainingError, "Training broke off.", f"{SEE_WHERE} What was written so far is in `{folder}`."),
+        explained(
+            TrainingError, "Training stopped with an error.", f"{SEE_WHERE} What was written so far is in `{folder}`."
+        ),
         closing(loop),
     ):
         for record in loop:

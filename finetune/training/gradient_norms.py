@@ -79,7 +79,7 @@ def check_ratios(norms: Mapping[str, np.ndarray]) -> None:
     wrong = [name for name, column in norms.items() if not (np.isfinite(column).all() and column.any())]
     if wrong:
         raise TrainingError(
-            "A relative gradient norm is a positive number. There is none for "
+            "A relative gradient norm must be a positive number. It is not for "
             f"{quote(wrong)}: the gradient is 0 or not finite, or all weights are 0. Look for NaN in the data, for "
             "layers that do not lead to the loss, and for new weights that all start at 0."
         )

@@ -106,7 +106,7 @@ def test_the_validation_rows_are_the_last_training_rows(recipe):
 def test_a_fraction_too_small_for_a_row_is_refused_as_keras_would(recipe, problem):
     assert problem(recipe, "train.validation_fraction=1e-18") == (
         "--set train.validation_fraction: `train.validation_fraction: 1e-18` leaves 60 of 60 rows to train on. Both "
-        "parts need a row: choose another fraction."
+        "parts need at least one row: choose another fraction."
     )
 
 
@@ -115,7 +115,7 @@ def test_validation_rows_come_from_one_place(recipe):
     rows = {f"{name}_{part}": value for part in ("train", "test", "validation") for name, value in (("x", x), ("y", y))}
     np.savez("three.npz", **rows)
     overrides = ["data.npz=three.npz", "train.validation_fraction=0.2"]
-    with pytest.raises(RecipeError, match="but the data have validation rows already"):
+    with pytest.raises(RecipeError, match="but the data already have validation rows"):
         build_examples(load_recipe(recipe, overrides=overrides))
     loaded = load_recipe(recipe, overrides=overrides[:1])
     assert steps_per_epoch(loaded, build_examples(loaded)) == 1

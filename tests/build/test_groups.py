@@ -6,9 +6,9 @@ import pytest
 from finetune.build.groups import NORMALIZATION, build_groups, group_specs, place_of_group, with_normalization
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import layer_tree
+from finetune.groups.rate_spacing import discriminative_rates, spread_rates
 from finetune.groups.selectors import Selector
-from finetune.groups.spacing import discriminative_rates, spread_rates
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import load_recipe
 

@@ -209,7 +209,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         (["phases=gradual_unfreezing", "train.epochs=1"], "needs 1 epochs before its last phase, and `train.epochs` is 1."),
         (
             ["phases=[{train: all, epochs: 2, until: {patience: 1}}]"],
-            "`until` monitors `val_loss`, and there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
+            "`until` monitors `val_loss`, but there are no validation examples. Set `train.validation_fraction`, or monitor `loss`.",
         ),
         (
             ["phases=[{train: head, epochs: 1, batch_norm: {body: affine}}, {train: all, epochs: 1}]"],
@@ -219,7 +219,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
             ["phases=[{train: all, epochs: 2, rates: {head: {schedule: piecewise_constant_decay, boundaries: [5, 3], values: [1, 2, 3]}}}]"],
             "must be a list in which every entry is larger than the one before",
         ),
-        (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Say `statistics`"),
+        (["groups.stem.batch_norm=affine"], "`groups.stem.batch_norm` trains gamma and beta, and the group is frozen. Write `statistics`"),
         (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],

@@ -38,7 +38,7 @@ def test_the_curve_and_its_pictures_are_written_beside_each_other_and_nothing_el
     assert recipe.read_bytes() == before
     assert sorted(path.name for path in Path().iterdir()) == ["out", "tiny.yaml"]
     text = printed(console)
-    assert "they are repeated" in text
+    assert "the batches are repeated" in text
     assert "smoothed loss against the learning rate of `head`; all groups rise" in text
     for rule in ("valley", "slide", "minimum", "steep"):
         assert rule in text
@@ -67,7 +67,9 @@ def test_what_cannot_be_written_is_reported_before_anything_is_measured(recipe, 
 def test_a_refusal_is_printed_and_nothing_is_written(recipe, console):
     before = recipe.read_bytes()
     flat = Range(start=1e-12, end=1e-10, steps=40)
-    with pytest.raises(TrainingError, match=r"`--write` writes the rate.*It suggests none\. The curve is flat"):
+    with pytest.raises(
+        TrainingError, match=r"`--write` writes the rate.*The test gave no suggestion\. The curve is flat"
+    ):
         lr_range(recipe, flat, write=True, console=console)
     assert recipe.read_bytes() == before
     assert "no suggestion: The curve is flat" in printed(console)
@@ -123,7 +125,9 @@ def test_auto_without_a_suggestion_fails_and_leaves_no_folder(recipe):
     noise = {"x_train": generator.normal(size=(60, 6)), "x_test": generator.normal(size=(9, 6))}
     labels = {"y_train": generator.integers(0, 3, 60), "y_test": generator.integers(0, 3, 9)}
     np.savez("same.npz", **{key: value.astype("float32") * 0 for key, value in noise.items()}, **labels)
-    with pytest.raises(TrainingError, match=r"`train\.learning_rate: auto` takes the rate .* It suggests none\."):
+    with pytest.raises(
+        TrainingError, match=r"`train\.learning_rate: auto` takes the rate .* The test gave no suggestion\."
+    ):
         finetune.run(recipe, "out", overrides=same)
     assert not Path("out").exists()
 
@@ -151,7 +155,7 @@ def test_a_folder_that_is_a_file_is_refused_before_the_work(recipe):
 
 
 def test_an_unknown_way_to_treat_the_other_groups_is_an_error_before_the_work(recipe):
-    with pytest.raises(GroupError, match=r"What was `rest` is `frozen` now"):
+    with pytest.raises(GroupError, match=r"`rest` is now called `frozen`"):
         lr_range(recipe, Range(group="body", others="rest"))
 
 
@@ -165,7 +169,7 @@ def test_the_plan_says_that_the_rates_are_still_to_be_measured(recipe, console):
 def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_judged(recipe):
     strategy = ["groups={by: layer, peak: 1e-2, decay: 2.6, optimizer: adam}"]
     for alone in (Range(group="head"), Range(each=True)):
-        with pytest.raises(RecipeError, match=r"a rate of one group alone cannot be written"):
+        with pytest.raises(RecipeError, match=r"the rate of a single group cannot be written"):
             lr_range(recipe, alone, write=True, overrides=strategy)
     with pytest.raises(FinetuneError, match=r"needs at least 2\d steps\. Received: 20\."):
         lr_range(recipe, Range(steps=20))

@@ -270,7 +270,7 @@ def other_rows(rows):
         ({"x": lambda x: x[:, :5]}, "`tiny` takes `6` values per row; the data have `5` values"),
         ({"y_train": lambda y: y + 1}, "`y_train` also holds `3`"),
         ({"y_test": lambda y: y + 1}, "`y_test` also holds `3`"),
-        ({"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]}, "Is it the right `loss`?"),
+        ({"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]}, "Check that `loss` fits the targets."),
     ],
 )
 def test_examples_that_do_not_fit_are_bad_input_for_run_and_plan(recipe, other_rows, change, told):
@@ -375,7 +375,7 @@ ALL = "[{name: all, rest: true, TRAINED}]"
 def test_an_error_inside_tensorflow_is_one_line_and_keeps_what_there_is(odd):
     with pytest.raises(TrainingError) as error:
         odd("fail", ALL, "bad_row: 20")
-    assert str(error.value).startswith("Training broke off. InvalidArgumentError: ")
+    assert str(error.value).startswith("Training stopped with an error. InvalidArgumentError: ")
     assert "a value is too large" in str(error.value)
     assert str(error.value).endswith("`--debug` shows where. What was written so far is in `out`.")
     assert "\n" not in str(error.value)

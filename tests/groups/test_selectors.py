@@ -190,7 +190,7 @@ def test_a_frozen_group_may_hold_statistics_alone():
     groups = resolve_groups(statistics_only(), [Selector("fixed", prefixes=("mid",), frozen=True), REST])
 
     assert groups[0].trainable == ()
-    assert "Without one: `fixed`. Say `frozen: true`" in message(
+    assert "Groups without a trainable weight: `fixed`. Set `frozen: true`" in message(
         statistics_only(), Selector("fixed", prefixes=("mid",)), REST
     )
 
@@ -287,7 +287,10 @@ def test_a_group_all_of_whose_weights_others_take_names_those_groups(tree):
 def test_a_group_with_rest_that_gets_nothing_is_an_error(tree):
     text = message(tree, Selector("all", regex=(".*",)), REST)
 
-    assert text == "group `rest` gets nothing: no weight is left for `rest: true`. All are taken by `all`. Remove it."
+    assert (
+        text
+        == "group `rest` gets nothing: no weight is left for `rest: true`. All are taken by `all`. Remove the group."
+    )
 
 
 def test_uncovered_variables_are_counted_and_named(tree):
@@ -325,7 +328,7 @@ def test_no_selector_at_all_is_an_error(tree):
 
 
 def test_a_selector_that_asks_for_nothing_is_an_error(tree):
-    assert "Without any: `a`" in message(tree, Selector("a"), REST)
+    assert "Groups without a selector: `a`" in message(tree, Selector("a"), REST)
 
 
 def test_every_group_frozen_is_an_error(tree):

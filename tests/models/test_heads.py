@@ -82,7 +82,7 @@ def test_the_last_activation_is_by_the_number_of_classes_unless_given():
 def test_an_unknown_activation_is_refused_with_the_nearest():
     assert problem(backbone(6), classes=2, activation="sotfmax") == (
         "An activation is the name of a function in `keras.activations`. Received `sotfmax`. Did you mean `softmax` or "
-        "`log_softmax`? For none write `linear`."
+        "`log_softmax`? For no activation, write `linear`."
     )
     assert "Received `rleu`. Did you mean `relu`" in problem(backbone(6), classes=2, hidden_activation="rleu")
 
@@ -128,7 +128,7 @@ def test_a_model_whose_output_is_not_known_is_refused():
         pass
 
     assert problem(Own(name="own"), classes=2).startswith(
-        "A head is put on a functional or Sequential model. `own` is a `Own`"
+        "A head can only be added to a functional or Sequential model. `own` is a `Own`"
     )
 
 

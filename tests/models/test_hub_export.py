@@ -136,7 +136,7 @@ def test_an_empty_folder_is_filled_and_one_that_is_not_empty_is_refused_and_left
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     assert problem(export_hub, encoder, tmp_path / "full") == (
-        f"A SavedModel is written to a folder that does not exist or is empty. `{tmp_path / 'full'}` exists. Choose "
+        f"A SavedModel must be written to a folder that does not exist or is empty. `{tmp_path / 'full'}` exists. Choose "
         "another folder."
     )
     assert "exists" in problem(export_hub, encoder, tmp_path / "full" / "notes.txt")

@@ -55,7 +55,7 @@ def test_a_group_that_is_not_a_pair_is_an_error(pair):
 def test_a_shared_optimizer_is_an_error():
     one = SGD(0.1)
     assert message(lambda: GroupedOptimizer({"a": (one, variable()), "b": (one, variable())})) == (
-        "Each group has an optimizer to itself. Groups `a`, `b` share one. Make an optimizer for each."
+        "Each group must have its own optimizer. Groups `a`, `b` share an optimizer. Create a new optimizer for each group."
     )
 
 
@@ -70,7 +70,7 @@ def test_a_shared_optimizer_is_an_error():
 def test_an_optimizer_of_optimizers_in_a_group_is_an_error(make):
     child = make()
     assert message(lambda: GroupedOptimizer({"body": (child, variable())})) == (
-        f"A group's optimizer is a plain one. Group `body` received a `{type(child).__name__}`, which contains "
+        f"A group's optimizer must be a plain Keras optimizer. Group `body` received a `{type(child).__name__}`, which contains "
         "others. Pass a plain optimizer; a `LossScaleOptimizer` goes around the `GroupedOptimizer`."
     )
 
@@ -83,7 +83,7 @@ def test_an_optimizer_of_optimizers_in_a_group_is_an_error(make):
 def test_a_setting_over_all_groups_on_one_of_them_is_an_error(setting):
     (name,) = setting
     assert message(lambda: GroupedOptimizer({"body": (SGD(0.1, **setting), variable())})) == (
-        f"`{name}` acts on all groups together. Group `body` has it on its own optimizer. Pass "
+        f"`{name}` acts on all groups together. Group `body` sets it on its own optimizer. Pass "
         f"`GroupedOptimizer({name}=...)` instead."
     )
 
@@ -104,7 +104,7 @@ def in_another():
 def test_an_optimizer_used_before_is_an_error(make):
     child = make()
     assert message(lambda: GroupedOptimizer({"body": (child, variable())})) == (
-        "A group's optimizer is new. The `SGD` of group `body` already belongs to other variables or to another "
+        "A group's optimizer must be new. The `SGD` of group `body` already belongs to other variables or to another "
         "`GroupedOptimizer`. Make a new one."
     )
 

@@ -284,3 +284,11 @@ def test_a_rate_that_is_set_after_a_reset_is_that_rate():
     assert rates(optimizer) == pytest.approx([0.1, 0.2])
     optimizer.reschedule("group_0", 0.4)
     assert rates(optimizer) == pytest.approx([0.4, 0.2])
+
+
+def test_a_tape_does_not_record_the_step_from_which_a_schedule_counts():
+    optimizer = grouped(0.1)
+    optimizer.reschedule("group_0", schedules.ExponentialDecay(0.8, 1, 0.5), from_now=True)
+    with tf.GradientTape() as tape:
+        tf.convert_to_tensor(optimizer.group_optimizers["group_0"].learning_rate)
+    assert tape.watched_variables() == ()

@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.members import Members, variables_of
+from finetune.optimizers.variable_keys import VariableKey
 
 SGD = keras.optimizers.SGD
 ONES = np.ones((1, 2), "f4")
@@ -111,8 +114,8 @@ def test_a_group_holds_a_loaded_saved_model(tmp_path):
 @pytest.mark.parametrize("members", [[], keras.layers.Dropout(0.1), [[], ()]], ids=range(3))
 def test_a_group_without_variables_is_an_error(members):
     assert message(lambda: GroupedOptimizer({"body": (SGD(0.1), members)})) == (
-        "A group updates at least one trainable variable. Group `body` has none. Pass layers with weights, or leave "
-        "the group out."
+        "A group must contain at least one trainable variable. Group `body` has none. Pass layers with weights, or remove "
+        "the group."
     )
 
 
@@ -129,7 +132,7 @@ def test_a_layer_that_is_never_built_is_an_error_at_the_first_step():
     v = variable()
     for use in (lambda: optimizer.apply([tf.ones((2, 2))], [v]), optimizer.get_config, lambda: optimizer.build([v])):
         assert message(use) == (
-            "A group updates weights that exist. Group `body` holds the layer `late`, which has none yet. Build the model "
+            "The weights of a group must exist. Group `body` holds the layer `late`, which has no weights yet. Build the model "
             "first: call it on a batch, or give it a `keras.Input`."
         )
 
@@ -138,7 +141,7 @@ def test_a_variable_in_two_groups_is_an_error_that_names_five():
     model = make_model(*"abcd")
     text = message(lambda: GroupedOptimizer({"all": (SGD(0.1), model), "again": (SGD(0.1), model.layers[:3])}))
     assert text == (
-        "A variable belongs to exactly one group. In two groups are: `a/kernel` (2, 2) (`all` and `again`), `a/bias` (2,) "
+        "A variable belongs to exactly one group. These variables are in two groups: `a/kernel` (2, 2) (`all` and `again`), `a/bias` (2,) "
         "(`all` and `again`), `b/kernel` (2, 2) (`all` and `again`), `b/bias` (2,) (`all` and `again`), `c/kernel` (2, 2) "
         "(`all` and `again`) and 1 more. Remove each from all groups but one."
     ).replace("`a/", f"`{model.name}/a/").replace("`b/", f"`{model.name}/b/").replace("`c/", f"`{model.name}/c/")
@@ -147,7 +150,9 @@ def test_a_variable_in_two_groups_is_an_error_that_names_five():
 def test_a_variable_and_a_keras_variable_around_it_are_the_same():
     native = tf.Variable(tf.ones(2))
     around = keras.Variable(native, name="around")
-    assert "In two groups are" in message(lambda: GroupedOptimizer([(SGD(0.1), native), (SGD(0.1), around.value)]))
+    assert "These variables are in two groups" in message(
+        lambda: GroupedOptimizer([(SGD(0.1), native), (SGD(0.1), around.value)])
+    )
 
 
 def test_gradients_alone_go_to_the_variables_in_the_order_of_build():
@@ -208,3 +213,44 @@ def test_a_layer_that_is_built_later_does_not_keep_another_group_from_being_made
     variables = [*built.trainable_variables, *late.trainable_variables]
     optimizer.apply([tf.ones(v.shape) for v in variables], variables)
     assert int(optimizer.iterations) == 1
+
+
+def awaiting(*names):
+    """Two groups, output to input, of placeholders for variables that a model has in the order of the names."""
+    keys = [VariableKey(i, "kernel", f"{name}/kernel", (2, 2), "float32", True, True) for i, name in enumerate(names)]
+    placeholders = [key.placeholder() for key in keys]
+    *body, head = placeholders
+    members = members_of(head=[head], body=body)
+    members.await_model({id(v): key for v, key in zip(placeholders, keys, strict=True)})
+    return members, placeholders
+
+
+def same(some, others):
+    return [id(v) for v in some] == [id(v) for v in others]
+
+
+def test_placeholders_are_in_the_order_of_the_model_that_is_awaited():
+    members, placeholders = awaiting("a", "b", "c")
+    assert same(members.order, placeholders)
+
+
+def test_the_variables_of_the_model_take_the_places_of_their_placeholders():
+    members, placeholders = awaiting("a", "b", "c")
+    a, b, c = (variable(scope=name) for name in "abc")
+    replaced = members.admit([b])
+    assert [(id(old), id(new)) for old, new in replaced] == [(id(placeholders[1]), id(b))]
+    assert same(members.order, [placeholders[0], b, placeholders[2]])
+    assert same(members.named("body").variables, [placeholders[0], b])
+    members.admit([a, b, c])
+    assert same(members.order, [a, b, c])
+    assert same(members.named("body").variables, [a, b])
+    assert same(members.named("head").variables, [c])
+
+
+def test_a_config_has_the_place_of_every_variable_in_types_that_a_json_file_gives_back():
+    members, _ = awaiting("a", "b")
+    members.admit([variable(scope="b")])
+    fields = members.variable_keys()
+    assert json.loads(json.dumps(fields)) == fields
+    assert [fields[name][0]["position"] for name in ("body", "head")] == [0, 1]
+    assert fields["body"][0]["path"] == "a/kernel"

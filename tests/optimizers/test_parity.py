@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -71,3 +71,16 @@ def test_outside_of_the_replicas_a_step_is_called_as_it_is():
         assert tf.distribute.get_replica_context() is None
         update_once(lambda gradients, variables: calls.append((gradients, variables)), [1], [2])
     assert calls == [([1], [2])]
+
+
+def test_one_replica_is_not_merged_since_rules_expect_a_replica_context():
+    contexts = []
+    update_once(lambda *_: contexts.append(tf.distribute.in_cross_replica_context()), [tf.ones(1)], [])
+    assert contexts == [False]
+
+
+def test_a_rule_that_is_called_for_every_replica_is_in_a_replica_context():
+    contexts = []
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        in_every_replica(lambda: contexts.append(tf.distribute.in_cross_replica_context()))
+    assert contexts == [False]

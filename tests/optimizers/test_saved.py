@@ -259,12 +259,21 @@ def test_a_config_that_calls_the_variables_seats_is_still_read():
 
 
 def test_a_state_without_the_steps_at_which_groups_started_gets_zeros():
-    variables = [keras.Variable([1.0]), keras.Variable([5, 5], dtype="int64")]
-    values = fitting_values({"0": np.array([2.0])}, variables, ["a", "b"])
-    assert [value.tolist() for value in values] == [[2.0], [0, 0]]
+    variables = [keras.Variable([1.0]), keras.Variable(3.0), keras.Variable([5, 5], dtype="int64")]
+    values = fitting_values({"0": np.array([2.0]), "1": np.array(4.0)}, variables, ["a", "b"])
+    assert [value.tolist() for value in values] == [[2.0], 4.0, [0, 0]]
 
 
 def test_the_values_of_a_store_come_in_the_order_of_their_numbers():
     variables = [keras.Variable(float(i)) for i in range(11)]
     store = {str(i): np.float32(i) for i in sorted(range(11), key=str)}
     assert [float(value) for value in fitting_values(store, variables, ["a"])] == list(range(11))
+
+
+def test_a_config_with_a_class_of_the_user_is_read_with_the_custom_objects_that_are_passed():
+    class Own(SGD):
+        pass
+
+    config = GroupedOptimizer({"all": (Own(0.1), make_model(*"ab"))}).get_config()
+    again = GroupedOptimizer.from_config(config, custom_objects={"Own": Own})
+    assert type(again.group_optimizers["all"]) is Own

@@ -37,7 +37,7 @@ def test_all_broken_bounds_are_told_at_once():
         "schedule `exponential_decay`: `initial` must be a finite number above 0, received `0.0`; "
         "`decay_steps` must be a whole number of at least 1, received `-5`. "
         "Its form is `exponential_decay(initial, decay_steps, decay_rate, staircase=False)`. "
-        "To leave a group as it is, write `frozen: true`, not a rate of 0."
+        "To keep a group unchanged, write `frozen: true`, not a rate of 0."
     )
 
 

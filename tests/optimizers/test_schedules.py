@@ -381,7 +381,7 @@ def message(call):
 def test_an_unknown_name_is_answered_with_the_names_there_are_and_the_nearest():
     told = message(lambda: make_schedule("exponentialdecay", initial=0.1))
     assert told.startswith(
-        "a schedule is chosen by its name. Received `exponentialdecay`. There are `exponential_decay`, "
+        "a schedule is chosen by its name. Received `exponentialdecay`. The schedules are `exponential_decay`, "
     )
     assert "`chain`" in told
     assert "Did you mean `exponential_decay`" in told

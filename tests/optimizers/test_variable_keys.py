@@ -47,8 +47,8 @@ def test_variables_of_another_model_are_an_error_that_names_what_is_still_to_com
     other = make_model("a", units=3)
     text = message(lambda: optimizer.build(other.trainable_variables))
     assert text.startswith("An optimizer updates the variables that it was made for. 2 variables belong to no group: `")
-    assert "(2, 3). Still to come are 2: `" not in text
-    assert "Still to come are 2: `" in text
+    assert "(2, 3). 2 variables of the groups do not exist yet: `" not in text
+    assert "2 variables of the groups do not exist yet: `" in text
     assert text.endswith("Make a new optimizer whose groups cover them.")
 
 
@@ -113,7 +113,7 @@ def test_variables_that_fit_neither_way_are_an_error(paths):
     keys = [key(0, "a/kernel"), key(1, "b/kernel")]
     text = message(lambda: match_keys(variables(*paths), keys))
     assert text.endswith(
-        "Still to come are 2: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
+        "2 variables of the groups do not exist yet: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
     )
 
 

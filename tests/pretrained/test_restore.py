@@ -287,7 +287,7 @@ class Tied(layers.Layer):
 
 @pytest.mark.parametrize(
     ("exclude", "told"),
-    [((), "`tied/one` differ from the file"), (("tied/one",), "`tied/one` changed though excluded")],
+    [((), "`tied/one` differ from the file"), (("tied/one",), "`tied/one` changed although they are excluded")],
 )
 def test_a_weight_that_does_not_hold_what_it_should_fails_the_proof(exclude, told, tmp_path):
     class Untied(layers.Layer):

@@ -123,7 +123,7 @@ def test_a_pattern_must_match_a_whole_name():
     message = refused([tensor("body/kernel", 2, 2)], Transform(("kernel",), transpose=(1, 0)))
     assert message == (
         "Each rule of `transform` must match whole names of weights, and `kernel` (transpose [1, 0]) matches none. "
-        "After the rules before it there are `body/kernel`."
+        "The names after the earlier rules are `body/kernel`."
     )
     assert "and `b` (add) matches none" in refused([tensor("a", 2)], Transform(("a", "b"), ("c",), add=True))
 
@@ -137,7 +137,7 @@ def test_a_pattern_must_match_a_whole_name():
         (Transform(("w",), ("a", "b"), split=2, axis=2), "`split 2 along axis 2` does not fit `w (4, 6)`"),
         (Transform(("w", "long"), ("a",), add=True), "`add` does not fit `w (4, 6) and long (4, 6, 2)`"),
         (Transform(("w", "long"), ("a",), concatenate=True), "`concatenate along axis 0` does not fit"),
-        (Transform(("w|long", "w"), ("a",), add=True), "matches none or several for `a`"),
+        (Transform(("w|long", "w"), ("a",), add=True), "matches no weight, or several, for `a`"),
         (Transform(("(w)",), (r"\2",), transpose=(1, 0)), r"needs valid new names. `\2`: invalid group reference"),
         (Transform(("(w",), transpose=(1, 0)), "`(w`: missing ), unterminated subpattern"),
     ],

@@ -24,13 +24,13 @@ def test_two_sources_and_none_are_errors():
     assert predicate(builder=BUILDER, npz="rows.npz") == (
         "needs exactly one of `builder`, `npz`. Received: `builder`, `npz`"
     )
-    assert predicate() == "needs exactly one of `builder`, `npz`. Received none of them"
+    assert predicate() == "needs exactly one of `builder`, `npz`. All are missing"
 
 
 def test_arguments_without_a_builder_are_an_error():
-    assert predicate(npz="rows.npz", arguments={"seed": 1}) == "are for a `builder`, and there is none. Remove them"
+    assert predicate(npz="rows.npz", arguments={"seed": 1}) == "are only for a `builder`, and none is set. Remove them"
 
 
 def test_arguments_belong_to_a_builder(complaint):
-    said = ["`data.arguments` are for a `builder`, and there is none. Remove them."]
+    said = ["`data.arguments` are only for a `builder`, and none is set. Remove them."]
     assert complaint("data", "arguments", to={"rows": 3}) == said

@@ -67,7 +67,7 @@ def test_a_file_that_is_not_text_is_reported():
     Path("a.yaml").write_bytes(TEXT.encode("utf-16"))
     assert "is not UTF-8 text" in said(path="a.yaml")[0]
     Path("a.yaml").write_bytes(b"#" * 1_000_001)
-    assert "A recipe is no larger than 1,000,000 bytes." in said(path="a.yaml")[0]
+    assert "A recipe must not be larger than 1,000,000 bytes." in said(path="a.yaml")[0]
     assert "The recipe `a\0.yaml` " in said(path="a\0.yaml")[0]
     assert "cannot be read" in said(path="a" * 5000)[0]
     os.mkfifo("pipe")
@@ -130,10 +130,10 @@ def test_circles_and_missing_bases_are_reported_where_they_are_written():
     write("extends: b.yaml\n", "a.yaml")
     write("seed: 1\nextends: [a.yaml]\n", "b.yaml")
     assert said(path="a.yaml") == [
-        "b.yaml:2:11: `extends` goes in a circle: `a.yaml` -> `b.yaml` -> `a.yaml`. Remove one of them."
+        "b.yaml:2:11: `extends` forms a cycle: `a.yaml` -> `b.yaml` -> `a.yaml`. Remove one of them."
     ]
     write("extends: c.yaml\n", "c.yaml")
-    assert said(path="c.yaml") == ["c.yaml:1:10: `extends` goes in a circle: `c.yaml` -> `c.yaml`. Remove one of them."]
+    assert said(path="c.yaml") == ["c.yaml:1:10: `extends` forms a cycle: `c.yaml` -> `c.yaml`. Remove one of them."]
     write("extends: [recipes, 3]\n", "d.yaml")
     write()
     assert said(path="d.yaml") == [
@@ -147,4 +147,4 @@ def test_a_long_chain_and_a_wide_web_of_files_end():
     for index in range(1, 40):
         write(f"extends: [{index - 1}.yaml, {index - 1}.yaml]", f"{index}.yaml")
     assert load_recipe("20.yaml").train.epochs == 10
-    assert said(path="39.yaml")[0].endswith("`extends` goes through more than 20 files. Join some of them.")
+    assert said(path="39.yaml")[0].endswith("`extends` goes through more than 20 files. Merge some of them.")

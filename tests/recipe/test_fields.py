@@ -131,7 +131,7 @@ def test_of_several_spellings_at_most_one_or_exactly_one_may_be_used():
     assert predicate(Span, long_steps=1, long_epochs=1.0) == (
         "takes at most one of `long_steps`, `long_epochs`. Received: `long_steps`, `long_epochs`"
     )
-    assert predicate(Strict) == "needs exactly one of `short_steps`, `short_epochs`. Received none of them"
+    assert predicate(Strict) == "needs exactly one of `short_steps`, `short_epochs`. All are missing"
 
 
 def test_a_spelling_with_a_wrong_value_counts_as_used():

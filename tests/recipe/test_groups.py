@@ -17,7 +17,7 @@ def test_a_frozen_group_takes_nothing_that_is_for_training(complaint, keys):
 
 
 def test_a_trained_group_needs_an_optimizer_and_a_learning_rate(complaint):
-    rest = "is missing. Give the group an `optimizer` and a `learning_rate`, or say `frozen: true`."
+    rest = "is missing. Give the group an `optimizer` and a `learning_rate`, or set `frozen: true`."
     said = complaint("groups", 1, to={"name": "head", "rest": True})
     assert said == [f"`groups.head.optimizer` {rest}", f"`groups.head.learning_rate` {rest}"]
 
@@ -65,7 +65,7 @@ def test_a_strategy_is_written_in_place_of_the_list(read):
         ({"by": "layers"}, '`groups.by` is not a known value. Received: `"layers"`. Did you mean `layer`?'),
         ({"decay": None}, "`groups.decay` is missing. Add the ratio between neighbouring groups, e.g. `decay: 2.6`."),
         ({"decay": 0.5}, "`groups.decay` must be 1 or more. Received: `0.5`."),
-        ({"peak": None, "decay": None}, "`groups` needs exactly one of `peak`, `spread`. Received none of them."),
+        ({"peak": None, "decay": None}, "`groups` needs exactly one of `peak`, `spread`. All are missing."),
         (
             {"peak": None, "spread": [1e-6, 1e-3]},
             "`groups.decay` goes with `peak`, not with `spread`, which sets both ends. Remove it.",

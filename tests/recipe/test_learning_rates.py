@@ -62,7 +62,7 @@ def test_a_length_has_three_spellings(key, amount):
 )
 def test_exactly_one_spelling_is_taken(name, stem):
     spellings = f"`{stem}_steps`, `{stem}_epochs`, `{stem}_fraction`"
-    assert faults(name, **{f"{stem}_steps": ...}) == [f"needs exactly one of {spellings}. Received none of them"]
+    assert faults(name, **{f"{stem}_steps": ...}) == [f"needs exactly one of {spellings}. All are missing"]
     received = f"`{stem}_steps`, `{stem}_fraction`"
     assert faults(name, **{f"{stem}_fraction": 0.5}) == [f"needs exactly one of {spellings}. Received: {received}"]
 
@@ -90,7 +90,7 @@ def test_a_warm_up_can_go_in_front_of_every_schedule_but_those_that_have_their_o
 
 def test_where_a_warm_up_starts_means_nothing_without_one():
     [said] = faults("constant", warmup_from=0.5)
-    assert said == "says where a warm-up starts, but there is none. Add its length as `warmup_steps`"
+    assert said == "sets the rate at which a warm-up starts, but there is no warm-up. Add its length as `warmup_steps`"
 
 
 def test_boundaries_grow_and_leave_one_value_more():

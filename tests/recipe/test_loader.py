@@ -198,7 +198,7 @@ def test_an_override_of_null_or_nothing_takes_a_key_away():
         (
             "groups.head.learning_rate=0",
             "--set groups.head.learning_rate: `groups.head.learning_rate` must be greater than 0. Received: `0`. "
-            "For layers that stay as they are say `frozen: true`.",
+            "To keep layers unchanged, set `frozen: true`.",
         ),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_wrong_value_is_an_error_in_plain_english_and_is_never_coerced(complai
 
 def test_a_learning_rate_of_zero_gets_the_advice_to_freeze_the_group(complaint):
     [said] = complaint("groups", 1, "learning_rate", to=0)
-    advice = "For layers that stay as they are say `frozen: true`."
+    advice = "To keep layers unchanged, set `frozen: true`."
     assert said == f"`groups.head.learning_rate` must be greater than 0. Received: `0`. {advice}"
 
 
@@ -121,7 +121,7 @@ def test_an_error_in_a_union_is_reported_once():
     write(TEXT.replace("1e-4", "{schedule: cosine_decay, initial: 1e-3, decay_stps: 3}"))
     assert said() == [
         "recipe.yaml:11:5: `groups.head.learning_rate` needs exactly one of `decay_steps`, `decay_epochs`, "
-        "`decay_fraction`. Received none of them.",
+        "`decay_fraction`. All are missing.",
         "recipe.yaml:11:60: `groups.head.learning_rate.decay_stps` is not a known key. "
         "Did you mean `decay_steps` or `decay_epochs`?",
     ]

@@ -37,7 +37,7 @@ def test_anything_but_names_of_groups_is_an_error(written):
 def test_the_length_is_given_in_exactly_one_unit():
     assert (phase().epochs, phase(epochs=None, steps=7).steps) == (1, 7)
     assert predicate(steps=7) == "needs exactly one of `epochs`, `steps`. Received: `epochs`, `steps`"
-    assert predicate(epochs=None) == "needs exactly one of `epochs`, `steps`. Received none of them"
+    assert predicate(epochs=None) == "needs exactly one of `epochs`, `steps`. All are missing"
 
 
 @pytest.mark.parametrize(("key", "amount"), [("steps", 5), ("epochs", 0.5), ("fraction", 1.0)])

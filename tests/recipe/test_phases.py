@@ -28,7 +28,11 @@ def test_phases_that_train_every_group_that_is_not_frozen_are_accepted():
     ("phase", "at", "predicate"),
     [
         ({"train": ["hed"]}, (0, "train", 0), "does not name a group. Received: `hed`. Did you mean `head`?"),
-        ({"train": "all", "rates": {"x": 1.0}}, (0, "rates", "x"), "does not name a group. Received: `x`. There are"),
+        (
+            {"train": "all", "rates": {"x": 1.0}},
+            (0, "rates", "x"),
+            "does not name a group. Received: `x`. The groups are",
+        ),
         ({"train": ["stem"]}, (0, "train", 0), "names `stem`, which is frozen in all phases. Remove `frozen: true`"),
         ({"train": ["head"]}, (), "never trains `body`. Add a phase that does"),
     ],

@@ -79,7 +79,7 @@ def test_a_faulty_rule_is_reported_at_its_place(rule, message, path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("verify_rtol: 1.0e-3", "`restore.verify_rtol` is for `verify`, and there is none. Remove it."),
+        ("verify_rtol: 1.0e-3", "`restore.verify_rtol` is only for `verify`, which is not set. Remove it."),
         ("min_coverage: 1.5", "`restore.min_coverage` must be 1 or less."),
         ("min_coverage: 0", "`restore.min_coverage` must be greater than 0."),
         ("verify: r.npz\n  verify_atol: 0", "`restore.verify_atol` must be greater than 0."),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from finetune.results.plots import plot_lr_range, plot_training
+from finetune.training.lr_range.consensus import average, suggest
 from finetune.training.lr_range.rules import smooth
-from finetune.training.lr_range.verdict import average, suggest
 
 FILE = (Path(__file__).parents[1] / "data") / "lr_curves.json"
 RECORDED = {curve["name"]: curve for curve in json.loads(FILE.read_text(encoding="utf-8"))["curves"]}

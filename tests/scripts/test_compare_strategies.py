@@ -99,7 +99,9 @@ def test_a_seed_that_is_not_complete_does_not_count(tables, cells):
 
 
 def test_without_a_complete_seed_there_is_no_table(tables, cells):
-    with pytest.raises(SystemExit, match=r"Not one seed of 20 rows is complete\. Run `--json FILE` until it ends\."):
+    with pytest.raises(
+        SystemExit, match=r"Not one seed of 20 rows is complete\. Run with `--json FILE` until it ends\."
+    ):
         tables.scores([cells[0], cells[3]], 20)
 
 

@@ -124,7 +124,7 @@ def test_a_test_that_starts_a_process_is_met_by_every_mutant(mutate):
 
 def test_a_folder_gives_its_modules_and_no_other_files(mutate):
     found = [str(path) for path in mutate.modules_of(Path("finetune/groups"))]
-    assert "finetune/groups/spacing.py" in found
+    assert "finetune/groups/rate_spacing.py" in found
     assert "finetune/groups/__init__.py" not in found
     assert mutate.modules_of(Path("finetune/errors.py")) == [Path("finetune/errors.py")]
 
@@ -163,13 +163,13 @@ def test_the_table_counts_a_timeout_as_killed_and_an_uncovered_mutant_as_a_survi
 @pytest.mark.slow
 @pytest.mark.usefixtures("mutants")
 def test_a_run_judges_a_sample_and_the_next_run_tries_nothing_again(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "mutate.py"), "finetune/groups/spacing.py", "--size", "3", "--fast"]
+    command = [sys.executable, str(SCRIPTS / "mutate.py"), "finetune/groups/rate_spacing.py", "--size", "3", "--fast"]
     first, second = (
         subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     )
     assert "3 mutants, 3 to try" in first
-    assert "| finetune/groups/spacing.py | 3 | 3 | 0 | 0 | 0 | 100 % |" in first
+    assert "| finetune/groups/rate_spacing.py | 3 | 3 | 0 | 0 | 0 | 100 % |" in first
     assert "3 mutants, 0 to try" in second
-    lines = [json.loads(line) for line in (tmp_path / "finetune.groups.spacing.jsonl").read_text().splitlines()]
-    assert all(line["test"].startswith("tests/groups/test_spacing.py::") for line in lines)
+    lines = [json.loads(line) for line in (tmp_path / "finetune.groups.rate_spacing.jsonl").read_text().splitlines()]
+    assert all(line["test"].startswith("tests/groups/test_rate_spacing.py::") for line in lines)

@@ -74,7 +74,7 @@ def test_a_cache_that_was_asked_for_and_cannot_be_says_why(recipe, capsys):
     ]
     finetune.run(recipe, out="out", overrides=more, console=Console(width=200))
     assert (
-        "cache: none, because there is no frozen layer with weights that can be run beforehand"
+        "cache: not used, because there is no frozen layer with weights that can be run beforehand"
         in capsys.readouterr().out
     )
 

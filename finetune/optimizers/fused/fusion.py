@@ -40,7 +40,7 @@ def make_fusion(fused: str, key: Callable[[Any], Any]) -> "Fusion | NoFusion":
     """
     if fused not in _MODES:
         raise GroupError(
-            f"`fused` must be one of {quote(_MODES)}. Received `{fused!r}`. Write `auto`, or leave `fused` out."
+            f"`fused` must be one of {quote(_MODES)}. Received `{fused!r}`. Write `auto`, or remove `fused`."
         )
     return NoFusion() if fused == "off" else Fusion(key, all_sizes=fused == "on")
 

@@ -27,7 +27,7 @@ from finetune.optimizers.fused.adam import (
 from finetune.optimizers.fused.slots import SlotView, gather_scalars
 from finetune.optimizers.fused.stacked_variable import StackedVariable
 from finetune.optimizers.group import Group
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 from finetune.variables import tf_variable, variable_path
 
 # The rules that treat every element alike and use of the variable only its elements, with the settings that two

@@ -24,7 +24,7 @@ class StoredTensor:
         position: `(index, count)` among the weights of its layer, where the file keeps them in Keras' order.
         aliases: Other names that a model may use for it, the likeliest first. `*/conv1/kernel` matches the only
             weight whose name ends in `/conv1/kernel`.
-        locations: Where the file stores it, in the words of `finetune.pretrained.structure`.
+        locations: Where the file stores it, in the words of `finetune.pretrained.storage_locations`.
         origin: Names in the file of the weights that it was made from; empty for a weight as it is in the file.
         steps: What `rename` and `transform` did to it: `rename`, `transpose [1, 0]`.
     """

@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
-from finetune.training.fast.calls import limit_next_call
-from finetune.training.fast.reasons import reason_against
-from finetune.training.fast.steps import FastFunction
+from finetune.training.fast.compiled_steps import FastFunction
+from finetune.training.fast.fallback_reasons import reason_against
+from finetune.training.fast.steps_per_call import limit_next_call
 
 
 def train_function(model: Any, forward: Callable[..., Any] | None = None) -> Callable[[Any], Any]:

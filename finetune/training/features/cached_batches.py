@@ -111,5 +111,5 @@ class CachedBatches:
         )
         # A model without a frozen part is the usual case, of which `auto` says nothing.
         if isinstance(features, NoCut) and (self._mode != "auto" or isinstance(cut, Cut)):
-            self._report(f"cache: none, because {features.reason}")
+            self._report(f"cache: not used, because {features.reason}")
         return features

@@ -1,6 +1,6 @@
 """The LR range test as a whole: sweep the rates, judge the curves, suggest a rate for every group, draw.
 
-`sweep.py` measures, `rules.py` reads rates from a curve, `verdict.py` decides between them or refuses.
+`sweep.py` measures, `rules.py` reads rates from a curve, `consensus.py` decides between them or refuses.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.plots import plot_lr_range
+from finetune.training.lr_range.consensus import Verdict, average, suggest
 from finetune.training.lr_range.rules import smooth
 from finetune.training.lr_range.sweep import Sweep, check_others, sweep_rates, trained_groups
-from finetune.training.lr_range.verdict import Verdict, average, suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ def _enough(batches: tf.data.Dataset, needed: int) -> tuple[tf.data.Dataset, tup
     if available < 0:  # unknown
         return batches.repeat(), ()
     batches_text = "1 batch" if available == 1 else f"{available} batches"
-    return batches.repeat(), (f"The data make {batches_text} and the test needs {needed}: they are repeated.",)
+    return batches.repeat(), (f"The data have {batches_text}, and the test needs {needed}: the batches are repeated.",)
 
 
 def _curve(sweeps: tuple[Sweep, ...], *, with_groups: bool) -> dict[str, Any]:

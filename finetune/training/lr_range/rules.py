@@ -4,7 +4,7 @@ The rules return what those of fastai 2.8 return (`valley`, `slide`, `minimum`, 
 fastai uses: without the first tenth of the planned steps, without the last five, and without everything from the first
 loss on that is not a finite number. They differ where fastai's own code would fail: on short or constant curves.
 
-All rules take `(rates, smoothed, num_steps)`, so that `verdict.py` can ask them in turn; the arguments are described
+All rules take `(rates, smoothed, num_steps)`, so that `consensus.py` can ask them in turn; the arguments are described
 in `valley`.
 
 References:

@@ -25,7 +25,7 @@ from finetune import keras_private
 from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 from finetune.training.step import compile_state
@@ -143,7 +143,7 @@ def check_others(others: str) -> None:
     """Raises a GroupError unless `others` is `frozen` or `constant`."""
     if others not in OTHERS:
         renamed = {"rest": "frozen", "stand": "constant"}.get(others)
-        hint = f" What was `{others}` is `{renamed}` now." if renamed else did_you_mean(others, OTHERS)
+        hint = f" `{others}` is now called `{renamed}`." if renamed else did_you_mean(others, OTHERS)
         raise GroupError(
             "While one group is swept, the `others` are `frozen`, or train at their own `constant` rates. "
             f"Received others={others!r}.{hint}"
@@ -154,7 +154,7 @@ def _check_range(start: float, end: float, steps: int, stop_factor: float, repea
     if not (_LOWEST <= start < end <= _HIGHEST and steps >= 2 and stop_factor > 1 and repeats >= 1):
         raise GroupError(
             "An LR range test raises the rate from `start` > 0 to a higher `end`, both between 1e-30 and 1e30, in at "
-            "least 2 `steps`. It stops at `stop_factor` > 1 times the best loss, and makes at least 1 of `repeats`. "
+            "least 2 `steps`. It stops at `stop_factor` > 1 times the best loss, and `repeats` is at least 1. "
             f"Received start={start}, end={end}, steps={steps}, stop_factor={stop_factor}, repeats={repeats}. The "
             "usual range is 1e-7 to 10 in 100 steps."
         )

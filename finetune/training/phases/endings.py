@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from finetune.errors import TrainingError, did_you_mean, quote
 from finetune.groups.selectors import LayerGroup
-from finetune.optimizers.unwrap import unwrap
-from finetune.training.fast.calls import limit_next_call, steps_done
+from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.fast.steps_per_call import limit_next_call, steps_done
 from finetune.training.gradient_norms import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
 

@@ -19,9 +19,10 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
+from finetune.training.frozen_proof import FrozenProof
 from finetune.training.inference import undo_inference_mode
 from finetune.training.phases.endings import (
     AUTO_RGN_BATCHES,
@@ -34,7 +35,6 @@ from finetune.training.phases.endings import (
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
-from finetune.training.proof import FrozenProof
 
 
 def train_phases(
@@ -96,7 +96,7 @@ def train_phases(
         phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
     elif epochs is not None:
         raise GroupError(
-            f"In a list of phases, each phase has its own length. Received `epochs={epochs}` beside it. Remove "
+            f"In a list of phases, each phase has its own length. Received `epochs={epochs}` as well. Remove "
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
     check_phases(groups, phases)

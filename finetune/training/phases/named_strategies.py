@@ -65,7 +65,8 @@ def _phase(spec: PhaseSpec, strategy: str, steps_per_epoch: int | None) -> Phase
     assert spec.epochs
     if spec.rates and steps_per_epoch is None:
         raise GroupError(
-            f"The strategy `{strategy}` brings schedules over a phase, and the number of batches in an epoch is "
+            f"The strategy `{strategy}` sets schedules that last a whole phase, and the number of batches in an "
+            "epoch is "
             "unknown. Pass `steps_per_epoch`."
         )
     rates = {name: _schedule(rate, spec.epochs * (steps_per_epoch or 0)) for name, rate in spec.rates.items()}

@@ -10,7 +10,7 @@ import keras
 from finetune.errors import quote
 from finetune.groups.batch_norm import BATCH_NORM_MODES
 from finetune.groups.selectors import LayerGroup
-from finetune.planning.weights import GroupSettings, Plan, PlannedWeight
+from finetune.planning.plan import GroupSettings, Plan, PlannedWeight
 from finetune.training.freezing import PhaseState
 from finetune.training.phases.phase import CLOCKS, Phase, state_of
 
@@ -119,12 +119,12 @@ def _planned(
 
 def _notes(phase: Phase) -> list[str]:
     notes = [f"schedules count from the start of the {phase.clock}"] if phase.clock != CLOCKS[0] else []
-    notes += [f"the rates of groups that enter rise for {phase.warmup_steps} steps"] if phase.warmup_steps else []
+    notes += [f"the rates of newly trained groups rise for {phase.warmup_steps} steps"] if phase.warmup_steps else []
     notes += ["rates follow the relative gradient norms, measured before every epoch"] if phase.auto_rgn else []
     if phase.until:
         notes.append(f"ends after {phase.until.patience} epochs without a better `{phase.until.monitor}`")
     if phase.reduce_on_plateau:
-        notes.append(f"rates are lowered when `{phase.reduce_on_plateau.monitor}` no longer gets better")
+        notes.append(f"rates are lowered when `{phase.reduce_on_plateau.monitor}` stops improving")
     if phase.always_train_normalization:
         notes.append("gamma and beta of normalization layers also train in frozen groups, at the rates of their groups")
     return notes
@@ -165,6 +165,4 @@ def _advice(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> list[str]:
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
     if not idle:
         return []
-    return [
-        f"No phase trains {quote(idle)}. Weights in there that were not restored stay random: train them in a phase."
-    ]
+    return [f"No phase trains {quote(idle)}. Their weights that were not restored stay random: train them in a phase."]

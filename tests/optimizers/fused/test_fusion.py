@@ -13,7 +13,7 @@ from finetune.optimizers.fused.fusion import Fusion, NoFusion, make_fusion
 from finetune.optimizers.fused.stacks import LARGEST_STACK
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -82,7 +82,7 @@ def test_fusing_can_be_switched_off():
 @pytest.mark.parametrize("value", ["yes", True, None])
 def test_another_value_of_fused_is_an_error(value):
     with pytest.raises(GroupError, match=re.escape(
-        f"`fused` must be one of `auto`, `on`, `off`. Received `{value!r}`. Write `auto`, or leave `fused` out."
+        f"`fused` must be one of `auto`, `on`, `off`. Received `{value!r}`. Write `auto`, or remove `fused`."
     )):  # fmt: skip
         groups_of_one(make_variables(1), fused=value)
 

@@ -148,3 +148,12 @@ def test_the_copy_that_an_asynchronous_checkpoint_writes_follows_the_view_only_w
     view._copy_trackable_to_cpu(copies)
     assert copies[view] is copy
     assert copy.numpy().tolist() == [4, 5]
+
+
+def test_a_tape_does_not_record_scalars_that_share_their_storage():
+    scalars = [keras.Variable(float(i), trainable=False) for i in range(2)]
+    share_storage(scalars)
+    with tf.GradientTape() as tape:
+        gather_scalars(scalars)
+        tf.convert_to_tensor(scalars[0])
+    assert tape.watched_variables() == ()

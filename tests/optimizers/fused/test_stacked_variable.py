@@ -76,3 +76,35 @@ def test_only_buffers_whose_variables_all_have_a_dense_gradient_are_kept(gradien
     assert buffers.with_dense(dense) is buffers
     fewer = buffers.with_dense({**dense, id(variables[1]): gradient})
     assert set(fewer.slices()) == {id(v) for v in others}
+
+
+def test_one_variable_alone_can_be_stacked():
+    variable = keras.Variable([1.0, 2.0], dtype="float64")
+    stacked = StackedVariable([variable])
+    assert (stacked.shape, stacked.dtype) == ((1, 2), tf.float64)
+    stacked.assign_sub(tf.ones((1, 2), tf.float64))
+    assert values([variable]) == [[0, 1]]
+
+
+def test_a_tape_does_not_record_the_buffers():
+    stacked, _ = stacked_pair()
+    with Buffers([stacked]).filled(), tf.GradientTape() as tape:
+        stacked.read()
+    assert tape.watched_variables() == ()
+
+
+def operations_of(function):
+    traced = tf.function(function).get_concrete_function(tf.zeros((2, 2)))
+    return [operation.type for operation in traced.graph.get_operations()]
+
+
+def test_a_call_reads_and_writes_each_variable_once():
+    stacked, _ = stacked_pair()
+    buffers = Buffers([stacked])
+
+    def call(_):
+        with buffers.filled():
+            pass
+
+    types = operations_of(call)
+    assert (types.count("ReadVariableOp"), types.count("AssignVariableOp")) == (3, 3)

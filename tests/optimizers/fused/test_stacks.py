@@ -4,10 +4,11 @@ import pytest
 import tensorflow as tf
 
 from finetune.optimizers.clocks import Clocks
+from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.fused.stacks import LARGEST_STACK, kind, make_stacks
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
+from finetune.optimizers.tf1_momentum import Momentum
 
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
 
@@ -132,3 +133,18 @@ def test_accumulated_gradients_count_as_the_steps_that_keras_counts():
             optimizer.apply([tf.fill(3, 1.0 + step)] * 2, members)
         trained.append([v.numpy() for v in members])
     np.testing.assert_allclose(trained[0], trained[1], rtol=1e-6)
+
+
+def test_weights_in_a_buffer_get_the_bits_that_they_get_in_their_variables():
+    trained = []
+    for buffered in (True, False):
+        members = variables(2)
+        (stack,), _ = stacks_of(group("all", Adam(0.1), members))
+        if buffered:
+            with Buffers([stack.stacked]).filled():
+                stack.update([tf.ones(3), tf.fill(3, 2.0)])
+        else:
+            stack.update([tf.ones(3), tf.fill(3, 2.0)])
+        trained.append([v.numpy() for v in members])
+    assert float(trained[0][0][0]) == pytest.approx(0.9, abs=1e-5)
+    np.testing.assert_array_equal(trained[0], trained[1])

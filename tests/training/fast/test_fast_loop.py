@@ -8,8 +8,8 @@ from keras import layers
 
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.fast.compiled_steps import FastFunction
 from finetune.training.fast.fast_loop import FastLoop, takes_forward, train_function
-from finetune.training.fast.steps import FastFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 Adam, SGD = keras.optimizers.Adam, keras.optimizers.SGD

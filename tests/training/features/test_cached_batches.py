@@ -82,7 +82,7 @@ def test_the_features_of_a_later_phase_are_computed_in_the_same_pass(tmp_path):
 def test_a_model_without_a_frozen_part_is_trained_on_its_examples_and_only_a_cache_that_was_asked_for_says_why(
     tmp_path,
 ):
-    for mode, expected in (("auto", []), ("memory", ["cache: none, because there is no frozen layer"])):
+    for mode, expected in (("auto", []), ("memory", ["cache: not used, because there is no frozen layer"])):
         model, reports = compiled(), []
         plain = model.train_function
         fit(model, data_of(model, tmp_path, mode, reports))
@@ -141,10 +141,10 @@ def noisy(layer) -> keras.Model:
 
 
 def test_random_layers_in_front_need_several_passes_or_inference_mode(tmp_path):
-    assert "none, because" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path)
+    assert "not used, because" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path)
     assert "in 2 passes" in reports_of(noisy(layers.GaussianNoise(0.1)), tmp_path, passes=2)
     drop = layers.Dropout(0.5)
-    assert "none, because" in reports_of(noisy(drop), tmp_path)
+    assert "not used, because" in reports_of(noisy(drop), tmp_path)
     assert "the frozen part is run once" in reports_of(noisy(drop), tmp_path, inference=[drop])
 
 

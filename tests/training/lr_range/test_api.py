@@ -48,7 +48,7 @@ def test_all_groups_together_get_rates_in_the_ratios_they_had(together):
 
 
 def test_a_dataset_too_short_is_repeated_and_that_is_said(together):
-    assert together.notes == ("The data make 16 batches and the test needs 200: they are repeated.",)
+    assert together.notes == ("The data have 16 batches, and the test needs 200: the batches are repeated.",)
     assert lr_range_test(compiled(), batches().repeat(), steps=3).notes == ()
 
 

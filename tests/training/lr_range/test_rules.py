@@ -152,6 +152,6 @@ def test_the_scale_of_the_loss_matters_to_slide_alone(values, scale):
 
 
 def test_the_rules_need_neither_tensorflow_nor_keras():
-    code = "import sys, finetune.training.lr_range.verdict; sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras')))"
+    code = "import sys, finetune.training.lr_range.consensus; sys.exit(any(m in sys.modules for m in ('tensorflow', 'keras')))"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -146,7 +146,7 @@ def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
 
 @pytest.mark.parametrize(("old", "new"), [("rest", "frozen"), ("stand", "constant")])
 def test_an_old_name_for_what_the_others_do_is_an_error_that_says_the_new_name(old, new):
-    with pytest.raises(GroupError, match=rf"Received others='{old}'\. What was `{old}` is `{new}` now\."):
+    with pytest.raises(GroupError, match=rf"Received others='{old}'\. `{old}` is now called `{new}`\."):
         sweep_rates(compiled(), batches(), groups=["body"], others=old)
 
 

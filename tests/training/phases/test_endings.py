@@ -214,7 +214,7 @@ def test_a_group_without_a_gradient_is_an_error_of_auto_rgn_that_names_the_group
     groups = prepared(model)
     head = model.get_layer("head")
     head.kernel.assign(np.zeros((8, 3)))  # no gradient passes through it
-    with pytest.raises(TrainingError, match=r"a positive number\. There is none for `stem`, `body`"):
+    with pytest.raises(TrainingError, match=r"a positive number\. It is not for `stem`, `body`"):
         train(model, groups, [Phase(epochs=1, auto_rgn=0.1)], rows)
 
 

@@ -130,7 +130,7 @@ def test_a_strategy_of_unknown_length_asks_for_epochs_and_not_for_a_key_of_recip
 
 
 def test_schedules_over_a_phase_need_the_number_of_batches(tiny):
-    with pytest.raises(GroupError, match=r"brings schedules over a phase, .* Pass `steps_per_epoch`"):
+    with pytest.raises(GroupError, match=r"sets schedules that last a whole phase, .* Pass `steps_per_epoch`"):
         phases_of_strategy("freeze_then_all", three_groups(tiny()), NUMBERS, epochs=4)
 
 

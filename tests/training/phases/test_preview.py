@@ -6,7 +6,7 @@ import pytest
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay
-from finetune.planning.weights import GroupSettings, make_plan
+from finetune.planning.plan import GroupSettings, make_plan
 from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -107,8 +107,8 @@ def test_notes_say_everything_else_that_a_phase_does(planned):
     assert plain.notes == ()
     assert busy.notes == (
         "schedules count from the start of the phase",
-        "the rates of groups that enter rise for 2 steps",
+        "the rates of newly trained groups rise for 2 steps",
         "ends after 3 epochs without a better `loss`",
-        "rates are lowered when `loss` no longer gets better",
+        "rates are lowered when `loss` stops improving",
         "gamma and beta of normalization layers also train in frozen groups, at the rates of their groups",
     )

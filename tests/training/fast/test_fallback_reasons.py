@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from finetune.training.fast.reasons import reason_against
+from finetune.training.fast.fallback_reasons import reason_against
 
 
 class OwnStep(keras.Sequential):

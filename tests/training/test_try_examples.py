@@ -6,7 +6,7 @@ from keras import layers
 
 from finetune.data.arrays import Examples
 from finetune.errors import DataError, GroupError, TrainingError
-from finetune.training.check_examples import explained, try_examples
+from finetune.training.try_examples import explained, try_examples
 
 
 def compiled(model, loss="sparse_categorical_crossentropy", metrics=("accuracy",)):
@@ -118,7 +118,7 @@ def test_a_class_that_the_loss_ignores_is_no_wrong_label(tiny, rows):
 def test_a_loss_that_does_not_fit_the_targets_is_told_in_one_line_with_both_shapes(tiny, rows, loss, change):
     message = problem(compiled(tiny(), loss, metrics=()), examples(rows, change_y=change))
     assert message.startswith("Examples must fit the model, its loss and its metrics. ")
-    assert "the model gives `3` values. Is it the right `loss`?" in message
+    assert "the model gives `3` values. Check that `loss` fits the targets." in message
     assert "\n" not in message
 
 

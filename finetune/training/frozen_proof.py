@@ -77,7 +77,7 @@ class FrozenProof:
         for record in reversed(self.records):
             if record.changed:
                 raise TrainingError(
-                    f"Frozen tensors stay bit-identical. {len(record.changed)} of {record.tensors} changed in "
+                    f"Frozen tensors must stay bit-identical. {len(record.changed)} of {record.tensors} changed in "
                     f"{record.stretch}: {quote(record.changed)}. If no callback of yours assigns to them, please "
                     "report this as a bug. Do not trust the trained model."
                 )

@@ -87,7 +87,7 @@ def _check_labels(model: keras.Model, examples: Examples) -> None:
 def _advice(model: keras.Model, y: np.ndarray) -> str:
     sizes = _sizes(model, "output_shape")
     output = f"the model gives {_shown(sizes)}" if sizes is not None else f"the model is `{model.name}`"
-    return f"The targets have {_shown(y.shape[1:])} per row, {output}. Is it the right `loss`?"
+    return f"The targets have {_shown(y.shape[1:])} per row, {output}. Check that `loss` fits the targets."
 
 
 def _sizes(model: keras.Model, name: str) -> tuple[int | None, ...] | None:

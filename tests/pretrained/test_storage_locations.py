@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from finetune.groups.layer_tree import layer_tree
-from finetune.pretrained.structure import saved_objects, storage_locations
+from finetune.pretrained.storage_locations import saved_objects, storage_locations
 
 # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

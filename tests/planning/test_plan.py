@@ -8,7 +8,7 @@ from keras import layers
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay, one_cycle
-from finetune.planning.weights import GroupSettings, make_plan
+from finetune.planning.plan import GroupSettings, make_plan
 
 
 def trained_with(optimizer, rate, *, peak=None, **more):

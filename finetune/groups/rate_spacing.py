@@ -115,7 +115,9 @@ def length_in_steps(
         GroupError: A bound is broken, the unit is unknown, or what it refers to is missing.
     """
     if unit not in _UNITS:
-        raise GroupError(f"A length is in {quote(_UNITS)}. Received: `{unit}`.{did_you_mean(str(unit), _UNITS)}")
+        raise GroupError(
+            f"The unit of a length must be one of {quote(_UNITS)}. Received: `{unit}`.{did_you_mean(str(unit), _UNITS)}"
+        )
     length = _number(value)
     if not 0 < length < math.inf:
         raise GroupError(f"A length in {unit} must be a finite number above 0. Received: `{value!r}`.")
@@ -158,8 +160,9 @@ def _in_backticks(what: str) -> str:
 def _advice(value: object) -> str:
     if _number(value) == 0:
         return (
-            "For an unchanged group say `frozen: true`: with a rate of 0 its moving statistics would still be updated."
+            "To keep a group unchanged, set `frozen: true`: with a rate of 0 its moving statistics would "
+            "still be updated."
         )
     if isinstance(value, str) and _NUMERIC.fullmatch(value):
-        return "That is text: write it without quotes and with a point, `1.0e-4`, as YAML reads `1e-4` as text."
+        return "That is text. Write it without quotes and with a decimal point, `1.0e-4`: YAML reads `1e-4` as text."
     return "Write a number such as `1.0e-4`."

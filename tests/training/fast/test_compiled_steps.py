@@ -10,9 +10,9 @@ from keras import layers
 
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training.fast.compiled_steps import FastFunction
+from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.fast_loop import FastLoop
-from finetune.training.fast.reasons import reason_against
-from finetune.training.fast.steps import FastFunction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 Adam, AdamW, SGD = keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD

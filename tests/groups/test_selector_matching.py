@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from finetune.groups.conditions import (
+from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.groups.selector_matching import (
     CONDITION_KINDS,
     Condition,
     malformed,
@@ -12,7 +13,6 @@ from finetune.groups.conditions import (
     out_of_range,
     without_match,
 )
-from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import Selector
 
 L = keras.layers
@@ -124,7 +124,7 @@ def test_layers_of_a_subclassed_model_may_have_names_of_several_parts():
 @pytest.mark.parametrize("kind", ["layers", "variables"])
 def test_a_malformed_slice_is_an_error_that_shows_well_formed_ones(kind, value):
     assert malformed(Condition("a", kind, value)) == (
-        f"group `a`: `{kind}: [{value}]` is not an index or slice. Write one such as `3`, `-1`, `0:40`, `40:` or `::2`."
+        f"group `a`: `{kind}: [{value}]` is not an index or slice. Write an index such as `3`, `-1`, `0:40`, `40:` or `::2`."
     )
 
 

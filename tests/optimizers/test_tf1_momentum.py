@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.optimizers import momentum
+from finetune.optimizers import tf1_momentum as momentum
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.momentum import Momentum
 from finetune.optimizers.schedules import exponential_decay
+from finetune.optimizers.tf1_momentum import Momentum
 
 tf1 = tf.compat.v1
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.

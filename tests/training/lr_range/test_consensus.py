@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetune.errors import FinetuneError
 from finetune.results.run_folder import write_json
-from finetune.training.lr_range.verdict import MAX_DISAGREEMENT, average, suggest
+from finetune.training.lr_range.consensus import MAX_DISAGREEMENT, average, suggest
 
 FILE = (Path(__file__).parents[2] / "data") / "lr_curves.json"
 CURVES = {curve["name"]: curve for curve in json.loads(FILE.read_text(encoding="utf-8"))["curves"]}
@@ -124,7 +124,8 @@ def test_a_loss_that_rises_from_the_first_step_needs_a_lower_start():
     verdict = suggest(RATES, 2 + np.maximum(X + 6, 0))
 
     assert (
-        verdict.refused == "The loss only rises, from a rate of 1.1e-06 on. Start lower, e.g. with a `start` of 1e-09."
+        verdict.refused
+        == "The loss only rises, starting at a rate of 1.1e-06. Start lower, e.g. with a `start` of 1e-09."
     )
 
 
@@ -176,7 +177,7 @@ def test_a_single_rule_is_no_consensus():
 
     assert verdict.used == ("steep",)
     assert verdict.refused == (
-        "At least 2 of the 4 rules must point at a place where the loss falls. Received: 1. " + CALMER
+        "At least 2 of the 4 rules must find a rate at which the loss falls. Received: 1. " + CALMER
     )
 
 

@@ -8,7 +8,7 @@ costs a fixed time, so on small models several steps share a call. Four parties 
 - the end of an epoch, and the end of a phase that is given in steps: they limit the next call (`limit_next_call`);
 - a loss that is not a finite number: it ends the call early.
 
-Only a train function of ours (`finetune.training.fast.steps.FastFunction`) has a `Calls`, which holds these numbers.
+Only our train function (`finetune.training.fast.compiled_steps.FastFunction`) has a `Calls`, which holds these numbers.
 Keras' own function always makes `model.steps_per_execution` steps, so the functions below do nothing to it, except for
 `divide_evenly`, which is for it alone.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from finetune.training.fast.reasons import reason_against
+from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.snapshot import no_trace
 
 CALL_SECONDS = 0.05  # of a call whose steps are chosen: callbacks and the progress bar then run 20 times a second

@@ -249,7 +249,7 @@ def _not_clear(rates: np.ndarray, fall: _Fall, divergence: int | None, num_steps
         measured = f"it falls by {fall.size:.2g}, and its repeats are {fall.band:.2g} apart"
         return f"The curve is too noisy: {measured}. {_CALMER}" if fall.band > MAX_BAND_TO_FALL * fall.size else None
     if divergence is not None and divergence < num_steps / 3:
-        return f"The loss only rises, from a rate of {rates[divergence]:.1e} on. {_lower(rates)}"
+        return f"The loss only rises, starting at a rate of {rates[divergence]:.1e}. {_lower(rates)}"
     if divergence is not None:
         return (
             f"The loss does not fall before it rises, at a rate of {rates[divergence]:.1e}: {measured}. Either the "
@@ -264,7 +264,7 @@ def _not_clear(rates: np.ndarray, fall: _Fall, divergence: int | None, num_steps
 def _no_agreement(used: Sequence[Suggestion], disagreement: float) -> str | None:
     if len(used) < 2:
         return (
-            f"At least 2 of the {len(RULES)} rules must point at a place where the loss falls. Received: {len(used)}. "
+            f"At least 2 of the {len(RULES)} rules must find a rate at which the loss falls. Received: {len(used)}. "
             f"{_CALMER}"
         )
     if disagreement <= MAX_DISAGREEMENT:

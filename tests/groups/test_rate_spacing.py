@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
-from finetune.groups.spacing import check_rate, discriminative_rates, length_in_steps, spread_rates
+from finetune.groups.rate_spacing import check_rate, discriminative_rates, length_in_steps, spread_rates
 
 rates = st.floats(1e-12, 10.0)
 sizes = st.integers(1, 60)
@@ -69,7 +69,7 @@ def test_a_spread_from_high_to_low_is_an_error_that_turns_it_round():
 
 @pytest.mark.parametrize("value", [0, 0.0, np.float32(0)])
 def test_a_rate_of_0_is_an_error_that_says_frozen(value):
-    with pytest.raises(GroupError, match=r"`peak` must be a finite number above 0. .* say `frozen: true`"):
+    with pytest.raises(GroupError, match=r"`peak` must be a finite number above 0. .* set `frozen: true`"):
         discriminative_rates(value, 3)
 
 
@@ -84,7 +84,7 @@ def test_anything_but_a_rate_is_an_error_that_shows_the_value(value):
 
 @pytest.mark.parametrize("text", ["1e-4", "0.5", "3"])
 def test_a_rate_that_yaml_read_as_text_gets_an_error_that_says_so(text):
-    with pytest.raises(GroupError, match="That is text: write it without quotes and with a point"):
+    with pytest.raises(GroupError, match=r"That is text\. Write it without quotes and with a decimal point"):
         check_rate(text)
 
 
@@ -164,6 +164,6 @@ def test_an_unknown_unit_is_an_error_with_the_nearest_one():
 
 
 def test_the_arithmetic_needs_no_tensorflow():
-    code = "import sys, finetune.groups.spacing; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, finetune.groups.rate_spacing; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ import pytest
 
 from finetune.errors import TrainingError
 from finetune.groups.layer_tree import layer_tree
-from finetune.training.proof import FrozenProof, checksums
+from finetune.training.frozen_proof import FrozenProof, checksums
 
 
 def leaves_of(model, *layers):

@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.fast.calls import (
+from finetune.training.fast.fast_loop import train_function
+from finetune.training.fast.steps_per_call import (
     MOST_STEPS,
     Calls,
     calls_restored,
@@ -16,7 +17,6 @@ from finetune.training.fast.calls import (
     share_calls,
     steps_done,
 )
-from finetune.training.fast.fast_loop import train_function
 
 X, Y = np.random.default_rng(0).standard_normal((2, 40, 6)).astype("float32")
 

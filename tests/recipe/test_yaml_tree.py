@@ -4,7 +4,7 @@ import pytest
 
 from finetune.errors import RecipeError
 from finetune.recipe.text import Node, Place, Problem
-from finetune.recipe.tree import follow, merged, name_of, report, tree_of, with_value
+from finetune.recipe.yaml_tree import follow, merged, name_of, report, tree_of, with_value
 
 FILE, OTHER = Place("a.yaml", 1, 1), Place("--set x")
 GROUPS = {"groups": [{"name": "stem", "rate": 1}, {"name": "head", "rate": 2}], "train": {"epochs": 3}}

@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from finetune.errors import GroupError
 from finetune.keras_private import held_rate, step_counter
-from finetune.optimizers.children import (
+from finetune.optimizers.group import Group
+from finetune.optimizers.group_optimizers import (
     adopt,
     check_rates_writable,
     made_outside_of_trace,
@@ -13,7 +14,6 @@ from finetune.optimizers.children import (
     reset_slots,
     track_all,
 )
-from finetune.optimizers.group import Group
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
 
@@ -150,3 +150,28 @@ def test_a_child_leaves_the_sum_over_replicas_to_its_parent_and_a_schedule_start
     child = optimizer.group_optimizers["body"]
     assert child._all_reduce_sum_gradients(["gradient"]) == ["gradient"]
     assert float(child.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize("parent_settings", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulating"])
+@pytest.mark.parametrize(
+    "rate", [0.5, keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)], ids=["number", "schedule"]
+)
+def test_slots_are_reset_whatever_the_rate_is_and_whether_gradients_are_accumulated(rate, parent_settings):
+    variable = tf.Variable([1.0, 2.0])
+    child = keras.optimizers.Adagrad(rate, initial_accumulator_value=0.25)
+    optimizer = GroupedOptimizer({"all": (child, variable)}, fused="off", **parent_settings)
+    for _ in range(2):
+        optimizer.apply([tf.ones(2)], [variable])
+    assert child._accumulators[0].numpy().tolist() == ([1.25, 1.25] if parent_settings else [2.25, 2.25])
+    reset_slots(optimizer._members.groups[0])
+    assert child._accumulators[0].numpy().tolist() == [0.25, 0.25]
+
+
+def test_the_multiplier_of_a_schedule_is_a_single_precision_number_whatever_the_models_type_is():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float16")
+    try:
+        _, _, rate = adopted(Adam(keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)))
+    finally:
+        keras.config.set_floatx(before)
+    assert rate.rate_variable.dtype == "float32"

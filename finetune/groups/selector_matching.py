@@ -44,7 +44,8 @@ def malformed(condition: Condition) -> str:
             return f"group `{group}`: {condition} is not the name of a layer or weight. Write a name such as `head`."
     elif _index_or_slice(value) is None:
         return (
-            f"group `{group}`: {condition} is not an index or slice. Write one such as `3`, `-1`, `0:40`, `40:` or "
+            f"group `{group}`: {condition} is not an index or slice. Write an index such as `3`, `-1`, `0:40`, "
+            "`40:` or "
             "`::2`."
         )
     return ""

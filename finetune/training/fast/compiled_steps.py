@@ -23,9 +23,9 @@ from finetune import keras_private
 from finetune.errors import TrainingError
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.unwrap import unwrap
-from finetune.training.fast.calls import Calls
-from finetune.training.fast.reasons import reason_against
+from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.fast.fallback_reasons import reason_against
+from finetune.training.fast.steps_per_call import Calls
 from finetune.training.step import compile_state, loss_and_gradients
 
 

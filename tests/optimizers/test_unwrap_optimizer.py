@@ -1,6 +1,6 @@
 import keras
 
-from finetune.optimizers.unwrap import unwrap
+from finetune.optimizers.unwrap_optimizer import unwrap
 
 
 def test_the_optimizer_inside_a_loss_scale_optimizer_is_returned():
