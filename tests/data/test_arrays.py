@@ -53,18 +53,18 @@ def test_examples_may_be_text(write):
     assert read_npz(write(**text)).x_test[0] == "a b"
 
 
-def test_a_missing_array_is_told_with_the_names_found(write):
+def test_a_missing_array_is_reported_with_the_names_found(write):
     said = message(write(y_test=None, x_validation=None, y_validation=None))
     assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` are missing" in said
     assert "It holds `x_train`, `x_test`, `y_train`." in said
 
 
-def test_a_misspelt_array_is_told_with_the_nearest_name(write):
+def test_a_misspelt_array_is_reported_with_the_nearest_name(write):
     said = message(write(x_validation=None, y_validation=None, x_validate=np.ones((2, 3))))
     assert "also holds `x_validate`. Did you mean `x_validation` or" in said
 
 
-def test_rows_that_disagree_are_told_with_both_counts(write):
+def test_rows_that_disagree_are_reported_with_both_counts(write):
     said = message(write(y_train=np.arange(3), y_test=np.arange(5)))
     assert "`x_train` with 4 rows and `y_train` with 3; `x_test` with 2 rows and `y_test` with 5" in said
 
@@ -78,7 +78,7 @@ def test_values_that_are_not_finite_are_counted(write):
     assert "`x_train` with 2 values that are not finite" in message(write(x_train=np.array([[1, np.nan, np.inf]] * 1)))
 
 
-def test_rows_of_another_shape_are_told_with_both_shapes(write):
+def test_rows_of_another_shape_are_reported_with_both_shapes(write):
     assert "`x_test` of shape (5,) per row and `x_train` of (3,)" in message(write(x_test=np.ones((2, 5))))
 
 
@@ -86,7 +86,7 @@ def test_validation_inputs_without_targets_are_an_error(write):
     assert "only one of `x_validation` and `y_validation`" in message(write(y_validation=None))
 
 
-def test_a_missing_file_is_told_with_its_neighbours(write):
+def test_a_missing_file_is_reported_with_its_neighbours(write):
     path = write("digits.npz")
     said = message(path.with_name("digit.npz"))
     assert "does not exist" in said

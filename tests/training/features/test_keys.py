@@ -70,7 +70,7 @@ def test_the_number_of_passes_and_the_layers_in_inference_mode_change_the_key():
     assert len({key(), key(passes=2), key(model, inference=frozenset([id(model.get_layer("bn"))]))}) == 3
 
 
-def test_text_is_told_apart_by_where_it_ends():
+def test_texts_of_other_ends_have_other_keys():
     table = layers.StringLookup(vocabulary=["a", "b"])
     inputs = keras.Input((2,), dtype="string")
     model = keras.Model(inputs, layers.Dense(2)(layers.Embedding(4, 3, name="e")(table(inputs))))
