@@ -313,7 +313,7 @@ def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples
 
 PARTS = '''
 import keras, numpy as np, tensorflow as tf
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 
 @keras.saving.register_keras_serializable("parts")
 class Odd(keras.layers.Layer):

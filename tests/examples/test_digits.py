@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.arrays import check_examples
+from finetune.data.examples import check_examples
 from finetune.errors import DataError
 from finetune.examples import digits
 from finetune.examples.digits import enlarge, small_cnn, uci_digits

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.errors import DataError, GroupError, TrainingError
 from finetune.training.try_examples import explained, try_examples
 
