@@ -22,6 +22,7 @@ class RestorePlan:
         unused: Weights of the file that the model lacks.
         shape_conflict: Pairs that belong together but differ in shape, or of which only one holds integers.
         excluded: Weights of the model that keep their fresh values.
+        others: What else the file holds: slots of optimizers, averages, counters and so on.
         problems: Why the file must not be restored, one text for each kind of problem; empty if it fits.
     """
 
@@ -32,6 +33,7 @@ class RestorePlan:
     unused: tuple[StoredTensor, ...]
     shape_conflict: tuple[Pair, ...]
     excluded: tuple[Leaf, ...]
+    others: tuple[StoredTensor, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
