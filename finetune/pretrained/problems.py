@@ -181,10 +181,8 @@ def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
 def nothing_restored(plan: RestorePlan) -> Iterator[str]:
     """Yields a message if no weight would be restored."""
     if not plan.restored:
-        yield (
-            "At least one weight must be restored, and no weight of the file would be. "
-            f"The file holds {quote(tensor.name for tensor in [*plan.unused, *plan.others]) or 'only excluded layers'}."
-        )
+        held = quote(tensor.name for tensor in (plan.unused or plan.others)) or "only weights of excluded layers"
+        yield (f"At least one weight must be restored, and no weight of the file would be. The file holds {held}.")
 
 
 def _count(items: Iterable[object], singular: str, plural: str) -> str:

@@ -22,8 +22,8 @@ class RestorePlan:
         unused: Weights of the file that the model lacks.
         shape_conflict: Pairs that belong together but differ in shape, or of which only one holds integers.
         excluded: Weights of the model that keep their fresh values.
-        others: What else the file holds: slots of optimizers, averages, counters and so on.
         problems: Why the file must not be restored, one text for each kind of problem; empty if it fits.
+        others: What else the file holds: slots of optimizers, averages, counters and so on.
     """
 
     path: str
@@ -33,8 +33,8 @@ class RestorePlan:
     unused: tuple[StoredTensor, ...]
     shape_conflict: tuple[Pair, ...]
     excluded: tuple[Leaf, ...]
-    others: tuple[StoredTensor, ...] = ()
     problems: tuple[str, ...] = ()
+    others: tuple[StoredTensor, ...] = ()
 
     @property
     def coverage(self) -> float:
