@@ -194,7 +194,7 @@ def inspect(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List what a file of pretrained weights holds: name, shape, type and size of each."""
+    """List what a file of pretrained weights holds: name, role, shape, type and size of each tensor."""
     from finetune.commands.inspect import inspect as inspect_file
 
     print(inspect_file(path, json=json))
