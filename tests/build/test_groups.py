@@ -165,7 +165,7 @@ def test_strategies_of_groups_and_phases_leave_out_what_the_model_brings_frozen(
     groups = "groups: {by: layer, peak: 1e-2, decay: 2, optimizer: sgd}"
     (tmp_path / "r.yaml").write_text(
         f"model: {{keras_file: m.keras}}\ndata: {{npz: d.npz}}\n{groups}\nphases: gradual_unfreezing\n"
-        "train: {loss: mse, epochs: 2}\n"
+        "train: {loss: mse, epochs: 3}\n"
     )
     layout = lay_out(tmp_path / "r.yaml")
     assert {group.name: group.frozen for group in layout.groups} == {"stem": True, "body": False, "head": False}
