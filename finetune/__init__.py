@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 # Every public name and the module that defines it. The imports under TYPE_CHECKING say the same to type checkers;
 # `tests/test_package.py` holds the two equal.
 _MODULES = {
-    "Examples": "data.arrays",
+    "Examples": "data.examples",
     "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
     "GroupedOptimizer": "optimizers.grouped",
@@ -43,7 +43,7 @@ __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll] - the 
 if TYPE_CHECKING:
     from finetune.commands.plan import plan as plan
     from finetune.commands.run import run as run
-    from finetune.data.arrays import Examples as Examples
+    from finetune.data.examples import Examples as Examples
     from finetune.errors import FinetuneError as FinetuneError
     from finetune.groups.layer_tree import layer_tree as layer_tree
     from finetune.groups.rate_spacing import discriminative_rates as discriminative_rates

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for each layer group.\n\n"
-    "Start with `finetune check recipe.yaml` (is it well written?), then `finetune plan recipe.yaml` (what will happen "
+    "Start with `finetune check recipe.yaml` (is it valid?), then `finetune plan recipe.yaml` (what will happen "
     "to every weight?), then `finetune run recipe.yaml`.",
 )
 
@@ -195,7 +194,7 @@ def inspect(
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List what a file of pretrained weights holds: name, shape, type and size of each."""
+    """List what a file of pretrained weights holds: name, role, shape, type and size of each tensor."""
     from finetune.commands.inspect import inspect as inspect_file
 
     print(inspect_file(path, json=json))
@@ -242,6 +241,7 @@ def reference(
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error. Accepted anywhere on the command line.")
@@ -251,6 +251,10 @@ def options(
     if version:
         print(f"finetune {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        # `no_args_is_help` does the same, but exits 0 or 2 depending on the version of Click.
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 def _console(*, stderr: bool = False) -> "Console":

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import finetune
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.examples.digits import small_cnn, uci_digits
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "recipes" / "weights" / "mnist_cnn.weights.h5"

@@ -30,7 +30,7 @@ from strategy_tables import BASELINE, Cell, Key, draw, key_of, scores, text
 import finetune
 from finetune.build.data import RunLength
 from finetune.build.rates import build_rate
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.recipe.phase_strategies import STRATEGIES, written_out
 from finetune.results.run_folder import replacing

@@ -105,7 +105,7 @@ def test_reference_writes_outputs_that_a_run_is_held_to(tiny_files, recipe, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_all_problems_are_told_at_once_with_file_line_and_column(recipe):
+def test_all_problems_are_reported_at_once_with_file_line_and_column(recipe):
     text = recipe.read_text()
     for old, new in [("seed: 3", "seed: -3"), ("momentum: 0.9}", "learning_rate: 1}"), ("epochs: 2", "epoch: 2")]:
         assert old in text
@@ -138,7 +138,7 @@ def test_code_of_others_needs_to_be_allowed_by_name(recipe):
     refused("check", recipe, *override, "--allow-code", "my_pack")
 
 
-def test_a_missing_recipe_is_told_with_the_nearest_name(recipe):
+def test_a_missing_recipe_is_reported_with_the_nearest_name(recipe):
     assert refused("check", "tny.yaml") == "error: The recipe `tny.yaml` does not exist. Did you mean `tiny.yaml`?\n"
 
 

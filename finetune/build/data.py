@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor
 
 import keras
 import tensorflow as tf
 
-from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
-from finetune.data.batches import batches_in_order, measurement_batches
+from finetune.data.batches import measurement_batches
+from finetune.data.examples import Examples, check_examples, make_examples
+from finetune.data.npz import read_npz
 from finetune.errors import RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.models.builders import call_builder
@@ -77,12 +78,12 @@ def build_examples(recipe: Recipe) -> Examples:
     else:
         assert source.builder  # the schema requires exactly one source
         examples = check_examples(call_builder(source.builder, source.arguments))
-    return _with_validation_rows(recipe, with_text_as_objects(examples))
+    return _with_validation_rows(recipe, examples)
 
 
 def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     """Takes `train.validation_fraction` of the training rows off their end, as Keras' `validation_split` does."""
-    fraction, total = recipe.train.validation_fraction, len(examples.x_train)
+    fraction, total = recipe.train.validation_fraction, len(examples.train)
     if not fraction:
         return examples
     rows = floor(total * (1.0 - fraction))  # written as Keras writes it: another order of operations rounds otherwise
@@ -94,13 +95,13 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     if wrong:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
-    x, y = examples.x_train, examples.y_train
-    return replace(examples, x_train=x[:rows], y_train=y[:rows], x_validation=x[rows:], y_validation=y[rows:])
+    train, validation = examples.train.select(slice(rows)), examples.train.select(slice(rows, None))
+    return make_examples(train, examples.test, validation, examples.class_names)
 
 
 def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
     """Returns the number of batches in an epoch, as Keras counts them: the last batch may be smaller."""
-    return ceil(len(examples.x_train) / recipe.train.batch_size)
+    return ceil(len(examples.train) / recipe.train.batch_size)
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
@@ -111,4 +112,4 @@ def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes batches of all training rows, in their order."""
-    return batches_in_order(examples.x_train, examples.y_train, batch_size=recipe.train.batch_size)
+    return examples.train.batches(recipe.train.batch_size)

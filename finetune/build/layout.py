@@ -16,7 +16,7 @@ from finetune.build.model import build_model, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.plan import GroupSettings, Plan, make_plan

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from finetune.build.data import RunLength
 from finetune.build.rates import build_rate
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.errors import GroupError, RecipeError
 from finetune.groups.selectors import LayerGroup
 from finetune.recipe.groups import GroupSpec
@@ -116,7 +116,7 @@ def build_phases(
 def _check_monitored(phase: PhaseSpec, examples: Examples, place: str) -> None:
     for name in ("until", "reduce_on_plateau"):
         part = getattr(phase, name)
-        if part and part.monitor.startswith("val_") and examples.x_validation is None:
+        if part and part.monitor.startswith("val_") and examples.validation is None:
             raise RecipeError(
                 f"{place}: `{name}` monitors `{part.monitor}`, but there are no validation examples. Set "
                 "`train.validation_fraction`, or monitor `loss`."

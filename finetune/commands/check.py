@@ -1,4 +1,4 @@
-"""`finetune check`: is a recipe well written? Answers without loading TensorFlow."""
+"""`finetune check`: is a recipe valid? Answers without loading TensorFlow."""
 
 import os
 from collections.abc import Sequence

@@ -106,11 +106,17 @@ def _from_recipe(
     recipe = load_recipe(path, overrides=overrides, allow_code=allow_code)
     with precision(recipe):
         model = build_model(recipe)
-        rows = rows or {"": build_examples(recipe).x_test[:_ROWS]}
+        rows = rows or _by_name(build_examples(recipe).test.first(_ROWS)[0])
         report = restore_weights(recipe, model, verify=False)  # the reference that `verify` names is yet to be written
     if report and not layers:
         _require_whole(report, model)
     return model, rows
+
+
+def _by_name(x: Any) -> dict[str, np.ndarray]:
+    """Returns the inputs of a network as arrays by name, a single input under an empty name."""
+    by_name = x if isinstance(x, dict) else {"": x}
+    return {name: np.asarray(keras.ops.convert_to_numpy(array)) for name, array in by_name.items()}
 
 
 def _require_whole(report: RestoreReport, model: keras.Model) -> None:

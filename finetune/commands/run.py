@@ -27,6 +27,8 @@ from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.try_examples import explained
 
+_EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -155,8 +157,7 @@ def _fit_options(layout: Layout) -> FitOptions:
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:
-    examples = layout.examples
-    metrics = layout.model.evaluate(examples.x_test, examples.y_test, verbose=0, return_dict=True)
+    metrics = layout.model.evaluate(layout.examples.test.batches(_EVALUATED_ROWS), verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples, Split, make_examples
 from finetune.errors import DataError
 
 _FILE = Path(__file__).with_name("uci_digits.npz")
@@ -65,7 +65,7 @@ def uci_digits(train_rows: int = 100, test_rows: int = 1000, validation_rows: in
     test, validation = order[:test_rows], order[left:]
     train = _classes_in_turn(order[test_rows:left], labels)[:train_rows]
     parts = [train, test, validation] if validation_rows else [train, test]
-    return Examples(*(array for rows in parts for array in (enlarge(images[rows]), labels[rows])))
+    return make_examples(*(Split(enlarge(images[rows]), labels[rows]) for rows in parts))
 
 
 def enlarge(images: np.ndarray) -> np.ndarray:

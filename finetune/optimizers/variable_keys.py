@@ -87,10 +87,10 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
     matched = _match_by_path(sought, free) or _match_by_position(sought, free)
     if matched is None:
         missing = (
-            f"{len(free)} variables of the groups do not exist yet: "
+            f"{len(free)} variables of the groups are not matched yet: "
             f"{quote([f'{key.path} {key.shape}' for key in free])}."
             if free
-            else "All variables of the groups are there already."
+            else "All variables of the groups are matched already."
         )
         raise GroupError(
             f"An optimizer updates the variables that it was made for. {len(variables)} variables belong to no group: "

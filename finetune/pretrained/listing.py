@@ -9,37 +9,50 @@ import ml_dtypes  # noqa: F401 - makes NumPy know `bfloat16` by name
 import numpy as np
 
 from finetune.pretrained.formats.readers import read_weights
+from finetune.pretrained.formats.weight_file import StoredTensor
 
 
 def list_weights(path: str | Path) -> dict[str, Any]:
-    """Lists the weights in a file without reading their values.
+    """Lists the weights in a file, and what else it holds, without reading values.
 
     Args:
         path: Anything that `finetune.pretrained.formats.readers.read_weights` takes.
 
     Returns:
-        `path`, `kind`, `weights` (each with `name`, `shape`, `dtype`, `parameters` and `bytes`), the sums `parameters`
-        and `bytes`, and under `dtypes` how many weights there are of each type.
+        `path`, `kind`, `weights` and `others` (each a list of tensors with `name`, `role`, `of`, `shape`, `dtype`,
+        `parameters` and `bytes`; `of` is the weight that a slot or an average belongs to, where the file tells). Of the
+        weights the sums `parameters` and `bytes`, and under `dtypes` how many there are of each type; under `roles` how
+        many tensors there are of each role.
 
     Raises:
         RestoreError: As `read_weights` does.
     """
     weight_file = read_weights(path)
-    weights = [
-        {
-            "name": tensor.name,
-            "shape": list(tensor.shape),
-            "dtype": tensor.dtype,
-            "parameters": prod(tensor.shape),
-            "bytes": prod(tensor.shape) * np.dtype(tensor.dtype).itemsize,
-        }
-        for tensor in weight_file.tensors
-    ]
+    weights, others = (list(map(_row, tensors)) for tensors in (weight_file.tensors, weight_file.others))
     return {
         "path": weight_file.path,
         "kind": weight_file.kind,
         "weights": weights,
+        "others": others,
         "parameters": sum(row["parameters"] for row in weights),
         "bytes": sum(row["bytes"] for row in weights),
         "dtypes": dict(Counter(row["dtype"] for row in weights)),
+        "roles": dict(Counter(row["role"] for row in [*weights, *others])),
+    }
+
+
+def _row(tensor: StoredTensor) -> dict[str, Any]:
+    count = prod(tensor.shape)
+    try:
+        size = count * np.dtype(tensor.dtype).itemsize
+    except TypeError:  # texts and tables of TensorFlow have no fixed size
+        size = 0
+    return {
+        "name": tensor.name,
+        "role": tensor.role,
+        "of": tensor.of,
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "parameters": count,
+        "bytes": size,
     }

@@ -10,6 +10,14 @@ from dataclasses import replace
 
 from finetune.errors import RestoreError, quote
 from finetune.groups.layer_tree import LayerTree
+from finetune.pretrained.formats.tensor_roles import (
+    AVERAGE,
+    OTHER,
+    SLOT,
+    WEIGHT,
+    is_named_as_average,
+    is_named_as_slot,
+)
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 from finetune.pretrained.matching_rules import Pair, pair_weights
 from finetune.pretrained.problems import (
@@ -58,10 +66,10 @@ def match(
         RestoreError: A rule of `rename` or `transform` is not valid or does not fit the weights.
     """
     exclude = tuple(exclude)  # read several times below, and a generator can be read once
-    renamed, unmatched_rules = _renamed(weight_file.tensors, rename or {})
-    tensors = apply_transforms(renamed, transform)
+    renamed, unmatched_rules = _renamed([*weight_file.tensors, *weight_file.others], rename or {})
+    tensors = apply_transforms(_candidates(renamed, tree), transform)
     # A name that a rule made was made for this model: it counts more than a name that happens to be in the file.
-    chosen_names = {tensor.name for tensor in tensors if tensor.steps}
+    chosen_names = {tensor.name for tensor in tensors if set(tensor.steps) - {"average"}}
     pairs, disputed = pair_weights(tree.leaves, tensors, locations or {}, chosen_names)
     # From here on tensors have the names of the file again, which is what the messages show.
     claimants = {name: [_named_as_in_file(tensor) for tensor in claims] for name, claims in disputed.items()}
@@ -103,10 +111,37 @@ def _renamed(tensors: Sequence[StoredTensor], rules: Mapping[str, str]) -> tuple
     renamed = [
         tensor
         if tensor.name == name
-        else replace(tensor, name=name, aliases=(), locations=(), origin=(tensor.name,), steps=("rename",))
+        else replace(
+            tensor, name=name, aliases=(), locations=(), origin=(tensor.in_file,), steps=(*tensor.steps, "rename")
+        )
         for tensor, name in zip(tensors, names, strict=True)
     ]
     return renamed, problems
+
+
+def _candidates(tensors: Sequence[StoredTensor], tree: LayerTree) -> list[StoredTensor]:
+    """Returns the tensors that may be weights of the model: the file's weights, and what the user or the model names.
+
+    What a reader took for a slot, an average or a counter is a weight if the model has a weight of that very name, or
+    if `rename` gave it the name of a weight: `{"/ExponentialMovingAverage$": ""}`. Renamed, it takes the place of the
+    file's own weight of this name.
+    """
+
+    def is_asked_for(tensor: StoredTensor) -> bool:
+        if tensor.name in tree.by_name or tensor.name.replace(".", "/") in tree.by_name:
+            return True
+        # Rules such as `{"^": "net/"}` rename slots along with their weights; they stay slots.
+        is_renamed = "rename" in tensor.steps and _last(tensor.name) != _last(tensor.origin[0])
+        is_state = not tensor.shape or is_named_as_average(tensor.name) or is_named_as_slot(tensor.name)
+        return is_renamed and not is_state and tensor.role in (SLOT, AVERAGE, OTHER)
+
+    others = [tensor for tensor in tensors if tensor.role != WEIGHT and is_asked_for(tensor)]
+    replaced = {tensor.name for tensor in others if "rename" in tensor.steps}
+    return [*(t for t in tensors if t.role == WEIGHT and t.name not in replaced), *others]
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _named_as_in_file(tensor: StoredTensor) -> StoredTensor:
@@ -147,7 +182,9 @@ def _sorted_out(
     excluded = tuple(leaf for leaf in tree.leaves if is_under(leaf.name, exclude))
     left = [tensor for tensor in tensors if id(tensor) not in paired_tensors]
     # What the file has for an excluded layer is not unused, under whichever name.
+    left = [tensor for tensor in left if tensor.role == WEIGHT]
     unused = [t for t in left if not any(is_under(name, exclude) for name in (t.name, *t.aliases, *t.origin))]
+    taken = {name for pair in pairs for name in pair.tensor.origin or (pair.tensor.name,)}
     return RestorePlan(
         weight_file.path,
         weight_file.kind,
@@ -156,6 +193,7 @@ def _sorted_out(
         unused=tuple(map(_named_as_in_file, unused)),
         shape_conflict=tuple(pair for pair in kept if not _fits(pair)),
         excluded=excluded,
+        others=tuple(tensor for tensor in weight_file.others if tensor.name not in taken),
     )
 
 

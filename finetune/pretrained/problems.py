@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from finetune.errors import did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
+from finetune.pretrained.formats.tensor_roles import AVERAGE
 from finetune.pretrained.formats.weight_file import StoredTensor
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
@@ -62,6 +63,7 @@ def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str
             f"Each weight of the model must be in the file, and {_count(missing, 'is', 'are')} not: {listed}. "
             f"Exclude {_layers(missing)} to keep fresh weights there, `rename` the file's weights, or name a prefix in "
             f"`allow_missing`.{_rename_hint(missing, plan.unused)}{_lists_hint(plan, missing)}"
+            f"{_averages_hint(plan, missing)}"
         )
 
 
@@ -100,6 +102,16 @@ def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
         return ""
     return (
         " TensorFlow's checkpoints leave out what a Keras 3 model holds in lists or dicts: save it with `save_weights`."
+    )
+
+
+def _averages_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
+    averaged = {tensor.of for tensor in plan.others if tensor.role == AVERAGE}
+    count = sum(leaf.name in averaged for leaf in missing) or len(averaged)
+    if not averaged:
+        return ""
+    return (
+        f" The file holds moving averages of {_count(range(count), 'weight', 'weights')}: `averages: true` takes them."
     )
 
 
@@ -169,10 +181,8 @@ def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
 def nothing_restored(plan: RestorePlan) -> Iterator[str]:
     """Yields a message if no weight would be restored."""
     if not plan.restored:
-        yield (
-            "At least one weight must be restored, and no weight of the file would be. "
-            f"The file holds {quote(tensor.name for tensor in plan.unused) or 'only weights of excluded layers'}."
-        )
+        held = quote(tensor.name for tensor in (plan.unused or plan.others)) or "only weights of excluded layers"
+        yield (f"At least one weight must be restored, and no weight of the file would be. The file holds {held}.")
 
 
 def _count(items: Iterable[object], singular: str, plural: str) -> str:

@@ -4,9 +4,10 @@ A reader who wants to know *which* weight goes where continues with `matching.py
 `formats/readers.py`. This module assigns the values and compares checksums.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tensorflow as tf
 from finetune.checksum import as_array, checksum
 from finetune.errors import RestoreError, quote, reason
 from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.pretrained.averages import with_averages
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.matching_rules import Pair
@@ -23,6 +25,7 @@ from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, r
 from finetune.pretrained.restore_plan import dtype_of
 from finetune.pretrained.storage_locations import storage_locations
 from finetune.pretrained.transforms import Transform
+from finetune.results.formatting import counts_text
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class RestoreReport:
         unused: Names in the file that the model lacks (and that were allowed to be unused).
         shape_conflict: Names of weights that differ in shape; always empty after a restore.
         excluded: Checksums of the weights that kept their fresh values, by name.
+        others: How many tensors of each other role the file holds: slots of optimizers, averages, counters, ...
         coverage: Share of the model's parameters outside of `exclude` that was restored, 0 to 1.
         verified: The file of reference outputs that the restored model agrees with; empty without `verify`.
         difference: The largest absolute difference from these outputs; `None` without `verify`.
@@ -76,6 +80,7 @@ class RestoreReport:
     unused: tuple[str, ...]
     shape_conflict: tuple[str, ...]
     excluded: Mapping[str, str]
+    others: Mapping[str, int] = field(default_factory=dict)
     coverage: float = 1.0
     verified: str = ""
     difference: float | None = None
@@ -92,12 +97,15 @@ class RestoreReport:
     def summary(self) -> str:
         """Returns the report in one line."""
         cast = sum(bool(weight.cast_from) for weight in self.restored)
+        averaged = sum("average" in weight.how.split(", ") for weight in self.restored)
         parts = [
             f"{len(self.restored)} weights restored from {self.path} ({self.kind}), read back bit for bit",
+            f"{averaged} of them moving averages" if averaged else "",
             f"{cast} of them cast" if cast else "",
             f"{len(self.excluded)} excluded" if self.excluded else "",
             f"{len(self.missing)} missing ({1 - self.coverage:.1%} of the parameters)" if self.missing else "",
             f"{len(self.unused)} unused" if self.unused else "",
+            f"not read: {counts_text(self.others)}" if self.others else "",
             f"outputs agree with {self.verified} (within {self.difference:.2g})" if self.verified else "",
         ]
         return ", ".join(filter(None, parts))
@@ -110,6 +118,7 @@ def restore(
     exclude: Iterable[str] = (),
     rename: Mapping[str, str] | None = None,
     transform: Iterable[Transform] = (),
+    averages: bool = False,
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
     min_coverage: float = 0.0,
@@ -140,6 +149,8 @@ def restore(
         rename: Regular expressions and their replacements, applied to the file's names one after the other with
             `re.sub`.
         transform: Rules that convert the renamed weights to Keras' layout, applied one after the other.
+        averages: Whether to take the moving averages that a file of TF1 or TF2 holds in place of the weights, where a
+            weight has an average.
         allow_missing: Prefixes of the model's names that the file may lack.
         allow_unused: Prefixes of the file's names that the model may lack.
         min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1, whatever
@@ -159,9 +170,10 @@ def restore(
     """
     is_tree = isinstance(model_or_tree, LayerTree)
     tree = model_or_tree if is_tree else tree or layer_tree(model_or_tree)
+    weight_file = read_weights(path)
     plan = match(
         tree,
-        read_weights(path),
+        with_averages(weight_file) if averages else weight_file,
         exclude=exclude,
         rename=rename,
         transform=transform,
@@ -215,6 +227,7 @@ def _apply(plan: RestorePlan) -> RestoreReport:
         unused=tuple(tensor.name for tensor in plan.unused),
         shape_conflict=tuple(pair.leaf.name for pair in plan.shape_conflict),
         excluded=excluded,
+        others=dict(Counter(tensor.role for tensor in plan.others)),
         coverage=plan.coverage,
     )
 

@@ -23,6 +23,7 @@ class RestorePlan:
         shape_conflict: Pairs that belong together but differ in shape, or of which only one holds integers.
         excluded: Weights of the model that keep their fresh values.
         problems: Why the file must not be restored, one text for each kind of problem; empty if it fits.
+        others: What else the file holds: slots of optimizers, averages, counters and so on.
     """
 
     path: str
@@ -33,6 +34,7 @@ class RestorePlan:
     shape_conflict: tuple[Pair, ...]
     excluded: tuple[Leaf, ...]
     problems: tuple[str, ...] = ()
+    others: tuple[StoredTensor, ...] = ()
 
     @property
     def coverage(self) -> float:

@@ -100,6 +100,7 @@ class Restore(Part):
         exclude: Prefixes of layers that keep their fresh weights.
         rename: Regular expressions over the file's names, and what replaces them.
         transform: Rules for the weights after renaming, applied in order.
+        averages: Whether moving averages in the file are taken in place of its weights.
         allow_missing: Prefixes of layers that may lack weights in the file.
         allow_unused: Prefixes of the file's names that may go unused.
         min_coverage: Share of the parameters outside `exclude` that must come from the file, in (0, 1].
@@ -112,6 +113,7 @@ class Restore(Part):
     exclude: OneOrMore[Text] = ()
     rename: dict[Regex, str] = Field(default_factory=dict)
     transform: ListOf[TransformRule] = ()
+    averages: bool = False
     allow_missing: OneOrMore[Text] = ()
     allow_unused: OneOrMore[Text] = ()
     min_coverage: Fraction | None = None

@@ -1,6 +1,6 @@
 """Numbers as short text, in one way for tables, plots and messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -32,3 +32,12 @@ def rate_text(rate: float) -> str:
         return f"{rate:.2g}"
     mantissa, _, exponent = f"{rate:.1e}".partition("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Writes how many there are of each kind.
+
+    >>> counts_text({"slot": 20, "counter": 1})
+    '20 slots, 1 counter'
+    """
+    return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items())

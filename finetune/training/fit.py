@@ -15,8 +15,8 @@ from typing import Any
 import keras
 from rich.console import Console
 
-from finetune.data.arrays import Examples
 from finetune.data.batches import measurement_batches
+from finetune.data.examples import Examples
 from finetune.errors import TrainingError
 from finetune.groups.selectors import LayerGroup
 from finetune.training.callbacks import (
@@ -162,7 +162,7 @@ class _RunFit:
         console: Console,
     ):
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
-        self.validation = None if examples.x_validation is None else (examples.x_validation, examples.y_validation)
+        self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv")
@@ -177,8 +177,7 @@ class _RunFit:
         ]
         self.data = CachedBatches(
             model,
-            examples.x_train,
-            examples.y_train,
+            examples.train,
             mode=options.cache,
             passes=options.cache_passes,
             batch_size=options.batch_size,
@@ -212,7 +211,6 @@ class _RunFit:
             epochs=epochs,
             initial_epoch=initial_epoch,
             validation_data=self.validation,
-            validation_batch_size=self.options.batch_size,
             shuffle=False,  # the batches come shuffled
             verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
             callbacks=[*self.observers, *sharing, *callbacks],

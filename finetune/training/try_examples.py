@@ -6,8 +6,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.errors import DataError, FinetuneError, quote, reason
 
 
@@ -21,9 +22,9 @@ def try_examples(model: keras.Model, examples: Examples) -> None:
     Raises:
         DataError: The examples do not fit the model, its loss or its metrics.
     """
-    _check_shape(model, examples.x_train)
+    x, y = examples.train.first(2)
+    _check_shape(model, x)
     _check_labels(model, examples)
-    x, y = examples.x_train[:2], examples.y_train[:2]
     with explained(DataError, "Examples must fit the model, its loss and its metrics.", _advice(model, y)):
         outputs = model(x, training=False)
         model.compute_loss(x, y, outputs, training=False)
@@ -52,10 +53,12 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
         raise kind(f"{rule} {type(error).__name__}: {reason(error)}. {advice}") from error
 
 
-def _check_shape(model: keras.Model, x: np.ndarray) -> None:
-    model_sizes, sizes = _sizes(model, "input_shape"), x.shape[1:]
-    if model_sizes is None:  # several inputs, or a subclassed model, which only shows its shapes when it is called
+def _check_shape(model: keras.Model, x: Any) -> None:
+    model_sizes = _sizes(model, "input_shape")
+    # Several inputs, or a subclassed model, which only shows its shapes when it is called.
+    if model_sizes is None or not tf.is_tensor(x):
         return
+    sizes = tuple(x.shape[1:])
     fits = len(model_sizes) == len(sizes) and all(
         model_size in (None, size) for model_size, size in zip(model_sizes, sizes, strict=True)
     )
@@ -75,7 +78,8 @@ def _check_labels(model: keras.Model, examples: Examples) -> None:
     allowed = {*range(sizes[-1]), getattr(model.loss, "ignore_class", None)}
     for name in ("y_train", "y_test", "y_validation"):
         labels = getattr(examples, name)
-        wrong = [] if labels is None else [label for label in np.unique(labels).tolist() if label not in allowed]
+        known = np.unique(labels).tolist() if isinstance(labels, np.ndarray) else []
+        wrong = [label for label in known if label not in allowed]
         if wrong:
             raise DataError(
                 "Labels must be the numbers of the classes, from 0. "
@@ -84,10 +88,11 @@ def _check_labels(model: keras.Model, examples: Examples) -> None:
             )
 
 
-def _advice(model: keras.Model, y: np.ndarray) -> str:
+def _advice(model: keras.Model, y: Any) -> str:
     sizes = _sizes(model, "output_shape")
     output = f"the model gives {_shown(sizes)}" if sizes is not None else f"the model is `{model.name}`"
-    return f"The targets have {_shown(y.shape[1:])} per row, {output}. Check that `loss` fits the targets."
+    targets = _shown(tuple(y.shape[1:])) if tf.is_tensor(y) else f"{len(tf.nest.flatten(y))} arrays"
+    return f"The targets have {targets} per row, {output}. Check that `loss` fits the targets."
 
 
 def _sizes(model: keras.Model, name: str) -> tuple[int | None, ...] | None:

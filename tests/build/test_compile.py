@@ -64,7 +64,7 @@ def test_a_class_is_found_however_its_name_is_cut_into_words(compiled):
         ("metrics", "deserialize", ""),
     ],
 )
-def test_a_name_that_keras_does_not_know_is_told_with_its_place_and_the_nearest(compiled, where, name, nearest):
+def test_a_name_that_keras_does_not_know_is_reported_with_its_place_and_the_nearest(compiled, where, name, nearest):
     with pytest.raises(RecipeError) as error:
         compiled(f"train.{where}={name}")
     message = str(error.value)
@@ -81,7 +81,7 @@ def test_a_name_that_keras_does_not_know_is_told_with_its_place_and_the_nearest(
         ("iou", "missing 2 required positional arguments"),
     ],
 )
-def test_arguments_that_do_not_fit_are_told_with_what_keras_says(compiled, metric, said):
+def test_arguments_that_do_not_fit_are_reported_with_what_keras_says(compiled, metric, said):
     with pytest.raises(RecipeError) as error:
         compiled(f"train.metrics=[{metric}]")
     message = str(error.value)

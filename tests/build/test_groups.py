@@ -76,13 +76,13 @@ def test_a_strategy_gives_its_schedule_to_every_group_at_the_groups_own_rate(rec
     assert last.rate_at(7) < last.rate_at(4)
 
 
-def test_rates_too_small_for_a_number_are_told_with_their_place(recipe, problem):
+def test_rates_too_small_for_a_number_are_reported_with_their_place(recipe, problem):
     assert problem(recipe, "groups={by: layer, peak: 1e-300, decay: 1e300, optimizer: sgd}").startswith(
         "--set groups: `groups`: Every group needs a learning rate above 0."
     )
 
 
-def test_a_selector_that_matches_nothing_is_told_with_its_line_and_column_and_the_nearest_name(recipe, problem):
+def test_a_selector_that_matches_nothing_is_reported_with_its_line_and_column_and_the_nearest_name(recipe, problem):
     text = recipe.read_text()
     recipe.write_text(text.replace("prefixes: [body]", "prefixes: [bdy]").replace("[stem, bn]", "[stm, bn]"))
     lines = problem(recipe, kind=GroupError).splitlines()
@@ -94,7 +94,7 @@ def test_a_selector_that_matches_nothing_is_told_with_its_line_and_column_and_th
     ]
 
 
-def test_weights_in_no_group_are_told_with_the_place_of_the_groups(recipe, problem):
+def test_weights_in_no_group_are_reported_with_the_place_of_the_groups(recipe, problem):
     recipe.write_text(recipe.read_text().replace("rest: true", "prefixes: [head/bias]"))
     message = problem(recipe, kind=GroupError)
     assert message.startswith("tiny.yaml:5:3: Every trainable variable must be in a group, and 1 of 8 are in none")

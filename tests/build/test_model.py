@@ -172,7 +172,7 @@ def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
         ),
     ],
 )
-def test_what_is_wrong_with_a_model_is_told_in_one_message_with_its_place(write, encoder_folder, model, said):
+def test_what_is_wrong_with_a_model_is_reported_in_one_message_with_its_place(write, encoder_folder, model, said):
     with pytest.raises(FinetuneError) as error:
         finetune.plan(write(model.replace("FOLDER", str(encoder_folder)), rows(6)))
     assert said.replace("FOLDER", str(encoder_folder)) in str(error.value)

@@ -227,7 +227,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_before_anything_is_read_or_written(recipe, tmp_path, overrides, message):
+def test_what_does_not_fit_is_reported_before_anything_is_read_or_written(recipe, tmp_path, overrides, message):
     with pytest.raises(RecipeError) as caught:
         ran(recipe, tmp_path / "out", *overrides)
     assert message in str(caught.value)

@@ -129,7 +129,7 @@ def test_a_number_stays_a_number():
 BROKEN = "{schedule: piecewise_constant_decay, values: [1, 2, 3], boundaries_fraction: [0.01, 0.02]}"
 
 
-def test_lengths_that_fall_together_in_a_short_run_are_told_with_place_and_group(recipe, problem):
+def test_lengths_that_fall_together_in_a_short_run_are_reported_with_place_and_group(recipe, problem):
     assert problem(recipe, f"groups.body.learning_rate={BROKEN}").startswith(
         "tiny.yaml:6:5: group `body`: schedule `piecewise_constant_decay`: `boundaries` must be increasing whole numbers "
     )

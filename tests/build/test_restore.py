@@ -74,3 +74,14 @@ def test_the_tree_that_is_passed_is_used(recipe, tiny, tiny_files):
     tree = layer_tree(model)
     report = restored(recipe, model, f"from: {tiny_files / 'tiny.keras'}", tree=tree)
     assert [weight.name for weight in report.restored] == [leaf.name for leaf in tree.leaves]
+
+
+def test_averages_of_the_recipe_take_the_place_of_the_weights(recipe, tiny, tmp_path):
+    arrays = {leaf.name: np.full(leaf.variable.shape, 0.5, "float32") for leaf in layer_tree(tiny()).leaves}
+    arrays |= {f"{name}/ExponentialMovingAverage": array / 2 for name, array in arrays.items()}
+    np.savez(tmp_path / "ema.npz", **arrays)
+    model = tiny()
+    restored(recipe, model, f"from: {tmp_path / 'ema.npz'}")
+    assert all((array == 0.5).all() for array in model.get_weights())
+    restored(recipe, model, f"from: {tmp_path / 'ema.npz'}, averages: true")
+    assert all((array == 0.25).all() for array in model.get_weights())

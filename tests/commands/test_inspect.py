@@ -13,10 +13,10 @@ def weights(tmp_path):
     return tmp_path / "w.npz"
 
 
-def test_every_weight_has_a_row_with_shape_and_type(weights):
+def test_every_weight_has_a_row_with_role_shape_and_type(weights):
     rows = [line.split() for line in inspect(weights).splitlines()]
-    assert ["kernel", "2x3", "float32"] in [row[:3] for row in rows]
-    assert ["bias", "3", "float64"] in [row[:3] for row in rows]
+    assert ["kernel", "weight", "2x3", "float32"] in [row[:4] for row in rows]
+    assert ["bias", "weight", "3", "float64"] in [row[:4] for row in rows]
 
 
 def test_json_holds_the_same_as_data(weights):

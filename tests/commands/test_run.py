@@ -127,7 +127,7 @@ def test_the_plan_is_kept_as_text_and_as_data(finished):
     assert all(weight["name"] in text for weight in stored["weights"])
 
 
-def test_what_is_told_is_where_weights_came_from_the_plan_every_epoch_and_nothing_else(finished):
+def test_what_is_printed_is_where_weights_came_from_the_plan_every_epoch_and_nothing_else(finished):
     lines = finished[1].splitlines()
     assert lines[0] == "model: tiny, 187 parameters"
     assert lines[1].startswith("8 weights restored from ")
@@ -313,7 +313,7 @@ def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples
 
 PARTS = '''
 import keras, numpy as np, tensorflow as tf
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 
 @keras.saving.register_keras_serializable("parts")
 class Odd(keras.layers.Layer):
@@ -388,7 +388,7 @@ def test_an_error_on_the_test_examples_is_bad_input_and_leaves_nothing(odd):
     assert not Path("out").exists()
 
 
-def test_a_frozen_tensor_that_changes_all_the_same_is_told_and_not_hidden(odd):
+def test_a_frozen_tensor_that_changes_all_the_same_is_reported_and_not_hidden(odd):
     with pytest.raises(TrainingError, match=r"stay bit-identical\. 1 of 3 changed in the run: `odd/count`"):
         odd("drift", "[{name: stem, prefixes: [odd, stem], frozen: true}, {name: head, rest: true, TRAINED}]")
     stored = read_json(Path("out/result.json"))

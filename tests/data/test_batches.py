@@ -3,11 +3,10 @@ from itertools import chain
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.batches import batches_in_order, file_rows, measurement_batches, steps_per_epoch, training_batches
+from finetune.data.batches import batches_in_order, measurement_batches, steps_per_epoch, training_batches
 from finetune.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(11, 3)).astype("float32")
@@ -65,42 +64,6 @@ def test_without_shuffling_fit_trains_on_the_batches_that_keras_would_make_of_th
     assert losses[0] == losses[1]
 
 
-def test_text_comes_as_text():
-    words = np.array(["one", "two", "three"], dtype=object)
-    batches = list(training_batches(words, np.arange(3), batch_size=2).take(2))
-    assert len(batches) == 2
-    for x, y in batches:
-        assert [word.decode() for word in x.numpy()] == words[y.numpy()].tolist()
-
-
-def test_types_that_are_no_floats_are_kept():
-    x, _ = next(iter(training_batches(np.zeros((3, 2), "uint8"), np.zeros((3, 1), bool), batch_size=2)))
-    assert x.dtype == tf.uint8
-
-
-def test_a_memory_mapped_file_is_read_batch_by_batch(tmp_path):
-    np.save(tmp_path / "x.npy", X.astype("float64"))
-    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    batches = training_batches(mapped, Y, batch_size=4)
-    assert batches.element_spec[0] == tf.TensorSpec((None, 3), tf.float32)
-    for x, y in batches.take(3):
-        np.testing.assert_array_equal(x, X[y])
-
-
-@pytest.mark.parametrize("how", ["numpy", "tensorflow"])
-def test_a_file_larger_than_memory_is_trained_on_and_is_no_constant_of_the_graph(tmp_path, how):
-    path, shape = tmp_path / "x.bin", (2**20, 2**16)
-    with path.open("wb") as file:
-        file.truncate(2**36)  # 64 GB of zeros that take no room
-    mapped = np.memmap(path, "uint8", mode="r", shape=shape)
-    x = mapped if how == "numpy" else file_rows(path, tf.uint8, shape)
-    model = keras.Sequential([keras.Input(shape[1:]), keras.layers.Dense(1)])
-    model.compile("sgd", "mse", jit_compile=False)
-    batches = training_batches(x, np.zeros(2**20, "float32"), batch_size=2)
-    history = model.fit(batches, steps_per_epoch=2, shuffle=False, verbose=0)
-    assert history.history["loss"] == [0]
-
-
 def test_versions_of_the_inputs_take_turns_by_epoch():
     versions = np.concatenate([Y, Y + 100])
     batches = training_batches(versions, Y, batch_size=11, passes=2).take(4)
@@ -119,11 +82,6 @@ def test_a_batch_of_no_rows_and_an_epoch_before_the_first_are_refused():
         DataError, match=r"`batch_size` must be at least 1 and `first_epoch` at least 0. Received 0 and -1"
     ):
         training_batches(X, Y, batch_size=0, first_epoch=-1)
-
-
-def test_what_has_no_rows_is_refused():
-    with pytest.raises(DataError, match=r"^Training batches need rows. Received an array of shape \(0, 3\)"):
-        training_batches(X[:0], Y[:0], batch_size=4)
 
 
 def test_batches_in_order_hold_every_row_once_and_end():

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.arrays import check_examples
+from finetune.data.examples import check_examples
 from finetune.errors import DataError
 from finetune.examples import digits
 from finetune.examples.digits import enlarge, small_cnn, uci_digits
@@ -264,6 +264,6 @@ def test_the_rate_of_a_comparison_is_chosen_on_validation_rows_alone(compare):
     assert chosen["by_rate"] == [{"peak": 0.1, "test": 0.75}, {"peak": 0.2, "test": 0.55}]
 
 
-def test_a_comparison_is_told_as_mean_and_standard_deviation(compare):
+def test_a_comparison_is_reported_as_mean_and_standard_deviation(compare):
     results = [{"way": name, "rows": 20, "test": [0.9, 0.94]} for name in ("as pretrained", *compare["WAYS"])]
     assert "| head only | 0.920 ± 0.028 |" in compare["table"](results, [20])

@@ -21,7 +21,7 @@ def message(call):
     return str(caught.value)
 
 
-def test_unknown_and_missing_arguments_are_told_together_with_the_form():
+def test_unknown_and_missing_arguments_are_reported_together_with_the_form():
     assert message(lambda: make_schedule("exponential_decay", initial=0.1, decay_step=3, staircase=True)) == (
         "schedule `exponential_decay` does not take `decay_step` and requires `decay_steps`, `decay_rate`. "
         "Its form is `exponential_decay(initial, decay_steps, decay_rate, staircase=False)`. "
@@ -32,7 +32,7 @@ def test_unknown_and_missing_arguments_are_told_together_with_the_form():
     )
 
 
-def test_all_broken_bounds_are_told_at_once():
+def test_all_broken_bounds_are_reported_at_once():
     assert message(lambda: exponential_decay(0.0, -5, 0.96)) == (
         "schedule `exponential_decay`: `initial` must be a finite number above 0, received `0.0`; "
         "`decay_steps` must be a whole number of at least 1, received `-5`. "

@@ -34,7 +34,7 @@ def test_a_variable_of_no_group_is_an_error_that_names_it():
     optimizer = GroupedOptimizer({"a": (SGD(0.1), model.layers[0])})
     expected = (
         "An optimizer updates the variables that it was made for. 2 variables belong to no group: "
-        f"`{model.name}/b/kernel` (2, 2), `{model.name}/b/bias` (2,). All variables of the groups are there already. Make "
+        f"`{model.name}/b/kernel` (2, 2), `{model.name}/b/bias` (2,). All variables of the groups are matched already. Make "
         "a new optimizer whose groups cover them."
     )
     assert message(lambda: optimizer.build(model.trainable_variables)) == expected
@@ -47,8 +47,8 @@ def test_variables_of_another_model_are_an_error_that_names_what_is_still_to_com
     other = make_model("a", units=3)
     text = message(lambda: optimizer.build(other.trainable_variables))
     assert text.startswith("An optimizer updates the variables that it was made for. 2 variables belong to no group: `")
-    assert "(2, 3). 2 variables of the groups do not exist yet: `" not in text
-    assert "2 variables of the groups do not exist yet: `" in text
+    assert "(2, 3). 2 variables of the groups are not matched yet: `" not in text
+    assert "2 variables of the groups are not matched yet: `" in text
     assert text.endswith("Make a new optimizer whose groups cover them.")
 
 
@@ -113,7 +113,7 @@ def test_variables_that_fit_neither_way_are_an_error(paths):
     keys = [key(0, "a/kernel"), key(1, "b/kernel")]
     text = message(lambda: match_keys(variables(*paths), keys))
     assert text.endswith(
-        "2 variables of the groups do not exist yet: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
+        "2 variables of the groups are not matched yet: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
     )
 
 

@@ -68,7 +68,7 @@ def test_a_frozen_weight_and_a_moving_statistic_have_neither_optimizer_nor_rate(
     ] * 2
 
 
-def test_weight_decay_skips_biases_and_normalization_unless_told_otherwise(tiny):
+def test_weight_decay_skips_biases_and_normalization_unless_set_otherwise(tiny):
     for everywhere in (False, True):
         settings = {"all": trained_with("adamw", 1e-3, config={"weight_decay": 0.01}, decay_bias_and_norm=everywhere)}
         plan = plan_of(tiny(), [Selector("all", rest=True)], settings)
@@ -135,7 +135,7 @@ BODY, HEAD = Selector("body", prefixes=("stem", "bn", "body")), Selector("head",
 
 
 @pytest.mark.parametrize("selectors", [[BODY, HEAD], [HEAD, BODY]])
-def test_an_earlier_group_with_a_higher_rate_is_told_of_whatever_the_order_of_the_list(tiny, selectors):
+def test_an_earlier_group_with_a_higher_rate_is_reported_whatever_the_order_of_the_list(tiny, selectors):
     assert advice_for(tiny(), selectors, {"body": 1e-2, "head": 1e-3}) == (
         "Group `body` has a higher learning rate (0.01) than `head` (0.001), which is nearer the output. Earlier layers "
         "are more general and usually take the smaller rate.",
@@ -148,7 +148,7 @@ def test_groups_that_lie_side_by_side_are_not_compared(tiny):
     assert advice_for(tiny(), selectors, {"kernels": 1e-2, "others": 1e-3}) == ()
 
 
-def test_a_frozen_group_of_fresh_weights_is_told_of(tiny):
+def test_a_frozen_group_of_fresh_weights_is_reported(tiny):
     selectors = [Selector("stem", prefixes=("stem",), frozen=True), Selector("rest", rest=True)]
     plan = plan_of(tiny(), selectors, {"rest": trained_with("sgd", 1e-3)}, restored_from={"stem/kernel": "a"})
     assert plan.advice == (

@@ -65,7 +65,7 @@ def test_a_shape_conflict_tells_both_shapes_and_what_to_exclude():
     assert message.endswith("Exclude `head` to keep fresh weights there.")
 
 
-def test_all_kinds_of_problems_are_told_in_one_error():
+def test_all_kinds_of_problems_are_reported_in_one_error():
     plan = match(tree_of(body=4, neck=4, head=5), file_of(BODY | HEAD | {"x/w": (1,)}), exclude=["q"], rename={"z": ""})
     assert len(plan.problems) == 5
     message = complaint(plan)
@@ -101,7 +101,7 @@ def test_a_single_number_that_no_weight_asks_for_is_listed_and_not_refused(tree)
     assert names(plan.unused) == ["metric/total"]
 
 
-def test_a_part_of_the_other_side_is_recognised_and_the_rule_that_helps_is_told(tree):
+def test_a_part_of_the_other_side_is_recognised_and_the_rule_that_helps_is_reported(tree):
     inside = {f"net/{name}": shape for name, shape in (BODY | HEAD).items()}
     hint = '`rename: {"^net/": ""}` would match most of them.'
     assert hint in complaint(match(tree, file_of(inside)))

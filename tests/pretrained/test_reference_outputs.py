@@ -53,7 +53,7 @@ def test_behaviour_that_is_only_for_training_is_left_out(rows):
 
 
 @pytest.mark.parametrize("output", ["", "body"])
-def test_a_difference_is_told_with_its_size_and_how_many_values_are_off(output, model, rows, tmp_path):
+def test_a_difference_is_reported_with_its_size_and_how_many_values_are_off(output, model, rows, tmp_path):
     outputs = {name: array.copy() for name, array in outputs_of(model, rows, [output]).items()}
     outputs[output][0, :2] += 0.5
     reference = read_reference(written(tmp_path / "r.npz", as_arrays(rows, outputs)))
@@ -72,7 +72,7 @@ def test_not_a_number_never_agrees(model, rows, tmp_path):
     assert "10 of its 10 values" in refused(compare_outputs, model, reference, atol=1e9)
 
 
-def test_another_shape_and_an_unknown_layer_are_told(model, rows, tmp_path):
+def test_another_shape_and_an_unknown_layer_are_reported(model, rows, tmp_path):
     wrong = read_reference(written(tmp_path / "r.npz", as_arrays(rows, {"": np.zeros((5, 7))})))
     assert "`output` has shape (5, 2) instead of (5, 7)." in refused(compare_outputs, model, wrong)
     unknown = read_reference(written(tmp_path / "r.npz", as_arrays(rows, {"boddy": np.zeros((5, 4))})))
@@ -80,7 +80,7 @@ def test_another_shape_and_an_unknown_layer_are_told(model, rows, tmp_path):
     assert "It has no `x`. There are `body`, `head`." in refused(outputs_of, model, rows, ["x"])
 
 
-def test_inputs_that_do_not_go_through_are_told_with_their_shape(model):
+def test_inputs_that_do_not_go_through_are_reported_with_their_shape(model):
     message = refused(outputs_of, model, {"": np.zeros((5, 9), "float32")})
     assert message.startswith(
         "Reference inputs must be inputs of the model. It does not take `input` of shape (5, 9): "

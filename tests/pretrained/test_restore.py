@@ -438,7 +438,7 @@ def test_a_keras_file_with_a_lambda_gives_its_weights_and_its_code_is_not_run(tm
     np.testing.assert_array_equal(model.weights[0].numpy(), source.weights[0].numpy())
 
 
-def test_a_shape_that_rules_made_is_told_with_these_rules(foreign):
+def test_a_shape_that_rules_made_is_reported_with_these_rules(foreign):
     model = variant()
     with pytest.raises(
         RestoreError, match=r"is \(4, 2\) in the model and \(2, 4\) after `transpose \[0, 1\]` \(`net.1"

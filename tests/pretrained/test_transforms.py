@@ -86,7 +86,7 @@ def test_weights_are_added():
     assert (made["lstm/bias"].in_file, made["lstm/bias"].steps) == ("lstm/bias_ih + lstm/bias_hh_", ("add",))
 
 
-def test_rules_follow_one_another_and_the_steps_are_told_in_order():
+def test_rules_follow_one_another_and_the_steps_are_reported_in_order():
     made = applied(
         [tensor("w", 4, 6)],
         Transform(("w",), ("up", "down"), split=2),
@@ -143,7 +143,7 @@ def test_a_pattern_must_match_a_whole_name():
     ],
     ids=str,
 )
-def test_a_rule_that_does_not_fit_is_told_with_the_weights_and_their_shapes(rule, told):
+def test_a_rule_that_does_not_fit_is_reported_with_the_weights_and_their_shapes(rule, told):
     assert told in refused([tensor("w", 4, 6), tensor("long", 4, 6, 2)], rule)
 
 

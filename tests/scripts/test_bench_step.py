@@ -143,7 +143,7 @@ def test_what_a_peer_lacks_is_said_and_the_others_go_on(script, capsys):
     ]
 
 
-def test_a_peer_that_does_not_start_is_told_with_its_reason(script, capsys):
+def test_a_peer_that_does_not_start_is_reported_with_its_reason(script, capsys):
     peers = script("step_peers")
     with peers.running([(TORCH, 1)], {"torch": sys.executable}, "no such work load") as found:
         assert found == {}

@@ -112,7 +112,7 @@ def test_differences_are_paired_by_seed(tables, cells):
     assert f"| uniform | 0.815 ± {half:.3f} |  |  |  | 0.001 (0.001 to 0.001) |" in table
 
 
-def test_scores_are_also_told_by_peak_rate_and_without_a_search(tables, cells):
+def test_scores_are_also_reported_by_peak_rate_and_without_a_search(tables, cells):
     table = tables.grid_table(tables.scores(cells, 20))
     assert "| uniform | 0.815 | 0.705 | 1 of 2 | 0.760 ± " in table
     assert "| discriminative | 0.990 | 0.900 | 1 of 2 | 0.945 ± 0.000 | +0.185 ± " in table

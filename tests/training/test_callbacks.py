@@ -212,7 +212,7 @@ def test_no_step_is_waited_for_its_loss_is_read_when_the_next_one_or_the_epoch_i
     assert guard.model.stop_training
 
 
-def test_where_it_stopped_is_told_exactly_also_when_the_steps_after_are_not_finite_either(tiny, rows):
+def test_where_it_stopped_is_reported_exactly_also_when_the_steps_after_are_not_finite_either(tiny, rows):
     model, guard = compiled(tiny(), keras.optimizers.SGD(1e30)), StopAtNonFiniteLoss()
     losses = []
     fit(model, rows, guard, keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: losses.append(logs)))

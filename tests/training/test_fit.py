@@ -79,7 +79,7 @@ def test_a_cache_that_was_asked_for_and_cannot_be_says_why(recipe, capsys):
     )
 
 
-def test_the_loss_that_is_no_number_is_told_with_its_step_though_steps_share_a_call(recipe):
+def test_the_loss_that_is_no_number_is_reported_with_its_step_though_steps_share_a_call(recipe):
     with pytest.raises(finetune.FinetuneError, match=r"It became `(nan|inf)` in epoch 1, step [1-4]\."):
         finetune.run(recipe, out="out", overrides=["groups.head.learning_rate=1e30", "groups.head.optimizer=sgd"])
 

@@ -70,7 +70,7 @@ def test_embeddings_used_twice_in_a_batch_count_once_with_their_sum():
     np.testing.assert_allclose(ratio, np.linalg.norm(weights[1]) / np.linalg.norm(weights), rtol=1e-5)
 
 
-def test_a_group_that_is_not_pulled_at_all_is_told():
+def test_a_group_that_is_not_pulled_at_all_is_reported():
     model, groups = linear()
     model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
     with pytest.raises(TrainingError, match=r"It is not for `body`, `head`: the gradient is 0 or not finite"):

@@ -202,6 +202,6 @@ def test_a_step_with_nothing_to_train_is_refused():
         grouped_train_step(module, "mse", keras.optimizers.SGD(), variables=body)
 
 
-def test_a_misspelt_loss_is_told_with_the_nearest_one():
+def test_a_misspelt_loss_is_reported_with_the_nearest_one():
     with pytest.raises(TrainingError, match=r"Received `huberr`\. Did you mean `huber`"):
         grouped_train_step(Network(), "huberr", keras.optimizers.SGD())

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from finetune.data.arrays import Examples
+from finetune.data.examples import Examples
 from finetune.errors import DataError, GroupError, TrainingError
 from finetune.training.try_examples import explained, try_examples
 
@@ -115,14 +115,14 @@ def test_a_class_that_the_loss_ignores_is_no_wrong_label(tiny, rows):
         ("mse", lambda y: y),
     ],
 )
-def test_a_loss_that_does_not_fit_the_targets_is_told_in_one_line_with_both_shapes(tiny, rows, loss, change):
+def test_a_loss_that_does_not_fit_the_targets_is_reported_in_one_line_with_both_shapes(tiny, rows, loss, change):
     message = problem(compiled(tiny(), loss, metrics=()), examples(rows, change_y=change))
     assert message.startswith("Examples must fit the model, its loss and its metrics. ")
     assert "the model gives `3` values. Check that `loss` fits the targets." in message
     assert "\n" not in message
 
 
-def test_a_metric_that_does_not_fit_is_told(tiny, rows):
+def test_a_metric_that_does_not_fit_is_reported(tiny, rows):
     metric = keras.metrics.F1Score()  # wants one-hot targets
     assert problem(compiled(tiny(), metrics=[metric]), examples(rows)).startswith("Examples must fit the model")
 

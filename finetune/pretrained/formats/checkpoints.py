@@ -12,7 +12,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,22 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
 from finetune.pretrained.automatic_names import without_number
-from finetune.pretrained.formats.not_weights import is_counter, is_in_optimizer_or_metrics, is_random_state, is_slot
+from finetune.pretrained.formats.tensor_roles import (
+    AVERAGE,
+    COPY,
+    COUNTER,
+    OTHER,
+    SEED,
+    SLOT,
+    TEXT,
+    WEIGHT,
+    is_counter,
+    is_named_as_average,
+    is_random_state,
+    role_of_path,
+    split_by_role,
+    with_roles,
+)
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -47,8 +62,8 @@ def read_checkpoint(path: Path) -> WeightFile:
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         if _GRAPH in reader.get_variable_to_shape_map():
-            return WeightFile(str(prefix), "tf-object-checkpoint", _unique_names(_object_tensors(reader)))
-        return WeightFile(str(prefix), "tf1-checkpoint", tuple(_saver_tensors(reader)))
+            return WeightFile(str(prefix), "tf-object-checkpoint", *_object_tensors(reader))
+        return WeightFile(str(prefix), "tf1-checkpoint", *_saver_tensors(reader))
     except tf.errors.OpError as error:
         raise ValueError(error.message) from error
 
@@ -84,13 +99,10 @@ def _read(reader: Any, key: str) -> np.ndarray:
 # TF1: flat names
 
 
-def _saver_tensors(reader: Any) -> Iterator[StoredTensor]:
-    shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    # There is no graph, only names: what is not a slot, a counter or a text is taken for a weight.
-    for name in sorted(shapes):
-        counts = not shapes[name] and is_counter(name)
-        if dtypes[name] != tf.string and not counts and not is_slot(name, shapes):
-            yield _tensor(reader, name, name)
+def _saver_tensors(reader: Any) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]]:
+    """Returns the weights, and the rest. There is no graph, only names: what cannot be anything else is a weight."""
+    tensors = {name: _tensor(reader, name, name) for name in sorted(reader.get_variable_to_shape_map())}
+    return split_by_role(with_roles(tensors))
 
 
 # TF2: a graph of objects
@@ -156,16 +168,26 @@ def _is_of_attributes(path: tuple[str, ...]) -> bool:
     return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+", part) for part in path)
 
 
-def _object_tensors(reader: Any) -> Iterator[tuple[str, StoredTensor]]:
-    """Yields the weights, each with the name of the edge from the root that leads to it (empty for lists)."""
+def _object_tensors(reader: Any) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]]:
+    """Returns the weights, and the rest."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
     edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
-    if "variables" in edges[0]:
-        edges[0].pop("_all_variables", None)  # `export` of Keras 3 lists every weight twice
+    listed = list(_object_weights(reader, graph, edges))
+    weights = _unique_names([(root, tensor) for _, root, tensor in listed])
+    names = {key: tensor.name for (key, _, _), tensor in zip(listed, weights, strict=True)}
+    return weights, tuple(_other_tensors(reader, graph, edges, names))
+
+
+def _object_weights(reader: Any, graph: Any, edges: list[dict[str, int]]) -> Iterator[tuple[str, str, StoredTensor]]:
+    """Yields the key of each weight, the name of the edge from the root that leads to it (empty for lists), and it."""
+    below_root = dict(edges[0])
+    if "variables" in below_root:
+        below_root.pop("_all_variables", None)  # `export` of Keras 3 lists every weight twice
+    edges = [below_root, *edges[1:]]
     variables = _variables(graph)
     paths = {node: path for node, path in variable_paths(0, edges.__getitem__).items() if node in variables}
-    paths = {node: path for node, path in paths.items() if not _is_not_weight(reader, path, *variables[node])}
+    paths = {node: path for node, path in paths.items() if _role(reader, path, *variables[node]) == WEIGHT}
     locations = _object_locations(edges, {node: variables[node][0] for node in paths})
     # `tf.train.Checkpoint(net=model)`: one root, whose name says nothing. With two models it tells them apart.
     roots = {path[0] for path in paths.values()} if all(len(path) > 1 for path in paths.values()) else set()
@@ -177,7 +199,7 @@ def _object_tensors(reader: Any) -> Iterator[tuple[str, StoredTensor]]:
         is_listed = path[0] == "trainable_variables"
         listed = [trainable_location(int(path[1]), len(trained), full_name)] if is_listed else []
         root = "" if path[0] in _TRACKED_LISTS else path[0]
-        yield root, _tensor(reader, key, name, aliases=tuple(aliases), locations=(*locations[node], *listed))
+        yield key, root, _tensor(reader, key, name, aliases=tuple(aliases), locations=(*locations[node], *listed))
     yield from _weights_of_optimizers(reader, edges, variables, set(paths))
 
 
@@ -191,12 +213,65 @@ def _variables(graph: Any) -> dict[int, tuple[str, str]]:
     }
 
 
-def _is_not_weight(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> bool:
-    if reader.get_variable_to_dtype_map()[key] == tf.string or is_in_optimizer_or_metrics(path):
-        return True
+def _role(reader: Any, path: tuple[str, ...], full_name: str, key: str) -> str:
+    """Returns the role of a variable that no optimizer lists among its slots."""
+    shape = tuple(reader.get_variable_to_shape_map()[key])
+    if reader.get_variable_to_dtype_map()[key] == tf.string:
+        return TEXT
     # A counter is beside the model, not in it: a scalar `step` inside a layer is its weight.
-    counts = len(path) == 1 and not reader.get_variable_to_shape_map()[key] and is_counter(path[0])
-    return counts or is_random_state("/".join(path)) or is_random_state(full_name)
+    if len(path) == 1 and not shape and is_counter(path[0]):
+        return COUNTER
+    if is_random_state(full_name):
+        return SEED
+    return AVERAGE if is_named_as_average(full_name) else role_of_path(path, shape)
+
+
+def _other_tensors(
+    reader: Any, graph: Any, edges: list[dict[str, int]], weights: Mapping[str, str]
+) -> Iterator[StoredTensor]:
+    """Yields every tensor of the file that is not a weight.
+
+    Args:
+        reader: Reads the file.
+        graph: The graph of the objects.
+        edges: For each of its nodes, the nodes that it holds by name.
+        weights: The names of the weights by their keys.
+    """
+    variables = _variables(graph)
+    slots = {
+        variables[slot.slot_variable_node_id][1]: (slot.slot_name, variables[slot.original_variable_node_id][1])
+        for node in graph.nodes
+        for slot in node.slot_variables
+        if slot.slot_variable_node_id in variables and slot.original_variable_node_id in variables
+    }
+    optimizers = [node for node, held in enumerate(edges) if is_optimizer(held)]
+    of_optimizers = {variables[node][1] for root in optimizers for node in _below(root, edges) if node in variables}
+    by_full_name = {full_name: weights[key] for full_name, key in variables.values() if key in weights}
+    full_names = {key: full_name for full_name, key in variables.values()}
+    for key, shape in sorted(reader.get_variable_to_shape_map().items()):
+        if key in weights:
+            continue
+        name, full_name = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"), full_names.get(key, "")
+        slot, owner = slots.get(key, ("", ""))
+        role, of = _role(reader, tuple(name.split("/")), full_name, key), weights.get(owner, "")
+        if role == AVERAGE or slot == "average":  # `average` is the slot of tensorflow-addons' MovingAverage
+            scope = full_name.rpartition("/")[0]
+            role, of = AVERAGE, of or by_full_name.get(scope, scope)
+        elif name.startswith("_all_variables/"):
+            role, of = COPY, by_full_name.get(full_name, "")
+        elif role == WEIGHT:
+            is_state = slot or key in of_optimizers
+            role = OTHER if not is_state else SLOT if shape else COUNTER
+        yield replace(_tensor(reader, key, name), role=role, of=of)
+
+
+def _below(root: int, edges: list[dict[str, int]]) -> list[int]:
+    """Returns all nodes that a node holds, itself included."""
+    nodes = dict.fromkeys([root])
+    for node in (queue := [root]):  # the list grows while it is iterated
+        queue += [child for child in edges[node].values() if child not in nodes]
+        nodes.update(dict.fromkeys(queue))
+    return list(nodes)
 
 
 def _object_locations(edges: list[dict[str, int]], full_names: dict[int, str]) -> dict[int, list[str]]:
@@ -246,7 +321,7 @@ def _scoped_names(full_name: str, single_scope: bool) -> Iterator[str]:
 
 def _weights_of_optimizers(
     reader: Any, edges: list[dict[str, int]], variables: dict[int, tuple[str, str]], known: set[int]
-) -> Iterator[tuple[str, StoredTensor]]:
+) -> Iterator[tuple[str, str, StoredTensor]]:
     """Yields weights to which only the list of variables of an optimizer leads.
 
     Keras 3 does not track layers in lists and dicts for TensorFlow's checkpoints. What its optimizer trained is in the
@@ -261,15 +336,14 @@ def _weights_of_optimizers(
             if node in variables and node not in known:
                 full_name, key = variables[node]
                 locations = (trainable_location(index, len(trained), full_name),)
-                yield "", _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), locations=locations)
+                yield key, "", _tensor(reader, key, full_name, aliases=(f"*/{full_name}",), locations=locations)
 
 
-def _unique_names(tensors: Iterator[tuple[str, StoredTensor]]) -> tuple[StoredTensor, ...]:
+def _unique_names(listed: Sequence[tuple[str, StoredTensor]]) -> tuple[StoredTensor, ...]:
     """Gives weights of the same name different ones: by their root, `one/head/kernel`, or by a number, `head/kernel~1`.
 
     A repeated name identifies nothing, so aliases made from it are dropped too.
     """
-    listed = list(tensors)
     repeated = {name for name, count in Counter(tensor.name for _, tensor in listed).items() if count > 1}
     rooted = [f"{root}/{t.name}" if root and t.name in repeated else t.name for root, t in listed]
     counts, seen, result = Counter(rooted), Counter[str](), []

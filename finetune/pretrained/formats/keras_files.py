@@ -29,11 +29,11 @@ from finetune.errors import RestoreError
 from finetune.pretrained.automatic_names import is_automatic_name, without_number
 from finetune.pretrained.formats.crash_probe import runs_without_crash
 from finetune.pretrained.formats.detect import is_zip, zip_members
+from finetune.pretrained.formats.tensor_roles import OTHER, WEIGHT, role_of_path
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
 LEGACY_ROOT = "top_level_model_weights"  # the group for weights of the model itself, outside of its layers
 _WEIGHTS_IN_ZIP = "model.weights.h5"
-_NOT_WEIGHTS = {"optimizer", "metrics", "seed_generator", "_random_generator"}
 
 _Open = Callable[[], h5py.File]
 
@@ -55,7 +55,7 @@ def read_keras_archive(path: Path) -> WeightFile:
     """
     with zipfile.ZipFile(path) as archive:
         content = archive.read(_WEIGHTS_IN_ZIP)
-    return WeightFile(str(path), "keras", _keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
+    return WeightFile(str(path), "keras", *_keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
 
 
 def read_hdf5(path: Path) -> WeightFile:
@@ -81,8 +81,8 @@ def _read_hdf5(path: Path) -> WeightFile:
         root = "model_weights" if "model_weights" in file else "/"  # a whole model, or its weights alone
         is_legacy = any(key.startswith("layer_names") for key in file[root].attrs)
     if is_legacy:
-        return WeightFile(str(path), "keras-legacy-h5", _legacy_tensors(open_file, root))
-    return WeightFile(str(path), "keras-weights", _keras3_tensors(open_file))
+        return WeightFile(str(path), "keras-legacy-h5", *_legacy_tensors(open_file, root))
+    return WeightFile(str(path), "keras-weights", *_keras3_tensors(open_file))
 
 
 def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
@@ -92,7 +92,7 @@ def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
         ValueError: A file is damaged in a way that crashes the HDF5 library.
     """
     open_files = [partial(h5py.File, path) for path in files]
-    return _without_crash(lambda: WeightFile(str(index), "keras-weights", _keras3_tensors(*open_files)))
+    return _without_crash(lambda: WeightFile(str(index), "keras-weights", *_keras3_tensors(*open_files)))
 
 
 def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
@@ -129,22 +129,31 @@ def _datasets(file: h5py.File, root: str = "/") -> dict[str, Any]:
 # Keras 3
 
 
-def _keras3_tensors(*open_files: _Open) -> tuple[StoredTensor, ...]:
+def _keras3_tensors(*open_files: _Open) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]]:
+    """Returns the weights, and the rest."""
     with ExitStack() as stack:
         files = [(open_file, stack.enter_context(open_file())) for open_file in open_files]
         # Names and counts of all shards together: a layer's weights may be spread over several files.
         names = {path: name for _, file in files for path, name in _object_names(file).items()}
-        weights = [
-            (path, open_file, dataset)
-            for open_file, file in files
-            for path, dataset in _datasets(file).items()
-            if "vars" in path.split("/")[-2:-1] and not _NOT_WEIGHTS.intersection(path.split("/")[:-2])
-        ]
+        stored = [(path, *entry) for entry in files for path in _datasets(entry[1])]
+        stored.sort(key=lambda entry: _by_number(entry[0]))
+        roles = [_role(path, file[path]) for path, _, file in stored]
+        weights = [entry for entry, role in zip(stored, roles, strict=True) if role == WEIGHT]
         counts = Counter(path.rpartition("/")[0] for path, _, _ in weights)
         return tuple(
-            _keras3_tensor(open_file, dataset, path, counts[path.rpartition("/")[0]], names)
-            for path, open_file, dataset in sorted(weights, key=lambda weight: _by_number(weight[0]))
+            _keras3_tensor(open_file, file[path], path, counts[path.rpartition("/")[0]], names)
+            for path, open_file, file in weights
+        ), tuple(
+            _tensor(open_file, file[path], path, role=role)
+            for (path, open_file, file), role in zip(stored, roles, strict=True)
+            if role != WEIGHT
         )
+
+
+def _role(path: str, dataset: Any) -> str:
+    """Returns what a dataset of a Keras 3 file is; every weight lies in a group `vars`."""
+    role = role_of_path(path.split("/"), tuple(dataset.shape))
+    return OTHER if role == WEIGHT and "vars" not in path.split("/")[-2:-1] else role
 
 
 def _by_number(path: str) -> list[tuple[int, str]]:
@@ -252,7 +261,8 @@ def _names_of(part: str, name: str, container: str, held_as: str) -> list[str]:
 # Legacy HDF5
 
 
-def _legacy_tensors(open_file: _Open, root: str) -> tuple[StoredTensor, ...]:
+def _legacy_tensors(open_file: _Open, root: str) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]]:
+    """Returns the weights, and the rest."""
     with open_file() as file:
         datasets = _datasets(file, root)
         top: Any = file[root]
@@ -261,11 +271,21 @@ def _legacy_tensors(open_file: _Open, root: str) -> tuple[StoredTensor, ...]:
         weight_names = {group: names for group in groups if (names := _list_attribute(top[group], "weight_names"))}
         layers = [group for group in weight_names if group != LEGACY_ROOT]
         order = {name: f"{i}/{len(layers)}" for i, name in enumerate(layers)}
-        return tuple(
+        weights = tuple(
             tensor
             for group, names in weight_names.items()
             for tensor in _legacy_layer(open_file, group, order.get(group, ""), names, datasets)
         )
+        listed = {datasets[f"{group}/{name}"].name for group, names in weight_names.items() for name in names}
+        # `optimizer_weights` beside `model_weights`, and what no list names.
+        others = tuple(
+            _tensor(
+                open_file, dataset, path, role=OTHER if (role := role_of_path(parts, dataset.shape)) == WEIGHT else role
+            )
+            for path, dataset in _datasets(file).items()
+            if dataset.name not in listed and (parts := path.split("/"))
+        )
+        return weights, others
 
 
 def _legacy_layer(

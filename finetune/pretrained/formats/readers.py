@@ -30,6 +30,7 @@ from finetune.pretrained.formats.keras_files import is_keras_archive, read_hdf5,
 from finetune.pretrained.formats.locate import locate_weights
 from finetune.pretrained.formats.safetensors_and_npz import read_npz, read_safetensors, refuse_pickle
 from finetune.pretrained.formats.shards import read_shards
+from finetune.pretrained.formats.tensor_roles import AVERAGE
 from finetune.pretrained.formats.weight_file import WeightFile
 from finetune.startup import start_tensorflow
 
@@ -86,7 +87,7 @@ def read_weights(path: str | Path) -> WeightFile:
             (`.tar.gz`, `.tgz`, `.tar`, `.zip`).
 
     Returns:
-        The weights, without optimizer slots, counters, metrics and random generators' states.
+        The weights, and what else the file holds: optimizer slots, counters, metrics, random generators' states.
 
     Raises:
         RestoreError: There is no such file, it is damaged or incomplete, or it holds no weights of a known format.
@@ -111,7 +112,7 @@ def _read(path: Path, *, archives: bool) -> WeightFile:
     with _undamaged(path):
         weight_file = read(file)
     # A file of an unbuilt Keras model is valid and empty; restoring it would silently do nothing.
-    if not weight_file.tensors:
+    if not weight_file.tensors and all(tensor.role != AVERAGE for tensor in weight_file.others):
         raise RestoreError(
             f"A weight file must hold weights. `{path}` ({weight_file.kind}) holds none. Build the model before you "
             "save it."
@@ -147,10 +148,11 @@ def _read_archive(file: Path) -> WeightFile:
         except RestoreError as error:
             # The user knows the archive, not the temporary folder.
             raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
-    tensors = tuple(
-        replace(tensor, read=partial(_read_unpacked, unpacked, tensor.read)) for tensor in weight_file.tensors
+    tensors, others = (
+        tuple(replace(tensor, read=partial(_read_unpacked, unpacked, tensor.read)) for tensor in tensors)
+        for tensors in (weight_file.tensors, weight_file.others)
     )
-    return WeightFile(str(file), weight_file.kind, tensors)
+    return WeightFile(str(file), weight_file.kind, tensors, others)
 
 
 def _read_unpacked(unpacked: UnpackedArchive, read: Callable[[], np.ndarray]) -> np.ndarray:

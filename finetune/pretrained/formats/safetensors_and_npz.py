@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from finetune.errors import RestoreError, quote
-from finetune.pretrained.formats.not_weights import is_counter, is_in_optimizer_or_metrics, is_random_state, is_slot
+from finetune.pretrained.formats.tensor_roles import split_by_role, with_roles
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
 _DTYPES = {  # type names of safetensors -> of NumPy and ml_dtypes
@@ -31,7 +32,7 @@ _DTYPES = {  # type names of safetensors -> of NumPy and ml_dtypes
 
 def read_safetensors(path: Path) -> WeightFile:
     """Reads one safetensors file. Only the header is read now; each weight is read later from its offset."""
-    return WeightFile(str(path), "safetensors", _weights(_safetensors(path)))
+    return _weight_file(path, "safetensors", _safetensors(path))
 
 
 def read_safetensors_shards(index: Path, weight_map: Mapping[str, str], files: Mapping[str, Path]) -> WeightFile:
@@ -52,7 +53,7 @@ def read_safetensors_shards(index: Path, weight_map: Mapping[str, str], files: M
             f"The files of an index must hold the weights that it lists. `{index}` lists {quote(lost)}, which "
             f"{'is' if len(lost) == 1 else 'are'} not where it says. Copy the index and all its files again."
         )
-    return WeightFile(str(index), "safetensors", _weights(held[name][1] for name in weight_map))
+    return _weight_file(index, "safetensors", (held[name][1] for name in weight_map))
 
 
 def _safetensors(path: Path) -> Iterator[StoredTensor]:
@@ -110,7 +111,7 @@ def read_npz(path: Path) -> WeightFile:
     """Reads a file that `numpy.savez` wrote. Only the headers of the arrays are read now.
 
     NumPy does not know bfloat16 and saves it as plain two-byte values (`V2`); these are read as bfloat16. Arrays that
-    hold neither numbers nor bfloat16 (texts, dates) are not weights.
+    hold neither numbers nor bfloat16 (texts, dates, records) are not weights.
 
     Raises:
         RestoreError: The file holds Python objects, which could run code when they are read.
@@ -123,12 +124,15 @@ def read_npz(path: Path) -> WeightFile:
             f"Weights must be plain arrays. `{path}` holds Python objects, which could run code and are not read: "
             f"{quote(objects)}. Save arrays alone: `numpy.savez(path, **{{name: array}})`."
         )
+
+    def dtype_name(dtype: np.dtype[Any]) -> str:
+        return "bfloat16" if dtype == "V2" else "string" if dtype.kind in "SU" else dtype.name
+
     tensors = (
-        StoredTensor(name, shape, "bfloat16" if dtype == "V2" else dtype.name, partial(_read_npy, path, name))
+        StoredTensor(name, shape, dtype_name(dtype), partial(_read_npy, path, name))
         for name, (shape, dtype) in headers.items()
-        if dtype.kind in "biufcV"  # bool, integers, floats, complex, and `V` for bfloat16
     )
-    return WeightFile(str(path), "npz", _weights(tensors))
+    return _weight_file(path, "npz", tensors)
 
 
 def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -155,17 +159,11 @@ def _read_npy(path: Path, name: str) -> np.ndarray:
 # Both
 
 
-def _weights(tensors: Iterator[StoredTensor]) -> tuple[StoredTensor, ...]:
-    """Drops what is not a weight, and gives `encoder.0.weight` of PyTorch the alias `encoder/0/weight`."""
+def _weight_file(file: Path, kind: str, tensors: Iterable[StoredTensor]) -> WeightFile:
+    """Gives the tensors their roles, and `encoder.0.weight` of PyTorch the alias `encoder/0/weight`."""
     by_path = {tensor.name.replace(".", "/"): tensor for tensor in tensors}
-
-    def is_weight(path: str, tensor: StoredTensor) -> bool:
-        counts = not tensor.shape and is_counter(path)
-        in_optimizer = is_slot(path, by_path) or is_in_optimizer_or_metrics(path.split("/"))
-        return not (counts or is_random_state(path) or in_optimizer)
-
-    return tuple(
-        StoredTensor(t.name, t.shape, t.dtype, t.read, aliases=() if path == t.name else (path,))
-        for path, t in by_path.items()
-        if is_weight(path, t)
-    )
+    named = [
+        tensor if path == tensor.name else replace(tensor, aliases=(path,))
+        for path, tensor in zip(by_path, with_roles(by_path), strict=True)
+    ]
+    return WeightFile(str(file), kind, *split_by_role(named))

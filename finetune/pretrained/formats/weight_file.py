@@ -1,4 +1,4 @@
-"""What every reader returns: the names, shapes and types of a file's weights, and how to fetch their values."""
+"""What every reader returns: the names, shapes and types of a file's tensors, and how to fetch their values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A weight in a file. The values stay in the file until `read` is called.
+    """A weight in a file, or another tensor. The values stay in the file until `read` is called.
 
     The formats differ in what they know of a weight. A TF1 checkpoint knows a name and nothing else; a `.weights.h5`
     knows the layer and a number, but not the weight's name; a TF2 checkpoint knows the attributes that lead to the
@@ -26,7 +26,10 @@ class StoredTensor:
             weight whose name ends in `/conv1/kernel`.
         locations: Where the file stores it, in the words of `finetune.pretrained.storage_locations`.
         origin: Names in the file of the weights that it was made from; empty for a weight as it is in the file.
-        steps: What `rename` and `transform` did to it: `rename`, `transpose [1, 0]`.
+        steps: What `rename` and `transform` did to it: `rename`, `transpose [1, 0]`; `average` if it is taken in place
+            of the weight that it averages.
+        role: What it is, one of `finetune.pretrained.formats.tensor_roles.ROLES`: `weight`, `slot`, ...
+        of: For a slot or an average, the name of its weight, where the file tells.
     """
 
     name: str
@@ -39,6 +42,8 @@ class StoredTensor:
     locations: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    role: str = "weight"
+    of: str = ""
 
     @property
     def in_file(self) -> str:
@@ -48,15 +53,17 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A weight file whose format was recognised. Optimizer slots, counters and the like are not among `tensors`.
+    """A weight file whose format was recognised. Every tensor in it is listed once.
 
     Attributes:
         path: As the user wrote it.
         kind: `keras`, `keras-weights`, `keras-legacy-h5`, `tf-object-checkpoint`, `tf1-checkpoint`, `saved-model`,
             `safetensors` or `npz`.
         tensors: The weights, in the file's order.
+        others: What is not a weight: slots of optimizers, moving averages, counters and so on, each with its `role`.
     """
 
     path: str
     kind: str
     tensors: tuple[StoredTensor, ...]
+    others: tuple[StoredTensor, ...] = ()

@@ -23,7 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.data.batches import Rows, as_rows, lean_options, steps_per_epoch, training_batches
+from finetune.data.batches import lean_options, steps_per_epoch, training_batches
+from finetune.data.rows import Rows, as_rows
 from finetune.errors import TrainingError, quote
 from finetune.results.formatting import size_text
 from finetune.training.features.cut import Cut, Front, NoCut, Tail

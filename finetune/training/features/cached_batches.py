@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
+from finetune.data.examples import Split
 from finetune.groups.layer_tree import Leaf
 from finetune.training.fast.fast_loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
@@ -25,8 +26,7 @@ class CachedBatches:
 
     Args:
         model: A compiled model.
-        x: Inputs of all training rows, as for `training_batches`.
-        y: Their targets.
+        rows: The training rows.
         mode: Where features are kept: `auto`, `memory`, `disk` or `off`; see `cached_features`.
         passes: Passes over the examples that are kept where the frozen part has random layers.
         batch_size: Rows in a batch.
@@ -40,8 +40,7 @@ class CachedBatches:
     def __init__(
         self,
         model: keras.Model,
-        x: Any,
-        y: Any,
+        rows: Split,
         *,
         mode: str,
         passes: int,
@@ -53,8 +52,9 @@ class CachedBatches:
         leaves: Sequence[Leaf] | None = None,
     ):
         self._model: Any = model
-        self._x, self._y, self._mode, self._passes, self._report = x, y, mode, passes, report
+        self._rows, self._mode, self._passes, self._report = rows, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+        self._options["sample_weight"] = rows.weights
         self._store = FeatureStore(folder)
         self._leaves = leaves
         self._functions: dict[Any, Any] = {}
@@ -79,14 +79,14 @@ class CachedBatches:
         options = {**self._options, "first_epoch": first_epoch}
         features = self._features(epochs - first_epoch, inference, later)
         if isinstance(features, NoCut):
-            return training_batches(self._x, self._y, **options)
+            return training_batches(self._rows.x, self._rows.y, **options)
         # On features the model begins behind the cut. That is another function to compile, which is kept for phases
         # that train the same weights.
         key = self._model.train_function, features.cut.computed
         if key not in self._functions:
             self._functions[key] = train_function(self._model, forward=features.tail)
         self._model.train_function = self._functions[key]
-        return features.batches(self._y, **options)
+        return features.batches(self._rows.y, **options)
 
     def _features(self, epochs: int, inference: Any, later: Any) -> Features | NoCut:
         if self._mode == "off" or not takes_forward(self._model):
@@ -100,7 +100,7 @@ class CachedBatches:
             ]
         features = cached_features(
             cut,
-            self._x,
+            self._rows.x,
             batch_size=self._options["batch_size"],
             mode=self._mode,
             epochs=epochs,

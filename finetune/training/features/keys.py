@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.checksum import as_array
+from finetune.data.rows import Rows
 from finetune.training.features.graph import Step
 
 _CHUNK_ROWS = 4096  # hashed at once, so that data on disk are not read into memory as a whole
@@ -99,6 +100,8 @@ def _content(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_content(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, (list, tuple, set, frozenset)):
         return f"[{','.join(_content(item) for item in value)}]"
+    if isinstance(value, Rows) and value.fingerprint:
+        return value.fingerprint
     if isinstance(value, np.ndarray) or tf.is_tensor(value):
         return _array(as_array(value))
     if isinstance(value, _PLAIN):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.data.batches import Rows, file_rows, shared_rows
+from finetune.data.rows import Rows, file_rows, shared_rows
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import write_json
 

@@ -58,7 +58,7 @@ def test_every_format_is_recognised_and_read(folder, model, name, kind):
 
 
 @pytest.mark.parametrize("name", ["whole.keras", "only.weights.h5", "legacy.h5"])
-def test_the_format_is_told_by_the_content_not_by_the_name(folder, name):
+def test_the_format_is_recognised_by_the_content_not_by_the_name(folder, name):
     kind = read_weights(folder / name).kind
     shutil.move(folder / name, folder / "download.bin")
     assert read_weights(folder / "download.bin").kind == kind

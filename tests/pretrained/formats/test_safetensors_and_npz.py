@@ -44,7 +44,7 @@ def test_arrays_come_back_with_their_names_shapes_and_types_bfloat16_included(fl
         assert found[name].read().dtype == array.dtype
 
 
-def test_the_format_is_told_by_the_content_not_by_the_name(flat):
+def test_the_format_is_recognised_by_the_content_not_by_the_name(flat):
     kind = read_weights(flat).kind
     moved = flat.rename(flat.with_name("download.bin"))
     assert (read_weights(moved).kind, kind) == (kind, flat.suffix[1:])

@@ -192,7 +192,7 @@ class OwnStep(keras.Sequential):
         (keras.Sequential, {"jit_compile": True}, "XLA compiles its step"),
     ],
 )
-def test_a_model_that_needs_its_own_loop_keeps_it_and_is_told_why(make, settings, reason):
+def test_a_model_that_needs_its_own_loop_keeps_it_and_reports_why(make, settings, reason):
     model = make([keras.Input((6,)), layers.Dense(3, name="only")], name="own")
     model.compile(a_group_each(model), "mse", **settings)
     assert reason_against(model) == reason

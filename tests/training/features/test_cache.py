@@ -377,7 +377,7 @@ def test_masks_are_used_again_with_their_features():
     assert second.seconds == 0
 
 
-def test_for_one_epoch_they_are_not_made_unless_told():
+def test_for_one_epoch_they_are_not_made_unless_asked_for():
     assert reason(sequential(), epochs=1) == "there is only one epoch, which reads every feature once"
     features_of(sequential(), epochs=1, mode="memory")
 
@@ -430,7 +430,7 @@ def test_one_random_value_among_several_that_cross_is_enough():
     )
 
 
-def test_without_a_cut_its_reason_is_told():
+def test_without_a_cut_its_reason_is_reported():
     assert reason(None, cut=NoCut("because")) == "because"
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from finetune.data.batches import training_batches
+from finetune.data.examples import Split
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fast.fast_loop import train_function
 from finetune.training.features.cached_batches import CachedBatches
@@ -36,7 +37,7 @@ def compiled(*frozen: str, **options) -> keras.Model:
 def data_of(model: keras.Model, folder, mode: str = "memory", reports: list | None = None) -> CachedBatches:
     report = [].append if reports is None else reports.append
     settings = {"passes": 1, "batch_size": 8, "shuffle": True, "seed": 5}
-    return CachedBatches(model, X, Y, mode=mode, folder=folder, report=report, **settings)
+    return CachedBatches(model, Split(X, Y), mode=mode, folder=folder, report=report, **settings)
 
 
 def fit(model: keras.Model, data: CachedBatches, first: int = 0, last: int = 2) -> list[float]:
@@ -116,14 +117,16 @@ def test_the_order_of_an_epoch_is_that_of_the_training_batches_with_the_same_see
     labels = [y.numpy().tolist() for _, y in expected.take(6)]
     for mode in ("off", "memory"):
         settings = {"passes": 1, "batch_size": 8, "shuffle": shuffle, "seed": seed}
-        data = CachedBatches(compiled("a"), X, Y, mode=mode, folder=tmp_path, report=[].append, **settings)
+        data = CachedBatches(compiled("a"), Split(X, Y), mode=mode, folder=tmp_path, report=[].append, **settings)
         assert [y.numpy().tolist() for _, y in data.batches(first_epoch=1, epochs=3).take(6)] == labels
 
 
 def reports_of(model, tmp_path, *, mode="memory", passes=1, first=0, last=3, **options):
     reports: list = []
     settings = {"batch_size": 8, "shuffle": True, "seed": 5}
-    data = CachedBatches(model, X, Y, mode=mode, passes=passes, folder=tmp_path, report=reports.append, **settings)
+    data = CachedBatches(
+        model, Split(X, Y), mode=mode, passes=passes, folder=tmp_path, report=reports.append, **settings
+    )
     data.batches(first_epoch=first, epochs=last, **options)
     (report,) = reports
     return report

@@ -50,7 +50,7 @@ def test_training_is_passed_on():
     same(model(X), moved)
 
 
-def test_a_layer_can_be_told_to_infer_all_the_same():
+def test_a_layer_can_be_set_to_infer_all_the_same():
     model = keras.Sequential([keras.Input((6,)), layers.Dropout(0.5)])
     graph = open_graph(model)
     found = run(graph.steps, graph.inputs_of(X), training=True, inference=frozenset([id(model.layers[0])]))

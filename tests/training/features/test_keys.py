@@ -4,6 +4,7 @@ import pytest
 from keras import layers, ops
 
 from finetune import HubLayer
+from finetune.data.rows import Rows
 from finetune.training.features.cut import find_cut
 from finetune.training.features.keys import feature_keys
 
@@ -70,7 +71,7 @@ def test_the_number_of_passes_and_the_layers_in_inference_mode_change_the_key():
     assert len({key(), key(passes=2), key(model, inference=frozenset([id(model.get_layer("bn"))]))}) == 3
 
 
-def test_text_is_told_apart_by_where_it_ends():
+def test_texts_of_other_ends_have_other_keys():
     table = layers.StringLookup(vocabulary=["a", "b"])
     inputs = keras.Input((2,), dtype="string")
     model = keras.Model(inputs, layers.Dense(2)(layers.Embedding(4, 3, name="e")(table(inputs))))
@@ -144,3 +145,13 @@ def test_only_the_layers_in_inference_mode_change_the_key():
     ids = [frozenset([id(model.get_layer(name))]) for name in ("a", "bn", "head")]
     assert key(model, inference=frozenset([1])) == key(model, inference=ids[2]) == key(model)
     assert len({key(model), key(model, inference=ids[0]), key(model, inference=ids[1])}) == 3
+
+
+def test_rows_that_are_read_when_needed_have_keys_only_where_they_have_a_fingerprint():
+    def of(fingerprint):
+        cut = find_cut(network())
+        return feature_keys(cut.front, {0: Rows(5, lambda indices: indices, fingerprint)})
+
+    assert of("a") == of("a")
+    assert of("a") != of("b")
+    assert of("") is None

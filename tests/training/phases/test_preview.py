@@ -79,7 +79,7 @@ def test_a_weight_that_no_phase_trains_counts_as_frozen_and_the_plan_says_so(pla
     assert any("No phase trains `stem`, `body`." in advice for advice in plan.advice)
 
 
-def test_the_mode_of_batch_normalization_is_told_by_phase_where_it_changes(planned):
+def test_the_mode_of_batch_normalization_is_reported_by_phase_where_it_changes(planned):
     fixed = planned(Phase(epochs=1, batch_norm={"stem": "affine"}))
     assert row_of(fixed, "bn/gamma").batch_normalization == "inference, statistics fixed, gamma and beta train"
     changing = planned(Phase(["head"], 1), Phase("all", 1))

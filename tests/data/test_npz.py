@@ -1,11 +1,9 @@
-"""Examples: what a file must hold, and what is said when it does not."""
-
-from dataclasses import FrozenInstanceError, replace
+"""Examples in `.npz` files: what a file must hold, and what is said when it does not."""
 
 import numpy as np
 import pytest
 
-from finetune.data.arrays import Examples, check_examples, read_npz, with_text_as_objects
+from finetune.data.npz import read_npz
 from finetune.errors import DataError
 
 
@@ -53,18 +51,18 @@ def test_examples_may_be_text(write):
     assert read_npz(write(**text)).x_test[0] == "a b"
 
 
-def test_a_missing_array_is_told_with_the_names_found(write):
+def test_a_missing_array_is_reported_with_the_names_found(write):
     said = message(write(y_test=None, x_validation=None, y_validation=None))
     assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` are missing" in said
     assert "It holds `x_train`, `x_test`, `y_train`." in said
 
 
-def test_a_misspelt_array_is_told_with_the_nearest_name(write):
+def test_a_misspelt_array_is_reported_with_the_nearest_name(write):
     said = message(write(x_validation=None, y_validation=None, x_validate=np.ones((2, 3))))
     assert "also holds `x_validate`. Did you mean `x_validation` or" in said
 
 
-def test_rows_that_disagree_are_told_with_both_counts(write):
+def test_rows_that_disagree_are_reported_with_both_counts(write):
     said = message(write(y_train=np.arange(3), y_test=np.arange(5)))
     assert "`x_train` with 4 rows and `y_train` with 3; `x_test` with 2 rows and `y_test` with 5" in said
 
@@ -78,7 +76,7 @@ def test_values_that_are_not_finite_are_counted(write):
     assert "`x_train` with 2 values that are not finite" in message(write(x_train=np.array([[1, np.nan, np.inf]] * 1)))
 
 
-def test_rows_of_another_shape_are_told_with_both_shapes(write):
+def test_rows_of_another_shape_are_reported_with_both_shapes(write):
     assert "`x_test` of shape (5,) per row and `x_train` of (3,)" in message(write(x_test=np.ones((2, 5))))
 
 
@@ -86,7 +84,7 @@ def test_validation_inputs_without_targets_are_an_error(write):
     assert "only one of `x_validation` and `y_validation`" in message(write(y_validation=None))
 
 
-def test_a_missing_file_is_told_with_its_neighbours(write):
+def test_a_missing_file_is_reported_with_its_neighbours(write):
     path = write("digits.npz")
     said = message(path.with_name("digit.npz"))
     assert "does not exist" in said
@@ -139,44 +137,21 @@ def test_a_single_array_is_an_error(tmp_path):
     assert "an `.npz` file of named arrays; received a single array" in message(tmp_path / "data.npz")
 
 
-def test_checked_examples_come_back_as_they_are():
-    examples = Examples(**arrays())
-    assert check_examples(examples) is examples
+def test_a_model_with_several_inputs_has_an_array_for_each_in_every_split(write):
+    parts = {f"x_{split}": None for split in ("train", "test", "validation")}
+    for split, rows in {"train": 4, "test": 2, "validation": 2}.items():
+        parts |= {f"x_{split}/ids": np.arange(rows), f"x_{split}/mask": np.ones((rows, 2))}
+    examples = read_npz(write(**parts))
+    assert {name: array.shape for name, array in examples.x_train.items()} == {"ids": (4,), "mask": (4, 2)}
+    assert examples.x_test["ids"].tolist() == [0, 1]
 
 
-def test_only_examples_are_examples():
-    with pytest.raises(DataError, match=r"must be a `finetune\.Examples`; received `tuple`"):
-        check_examples((1, 2))
+def test_an_array_that_is_whole_and_has_parts_is_an_error(write):
+    assert "holds `x_train` and `x_train/ids`" in message(write(**{"x_train/ids": np.arange(4)}))
 
 
-def test_lists_are_not_arrays():
-    with pytest.raises(DataError, match="`y_train` that is not a NumPy array but a `list`"):
-        check_examples(replace(Examples(**arrays()), y_train=[0, 1, 2, 3]))
-
-
-def test_an_array_of_python_objects_is_an_error():
-    with pytest.raises(DataError, match="`x_train` of Python objects"):
-        check_examples(replace(Examples(**arrays()), x_train=np.array([[None]] * 4)))
-
-
-def test_five_problems_are_shown_at_most():
-    empty = np.ones((0,))
-    with pytest.raises(DataError) as caught:
-        check_examples(Examples(empty, empty, empty, empty, empty, empty))
-    assert str(caught.value).count("that is empty") == 5
-    assert "1 more" in str(caught.value)
-
-
-def test_examples_cannot_be_changed():
-    with pytest.raises(FrozenInstanceError):
-        Examples(**arrays()).x_train = np.ones(3)
-
-
-def test_text_in_the_inputs_becomes_objects_for_keras_and_everything_else_stays():
-    text, numbers = np.array(["good", "bad"]), np.arange(2)
-    examples = with_text_as_objects(Examples(text, numbers, text, np.array(["a", "b"])))
-    assert examples.x_train.dtype == examples.x_test.dtype == object
-    assert list(examples.x_train) == ["good", "bad"]
-    assert examples.y_train is numbers
-    assert examples.y_test.dtype.kind == "U"
-    assert examples.x_validation is None
+def test_weights_of_the_rows_and_names_of_the_classes_are_read(write):
+    examples = read_npz(write(weights_train=np.arange(4.0), class_names=np.array(["cat", "dog"])))
+    assert examples.train.weights.tolist() == [0, 1, 2, 3]
+    assert examples.test.weights is None
+    assert examples.class_names == ("cat", "dog")

@@ -1,0 +1,206 @@
+"""Examples to train, test and validate on: inputs, targets and weights of the rows of each split."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from finetune.data.batches import batches_in_order
+from finetune.data.rows import Rows, rows_of, select, take
+from finetune.errors import DataError
+
+SPLITS = ("train", "test", "validation")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one split. Each of its fields is an array or `Rows`, or a dict, tuple or list of them.
+
+    Attributes:
+        x: Inputs.
+        y: Targets.
+        weights: Weights of the rows, or `None`.
+    """
+
+    x: Any
+    y: Any
+    weights: Any = None
+
+    def __len__(self) -> int:
+        return len(next(leaf for _, leaf in _leaves("", self.x)))
+
+    def select(self, chosen: slice | np.ndarray) -> "Split":
+        """Returns the chosen rows: a slice of them, or those at some indices."""
+        return Split(select(self.x, chosen), select(self.y, chosen), select(self.weights, chosen))
+
+    def first(self, count: int) -> tuple[Any, Any]:
+        """Returns inputs and targets of the first rows, as tensors."""
+        indices = tf.range(min(count, len(self)), dtype=tf.int64)
+        return take(rows_of(select(self.x, slice(count))), indices), take(
+            rows_of(select(self.y, slice(count))), indices
+        )
+
+    def batches(self, batch_size: int) -> tf.data.Dataset:
+        """Returns every row once, in order, in batches of which the last may be smaller."""
+        return batches_in_order(self.x, self.y, batch_size=batch_size, sample_weight=self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows to train, test and, optionally, validate on.
+
+    Inputs and targets are arrays whose first axis counts the rows, or dicts of them by the names of the model's inputs
+    and outputs, or tuples or lists of them in their order. In place of an array there may be `finetune.data.rows.Rows`,
+    whose values are read when they are needed.
+
+    Attributes:
+        x_train: Inputs of the training rows, shape `(rows, ...)`.
+        y_train: Their targets, shape `(rows,)` for integer labels.
+        x_test: Inputs of the test rows, of the same structure and shape per row as `x_train`.
+        y_test: Their targets.
+        x_validation: Inputs to choose settings by, or `None`.
+        y_validation: Their targets; present exactly when `x_validation` is.
+        weights_train: Weights of the training rows in the loss, shape `(rows,)`, or `None`.
+        weights_test: Weights of the test rows.
+        weights_validation: Weights of the validation rows.
+        class_names: Name of the class of each label from 0 on, where they are known.
+    """
+
+    x_train: Any
+    y_train: Any
+    x_test: Any
+    y_test: Any
+    x_validation: Any = None
+    y_validation: Any = None
+    weights_train: Any = None
+    weights_test: Any = None
+    weights_validation: Any = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Split:
+        """The training rows."""
+        return Split(self.x_train, self.y_train, self.weights_train)
+
+    @property
+    def test(self) -> Split:
+        """The test rows."""
+        return Split(self.x_test, self.y_test, self.weights_test)
+
+    @property
+    def validation(self) -> Split | None:
+        """The validation rows, if there are any."""
+        return (
+            None if self.x_validation is None else Split(self.x_validation, self.y_validation, self.weights_validation)
+        )
+
+
+ARRAY_NAMES = tuple(field.name for field in fields(Examples) if field.name != "class_names")
+
+
+def make_examples(train: Split, test: Split, validation: Split | None = None, class_names: Any = ()) -> Examples:
+    """Returns the examples that consist of these splits.
+
+    Args:
+        train: The training rows.
+        test: The test rows.
+        validation: The validation rows, if there are any.
+        class_names: Name of the class of each label from 0 on, where they are known.
+    """
+    splits = {"train": train, "test": test} | ({"validation": validation} if validation else {})
+    arrays = {f"x_{name}": split.x for name, split in splits.items()}
+    arrays |= {f"y_{name}": split.y for name, split in splits.items()}
+    arrays |= {f"weights_{name}": split.weights for name, split in splits.items()}
+    return Examples(**arrays, class_names=tuple(class_names))
+
+
+def check_examples(examples: Any) -> Examples:
+    """Returns `examples` unchanged when every array is filled, finite and fits the others.
+
+    Raises:
+        DataError: Names every array that breaks a rule.
+    """
+    if not isinstance(examples, Examples):
+        raise DataError(
+            f"Examples must be a `finetune.Examples`; received `{type(examples).__name__}`. Let the "
+            "function that makes them return `Examples(x_train, y_train, x_test, y_test)`."
+        )
+    problems = _array_problems(examples) or _row_problems(examples) + _shape_problems(examples)
+    if problems:
+        shown = problems[:5] + ([f"{len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise DataError(f"Examples must be non-empty arrays that fit together; received {'; '.join(shown)}.")
+    return examples
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the arrays of a structure with their names, such as `x_train/token_ids`."""
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, np.ndarray | Rows) for item in value)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if is_list else ()
+    if not items:
+        yield name, value
+    for key, item in items:
+        yield from _leaves(f"{name}/{key}" if name else str(key), item)
+
+
+def _array_problems(examples: Examples) -> list[str]:
+    required = ARRAY_NAMES[:4]
+    present = [(name, getattr(examples, name)) for name in ARRAY_NAMES]
+    present = [(name, value) for name, value in present if value is not None or name in required]
+    arrays = [leaf for name, value in present for leaf in _leaves(name, value)]
+    problems = [f"`{name}` {problem}" for name, array in arrays if (problem := _array_problem(array))]
+    if (examples.x_validation is None) != (examples.y_validation is None):
+        problems.append("only one of `x_validation` and `y_validation`")
+    return problems
+
+
+def _array_problem(value: Any) -> str | None:
+    if isinstance(value, Rows):  # its values are checked when they are read
+        return None if len(value) else "without rows"
+    if not isinstance(value, np.ndarray):
+        return f"that is not a NumPy array but a `{type(value).__name__}`"
+    if value.ndim == 0 or value.size == 0:
+        return f"that is empty, shape {value.shape}"
+    if value.dtype == object:
+        return "of Python objects"
+    if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+        return f"with {np.count_nonzero(~np.isfinite(value))} values that are not finite"
+    return None
+
+
+def _row_problems(examples: Examples) -> list[str]:
+    """Checks that all arrays of a split have as many rows as the first array of its inputs."""
+    problems = []
+    for split in SPLITS:
+        inputs = list(_leaves(f"x_{split}", getattr(examples, f"x_{split}")))
+        others = [name for name in (f"y_{split}", f"weights_{split}") if getattr(examples, name) is not None]
+        arrays = inputs + [leaf for name in others for leaf in _leaves(name, getattr(examples, name))]
+        first, x = arrays[0]
+        problems += [
+            f"`{first}` with {len(x)} rows and `{name}` with {len(array)}"
+            for name, array in arrays[1:]
+            if len(array) != len(x)
+        ]
+    return problems
+
+
+def _shape_problems(examples: Examples) -> list[str]:
+    """Checks that the arrays of other splits have the names and the shapes per row of those of the training rows."""
+    problems = []
+    for axis in "xy":
+        train = dict(_leaves(axis, getattr(examples, f"{axis}_train")))
+        for split in SPLITS[1:]:
+            value = getattr(examples, f"{axis}_{split}")
+            arrays = {} if value is None else dict(_leaves(axis, value))
+            if arrays and arrays.keys() != train.keys():
+                problems.append(f"`{axis}_{split}` with other names than `{axis}_train`")
+                continue
+            for name, array in arrays.items():
+                shape, expected = getattr(array, "shape", None), getattr(train[name], "shape", None)  # `Rows` have none
+                if shape and expected and shape[1:] != expected[1:]:
+                    problems.append(
+                        f"`{axis}_{split}{name[1:]}` of shape {shape[1:]} per row and `{axis}_train{name[1:]}` of "
+                        f"{expected[1:]}"
+                    )
+    return problems

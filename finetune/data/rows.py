@@ -1,0 +1,166 @@
+"""Rows that a pipeline takes by their indices, wherever they lie: in memory, in files, or computed when they are taken.
+
+Everything that gives examples gives `Rows`, so that the order of an epoch is made of indices alone.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from finetune.errors import DataError
+
+# Element types that DLPack can hand from NumPy to TensorFlow without a copy.
+_DLPACK_TYPES = (
+    *(tf.bool, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.int8, tf.int16, tf.int32, tf.int64),
+    *(tf.float16, tf.float32, tf.float64),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of an array that need not exist as a whole: it may lie in a file, or be decoded when it is taken.
+
+    Attributes:
+        length: Number of rows.
+        take: Returns the rows at some indices, in their order; indices have shape `(batch,)`. Runs in graphs too.
+        fingerprint: A hash of all that the values depend on, or empty. What is computed from rows without it cannot be
+            recognised in another run.
+    """
+
+    length: int
+    take: Callable[[Any], Any]
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def rows_of(arrays: Any) -> Any:
+    """Returns the same structure with every array as `Rows`; lists become tuples, which is what `tf.data` takes."""
+    return tf.nest.map_structure(as_rows, keras.tree.lists_to_tuples(arrays))
+
+
+def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
+    """Returns the chosen rows of every array and of every `Rows` in a structure, in the order in which they are chosen.
+
+    Args:
+        arrays: A structure of arrays and `Rows`, or `None`.
+        chosen: A slice of the rows, or their indices.
+    """
+
+    def of(array: Any) -> Any:
+        if array is None or not isinstance(array, Rows):
+            return None if array is None else array[chosen]
+        indices = np.arange(array.length)[chosen]
+        digest = hashlib.sha256(indices.tobytes()).hexdigest()
+        fingerprint = f"{array.fingerprint} {digest}" if array.fingerprint else ""
+        with tf.device("CPU:0"):
+            places = tf.constant(indices)
+        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint)
+
+    return tf.nest.map_structure(of, arrays)
+
+
+def as_rows(array: Any) -> Rows:
+    """Returns an array as `Rows`: a memory-mapped one stays in its file, any other becomes a tensor.
+
+    Raises:
+        DataError: The array has no rows.
+    """
+    if isinstance(array, Rows):
+        return array
+    if isinstance(array, tf.Tensor):
+        return tensor_rows(array)
+    array = array if isinstance(array, np.memmap) else np.asarray(array)
+    if not array.ndim or not len(array):
+        raise DataError(
+            f"Training batches need rows. Received an array of shape {array.shape}. Its first axis must count the rows."
+        )
+    if isinstance(array, np.memmap):
+        return _mapped_rows(array)
+    with tf.device("CPU:0"):  # the pipeline runs there, whatever the model trains on
+        if array.dtype.kind in "USO":
+            return tensor_rows(tf.constant(array.astype(object)))
+        return tensor_rows(tf.convert_to_tensor(array.astype(_type_for_keras(array.dtype), copy=False)))
+
+
+def tensor_rows(tensor: tf.Tensor) -> Rows:
+    """Returns the rows of a tensor. The pipeline captures the tensor, so it does not become a constant of the graph."""
+    return Rows(int(tensor.shape[0] or 0), lambda indices: tf.gather(tensor, indices))
+
+
+def file_rows(path: Path, dtype: tf.DType, shape: tuple[int, ...]) -> Rows:
+    """Returns the rows of a file of bare values, which the operating system reads when they are needed.
+
+    Args:
+        path: The file. It must be as long as `shape` says, and writable, though nothing is written.
+        dtype: Type of the values.
+        shape: Shape of the tensor that the file holds, `(rows, ...)`.
+    """
+    return shared_rows(np.memmap(path, np.uint8, mode="r+", shape=(prod(shape) * dtype.size,)), dtype, shape)
+
+
+def shared_rows(memory: np.ndarray, dtype: tf.DType, shape: tuple[int, ...]) -> Rows:
+    """Returns the rows of a tensor that uses an array's own memory; a copy would double what is needed.
+
+    Args:
+        memory: The bytes of the tensor, of type uint8, at a multiple of 64 bytes. They may be written later.
+        dtype: The tensor's type.
+        shape: The tensor's shape, `(rows, ...)`.
+    """
+    # NumPy has no bfloat16 and no float8: such values travel as integers of their size.
+    plain = dtype.as_numpy_dtype if dtype in _DLPACK_TYPES else np.dtype(f"int{8 * dtype.size}")
+    array = np.asarray(memory).view(plain).reshape(shape)
+    tensor: Any = tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tensor_rows(tensor if dtype in _DLPACK_TYPES else tf.bitcast(tensor, dtype))
+
+
+def _mapped_rows(array: np.memmap) -> Rows:
+    dtype, shape = _type_for_keras(array.dtype), array.shape[1:]
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        return np.asarray(array[indices], dtype=dtype)
+
+    def take(indices: tf.Tensor) -> tf.Tensor:
+        values: Any = tf.numpy_function(read, [indices], tf.as_dtype(dtype), stateful=False)
+        return tf.ensure_shape(values, [None, *shape])  # `numpy_function` does not know it
+
+    return Rows(len(array), take)
+
+
+def _type_for_keras(dtype: np.dtype) -> np.dtype:
+    return np.dtype(keras.config.floatx()) if dtype.kind == "f" and keras.config.floatx() != "bfloat16" else dtype
+
+
+def take(arrays: Any, indices: Any) -> Any:
+    """Returns the rows at some indices of every `Rows` in a structure."""
+    return tf.nest.map_structure(lambda rows: rows.take(indices), arrays)
+
+
+def count_rows(inputs: Any, others: Any, passes: int = 1) -> int:
+    """Returns how many rows there are.
+
+    Args:
+        inputs: A structure of `Rows`, each of `passes` times as many rows.
+        others: A structure of `Rows` that belong to the inputs: targets, and weights of the rows.
+        passes: How many versions of the inputs there are, one after another.
+
+    Raises:
+        DataError: The numbers of rows differ.
+    """
+    lengths = {array.length for array in tf.nest.flatten(inputs)}
+    rows = {array.length for array in tf.nest.flatten(others)}
+    if len(rows) != 1 or lengths != {passes * length for length in rows}:
+        times = f", {passes} times as many inputs as targets" if passes > 1 else ""
+        raise DataError(
+            f"Inputs, targets and weights must have the same number of rows{times}. Received {sorted(lengths)} rows of "
+            f"inputs and {sorted(rows)} of targets and weights. Remove the rows that have no counterpart."
+        )
+    return rows.pop()
