@@ -56,8 +56,8 @@ class PlannedWeight:
         shape: Its shape.
         parameters: How many numbers it holds.
         frozen: Whether it is frozen, with its group or by itself.
-        frozen_by: Why it is frozen, where other code did that before: `frozen by LoRA`, `quantized`, `not trainable when
-            resolved`; else `None`.
+        frozen_by: Why it is frozen where other code did that before: `frozen by LoRA`, `quantized` or `not trainable
+            when resolved`; else `None`.
         optimizer: The name of its optimizer; `None` for a weight that is not trained.
         learning_rate: The rates of the first, the middle and the last step; `None` for a weight that is not trained.
         weight_decay: Its weight decay, 0 for none; `None` for a weight that is not trained.

@@ -137,8 +137,8 @@ def _check_every_weight(model: keras.Model, groups: Sequence[LayerGroup]) -> Non
         received = [f"{quote(new)} in no group"] if new else []
         received += [f"{quote(gone)} in a group, but no longer in the model"] if gone else []
         raise GroupError(
-            f"The layer groups must hold every weight of the model. Received {', and '.join(received)}. Pass all groups "
-            "of this model, and resolve them after the last change to it, such as a new layer, `enable_lora` or "
+            f"The layer groups must hold every weight of the model. Received {', and '.join(received)}. Pass all "
+            "groups of this model, and resolve them after the last change to it, such as a new layer, `enable_lora` or "
             "`quantize`."
         )
 

@@ -102,10 +102,12 @@ def test_a_model_in_which_nothing_is_trainable_is_an_error_that_says_why():
 
 
 def test_integers_do_not_train_whatever_the_selector_says():
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(4, use_bias=False, name="body"), layers.Dense(2, name="head")])
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, use_bias=False, name="body"), layers.Dense(2, name="head")]
+    )
     model.get_layer("body").quantize("int8")
     head = Selector("head", prefixes=("head",))
     body = resolve_groups(model, [Selector("body", prefixes=("body",)), head])[0]
     assert body.frozen
-    with pytest.raises(GroupError, match="Groups without a trainable weight: `body`. Set `frozen: true` in them"):
+    with pytest.raises(GroupError, match=r"Groups without a trainable weight: `body`. Set `frozen: true` in them"):
         resolve_groups(model, [Selector("body", prefixes=("body",), frozen=False), head])

@@ -237,8 +237,14 @@ def test_a_group_can_be_frozen_and_trained_again_with_groups_that_are_resolved_a
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda model: model.get_layer("body").enable_lora(2), "`body/lora_kernel_a`, `body/lora_kernel_b` in no group"),
-        (lambda model: model.get_layer("head").quantize("int8"), "`head/kernel` in a group, but no longer in the model"),
+        (
+            lambda model: model.get_layer("body").enable_lora(2),
+            "`body/lora_kernel_a`, `body/lora_kernel_b` in no group",
+        ),
+        (
+            lambda model: model.get_layer("head").quantize("int8"),
+            "`head/kernel` in a group, but no longer in the model",
+        ),
     ],
 )
 def test_weights_that_come_and_go_after_the_groups_were_resolved_are_named(tiny, change, named):
@@ -249,7 +255,9 @@ def test_weights_that_come_and_go_after_the_groups_were_resolved_are_named(tiny,
         freeze(model, groups)
     assert str(error.value).startswith("The layer groups must hold every weight of the model. Received ")
     assert named in str(error.value)
-    assert "resolve them after the last change to it, such as a new layer, `enable_lora` or `quantize`" in str(error.value)
+    assert "resolve them after the last change to it, such as a new layer, `enable_lora` or `quantize`" in str(
+        error.value
+    )
 
 
 def test_freezing_anew_forgets_the_former_groups(tiny):

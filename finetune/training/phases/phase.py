@@ -169,6 +169,6 @@ def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[s
             yield f"{where} names `{name}`, which is not a group. Groups are {quote(known)}.{did_you_mean(name, known)}"
         elif name in frozen:
             yield (
-                f"{where} names `{name}`, which is frozen in all phases. Write `frozen: false` in the group and give it "
-                "an optimizer, or remove the name here."
+                f"{where} names `{name}`, which is frozen in all phases. Write `frozen: false` in the group and give "
+                "it an optimizer, or remove the name here."
             )
