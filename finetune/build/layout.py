@@ -11,7 +11,7 @@ import keras
 
 from finetune.build.compile import compile_model
 from finetune.build.data import RunLength, steps_per_epoch
-from finetune.build.groups import build_groups, group_specs, with_normalization
+from finetune.build.groups import build_groups, group_specs, with_frozen, with_normalization
 from finetune.build.model import build_model_and_examples, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
@@ -122,6 +122,7 @@ def _lay_out(
     listed = group_specs(recipe, tree)
     specs = with_normalization(recipe, listed, tree)
     groups = build_groups(recipe, specs, tree)
+    listed = with_frozen(listed, groups)
 
     # How long everything is. Phases come first: they decide the length of the run, and that the length of schedules.
     written_phases = phase_specs(recipe, listed)
