@@ -12,7 +12,8 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
    chose have no such number and count as they are.
 4. **name**, then **layer and index**: automatic names as they are, where the file has another number of such layers.
 5. **alias**: another name that the file or Keras has for the weight.
-6. **legacy name**: names of Keras 2 as Keras 3 spells them, without slashes and capitals: `Conv/BatchNorm` is `conv_bn`.
+6. **legacy name**: names of Keras 2 as Keras 3 spells them, without slashes and capitals: `Conv/BatchNorm` for
+   `conv_bn`.
 7. **ending**: `conv/kernel` for `bb/conv/kernel`, where only one weight of the model ends so.
 """
 

@@ -8,11 +8,13 @@ of the same structure do share is the *location* of each weight. A location is a
   `keras-again:` for the other attributes that lead to an object: Keras 2 saved as `_query_dense` what is `query_dense`.
 - `legacy:dense:1/3:0/2|kernel`: legacy `.h5`; layer 1 of 3 with weights, weight 0 of 2, called `kernel`.
 - `object:_operations/1/_kernel|dense/kernel`: object graphs; the path of attributes, then the variable's own name.
+- `keras2:layer_with_weights-1/4/kernel|dense`: object graphs of Keras 2; the same path there, then the layer's name.
 - `trainable:2/6|kernel`: the third of six trainable weights.
 
 The readers in `finetune.pretrained.formats` give the weights of a file locations in the same words.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,10 +22,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from finetune.groups.layer_tree import LayerTree, paths_down
-from finetune.keras_private import is_saveable, saved_children
+from finetune.groups.layer_tree import LayerTree, attribute_paths, paths_down
+from finetune.keras_private import is_saveable, layer_variables, saved_children, sublayers
 from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
-from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
+from finetune.pretrained.formats.checkpoints import (
+    keras2_location,
+    object_location,
+    trainable_location,
+    variable_paths,
+)
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
 from finetune.variables import tf_variable
 
@@ -39,7 +46,7 @@ def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]
         For each weight's name, its locations in all layouts, the surest first.
     """
     locations: dict[str, list[str]] = {leaf.name: [] for leaf in tree.leaves}
-    for layout in (_keras3_locations, _legacy_locations, _object_locations):
+    for layout in (_keras3_locations, _legacy_locations, _object_locations, _keras2_locations):
         for name, location in layout(model, tree):
             locations[name].append(location)
     for index, leaf in enumerate(tree.trainable):
@@ -70,7 +77,9 @@ def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
 def _other_paths(path: str, again: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Yields the paths that lead to an object if it, or an object above it, is reached by another attribute."""
     for above in paths_down(path):
-        yield from (other + path[len(above) :] for other in again.get(above, ()) if not f"{other}/".startswith(f"{above}/"))
+        yield from (
+            other + path[len(above) :] for other in again.get(above, ()) if not f"{other}/".startswith(f"{above}/")
+        )
 
 
 def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
@@ -156,6 +165,37 @@ def _object_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
             parts = full_name(leaf.variable).split("/")
             without_numbers = (without_number(part) if part in automatic else part for part in parts)
             yield leaf.name, object_location(path, "/".join(without_numbers))
+
+
+def _keras2_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    if isinstance(model, keras.Model):
+        names = {id(leaf.variable): leaf.name for leaf in tree.leaves}
+        for variable, path, layer in _keras2_paths(model, (), ""):
+            if id(variable) in names and layer:
+                yield names[id(variable)], keras2_location(path, layer)
+
+
+def _keras2_paths(
+    layer: keras.layers.Layer, path: tuple[str, ...], name: str
+) -> Iterator[tuple[Any, tuple[str, ...], str]]:
+    """Yields each variable below a layer with the path to it in Keras 2, and the name of the layer in its model.
+
+    Keras 2 numbered the layers of a functional or Sequential model, those with weights by themselves; everything else
+    it reached by attributes.
+    """
+    if isinstance(layer, keras.Sequential | keras.Function):
+        with_weights = [child for child in layer.layers if child.weights]
+        for i, child in enumerate(with_weights):
+            child_name = without_number(child.name) if has_automatic_name(child) else child.name
+            yield from _keras2_paths(child, (*path, f"layer_with_weights-{i}/{len(with_weights)}"), child_name)
+        return
+    held = attribute_paths(layer)
+    for variable in itertools.chain(*layer_variables(layer)):
+        if id(variable) in held:
+            yield variable, (*path, held[id(variable)]), name
+    for child in sublayers(layer, recursive=False):
+        if id(child) in held:
+            yield from _keras2_paths(child, (*path, held[id(child)]), name)
 
 
 def full_name(variable: Any) -> str:
