@@ -44,6 +44,8 @@ class Leaf:
         trainable: Whether it was created trainable, whatever is frozen now.
         owner: The layer or module object that owns it.
         index: Its position among the weights of the owner itself, as Keras saves them (trainable weights first).
+        frozen_by: Why it stays frozen in a group that is trained: what other code froze before the groups were
+            resolved. Empty in a layer tree, and where nothing froze it.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Leaf:
     trainable: bool
     owner: Any
     index: int
+    frozen_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ overridden here are listed in `keras_private.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -37,12 +38,12 @@ from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
-from finetune.optimizers.sparse import densify, merge_to_clip
+from finetune.optimizers.sparse import divisible, merge_rows, on_values
 
 # What the config holds besides the groups, by the names of the arguments of `__init__`.
 _SETTINGS = (
     *("name", "clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps"),
-    *("use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor", "fused"),
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor", "fused", "merge_rows"),
 )
 
 
@@ -71,6 +72,9 @@ class GroupedOptimizer(AveragingOptimizer):
         fused: `auto`: small variables of one shape whose optimizers are of one kind are updated together, in any number
             of groups, with the same results to the last bit; `off`: every variable alone; `on`: together also where it
             does not pay. `not_fused` says which variables are updated alone, and why.
+        merge_rows: Whether the pieces of a sparse gradient that belong to the same row of an embedding are added up
+            before anything else, as in TF1 and as in a dense gradient. By default rules and norms get the pieces, as
+            in Keras, whatever the other options: Adam squares them one by one. See `finetune/optimizers/sparse.py`.
         name: Name of the optimizer.
 
     Raises:
@@ -103,6 +107,7 @@ class GroupedOptimizer(AveragingOptimizer):
         ema_overwrite_frequency: int | None = None,
         loss_scale_factor: float | None = None,
         fused: str = "auto",
+        merge_rows: bool = False,
         name: str = "grouped_optimizer",
     ):
         # Everything that can be wrong is checked before `super().__init__`, and before a child is changed.
@@ -120,7 +125,7 @@ class GroupedOptimizer(AveragingOptimizer):
             loss_scale_factor=loss_scale_factor,
             name=name,
         )
-        self.fused = fused
+        self.fused, self.merge_rows = fused, merge_rows
         self._members, self._fusion = members, fusion
         # From here on the children count with `self._iterations`, and their rates are written through `self._rates`.
         rates = [children.adopt(group, self) for group in members.groups]
@@ -307,20 +312,22 @@ class GroupedOptimizer(AveragingOptimizer):
                 f"Gradients and variables come in pairs. Received {len(grads)} gradients for {len(variables)} variables"
                 f"{' of the groups. Pass the variables as well' if trainable_variables is None else ''}."
             )
-        # Keras divides by the factor, which a sparse gradient does not support.
-        super().apply(densify(grads) if self.loss_scale_factor else grads, variables)
+        super().apply(divisible(grads), variables)
 
     # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Any) -> None:
         # Replicas are summed before anything that depends on the size of a gradient: accumulating, clipping.
-        update_once(super()._backend_apply_gradients, grads, trainable_variables)
+        update_once(self._apply_sums, grads, trainable_variables)
+
+    def _apply_sums(self, grads: list[Any], trainable_variables: Any) -> None:
+        super()._backend_apply_gradients(merge_rows(grads) if self.merge_rows else grads, trainable_variables)
 
     def _backend_increment_gradient_accumulators(self, grads: list[Any], acc_grads: list[Any]) -> None:
         in_every_replica(super()._backend_increment_gradient_accumulators, grads, acc_grads)
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        return super()._clip_gradients(merge_to_clip(grads, self))
+        return on_values(super()._clip_gradients, grads)
 
     def _apply_weight_decay(self, variables: Iterable[Any]) -> None:
         # Before the update rule, and at the rate of this step: both as in Keras, and as AdamW is defined.
@@ -337,7 +344,7 @@ class GroupedOptimizer(AveragingOptimizer):
         # A child's `clipnorm` and `clipvalue`; its `global_clipnorm` was refused, as it would not be global.
         clipped, in_turn = [], []
         for child, (gradients, members) in self._members.by_group(grads, variables):
-            clipped += keras_private.clip_gradients(child, merge_to_clip(gradients, child))
+            clipped += on_values(partial(keras_private.clip_gradients, child), gradients)
             in_turn += members
         return clipped, in_turn
 

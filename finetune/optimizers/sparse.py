@@ -1,32 +1,32 @@
-"""Sparse gradients, as embeddings have them: one row for every token, the same row many times."""
+"""Sparse gradients, as embeddings have them: one row for every token, the same row many times.
 
-from collections.abc import Iterable
+A `tf.IndexedSlices` is a list of pieces, each with the row of the variable that it belongs to; the gradient of a row is
+the sum of its pieces. Update rules that are not linear depend on when that sum is taken. Adam, for pieces a and b:
+
+- Keras adds `a^2 + b^2` to the average of squares: the pieces are squared one by one;
+- TF1 adds `(a + b)^2`, which is also what a dense gradient of the same numbers gives.
+
+An embedding moves up to twice as far by the first rule. A `GroupedOptimizer` uses one of the two for whatever options
+it has: that of Keras, or with `merge_rows=True` that of TF1. Keras itself changes from the first to the second with
+`global_clipnorm`, since it multiplies a sparse gradient by a tensor, which makes it dense; here it stays sparse. Only
+`gradient_accumulation_steps` adds up the pieces in any case, because gradients are accumulated in dense variables.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 
 def merge_rows(gradients: Iterable[Any]) -> list[Any]:
-    """Adds up the rows of each sparse gradient that belong to the same row of the variable.
+    """Adds up the pieces of each sparse gradient that belong to the same row of the variable.
 
-    Only then is its norm the norm of the gradient. Keras clips by the norm of the pieces, which is another number: two
-    pieces (3, 4) of one row have norm 7.07, and the gradient (6, 8) has norm 10.
+    Then its norm is that of the gradient: two pieces (3, 4) of one row have norm 7.07, their sum (6, 8) has norm 10.
 
     Args:
         gradients: Dense gradients, which are returned as they are, `tf.IndexedSlices`, and `None`.
     """
     return [_with_unique_rows(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-
-
-def merge_to_clip(gradients: list[Any], optimizer: keras.optimizers.Optimizer) -> list[Any]:
-    """Returns `merge_rows(gradients)` if the optimizer clips gradients, otherwise the gradients as they are.
-
-    Not always merged: Keras' rules treat the pieces of a repeated row each in their own way (Adam squares them before
-    it adds them up), and equal groups have the bits of Keras.
-    """
-    clips = any(getattr(optimizer, setting) for setting in ("clipnorm", "clipvalue", "global_clipnorm"))
-    return merge_rows(gradients) if clips else gradients
 
 
 def _with_unique_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
@@ -35,6 +35,30 @@ def _with_unique_rows(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
-def densify(gradients: Iterable[Any]) -> list[Any]:
-    """Converts every sparse gradient to a tensor of the variable's shape; repeated rows are added up."""
-    return [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+def on_values(clip: Callable[[list[Any]], list[Any]], gradients: Iterable[Any]) -> list[Any]:
+    """Calls a function with the pieces of sparse gradients in place of these, which so remain sparse.
+
+    Args:
+        clip: Takes and returns tensors and `None`, each of the same shape.
+        gradients: Dense gradients, `tf.IndexedSlices` and `None`.
+    """
+    gradients = list(gradients)
+    values = clip([g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients])
+    return [
+        tf.IndexedSlices(value, g.indices, g.dense_shape) if isinstance(g, tf.IndexedSlices) else value
+        for g, value in zip(gradients, values, strict=True)
+    ]
+
+
+class DivisibleSlices(tf.IndexedSlices):
+    """A sparse gradient that can be divided: Keras' `apply` unscales every gradient by `gradient / scale`."""
+
+    def __truediv__(self, scale: Any) -> tf.IndexedSlices:
+        return tf.IndexedSlices(self.values / scale, self.indices, self.dense_shape)
+
+
+def divisible(gradients: Iterable[Any]) -> list[Any]:
+    """Returns the gradients with every sparse one as `DivisibleSlices`."""
+    return [
+        DivisibleSlices(g.values, g.indices, g.dense_shape) if isinstance(g, tf.IndexedSlices) else g for g in gradients
+    ]

@@ -43,6 +43,8 @@ class Train(Part):
         clipnorm: Largest norm of each gradient. At most one of the three ways to clip may be set.
         clipvalue: Largest absolute value in a gradient.
         global_clipnorm: Largest norm of all gradients of all groups together.
+        merge_rows: Whether gradients of the same row of an embedding are added up before they are squared or clipped,
+            as in TF1; by default the pieces are squared one by one, as in Keras.
         gradient_accumulation_steps: Batches whose gradients are averaged for one update, >= 2.
         use_ema: Whether the model ends with a moving average of its weights.
         ema_momentum: Share of the old average that is kept in each step, in (0, 1).
@@ -65,6 +67,7 @@ class Train(Part):
     clipnorm: Positive | None = None
     clipvalue: Positive | None = None
     global_clipnorm: Positive | None = None
+    merge_rows: bool = False
     gradient_accumulation_steps: Annotated[Count, Field(ge=2)] | None = None
     use_ema: bool = False
     ema_momentum: OpenShare = 0.99

@@ -129,10 +129,12 @@ def test_what_is_for_all_groups_together_reaches_the_one_optimizer(recipe, lay_o
         "train.gradient_accumulation_steps=3",
         "train.use_ema=true",
         "train.ema_momentum=0.9",
+        "train.merge_rows=true",
     ).model
     optimizer = model.optimizer
     assert (optimizer.global_clipnorm, optimizer.gradient_accumulation_steps) == (0.5, 3)
     assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
+    assert optimizer.merge_rows is True
 
 
 @pytest.mark.parametrize("clip", ["clipnorm", "clipvalue"])
@@ -145,6 +147,7 @@ def test_every_key_of_train_that_the_grouped_optimizer_takes_reaches_it(recipe, 
     keys = {*inspect.signature(GroupedOptimizer).parameters} & {*Train.model_fields}
     assert keys == {
         *("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps", "use_ema", "ema_momentum"),
+        "merge_rows",
     }
     layout = lay_out(recipe)
     assert all(getattr(layout.model.optimizer, key) == getattr(layout.recipe.train, key) for key in keys)
