@@ -109,6 +109,17 @@ def build_groups(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTree) ->
         raise GroupError("\n".join(_with_place(recipe, line) for line in str(error).splitlines())) from None
 
 
+def with_frozen(specs: Sequence[GroupSpec], groups: Sequence[LayerGroup]) -> tuple[GroupSpec, ...]:
+    """Marks the specs of groups in which nothing is trainable as frozen, so that strategies of phases leave them out.
+
+    Args:
+        specs: The groups as the recipe means them.
+        groups: What they were resolved to, and groups that were added.
+    """
+    frozen = {group.name for group in groups if group.frozen}
+    return tuple(spec.model_copy(update={"frozen": True}) if spec.name in frozen else spec for spec in specs)
+
+
 def place_of_group(recipe: Recipe, name: str) -> str:
     """Returns what a message about a group begins with, such as "recipes/pets.yaml:14:5: group `body`".
 

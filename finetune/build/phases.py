@@ -46,7 +46,7 @@ def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, 
     try:
         phases = written_out(recipe.phases, peaks, recipe.train.epochs)
         if isinstance(recipe.phases, tuple):
-            check_names(phases, {spec.name: spec.frozen for spec in specs})
+            check_names(phases, {spec.name: bool(spec.frozen) for spec in specs})
         if wrong := disagreement(phases, recipe.train.epochs):
             raise wrong
     except PydanticCustomError as error:

@@ -7,11 +7,12 @@ or each block.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
 from finetune.errors import GroupError, did_you_mean, quote
+from finetune.groups.frozen_by import QUANTIZED, reason_frozen
 from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.selector_matching import (
     CONDITION_KINDS,
@@ -35,7 +36,9 @@ class Selector:
         layers: Slices or indices of `model.layers`: `"0:3"`, `"-1"`, `5`.
         variables: Slices or indices of the trainable variables: `"0:40"`, `"40:"`, `-1`.
         rest: Takes every weight that no other group takes, whatever its position in the list.
-        frozen: The group is not trained.
+        frozen: `True`: the group is not trained. `None`: it is, except for what is not trainable when the groups are
+            resolved, such as the kernel below a LoRA adapter, or a layer that was frozen by hand. `False`: that is
+            trained, too.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Selector:
     layers: tuple[str | int, ...] = ()
     variables: tuple[str | int, ...] = ()
     rest: bool = False
-    frozen: bool = False
+    frozen: bool | None = None
 
     @property
     def conditions(self) -> list[Condition]:
@@ -74,8 +77,8 @@ class LayerGroup:
 
     @property
     def trainable(self) -> tuple[Leaf, ...]:
-        """The leaves an optimizer updates when the group is not frozen."""
-        return tuple(leaf for leaf in self.leaves if leaf.trainable)
+        """The leaves that train: without what other code froze, unless the group is frozen as a whole anyway."""
+        return tuple(leaf for leaf in self.leaves if leaf.trainable and (self.frozen or not leaf.frozen_by))
 
     @property
     def variables(self) -> list[Any]:
@@ -89,7 +92,9 @@ def resolve_groups(
     """Puts every weight of a model into exactly one layer group.
 
     The first selector that matches a trainable weight takes it; the selector with `rest` takes what is left.
-    Non-trainable weights (moving statistics) follow the first trainable weight of their layer.
+    Non-trainable weights (moving statistics) follow the first trainable weight of their layer. A weight that other code
+    has frozen before (LoRA, quantization, `layer.trainable = False`) stays frozen in its group, and so does a group
+    that consists of such weights, unless the selector says `frozen=False`.
 
     Args:
         tree: The model's layer tree, or the model.
@@ -131,9 +136,9 @@ def resolve_groups(
     places = _assign(tree, selectors, by_selector)
     _check_cover(tree, selectors, by_selector, places)
     leaves = [tuple(compress(tree.leaves, (place == n for place in places))) for n in range(len(selectors))]
-    return tuple(
-        LayerGroup(selector.name, part, selector.frozen) for selector, part in zip(selectors, leaves, strict=True)
-    )
+    groups = tuple(_make_group(selector, part) for selector, part in zip(selectors, leaves, strict=True))
+    _check_trained(selectors, groups)
+    return groups
 
 
 def selectors_by(tree: LayerTree | Any, by: str) -> tuple[Selector, ...]:
@@ -224,8 +229,21 @@ def _check_cover(
             "true` there if they must not train."
         )
     _raise_first_five([_empty_group(selectors, matches, places, n) for n in range(len(selectors)) if n not in places])
-    trained = {at for leaf, at in zip(tree.leaves, places, strict=True) if leaf.trainable}
-    idle = [selector.name for n, selector in enumerate(selectors) if n not in trained and not selector.frozen]
+
+
+def _make_group(selector: Selector, leaves: tuple[Leaf, ...]) -> LayerGroup:
+    """Makes a group, of which what other code froze stays frozen unless the selector says `frozen=False`."""
+    reasons = [reason_frozen(leaf) for leaf in leaves]
+    # Integers cannot train, whatever the selector says.
+    kept = [reason if reason == QUANTIZED or selector.frozen is not False else "" for reason in reasons]
+    leaves = tuple(replace(leaf, frozen_by=reason) for leaf, reason in zip(leaves, kept, strict=True))
+    group = LayerGroup(selector.name, leaves, bool(selector.frozen))
+    return replace(group, frozen=True) if selector.frozen is None and any(kept) and not group.trainable else group
+
+
+def _check_trained(selectors: Sequence[Selector], groups: Sequence[LayerGroup]) -> None:
+    """Checks that every group that is to be trained has something to train, and that there is such a group."""
+    idle = [group.name for group in groups if not group.trainable and not group.frozen]
     if idle:
         raise GroupError(
             f"A group needs a trainable weight, unless it is frozen. Groups without a trainable weight: "
@@ -235,6 +253,13 @@ def _check_cover(
         raise GroupError(
             f"At least one group must train, and all are frozen: {quote(s.name for s in selectors)}. Remove "
             "`frozen: true` from the last one, for example."
+        )
+    if all(group.frozen for group in groups):
+        reasons = dict.fromkeys(leaf.frozen_by for group in groups for leaf in group.leaves if leaf.frozen_by)
+        raise GroupError(
+            "At least one group must train. What is not trainable when the groups are resolved stays frozen, and here "
+            f"that is everything: {', '.join(reasons)}. Set `frozen: false` in the group to train, or make layers "
+            "trainable before."
         )
 
 

@@ -10,6 +10,7 @@ import keras
 
 from finetune.errors import quote
 from finetune.groups.batch_norm import BATCH_NORM_MODES, is_batch_norm
+from finetune.groups.frozen_by import QUANTIZED
 from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 
@@ -54,7 +55,9 @@ class PlannedWeight:
         group: The name of its layer group.
         shape: Its shape.
         parameters: How many numbers it holds.
-        frozen: Whether its group is frozen.
+        frozen: Whether it is frozen, with its group or by itself.
+        frozen_by: Why it is frozen where other code did that before: `frozen by LoRA`, `quantized` or `not trainable
+            when resolved`; else `None`.
         optimizer: The name of its optimizer; `None` for a weight that is not trained.
         learning_rate: The rates of the first, the middle and the last step; `None` for a weight that is not trained.
         weight_decay: Its weight decay, 0 for none; `None` for a weight that is not trained.
@@ -67,6 +70,7 @@ class PlannedWeight:
     shape: tuple[int, ...]
     parameters: int
     frozen: bool
+    frozen_by: str | None
     optimizer: str | None
     learning_rate: tuple[float, float, float] | None
     weight_decay: float | None
@@ -116,6 +120,7 @@ def make_plan(
         restored_from: Source of every restored weight, by its name.
     """
     group_of = {leaf.name: group for group in groups for leaf in group.leaves}
+    frozen_by = {leaf.name: leaf.frozen_by for group in groups for leaf in group.leaves}
     # A schedule is a TensorFlow computation: it is called three times for each group, and not for each weight.
     last = steps - 1
     rates = {name: (it.rate_at(0), it.rate_at(last // 2), it.rate_at(last)) for name, it in settings.items()}
@@ -123,7 +128,8 @@ def make_plan(
 
     def row(leaf: Leaf) -> PlannedWeight:
         group = group_of[leaf.name]
-        trained = settings[group.name] if leaf.trainable and not group.frozen else None
+        frozen = group.frozen or bool(frozen_by[leaf.name])
+        trained = settings[group.name] if leaf.trainable and not frozen else None
         # As `finetune.build.optimizer` excludes variables from weight decay.
         decays = trained and (trained.decay_bias_and_norm or takes_weight_decay(leaf))
         return PlannedWeight(
@@ -131,26 +137,27 @@ def make_plan(
             group=group.name,
             shape=tuple(leaf.variable.shape),
             parameters=prod(leaf.variable.shape),
-            frozen=group.frozen,
+            frozen=frozen,
+            frozen_by=frozen_by[leaf.name] or None,
             optimizer=trained.optimizer_name if trained else None,
             learning_rate=rates[group.name] if trained else None,
             weight_decay=(trained.weight_decay if decays else 0.0) if trained else None,
-            batch_normalization=_batch_normalization(leaf, group),
+            batch_normalization=_batch_normalization(leaf, frozen=frozen),
             restored_from=sources.get(leaf.name),
         )
 
     rows = tuple(row(leaf) for leaf in tree.leaves)
     depth = len({leaf.layer for leaf in tree.trainable})
     peaks = {name: it.peak for name, it in settings.items()}
-    advice = (*_advice_on_rates(rows, peaks, depth), *_advice_on_frozen(rows))
+    advice = (*_advice_on_rates(rows, peaks, depth), *_advice_on_frozen(rows), *_advice_on_frozen_by(rows, settings))
     return Plan(rows, tuple(group.name for group in groups), steps, advice)
 
 
-def _batch_normalization(leaf: Leaf, group: LayerGroup) -> str | None:
+def _batch_normalization(leaf: Leaf, *, frozen: bool) -> str | None:
     in_module = bool(getattr(leaf.owner, "statistics", None))  # of a part of a hub layer
     if not (in_module or is_batch_norm(leaf)):
         return None
-    if group.frozen:
+    if frozen:
         return BATCH_NORM_MODES["freeze"]
     return "in module, trains unless a part of it is frozen" if in_module else BATCH_NORM_MODES["train"]
 
@@ -178,10 +185,23 @@ def _advice_on_rates(rows: Sequence[PlannedWeight], peaks: Mapping[str, float], 
 
 
 def _advice_on_frozen(rows: Sequence[PlannedWeight]) -> Iterator[str]:
-    for name in dict.fromkeys(row.group for row in rows if row.frozen):
+    for name in dict.fromkeys(row.group for row in rows if row.frozen and not row.frozen_by):
         fresh = [row.name for row in rows if row.group == name and row.restored_from is None]
         if fresh:
             yield (
                 f"Group `{name}` is frozen, and {len(fresh)} of its weights are not restored: {quote(fresh)}. Unless "
                 "the builder loaded them, they stay random: restore or train them."
             )
+
+
+def _advice_on_frozen_by(rows: Sequence[PlannedWeight], settings: Mapping[str, GroupSettings]) -> Iterator[str]:
+    """Says what stays frozen in groups that are to be trained, because other code froze it before."""
+    for name in settings:
+        kept: dict[str, list[str]] = {}
+        for row in rows:
+            if row.group == name and row.frozen_by:
+                kept.setdefault(row.frozen_by, []).append(row.name)
+        if kept:
+            parts = [f"{len(names)} {reason} ({quote(names, limit=3)})" for reason, names in kept.items()]
+            opens = " `frozen: false` in the group trains them." if kept.keys() != {QUANTIZED} else ""
+            yield f"Weights of group `{name}` that do not train: {', '.join(parts)}.{opens}"

@@ -58,8 +58,9 @@ class GroupSpec(Part):
         layers: Indices or slices of the model's layers.
         variables: Indices or slices of the model's trainable variables.
         rest: Whether the group takes all weights that no other group takes.
-        frozen: The group is not trained. A frozen group has neither `optimizer` nor `learning_rate`, and any other
-            group has both.
+        frozen: `true`: the group is not trained; it has neither `optimizer` nor `learning_rate`, and any other group
+            has both. Without, what is not trainable in the model stays so, such as the kernel below a LoRA adapter;
+            `false` trains that, too.
         optimizer: Its optimizer.
         learning_rate: A number or a schedule.
         decay_bias_and_norm: Whether weight decay applies to biases and normalization parameters, too.
@@ -74,7 +75,7 @@ class GroupSpec(Part):
     layers: OneOrMore[Index] = ()
     variables: OneOrMore[Index] = ()
     rest: bool = False
-    frozen: bool = False
+    frozen: bool | None = None
     optimizer: OptimizerSpec | None = None
     learning_rate: LearningRate | None = None
     decay_bias_and_norm: bool = False
@@ -106,7 +107,7 @@ class GroupSpec(Part):
         frozen = info.data.get("frozen")
         if frozen and value is not None:
             raise fault("does not belong in a frozen group. Remove either this or `frozen`")
-        if frozen is False and value is None:
+        if "frozen" in info.data and not frozen and value is None:
             raise fault("is missing. Give the group an `optimizer` and a `learning_rate`, or set `frozen: true`")
         return value
 
@@ -148,6 +149,7 @@ class Strategy(Part):
         learning_rate: The schedule of every group, with a rate of 1 that `with_rate` replaces; `None` for constant
             rates.
         decay_bias_and_norm: Whether weight decay applies to biases and normalization parameters, too.
+        frozen: `false` in every group, see `GroupSpec`.
     """
 
     by: Annotated[Literal["layer", "block"], choice("layer", "block")]
@@ -157,6 +159,7 @@ class Strategy(Part):
     optimizer: OptimizerSpec
     learning_rate: Shape | None = None
     decay_bias_and_norm: bool = False
+    frozen: Annotated[bool | None, choice(False, None)] = None
 
     @field_validator("spread")
     @classmethod

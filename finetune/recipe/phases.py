@@ -85,7 +85,7 @@ def check_names(phases: Sequence[PhaseSpec], groups: Mapping[str, bool]) -> None
                 raise fault(f"does not name a group. Received: `{name}`.{hint}", at=at)
             if groups[name] and steps[0] != "batch_norm":
                 raise fault(
-                    f"names `{name}`, which is frozen in all phases. Remove `frozen: true` from the group and give it "
+                    f"names `{name}`, which is frozen in all phases. Write `frozen: false` in the group and give it "
                     "an optimizer and a rate, or remove it here",
                     at=at,
                 )

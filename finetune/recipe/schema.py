@@ -83,7 +83,7 @@ class Recipe(Part):
                 trained = [group.name for group in self.groups if not group.frozen]
                 phases = written_out(phases, dict.fromkeys(trained, 1.0), self.train.epochs)
                 if isinstance(self.phases, tuple):
-                    check_names(phases, {group.name: group.frozen for group in self.groups})
+                    check_names(phases, {group.name: bool(group.frozen) for group in self.groups})
         except PydanticCustomError as error:
             context = error.context or {}
             raise fault(context["predicate"], at=("phases", *context["at"]), about=context["about"]) from None

@@ -41,7 +41,7 @@ def weight_table(plan: Plan) -> Table:
     """A row for each weight."""
     table = _table("weight", "group", "shape", "optimizer", "learning rate", "decay", "BatchNorm", "restored from")
     for row in plan["weights"]:
-        untrained = "frozen" if row["frozen"] else "not trainable"
+        untrained = row.get("frozen_by") or ("frozen" if row["frozen"] else "not trainable")
         _add_row(
             table,
             row["name"],

@@ -15,9 +15,10 @@ from typing import Any
 
 import keras
 
-from finetune.errors import TrainingError, quote
+from finetune.errors import GroupError, TrainingError, quote
 from finetune.groups.batch_norm import TRAINS_GAMMA_AND_BETA, UPDATES_STATISTICS, is_batch_norm
-from finetune.groups.layer_tree import Leaf, is_normalization, layers_in_order
+from finetune.groups.frozen_by import mark_frozen
+from finetune.groups.layer_tree import Leaf, is_normalization, layer_tree, layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.training.inference import layers_in_frozen_part, run_in_inference_mode, undo_inference_mode
 
@@ -78,7 +79,11 @@ def phase_state(
         always_train_normalization: Whether gamma and beta of normalization layers train in the other groups, too,
             except in those that are frozen for good.
         dropout_groups: Names of the groups that keep their dropout while they are frozen; by default all.
+
+    Raises:
+        GroupError: The model has got or lost weights since the groups were resolved.
     """
+    _check_every_weight(model, groups)
     train = {group.name for group in groups if not group.frozen} if train is None else train
     dropout_groups = {group.name for group in groups} if dropout_groups is None else dropout_groups
     leaves = [leaf for group in groups for leaf in group.leaves]
@@ -89,6 +94,8 @@ def phase_state(
     )
 
     def changes(leaf: Leaf) -> bool:
+        if leaf.frozen_by:
+            return False
         name = group_of[id(leaf.variable)]
         if is_batch_norm(leaf):
             return modes[name] in (TRAINS_GAMMA_AND_BETA if leaf.trainable else UPDATES_STATISTICS)
@@ -120,15 +127,35 @@ def phase_state(
     )
 
 
+def _check_every_weight(model: keras.Model, groups: Sequence[LayerGroup]) -> None:
+    """Checks that the groups hold every weight of the model, and nothing else."""
+    known = {id(leaf.variable): leaf.name for group in groups for leaf in group.leaves}
+    weights = {*map(id, model.weights)}
+    if weights != known.keys():
+        new = [leaf.name for leaf in layer_tree(model).leaves if id(leaf.variable) not in known]
+        gone = [name for key, name in known.items() if key not in weights]
+        received = [f"{quote(new)} in no group"] if new else []
+        received += [f"{quote(gone)} in a group, but no longer in the model"] if gone else []
+        raise GroupError(
+            f"The layer groups must hold every weight of the model. Received {', and '.join(received)}. Pass all "
+            "groups of this model, and resolve them after the last change to it, such as a new layer, `enable_lora` or "
+            "`quantize`."
+        )
+
+
 def freeze(model: keras.Model, groups: Sequence[LayerGroup]) -> None:
     """Makes exactly the variables of the groups that are not frozen trainable. Call it before `model.compile`.
 
     A layer whose weights are all frozen gets `trainable=False`, which also puts BatchNormalization into inference mode,
     so that its moving statistics are not updated. In a layer that is frozen in part, only the variables are frozen.
+    What other code had frozen when the groups were resolved stays frozen; see `Selector.frozen`.
 
     Args:
         model: A built Keras model.
         groups: All of its layer groups.
+
+    Raises:
+        GroupError: The model has got or lost weights since the groups were resolved.
     """
     apply_state(model, phase_state(model, groups))
 
@@ -153,6 +180,7 @@ def apply_state(model: keras.Model, state: PhaseState) -> None:
     for leaf in state.frozen:  # after all layers: setting `layer.trainable` sets its variables
         if leaf.trainable:
             leaf.variable.trainable = False
+    mark_frozen(state.leaves, [leaf for leaf in state.frozen if not leaf.frozen_by])
     run_in_inference_mode(state.inference_layers)
 
 

@@ -49,11 +49,12 @@ def relative_gradient_norms(
     Raises:
         TrainingError: A gradient is not a finite number, a group gets none, or all its weights are 0.
     """
-    measured = [group for group in groups if group.trainable]  # a frozen group may hold moving statistics alone
+    opened = [replace(group, frozen=False) for group in groups]
+    measured = [group for group in opened if group.trainable]  # not what other code froze, nor statistics alone
     ratios = []
     try:
         # Frozen variables are not watched by a tape, so all groups are trainable while they are measured.
-        freeze(model, [replace(group, frozen=False) for group in groups])
+        freeze(model, opened)
         ratios_of_batch = ratio_function(model, measured)
         # A forward pass with `training=True` updates moving statistics and draws random numbers.
         with no_trace(model):

@@ -1,6 +1,7 @@
 from dataclasses import fields
 
 import keras
+import numpy as np
 import pytest
 
 from finetune.build.groups import NORMALIZATION, build_groups, group_specs, place_of_group, with_normalization
@@ -152,3 +153,28 @@ def test_a_message_about_a_group_begins_with_its_place(recipe):
     assert place_of_group(loaded, "body") == "tiny.yaml:6:5: group `body`"
     assert place_of_group(loaded, f"body{NORMALIZATION}") == "tiny.yaml:6:5: group `body`"
     assert place_of_group(loaded, "other") == "tiny.yaml:5:3: `groups`"
+
+
+def test_strategies_of_groups_and_phases_leave_out_what_the_model_brings_frozen(tmp_path, lay_out):
+    parts = [keras.layers.Dense(4, name=name) for name in ("stem", "body", "head")]
+    model = keras.Sequential([keras.Input((4,)), *parts])
+    model.get_layer("stem").trainable = False
+    model.save(tmp_path / "m.keras")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 4), "float32")
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    groups = "groups: {by: layer, peak: 1e-2, decay: 2, optimizer: sgd}"
+    (tmp_path / "r.yaml").write_text(
+        f"model: {{keras_file: m.keras}}\ndata: {{npz: d.npz}}\n{groups}\nphases: gradual_unfreezing\n"
+        "train: {loss: mse, epochs: 3}\n"
+    )
+    layout = lay_out(tmp_path / "r.yaml")
+    assert {group.name: group.frozen for group in layout.groups} == {"stem": True, "body": False, "head": False}
+    assert [phase.train for phase in layout.phases] == [("head",), ("body", "head")]
+    [said] = [line for line in layout.plan.advice if "do not train" in line]
+    assert said == (
+        "Weights of group `stem` that do not train: 2 not trainable when resolved (`stem/kernel`, `stem/bias`). "
+        "`frozen: false` in the group trains them."
+    )
+    opened = lay_out(tmp_path / "r.yaml", "groups.frozen=false")
+    assert not any(group.frozen for group in opened.groups)
+    assert not [line for line in opened.plan.advice if "do not train" in line]

@@ -9,6 +9,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay, one_cycle
 from finetune.planning.plan import GroupSettings, make_plan
+from finetune.results.tables import as_text, weight_table
 
 
 def trained_with(optimizer, rate, *, peak=None, **more):
@@ -153,4 +154,32 @@ def test_a_frozen_group_of_fresh_weights_is_reported(tiny):
     assert plan.advice == (
         "Group `stem` is frozen, and 1 of its weights are not restored: `stem/bias`. Unless the builder loaded them, "
         "they stay random: restore or train them.",
+    )
+
+
+def test_what_other_code_froze_is_shown_as_such_and_said_how_to_train_it(tiny):
+    model = tiny()
+    model.get_layer("body").enable_lora(2)
+    model.get_layer("bn").trainable = False
+    selectors = [Selector("body", prefixes=("stem", "bn", "body")), Selector("head", rest=True)]
+    plan = plan_of(model, selectors, {"body": trained_with("sgd", 1e-3), "head": trained_with("adamw", 1e-3)})
+    kernel, bias = row_of(plan, "body/kernel"), row_of(plan, "body/bias")
+    assert (kernel.frozen, kernel.frozen_by, kernel.optimizer) == (True, "frozen by LoRA", None)
+    assert (bias.frozen, bias.frozen_by, bias.optimizer) == (False, None, "sgd")
+    assert row_of(plan, "bn/moving_mean").batch_normalization == "inference, statistics fixed"
+    assert plan.advice == (
+        "Weights of group `body` that do not train: 4 not trainable when resolved (`bn/gamma`, `bn/beta`, "
+        "`bn/moving_mean` and 1 more), 1 frozen by LoRA (`body/kernel`). `frozen: false` in the group trains them.",
+    )
+    [line] = [line for line in as_text(weight_table(plan.to_json())).splitlines() if " body/kernel " in f" {line}"]
+    assert line.endswith(" frozen by LoRA")
+
+
+def test_the_plan_of_quantized_weights_does_not_offer_to_train_them(tiny):
+    model = tiny()
+    model.get_layer("body").quantize("int8")
+    selectors = [Selector("body", prefixes=("stem", "bn", "body")), Selector("head", rest=True)]
+    plan = plan_of(model, selectors, {"body": trained_with("sgd", 1e-3), "head": trained_with("adamw", 1e-3)})
+    assert plan.advice == (
+        "Weights of group `body` that do not train: 2 quantized (`body/kernel`, `body/kernel_scale`).",
     )

@@ -22,6 +22,14 @@ def test_a_trained_group_needs_an_optimizer_and_a_learning_rate(complaint):
     assert said == [f"`groups.head.optimizer` {rest}", f"`groups.head.learning_rate` {rest}"]
 
 
+def test_a_group_and_a_strategy_can_open_what_other_code_froze(read, complaint):
+    assert read("groups", 1, to={**HEAD, "frozen": False}).groups[1].frozen is False
+    assert read("groups", 1, to=HEAD).groups[1].frozen is None
+    assert read("groups", to={**STRATEGY, "frozen": False}).groups.frozen is False
+    [said] = complaint("groups", to={**STRATEGY, "frozen": True})
+    assert said == "`groups.frozen` is not a known value. Received: `true`. Choose from `false`, `null`."
+
+
 def test_a_group_must_select_something(complaint):
     said = "`groups.head` selects nothing. Add one of `prefixes`, `regex`, `layers`, `variables`, or `rest: true`."
     assert complaint("groups", 1, "rest", to=False) == [said]

@@ -33,7 +33,7 @@ def test_phases_that_train_every_group_that_is_not_frozen_are_accepted():
             (0, "rates", "x"),
             "does not name a group. Received: `x`. The groups are",
         ),
-        ({"train": ["stem"]}, (0, "train", 0), "names `stem`, which is frozen in all phases. Remove `frozen: true`"),
+        ({"train": ["stem"]}, (0, "train", 0), "names `stem`, which is frozen in all phases. Write `frozen: false`"),
         ({"train": ["head"]}, (), "never trains `body`. Add a phase that does"),
     ],
 )

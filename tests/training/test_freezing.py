@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from finetune.errors import TrainingError
+from finetune.errors import GroupError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.training.freezing import apply_state, check_state, check_trainable, freeze, phase_state
@@ -168,22 +168,96 @@ def test_attention_is_frozen_as_a_whole_and_in_part():
     assert not {name for name in changed_by_fit(model, (4, 6)) if name.startswith("attention/query/")}
 
 
+def test_what_other_code_froze_stays_frozen_in_a_group_that_trains(tiny):
+    model = tiny()
+    model.get_layer("bn").trainable = model.get_layer("body").kernel.trainable = False
+    frozen_by(model, prefixes=("stem",))
+    assert trained_names(model) == ["body/bias", "head/kernel", "head/bias"]
+    assert changed_by_fit(model) == {"body/bias", "head/kernel", "head/bias"}  # the moving statistics stand still, too
+
+
 @pytest.mark.parametrize("how", ["model", "layer", "variable"])
-def test_what_was_frozen_before_is_unfrozen_when_its_group_trains(tiny, how):
+def test_an_explicit_setting_trains_what_other_code_froze(tiny, how):
     model = tiny()
     frozen = {"model": model, "layer": model.get_layer("body"), "variable": model.get_layer("body").kernel}[how]
     frozen.trainable = False
-    frozen_by(model, prefixes=("stem", "bn"))
+    stem, rest = Selector("stem", prefixes=("stem", "bn"), frozen=True), Selector("rest", rest=True, frozen=False)
+    freeze(model, resolve_groups(model, [stem, rest]))
     assert trained_names(model) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
 
 
-def test_a_model_saved_with_frozen_layers_is_grouped_and_unfrozen_after_loading(tiny, tmp_path):
+def test_a_model_saved_with_frozen_layers_keeps_them_frozen_after_loading_unless_told_otherwise(tiny, tmp_path):
     model = tiny()
     model.get_layer("stem").trainable = model.get_layer("bn").trainable = False
     model.save(tmp_path / "frozen.keras")
     loaded = keras.models.load_model(tmp_path / "frozen.keras")
-    frozen_by(loaded, prefixes=("head",))
-    assert trained_names(loaded) == ["stem/kernel", "stem/bias", "bn/gamma", "bn/beta", "body/kernel", "body/bias"]
+    freeze(loaded, resolve_groups(loaded, [Selector("all", rest=True)]))
+    assert trained_names(loaded) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
+    freeze(loaded, resolve_groups(loaded, [Selector("all", rest=True, frozen=False)]))
+    assert len(trained_names(loaded)) == 8
+
+
+@pytest.mark.parametrize("layer", ["dense", "einsum", "conv", "embedding"])
+def test_the_weight_below_a_lora_adapter_stays_frozen_and_the_adapter_trains(layer):
+    tokens = layer == "embedding"
+    first = {
+        "dense": lambda: layers.Dense(4, name="first"),
+        "einsum": lambda: layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="d", name="first"),
+        "conv": lambda: layers.Conv1D(4, 2, name="first"),
+        "embedding": lambda: layers.Embedding(3, 4, name="first"),
+    }[layer]()
+    shape = (5,) if tokens else (5, 3)
+    model = keras.Sequential([keras.Input(shape), first, layers.Flatten(), layers.Dense(2, name="head")])
+    first.enable_lora(2)
+    base = "first/embeddings" if tokens else "first/kernel"
+    (group,) = resolve_groups(model, [Selector("all", rest=True)])
+    assert {leaf.name: leaf.frozen_by for leaf in group.leaves if leaf.frozen_by} == {base: "frozen by LoRA"}
+    freeze(model, [group])
+    assert base not in trained_names(model)
+    assert [name for name in trained_names(model) if "lora" in name]
+    tree = layer_tree(model).by_name
+    before = {name: tree[name].variable.numpy().copy() for name in tree}
+    model.compile("sgd", "mse")
+    x = np.ones((8, *shape), "int32" if tokens else "float32")
+    model.fit(x, np.ones((8, 2)), verbose=0)
+    moved = {name for name in tree if not np.array_equal(before[name], tree[name].variable.numpy())}
+    assert base not in moved
+    assert base.replace("/", "/lora_") + "_b" in moved
+
+
+def test_a_group_can_be_frozen_and_trained_again_with_groups_that_are_resolved_anew(tiny):
+    model = tiny()
+    frozen_by(model, prefixes=("stem", "bn"))
+    groups = resolve_groups(model, [Selector("all", rest=True)])
+    assert not groups[0].frozen
+    freeze(model, groups)
+    assert len(trained_names(model)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            lambda model: model.get_layer("body").enable_lora(2),
+            "`body/lora_kernel_a`, `body/lora_kernel_b` in no group",
+        ),
+        (
+            lambda model: model.get_layer("head").quantize("int8"),
+            "`head/kernel` in a group, but no longer in the model",
+        ),
+    ],
+)
+def test_weights_that_come_and_go_after_the_groups_were_resolved_are_named(tiny, change, named):
+    model = tiny()
+    groups = resolve_groups(model, [Selector("all", rest=True)])
+    change(model)
+    with pytest.raises(GroupError) as error:
+        freeze(model, groups)
+    assert str(error.value).startswith("The layer groups must hold every weight of the model. Received ")
+    assert named in str(error.value)
+    assert "resolve them after the last change to it, such as a new layer, `enable_lora` or `quantize`" in str(
+        error.value
+    )
 
 
 def test_freezing_anew_forgets_the_former_groups(tiny):
@@ -192,13 +266,6 @@ def test_freezing_anew_forgets_the_former_groups(tiny):
     frozen_by(model, prefixes=("head",))
     assert {"stem/bias", "bn/beta", "body/bias"} <= set(trained_names(model))
     assert "head/kernel" not in trained_names(model)
-
-
-def test_without_a_frozen_group_all_trains(tiny):
-    model = tiny()
-    model.trainable = False
-    freeze(model, resolve_groups(model, [Selector("all", rest=True)]))
-    assert len(trained_names(model)) == 8
 
 
 def test_the_check_is_content_with_what_freeze_did(tiny):

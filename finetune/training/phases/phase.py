@@ -88,7 +88,7 @@ def frozen_in_all(model: keras.Model, groups: Sequence[LayerGroup], phases: Sequ
     """Returns the weights that a whole run must leave bit-identical.
 
     These are the weights of the groups that are frozen for good, without the moving statistics that a phase updates
-    there.
+    there, and in the other groups what other code froze.
 
     Args:
         model: A built model.
@@ -97,7 +97,8 @@ def frozen_in_all(model: keras.Model, groups: Sequence[LayerGroup], phases: Sequ
     """
     each = [{id(leaf.variable) for leaf in state_of(model, groups, phase).frozen} for phase in phases]
     always = set.intersection(*each)
-    return tuple(leaf for group in groups if group.frozen for leaf in group.leaves if id(leaf.variable) in always)
+    leaves = [leaf for group in groups for leaf in group.leaves if group.frozen or leaf.frozen_by]
+    return tuple(leaf for leaf in leaves if id(leaf.variable) in always)
 
 
 def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every: bool = True) -> None:
@@ -168,6 +169,6 @@ def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[s
             yield f"{where} names `{name}`, which is not a group. Groups are {quote(known)}.{did_you_mean(name, known)}"
         elif name in frozen:
             yield (
-                f"{where} names `{name}`, which is frozen in all phases. Remove `frozen: true` from the group and give "
+                f"{where} names `{name}`, which is frozen in all phases. Write `frozen: false` in the group and give "
                 "it an optimizer, or remove the name here."
             )

@@ -90,7 +90,7 @@ def test_phases_that_do_not_fit_the_groups_are_an_error_that_says_what_exists(ti
 
 def test_a_group_frozen_for_good_cannot_be_named(tiny):
     groups = groups_of(tiny(), frozen=("stem",))
-    with pytest.raises(GroupError, match=r"`train` names `stem`, which is frozen in all phases. Remove `frozen: true`"):
+    with pytest.raises(GroupError, match=r"`train` names `stem`, which is frozen in all phases. Write `frozen: false`"):
         check_phases(groups, [Phase(["stem"], 1), Phase(epochs=1)])
 
 
