@@ -12,7 +12,7 @@ from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import find_images, image_rows
 from finetune.data.labels import encode_classes
 from finetune.data.splits import Indices, split_by_column, split_rows
-from finetune.data.tables import Table, join_tables, read_table
+from finetune.data.table_files import Table, join_tables, read_table
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
@@ -137,8 +137,8 @@ def _input(
         ]
         raise DataError(
             f"The columns must make a vector as long as the network takes, {width}. They make {vectors.shape[1]} "
-            f"values: {', '.join(widths)}. A number is a value; a category has one for each name and one for names that "
-            "no training row has. Choose other columns, or a network with another input."
+            f"values: {', '.join(widths)}. A number is a value; a category has a value for each name, and another for "
+            "names that no training row has. Choose other columns, or a network with another input."
         )
     return vectors, fitted
 

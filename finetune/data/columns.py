@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from finetune.data.labels import encode_classes
-from finetune.data.tables import Column, Table
+from finetune.data.table_files import Column, Table
 from finetune.errors import DataError, quote
 
 _to_array: Any = keras.ops.convert_to_numpy

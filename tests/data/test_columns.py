@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune.data.columns import feature_vectors, targets, token_ids
-from finetune.data.tables import Column, Table
+from finetune.data.table_files import Column, Table
 from finetune.errors import DataError
 
 TRAIN = np.array([0, 1, 2, 3])

@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import feather, parquet
 
-from finetune.data.tables import join_tables, read_table
+from finetune.data.table_files import join_tables, read_table
 from finetune.errors import DataError
 
 ROWS = [
