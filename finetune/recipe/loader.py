@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.extends import read_tree
 from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
@@ -146,6 +147,26 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
         The place, or an empty string for a recipe that was not loaded from a file.
     """
     return str(follow(recipe._tree, keys)[0].place) if recipe._tree else ""
+
+
+@contextmanager
+def placed(recipe: Recipe, *keys: str | int) -> Iterator[None]:
+    """Puts the place of a key in front of an error in the block, unless the error has a place already.
+
+    Args:
+        recipe: The recipe.
+        keys: The keys that lead to the value, e.g. `"model", "head"`.
+
+    Raises:
+        RecipeError: For any `FinetuneError` in the block.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except FinetuneError as error:
+        place, path = place_of(recipe, *keys), ".".join(map(str, keys))
+        raise RecipeError(f"{place}: `{path}`: {error}" if place else str(error)) from error
 
 
 # -- Code -------------------------------------------------------------------------------------------------------------
