@@ -332,8 +332,8 @@ def seed_generator() -> Any:
 def data_adapter(x: Any, y: Any = None, **settings: Any) -> Any:
     """Returns the adapter that reads data as `fit` takes them; its `get_tf_dataset()` gives the batches of an epoch.
 
-    Uses `keras.src.trainers.data_adapters.get_data_adapter`, which chooses the adapter by the type of the data. There is
-    no public way to see the batches that `fit` makes of arrays, weights and `PyDataset`s.
+    Uses `keras.src.trainers.data_adapters.get_data_adapter`, which chooses the adapter by the type of the data. There
+    is no public way to see the batches that `fit` makes of arrays, weights and `PyDataset`s.
     """
     return data_adapters.get_data_adapter(x, y, **settings)
 

@@ -1,6 +1,5 @@
-"""What `model.fit` takes as data, for code that reads batches itself: Keras' own adapters decide, as they do in `fit`."""
+"""The batches that `model.fit` would train on, for code that reads them itself: Keras' own adapters make them."""
 
-import itertools
 import types
 from collections.abc import Mapping
 from typing import Any

@@ -77,7 +77,7 @@ def test_a_dataset_is_passed_on_and_not_copied():
 def test_what_fit_would_not_take_is_an_error():
     with pytest.raises(DataError, match=r"^Data are what `model.fit` takes\. ValueError: .*`y` should not be passed"):
         fit_batches(pairs(), Y)
-    with pytest.raises(DataError, match="Pass arrays with `y`, or a `tf.data.Dataset`"):
+    with pytest.raises(DataError, match=r"Pass arrays with `y`, or a `tf.data.Dataset`"):
         fit_batches("rows.csv")
 
 

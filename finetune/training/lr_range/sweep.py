@@ -5,8 +5,8 @@ all: a group whose rate is a tenth of the last group's has a tenth of it at ever
 
 The optimizers read their rates from variables during a sweep, so one compiled function makes `CHUNK` steps in a call
 with another rate at each. Between two calls the losses are looked at, to stop early. Everything that training changes
-is copied beforehand and put back afterwards, also after an error or Ctrl-C (`finetune.training.snapshot`). What that is,
-the compiled function says: the variables that it reads or writes, whoever holds them.
+is copied beforehand and put back afterwards, also after an error or Ctrl-C (`finetune.training.snapshot`). What that
+is, the compiled function says: the variables that it reads or writes, whoever holds them.
 
 References:
     Smith (2017), Cyclical Learning Rates for Training Neural Networks, section 3.3, https://arxiv.org/abs/1506.01186
@@ -27,8 +27,8 @@ from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
-from finetune.training.lr_range.rules import smooth
 from finetune.training.fit_data import without_optionals
+from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 from finetune.training.step import compile_state
 from finetune.training.try_examples import explained
@@ -313,8 +313,9 @@ def _compiled_sweep(
         if not isinstance(logs, Mapping) or "loss" not in logs:
             received = quote(logs) if isinstance(logs, Mapping) else f"a `{type(logs).__name__}`"
             raise TrainingError(
-                f"An LR range test reads the `loss` that `train_step` returns in its dictionary. `{type(model).__name__}"
-                f".train_step` returns {received or 'an empty dictionary'}. Return the loss to be judged as `loss`, too."
+                "An LR range test reads the `loss` that `train_step` returns in its dictionary. "
+                f"`{type(model).__name__}.train_step` returns {received or 'an empty dictionary'}. Return the loss to "
+                "be judged as `loss`, too."
             )
         return tf.cast(logs["loss"], tf.float32)
 

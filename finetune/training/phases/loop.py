@@ -66,8 +66,8 @@ def train_phases(
         y: Targets of arrays.
         epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
-        callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the training ends
-            a phase.
+        callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the
+            training ends a phase.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
@@ -112,7 +112,7 @@ def train_phases(
         phase = start.phase
         planned = phase.steps or (steps and (phase.epochs or 0) * steps)
         inputs = data.inputs(steps=planned or None, looks_ahead=phase.auto_rgn is not None)
-        of_phase = [FastLoop(), *keras.tree.flatten(callbacks), *more["callbacks"]]
+        of_phase = [FastLoop(), *(keras.tree.flatten(callbacks) if callbacks else ()), *more["callbacks"]]
         model.fit(inputs, y, **{**settings, **more, "callbacks": of_phase})
 
     records, proof = [], FrozenProof()
@@ -225,7 +225,9 @@ class _PhaseLoop:
         self.validates = validates
         self.optimizer = grouped_optimizer(model)
         self.sets_rates = any(phase.sets_rates for phase in phases)
-        self.measured_on: Iterable[tuple[Any, ...]] | None = None  # made once: every iteration over it has its own order
+        self.measured_on: Iterable[tuple[Any, ...]] | None = (
+            None  # made once: every iteration over it has its own order
+        )
         self.restarted: set[str] = set()  # groups that entered after the first phase, with fresh slots and a clock
         self.functions: dict[Hashable, Callable[..., Any]] = {}
         self.state: PhaseState | None = None  # of the latest phase

@@ -119,8 +119,8 @@ def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every
 
     Raises:
         GroupError: There are no phases, a phase names a group that does not exist or is frozen for good, its length is
-            missing or given twice, a rate, a length or a setting has a value that is not possible, or a group is never trained. Up to five
-            problems are reported.
+            missing or given twice, a rate, a length or a setting is not possible, or a group is never trained. Up to
+            five problems are reported.
     """
     problems = [f"phase {n}: {problem}" for n, phase in enumerate(phases, 1) for problem in _problems(groups, phase)]
     if not phases:
@@ -180,7 +180,7 @@ def _number_problems(phase: Phase) -> Iterator[str]:
     for name, least in (("epochs", 1), ("steps", 1), ("warmup_steps", 0)):
         value = getattr(phase, name)
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value is not None and not (is_whole and value >= least):
+        if value is not None and not (is_whole and int(value) >= least):
             yield f"`{name}` must be a whole number >= {least}. Received `{value!r}`."
 
 

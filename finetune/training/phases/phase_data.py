@@ -1,7 +1,7 @@
 """The data of `train_phases`: what each phase gives to `model.fit`, and the batches that Auto-RGN measures over.
 
-`fit` is called once for every phase, and Auto-RGN looks at batches before they are trained on. Neither may cost a batch:
-a generator is read on from phase to phase, and a dataset is opened once an epoch, as in a single `fit`.
+`fit` is called once for every phase, and Auto-RGN looks at batches before they are trained on. Neither may cost a
+batch: a generator is read on from phase to phase, and a dataset is opened once an epoch, as in a single `fit`.
 """
 
 import threading
@@ -58,7 +58,8 @@ class PhaseData:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yields what Auto-RGN measures over in the epoch that begins: batches of inputs, targets and weights of rows.
 
-        Of arrays and a `PyDataset` these are the first in their order, of a dataset or a generator those that come next.
+        Of arrays and a `PyDataset` these are the first in their order, of a dataset or a generator the next ones that
+        nobody has read in advance.
         """
         if self.stream:
             return iter([self._weighed(batch) for batch in self.stream.peek(self.measured)])
@@ -77,7 +78,7 @@ class PhaseData:
         if split := self.fit.get("validation_split"):
             arrays = keras_private.split_for_validation(arrays, split)
         x, y, weight = arrays
-        settings = {name: self.fit.get(name) for name in ("class_weight", "batch_size")}
+        settings: dict[str, Any] = {name: self.fit.get(name) for name in ("class_weight", "batch_size")}
         yield from islice(iter(fit_batches(x, y, sample_weight=weight, **settings)), self.measured)
 
     def _weighed(self, batch: Any) -> tuple[Any, ...]:

@@ -331,9 +331,7 @@ REPLICAS = """
 
 @pytest.mark.slow
 def test_a_model_of_several_replicas_is_refused_with_the_way_out():
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(REPLICAS)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(REPLICAS)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "An LR range test trains on a single device. `net` was made under a strategy of 2 replicas. Build and compile it "
         "again outside of the scope of the strategy, and pass that to the test: the rates hold for batches of the same "
