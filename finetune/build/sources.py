@@ -51,7 +51,8 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     x, about = _images(recipe, [file.path for file in files], shape)
     splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
     about = {"kind": "images", "folder": str(place), **about}
-    return make_examples(**splits, class_names=class_names, source=about)
+    places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
+    return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 
 def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Examples:
@@ -84,7 +85,8 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     x, columns = _table_inputs(recipe, table, indices["train"], network)
     splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "target": list(source.target), "inputs": columns}
-    return make_examples(**splits, class_names=class_names, source=about)
+    places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
+    return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 
 def _table_inputs(
