@@ -1,7 +1,7 @@
 """Reads every row once and reports what is wrong with it: what training would find late, or never."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from finetune.data.examples import SPLITS, Examples, Split, leaves
 from finetune.data.rows import Rows, rows_of, take
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError, reason
 
 _BATCH = 64
 _FEW_ROWS = 5
@@ -48,17 +48,27 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
         numbers = range(start, min(start + _BATCH, len(split)))
         try:
             return numbers, take(inputs, tf.constant(numbers, tf.int64))
-        except tf.errors.OpError:
+        except Exception:  # decoders raise errors of many classes
             return numbers, None
 
     with ThreadPoolExecutor() as pool:
         for numbers, batch in pool.map(read, range(0, len(split), _BATCH)):
-            if batch is None:  # one of them cannot be read: which?
-                facts.unreadable |= _unreadable(inputs, numbers)
-            else:
+            if batch is not None:
                 _note(facts, numbers, batch)
+            else:  # a row of them cannot be read: which?
+                for number in numbers:
+                    _note_alone(facts, number, inputs)
             on_rows(len(numbers))
     return facts
+
+
+def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
+    try:
+        row = take(inputs, tf.constant([number], tf.int64))
+    except Exception as error:
+        facts.unreadable[number] = reason(error).split("{{")[0].rstrip(" [.:")
+    else:
+        _note(facts, range(number, number + 1), row)
 
 
 def _note(facts: SplitFacts, numbers: range, batch: Any) -> None:
@@ -78,22 +88,18 @@ def _note(facts: SplitFacts, numbers: range, batch: Any) -> None:
         facts.digests[number] = digest.digest()
 
 
-def _unreadable(inputs: Any, numbers: range) -> dict[int, str]:
-    wrong = {}
-    for number in numbers:
-        try:
-            take(inputs, tf.constant([number], tf.int64))
-        except tf.errors.OpError as error:
-            wrong[number] = error.message.split("{{")[0].split("\n")[0].rstrip(" [.:")
-    return wrong
-
-
-def problems_of(examples: Examples, on_rows: Callable[[int], None] = lambda count: None) -> list[str]:
-    """Reads every row of all splits and returns a sentence for each kind of problem.
+def problems_of(
+    examples: Examples, on_rows: Callable[[int], None] = lambda count: None
+) -> tuple[list[str], dict[str, tuple[float, float]]]:
+    """Reads every row of all splits.
 
     Args:
         examples: The examples.
         on_rows: Called with the number of rows that were read since the last call.
+
+    Returns:
+        A sentence for each kind of problem, and the least and the greatest value of each input of the training rows, by
+        its name.
     """
     splits = {name: split for name in SPLITS if (split := getattr(examples, name))}
     facts = {name: read_every_row(split, on_rows) for name, split in splits.items()}
@@ -103,12 +109,12 @@ def problems_of(examples: Examples, on_rows: Callable[[int], None] = lambda coun
             reasons = sorted(set(of_split.unreadable.values()))[:2]
             rows = _places(examples, name, list(of_split.unreadable))
             problems.append(
-                f"{len(of_split.unreadable)} rows of `{name}` cannot be read: {rows} ({'; '.join(reasons)})"
+                f"{_rows(of_split.unreadable)} of `{name}` that cannot be read: {rows} ({'; '.join(reasons)})"
             )
         if of_split.not_finite:
             rows = _places(examples, name, of_split.not_finite)
-            problems.append(f"{len(of_split.not_finite)} rows of `{name}` hold values that are not finite: {rows}")
-    return problems + _repeated(examples, facts) + _rare_classes(examples, splits)
+            problems.append(f"{_rows(of_split.not_finite)} of `{name}` with values that are not finite: {rows}")
+    return problems + _repeated(examples, facts) + _rare_classes(examples, splits), facts["train"].ranges
 
 
 def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
@@ -117,12 +123,14 @@ def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
     copies = [n for n, digest in facts["train"].digests.items() if trained[digest] != n]
     if copies:
         rows = _places(examples, "train", copies)
-        problems.append(f"{len(copies)} training rows have the same inputs as another: {rows}")
+        problems.append(f"{_rows(copies)} of `train` with the same inputs as another: {rows}")
     for name in SPLITS[1:]:
         leaks = [n for n, digest in facts[name].digests.items() if digest in trained] if name in facts else []
         if leaks:
             rows = _places(examples, name, leaks)
-            problems.append(f"{len(leaks)} rows of `{name}` are training rows, too: {rows}. Its figures are too good")
+            problems.append(
+                f"{_rows(leaks)} of `{name}` among the training rows, too: {rows}. Its figures are too good"
+            )
     return problems
 
 
@@ -136,6 +144,10 @@ def _rare_classes(examples: Examples, splits: dict[str, Split]) -> list[str]:
     return (
         [f"{len(rare)} classes have fewer than {_FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"] if rare else []
     )
+
+
+def _rows(numbers: Sized) -> str:
+    return f"{len(numbers):,} row{'s' if len(numbers) > 1 else ''}"
 
 
 def _places(examples: Examples, split: str, numbers: list[int]) -> str:
@@ -157,7 +169,8 @@ def unreadable_rows_named(examples: Examples) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not any(isinstance(leaf, Rows) and leaf.costly for _, leaf in leaves("", examples.x_train)):
+        is_read = any(isinstance(leaf, Rows) and leaf.costly for _, leaf in leaves("", examples.x_train))
+        if not is_read or (isinstance(error, FinetuneError) and error.__cause__ is None):
             raise
         bad = {name: read_every_row(split).unreadable for name in SPLITS if (split := getattr(examples, name))}
         bad = {name: rows for name, rows in bad.items() if rows}
@@ -166,6 +179,6 @@ def unreadable_rows_named(examples: Examples) -> Iterator[None]:
         named = "; ".join(_places(examples, name, list(rows)) for name, rows in bad.items())
         reasons = sorted({reason for rows in bad.values() for reason in rows.values()})
         raise DataError(
-            f"Every row must be readable. {sum(map(len, bad.values()))} are not: {named} ({reasons[0]}). Replace or "
-            "remove them, or set `data.on_error: skip`."
+            f"Every row must be readable. These are not: {named} ({reasons[0]}). Replace or remove them, or set "
+            "`data.on_error: skip`."
         ) from error
