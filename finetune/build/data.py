@@ -135,7 +135,8 @@ def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes shuffled full batches of the training rows, for measurements."""
     x, y = examples.x_train, examples.y_train
-    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed)
+    weights = examples.weights_train
+    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed, sample_weight=weights)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
