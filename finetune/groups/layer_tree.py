@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.keras_private import is_trackable, layer_variables, sublayers
-from finetune.variables import variable_path
+from finetune.keras_private import creation_number, is_trackable, layer_variables, sublayers
+from finetune.variables import tf_variable, variable_path
 
 # What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
 _OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
@@ -76,6 +76,15 @@ class LayerTree:
     def trainable(self) -> tuple[Leaf, ...]:
         """The leaves that were created trainable, in the order of `model.trainable_variables`."""
         return tuple(leaf for leaf in self.leaves if leaf.trainable)
+
+    @cached_property
+    def by_creation(self) -> tuple[Leaf, ...]:
+        """The leaves of `trainable` in the order in which their variables were made: how TF1 listed them.
+
+        Keras lists the layers of a functional model by their depth in the graph. Where branches meet, that is another
+        order than that of the lines of code which made the layers.
+        """
+        return tuple(sorted(self.trainable, key=lambda leaf: creation_number(tf_variable(leaf.variable))))
 
     @cached_property
     def by_name(self) -> dict[str, Leaf]:
