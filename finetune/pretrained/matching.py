@@ -198,8 +198,9 @@ def _sorted_out(
 
 
 def _fits(pair: Pair) -> bool:
-    """Whether the shapes are equal and both or neither are integers: quantized weights are not weights to train."""
-    file_integer, model_integer = (
-        str(dtype).startswith(("int", "uint", "bool")) for dtype in (pair.tensor.dtype, dtype_of(pair.leaf))
-    )
-    return pair.tensor.shape == shape_of(pair.leaf) and file_integer == model_integer
+    """Whether the shapes are equal, and both are integers, floats or complex: a cast between these loses values."""
+    return pair.tensor.shape == shape_of(pair.leaf) and _kind(pair.tensor.dtype) == _kind(str(dtype_of(pair.leaf)))
+
+
+def _kind(dtype: str) -> str:
+    return "integer" if dtype.startswith(("int", "uint", "bool")) else "complex" if dtype.startswith("c") else "float"

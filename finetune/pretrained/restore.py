@@ -211,7 +211,18 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     excluded = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
     # Every value is read before the first is assigned: a damaged file must not leave a model half restored. The values
     # are read again to assign them, which costs less than holding all of a large file in memory.
-    checksums = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
+    overflowing: dict[str, str] = {}  # what happens to the largest value, by the weight
+    checksums = []
+    for pair in plan.restored:
+        values = _values(plan, pair, overflowing=overflowing)
+        checksums.append((checksum(values), checksum(pair.leaf.variable)))
+    if overflowing:
+        raise RestoreError(
+            "The weights of a file must be finite in the model's type. Values that are finite in "
+            f"`{plan.path}` become infinite: {', '.join(list(overflowing.values())[:5])}"
+            f"{f' and {len(overflowing) - 5} more' if len(overflowing) > 5 else ''}. Nothing was restored. Build the "
+            "model in `float32` or `bfloat16` (`mixed_float16` keeps its weights in `float32`), or scale the values."
+        )
     for pair in plan.restored:
         pair.leaf.variable.assign(_values(plan, pair, on_error=_HALF_RESTORED))
     restored = tuple(
@@ -238,8 +249,10 @@ _HALF_RESTORED = (
 )
 
 
-def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED) -> np.ndarray:
-    """Reads a weight's values and casts them to the model's type."""
+def _values(
+    plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED, overflowing: dict[str, str] | None = None
+) -> np.ndarray:
+    """Reads a weight's values and casts them to the model's type; notes in `overflowing` what is no longer finite."""
     try:
         array = pair.tensor.read()
         # The header promised another shape: the file changed in between, or is damaged.
@@ -251,7 +264,15 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
             f"{reason(error) if str(error) else type(error).__name__}. {on_error}"
         ) from error
     # Compared with the weight read back, the checksum is that of the cast values: a cast may round.
-    return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
+    dtype = tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported with all other such weights
+        cast = array.astype(dtype, copy=False)
+    if overflowing is not None and array.dtype != dtype:
+        lost = np.isfinite(array) & ~np.isfinite(cast)
+        if lost.any():
+            largest = float(np.abs(array[lost]).max())
+            overflowing[pair.leaf.name] = f"`{pair.leaf.name}` ({largest:.3g} in `{dtype_of(pair.leaf)}`)"
+    return cast
 
 
 def _restored(pair: Pair, in_file: str, before: str) -> Restored:
