@@ -4,22 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune.build.sources import image_examples, table_examples
 from finetune.data.batches import measurement_batches
-from finetune.data.examples import Examples, Split, check_examples, make_examples
-from finetune.data.images import find_images, image_rows
-from finetune.data.labels import class_weights, number_labels
+from finetune.data.examples import Examples, check_examples, make_examples
+from finetune.data.labels import class_weights
 from finetune.data.npz import read_npz
-from finetune.data.splits import split_by_column, split_rows
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.models.builders import call_builder
-from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import place_of, placed, resolve_path
 from finetune.recipe.schema import Recipe
 
@@ -87,64 +84,14 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
         examples = read_npz(resolve_path(recipe, source.npz))
     elif source.images:
         with placed(recipe, "data", "images"):
-            examples = _image_examples(recipe, source.images, network)
+            examples = image_examples(recipe, source.images, network)
+    elif source.table:
+        with placed(recipe, "data", "table"):
+            examples = table_examples(recipe, source.table, network)
     else:
         assert source.builder  # the schema requires exactly one source
         examples = check_examples(call_builder(source.builder, source.arguments))
     return _with_class_weight(recipe, _with_validation_rows(recipe, examples))
-
-
-def _image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> Examples:
-    source, place = recipe.data, resolve_path(recipe, folder)
-    files = find_images(place)
-    if source.limit and source.limit < len(files):  # evenly, so that classes keep their shares
-        files = [files[index] for index in np.linspace(0, len(files) - 1, source.limit).astype(int)]
-    class_names = source.class_names
-    if source.class_names_file:
-        lines = resolve_path(recipe, source.class_names_file).read_text(encoding="utf-8").splitlines()
-        class_names = tuple(line.strip() for line in lines if line.strip())
-    labels, class_names = number_labels([file.label for file in files], class_names)
-    if any(file.split for file in files):
-        if source.split:
-            raise DataError(
-                "the folders say which images test and validate, so `data.split` has nothing to do. Remove it."
-            )
-        indices = split_by_column([file.split for file in files], "folder")
-    else:
-        split = source.split or SplitSpec()
-        names = [file.path.relative_to(place).as_posix() for file in files]
-        indices = split_rows(
-            len(files),
-            test=split.test,
-            validation=split.validation,
-            by=split.by or "stratified",
-            seed=recipe.seed,
-            labels=labels,
-            keys=names,
-        )
-    height, width, channels = _image_shape(recipe, network)
-    options = {"size": (height, width), "resize": source.resize, "value_range": source.value_range}
-    images = image_rows([file.path for file in files], channels=channels, **options)
-    splits = {name: Split(images, labels).select(rows) for name, rows in indices.items()}
-    about = {"kind": "images", "folder": str(place), "channels": channels, **options}
-    return make_examples(**splits, class_names=class_names, source=about)
-
-
-def _image_shape(recipe: Recipe, network: keras.Model | None) -> tuple[int, int, int]:
-    """Returns height, width and channels of the images that a network takes."""
-    shape: Any = getattr(network, "input_shape", None) or (None,) * 4
-    takes_images = isinstance(shape, tuple) and len(shape) == 4 and not isinstance(shape[0], tuple)
-    if not takes_images or shape[3] not in (None, 1, 3):
-        raise DataError(
-            f"Images have height, width and 1 or 3 channels. The network takes {shape[1:] if takes_images else shape}. "
-            "Use a network for images, or other data."
-        )
-    size = recipe.data.size or shape[1:3]
-    if None in size:
-        raise DataError(
-            "Images must all have the same size, and the network takes any. Set `data.size`, such as `[224, 224]`."
-        )
-    return size[0], size[1], shape[3] or 3
 
 
 def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:

@@ -32,6 +32,41 @@ def number_labels(values: Sequence[str], class_names: Sequence[str] = ()) -> tup
     return np.array([numbers[value] for value in values], np.int64), names
 
 
+def encode_classes(
+    values: Sequence[str], loss: str, class_names: Sequence[str] = (), *, ordered: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers classes in the form that a loss takes.
+
+    Args:
+        values: Name of the class of each row; or several names, separated by `|`, for a binary loss.
+        loss: Name of the loss. A binary loss of two classes takes 0 and 1, of several labels a column for each label; a
+            sparse loss takes numbers, other losses of classes a column for each class.
+        class_names: Names of all classes in the order of their numbers; by default those that occur, sorted.
+        ordered: Whether the names are whole numbers, and sorted as such.
+
+    Returns:
+        The targets, shape `(rows,)` or `(rows, classes)`, and the names of the classes.
+
+    Raises:
+        DataError: A row has a class that is not among `class_names`.
+    """
+    if ordered and not class_names:
+        class_names = tuple(sorted(set(values), key=int))
+    if "binary" in loss and ("|" in "".join(values) or len(set(class_names or values)) > 2):
+        labels = [[label for label in value.split("|") if label] for value in values]
+        numbers, names = number_labels([label for row in labels for label in row], class_names)
+        matrix, rows = (
+            np.zeros((len(values), len(names)), np.float32),
+            np.repeat(np.arange(len(values)), [*map(len, labels)]),
+        )
+        matrix[rows, numbers] = 1
+        return matrix, names
+    numbers, names = number_labels(values, class_names)
+    if "binary" in loss:
+        return numbers.astype(np.float32), names
+    return (numbers, names) if "sparse" in loss else (np.eye(len(names), dtype=np.float32)[numbers], names)
+
+
 def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
     """Returns the weight of each row by its class, as Keras' `class_weight` applies it.
 

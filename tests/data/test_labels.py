@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Examples
-from finetune.data.labels import class_weights, count_outputs, number_labels
+from finetune.data.labels import class_weights, count_outputs, encode_classes, number_labels
 from finetune.errors import DataError
 
 
@@ -82,3 +82,9 @@ def test_a_head_cannot_be_sized_by_no_examples_or_by_several_targets():
         count_outputs(None, "mse")
     with pytest.raises(DataError, match="There is a `dict`"):
         count_outputs(Examples(1, {"a": 1}, 1, 1), "mse")
+
+
+def test_labels_of_a_binary_loss_may_be_none_at_all():
+    y, names = encode_classes(["a|b", "", "b"], "binary_crossentropy")
+    assert y.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert names == ("a", "b")
