@@ -129,6 +129,16 @@ def layers_in_order(root: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(layers.values())
 
 
+def own_counts(leaves: Iterable[Leaf]) -> dict[int, int]:
+    """Returns how many weights each owner has itself, by its id; those that it shares with another owner count, too."""
+    leaves = list(leaves)
+    counts = Counter(id(leaf.owner) for leaf in leaves)
+    for owner in {id(leaf.owner): leaf.owner for leaf in leaves}.values():
+        if isinstance(owner, keras.layers.Layer):
+            counts[id(owner)] = max(counts[id(owner)], sum(map(len, layer_variables(owner))))
+    return dict(counts)
+
+
 def is_normalization(leaf: Leaf) -> bool:
     """Whether a normalization layer owns the weight; without a Keras layer, the name of the weight decides."""
     if not isinstance(leaf.owner, keras.layers.Layer):

@@ -89,7 +89,7 @@ def order_note(tree: LayerTree, conditions: Sequence[Condition]) -> str:
     """Says in which order a selector counts its `variables`, if the other order selects other weights; else empty."""
     counting = [condition for condition in conditions if condition.kind == "variables"]
     graph, creation = (
-        set().union(*(matching_leaves(tree, condition._replace(order=order)) for condition in counting))
+        set().union(*(matching_leaves(tree, Condition(*condition[:3], order)) for condition in counting))
         for order in ORDERS
     )
     if graph == creation:

@@ -5,7 +5,7 @@ A reader who wants to know *which* weight goes where continues with `matching.py
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, read_reference
 from finetune.pretrained.restore_plan import dtype_of
-from finetune.pretrained.storage_locations import storage_locations
+from finetune.pretrained.storage_locations import copy_locations, storage_locations
 from finetune.pretrained.transforms import Transform
 from finetune.results.formatting import counts_text
 
@@ -181,6 +181,7 @@ def restore(
         allow_unused=allow_unused,
         min_coverage=min_coverage,
         locations={} if is_tree else storage_locations(model_or_tree, tree),
+        copies={} if is_tree else copy_locations(model_or_tree, tree),
     )
     plan.check()  # raises before the first value is read or assigned
     if verify is None:
@@ -216,13 +217,10 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     for pair in plan.restored:
         values = _values(plan, pair, overflowing=overflowing)
         checksums.append((checksum(values), checksum(pair.leaf.variable)))
-    if overflowing:
-        raise RestoreError(
-            "The weights of a file must be finite in the model's type. Values that are finite in "
-            f"`{plan.path}` become infinite: {', '.join(list(overflowing.values())[:5])}"
-            f"{f' and {len(overflowing) - 5} more' if len(overflowing) > 5 else ''}. Nothing was restored. Build the "
-            "model in `float32` or `bfloat16` (`mixed_float16` keeps its weights in `float32`), or scale the values."
-        )
+    _require_finite(plan, tuple(overflowing.values()))
+    _require_equal_copies(
+        plan, {pair.leaf.name: known[0] for pair, known in zip(plan.restored, checksums, strict=True)}
+    )
     for pair in plan.restored:
         pair.leaf.variable.assign(_values(plan, pair, on_error=_HALF_RESTORED))
     restored = tuple(
@@ -241,6 +239,28 @@ def _apply(plan: RestorePlan) -> RestoreReport:
         others=dict(Counter(tensor.role for tensor in plan.others)),
         coverage=plan.coverage,
     )
+
+
+def _require_finite(plan: RestorePlan, overflowing: Sequence[str]) -> None:
+    if overflowing:
+        more = f" and {len(overflowing) - 5} more" if len(overflowing) > 5 else ""
+        raise RestoreError(
+            "The weights of a file must be finite in the model's type. Values that are finite in "
+            f"`{plan.path}` become infinite: {', '.join(overflowing[:5])}{more}. Nothing was restored. Build the model "
+            "in `float32` or `bfloat16` (`mixed_float16` keeps its weights in `float32`), or scale the values."
+        )
+
+
+def _require_equal_copies(plan: RestorePlan, checksums: Mapping[str, str]) -> None:
+    """Raises if the file has two values for a weight that several layers of the model share."""
+    shared = [pair for pair in plan.copies if pair.leaf.name in checksums]
+    differing = [pair for pair in shared if checksum(_values(plan, pair)) != checksums[pair.leaf.name]]
+    if differing:
+        listed = quote(f"{pair.leaf.name} ({pair.tensor.name})" for pair in differing)
+        raise RestoreError(
+            "A weight that several layers share has one value, and a file that holds it several times must agree. In "
+            f"`{plan.path}` these differ: {listed}. Nothing was restored. Save the file again from one model."
+        )
 
 
 _NOTHING_RESTORED = "Nothing was restored; copy the file again."

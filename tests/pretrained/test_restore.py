@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -529,3 +530,42 @@ def test_all_weights_that_overflow_are_named_at_once_five_at_most(tmp_path):
     np.savez(tmp_path / "w.npz", **arrays)
     with pytest.raises(RestoreError, match=r"`d2/kernel` \(1e\+06 in `float16`\) and 3 more\. Nothing was restored"):
         restore(model, tmp_path / "w.npz")
+
+
+def normalized(name=None):
+    """Keras saves the kernel with SpectralNormalization and with the layer in it."""
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name=name)
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(2)])
+    for number, weight in enumerate(model.weights):
+        weight.assign(np.random.default_rng(number).normal(size=weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", [None, "sn"])
+@pytest.mark.parametrize("file", ["m.weights.h5", "m.keras"])
+def test_a_weight_that_two_layers_share_is_restored_from_a_file_that_holds_it_twice(name, file, tmp_path):
+    source, model = normalized(name), normalized(name)
+    source.save(tmp_path / file) if file == "m.keras" else source.save_weights(tmp_path / file)
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    report = restore(model, tmp_path / file)
+    assert (len(report.restored), report.unused) == (len(model.weights), ())
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_a_shared_weight_with_two_values_in_the_file_is_an_error(tmp_path):
+    model = normalized("sn")
+    model.save_weights(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "m.weights.h5", "r+") as file:
+        file["layers/spectral_normalization/layer/vars/0"][0, 0] += 1
+    before = [np.copy(weight.numpy()) for weight in model.weights]
+    with pytest.raises(RestoreError) as caught:
+        restore(model, tmp_path / "m.weights.h5")
+    assert str(caught.value) == (
+        "A weight that several layers share has one value, and a file that holds it several times must agree. In "
+        f"`{tmp_path / 'm.weights.h5'}` these differ: `sn/kernel (sn/layer/0)`. Nothing was restored. Save the file again "
+        "from one model."
+    )
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, weight.numpy())
