@@ -25,6 +25,7 @@ from finetune.groups.selector_matching import (
     without_match,
 )
 from finetune.groups.strategies import STRATEGIES
+from finetune.sequences import one_or_more
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,17 @@ class Selector:
     rest: bool = False
     frozen: bool | None = None
 
+    def __post_init__(self) -> None:
+        for kind in CONDITION_KINDS:
+            object.__setattr__(self, kind, one_or_more(getattr(self, kind)))
+
     @property
     def conditions(self) -> list[Condition]:
-        """All conditions, each by itself. A plain string counts as a single entry, not as its letters."""
-        entries = {kind: getattr(self, kind) for kind in CONDITION_KINDS}
+        """All conditions, each by itself; `order` is for `variables` alone."""
         return [
             Condition(self.name, kind, value, self.order if kind == "variables" else "graph")
-            for kind, values in entries.items()
-            for value in (values if isinstance(values, (tuple, list)) else (values,))
+            for kind in CONDITION_KINDS
+            for value in getattr(self, kind)
         ]
 
 
@@ -213,7 +217,7 @@ def _check_orders(selectors: Sequence[Selector]) -> None:
                 f"group `{selector.name}`: `order` is {' or '.join(f'`{order}`' for order in ORDERS)}. Received: "
                 f"`{selector.order}`.{did_you_mean(str(selector.order), ORDERS)}"
             )
-        if selector.order != "graph" and selector.variables in ((), []):
+        if selector.order != "graph" and selector.variables == ():
             raise GroupError(
                 f"group `{selector.name}`: `order` says how `variables` are counted, and the group has none. Remove "
                 "`order`, or select by `variables`."
