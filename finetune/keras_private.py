@@ -82,6 +82,15 @@ def is_trackable(value: Any) -> bool:
     return isinstance(value, tf.__internal__.tracking.AutoTrackable)
 
 
+def creation_number(variable: tf.Variable) -> int:
+    """Returns a number that is higher for a variable that was made later in this process.
+
+    Reads `tf.Variable._unique_id`, which ends in TensorFlow's count of names. No public name keeps the order in which
+    variables were made.
+    """
+    return int(variable._unique_id.rpartition("_")[2])
+
+
 def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """Returns the variables that belong to a layer itself, not to its sublayers: those made trainable, and the others.
 

@@ -93,6 +93,13 @@ def is_trackable():
     assert not any(map(private.is_trackable, (1, [], tf.constant(1.0))))
 
 
+@checks(private.creation_number)
+def check_creation_number():
+    made = [tf.Variable(1.0, name="b_9"), keras.Variable([2.0], name="c").value, tf.Variable(1.0)]
+    numbers = [private.creation_number(variable) for variable in made]
+    assert numbers[0] < numbers[1] < numbers[2]
+
+
 @checks(private.layer_variables)
 def layer_variables():
     layer = keras.layers.BatchNormalization()
