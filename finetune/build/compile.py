@@ -83,7 +83,7 @@ def _fitted(metric: Any, named: Named, task: Task, trial: Trial) -> Any:
     """Returns a metric that is right for the task; the name alone where Keras makes just that of it."""
     plain = named.name.lower().replace("_", "")
     by_shape = plain in ("accuracy", "acc")
-    make = accuracy_of(task) if by_shape else _classes(keras.metrics).get(plain) or keras.metrics.get(named.name)
+    make: Any = accuracy_of(task) if by_shape else _classes(keras.metrics).get(plain) or keras.metrics.get(named.name)
     try:
         with fresh_names():
             fitted = fit_metric(named.name, make, named.arguments, task)

@@ -125,7 +125,10 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
     train, validation = examples.train.select(slice(rows)), examples.train.select(slice(rows, None))
-    about = {"class_names": examples.class_names, "source": examples.source}
+    places = dict(examples.places)
+    if places:
+        places |= {"train": places["train"][:rows], "validation": places["train"][rows:]}
+    about = {"class_names": examples.class_names, "source": examples.source, "places": places}
     return make_examples(train, examples.test, validation, **about)
 
 

@@ -17,6 +17,7 @@ from finetune.build.optimizer import build_optimizer, build_settings
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
 from finetune.data.examples import Examples
+from finetune.data.row_checks import unreadable_rows_named
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.plan import GroupSettings, Plan, make_plan
@@ -141,7 +142,8 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
-    trial = try_model(model, examples)
+    with unreadable_rows_named(examples):
+        trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
     try_examples(model, examples, trial)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
-from keras import metrics, ops
+from keras import metrics
 
 from finetune.errors import DataError, reason
+
+ops: Any = keras.ops  # whose declared types are those of every backend
 
 _LARGE = (metrics.F1Score, metrics.FBetaScore, metrics.R2Score)  # take exactly two axes, rows and outputs
 # Take the class with the largest output, so logits are as good as probabilities; or have hinges at -1 and 1.
@@ -62,10 +65,9 @@ def task_of(y: Any, outputs: Any, *, loss: str, logits: bool) -> Task | None:
         loss: Name of the loss.
         logits: Whether the outputs are logits.
     """
-    shapes = [getattr(each, "shape", None) for each in (y, outputs)]
-    if any(shape is None or len(shape) == 0 for shape in shapes) or len(shapes[1]) < 2:
+    target, output = (tuple(getattr(each, "shape", ())) for each in (y, outputs))
+    if not target or len(output) < 2:
         return None
-    target, output = (tuple(shape) for shape in shapes)
     classes = output[-1]
     is_sparse = classes > 1 and (len(target) == len(output) - 1 or (len(target) == len(output) and target[-1] == 1))
     outside = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from finetune.models.output_activation import PROBABILITIES, output_activations
 
@@ -75,7 +76,8 @@ def _range_outside(model: Any, x: Any, index: int) -> str:
     outputs = keras.tree.flatten(model(x, training=False))
     if index >= len(outputs):
         return ""
-    low, high = float(keras.ops.min(outputs[index])), float(keras.ops.max(outputs[index]))
+    values = np.asarray(outputs[index], "float64")
+    low, high = values.min(), values.max()
     return f"gives values from {low:.3g} to {high:.3g}" if low < -_SLACK or high > 1 + _SLACK else ""
 
 

@@ -38,7 +38,7 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
     sizes = _sizes(model, "output_shape") or ()
     x, y = examples.train.first(next(rows for rows in (2, 3, 5, 7, 11, 13) if rows not in sizes))
     _check_shape(model, x)
-    with explained(DataError, "Examples must fit the model.", _advice(model, y)):
+    with explained(DataError, "Examples must fit the model.", f"{_forms(model, y)} Change the data or the model."):
         return Trial(x, y, model(x, training=False))
 
 
