@@ -31,8 +31,8 @@ class ApplyCalls:
         if same_graph and variables and self._variables and not variables & self._variables:
             warnings.warn(
                 "`apply` was called more than once in a training step, for different variables. Each call counts as a "
-                "step: schedules advance too fast, and `global_clipnorm`, gradient accumulation and averages see a part of "
-                "the variables at a time. Call `apply` once, with the gradients and variables of all groups.",
+                "step: schedules advance too fast, and `global_clipnorm`, gradient accumulation and averages see a "
+                "part of the variables at a time. Call `apply` once, with the gradients and variables of all groups.",
                 stacklevel=4,
             )
         self._graph = None if graph is None else weakref.ref(graph)
