@@ -11,6 +11,8 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
+import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,8 +22,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state, masking
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
-from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+from keras.src.trainers import compile_utils, data_adapters
+from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
@@ -82,6 +84,15 @@ def is_trackable(value: Any) -> bool:
     return isinstance(value, tf.__internal__.tracking.AutoTrackable)
 
 
+def creation_number(variable: tf.Variable) -> int:
+    """Returns a number that is higher for a variable that was made later in this process.
+
+    Reads `tf.Variable._unique_id`, which ends in TensorFlow's count of names. No public name keeps the order in which
+    variables were made.
+    """
+    return int(variable._unique_id.rpartition("_")[2])
+
+
 def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
     """Returns the variables that belong to a layer itself, not to its sublayers: those made trainable, and the others.
 
@@ -106,6 +117,35 @@ def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursiv
 
 
 # -- models/ ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """Names of layers and metrics made in the block start again: `dense`, `dense_1`, whatever was made before it.
+
+    Exchanges the attribute `object_name_uids` of `keras.src.backend.common.global_state`, in which Keras counts the
+    names it makes. The public `keras.utils.clear_session` forgets the counts for good, with other state of the process.
+    Afterwards each count is the higher of the two, so that a layer made later can be added to a model of the block.
+    """
+    before: Any = global_state.get_global_attribute("object_name_uids") or {}
+    inside: defaultdict[str, int] = defaultdict(int)
+    global_state.set_global_attribute("object_name_uids", inside)
+    try:
+        yield
+    finally:
+        highest = {name: max(before.get(name, 0), inside[name]) for name in {*before, *inside}}
+        global_state.set_global_attribute("object_name_uids", defaultdict(int, highest))
+
+
+def source_of(tensor: Any) -> tuple[Any, int, list[Any]]:
+    """Returns what made a `KerasTensor`: the layer or operation, which of its outputs it is, and its inputs there.
+
+    Reads `KerasTensor._keras_history` and `Operation._inbound_nodes`. The public `model.operations` says what a model
+    consists of, but not how it is connected.
+    """
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, history.tensor_index, list(node.input_tensors)
 
 
 def is_safe_mode() -> bool:
@@ -346,12 +386,24 @@ def split_for_validation(arrays: Any, validation_split: float) -> Any:
     return array_slicing.train_validation_split(arrays, validation_split=validation_split)[0]
 
 
-def class_weights_of_rows(y: Any, class_weight: Any) -> Any:
-    """Returns the weight of every row by its class.
+def with_class_weights(batch: Any, class_weight: Any) -> Any:
+    """Returns `(x, y, sample_weight)` with the weight of every row by its class; also in a graph.
 
-    Uses `keras.src.trainers.data_adapters.data_adapter_utils.class_weight_to_sample_weights`, as `fit` does.
+    Uses `make_class_weight_map_fn` of `keras.src.trainers.data_adapters.tf_dataset_adapter`, as `fit` does.
+
+    Args:
+        batch: `(x, y, None)`; `y` is a tensor of class numbers or of their one-hot rows.
+        class_weight: Weight of each class by its number; 1 where there is none.
     """
-    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
+    return tf_dataset_adapter.make_class_weight_map_fn(class_weight)(*batch)
+
+
+def loss_of_outputs(loss: Any, output_names: Any) -> Any:
+    """Returns the sum of the losses of several outputs, as a function of targets, outputs and weights of rows.
+
+    Uses `keras.src.trainers.compile_utils.CompileLoss`, which `compile` makes of a structure of losses.
+    """
+    return compile_utils.CompileLoss(loss, output_names=output_names)
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

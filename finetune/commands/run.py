@@ -16,13 +16,14 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.data.examples import describe
+from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError, TrainingError
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
-from finetune.training.frozen_proof import FrozenProof
+from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
@@ -96,6 +97,7 @@ def run(
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
+            unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
             metrics_before = _evaluate(layout)
@@ -107,9 +109,9 @@ def run(
         if range_test:
             write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
-        proof, frozen = FrozenProof(), frozen_in_all(layout.model, layout.groups, layout.phases)
+        proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
-        with clock("train"):
+        with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
                 layout.groups,

@@ -9,7 +9,8 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
 2. **structure**: the same location, see `finetune.pretrained.storage_locations`. It comes before doubtful names because
    `dense_1` in the file may well be `dense_2` in a model that is the second one built in its process.
 3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`. Names that a user
-   chose have no such number and count as they are.
+   chose have no such number and count as they are. Then the same with Keras' own path of the weight, which names the
+   halves of a Bidirectional layer (`forward_lstm_3/lstm_cell`) as files of Keras 2 do.
 4. **name**, then **layer and index**: automatic names as they are, where the file has another number of such layers.
 5. **alias**: another name that the file or Keras has for the weight.
 6. **legacy name**: names of Keras 2 as Keras 3 spells them, without slashes and capitals: `Conv/BatchNorm` for
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 
 import keras
 
-from finetune.groups.layer_tree import Leaf
+from finetune.groups.layer_tree import Leaf, own_counts
 from finetune.pretrained.automatic_names import levels, renumber, without_number
 from finetune.pretrained.formats.weight_file import StoredTensor
 
@@ -118,9 +119,10 @@ def _rules(
     """Yields the rules in their order: the name of the rule, the keys of the model's weights, and of the file's."""
     # The key for "weight 0 of the 2 of layer `dense`" is `dense#0/2`. The count is part of it: a file with another
     # number of weights for a layer has another order, too.
-    counts = Counter(id(leaf.owner) for leaf in leaves)
+    counts = own_counts(leaves)
     # Ranks of automatic names, each counted on its side: the second `dense` here is the second `dense` there.
     model_numbers = renumber(leaf.layer for leaf in leaves)
+    path_numbers = renumber(_layer(_variable_paths(leaf)[-1]) for leaf in leaves)
     file_numbers = renumber(_layer(tensor.name) for tensor in tensors)
 
     def leaf_index(leaf: Leaf, layer: str) -> str:
@@ -129,6 +131,10 @@ def _rules(
     def renumbered_leaf(leaf: Leaf) -> list[str]:
         layer = model_numbers[leaf.layer]
         return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
+
+    def renumbered_path(leaf: Leaf) -> list[str]:
+        path = _variable_paths(leaf)[-1]
+        return [f"{path_numbers[_layer(path)]}/{_last(path)}"]
 
     def renumbered_tensor(tensor: StoredTensor) -> list[str]:
         layer = file_numbers[_layer(tensor.name)]
@@ -140,12 +146,12 @@ def _rules(
         return [leaf.name, leaf_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
     def legacy_leaf(leaf: Leaf) -> list[str]:
-        layer = _in_keras3(leaf.layer)
+        layer = in_keras3(leaf.layer)
         return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
 
     def legacy_tensor(tensor: StoredTensor) -> list[str]:
         names = [name for name in (tensor.name, *tensor.aliases) if not name.startswith("*/")]
-        layers = [_in_keras3(_layer(name)) for name in names]
+        layers = [in_keras3(_layer(name)) for name in names]
         by_name = [f"{layer}/{_last(name)}" for layer, name in zip(layers, names, strict=True)]
         return by_name + [key for layer in layers for key in _tensor_index(tensor, layer)]
 
@@ -159,6 +165,7 @@ def _rules(
     yield "name", lambda leaf: [leaf.name, leaf_index(leaf, leaf.layer)], trusted
     yield "structure", lambda leaf: locations.get(leaf.name, ()), lambda tensor: tensor.locations
     yield "renumbered", renumbered_leaf, renumbered_tensor
+    yield "renumbered", renumbered_path, renumbered_tensor
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]
     yield "layer and index", lambda leaf: [leaf_index(leaf, leaf.layer)], lambda t: _tensor_index(t, _layer(t.name))
     yield "alias", leaf_aliases, _tensor_aliases
@@ -181,7 +188,7 @@ def _agreement(leaves: Sequence[Leaf], tensors: Sequence[StoredTensor]) -> Calla
     )
 
 
-def _in_keras3(layer: str) -> str:
+def in_keras3(layer: str) -> str:
     """Spells a layer's name as Keras 3 does, which allows no slash: `Conv/BatchNorm` -> `conv_bn`."""
     return layer.lower().replace("/", "_").replace("batchnorm", "bn")
 

@@ -12,7 +12,7 @@ from finetune.errors import did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.pretrained.formats.tensor_roles import AVERAGE
 from finetune.pretrained.formats.weight_file import StoredTensor
-from finetune.pretrained.matching_rules import Pair
+from finetune.pretrained.matching_rules import Pair, in_keras3
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
 _SHOWN = 5  # names in a message; a foreign file may differ in hundreds
@@ -141,17 +141,28 @@ def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]
 
 def _is_allowed(tensor: StoredTensor, kind: str, allowed: Sequence[str]) -> bool:
     if kind not in ("safetensors", "npz"):  # elsewhere a dot is a part of a layer's name
-        return is_under(tensor.name, allowed)
+        # Names of a network of `keras.applications` may be those of Keras 3 where the file has those of Keras 2.
+        layer, _, last = tensor.name.rpartition("/")
+        return is_under(tensor.name, allowed) or is_under(f"{in_keras3(layer)}/{last}", allowed)
     return is_under(tensor.name.replace(".", "/"), [prefix.replace(".", "/") for prefix in allowed])
 
 
 def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
-    """Yields a message if weights that belong together differ in shape, or in being integers."""
-    if plan.shape_conflict:
+    """Yields a message if weights that belong together differ in shape, and another if in the kind of number."""
+    by_shape = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) != pair.tensor.shape]
+    by_type = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) == pair.tensor.shape]
+    if by_shape:
         yield (
-            f"Shapes must agree, and {_count(plan.shape_conflict, 'does', 'do')} not: "
-            f"{_listed(plan.shape_conflict, _both_shapes)}. "
-            f"Exclude {_layers([pair.leaf for pair in plan.shape_conflict])} to keep fresh weights there."
+            f"Shapes must agree, and {_count(by_shape, 'does', 'do')} not: {_listed(by_shape, _both_shapes)}. "
+            f"Exclude {_layers([pair.leaf for pair in by_shape])} to keep fresh weights there."
+        )
+    if by_type:
+        yield (
+            "Integers, floats and complex numbers are not taken for each other: quantized weights need their scales, "
+            f"and a cast would lose parts. {_count(by_type, 'weight differs', 'weights differ')}: "
+            f"{_listed(by_type, _both_shapes)}. If the numbers are right as they are, save the file again in the "
+            f"model's type (`array.astype('{dtype_of(by_type[0].leaf)}')`), or exclude "
+            f"{_layers([pair.leaf for pair in by_type])} to keep fresh weights there."
         )
 
 

@@ -150,7 +150,7 @@ def keras2_location(path: tuple[str, ...], layer: str) -> str:
     Args:
         path: Names of the edges from the model: `layer_with_weights-0/3`, the first of three layers with weights,
             `cell`, `kernel`. Keras 3 holds `_kernel`.
-        layer: The name of the layer in its model.
+        layer: The name of the layer in its model; empty where attributes alone lead to the variable.
     """
     attribute = "kernel" if path[-1] == "depthwise_kernel" else path[-1]
     return f"keras2:{'/'.join(part.lstrip('_') for part in (*path[:-1], attribute))}|{layer}"
@@ -162,7 +162,9 @@ def _possible_locations(path: tuple[str, ...], full_name: str) -> Iterable[str]:
     `block_1/dense_7`: a file does not say that the user wrote `block_1` and Keras counted to `dense_7`.
     """
     parts = [dict.fromkeys([part, without_number(part)]) for part in full_name.split("/")]
-    layers = parts[0] if any(part.startswith("layer_with_weights-") for part in path) else ()
+    # Scopes are around the name of the layer in its model: `net/block/dense_7/kernel`.
+    is_numbered = any(part.startswith("layer_with_weights-") for part in path)
+    layers = itertools.chain(*parts[:-1]) if is_numbered else [""]
     names = ("/".join(chosen) for chosen in itertools.islice(itertools.product(*parts), 64))
     return dict.fromkeys(
         [*(keras2_location(path, layer) for layer in layers), *(object_location(path, name) for name in names)]
@@ -268,6 +270,12 @@ def _other_tensors(
         if slot.slot_variable_node_id in variables and slot.original_variable_node_id in variables
     }
     optimizers = [node for node, held in enumerate(edges) if is_optimizer(held)]
+    slots |= {
+        variables[average][1]: ("average", variables[weight][1])
+        for node in optimizers
+        for average, weight in _averages_of_keras(edges, edges[node])
+        if average in variables and weight in variables
+    }
     of_optimizers = {variables[node][1] for root in optimizers for node in _below(root, edges) if node in variables}
     by_full_name = {full_name: weights[key] for full_name, key in variables.values() if key in weights}
     full_names = {key: full_name for full_name, key in variables.values()}
@@ -286,6 +294,13 @@ def _other_tensors(
             is_state = slot or key in of_optimizers
             role = OTHER if not is_state else SLOT if shape else COUNTER
         yield replace(_tensor(reader, key, name), role=role, of=of)
+
+
+def _averages_of_keras(edges: list[dict[str, int]], optimizer: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yields the averages that an optimizer of Keras 3 keeps with `use_ema`, each with the weight that it averages."""
+    lists = [optimizer.get(name) for name in ("_model_variables_moving_average", "_trainable_variables")]
+    averages, weights = ({} if node is None else edges[node] for node in lists)
+    yield from ((node, weights[index]) for index, node in averages.items() if index in weights)
 
 
 def _below(root: int, edges: list[dict[str, int]]) -> list[int]:
