@@ -73,6 +73,14 @@ class FastFunction:
         """Returns whether the model is still compiled and frozen as it was when this function was made."""
         return self._made_for == compile_state(model)
 
+    def changed_since(self, model: Any) -> list[str]:
+        """Returns the paths of weights whose `trainable` was changed since, if the model was not compiled again."""
+        before, now = self._made_for, compile_state(model)
+        if before[0] is not now[0] or before[1] is not now[1]:
+            return []
+        changed = {*before[2:]} ^ {*now[2:]}
+        return [weight.path for weight in model.weights if id(weight) in changed]
+
     @property
     def moved(self) -> list[keras.Variable]:
         """The weights that lie in buffers during a call; which of them can shows in the first call."""
