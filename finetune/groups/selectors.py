@@ -83,7 +83,7 @@ class LayerGroup:
         leaves: Its weights in model order: trainable ones, and the non-trainable ones of the same layers
             (moving statistics), which follow them.
         frozen: Whether training leaves the group unchanged.
-        order_note: In which order its `variables` were counted, if the other order selects other weights; else empty.
+        order_note: In which order its `variables` were counted; empty for the default where both orders are the same.
     """
 
     name: str
