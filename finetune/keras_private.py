@@ -11,6 +11,7 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -151,6 +152,22 @@ def set_held_rate(optimizer: keras.optimizers.Optimizer, rate: Any) -> None:
     """
     with tracking.DotNotTrackScope():
         optimizer._learning_rate = rate
+
+
+def floor_of_plateau() -> float:
+    """Returns `min_lr` of the `ReduceLROnPlateau` that is just now writing a learning rate; 0 if none is.
+
+    Looks for the callback among the callers. It writes `optimizer.learning_rate`, a single number for all groups, in
+    which `min_lr` has been applied to that number alone; nothing passes `min_lr` on to the optimizer.
+    """
+    frame = sys._getframe(1)
+    for _ in range(6):  # this setter, that of a `LossScaleOptimizer`, `_reduce_optimizer_lr`, and one each to spare
+        if isinstance(callback := frame.f_locals.get("self"), keras.callbacks.ReduceLROnPlateau):
+            return float(callback.min_lr)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return 0.0
 
 
 def skip_reduction(optimizer: keras.optimizers.Optimizer) -> None:
@@ -325,6 +342,21 @@ def seed_generator() -> Any:
     `keras.utils.set_random_seed` makes a new one, and none of them can be read in public.
     """
     return global_state.get_global_attribute("global_seed_generator")
+
+
+# -- training/phases/ -------------------------------------------------------------------------------------------------
+
+
+def take_initial_epoch(model: keras.Model) -> int:
+    """Returns the epoch at which `BackupAndRestore` told the model to begin, 0 if it did not, and takes that back.
+
+    Reads and clears `Trainer._initial_epoch`, which Keras never clears: every later `fit` would begin there, whatever
+    its `initial_epoch` says. The callback tells the epoch to nobody else.
+    """
+    epoch = model._initial_epoch or 0
+    with tracking.DotNotTrackScope():
+        model._initial_epoch = None
+    return epoch
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ public hook for a step of several rules: https://github.com/keras-team/keras/iss
 overridden here are listed in `keras_private.py`.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -38,6 +39,7 @@ from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
+from finetune.optimizers.saved_state import PhasePosition, SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
 
 # What the config holds besides the groups, by the names of the arguments of `__init__`.
@@ -136,6 +138,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.by_group = {group.name: group.optimizer for group in members.groups}
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
+        self.children.document = SavedState(self, members.groups, self._rates, self._clocks)
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -144,8 +147,8 @@ class GroupedOptimizer(AveragingOptimizer):
         """The optimizer of each group by the group's name, input to output.
 
         It is not called `optimizers` on purpose. Keras' callbacks that find that attribute write every child by itself:
-        `LearningRateScheduler(lambda epoch: 1e-3)` would erase the ratios between the groups, `ReduceLROnPlateau` would
-        hold each group against the same `min_lr`, and `SwapEMAWeights` would look for an average in each child.
+        `LearningRateScheduler(lambda epoch: 1e-3)` would erase the ratios between the groups, and
+        `SwapEMAWeights` would look for an average in each child.
         Without it they read and write `learning_rate` and the average of this optimizer, which does the right thing.
         """
         # Not a dict: Keras saves every optimizer that it finds in a list or dict, and would save the children twice.
@@ -181,7 +184,7 @@ class GroupedOptimizer(AveragingOptimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         children.check_rates_writable(self._members.groups)
-        self._rates.write_last(value)
+        self._rates.write_last(value, keras_private.floor_of_plateau())
 
     def reschedule(self, name: str, rate: Any = None, *, from_now: bool = False, warmup_steps: int = 0) -> None:
         """Replaces the rate of a group in steps that are traced from here on, as at the begin of a phase.
@@ -288,6 +291,7 @@ class GroupedOptimizer(AveragingOptimizer):
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         # Called at the begin of a step, also of one that is traced, with the variables that are not frozen.
         children.check_rates_writable(self._members.groups)
+        self.children.document.traced |= not tf.executing_eagerly()
         self._admit(variables)
         super()._check_variables_are_known(variables)
 
@@ -367,29 +371,56 @@ class GroupedOptimizer(AveragingOptimizer):
         # TensorFlow writes a SavedModel without the optimizer: it could not be trained further anyway.
         return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
+    @property
+    def phase(self) -> PhasePosition | None:
+        """The latest phase of `train_phases`, which is saved with the rates; `None` before the first."""
+        return self.children.document.phase
+
+    @phase.setter
+    def phase(self, position: PhasePosition | None) -> None:
+        self.children.document.phase = position
+
+    @property
+    def compiled_rates(self) -> tuple[Any, ...]:
+        """What a step that was traced has of the rates as constants: one that was traced with another must go."""
+        return self.children.document.compiled
+
     def set_weights(self, weights: Iterable[Any]) -> None:
-        """Sets all of `variables` from arrays in the same order."""
-        self.load_own_variables({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves all of `variables`; before the first step these are made, so that every file is complete."""
-        self._build_all()
-        super().save_own_variables(store)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Sets all of `variables` from a store, or none of them; from an empty store none.
+        """Sets all of `variables` from arrays in the same order.
 
         Raises:
-            GroupError: If the store does not hold exactly this state. Keras itself would only warn.
+            GroupError: If there are more or fewer arrays, or they have other shapes.
         """
-        if not len(store.keys()):
-            return  # the file holds weights alone
+        self._assign({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
+
+    def _assign(self, store: Any) -> None:
         self._build_all()
         # All values are checked before the first is assigned, so that an error leaves the state as it was.
         values = fitting_values(store, self.variables, self.group_names)
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
         self._clocks.count_from_starts()
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves all of `variables`, and what the rates follow; unbuilt, it is built, so that every file is complete."""
+        self._build_all()
+        super().save_own_variables(store)
+        self.children.document.write(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Sets the whole state from a store, or nothing of it, with a warning, where it is that of another optimizer.
+
+        An empty store, of a file that holds weights alone, changes nothing.
+        """
+        if not len(store.keys()):
+            return
+        try:
+            document = self.children.document.read(store)
+            self._assign(store)
+        except GroupError as error:  # as Keras, which loads the weights of the model and warns
+            warnings.warn(str(error), stacklevel=2)
+            return
+        self.children.document.restore(document)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, from which the groups are found again by the places of their variables in the model."""
