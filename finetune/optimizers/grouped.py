@@ -41,6 +41,7 @@ from finetune.optimizers.replicas import in_every_replica, update_once
 from finetune.optimizers.saved import fitting_values, group_config, read_groups
 from finetune.optimizers.saved_state import PhasePosition, SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
+from finetune.optimizers.variable_keys import VariableKey
 
 # What the config holds besides the groups, by the names of the arguments of `__init__`.
 _SETTINGS = (
@@ -426,13 +427,14 @@ class GroupedOptimizer(AveragingOptimizer):
         """Returns the config, from which the groups are found again by the places of their variables in the model."""
         keys = self._members.variable_keys()
         groups = [group_config(group, keys[group.name]) for group in self._members.groups]
-        return {**{setting: getattr(self, setting) for setting in _SETTINGS}, "groups": groups}
+        settings = {setting: getattr(self, setting) for setting in _SETTINGS}
+        return {**settings, "groups": groups, "frozen": self._members.frozen_keys()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedOptimizer":
         """Makes the optimizer again; it finds its variables when it is built on those of a model."""
         groups, keys = read_groups(config["groups"], custom_objects)
-        optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
+        optimizer = cls(groups, **{key: value for key, value in config.items() if key not in ("groups", "frozen")})
         # Keras loads the state before the model is called, so the slots must exist before the variables are known.
-        optimizer._members.await_model(keys)
+        optimizer._members.await_model(keys, map(VariableKey.from_dict, config.get("frozen", ())))
         return optimizer

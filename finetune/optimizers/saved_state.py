@@ -1,7 +1,7 @@
 """What a grouped optimizer keeps beside numbers in variables, saved as one small JSON document in every format.
 
-What each group's rate follows (the schedule it was made with, that of a phase, a warm-up), the step since which it does,
-the numbers that hold the ratios, the step at which each group started, and the phase. The document lies in `.keras` and
+What each group's rate follows (the schedule it was made with, that of a phase, a warm-up) and since which step, the
+numbers that hold the ratios, the step at which each group started, and the phase. The document lies in `.keras` and
 `.weights.h5` beside the optimizer's variables, as bytes, and in a `tf.train.Checkpoint` as the string of a
 `PythonState`; `pickle.dumps(model)` is a `.keras` file. A file without it, of an older version, still loads.
 """

@@ -28,6 +28,7 @@ class VariableKey:
         dtype: Its name, such as `float32`.
         trainable: Whether the variable was trainable when the config was made.
         weight_decay: Whether its group's optimizer decays it, if it decays at all.
+        frozen_alone: Whether it was frozen by itself, and not with its layer, which Keras' files do not hold.
     """
 
     position: int
@@ -37,13 +38,14 @@ class VariableKey:
     dtype: str
     trainable: bool
     weight_decay: bool
+    frozen_alone: bool = False
 
     @classmethod
-    def of(cls, variable: Any, weight_decay: bool) -> "VariableKey":
+    def of(cls, variable: Any, weight_decay: bool, frozen_alone: bool = False) -> "VariableKey":
         """Returns the key of a variable, whose position is not known."""
         path, name = (text.split(":")[0] for text in (variable_path(variable), variable.name))
         shape, dtype = tuple(variable.shape), tf.as_dtype(variable.dtype).name
-        return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay)
+        return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay, frozen_alone)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VariableKey":
@@ -88,7 +90,9 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
     if matched is None:
         missing = (
             f"{len(free)} variables of the groups are not matched yet: "
-            f"{quote([f'{key.path} {key.shape}' for key in free])}."
+            f"{quote([f'{key.path} {key.shape}' for key in free])}. If the variables without a group were frozen "
+            "one by one when the model was saved: Keras' files hold only whether a layer is trainable. Load the model "
+            "with `compile=False`, set `variable.trainable = False` again, and compile it anew."
             if free
             else "All variables of the groups are matched already."
         )
