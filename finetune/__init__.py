@@ -21,6 +21,7 @@ _MODULES = {
     "Phase": "training.phases.phase",
     "Plateau": "training.phases.endings",
     "Selector": "groups.selectors",
+    "TF1RMSprop": "optimizers.tf1_rmsprop",
     "Transform": "pretrained.transforms",
     "Until": "training.phases.endings",
     "discriminative_rates": "groups.rate_spacing",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from finetune.optimizers.schedules import exponential_decay as exponential_decay
     from finetune.optimizers.schedules import make_schedule as make_schedule
     from finetune.optimizers.tf1_momentum import Momentum as Momentum
+    from finetune.optimizers.tf1_rmsprop import TF1RMSprop as TF1RMSprop
     from finetune.pretrained.restore import restore as restore
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger

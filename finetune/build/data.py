@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from finetune.build.sources import image_examples, table_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, check_examples, make_examples
+from finetune.data.labels import class_weights
 from finetune.data.npz import read_npz
-from finetune.errors import RecipeError
+from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.models.builders import call_builder
-from finetune.recipe.loader import place_of, resolve_path
+from finetune.recipe.loader import place_of, placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -66,8 +69,12 @@ def precision(recipe: Recipe) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def build_examples(recipe: Recipe) -> Examples:
-    """Reads or makes the examples, and splits off validation rows where the recipe asks for that.
+def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Examples:
+    """Reads or makes the examples, and splits and weights them as the recipe asks.
+
+    Args:
+        recipe: The recipe.
+        network: The network, whose input says how large images are where the recipe does not.
 
     Raises:
         FinetuneError: The examples cannot be read, do not fit together, or cannot be split as the recipe says.
@@ -75,10 +82,27 @@ def build_examples(recipe: Recipe) -> Examples:
     source = recipe.data
     if source.npz:
         examples = read_npz(resolve_path(recipe, source.npz))
+    elif source.images:
+        with placed(recipe, "data", "images"):
+            examples = image_examples(recipe, source.images, network)
+    elif source.table:
+        with placed(recipe, "data", "table"):
+            examples = table_examples(recipe, source.table, network)
     else:
         assert source.builder  # the schema requires exactly one source
         examples = check_examples(call_builder(source.builder, source.arguments))
-    return _with_validation_rows(recipe, examples)
+    return _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+
+
+def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:
+    weights = recipe.data.class_weight
+    if not weights:
+        return examples
+    with placed(recipe, "data", "class_weight"):
+        if examples.weights_train is not None:
+            raise DataError("the training rows have weights already. Remove one of the two.")
+        of_rows = class_weights(np.asarray(examples.y_train), weights, examples.class_names)
+    return replace(examples, weights_train=of_rows)
 
 
 def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
@@ -96,7 +120,8 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
     train, validation = examples.train.select(slice(rows)), examples.train.select(slice(rows, None))
-    return make_examples(train, examples.test, validation, examples.class_names)
+    about = {"class_names": examples.class_names, "source": examples.source}
+    return make_examples(train, examples.test, validation, **about)
 
 
 def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import keras
 
 from finetune.build.compile import compile_model
-from finetune.build.data import RunLength, build_examples, steps_per_epoch
+from finetune.build.data import RunLength, steps_per_epoch
 from finetune.build.groups import build_groups, group_specs, with_frozen, with_normalization
-from finetune.build.model import build_model, pretrained_sources
+from finetune.build.model import build_model_and_examples, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
@@ -88,7 +88,7 @@ def build_layout(recipe: Recipe) -> Layout:
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
-    model, examples = build_model(recipe), build_examples(recipe)
+    model, examples = build_model_and_examples(recipe)
     tree = layer_tree(model)
     layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
     try_examples(model, examples)  # needs the loss, so it comes after `compile`

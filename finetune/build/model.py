@@ -1,12 +1,12 @@
 """From the `model` of a recipe to the network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-from finetune.errors import FinetuneError, RecipeError
+from finetune.build.data import build_examples
+from finetune.data.examples import Examples
+from finetune.data.labels import count_outputs
 from finetune.groups.layer_tree import LayerTree
 from finetune.models.applications import make_application, top_layers
 from finetune.models.builders import call_builder, check_model, load_keras_file
@@ -14,12 +14,12 @@ from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
 from finetune.models.presets import make_preset
 from finetune.pretrained.restore import restore
-from finetune.recipe.loader import place_of, resolve_path, resolve_place
+from finetune.recipe.loader import placed, resolve_path, resolve_place
 from finetune.recipe.schema import Recipe
 
 
-def build_model(recipe: Recipe) -> keras.Model:
-    """Builds or loads the network of a recipe, and adds a head where the recipe has `model.head`.
+def build_network(recipe: Recipe) -> keras.Model:
+    """Builds or loads the network of a recipe, without the head that the recipe may add.
 
     A network from a builder has fresh weights; from any other source it has the weights of that source.
 
@@ -27,25 +27,14 @@ def build_model(recipe: Recipe) -> keras.Model:
         FinetuneError: The source cannot be loaded, or does not take the arguments of the recipe. The message begins
             with the place in the recipe.
     """
-    model = _build_network(recipe)
-    head = recipe.model.head
-    if head is None:
-        return model
-    with _placed(recipe, "head"):
-        # The layer around a hub module has selected its output already; a preset still has all of them.
-        key = recipe.model.output_key if recipe.model.preset else None
-        return add_head(model, output_key=key, **dict(head))
-
-
-def _build_network(recipe: Recipe) -> keras.Model:
     source = recipe.model
     if source.keras_file:
         return check_model(load_keras_file(resolve_path(recipe, source.keras_file)), source.keras_file)
     if source.application:
-        with _placed(recipe, "application"):
+        with placed(recipe, "model", "application"):
             return _build_application(recipe, source.application, source.weights or "none")
     if source.hub:
-        with _placed(recipe, "hub"):
+        with placed(recipe, "model", "hub"):
             return make_hub_model(
                 resolve_place(recipe, source.hub),
                 signature=source.signature,
@@ -54,11 +43,47 @@ def _build_network(recipe: Recipe) -> keras.Model:
                 output_shape=source.output_shape,
             )
     if source.preset:
-        with _placed(recipe, "preset"):
+        with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
             return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
     assert source.builder  # the schema requires exactly one source
     return check_model(call_builder(source.builder, source.arguments), source.builder)
+
+
+def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = None) -> keras.Model:
+    """Adds a head to the network where the recipe has `model.head`.
+
+    Args:
+        recipe: The recipe.
+        network: The network.
+        examples: The examples, whose targets decide `head.classes: auto`.
+
+    Raises:
+        RecipeError: The head does not fit the network, or its width is not known.
+    """
+    head = recipe.model.head
+    if head is None:
+        return network
+    with placed(recipe, "model", "head"):
+        settings = dict(head)
+        if head.classes == "auto":
+            settings["classes"] = count_outputs(examples, recipe.train.loss.name)
+        # The layer around a hub module has selected its output already; a preset still has all of them.
+        key = recipe.model.output_key if recipe.model.preset else None
+        return add_head(network, output_key=key, **settings)
+
+
+def build_model_and_examples(recipe: Recipe) -> tuple[keras.Model, Examples]:
+    """Builds the model and the examples of a recipe, which need each other.
+
+    The size of images is by default that of the network's input, and the width of the head that of the targets.
+
+    Raises:
+        FinetuneError: As `build_network`, `build_examples` and `with_head`.
+    """
+    network = build_network(recipe)
+    examples = build_examples(recipe, network)
+    return with_head(recipe, network, examples), examples
 
 
 def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
@@ -68,21 +93,9 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     if weights not in ("none", "imagenet"):  # a file
         # Without `include_top` the file may still hold the classifier that the network was trained with.
         unused = () if source.include_top else top_layers(name, model, **settings)
-        with _placed(recipe, "weights"):
+        with placed(recipe, "model", "weights"):
             restore(model, resolve_path(recipe, weights), allow_unused=unused)
     return model
-
-
-@contextmanager
-def _placed(recipe: Recipe, key: str) -> Iterator[None]:
-    """Puts the place of a key of `model` in front of an error, unless the error has a place already."""
-    try:
-        yield
-    except RecipeError:
-        raise
-    except FinetuneError as error:
-        place = place_of(recipe, "model", key)
-        raise RecipeError(f"{place}: `model.{key}`: {error}" if place else str(error)) from error
 
 
 def pretrained_sources(recipe: Recipe, tree: LayerTree) -> dict[str, str]:

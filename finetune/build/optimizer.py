@@ -18,6 +18,7 @@ from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
+from finetune.optimizers.tf1_rmsprop import TF1RMSprop
 from finetune.planning.plan import GroupSettings
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.optimizers import OptimizerSpec
@@ -106,7 +107,8 @@ def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.
         RecipeError: The optimizer does not take an argument, or not with this value.
     """
     by_name = {name.lower(): value for name, value in vars(keras.optimizers).items() if inspect.isclass(value)}
-    kind: Any = Momentum if spec.name == "momentum" else by_name[spec.name.replace("_", "")]
+    by_name |= {"momentum": Momentum, "tf1rmsprop": TF1RMSprop}  # as TF1 has them
+    kind: Any = by_name[spec.name.replace("_", "")]
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}
     # The defaults say what kind of value an argument takes: Keras' signatures have no types.

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from finetune.build.data import precision
 from finetune.build.layout import Layout, build_layout
+from finetune.data.examples import summary
 from finetune.recipe.loader import load_recipe
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
 
@@ -47,6 +48,8 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False) 
         every_weight: Whether the table has a row for every weight instead of every group.
     """
     print_model(layout, console)
+    if layout.examples.source:
+        console.print(f"data: {summary(layout.examples)}", markup=False)
     data, length = layout.plan.to_json(), layout.length
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND
     console.print(f"plan: {length.epochs} epochs of {length.steps_per_epoch} steps. {legend}")

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.build.data import build_examples, precision
-from finetune.build.model import build_model
+from finetune.build.data import precision
+from finetune.build.model import build_model_and_examples, build_network, with_head
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
 from finetune.models.builders import check_model, load_keras_file
@@ -105,8 +105,11 @@ def _from_recipe(
 ) -> tuple[keras.Model, dict[str, np.ndarray]]:
     recipe = load_recipe(path, overrides=overrides, allow_code=allow_code)
     with precision(recipe):
-        model = build_model(recipe)
-        rows = rows or _by_name(build_examples(recipe).test.first(_ROWS)[0])
+        if rows is None:
+            model, examples = build_model_and_examples(recipe)
+            rows = _by_name(examples.test.first(_ROWS)[0])
+        else:
+            model = with_head(recipe, build_network(recipe))
         report = restore_weights(recipe, model, verify=False)  # the reference that `verify` names is yet to be written
     if report and not layers:
         _require_whole(report, model)

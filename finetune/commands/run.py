@@ -15,6 +15,7 @@ from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
+from finetune.data.examples import describe
 from finetune.errors import DataError, TrainingError
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
@@ -102,6 +103,7 @@ def run(
         # Nothing has been written so far: a run that fails above leaves no folder.
         folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
         _write_plan(folder, layout)
+        write_json(folder / "data.json", describe(layout.examples))
         if range_test:
             write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.

@@ -59,6 +59,10 @@ def training_batches(
             f"`batch_size` must be at least 1 and `first_epoch` at least 0. Received {batch_size} and {first_epoch}."
         )
 
+    # Handing small rows to threads costs more than it saves.
+    costly = any(part.costly for part in tf.nest.flatten((inputs, others)))
+    parallel = tf.data.AUTOTUNE if costly else None
+
     def order(epoch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         indices: Any = tf.range(rows, dtype=tf.int64)
         if shuffle:
@@ -71,7 +75,7 @@ def training_batches(
             chosen = indices[step * batch_size : (step + 1) * batch_size]
             return take(inputs, chosen + offset), *take(others, chosen)
 
-        return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch)
+        return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch, num_parallel_calls=parallel)
 
     epochs: Any = tf.data.Dataset.range(first_epoch, 2**62).map(order).prefetch(1)  # the next order is made in advance
     return epochs.flat_map(batches).with_options(lean_options()).prefetch(tf.data.AUTOTUNE)

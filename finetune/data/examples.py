@@ -1,7 +1,7 @@
 """Examples to train, test and validate on: inputs, targets and weights of the rows of each split."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Examples:
         weights_test: Weights of the test rows.
         weights_validation: Weights of the validation rows.
         class_names: Name of the class of each label from 0 on, where they are known.
+        source: Where the rows come from and how they were read, as plain data.
     """
 
     x_train: Any
@@ -78,6 +79,7 @@ class Examples:
     weights_test: Any = None
     weights_validation: Any = None
     class_names: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def train(self) -> Split:
@@ -97,23 +99,44 @@ class Examples:
         )
 
 
-ARRAY_NAMES = tuple(field.name for field in fields(Examples) if field.name != "class_names")
+ARRAY_NAMES = tuple(each.name for each in fields(Examples) if each.name.partition("_")[2] in SPLITS)
 
 
-def make_examples(train: Split, test: Split, validation: Split | None = None, class_names: Any = ()) -> Examples:
+def make_examples(train: Split, test: Split, validation: Split | None = None, **about: Any) -> Examples:
     """Returns the examples that consist of these splits.
 
     Args:
         train: The training rows.
         test: The test rows.
         validation: The validation rows, if there are any.
-        class_names: Name of the class of each label from 0 on, where they are known.
+        about: `class_names` and `source` of `Examples`, where they are known.
     """
     splits = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     arrays = {f"x_{name}": split.x for name, split in splits.items()}
     arrays |= {f"y_{name}": split.y for name, split in splits.items()}
     arrays |= {f"weights_{name}": split.weights for name, split in splits.items()}
-    return Examples(**arrays, class_names=tuple(class_names))
+    return Examples(**arrays, **about)
+
+
+def describe(examples: Examples) -> dict[str, Any]:
+    """Returns what is known about examples, as plain data: `data.json` of a run."""
+    splits = {name: getattr(examples, name) for name in SPLITS if getattr(examples, name)}
+    described: dict[str, Any] = {"source": dict(examples.source), "rows": {name: len(splits[name]) for name in splits}}
+    if examples.class_names:
+        described["class_names"] = list(examples.class_names)
+        described["rows_of_classes"] = {
+            name: np.bincount(split.y, minlength=len(examples.class_names)).tolist()
+            for name, split in splits.items()
+            if isinstance(split.y, np.ndarray) and split.y.ndim == 1 and split.y.dtype.kind in "iu"
+        }
+    return described
+
+
+def summary(examples: Examples) -> str:
+    """Returns the number of rows of each split and of classes, as a sentence."""
+    rows = f"{len(examples.train):,} rows to train on, {len(examples.test):,} to test"
+    rows += f", {len(examples.validation):,} to validate" if examples.validation else ""
+    return rows + (f"; {len(examples.class_names)} classes" if examples.class_names else "")
 
 
 def check_examples(examples: Any) -> Examples:

@@ -32,11 +32,13 @@ class Rows:
         take: Returns the rows at some indices, in their order; indices have shape `(batch,)`. Runs in graphs too.
         fingerprint: A hash of all that the values depend on, or empty. What is computed from rows without it cannot be
             recognised in another run.
+        costly: Whether taking rows is worth several threads, such as decoding images.
     """
 
     length: int
     take: Callable[[Any], Any]
     fingerprint: str = ""
+    costly: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -63,7 +65,7 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
         fingerprint = f"{array.fingerprint} {digest}" if array.fingerprint else ""
         with tf.device("CPU:0"):
             places = tf.constant(indices)
-        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint)
+        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint, array.costly)
 
     return tf.nest.map_structure(of, arrays)
 

@@ -211,7 +211,7 @@ def _named_children(layer: keras.layers.Layer, by_hand: bool) -> list[tuple[kera
     children = _children(layer)
     if not by_hand:
         return list(zip(children, _unique(child.name for child in children), strict=True))
-    held = {} if _is_graph(layer) else _attribute_paths(layer)
+    held = {} if _is_graph(layer) else attribute_paths(layer)
     met: Counter[str] = Counter()
     names = []
     for child in children:
@@ -235,11 +235,12 @@ def _numbered(base: str, n: int) -> str:
 
 def _variable_names(layer: keras.layers.Layer, variables: list[Any]) -> list[str]:
     is_auto = [_AUTOMATIC.fullmatch(variable.name) is not None for variable in variables]
-    held = _attribute_paths(layer) if any(is_auto) else {}
+    held = attribute_paths(layer) if any(is_auto) else {}
     return _unique(held.get(id(v), "variable") if auto else v.name for v, auto in zip(variables, is_auto, strict=True))
 
 
-def _attribute_paths(layer: keras.layers.Layer) -> dict[int, str]:
+def attribute_paths(layer: keras.layers.Layer) -> dict[int, str]:
+    """Returns the attribute that holds each variable and layer, by their ids: `kernel`, `blocks/0`, `_query_dense`."""
     paths: dict[int, str] = {}
     for name, value in sorted(vars(layer).items(), key=lambda item: item[0].startswith("_")):  # public ones first
         if not _KERAS_BOOKS.fullmatch(name):

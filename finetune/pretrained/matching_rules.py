@@ -12,7 +12,9 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
    chose have no such number and count as they are.
 4. **name**, then **layer and index**: automatic names as they are, where the file has another number of such layers.
 5. **alias**: another name that the file or Keras has for the weight.
-6. **ending**: `conv/kernel` for `bb/conv/kernel`, where only one weight of the model ends so.
+6. **legacy name**: names of Keras 2 as Keras 3 spells them, without slashes and capitals: `Conv/BatchNorm` for
+   `conv_bn`.
+7. **ending**: `conv/kernel` for `bb/conv/kernel`, where only one weight of the model ends so.
 """
 
 from collections import Counter, defaultdict
@@ -33,7 +35,8 @@ class Pair:
     Attributes:
         leaf: The model's weight.
         tensor: The file's weight.
-        how: Which rule matched them (`name`, `layer and index`, `alias`, `structure`, `renumbered` or `ending`), and
+        how: Which rule matched them (`name`, `layer and index`, `alias`, `structure`, `renumbered`, `legacy name`
+            or `ending`), and
             what the user's rules did to the weight before: `rename, transpose [1, 0]`.
     """
 
@@ -136,6 +139,16 @@ def _rules(
         without_cell = leaf.name.replace("/cell/", "/")  # recurrent layers of Keras 2 had no cell inside
         return [leaf.name, leaf_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
+    def legacy_leaf(leaf: Leaf) -> list[str]:
+        layer = _in_keras3(leaf.layer)
+        return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
+
+    def legacy_tensor(tensor: StoredTensor) -> list[str]:
+        names = [name for name in (tensor.name, *tensor.aliases) if not name.startswith("*/")]
+        layers = [_in_keras3(_layer(name)) for name in names]
+        by_name = [f"{layer}/{_last(name)}" for layer, name in zip(layers, names, strict=True)]
+        return by_name + [key for layer in layers for key in _tensor_index(tensor, layer)]
+
     agrees = _agreement(leaves, tensors)
 
     def trusted(tensor: StoredTensor) -> list[str]:
@@ -149,6 +162,7 @@ def _rules(
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]
     yield "layer and index", lambda leaf: [leaf_index(leaf, leaf.layer)], lambda t: _tensor_index(t, _layer(t.name))
     yield "alias", leaf_aliases, _tensor_aliases
+    yield "legacy name", legacy_leaf, legacy_tensor
     yield "ending", _endings, lambda tensor: [alias for alias in tensor.aliases if alias.startswith("*/")]
 
 
@@ -165,6 +179,11 @@ def _agreement(leaves: Sequence[Leaf], tensors: Sequence[StoredTensor]) -> Calla
     return lambda tensor: all(
         (parent, without_number(part)) not in strangers for parent, part in levels(_layer(tensor.name))
     )
+
+
+def _in_keras3(layer: str) -> str:
+    """Spells a layer's name as Keras 3 does, which allows no slash: `Conv/BatchNorm` -> `conv_bn`."""
+    return layer.lower().replace("/", "_").replace("batchnorm", "bn")
 
 
 def _layer(name: str) -> str:

@@ -4,25 +4,33 @@ Names alone do not match every file: Keras files the parts of a subclassed model
 TensorFlow's object graphs know neither the names of nested models nor those of layers in lists. What a file and a model
 of the same structure do share is the *location* of each weight. A location is a text with the layout before the colon:
 
-- `keras:layers/dense_1#0/2`: Keras 3 files; weight 0 of the 2 of this object. `keras-path:` for files without names.
+- `keras:layers/dense_1#0/2`: Keras 3 files; weight 0 of the 2 of this object. `keras-path:` for files without names,
+  `keras-again:` for the other attributes that lead to an object: Keras 2 saved as `_query_dense` what is `query_dense`.
 - `legacy:dense:1/3:0/2|kernel`: legacy `.h5`; layer 1 of 3 with weights, weight 0 of 2, called `kernel`.
 - `object:_operations/1/_kernel|dense/kernel`: object graphs; the path of attributes, then the variable's own name.
+- `keras2:layer_with_weights-1/4/kernel|dense`: object graphs of Keras 2; the same path there, then the layer's name.
 - `trainable:2/6|kernel`: the third of six trainable weights.
 
 The readers in `finetune.pretrained.formats` give the weights of a file locations in the same words.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from finetune.groups.layer_tree import LayerTree
-from finetune.keras_private import is_saveable, saved_children
+from finetune.groups.layer_tree import LayerTree, attribute_paths, paths_down
+from finetune.keras_private import is_saveable, layer_variables, saved_children, sublayers
 from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
-from finetune.pretrained.formats.checkpoints import object_location, trainable_location, variable_paths
+from finetune.pretrained.formats.checkpoints import (
+    keras2_location,
+    object_location,
+    trainable_location,
+    variable_paths,
+)
 from finetune.pretrained.formats.keras_files import LEGACY_ROOT, legacy_location, location_in_keras_file
 from finetune.variables import tf_variable
 
@@ -38,7 +46,7 @@ def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]
         For each weight's name, its locations in all layouts, the surest first.
     """
     locations: dict[str, list[str]] = {leaf.name: [] for leaf in tree.leaves}
-    for layout in (_keras3_locations, _legacy_locations, _object_locations):
+    for layout in (_keras3_locations, _legacy_locations, _object_locations, _keras2_locations):
         for name, location in layout(model, tree):
             locations[name].append(location)
     for index, leaf in enumerate(tree.trainable):
@@ -52,7 +60,7 @@ def storage_locations(model: Any, tree: LayerTree) -> dict[str, tuple[str, ...]]
 def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     if not isinstance(model, keras.layers.Layer):
         return
-    objects = saved_objects(model)
+    objects, again = _saved_objects(model)
     names = {path: item.name for path, item in objects.items() if isinstance(getattr(item, "name", None), str)}
     paths = {id(item): path for path, item in objects.items()}
     counts = Counter(id(leaf.owner) for leaf in tree.leaves)
@@ -62,6 +70,16 @@ def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
             weight = f"#{leaf.index}/{counts[id(leaf.owner)]}"
             yield leaf.name, f"keras:{location_in_keras_file(path, names)}{weight}"
             yield leaf.name, f"keras-path:{path}{weight}"
+            for other in _other_paths(path, again):
+                yield leaf.name, f"keras-again:{other}{weight}"
+
+
+def _other_paths(path: str, again: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yields the paths that lead to an object if it, or an object above it, is reached by another attribute."""
+    for above in paths_down(path):
+        yield from (
+            other + path[len(above) :] for other in again.get(above, ()) if not f"{other}/".startswith(f"{above}/")
+        )
 
 
 def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
@@ -69,15 +87,22 @@ def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
 
     The order of the walk matters: an object that two attributes hold is saved under the first only.
     """
+    return _saved_objects(model)[0]
+
+
+def _saved_objects(model: keras.layers.Layer) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Returns `saved_objects`, and by the path of each object or container the other paths that lead to it."""
     objects: dict[str, Any] = {}
+    again: dict[str, list[str]] = defaultdict(list)
     # Keeps a reference to each object: some attributes return a new list at each call, and the id of a list that was
     # collected may come back for another one.
-    seen: dict[int, Any] = {}
+    seen: dict[int, tuple[Any, str]] = {}
 
     def visit(item: Any, path: str) -> None:
         if id(item) in seen:
+            again[seen[id(item)][1]].append(path)
             return
-        seen[id(item)] = item
+        seen[id(item)] = (item, path)
         if is_saveable(item):
             objects[path] = item
             children = saved_children(item)
@@ -88,7 +113,7 @@ def saved_objects(model: keras.layers.Layer) -> dict[str, Any]:
                 visit(child, f"{path}/{name}" if path else name)
 
     visit(model, "")
-    return objects
+    return objects, again
 
 
 def _members(container: Any) -> Iterator[tuple[str, Any]]:
@@ -140,6 +165,37 @@ def _object_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
             parts = full_name(leaf.variable).split("/")
             without_numbers = (without_number(part) if part in automatic else part for part in parts)
             yield leaf.name, object_location(path, "/".join(without_numbers))
+
+
+def _keras2_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
+    if isinstance(model, keras.Model):
+        names = {id(leaf.variable): leaf.name for leaf in tree.leaves}
+        for variable, path, layer in _keras2_paths(model, (), ""):
+            if id(variable) in names and layer:
+                yield names[id(variable)], keras2_location(path, layer)
+
+
+def _keras2_paths(
+    layer: keras.layers.Layer, path: tuple[str, ...], name: str
+) -> Iterator[tuple[Any, tuple[str, ...], str]]:
+    """Yields each variable below a layer with the path to it in Keras 2, and the name of the layer in its model.
+
+    Keras 2 numbered the layers of a functional or Sequential model, those with weights by themselves; everything else
+    it reached by attributes.
+    """
+    if isinstance(layer, keras.Sequential | keras.Function):
+        with_weights = [child for child in layer.layers if child.weights]
+        for i, child in enumerate(with_weights):
+            child_name = without_number(child.name) if has_automatic_name(child) else child.name
+            yield from _keras2_paths(child, (*path, f"layer_with_weights-{i}/{len(with_weights)}"), child_name)
+        return
+    held = attribute_paths(layer)
+    for variable in itertools.chain(*layer_variables(layer)):
+        if id(variable) in held:
+            yield variable, (*path, held[id(variable)]), name
+    for child in sublayers(layer, recursive=False):
+        if id(child) in held:
+            yield from _keras2_paths(child, (*path, held[id(child)]), name)
 
 
 def full_name(variable: Any) -> str:

@@ -1,35 +1,182 @@
-"""The `data` of a recipe: where the examples come from."""
+"""The `data` of a recipe: where the examples come from, and which of them train, test and validate."""
 
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
-from finetune.recipe.fields import Arguments, FilePath, Part, fault, one_of
+from finetune.errors import quote
+from finetune.recipe.fields import (
+    Arguments,
+    Count,
+    FilePath,
+    ListOf,
+    OneOrMore,
+    Part,
+    Text,
+    choice,
+    fault,
+    one_of,
+)
 from finetune.recipe.model import Builder
+
+_SOURCES = ("builder", "npz", "images", "table")
+_KEYS_OF = {  # keys that only some sources have
+    "arguments": ("builder",),
+    "size": ("images", "table"),
+    "resize": ("images", "table"),
+    "value_range": ("images", "table"),
+    "class_names": ("images", "table"),
+    "class_names_file": ("images", "table"),
+    "split": ("images", "table"),
+    "test_table": ("table",),
+    "validation_table": ("table",),
+    "inputs": ("table",),
+    "target": ("table",),
+    "types": ("table",),
+    "tokenizer": ("table",),
+}
+Resize = Literal["pad", "crop", "stretch"]
+SplitBy = Literal["random", "stratified", "group", "hash"]
+ColumnType = Literal["number", "category", "text", "image"]
+
+
+class SplitSpec(Part):
+    """How rows are divided into those to train, test and validate on.
+
+    Attributes:
+        test: Share of the rows to test on.
+        validation: Share of the rows to validate on.
+        by: `random`; `stratified`, each class in the same shares; `group`, rows with the same value of `column` in the
+            same split; `hash`, by the value of `column`, or the name of the image, so that a row stays in its split
+            when others are added. By default `stratified` where there are classes.
+        column: A column of the table, for `group` and `hash`. Alone, it says the split of each row: `train`, `test` or
+            `validation`.
+    """
+
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    by: Annotated[SplitBy, choice(*get_args(SplitBy))] | None = None
+    column: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "SplitSpec":
+        if self.test + self.validation >= 1:
+            rule = "leaves no rows to train on: `test` and `validation` together must be less than 1"
+            raise fault(rule, received=round(self.test + self.validation, 6))
+        if self.column and self.by in ("random", "stratified"):
+            raise fault(
+                f"is for a split by `group` or `hash`, and this one is by `{self.by}`. Remove it", at=("column",)
+            )
+        if self.by == "group" and not self.column:
+            raise fault("needs `column`, the column whose values say which rows belong together", about="mapping")
+        return self
+
+
+class TokenizerSpec(Part):
+    """How text becomes token ids.
+
+    Attributes:
+        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
+        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0.
+    """
+
+    file: FilePath
+    length: Count
+
+
+def _check_class_weight(value: Any) -> Any:
+    if value is None or value == "balanced":
+        return value
+    weights = value if isinstance(value, dict) else {}
+    if weights and all(type(weight) in (int, float) and 0 <= weight < float("inf") for weight in weights.values()):
+        return {str(name): float(weight) for name, weight in weights.items()}
+    raise fault(
+        "must be `balanced`, or a number of at least 0 for each class by its name, e.g. `{cat: 2.0, dog: 1.0}`",
+        received=value,
+    )
+
+
+def _check_inputs(value: Any) -> Any:
+    """Returns the columns of each input by its name; the name of a network's only input is empty."""
+    by_name = value if isinstance(value, dict) else {"": value}
+    columns = {name: [each] if isinstance(each, str) else each for name, each in by_name.items()}
+    for names in columns.values():
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+            rule = "must be a column, a list of columns, or these for each input of the network by its name"
+            raise fault(rule, received=value)
+    return {str(name): tuple(names) for name, names in columns.items()}
 
 
 class DataSource(Part):
-    """Where the examples come from: exactly one of `builder` and `npz`.
+    """Where the examples come from: exactly one of the first four keys.
 
     Attributes:
         builder: A function that returns examples, as `package.module:function`.
-        arguments: Keyword arguments of the builder.
         npz: A file with the arrays `x_train`, `y_train`, `x_test`, `y_test`, and optionally validation rows.
+        images: A folder with a folder of images for each class; or with `train`, `test` and, optionally, `validation`,
+            of which each has folders of classes.
+        table: A CSV, TSV, JSON lines, Parquet or Feather file; its first line names the columns.
+        test_table: A file with the test rows; without it, `split` says which rows test.
+        validation_table: A file with the validation rows.
+        inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
+            numbers and categories become a vector, a column of text becomes token ids, of image files images.
+        target: The column of the target, or several columns of numbers.
+        types: `number`, `category`, `text` or `image` for columns that are not what they look like, by name.
+        tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
+        arguments: Keyword arguments of the builder.
+        size: Height and width of the images; by default those that the network takes.
+        resize: `pad` keeps the whole image and its proportions; `crop` keeps the proportions and fills the size;
+            `stretch` does not keep the proportions.
+        value_range: What black and white become.
+        class_names: Names of the classes in the order of their numbers; by default sorted.
+        class_names_file: A text file with such a name in each line.
+        split: Which rows test and validate.
+        class_weight: `balanced`, or the weight of each class in the loss, by its name.
+        limit: At most so many rows, taken evenly from the source before it is split.
     """
 
     builder: Builder | None = None
-    arguments: Arguments = Field(default_factory=dict)
     npz: FilePath | None = None
+    images: FilePath | None = None
+    table: FilePath | None = None
+    test_table: FilePath | None = None
+    validation_table: FilePath | None = None
+    inputs: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_inputs), Strict(False)] = Field(
+        default_factory=dict
+    )
+    target: OneOrMore[Text] = ()
+    types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
+    tokenizer: TokenizerSpec | None = None
+    arguments: Arguments = Field(default_factory=dict)
+    size: Annotated[ListOf[Count], Field(min_length=2, max_length=2)] | None = None
+    resize: Annotated[Resize, choice(*get_args(Resize))] = "pad"
+    value_range: Annotated[ListOf[float], Field(min_length=2, max_length=2)] = (0.0, 255.0)
+    class_names: ListOf[Text] = ()
+    class_names_file: FilePath | None = None
+    split: SplitSpec | None = None
+    class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
+    limit: Count | None = None
 
-    @field_validator("arguments")
-    @classmethod
-    def _check_builder(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        # A builder that is wrong itself is missing from `info.data`; its own error is enough.
-        if value and info.data.get("builder", "invalid") is None:
-            raise fault("are only for a `builder`, and none is set. Remove them")
-        return value
-
-    @field_validator("npz")
+    @field_validator("table")
     @classmethod
     def _check_source(cls, value: Any, info: ValidationInfo) -> Any:
-        return one_of(value, info, "builder")
+        return one_of(value, info, *_SOURCES[:-1])
+
+    @model_validator(mode="after")
+    def _check_keys_of_source(self) -> "DataSource":
+        source = next(name for name in _SOURCES if getattr(self, name) is not None)
+        for key, sources in _KEYS_OF.items():
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                if source in sources:
+                    continue
+                raise fault(f"is for data from {quote(sources)}, and these are from `{source}`. Remove it", at=(key,))
+        for key in ("inputs", "target"):
+            if source == "table" and not getattr(self, key):
+                raise fault("is missing. Name columns of the table", at=(key,))
+        if self.test_table and self.split:
+            raise fault("takes at most one of `split`, `test_table`. Remove one of the two")
+        if self.validation_table and not self.test_table:
+            raise fault("needs a `test_table` beside it", at=("validation_table",))
+        if self.class_names and self.class_names_file:
+            raise fault("takes at most one of `class_names`, `class_names_file`. Remove one of the two")
+        return self

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.extends import read_tree
 from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
@@ -88,11 +89,11 @@ def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
 
 def _with_folders(tree: Node) -> dict[str, Any]:
     data = tree.plain()
-    for section, key in PATH_FIELDS:
-        node, passed, _ = follow(tree, (section, key))
-        # The root, the section and the value: the path was written, and is text. Anything else is left to the schema.
-        if len(passed) == 3 and isinstance(node.value, str):
-            data[section][key] = RecipePath(node.value, node.place.folder)
+    for keys in PATH_FIELDS:
+        node, passed, _ = follow(tree, keys)
+        # The root, the sections and the value: the path was written, and is text. The rest is left to the schema.
+        if len(passed) == len(keys) + 1 and isinstance(node.value, str):
+            _section(data, keys)[keys[-1]] = RecipePath(node.value, node.place.folder)
     return data
 
 
@@ -104,13 +105,21 @@ def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
         absolute_paths: Write paths in full, so that the text loads from any folder.
     """
     data = recipe.model_dump(by_alias=True)
-    for section, key in PATH_FIELDS:
-        path = data.get(section, {}).get(key)
+    for keys in PATH_FIELDS:
+        section = _section(data, keys)
+        path = section.get(keys[-1])
         if path is not None:
             # Values of `model` may also be a preset or an address, which have no absolute form.
-            resolve = resolve_place if section == "model" else resolve_path
-            data[section][key] = str(resolve(recipe, path) if absolute_paths else path)
+            resolve = resolve_place if keys[0] == "model" else resolve_path
+            section[keys[-1]] = str(resolve(recipe, path) if absolute_paths else path)
     return dump(data)
+
+
+def _section(data: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Returns the mapping that holds the last of some keys; an empty one where it was not written."""
+    for key in keys[:-1]:
+        data = data.get(key) or {}
+    return data
 
 
 def resolve_path(recipe: Recipe, path: str) -> Path:
@@ -146,6 +155,26 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
         The place, or an empty string for a recipe that was not loaded from a file.
     """
     return str(follow(recipe._tree, keys)[0].place) if recipe._tree else ""
+
+
+@contextmanager
+def placed(recipe: Recipe, *keys: str | int) -> Iterator[None]:
+    """Puts the place of a key in front of an error in the block, unless the error has a place already.
+
+    Args:
+        recipe: The recipe.
+        keys: The keys that lead to the value, e.g. `"model", "head"`.
+
+    Raises:
+        RecipeError: For any `FinetuneError` in the block.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except FinetuneError as error:
+        place, path = place_of(recipe, *keys), ".".join(map(str, keys))
+        raise RecipeError(f"{place}: `{path}`: {error}" if place else str(error)) from error
 
 
 # -- Code -------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from finetune.errors import quote
 from finetune.recipe.fields import (
@@ -64,11 +64,17 @@ def _known_spelling(name: str) -> str:
     return plain.get(name.lower().replace("_", "").replace("-", "")) or pick(name, APPLICATIONS)
 
 
+def _check_classes(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= 10**12):
+        return value
+    raise fault("must be a whole number of at least 1, or `auto`, which counts the classes in the data", received=value)
+
+
 class Head(Part):
     """A standard head: pooling, hidden layers, dropout, and a layer with an output for each class.
 
     Attributes:
-        classes: Width of the last layer.
+        classes: Width of the last layer; `auto` takes that of the targets.
         units: Widths of hidden dense layers before it.
         pooling: How the output before it becomes a vector for each row; by default `average` where that is needed.
         dropout: Share of values dropped before each dense layer.
@@ -77,7 +83,7 @@ class Head(Part):
         after: Layer of the network after which the head begins; by default its output.
     """
 
-    classes: Count
+    classes: Annotated[int | Literal["auto"], BeforeValidator(_check_classes)]
     units: OneOrMore[Count] = ()
     pooling: Annotated[Pooling, choice(*get_args(Pooling))] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

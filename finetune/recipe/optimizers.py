@@ -8,7 +8,7 @@ from finetune.recipe.fields import Arguments, Identifier, Part, fault, pick
 
 OPTIMIZERS = (
     *("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "ftrl", "lion", "lamb"),
-    *("muon", "adafactor", "schedule_free_adamw"),
+    *("muon", "adafactor", "schedule_free_adamw", "tf1_rmsprop"),
 )
 _UNDER_TRAIN = "belongs under `train`: it is for all groups together"
 _MISPLACED = {

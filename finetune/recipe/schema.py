@@ -4,6 +4,7 @@ Everything is checked strictly, and without TensorFlow or Keras. A validator rai
 completes a sentence about a key; `finetune.recipe.messages` writes the sentence and adds where the key was written.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -104,12 +105,15 @@ def _is_path(annotation: Any) -> bool:
     return annotation is RecipePath or any(_is_path(part) for part in get_args(annotation))
 
 
-# Section and key of every value that is a path: relative to the file that wrote it, and made absolute in a run folder.
-PATH_FIELDS = tuple(
-    (section, inner.alias or key)
-    for section, outer in Recipe.model_fields.items()
-    for model in (outer.annotation, *get_args(outer.annotation))
-    if isinstance(model, type) and issubclass(model, Part)
-    for key, inner in model.model_fields.items()
-    if _is_path(inner.annotation)
-)
+def _paths(part: type[Part], keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in part.model_fields.items():
+        inside = (*keys, field.alias or name)
+        if _is_path(field.annotation):
+            yield inside
+        for annotation in (field.annotation, *get_args(field.annotation)):
+            if isinstance(annotation, type) and issubclass(annotation, Part):
+                yield from _paths(annotation, inside)
+
+
+# The keys that lead to every value that is a path: relative to the file that wrote it, and absolute in a run folder.
+PATH_FIELDS = tuple(_paths(Recipe))

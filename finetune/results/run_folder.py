@@ -17,7 +17,7 @@ from finetune.errors import FinetuneError
 
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-    *("model.keras", "result.json", "plots"),
+    *("data.json", "model.keras", "result.json", "plots"),
 )
 
 

@@ -127,3 +127,23 @@ def test_lengths_in_epochs_and_fractions_are_of_the_steps_that_are_made():
     assert (whole.steps, cut.steps) == (30, 24)
     assert (whole.in_steps(0.5, "fraction"), cut.in_steps(0.5, "fraction")) == (15, 12)
     assert whole.in_steps(1.5, "epochs") == 15
+
+
+# -- Weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_balanced_classes_weigh_the_training_rows_alone(recipe):
+    x, y = np.zeros((10, 6), "float32"), np.array([0] * 8 + [1] * 2)
+    np.savez("counted.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    loaded = load_recipe(recipe, overrides=["data={npz: counted.npz, class_weight: balanced}"])
+    examples = build_examples(loaded)
+    np.testing.assert_allclose(np.bincount(examples.y_train, examples.weights_train), [5, 5], rtol=1e-6)
+    assert examples.weights_test is None
+
+
+def test_rows_are_weighted_in_one_way(recipe):
+    x, y = np.zeros((10, 6), "float32"), np.arange(10) % 2
+    np.savez("counted.npz", x_train=x, y_train=y, x_test=x, y_test=y, weights_train=np.ones(10))
+    overrides = ["data={npz: counted.npz, class_weight: balanced}"]
+    with pytest.raises(RecipeError, match=r"`data\.class_weight`: the training rows have weights already"):
+        build_examples(load_recipe(recipe, overrides=overrides))

@@ -6,6 +6,7 @@ import pytest
 
 from finetune.groups.layer_tree import layer_tree
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.tf1_rmsprop import TF1RMSprop
 from finetune.recipe.optimizers import OPTIMIZERS
 from finetune.recipe.train import Train
 
@@ -35,6 +36,13 @@ def test_arguments_reach_the_optimizer_and_whole_numbers_become_floats(recipe, l
     body = child(model, "body")
     assert (body.rho, body.momentum, body.centered) == (0.5, 0.0, True)
     assert type(body.momentum) is float
+
+
+def test_the_rmsprop_of_tf1_is_another_than_that_of_keras(recipe, lay_out):
+    ours = child(lay_out(recipe, "groups.body.optimizer={name: tf1_rmsprop, momentum: 0.9, epsilon: 1}").model, "body")
+    assert (type(ours), ours.rho, ours.momentum, ours.epsilon) == (TF1RMSprop, 0.9, 0.9, 1.0)
+    theirs = child(lay_out(recipe, "groups.body.optimizer={name: rmsprop, momentum: 0.9}").model, "body")
+    assert type(theirs) is keras.optimizers.RMSprop
 
 
 def test_what_every_optimizer_takes_momentum_takes_too(recipe, lay_out):

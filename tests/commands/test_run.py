@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import finetune
@@ -56,6 +57,26 @@ def snapshot(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """A recipe of 3 classes with 8 images each, of one colour a class, and a network for images of 8x8 pixels."""
+    for name, colour in {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (12 + number, 10), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    inputs = keras.Input((8, 8, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    keras.Model(inputs, keras.layers.Dense(8, activation="relu", name="body")(pooled)).save(tmp_path / "net.keras")
+    recipe = tmp_path / "photos.yaml"
+    recipe.write_text("""
+model: {keras_file: net.keras, head: {classes: auto}}
+data: {images: photos/, split: {test: 0.25, validation: 0.25}, class_weight: balanced}
+groups: [{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: adam, learning_rate: 0.1}]
+train: {epochs: 20, batch_size: 4, loss: sparse_categorical_crossentropy, metrics: [accuracy]}
+""")
+    return recipe
+
+
 # -- What a run leaves behind -----------------------------------------------------------------------------------------
 
 
@@ -63,7 +84,7 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-        *("model.keras", "result.json", "plots"),
+        *("data.json", "model.keras", "result.json", "plots"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
     assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
@@ -298,7 +319,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert "Lower the learning rates, or set `train.global_clipnorm: 1.0`." in str(error.value)
     assert f"`{Path('out/metrics.csv')}`" in str(error.value)
     assert names_in("out") == {
-        *("note.txt", "recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard"),
+        *("note.txt", "recipe.yaml", "plan.txt", "plan.json", "restore.json", "data.json", "metrics.csv"),
+        "tensorboard",
     }
     assert "old" not in Path("out/recipe.yaml").read_text()
 
@@ -497,3 +519,15 @@ def test_the_plan_of_a_run_is_the_plan_that_was_shown(finished, tiny_files):
     overrides = [restore, "train.validation_fraction=0.2", "train.epochs=3"]
     shown = finetune.plan(tiny_files / "tiny.yaml", overrides=overrides).plan.to_json()
     assert read_json(result.folder / "plan.json") == json.loads(json.dumps(shown))
+
+
+def test_a_folder_of_images_trains_without_code(photos):
+    told = StringIO()
+    result = finetune.run(photos, photos.parent / "out", console=Console(file=told, width=200))
+    assert result.metrics["accuracy"] == 1
+    assert "data: 12 rows to train on, 6 to test, 6 to validate; 3 classes" in told.getvalue()
+    described = read_json(result.folder / "data.json")
+    assert described["class_names"] == ["blue", "green", "red"]
+    assert described["rows_of_classes"]["test"] == [2, 2, 2]
+    assert described["source"]["size"] == [8, 8]
+    assert result.model.output_shape == (None, 3)

@@ -116,7 +116,7 @@ def test_chosen_rows_can_be_recognised_only_where_all_rows_can():
 
 def test_examples_are_made_of_splits_and_give_them_back():
     train, test = Split(np.ones((4, 2)), np.arange(4), np.ones(4)), Split(np.ones((2, 2)), np.arange(2))
-    examples = make_examples(train, test, class_names=["cat", "dog"])
+    examples = make_examples(train, test, class_names=("cat", "dog"))
     assert examples.validation is None
     assert examples.train.weights is train.weights
     assert examples.test.x is test.x

@@ -290,3 +290,27 @@ def test_inner_names_are_doubtful_though_the_model_that_holds_them_agrees():
     pairs, _ = paired(tree, tensors)
     assert pairs["net/dense_1/kernel"] == ("net/dense_2/kernel", "renumbered")
     assert pairs["net/dense_2/kernel"] == ("net/dense_3/kernel", "renumbered")
+
+
+# -- Legacy names -----------------------------------------------------------------------------------------------------
+
+
+def test_names_of_keras_2_with_slashes_and_capitals_match_as_keras_3_spells_them():
+    tree = tree_of(conv=3, conv_bn=3, block_depthwise=3)
+    file = [stored(name) for name in square("Conv", "Conv/BatchNorm", "block/depthwise")]
+    pairs, disputed = paired(tree, file)
+    assert disputed == {}
+    assert pairs["conv/kernel"] == ("Conv/kernel", "legacy name")
+    assert pairs["conv_bn/bias"] == ("Conv/BatchNorm/bias", "legacy name")
+    assert pairs["block_depthwise/kernel"] == ("block/depthwise/kernel", "legacy name")
+
+
+def test_a_legacy_name_with_the_position_in_the_layer_matches_by_index():
+    tree = tree_of(conv_bn=3)
+    pairs, _ = paired(tree, [stored("Conv/BatchNorm/0", position=(0, 2)), stored("Conv/BatchNorm/x", position=(1, 2))])
+    assert pairs["conv_bn/bias"] == ("Conv/BatchNorm/x", "legacy name")
+
+
+def test_two_names_that_are_spelled_alike_are_a_dispute():
+    _, disputed = paired(tree_of(a_b=3), [stored("A/b/kernel"), stored("a/B/kernel"), stored("A_b/bias")])
+    assert disputed == {"a_b/kernel": ["A/b/kernel", "a/B/kernel"]}

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from finetune.build.model import build_model
+from finetune.build.model import build_network, with_head
 from finetune.build.restore import restore_weights
 from finetune.errors import RestoreError
 from finetune.groups.layer_tree import layer_tree
@@ -65,7 +65,7 @@ def minilm(fetch, tmp_path):
 
 def test_pytorch_s_minilm_goes_onto_a_keras_network_by_yaml_alone_and_gives_the_reference_outputs(minilm):
     recipe = load_recipe(minilm)
-    model = build_model(recipe)
+    model = with_head(recipe, build_network(recipe))
     report = restore_weights(recipe, model)
     assert (len(report.restored), report.coverage, report.missing) == (101, 1.0, ())
     assert list(report.excluded) == ["head/kernel", "head/bias"]
@@ -79,7 +79,7 @@ def test_pytorch_s_minilm_goes_onto_a_keras_network_by_yaml_alone_and_gives_the_
 
 def test_minilm_with_its_axes_in_the_wrong_order_loads_and_is_caught_by_its_outputs(minilm):
     recipe = load_recipe(minilm, overrides=["restore.transform.0.names=layer_.*/(intermediate|output)/kernel"])
-    model = build_model(recipe)
+    model = with_head(recipe, build_network(recipe))
     fresh = [weight.numpy() for weight in model.weights[:20]]
     with pytest.raises(RestoreError, match=r"`output/sentence` differs by up to .*look for a wrong axis or order"):
         restore_weights(recipe, model)

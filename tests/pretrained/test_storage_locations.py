@@ -78,3 +78,26 @@ def test_a_bare_module_has_places_in_an_object_graph():
     module.part.kernel = tf.Variable([1.0], name="w")
     tree = layer_tree(module)
     assert storage_locations(module, tree) == {tree.leaves[0].name: ("object:part/kernel|w", "trainable:0/1|w")}
+
+
+def test_an_object_that_several_attributes_hold_has_the_places_of_all_of_them():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self._first = keras.Sequential([keras.Input((2,)), layers.Dense(3, name="inner")], name="first")
+            self.build((None, 2))
+
+        @property
+        def zweiter(self):
+            return self._first
+
+        def call(self, x):
+            return self._first(x)
+
+    model = Model()
+    known = storage_locations(model, layer_tree(model))
+    kernel = next(places for name, places in known.items() if name.endswith("inner/kernel"))
+    saved = {place for place in kernel if place.startswith("keras-path:")}
+    other = {place for place in kernel if place.startswith("keras-again:")}
+    assert saved == {"keras-path:layers/sequential/layers/dense#0/2"}
+    assert other == {"keras-again:_first/layers/dense#0/2", "keras-again:zweiter/layers/dense#0/2"}

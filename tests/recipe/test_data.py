@@ -22,15 +22,81 @@ def test_a_builder_with_arguments_or_a_file_is_a_source():
 
 def test_two_sources_and_none_are_errors():
     assert predicate(builder=BUILDER, npz="rows.npz") == (
-        "needs exactly one of `builder`, `npz`. Received: `builder`, `npz`"
+        "needs exactly one of `builder`, `npz`, `images`, `table`. Received: `builder`, `npz`"
     )
-    assert predicate() == "needs exactly one of `builder`, `npz`. All are missing"
+    assert predicate() == "needs exactly one of `builder`, `npz`, `images`, `table`. All are missing"
 
 
 def test_arguments_without_a_builder_are_an_error():
-    assert predicate(npz="rows.npz", arguments={"seed": 1}) == "are only for a `builder`, and none is set. Remove them"
+    said = "is for data from `builder`, and these are from `npz`. Remove it"
+    assert predicate(npz="rows.npz", arguments={"seed": 1}) == said
 
 
 def test_arguments_belong_to_a_builder(complaint):
-    said = ["`data.arguments` are only for a `builder`, and none is set. Remove them."]
+    said = ["`data.arguments` is for data from `builder`, and these are from `npz`. Remove it."]
     assert complaint("data", "arguments", to={"rows": 3}) == said
+
+
+def test_images_have_a_size_a_split_and_weights_of_classes():
+    keys = {"size": [96, 64], "resize": "crop", "split": {"test": 0.1, "by": "hash"}, "class_weight": {"cat": 2}}
+    source = DataSource.model_validate({"images": "photos/", **keys})
+    assert source.size == (96, 64)
+    assert source.split
+    assert (source.split.test, source.split.validation, source.split.by) == (0.1, 0.0, "hash")
+    assert source.class_weight == {"cat": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"resize": "pda"}, 'is not a known value. Received: `"pda"`. Did you mean `pad`'),
+        ({"split": {"test": 0.6, "validation": 0.5}}, "leaves no rows to train on: `test` and `validation` together"),
+        ({"class_weight": "balance"}, "must be `balanced`, or a number of at least 0 for each class by its name"),
+        ({"class_weight": {"cat": -1}}, "must be `balanced`, or a number of at least 0 for each class by its name"),
+        ({"class_names": ["a"], "class_names_file": "b.txt"}, "takes at most one of `class_names`, `class_names_file`"),
+    ],
+)
+def test_what_images_cannot_have_is_said(keys, said):
+    assert predicate(images="photos/", **keys).startswith(said)
+
+
+def test_keys_of_images_are_for_images():
+    assert predicate(npz="a.npz", size=[4, 4]) == (
+        "is for data from `images`, `table`, and these are from `npz`. Remove it"
+    )
+
+
+TABLE = {"table": "people.csv", "inputs": "age", "target": "kind"}
+
+
+def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
+    for written, read in (
+        ("age", {"": ("age",)}),
+        (["age", "town"], {"": ("age", "town")}),
+        ({"a": "age", "b": ["town"]}, {"a": ("age",), "b": ("town",)}),
+    ):
+        source = DataSource.model_validate(TABLE | {"inputs": written})
+        assert source.inputs == read
+        assert DataSource.model_validate(source.model_dump()) == source
+    assert source.target == ("kind",)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"inputs": None}, "is missing. Name columns of the table"),
+        ({"target": None}, "is missing. Name columns of the table"),
+        ({"inputs": {"a": []}}, "must be a column, a list of columns, or these for each input of the network"),
+        ({"types": {"age": "numbr"}}, 'is not a known value. Received: `"numbr"`. Did you mean `number`'),
+        ({"split": {"by": "group"}}, "needs `column`, the column whose values say which rows belong together"),
+        (
+            {"split": {"by": "random", "column": "id"}},
+            "is for a split by `group` or `hash`, and this one is by `random`",
+        ),
+        ({"split": {"test": 0.5}, "test_table": "b.csv"}, "takes at most one of `split`, `test_table`"),
+        ({"validation_table": "b.csv"}, "needs a `test_table` beside it"),
+    ],
+)
+def test_what_a_table_cannot_have_is_said(keys, said):
+    written = {key: value for key, value in (TABLE | keys).items() if value is not None}
+    assert predicate(**written).startswith(said)

@@ -100,7 +100,7 @@ def test_keys_of_another_source_are_refused(model_errors, model, said):
     ("head", "said"),
     [
         ("{}", "`model.head.classes` is missing. Add it under `model.head`."),
-        ("{classes: 0}", "`model.head.classes` must be 1 or more. Received: `0`."),
+        ("{classes: 0}", "`model.head.classes` must be a whole number of at least 1, or `auto`, which counts"),
         ("{classes: 2, dropout: 1}", "`model.head.dropout` must be less than 1. Received: `1`."),
         ("{classes: 2, poling: max}", "`model.head.poling` is not a known key. Did you mean `pooling`?"),
         ("{classes: 2, pooling: maximum}", '`model.head.pooling` is not a known value. Received: `"maximum"`.'),

@@ -17,7 +17,7 @@ def test_model_and_data_come_from_exactly_one_source(complaint):
     sources = "`builder`, `keras_file`, `application`, `preset`, `hub`"
     assert complaint("model", to={}) == [f"`model` needs exactly one of {sources}. All are missing."]
     both = {"builder": "finetune.examples.digits:uci_digits", "npz": "a.npz"}
-    said = "`data` needs exactly one of `builder`, `npz`. Received: `builder`, `npz`."
+    said = "`data` needs exactly one of `builder`, `npz`, `images`, `table`. Received: `builder`, `npz`."
     assert complaint("data", to=both) == [said]
 
 

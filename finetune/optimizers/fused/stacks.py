@@ -28,6 +28,7 @@ from finetune.optimizers.fused.slots import SlotView, gather_scalars
 from finetune.optimizers.fused.stacked_variable import StackedVariable
 from finetune.optimizers.group import Group
 from finetune.optimizers.tf1_momentum import Momentum
+from finetune.optimizers.tf1_rmsprop import TF1RMSprop
 from finetune.variables import tf_variable, variable_path
 
 # The rules that treat every element alike and use of the variable only its elements, with the settings that two
@@ -40,6 +41,7 @@ _CONSTANTS = {
     keras.optimizers.Adamax: ("beta_1", "beta_2", "epsilon"),
     keras.optimizers.Adagrad: ("initial_accumulator_value", "epsilon"),
     keras.optimizers.RMSprop: ("rho", "momentum", "epsilon", "centered"),
+    TF1RMSprop: ("rho", "momentum", "epsilon", "centered"),
     keras.optimizers.Lion: ("beta_1", "beta_2"),
 }
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between remains in the processor's cache

@@ -12,7 +12,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -118,7 +118,8 @@ def variable_paths(root: Any, children: Callable[[Any], Mapping[str, Any]]) -> d
     paths: dict[Any, tuple[str, ...]] = {root: ()}
     queue = [root]
     for node in queue:  # breadth first: the list grows while it is iterated
-        for name, child in sorted(children(node).items()):
+        # Keras 2 holds a layer as `layer-4` and, if it has weights, as `layer_with_weights-2`, which is what counts.
+        for name, child in sorted(children(node).items(), key=lambda item: (item[0].startswith("layer-"), item[0])):
             if child not in paths and not is_optimizer(children(child)):
                 paths[child] = (*paths[node], name)
                 queue.append(child)
@@ -143,13 +144,29 @@ def object_location(path: tuple[str, ...], full_name: str) -> str:
     return f"object:{'/'.join(path)}|{'' if _is_of_attributes(path) else f'{scope}/'}{without_number(last)}"
 
 
-def _possible_locations(path: tuple[str, ...], full_name: str) -> set[str]:
+def keras2_location(path: tuple[str, ...], layer: str) -> str:
+    """Returns where Keras 2 keeps a variable of a model that was made by functions.
+
+    Args:
+        path: Names of the edges from the model: `layer_with_weights-0/3`, the first of three layers with weights,
+            `cell`, `kernel`. Keras 3 holds `_kernel`.
+        layer: The name of the layer in its model.
+    """
+    attribute = "kernel" if path[-1] == "depthwise_kernel" else path[-1]
+    return f"keras2:{'/'.join(part.lstrip('_') for part in (*path[:-1], attribute))}|{layer}"
+
+
+def _possible_locations(path: tuple[str, ...], full_name: str) -> Iterable[str]:
     """Returns an `object_location` for every choice of numbers in the name that Keras or TensorFlow may have counted.
 
     `block_1/dense_7`: a file does not say that the user wrote `block_1` and Keras counted to `dense_7`.
     """
-    parts = ({part, without_number(part)} for part in full_name.split("/"))
-    return {object_location(path, "/".join(chosen)) for chosen in itertools.islice(itertools.product(*parts), 64)}
+    parts = [dict.fromkeys([part, without_number(part)]) for part in full_name.split("/")]
+    layers = parts[0] if any(part.startswith("layer_with_weights-") for part in path) else ()
+    names = ("/".join(chosen) for chosen in itertools.islice(itertools.product(*parts), 64))
+    return dict.fromkeys(
+        [*(keras2_location(path, layer) for layer in layers), *(object_location(path, name) for name in names)]
+    )
 
 
 def trainable_location(index: int, count: int, full_name: str) -> str:
@@ -165,14 +182,14 @@ def trainable_location(index: int, count: int, full_name: str) -> str:
 
 def _is_of_attributes(path: tuple[str, ...]) -> bool:
     """Whether the path holds attributes that a user chose, and no list in which Keras counts layers."""
-    return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+", part) for part in path)
+    return not any(re.fullmatch(r"_operations|_functional|layer(_with_weights)?-\d+(/\d+)?", part) for part in path)
 
 
 def _object_tensors(reader: Any) -> tuple[tuple[StoredTensor, ...], tuple[StoredTensor, ...]]:
     """Returns the weights, and the rest."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     graph.ParseFromString(reader.get_tensor(_GRAPH))
-    edges = [{child.local_name: child.node_id for child in node.children} for node in graph.nodes]
+    edges = [_with_counts({child.local_name: child.node_id for child in node.children}) for node in graph.nodes]
     listed = list(_object_weights(reader, graph, edges))
     weights = _unique_names([(root, tensor) for _, root, tensor in listed])
     names = {key: tensor.name for (key, _, _), tensor in zip(listed, weights, strict=True)}
@@ -201,6 +218,12 @@ def _object_weights(reader: Any, graph: Any, edges: list[dict[str, int]]) -> Ite
         root = "" if path[0] in _TRACKED_LISTS else path[0]
         yield key, root, _tensor(reader, key, name, aliases=tuple(aliases), locations=(*locations[node], *listed))
     yield from _weights_of_optimizers(reader, edges, variables, set(paths))
+
+
+def _with_counts(children: dict[str, int]) -> dict[str, int]:
+    """Adds to the numbers of Keras 2's layers how many there are: a part of a model must not look like another one."""
+    count = sum(name.startswith("layer_with_weights-") for name in children)
+    return {f"{name}/{count}" if name.startswith("layer_with_weights-") else name: n for name, n in children.items()}
 
 
 def _variables(graph: Any) -> dict[int, tuple[str, str]]:

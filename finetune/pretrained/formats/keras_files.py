@@ -188,7 +188,8 @@ def _keras3_tensor(open_file: _Open, dataset: Any, path: str, count: int, names:
     if not key.isdigit():  # a layer with its own `save_own_variables` may give its weights names
         return _tensor(open_file, dataset, name, aliases=tuple(aliases))
     location = f"keras:{location_in_keras_file(owner, names)}" if names else f"keras-path:{owner}"
-    known = {"position": (int(key), count), "locations": (f"{location}#{key}/{count}",)}
+    places = tuple(f"{place}#{key}/{count}" for place in (location, f"keras-again:{owner}"))
+    known = {"position": (int(key), count), "locations": places}
     return _tensor(open_file, dataset, name, aliases=tuple(aliases), **known)
 
 
@@ -321,11 +322,13 @@ def legacy_location(layer: str, order: str, weight: str, name: str) -> str:
 
 def _legacy_name(group: str, weight_name: str) -> str:
     """Returns the name below the model: group `bb`, `d1/kernel:0` -> `bb/d1/kernel`; `head`, `model/head/kernel:0` ->
-    `head/kernel`."""
-    parts = weight_name.removesuffix(":0").split("/")
+    `head/kernel`. Names of layers in Keras 2 may hold slashes: `conv1/conv`, `conv1/conv/kernel:0` ->
+    `conv1/conv/kernel`."""
+    name = weight_name.removesuffix(":0")
     if group == LEGACY_ROOT:
-        return "/".join(parts)
-    return "/".join(parts[parts.index(group) :] if group in parts[:-1] else [group, *parts])
+        return name
+    _, separator, below = f"/{name}".partition(f"/{group}/")
+    return f"{group}/{below if separator else name}"
 
 
 def _list_attribute(group: Any, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from finetune.optimizers.fused.stacks import LARGEST_STACK, kind, make_stacks
 from finetune.optimizers.group import Group
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
+from finetune.optimizers.tf1_rmsprop import TF1RMSprop
 
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
 
@@ -104,6 +105,8 @@ def test_the_slots_of_a_variable_are_its_entries_in_those_of_the_stack():
         (SGD, {"nesterov": True}),
         (Momentum, {"momentum": 0.5}),
         (Momentum, {"nesterov": True}),
+        (TF1RMSprop, {"centered": True}),
+        (TF1RMSprop, {"momentum": 0.5}),
         *((make, {name: 0.5}) for make in (Adam, AdamW) for name in ("beta_1", "beta_2", "epsilon")),
         *((make, {"amsgrad": True}) for make in (Adam, AdamW)),
         *((keras.optimizers.Adamax, {name: 0.5}) for name in ("beta_1", "beta_2", "epsilon")),

@@ -214,3 +214,35 @@ def test_the_variables_of_a_saved_model_can_be_restored_by_their_prefix(tmp_path
     tf.saved_model.save(source, str(tmp_path / "saved"))
     restore(model, tmp_path / "saved" / "variables" / "variables")
     np.testing.assert_array_equal(model.weights[0].numpy(), source.weights[0].numpy())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:You are saving your model")
+@pytest.mark.parametrize("how", ["save_weights", "saved_model"])
+def test_unnamed_layers_and_their_parts_in_a_checkpoint_of_keras_2_are_found_whatever_was_built_before(how, tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+
+    def build(lib):
+        lib.layers.Bidirectional(lib.layers.LSTM(2))  # so that the next has another number
+        parts = [lib.layers.TimeDistributed(lib.Sequential([lib.Input((4,)), lib.layers.Dense(3)]))]
+        parts += [lib.layers.TimeDistributed(lib.layers.Dense(3)), lib.layers.Bidirectional(lib.layers.LSTM(2))]
+        model = lib.Sequential([lib.Input((5, 4)), *parts, lib.layers.Dropout(0.1), lib.layers.Dense(2)])
+        scramble(model)
+        return model
+
+    source = build(tf_keras)
+    path = str(tmp_path / "m")
+    source.save_weights(path) if how == "save_weights" else source.save(path, save_format="tf")
+    for _ in range(2):  # the numbers in names rise with every model of a process
+        model = build(keras)
+        scramble(model, 1)
+        restore(model, path)
+        x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("f4")
+        np.testing.assert_allclose(model(x), source(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_of_another_name_is_not_taken_for_its_place_in_a_checkpoint_of_keras_2(tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+    path = str(tmp_path / "m")
+    tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(3, name="block_1")]).save_weights(path)
+    with pytest.raises(RestoreError, match=r"`block_2/kernel`, `block_2/bias`|2 are not: `block_2/kernel`"):
+        restore(keras.Sequential([keras.Input((3,)), layers.Dense(3, name="block_2")]), path)

@@ -229,3 +229,55 @@ def test_a_layer_may_choose_its_own_words_for_its_weights(tmp_path):
     model = keras.Sequential([keras.Input((2,)), Wordy(2, name="wordy")])
     model.save_weights(tmp_path / "m.weights.h5")
     assert set(by_name(read_weights(tmp_path / "m.weights.h5"))) == {"wordy/kernel", "wordy/bias"}
+
+
+@uses_tf_keras
+@pytest.mark.parametrize("file", ["m.h5", "model.h5", "m.weights.h5", "m.keras"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_names_of_keras_2_with_slashes_and_capitals_are_those_that_keras_3_spells_otherwise(file, nested, tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+
+    def build(lib, conv, norm, deep):
+        parts = [lib.layers.Conv2D(2, 3, name=conv), lib.layers.BatchNormalization(name=norm)]
+        parts = [lib.Input((6, 6, 3)), *parts, lib.layers.DepthwiseConv2D(2, name=deep)]
+        if nested:
+            parts = [lib.Input((6, 6, 3)), lib.Sequential(parts, name="Net" if lib is tf_keras else "net")]
+        model = lib.Sequential([*parts, lib.layers.Flatten(), lib.layers.Dense(2, name="head")])
+        rng = np.random.default_rng(0)
+        for weight in model.weights:
+            weight.assign(rng.uniform(0.1, 1, weight.shape))
+        return model
+
+    theirs = build(tf_keras, "Conv", "Conv/BatchNorm", "block/depthwise")
+    (theirs.save if file in ("model.h5", "m.keras") else theirs.save_weights)(tmp_path / file)
+    ours = build(keras, "conv", "conv_bn", "block_depthwise")
+    for weight in ours.weights:
+        weight.assign(np.zeros(weight.shape))
+    restore(ours, tmp_path / file)
+    x = np.random.default_rng(1).normal(size=(2, 6, 6, 3)).astype("f4")
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5)
+
+
+@uses_tf_keras
+@pytest.mark.parametrize("file", ["m.weights.h5", "m.keras"])
+def test_attention_that_keras_2_saved_under_private_attributes_is_restored(file, tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+
+    def build(lib):
+        inputs = lib.Input((5, 4))
+        x = lib.layers.MultiHeadAttention(2, 4, name="body")(inputs, inputs)
+        model = lib.Model(inputs, lib.layers.MultiHeadAttention(1, 4)(x, x))
+        rng = np.random.default_rng(0)
+        for weight in model.weights:
+            weight.assign(rng.normal(size=weight.shape))
+        return model
+
+    theirs = build(tf_keras)
+    (theirs.save if file == "m.keras" else theirs.save_weights)(tmp_path / file)
+    ours = build(keras)
+    for weight in ours.weights:
+        weight.assign(np.zeros(weight.shape))
+    report = restore(ours, tmp_path / file)
+    assert {weight.how for weight in report.restored} == {"structure"}
+    x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype("f4")
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,189 @@
+"""From the columns of a table to what networks take: vectors of features, token ids, and targets.
+
+What is fitted to the data (means, vocabularies, classes) is fitted to the training rows alone, by Keras' preprocessing
+layers, and returned as plain data beside the arrays.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune.data.labels import encode_classes
+from finetune.data.table_files import Column, Table
+from finetune.errors import DataError, quote
+
+_to_array: Any = keras.ops.convert_to_numpy
+
+KINDS = ("number", "category", "text", "image")
+_MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
+
+
+def feature_vectors(
+    columns: Sequence[Column], kinds: Mapping[str, str], train: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Joins columns to one vector for each row: normalized numbers, and a 1 at the place of each category.
+
+    A missing number becomes the mean, 0 after normalization. A missing category is a category of its own where
+    training rows have missing values, too; all categories that no training row has share the first place.
+
+    Args:
+        columns: The columns.
+        kinds: `number` or `category` for the columns that are not what they look like, by name.
+        train: Indices of the training rows, to which means and categories are fitted.
+
+    Returns:
+        Float32 of shape `(rows, features)`, and what was fitted, by the name of the column.
+
+    Raises:
+        DataError: A column is text or has too many categories.
+    """
+    parts, fitted = [], {}
+    for column in columns:
+        kind = kinds.get(column.name) or ("category" if column.kind == "text" else "number")
+        if kind == "number":
+            part, about = _normalized(column, train)
+        else:
+            part, about = _one_hot(column, train)
+        parts.append(part)
+        fitted[column.name] = {"kind": kind, "missing": int(column.missing.sum())} | about
+    return np.concatenate(parts, axis=1).astype(np.float32), fitted
+
+
+def _normalized(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    if column.kind != "number":
+        wrong = [text for text in column.values.tolist() if text and not _is_number(text)][:3]
+        raise DataError(
+            f"A column of numbers holds numbers. `{column.name}` also holds {quote(wrong)}. Correct them, or make it a "
+            f"category: `types: {{{column.name}: category}}`."
+        )
+    known = column.values[train]
+    mean = float(np.mean(known[~np.isnan(known)])) if not np.isnan(known).all() else 0.0
+    values = np.where(np.isnan(column.values), mean, column.values)[:, np.newaxis].astype(np.float32)
+    layer = keras.layers.Normalization(axis=-1)
+    layer.adapt(values[train])
+    about = {"mean": float(_to_array(layer.mean).ravel()[0]), "variance": float(_to_array(layer.variance).ravel()[0])}
+    return _to_array(layer(values)), about
+
+
+def _one_hot(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    texts = column.texts()
+    categories = sorted(set(texts[train].tolist()))
+    if len(categories) > _MOST_CATEGORIES:
+        raise DataError(
+            f"A category column has at most {_MOST_CATEGORIES:,} different values. `{column.name}` has "
+            f"{len(categories):,}. If it is text, name a `tokenizer` and a network that takes token ids; if it "
+            "identifies rows, remove it."
+        )
+    # The empty text is a missing value; the layer would take it for padding.
+    names = [f"={category}" for category in categories]
+    layer = keras.layers.StringLookup(vocabulary=names, output_mode="one_hot")
+    encoded = layer(np.array([f"={text}" for text in texts.tolist()], dtype=object)[:, np.newaxis])
+    return _to_array(encoded).reshape(len(texts), -1), {"categories": categories}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def token_ids(
+    texts: Sequence[str], tokenizer: str | Path, length: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Turns texts into token ids.
+
+    Args:
+        texts: The texts.
+        tokenizer: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
+        length: Tokens of each row; longer texts are cut, shorter ones are filled up with 0.
+
+    Returns:
+        Int32 ids and a mask that is 1 where there are tokens, both of shape `(rows, length)`; and what was done.
+
+    Raises:
+        DataError: The tokenizer cannot be read, or the package `tokenizers` is missing.
+    """
+    path = Path(tokenizer)
+    if not path.is_file():
+        raise DataError(f"The tokenizer `{path}` does not exist. Name a `tokenizer.json` or a `vocab.txt`.")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise DataError(
+            "Text becomes token ids by the package `tokenizers`, which is not installed. Install it: "
+            "`pip install 'discriminative-finetune[text]'`."
+        ) from error
+    try:
+        if path.suffix == ".txt":
+            from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+
+            encoder: Any = BertWordPieceTokenizer(str(path), lowercase=True)
+        else:
+            encoder = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain `Exception`
+        raise DataError(f"`{path}` must be a `tokenizer.json` or a `vocab.txt`. Reading it failed: {error}.") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    ids, mask, cut, longest = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32), 0, 0
+    encoder.enable_truncation(length)
+    for row, encoding in enumerate(encoder.encode_batch([str(text) for text in texts])):
+        tokens = encoding.ids[:length]
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        cut += bool(encoding.overflowing)
+        longest = max(longest, len(tokens))
+    about = {
+        "tokenizer": str(path),
+        "length": length,
+        "cut": cut,
+        "longest": longest,
+        "vocabulary": encoder.get_vocab_size(),
+    }
+    return ids, mask, about
+
+
+def targets(
+    table: Table, names: Sequence[str], loss: str, class_names: Sequence[str] = ()
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Turns target columns into what a loss takes.
+
+    Args:
+        table: The table.
+        names: The columns: one of classes, of labels separated by `|`, or of numbers; or several, of numbers.
+        loss: Name of the loss, which decides between classes and numbers.
+        class_names: Names of all classes in the order of their numbers; by default those that occur, sorted.
+
+    Returns:
+        The targets, and the names of the classes, none for numbers.
+
+    Raises:
+        DataError: A target is missing, or the loss needs numbers where there is text.
+    """
+    columns = [table.column(name) for name in names]
+    for column in columns:
+        if column.missing.any():
+            rows = np.flatnonzero(column.missing)
+            raise DataError(
+                f"Every row needs a target. `{column.name}` is missing in {len(rows):,} of {len(table):,} rows: "
+                f"{table.places_of(rows)}. Remove these rows, or fill them in."
+            )
+    if len(columns) > 1:
+        matrix = np.stack([_number_targets(column, loss) for column in columns], axis=1)
+        return matrix, tuple(names) if "binary" in loss else ()
+    [column] = columns
+    if "crossentropy" in loss or "hinge" in loss or class_names:
+        return encode_classes(column.texts().tolist(), loss, class_names, ordered=column.whole)
+    return _number_targets(column, loss), ()
+
+
+def _number_targets(column: Column, loss: str) -> np.ndarray:
+    if column.kind != "number":
+        raise DataError(
+            f"The loss `{loss}` takes numbers. The target `{column.name}` is text, such as "
+            f"{quote(dict.fromkeys(column.values.tolist()), limit=3)}. For classes take the loss "
+            "`sparse_categorical_crossentropy`."
+        )
+    return column.values.astype(np.float32)

@@ -1,0 +1,210 @@
+"""Images in files, decoded and resized when they are taken.
+
+Plain JPEG and PNG files are decoded by TensorFlow, in parallel and without Python. Everything else (palettes, alpha, 16
+bits, a turned camera, other formats) is decoded by Pillow, which knows all of it, one at a time.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from finetune.data.examples import SPLITS
+from finetune.data.rows import Rows
+from finetune.errors import DataError, did_you_mean, quote
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+RESIZES = ("pad", "crop", "stretch")
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file and the class of its folder.
+
+    Attributes:
+        path: The file.
+        label: Name of the folder of its class, relative to the folder of all classes.
+        split: The split of its folder, if the folders are named after splits; else empty.
+    """
+
+    path: Path
+    label: str
+    split: str = ""
+
+
+def find_images(folder: str | Path) -> list[ImageFile]:
+    """Lists the images in folders of classes, sorted, hidden files left out.
+
+    Args:
+        folder: Holds a folder for each class; or folders named `train`, `test` and `validation`, of which each does.
+
+    Raises:
+        DataError: There is no such folder, there are no folders of classes, or a class has no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        others = sorted(other.name for other in folder.parent.glob("*") if other.is_dir())
+        raise DataError(f"Images lie in a folder. `{folder}` is none.{did_you_mean(folder.name, others)}")
+    inside = _subfolders(folder)
+    of_splits = [each for each in inside if each.name in SPLITS]
+    if not any(each.name == "train" for each in of_splits):
+        return _of_classes(folder, "")
+    if len(of_splits) < len(inside):
+        others = [each.name for each in inside if each not in of_splits]
+        raise DataError(
+            f"Beside a folder `train` there may only be {quote(SPLITS[1:])}. `{folder}` also holds {quote(others)}."
+            f"{did_you_mean(others[0], SPLITS)} Move them into `train`, or rename it."
+        )
+    return [file for each in of_splits for file in _of_classes(each, each.name)]
+
+
+def _of_classes(folder: Path, split: str) -> list[ImageFile]:
+    classes = _subfolders(folder)
+    if not classes:
+        images = sum(path.suffix.lower() in ENDINGS for path in folder.iterdir())
+        raise DataError(
+            f"Images lie in a folder for each class, such as `{folder / 'cat'}`. `{folder}` holds no folders, and "
+            f"{images} images. Move the images of each class into a folder of its name, or name the files in a table: "
+            "`data: {table: labels.csv}`."
+        )
+    files, empty = [], []
+    for each in classes:
+        paths = sorted(path for path in each.rglob("*") if _is_image(path, each))
+        files += [ImageFile(path, each.name, split) for path in paths]
+        empty += [] if paths else [each.name]
+    if empty:
+        raise DataError(
+            f"Every folder of a class must hold images ({', '.join(ENDINGS)}). {quote(empty)} in `{folder}` hold none. "
+            "Remove the folders, or fill them."
+        )
+    return files
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
+
+
+def image_rows(
+    paths: Sequence[Path],
+    *,
+    size: tuple[int, int],
+    channels: int = 3,
+    resize: str = "pad",
+    value_range: tuple[float, float] = (0.0, 255.0),
+) -> Rows:
+    """Returns the images of some files as rows, each of shape `(height, width, channels)`, float32.
+
+    An image of another size is resized bilinearly, with antialiasing. Transparent parts become white. Of an animation
+    the first picture is taken. An image that the camera has marked as turned is turned upright.
+
+    Args:
+        paths: The files.
+        size: Height and width in pixels.
+        channels: 3 for colours, 1 for grey.
+        resize: `pad` keeps the whole image and its proportions, with black beside it; `crop` keeps the proportions and
+            fills the size; `stretch` does not keep the proportions.
+        value_range: What black and white become.
+
+    Raises:
+        DataError: Files cannot be read as images; names them.
+    """
+    plain = _look_at(paths)
+    names = [str(path) for path in paths]
+    stats = [path.stat() for path in paths]
+    digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
+    for name, stat in zip(names, stats, strict=True):
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    with tf.device("CPU:0"):
+        files, is_plain = tf.constant(names), tf.constant(plain)
+    low, high = value_range
+
+    def pixels(index: Any) -> Any:
+        # The op decodes PNG, too. `INTEGER_ACCURATE` gives the values that other libraries give.
+        fast: Callable[[], Any] = lambda: tf.io.decode_jpeg(  # noqa: E731
+            tf.io.read_file(files[index]), channels=channels, dct_method="INTEGER_ACCURATE"
+        )
+        slow: Callable[[], Any] = lambda: tf.numpy_function(  # noqa: E731
+            _decode_with_pillow, [files[index], channels], tf.uint8, stateful=False
+        )
+        image: Any = tf.cond(is_plain[index], fast, slow)
+        image = tf.ensure_shape(image, (None, None, channels))
+        return low + _resized(image, size, resize) * ((high - low) / 255.0)
+
+    spec = tf.TensorSpec((*size, channels), tf.float32)
+    return Rows(
+        len(names),
+        lambda indices: tf.map_fn(pixels, indices, fn_output_signature=spec),
+        fingerprint=digest.hexdigest(),
+        costly=True,
+    )
+
+
+def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
+    """Returns an image of the size, float32. An image that has the size already keeps its values."""
+    target: Any = tf.constant(size, tf.float32)
+    shape: Any = tf.shape(image)[:2]
+    if resize == "stretch":
+        resized = tf.image.resize(image, size, antialias=True)
+        return tf.ensure_shape(resized, (*size, image.shape[-1]))
+    ratios = target / tf.cast(shape, tf.float32)
+    ratio: Any = tf.reduce_min(ratios) if resize == "pad" else tf.reduce_max(ratios)
+    inner = tf.maximum(tf.cast(tf.round(tf.cast(shape, tf.float32) * ratio), tf.int32), 1)
+    image = tf.image.resize(image, inner, antialias=True)
+    image = tf.image.resize_with_crop_or_pad(image, *size)
+    return tf.ensure_shape(image, (*size, image.shape[-1]))
+
+
+def _look_at(paths: Sequence[Path]) -> list[bool]:
+    """Reads the head of every file; returns which files TensorFlow decodes as Pillow does.
+
+    Raises:
+        DataError: Files are not images.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        looks = list(pool.map(_is_plain, paths))
+    broken = [f"`{path}` ({look})" for path, look in zip(paths, looks, strict=True) if isinstance(look, str)]
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise DataError(
+            f"Image files must be readable. {len(broken)} of {len(paths)} are not: {', '.join(broken[:5])}{more}. "
+            "Replace or remove them."
+        )
+    return [look is True for look in looks]
+
+
+def _is_plain(path: Path) -> bool | str:
+    """Whether a file is decoded right without Pillow; what is wrong with it as text."""
+    try:
+        with Image.open(path) as image:
+            upright = image.getexif().get(_ORIENTATION, 1) == 1
+            eight_bits = image.format == "JPEG" or "transparency" not in image.info
+            return image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and upright and eight_bits
+    except UnidentifiedImageError:
+        return "not an image" if path.stat().st_size else "empty"
+    except Exception as error:  # Pillow raises errors of many classes over damaged files
+        return str(error) or type(error).__name__
+
+
+def _decode_with_pillow(path: Any, channels: int) -> np.ndarray:
+    with Image.open(np.asarray(path).item().decode()) as image:
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits, which `convert` would cut off
+        values = np.asarray(upright).astype(np.float64)
+        upright = Image.fromarray(np.rint(np.clip(values / 257, 0, 255)).astype(np.uint8))
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    pixels = np.asarray(upright.convert("RGB" if channels == 3 else "L"))
+    return pixels if channels == 3 else pixels[..., np.newaxis]

@@ -1,0 +1,128 @@
+"""Labels: names of classes become numbers, and weights make up for classes of unequal size."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from finetune.data.examples import Examples
+from finetune.errors import DataError, did_you_mean, quote
+
+
+def number_labels(values: Sequence[str], class_names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers the classes of some rows.
+
+    Args:
+        values: Name of the class of each row.
+        class_names: All names, in the order of their numbers; by default those that occur, sorted.
+
+    Returns:
+        The number of each row's class, int64 of shape `(rows,)`, and all names in the order of their numbers.
+
+    Raises:
+        DataError: A row has a class that is not among `class_names`.
+    """
+    names = tuple(class_names) or tuple(sorted(set(values)))
+    numbers = {name: number for number, name in enumerate(names)}
+    unknown = sorted({value for value in values if value not in numbers})
+    if unknown:
+        raise DataError(
+            f"Every row must be of a class in `class_names`: {quote(names)}. The data also hold {quote(unknown)}."
+            f"{did_you_mean(unknown[0], names)}"
+        )
+    return np.array([numbers[value] for value in values], np.int64), names
+
+
+def encode_classes(
+    values: Sequence[str], loss: str, class_names: Sequence[str] = (), *, ordered: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers classes in the form that a loss takes.
+
+    Args:
+        values: Name of the class of each row; or several names, separated by `|`, for a binary loss.
+        loss: Name of the loss. A binary loss of two classes takes 0 and 1, of several labels a column for each label; a
+            sparse loss takes numbers, other losses of classes a column for each class.
+        class_names: Names of all classes in the order of their numbers; by default those that occur, sorted.
+        ordered: Whether the names are whole numbers, and sorted as such.
+
+    Returns:
+        The targets, shape `(rows,)` or `(rows, classes)`, and the names of the classes.
+
+    Raises:
+        DataError: A row has a class that is not among `class_names`.
+    """
+    if ordered and not class_names:
+        class_names = tuple(sorted(set(values), key=int))
+    if "binary" in loss and ("|" in "".join(values) or len(set(class_names or values)) > 2):
+        labels = [[label for label in value.split("|") if label] for value in values]
+        numbers, names = number_labels([label for row in labels for label in row], class_names)
+        matrix, rows = (
+            np.zeros((len(values), len(names)), np.float32),
+            np.repeat(np.arange(len(values)), [*map(len, labels)]),
+        )
+        matrix[rows, numbers] = 1
+        return matrix, names
+    numbers, names = number_labels(values, class_names)
+    if "binary" in loss:
+        return numbers.astype(np.float32), names
+    return (numbers, names) if "sparse" in loss else (np.eye(len(names), dtype=np.float32)[numbers], names)
+
+
+def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
+    """Returns the weight of each row by its class, as Keras' `class_weight` applies it.
+
+    Args:
+        labels: Number of the class of each row, shape `(rows,)`.
+        weights: `balanced`, which gives every class the same sum, and all rows the mean 1; or the weight of each class
+            by its name, or by its number where classes have no names. Classes that are not named have weight 1.
+        class_names: Name of each class by its number; may be empty.
+
+    Returns:
+        Float32 of shape `(rows,)`.
+
+    Raises:
+        DataError: The labels are not numbers of classes, or a class is not known.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise DataError(
+            "`class_weight` needs a class for each row: whole numbers of shape (rows,). The targets have type "
+            f"`{labels.dtype}` and shape {labels.shape}. Remove `class_weight`, or give the rows weights."
+        )
+    count = max(int(labels.max()) + 1, len(class_names))
+    if isinstance(weights, str):  # n / (classes that occur * rows of the class), as scikit-learn has it
+        rows = np.bincount(labels, minlength=count)
+        of_class = len(labels) / ((rows > 0).sum() * np.maximum(rows, 1))
+    else:
+        names = [str(name) for name in class_names] or [str(number) for number in range(count)]
+        unknown = [str(name) for name in weights if str(name) not in names]
+        if unknown:
+            raise DataError(
+                f"`class_weight` names classes: {quote(names)}. Received: {quote(unknown)}."
+                f"{did_you_mean(unknown[0], names)}"
+            )
+        of_class = np.ones(count)
+        for name, weight in weights.items():
+            of_class[names.index(str(name))] = weight
+    return of_class[labels].astype(np.float32)
+
+
+def count_outputs(examples: Examples | None, loss: str) -> int:
+    """Returns how many outputs a network needs for the targets of some examples.
+
+    Args:
+        examples: The examples; `None` where there are none.
+        loss: Name of the loss. A binary loss of labels 0 and 1 needs a single output, others one for each class.
+
+    Raises:
+        DataError: There are no examples, or their targets are not a single array.
+    """
+    y = examples.y_train if examples else None
+    if not examples or not isinstance(y, np.ndarray):
+        raise DataError(
+            "`classes: auto` takes the width of the head from the targets of the training rows, a single array. There "
+            f"is {'none' if y is None else f'a `{type(y).__name__}`'}. Write the number of classes."
+        )
+    if y.ndim > 1:
+        return y.shape[-1]
+    if y.dtype.kind not in "iub" or "binary" in loss.lower():
+        return 1
+    return max(len(examples.class_names), int(y.max()) + 1)

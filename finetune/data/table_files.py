@@ -1,0 +1,250 @@
+"""Tables in files: CSV, TSV and JSON lines, and Parquet and Feather where pyarrow is installed.
+
+Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import DataError, did_you_mean, quote
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_LINES = (".jsonl", ".ndjson")
+_ARROW = (".parquet", ".pq", ".feather", ".arrow")
+ENDINGS = (*_DELIMITERS, *_LINES, *_ARROW)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Its name in the head of the table.
+        kind: `number` or `text`.
+        values: Shape `(rows,)`: float64 with NaN where a number is missing; or text, empty where it is missing.
+        whole: Whether all numbers are there and are whole.
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+    whole: bool = False
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which rows have no value, shape `(rows,)`."""
+        return np.isnan(self.values) if self.kind == "number" else self.values == ""
+
+    def texts(self) -> np.ndarray:
+        """Returns the values as text; whole numbers have no decimal point."""
+        if self.kind == "text":
+            return self.values
+        return np.array(["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(float(v)) for v in self.values])
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table in memory.
+
+    Attributes:
+        path: The file it was read from, or the first of several.
+        columns: The columns by name, in their order.
+        places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
+            the row in files without lines.
+    """
+
+    path: Path
+    columns: dict[str, Column]
+    places: list[tuple[str, int]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())).values)
+
+    def column(self, name: str) -> Column:
+        """Returns a column.
+
+        Raises:
+            DataError: There is none of this name.
+        """
+        if name not in self.columns:
+            raise DataError(
+                f"`{self.path}` has no column `{name}`. Its columns are {quote(self.columns, limit=12)}."
+                f"{did_you_mean(name, list(self.columns))}"
+            )
+        return self.columns[name]
+
+    def places_of(self, rows: np.ndarray) -> str:
+        """Returns where the first five of some rows are, such as `reviews.csv:1042`."""
+        more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+        return ", ".join("`{}:{}`".format(*self.places[row]) for row in rows[:5]) + more
+
+    def select(self, rows: np.ndarray) -> "Table":
+        """Returns the table of some rows."""
+        columns = {
+            name: Column(name, column.kind, column.values[rows], column.whole) for name, column in self.columns.items()
+        }
+        return Table(self.path, columns, [self.places[row] for row in rows])
+
+
+def read_table(path: str | Path) -> Table:
+    """Reads a table whose first line, where it has lines, holds the names of its columns.
+
+    Args:
+        path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
+
+    Raises:
+        DataError: The file cannot be read as such a table; with the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in ENDINGS)
+        raise DataError(
+            f"The table `{path}` does not exist. `{path.parent}` holds {quote(others) or 'no tables'}."
+            f"{did_you_mean(path.name, others)}"
+        )
+    ending = path.suffix.lower()
+    if ending in _DELIMITERS:
+        columns, lines = _read_delimited(path, _DELIMITERS[ending])
+    elif ending in _LINES:
+        columns, lines = _read_json_lines(path)
+    elif ending in _ARROW:
+        columns, lines = _read_with_pyarrow(path), None
+    else:
+        raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
+    if not columns or not len(next(iter(columns.values()))):
+        raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
+    numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
+    places = [(path.name, number) for number in numbers]
+    return Table(path, {name: _column(name, values) for name, values in columns.items()}, places)
+
+
+def join_tables(tables: Sequence[Table]) -> Table:
+    """Returns the rows of several tables with the same columns, one after another.
+
+    Raises:
+        DataError: A table lacks a column of the first.
+    """
+    columns = {}
+    for name, column in tables[0].columns.items():
+        parts = [table.column(name) for table in tables]
+        if len({part.kind for part in parts}) == 1:
+            values = np.concatenate([part.values for part in parts])
+            columns[name] = Column(name, column.kind, values, all(part.whole for part in parts))
+        else:
+            columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]))
+    return Table(tables[0].path, columns, [place for table in tables for place in table.places])
+
+
+def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]], np.ndarray | None]:
+    rows, lines = [], []
+    for line, row in _csv_rows(path, delimiter):
+        rows.append(row)
+        lines.append(line)
+    if not rows:
+        raise DataError(f"A table begins with the names of its columns. `{path}` is empty.")
+    names = [name.strip() for name in rows[0]]
+    repeated = sorted({name for name in names if names.count(name) > 1 or not name})
+    if repeated:
+        raise DataError(
+            f"Every column needs a name of its own in the first line. In `{path}` these are empty or occur twice: "
+            f"{quote(repeated)}. The first line is `{delimiter.join(names)[:80]}`."
+        )
+    for line, row in zip(lines[1:], rows[1:], strict=True):
+        if len(row) != len(names):
+            raise DataError(
+                f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
+                f"{len(row)}. Put text that contains `{delimiter}` in double quotes."
+            )
+    return dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False)), np.array(lines[1:], np.int64)
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
+        ) from error
+    except csv.Error as error:
+        raise DataError(f"`{path}` must be a table of values in lines. Reading it failed: {error}.") from error
+
+
+def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
+    rows, lines = [], []
+    with path.open(encoding="utf-8-sig", errors="strict") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
+            if not isinstance(row, dict):
+                raise DataError(
+                    f'Every line must be a JSON object such as `{{"text": "good", "label": 1}}`. `{path.name}:{line}` '
+                    f"is a `{type(row).__name__}`."
+                )
+            rows.append(row)
+            lines.append(line)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
+
+
+def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
+    try:
+        from pyarrow import feather, parquet
+    except ImportError as error:
+        raise DataError(
+            f"`{path.suffix}` files are read by pyarrow, which is not installed. Install it: "
+            "`pip install 'discriminative-finetune[tables]'`."
+        ) from error
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    try:
+        table = parquet.read_table(path) if is_parquet else feather.read_table(path)
+        return {name: table.column(name).to_pylist() for name in table.column_names}
+    except Exception as error:  # pyarrow raises errors of many classes over damaged files
+        raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
+
+
+def _column(name: str, values: Sequence[Any]) -> Column:
+    """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
+    texts = ["" if value is None or value in MISSING else _text(value) for value in values]
+    present = [text for text in texts if text]
+    numbers = _numbers(present) if present else None
+    if numbers is None:
+        return Column(name, "text", np.array(texts, dtype=np.str_))
+    column = np.full(len(texts), np.nan)
+    column[[bool(text) for text in texts]] = numbers
+    whole = len(present) == len(texts) and all(text.lstrip("+-").isdigit() for text in present)
+    return Column(name, "number", column, whole)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):  # several labels
+        return "|".join(map(str, value))
+    return value.strip() if isinstance(value, str) else str(value)
+
+
+def _numbers(texts: Sequence[str]) -> np.ndarray | None:
+    try:
+        numbers = np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+    # Python also takes `1_000` and `infinity`, which are text in a table, and drops the zeros of a code like `007`.
+    is_text = any("_" in text or re.match(r"[+-]?0\d", text) for text in texts)
+    return numbers if np.isfinite(numbers).all() and not is_text else None

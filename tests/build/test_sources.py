@@ -1,0 +1,225 @@
+"""Folders and tables as examples: split, limited, and shaped for the inputs of the network."""
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from finetune.build.data import build_examples
+from finetune.errors import RecipeError
+from finetune.recipe.loader import dump_recipe, load_recipe
+
+# -- Images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(recipe):
+    """Two classes of 10 images, and a network for images of any size."""
+    for name, value in {"dark": 10, "light": 240}.items():
+        (recipe.parent / "pictures" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (9, 6), (value, value, number)).save(recipe.parent / "pictures" / name / f"{number}.png")
+    inputs = keras.Input((None, None, 3))
+    outputs = keras.layers.Dense(2, name="head")(keras.layers.GlobalAveragePooling2D()(inputs))
+    keras.Model(inputs, outputs).save(recipe.parent / "any_size.keras")
+    return "data={images: pictures/, size: [4, 6]}", "model={keras_file: any_size.keras}"
+
+
+def images_of(recipe, pictures, *overrides):
+    return build_examples(load_recipe(recipe, overrides=[*pictures, *overrides]), NETWORK)
+
+
+NETWORK = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
+
+
+def test_images_are_split_by_class_and_have_the_size_of_the_recipe(recipe, pictures):
+    examples = images_of(recipe, pictures)
+    assert np.bincount(examples.y_train).tolist() == [8, 8]
+    assert np.bincount(examples.y_test).tolist() == [2, 2]
+    x, y = examples.train.first(16)
+    assert x.shape == (16, 4, 6, 3)
+    assert ((x[:, 2, 3, 0] > 200).numpy() == y.numpy()).all()
+
+
+def test_images_have_by_default_the_size_that_the_network_takes(recipe, pictures):
+    loaded = load_recipe(recipe, overrides=[*pictures, "data.size=null"])
+    network = keras.Sequential([keras.Input((5, 7, 1)), keras.layers.Flatten()])
+    assert build_examples(loaded, network).train.first(1)[0].shape == (1, 5, 7, 1)
+
+
+def test_a_limit_keeps_the_shares_of_the_classes(recipe, pictures):
+    examples = images_of(recipe, pictures, "data.limit=10")
+    assert np.bincount([*examples.y_train, *examples.y_test]).tolist() == [5, 5]
+
+
+def test_names_of_classes_come_in_the_order_of_the_recipe_or_of_a_file(recipe, pictures):
+    assert images_of(recipe, pictures, "data.class_names=[light, dark]").class_names == ("light", "dark")
+    (recipe.parent / "names.txt").write_text("light\n\ndark\nother\n")
+    assert images_of(recipe, pictures, "data.class_names_file=names.txt").class_names == ("light", "dark", "other")
+
+
+def test_the_split_by_hash_follows_the_names_of_the_files(recipe, pictures):
+    before = images_of(recipe, pictures, "data.split={by: hash, test: 0.3}")
+    (recipe.parent / "pictures/dark/0.png").rename(recipe.parent / "pictures/dark/other.png")
+    after = images_of(recipe, pictures, "data.split={by: hash, test: 0.3}")
+    assert abs(len(before.test) - len(after.test)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.images=picture", "`data.images`: Images lie in a folder. `"),
+        ("data.class_names=[light, drak]", "`data.images`: Every row must be of a class in `class_names`"),
+        ("data.size=null", "`data.images`: Images must all have the same size, and the network takes any. Set"),
+        ("data.class_weight={darc: 2.0}", "`data.class_weight`: `class_weight` names classes: `dark`, `light`"),
+    ],
+)
+def test_what_is_wrong_with_images_is_said_with_its_place(recipe, pictures, override, said):
+    with pytest.raises(RecipeError) as caught:
+        images_of(recipe, pictures, override)
+    assert said in str(caught.value)
+
+
+def test_a_network_for_something_else_is_refused(recipe, pictures):
+    loaded = load_recipe(recipe, overrides=pictures)
+    with pytest.raises(RecipeError, match=r"The network takes \(6,\)\. Use a network"):
+        build_examples(loaded, keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)]))
+
+
+# -- Tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def people(recipe):
+    """Twelve people in a table with columns of every kind."""
+    lines = ["age,town,text,photo,income,kind,part,family"]
+    for n in range(12):
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(recipe.parent / f"{n}.png")
+        part = "train" if n < 8 else "test" if n < 10 else "validation"
+        lines.append(f"{n},{'AB'[n % 2]},word{n % 3},{n}.png,{n / 2},{'xyz'[n % 3]},{part},f{n // 3}")
+    (recipe.parent / "people.csv").write_text("\n".join(lines))
+    made = Tokenizer(models.WordLevel({"[PAD]": 0, "word0": 1, "word1": 2, "word2": 3}, unk_token="[PAD]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(recipe.parent / "tokenizer.json"))
+    return recipe
+
+
+def vector_network(width):
+    return keras.Sequential([keras.Input((width,)), keras.layers.Dense(2)])
+
+
+def table_of(recipe, network, *keys):
+    overrides = ["data={table: people.csv}", *[f"data.{key}" for key in keys]]
+    return build_examples(load_recipe(recipe, overrides=overrides), network)
+
+
+def test_columns_become_a_vector_and_a_class_of_the_target(people):
+    examples = table_of(people, vector_network(4), "inputs=[age, town]", "target=kind")
+    assert examples.x_train.shape == (10, 4)
+    assert examples.class_names == ("x", "y", "z")
+    assert np.bincount(examples.y_train).max() == 4
+    assert np.bincount(examples.y_test).max() == 1  # stratified
+    columns = examples.source["inputs"][""]
+    assert columns["town"]["categories"] == ["A", "B"]
+
+
+def test_means_are_those_of_the_training_rows(people):
+    examples = table_of(people, vector_network(1), "inputs=age", "target=kind", "split={column: part}")
+    assert examples.source["inputs"][""]["age"]["mean"] == np.arange(8).mean()
+    assert (len(examples.test), len(examples.validation)) == (2, 2)
+
+
+def test_a_group_of_rows_stays_in_one_split(people):
+    keys = ["inputs=age", "target=kind", "split={by: group, column: family, test: 0.25}"]
+    examples = table_of(people, vector_network(1), *keys)
+    assert len(examples.test) == 3
+
+
+def test_other_files_hold_the_test_and_the_validation_rows(people):
+    lines = (people.parent / "people.csv").read_text().splitlines()
+    for name, rows in {"test": lines[1:4], "validation": lines[4:6]}.items():
+        (people.parent / f"{name}.csv").write_text("\n".join([lines[0], *rows]))
+    keys = ["inputs=age", "target=kind", "test_table=test.csv", "validation_table=validation.csv"]
+    examples = table_of(people, vector_network(1), *keys)
+    assert [len(split) for split in (examples.train, examples.test, examples.validation)] == [12, 3, 2]
+    assert examples.y_test.tolist() == [0, 1, 2]
+
+
+def test_a_limit_takes_rows_of_the_whole_table(people):
+    overrides = ["data={table: people.csv, inputs: age, target: income, limit: 6}", "train.loss=mse"]
+    examples = build_examples(load_recipe(people, overrides=overrides), vector_network(1))
+    assert sorted([*examples.y_train, *examples.y_test]) == sorted(np.array([0, 2, 4, 7, 9, 11]) / 2)
+
+
+def test_numbers_are_targets_of_a_loss_of_numbers(people):
+    overrides = ["data={table: people.csv, inputs: age, target: income}", "train.loss=mse"]
+    examples = build_examples(load_recipe(people, overrides=overrides), vector_network(1))
+    assert examples.y_train.dtype == np.float32
+    assert examples.class_names == ()
+
+
+def test_a_column_of_text_becomes_token_ids(people):
+    network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(4, 2)])
+    keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
+    examples = table_of(people, network, *keys)
+    assert examples.x_train[:, 0].tolist() == (examples.y_train + 1).tolist()
+    assert examples.x_train[:, 1:].max() == 0
+    assert examples.source["inputs"][""]["text"]["length"] == 3
+
+
+def test_a_network_of_token_ids_and_a_mask_gets_both_from_the_text(people):
+    inputs = [keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")]
+    network = keras.Model(inputs, inputs[0] * inputs[1])
+    keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
+    examples = table_of(people, network, *keys)
+    assert list(examples.x_train) == ["token_ids", "padding_mask"]
+    assert examples.x_train["padding_mask"].tolist() == [[1, 0, 0]] * 10
+    assert "token_ids" in examples.source["inputs"]
+
+
+def test_a_network_that_takes_text_gets_text(people):
+    network = keras.Sequential([keras.Input((), dtype="string"), keras.layers.TextVectorization(vocabulary=["word1"])])
+    examples = table_of(people, network, "inputs=text", "target=kind")
+    assert set(examples.x_train) == {"word0", "word1", "word2"}
+    assert examples.train.first(2)[0].dtype == "string"
+
+
+def test_several_inputs_are_named_as_in_the_network(people):
+    photo, numbers = keras.Input((4, 4, 3), name="photo"), keras.Input((1,), name="numbers")
+    network = keras.Model([photo, numbers], keras.layers.Flatten()(photo) * numbers)
+    examples = table_of(people, network, "inputs={photo: photo, numbers: [age]}", "target=kind", "split={column: part}")
+    x, _ = examples.train.first(3)
+    assert x["photo"][:, 0, 0, 0].numpy().tolist() == [0, 1, 2]
+    assert x["numbers"].shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["inputs=[age, twon]", "target=kind"], "has no column `twon`"),
+        (["inputs=[age, town]", "target=kind"], "as the network takes, 1. They make 4 values: `age` 1, `town` 3."),
+        (["inputs={a: age, b: town}", "target=kind"], "The network has a single input, and `inputs` names `a`, `b`"),
+        (["inputs=age", "target=kind", "split={column: kind}"], "also holds `x`, `y`, `z`"),
+        (["inputs=age", "target=text", "class_names=[word0, word1]"], "The data also hold `word2`"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_with_its_place(people, keys, said):
+    with pytest.raises(RecipeError) as caught:
+        table_of(people, vector_network(1), *keys)
+    assert "`data.table`: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_inputs_that_the_network_does_not_have_are_answered_with_the_nearest(people):
+    inputs = [keras.Input((1,), name=name) for name in ("left", "right")]
+    network = keras.Model(inputs, inputs[0] * inputs[1])
+    with pytest.raises(RecipeError, match=r"`left`, `right`\. Received: `lefd`, `right`\. Did you mean `left`"):
+        table_of(people, network, "inputs={lefd: age, right: income}", "target=kind")
+
+
+def test_the_paths_of_data_are_absolute_in_a_run_folder(people):
+    keys = "{table: people.csv, inputs: text, target: kind, tokenizer: {file: tokenizer.json, length: 3}}"
+    written = dump_recipe(load_recipe(people, overrides=[f"data={keys}"]), absolute_paths=True)
+    assert f"file: {people.parent.absolute() / 'tokenizer.json'}" in written
+    assert f"table: {people.parent.absolute() / 'people.csv'}" in written

@@ -1,0 +1,135 @@
+"""Columns: what becomes of numbers, categories, text and targets, and that nothing is fitted to the test rows."""
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from finetune.data.columns import feature_vectors, targets, token_ids
+from finetune.data.table_files import Column, Table
+from finetune.errors import DataError
+
+TRAIN = np.array([0, 1, 2, 3])
+
+
+def numbers(*values, name="n"):
+    return Column(name, "number", np.array(values, float), all(value == round(value) for value in values))
+
+
+def texts(*values, name="t"):
+    return Column(name, "text", np.array(values))
+
+
+def table(*columns, path="a.csv"):
+    return Table(
+        path, {column.name: column for column in columns}, [("a.csv", n + 2) for n in range(len(columns[0].values))]
+    )
+
+
+def test_numbers_are_normalized_by_the_training_rows_alone():
+    vectors, fitted = feature_vectors([numbers(1, 2, 3, 6, 1000)], {}, TRAIN)
+    np.testing.assert_allclose(vectors[:4].mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(vectors[:4].std(), 1, rtol=1e-5)
+    np.testing.assert_allclose(vectors[4], (1000 - 3) / np.sqrt(3.5), rtol=1e-5)
+    assert fitted["n"] == {"kind": "number", "missing": 0, "mean": 3.0, "variance": 3.5}
+
+
+def test_a_missing_number_becomes_the_mean_of_the_training_rows():
+    vectors, fitted = feature_vectors([Column("n", "number", np.array([1, np.nan, 3, np.nan, np.nan]))], {}, TRAIN)
+    assert vectors[[1, 3, 4], 0].tolist() == [0, 0, 0]
+    assert fitted["n"]["mean"] == 2
+    assert fitted["n"]["missing"] == 3
+
+
+def test_categories_are_those_of_the_training_rows_and_others_share_the_first_place():
+    vectors, fitted = feature_vectors([texts("b", "a", "", "b", "new")], {}, TRAIN)
+    assert vectors.tolist() == [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+    assert fitted["t"]["categories"] == ["", "a", "b"]
+
+
+def test_columns_come_in_their_order_and_numbers_can_be_categories():
+    vectors, fitted = feature_vectors([numbers(5, 7, 5, 7), texts("a", "a", "a", "a")], {"n": "category"}, TRAIN)
+    assert vectors.shape == (4, 5)
+    assert fitted["n"]["categories"] == ["5", "7"]
+    assert vectors[0].tolist() == [0, 1, 0, 0, 1]
+
+
+def test_a_constant_column_gives_zeros_and_not_nan():
+    assert feature_vectors([numbers(4, 4, 4, 4)], {}, TRAIN)[0].tolist() == [[0], [0], [0], [0]]
+
+
+def test_text_is_no_number_and_no_category_of_a_thousand_values():
+    with pytest.raises(DataError, match=r"`t` also holds `x`\. Correct them, or make it a category: `types: \{t: cat"):
+        feature_vectors([texts("1", "x", "2", "3")], {"t": "number"}, TRAIN)
+    many = texts(*map(str, range(2000)), name="id")
+    with pytest.raises(DataError, match=r"`id` has 2,000\. If it is text, name a `tokenizer`"):
+        feature_vectors([many], {}, np.arange(2000))
+
+
+# -- Text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "film": 3}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def test_text_becomes_ids_that_are_cut_or_filled_up(tokenizer):
+    ids, mask, about = token_ids(["good film", "film good good film", ""], tokenizer, 3)
+    assert ids.tolist() == [[2, 3, 0], [3, 2, 2], [0, 0, 0]]
+    assert mask.tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
+    assert (about["cut"], about["longest"], about["vocabulary"]) == (1, 3, 4)
+
+
+def test_a_vocabulary_of_bert_is_a_tokenizer(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nfilm\n##s\n")
+    ids, _, _ = token_ids(["Good films"], tmp_path / "vocab.txt", 6)
+    assert ids.tolist() == [[2, 5, 6, 7, 3, 0]]
+
+
+def test_a_tokenizer_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        token_ids(["a"], tmp_path / "nothing.json", 3)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(DataError, match=r"must be a `tokenizer.json` or a `vocab.txt`\. Reading it failed"):
+        token_ids(["a"], tmp_path / "bad.json", 3)
+
+
+# -- Targets ----------------------------------------------------------------------------------------------------------
+
+SPARSE, BINARY = "sparse_categorical_crossentropy", "binary_crossentropy"
+
+
+@pytest.mark.parametrize(
+    ("column", "loss", "expected", "names"),
+    [
+        (texts("b", "a", "b"), SPARSE, [1, 0, 1], ("a", "b")),
+        (numbers(10, 2, 10), SPARSE, [1, 0, 1], ("2", "10")),
+        (texts("b", "a", "b"), BINARY, [1.0, 0.0, 1.0], ("a", "b")),
+        (texts("b", "a", "b"), "categorical_crossentropy", [[0, 1], [1, 0], [0, 1]], ("a", "b")),
+        (texts("x|y", "z", "y"), BINARY, [[1, 1, 0], [0, 0, 1], [0, 1, 0]], ("x", "y", "z")),
+        (numbers(1.5, 2, -3), "mse", [1.5, 2, -3], ()),
+    ],
+)
+def test_the_loss_says_what_becomes_of_a_target(column, loss, expected, names):
+    y, class_names = targets(table(column), [column.name], loss)
+    assert y.tolist() == expected
+    assert class_names == names
+
+
+def test_several_columns_are_several_targets():
+    y, names = targets(table(numbers(1, 0, name="a"), numbers(0, 1, name="b")), ["a", "b"], BINARY)
+    assert y.tolist() == [[1, 0], [0, 1]]
+    assert names == ("a", "b")
+
+
+def test_a_row_without_a_target_is_named():
+    with pytest.raises(DataError, match=r"`t` is missing in 1 of 2 rows: `a\.csv:3`"):
+        targets(table(texts("a", "")), ["t"], SPARSE)
+
+
+def test_a_loss_of_numbers_and_a_target_of_text_do_not_fit():
+    with pytest.raises(DataError, match=r"The loss `mse` takes numbers\. The target `t` is text, such as `a`, `b`"):
+        targets(table(texts("a", "b")), ["t"], "mse")

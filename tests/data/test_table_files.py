@@ -1,0 +1,146 @@
+"""Tables: the same values from every format, and what is wrong with a file said with its line."""
+
+import json
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import feather, parquet
+
+from finetune.data.table_files import join_tables, read_table
+from finetune.errors import DataError
+
+ROWS = [
+    {"name": "Ann", "age": 31, "height": 1.5, "code": "007", "note": 'says "hi", twice'},
+    {"name": "Bo", "age": 4, "height": None, "code": "12", "note": "two\nlines"},
+    {"name": "", "age": -5, "height": 1e-3, "code": "3", "note": "Grüße"},
+]
+
+
+def write_delimited(path, delimiter):
+    lines = [delimiter.join(ROWS[0])]
+    for row in ROWS:
+        texts = ["" if value is None else str(value) for value in row.values()]
+        lines.append(delimiter.join(f'"{text.replace(chr(34), chr(34) * 2)}"' for text in texts))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write(path):
+    if path.suffix in (".csv", ".tsv"):
+        write_delimited(path, "," if path.suffix == ".csv" else "\t")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        table = pyarrow.Table.from_pylist(ROWS)
+        (parquet.write_table if path.suffix == ".parquet" else feather.write_feather)(table, path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "feather"])
+def test_every_format_gives_the_same_values(tmp_path, ending):
+    table = read_table(write(tmp_path / f"people.{ending}"))
+    assert list(table.columns) == ["name", "age", "height", "code", "note"]
+    assert len(table) == 3
+    kinds = {name: (column.kind, column.whole) for name, column in table.columns.items()}
+    assert kinds == {
+        "name": ("text", False),
+        "age": ("number", True),
+        "height": ("number", False),
+        "code": ("text", False),  # a code that begins with 0 is no number
+        "note": ("text", False),
+    }
+    assert table.column("name").values.tolist() == ["Ann", "Bo", ""]
+    assert table.column("age").values.tolist() == [31, 4, -5]
+    np.testing.assert_array_equal(table.column("height").values, [1.5, np.nan, 1e-3])
+    assert table.column("note").values.tolist() == ['says "hi", twice', "two\nlines", "Grüße"]
+
+
+@pytest.mark.parametrize("missing", ["", "NA", "NaN", "null", "None", "N/A"])
+def test_the_usual_signs_for_a_missing_value_are_known(tmp_path, missing):
+    (tmp_path / "a.csv").write_text(f"a,b\n1,x\n{missing},{missing}\n")
+    table = read_table(tmp_path / "a.csv")
+    assert table.column("a").missing.tolist() == table.column("b").missing.tolist() == [False, True]
+    assert table.column("a").kind == "number"
+    assert not table.column("a").whole
+
+
+@pytest.mark.parametrize("value", ["1_000", "infinity", "1e999", "0x10", "12a", "1,5"])
+def test_what_is_no_number_in_a_table_is_text(tmp_path, value):
+    (tmp_path / "a.tsv").write_text(f"a\tb\n1\tx\n{value}\ty\n")
+    assert read_table(tmp_path / "a.tsv").column("a").kind == "text"
+
+
+def test_whole_numbers_as_text_have_no_decimal_point(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,0.5\n20,2\n")
+    table = read_table(tmp_path / "a.csv")
+    assert table.column("a").texts().tolist() == ["1", "20"]
+    assert table.column("b").texts().tolist() == ["0.5", "2"]
+
+
+def test_values_of_other_kinds_in_json_become_text_and_lists_become_labels(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": true, "b": ["x", "y"]}\n\n{"a": false}\n')
+    table = read_table(tmp_path / "a.jsonl")
+    assert table.column("a").values.tolist() == ["true", "false"]
+    assert table.column("b").values.tolist() == ["x|y", ""]
+    assert table.places_of(np.array([1])) == "`a.jsonl:3`"
+
+
+def test_places_are_lines_of_the_file_and_five_are_shown(tmp_path):
+    (tmp_path / "a.csv").write_text('a\n"two\nlines"\n\n' + "x\n" * 9)
+    table = read_table(tmp_path / "a.csv")
+    assert table.places_of(np.array([0, 1])) == "`a.csv:3`, `a.csv:5`"
+    assert table.places_of(np.arange(8)).endswith("`a.csv:8` and 3 more")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"a,b\n1,2\n3\n", "for each of the 2 columns. `a.csv:3` has 1. Put text that contains `,` in double"),
+        ("a.csv", b"a,b\n", "A table needs rows below the names of its columns"),
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"a,a\n1,2\n", "empty or occur twice: `a`. The first line is `a,a`"),
+        ("a.csv", b"a,b\n1,x\n2,\xff\n", "Tables are text in UTF-8. `a.csv:3` holds other bytes"),
+        ("a.csv", b'a,b\n1,"x\n', "Reading it failed: unexpected end of data"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "Every line must be JSON. `a.jsonl:2` is not"),
+        (
+            "a.jsonl",
+            b"[1, 2]\n",
+            'must be a JSON object such as `{"text": "good", "label": 1}`. `a.jsonl:1` is a `list`',
+        ),
+        ("a.parquet", b"not parquet", "cannot be read as a table"),
+        ("a.xlsx", b"PK", "A table is a file that ends in one of `.csv`"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_and_a_missing_column_are_answered_with_the_nearest(tmp_path):
+    table = read_table(write(tmp_path / "people.csv"))
+    with pytest.raises(DataError, match=r"holds `people.csv`\. Did you mean `people\.csv`"):
+        read_table(tmp_path / "poeple.csv")
+    with pytest.raises(DataError, match=r"no column `agee`\. Its columns are .* Did you mean `age`"):
+        table.column("agee")
+
+
+def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
+    assert list(read_table(tmp_path / "a.csv").columns) == ["a", "b"]
+
+
+def test_tables_with_the_same_columns_are_joined_and_keep_their_places(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,a\n2,b\n")
+    (tmp_path / "b.csv").write_text("y,x\nc,few\n")
+    joined = join_tables([read_table(tmp_path / name) for name in ("a.csv", "b.csv")])
+    assert joined.column("x").values.tolist() == ["1", "2", "few"]
+    assert joined.column("y").values.tolist() == ["a", "b", "c"]
+    assert joined.places_of(np.array([1, 2])) == "`a.csv:3`, `b.csv:2`"
+
+
+def test_chosen_rows_keep_their_places(tmp_path):
+    table = read_table(write(tmp_path / "people.csv")).select(np.array([2, 0]))
+    assert table.column("age").values.tolist() == [-5, 31]
+    assert table.places_of(np.array([1])) == "`people.csv:2`"
