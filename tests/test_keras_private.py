@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,32 @@ def set_held_rate():
     optimizer.learning_rate = 0.25
     assert held.written == 0.25, "the setter assigns to what is held"
     assert private.held_rate(optimizer) is held
+
+
+@checks(private.floor_of_plateau)
+def floor_of_plateau():
+    """Through a real callback: the setter asks who writes, also inside a `LossScaleOptimizer`."""
+    floors = []
+
+    class Asking(keras.optimizers.SGD):
+        @property
+        def learning_rate(self) -> Any:
+            return keras.optimizers.SGD.learning_rate.fget(self)
+
+        @learning_rate.setter
+        def learning_rate(self, value: Any) -> None:
+            floors.append(private.floor_of_plateau())
+
+    for wrap in (lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer):
+        model = keras.Sequential()
+        model.compile(wrap(Asking(1.0)), "mse")
+        callback = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=9, min_lr=0.125)
+        callback.set_model(model)
+        callback.on_train_begin()
+        for epoch in range(2):
+            callback.on_epoch_end(epoch, {"loss": 1.0})
+        model.optimizer.learning_rate = 0.5
+    assert floors == [0.125, 0.0] * 2
 
 
 @checks(private.skip_reduction)
@@ -374,6 +401,21 @@ def seed_generator():
     drawn = float(keras.random.uniform(()))
     private.seed_generator().state.assign(state)
     assert float(keras.random.uniform(())) == drawn
+
+
+# -- training/phases/ -------------------------------------------------------------------------------------------------
+
+
+@checks(private.take_initial_epoch)
+def take_initial_epoch():
+    with tempfile.TemporaryDirectory() as folder:
+        model, callback = compiled(), keras.callbacks.BackupAndRestore(folder)
+        callback.set_model(model)
+        callback.on_epoch_end(2)
+        assert private.take_initial_epoch(model) == 0
+        callback.on_train_begin()
+        assert private.take_initial_epoch(model) == 3
+        assert private.take_initial_epoch(model) == 0, "a later `fit` begins where its arguments say"
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

@@ -51,16 +51,17 @@ def read_schedule(saved: dict[str, Any], initial: Any, present: Any, group: str)
     if saved.get("initial"):
         return initial
     here = describe_schedule(present, initial) if present is not None else {}
-    if "config" in saved and (here == saved or _unknown_class(saved["config"]) is None):
-        return present if here == saved else keras.saving.deserialize_keras_object(saved["config"])
-    if "function" in saved and here.get("function") == saved["function"]:
+    kind = "config" if "config" in saved else "function"
+    if present is not None and here.get(kind) == saved[kind]:
         return present
-    name = saved.get("function") or _unknown_class(saved["config"])
+    name = saved["function"] if kind == "function" else _unknown_class(saved["config"])
+    if name is None:
+        return keras.saving.deserialize_keras_object(saved["config"])
     warnings.warn(
         f"A file holds a schedule only if Keras can make it again. Group `{group}` followed `{name}`, which is "
         + (
             "a function or has no `get_config`. "
-            if "function" in saved
+            if kind == "function"
             else "a class that is not registered with `keras.saving.register_keras_serializable`. "
         )
         + f"It now has the rate of the moment of saving, {saved['rate']:g}, and keeps it. Call "

@@ -19,11 +19,13 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenProof
 from finetune.training.inference import undo_inference_mode
+from finetune.training.phases.backup import PhaseBackup, check_position
 from finetune.training.phases.endings import (
     AUTO_RGN_BATCHES,
     AutoRgn,
@@ -65,16 +67,16 @@ def train_phases(
         epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
         callbacks: Keras callbacks; the epochs are numbered through all phases. A callback that stops the training ends
-            a phase.
+            a phase. With a `BackupAndRestore`, a run that was interrupted goes on where its backup is.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data`.
 
     Returns:
-        One record for each phase.
+        One record for each phase; none for a phase that was over before a backup which was restored.
 
     Raises:
         GroupError: The phases do not fit the groups, or the optimizer is not a `GroupedOptimizer`.
-        TrainingError: A frozen tensor changed, or other code changed what is trainable.
+        TrainingError: A frozen tensor changed, other code changed what is trainable, or a backup is of another run.
 
     Example:
         >>> import numpy as np
@@ -100,6 +102,8 @@ def train_phases(
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
     check_phases(groups, phases)
+    callbacks = [PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in callbacks]
+    backups = [callback for callback in callbacks if isinstance(callback, PhaseBackup)]
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
@@ -113,10 +117,19 @@ def train_phases(
     records, proof = [], FrozenProof()
     try:
         for record in run_phases(
-            model, groups, phases, fit_phase, gradient_batches=gradient_batches, proof=proof, on_phase=on_phase
+            model,
+            groups,
+            phases,
+            fit_phase,
+            gradient_batches=gradient_batches,
+            proof=proof,
+            restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
+            on_phase=on_phase,
         ):
             proof.check()
             records.append(record)
+        for backup in backups:
+            backup.finish()
     finally:
         freeze(model, groups)
         model.make_train_function(force=True)
@@ -132,6 +145,7 @@ def run_phases(
     steps_per_epoch: int | None = None,
     gradient_batches: Callable[[], tf.data.Dataset] | None = None,
     proof: FrozenProof | None = None,
+    restore: Callable[[], int] = lambda: 0,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
 ) -> Generator[PhaseRecord, None, None]:
     """Trains a compiled model phase by phase. A phase is over when its record is yielded.
@@ -148,6 +162,7 @@ def run_phases(
         steps_per_epoch: Batches in an epoch, if known: a phase given in steps then has no more epochs than it needs.
         gradient_batches: Makes the batches that a phase with `auto_rgn` measures gradients over.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
+        restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
         on_phase: Called with every phase that begins.
 
     Yields:
@@ -162,10 +177,17 @@ def run_phases(
     try:
         with loop.model.distribute_strategy.scope():
             loop.model.optimizer.build(model.trainable_variables)
+        first, is_begun = loop.find_backup(restore)
         for number, phase in enumerate(phases, start=1):
+            if number < first:
+                loop.skip(phase)
+                continue
             loop.check_untouched(f"phase {number - 1}/{len(phases)}")
             start = loop.begin(number, phase)
             on_phase(start)
+            if is_begun and number == first:
+                # Once more: what the begin of the phase has reset is as it was in the middle of it.
+                loop.epoch = restore()
             yield loop.train(start, fit)
     finally:
         undo_inference_mode(layers_in_order(model))
@@ -194,6 +216,31 @@ class _PhaseLoop:
         self.trained: tuple[str, ...] | None = None  # in the latest phase
         self.epoch = 0
 
+    def find_backup(self, restore: Callable[[], int]) -> tuple[int, bool]:
+        """Loads a backup, if there is one.
+
+        Returns:
+            The number of the phase to go on with, and whether the backup was made in the middle of it.
+        """
+        self.optimizer.phase = None
+        epoch, position = restore(), self.optimizer.phase
+        check_position(position, epoch, self.phases)
+        if position is None:
+            return 1, False
+        phase = self.phases[position.number - 1]
+        is_over = (
+            self.steps_made() >= position.step + phase.steps if phase.steps else epoch >= position.epoch + phase.epochs
+        )
+        self.epoch = epoch if is_over else position.epoch
+        return position.number + is_over, not is_over
+
+    def skip(self, phase: Phase) -> None:
+        """Passes over a phase that was trained before the backup."""
+        names = phase.names(self.groups)
+        if self.trained is not None:
+            self.restarted |= {*names} - {*self.trained}
+        self.trained = names
+
     def check_untouched(self, moment: str) -> None:
         """Checks that the state of the latest phase is still in effect."""
         if self.state:
@@ -221,6 +268,7 @@ class _PhaseLoop:
             self.functions[key] = train_function(self.model)
         self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
+        self.optimizer.phase = PhasePosition(number, self.epoch, self.steps_made())
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
         total = self.model.count_params()
         return PhaseStart(number, len(self.phases), phase, names, parameters, total, self.epoch, state)
@@ -251,8 +299,11 @@ class _PhaseLoop:
         began, first_step = time.monotonic(), self.steps_made()
         before = self.proof.begin(state.frozen)
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
-        stop = [StopAfterSteps(phase.steps)] if phase.steps else []
-        planned = phase.epochs or self.epochs_for(phase.steps or 0)
+        # A phase that goes on where a backup was made has begun before.
+        position = self.optimizer.phase or PhasePosition(start.number, self.epoch, first_step)
+        steps = phase.steps - (first_step - position.step) if phase.steps else 0
+        stop = [StopAfterSteps(steps)] if steps else []
+        planned = phase.epochs - (self.epoch - position.epoch) if phase.epochs else self.epochs_for(steps)
         fit(
             start,
             epochs=self.epoch + planned,
