@@ -391,12 +391,35 @@ def loss_tracker(model: keras.Model) -> Any:
     return model._loss_tracker
 
 
-def assign_now(variable: keras.Variable, value: Any) -> None:
-    """Writes a value to a variable: `Variable._direct_assign`.
+def captures(graph: Any, variable: tf.Variable) -> bool:
+    """Returns whether a function that is being traced uses a variable that was made outside of it.
 
-    Inside a `StatelessScope` the public `assign` only notes the value in the scope.
+    Reads `FuncGraph.captures`, which is also on the `graph` of a public `ConcreteFunction`, but documented nowhere. The
+    public `GradientTape.watched_variables` lists what is read, not what is written.
+
+    Args:
+        graph: Of the function. What the loops and branches in it use, it uses.
+        variable: A variable that was made in eager mode.
     """
-    variable._direct_assign(value)
+    return any(outside is variable.handle for outside, _ in getattr(graph, "captures", ()))
+
+
+def custom_gradients(graph: Any) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Yields the results and the arguments of every call of a `tf.custom_gradient` function in a graph.
+
+    Such a call ends in an operation `IdentityN` of results and arguments, whose gradient is overridden in the attribute
+    `_gradient_op_type` by one whose name begins with `CustomGradient`. Only its results are used afterwards.
+
+    Args:
+        graph: A graph that is being traced; the graphs of loops and branches in it are not searched.
+    """
+    for operation in graph.get_operations():
+        if operation.type != "IdentityN" or b"CustomGradient" not in operation.node_def.attr["_gradient_op_type"].s:
+            continue
+        sides: tuple[list[Any], list[Any]] = [], []
+        for given, returned in zip(operation.inputs, operation.outputs, strict=True):
+            sides[not returned.consumers()].append(given)
+        yield sides
 
 
 # -- training/features/ -----------------------------------------------------------------------------------------------

@@ -468,14 +468,44 @@ def loss_tracker():
     assert {m.name: float(m.result()) for m in model.metrics if m.name == "loss"} == {"loss": 3.0}
 
 
-@checks(private.assign_now)
-def assign_now():
-    variable = keras.Variable([1.0])
-    with keras.StatelessScope() as scope:
-        variable.assign([2.0])
-        assert scope.get_current_value(variable) is not None, "an ordinary write is collected"
-        private.assign_now(variable, tf.constant([3.0]))
-    assert variable.numpy() == [3.0]
+@checks(private.captures)
+def captures():
+    read, written, unused = (tf.Variable([1.0]) for _ in range(3))
+    seen: dict[int, bool] = {}
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        tf.cond(tf.reduce_all(x < 3.0), lambda: written.assign(x), lambda: x)
+        result = read + x
+        seen.update({i: private.captures(x.graph, v) for i, v in enumerate((read, written, unused))})
+        return result
+
+    def again(x: Any) -> Any:
+        return (tf.cond(tf.reduce_all(x < 9.0), lambda: step(x), lambda: x),)
+
+    tf.function(lambda: tf.while_loop(lambda x: tf.reduce_all(x < 3.0), again, (tf.ones(1),)), autograph=False)()
+    assert seen == {0: True, 1: True, 2: False}
+    assert not private.captures(tf.compat.v1.get_default_graph(), read), "outside of functions nothing is captured"
+
+
+@checks(private.custom_gradients)
+def custom_gradients():
+    @tf.custom_gradient
+    def doubled(x: Any) -> Any:
+        return 2.0 * x, lambda upstream: upstream
+
+    calls = []
+
+    @tf.function(autograph=False)
+    def step(x: Any, y: Any) -> Any:
+        result = doubled(x + 1.0) + tf.identity_n([y])[0]
+        calls.extend(private.custom_gradients(x.graph))
+        return result
+
+    step(tf.ones(1), tf.ones(1))
+    assert len(calls) == 1, "an ordinary `identity_n` is not among them"
+    results, arguments = calls[0]
+    assert [[tensor.op.type for tensor in side] for side in (results, arguments)] == [["Mul"], ["AddV2"]]
 
 
 # -- training/features/ -----------------------------------------------------------------------------------------------

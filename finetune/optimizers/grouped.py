@@ -317,7 +317,7 @@ class GroupedOptimizer(AveragingOptimizer):
                 f"Gradients and variables come in pairs. Received {len(grads)} gradients for {len(variables)} variables"
                 f"{' of the groups. Pass the variables as well' if trainable_variables is None else ''}."
             )
-        super().apply(divisible(grads), variables)
+        super().apply(grads if self.loss_scale_factor is None else divisible(grads), variables)
 
     # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
 

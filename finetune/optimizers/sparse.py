@@ -13,6 +13,7 @@ it has: that of Keras, or with `merge_rows=True` that of TF1. Keras itself chang
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -50,15 +51,20 @@ def on_values(clip: Callable[[list[Any]], list[Any]], gradients: Iterable[Any]) 
     ]
 
 
-class DivisibleSlices(tf.IndexedSlices):
-    """A sparse gradient that can be divided: Keras' `apply` unscales every gradient by `gradient / scale`."""
+@dataclass(frozen=True)
+class DivisibleSlices:
+    """A sparse gradient that can be divided: Keras' `apply` unscales every gradient by `gradient / scale`.
+
+    Attributes:
+        gradient: The gradient, which TensorFlow does not divide.
+    """
+
+    gradient: tf.IndexedSlices
 
     def __truediv__(self, scale: Any) -> tf.IndexedSlices:
-        return tf.IndexedSlices(self.values / scale, self.indices, self.dense_shape)
+        return tf.IndexedSlices(self.gradient.values / scale, self.gradient.indices, self.gradient.dense_shape)
 
 
 def divisible(gradients: Iterable[Any]) -> list[Any]:
     """Returns the gradients with every sparse one as `DivisibleSlices`."""
-    return [
-        DivisibleSlices(g.values, g.indices, g.dense_shape) if isinstance(g, tf.IndexedSlices) else g for g in gradients
-    ]
+    return [DivisibleSlices(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]

@@ -23,7 +23,7 @@ from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.fused.stacks import Stack, make_stacks, slots_made_by
 from finetune.optimizers.group import Group
 from finetune.optimizers.replicas import in_every_replica
-from finetune.variables import variable_path
+from finetune.variables import tf_variable, variable_path
 
 _MODES = ("auto", "on", "off")
 
@@ -173,7 +173,7 @@ class Fusion:
         for stack in self._stacks:
             keys = [self._key(variable) for variable in stack.stacked.variables]
             stacked_gradients: list[Any] = [remaining.get(key) for key in keys]
-            # In a buffer, a stack has been found to get all its gradients: see `Buffers.with_dense`.
+            # In a buffer, a stack has been found to get all its gradients: see `training/fast/moved_weights.py`.
             if stack.stacked.buffer is not None or stack.can_update(stacked_gradients):
                 stack.update(stacked_gradients)
                 remaining = {key: gradient for key, gradient in remaining.items() if key not in set(keys)}
@@ -185,7 +185,8 @@ class Fusion:
         """Returns buffers for the stacks that a loop may keep elsewhere for several steps.
 
         Those are the stacks all of whose variables are trained, are Keras' own, so that layers can be shown other
-        values, and have no constraint, which Keras applies to the variable itself after every update.
+        values, and have no constraint, which Keras applies to the variable itself after every update. What was made
+        with `trainable=False` has no gradient in Keras, whatever was written to `trainable` later; a slice has one.
 
         Args:
             variables: The variables that the loop trains.
@@ -194,7 +195,7 @@ class Fusion:
 
         def can_move(variable: Any) -> bool:
             is_free = isinstance(variable, keras.Variable) and variable.constraint is None
-            return is_free and self._key(variable) in trained
+            return is_free and tf_variable(variable).trainable and self._key(variable) in trained
 
         return Buffers([stack.stacked for stack in self._stacks if all(map(can_move, stack.stacked.variables))])
 

@@ -3,7 +3,7 @@
 Only the fused update (`fusion.py`) and the fast loop (`training/fast/`) need this module.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -82,6 +82,11 @@ class Buffers:
     def __len__(self) -> int:
         return len(self._buffers)
 
+    @property
+    def variables(self) -> list[Any]:
+        """The variables whose values may lie in the buffers."""
+        return [variable for stacked in self._buffers for variable in stacked.variables]
+
     @contextmanager
     def filled(self) -> Iterator[None]:
         """Copies all values into the buffers, lets updates traced meanwhile change these, and copies them back."""
@@ -99,30 +104,21 @@ class Buffers:
         for stacked, buffer in self._buffers.items():
             stacked.write(buffer.read_value())
 
-    def slices(self) -> dict[int, tf.Tensor]:
-        """Returns the present value of every variable as a tensor of its shape, by the `id` of the variable."""
-        return {
-            id(variable): part
+    def slices(self) -> list[tuple[Any, tf.Tensor]]:
+        """Returns every variable with its present value, a tensor of its shape."""
+        return [
+            (variable, part)
             for stacked in self._buffers
             for variable, part in zip(stacked.variables, tf.unstack(stacked.read()), strict=True)
-        }
+        ]
 
-    def with_dense(self, gradients: Mapping[int, Any]) -> "Buffers":
-        """Returns only the buffers all of whose variables have a dense gradient; itself if those are all.
-
-        A layer that reads its variable past Keras, or gathers rows of it, does not use the slice of the buffer: the
-        gradient with respect to that slice is `None` or sparse.
-
-        Args:
-            gradients: The gradient with respect to each slice, by the `id` of the variable.
-        """
-        reached = {
+    def without(self, variables: Iterable[Any]) -> "Buffers":
+        """Returns only the buffers that hold none of some variables."""
+        kept = {id(variable) for variable in variables}
+        fewer = Buffers()
+        fewer._buffers = {
             stacked: buffer
             for stacked, buffer in self._buffers.items()
-            if all(isinstance(gradients[id(variable)], tf.Tensor) for variable in stacked.variables)
+            if not any(id(variable) in kept for variable in stacked.variables)
         }
-        if len(reached) == len(self._buffers):
-            return self
-        fewer = Buffers()
-        fewer._buffers = reached
         return fewer

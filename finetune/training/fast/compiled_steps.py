@@ -6,26 +6,31 @@ things reduce it, and change no bit of the result:
 1. A call of a compiled function looks up every variable that it uses, a few microseconds each. So several steps share
    one call: a `tf.while_loop` inside the function takes batches from the iterator.
 2. During the call, weights that the optimizer updates together (`finetune.optimizers.fused`) lie in one buffer. The
-   layers see slices of it, and the update writes it as a whole.
+   layers see slices of it (`moved_weights.py`), and the update writes it as a whole.
 
 Before and after the call the weights are in the layers' own variables, where checkpoints, callbacks and users read
 them. The order inside a call is: copy the weights into the buffers; for each batch forward, backward, update; copy the
 buffers back; compute the metrics.
+
+Whether a model can be trained in this way shows when the function is traced, before a batch is read. So what cannot is
+left out then: first the buffers of single weights, then all of them, then the whole function, in favour of Keras' own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.errors import TrainingError
+from finetune.errors import TrainingError, reason
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fallback_reasons import reason_against
-from finetune.training.fast.steps_per_call import Calls
+from finetune.training.fast.moved_weights import captured, in_custom_gradients, shown, without_dense_gradient
+from finetune.training.fast.steps_per_call import Calls, calls_restored
 from finetune.training.step import compile_state, loss_and_gradients
 
 
@@ -40,52 +45,98 @@ class FastFunction:
 
     Attributes:
         calls: How many steps a call makes, if there are as many batches; at first `model.steps_per_execution`.
+        reason: Why the steps are Keras' own after all, which shows in the first call; otherwise `None`.
 
     Raises:
         TrainingError: The model must keep Keras' own loop.
     """
 
     def __init__(self, model: Any, forward: Callable[..., Any] | None = None):
-        if reason := reason_against(model):
+        if why := reason_against(model):
             raise TrainingError(
                 "The fast loop repeats Keras' own training step, so it trains models that use that step. It cannot "
-                f"train `{model.name}`: {reason}. Call `model.fit` without it."
+                f"train `{model.name}`: {why}. Call `model.fit` without it."
             )
         self.calls = Calls(model.steps_per_execution)
-        self._model, self._forward = model, forward or model
+        self.reason: str | None = None
+        self._model, self._forward = model, forward
         self._made_for = compile_state(model)
         # In the model's order, in which Keras passes gradients to the optimizer: sums over all of them depend on it.
         self._trained = list(model.trainable_variables)
         optimizer = unwrap(model.optimizer)
         self._buffers = optimizer.buffers(self._trained) if isinstance(optimizer, GroupedOptimizer) else Buffers()
-        self._run = self._compiled()
+        self._tracing = False
+        self._run: Callable[..., Any] = self._compiled()
 
     def fits(self, model: Any) -> bool:
         """Returns whether the model is still compiled and frozen as it was when this function was made."""
         return self._made_for == compile_state(model)
 
+    @property
+    def moved(self) -> list[keras.Variable]:
+        """The weights that lie in buffers during a call; which of them can shows in the first call."""
+        return self._buffers.variables
+
     def __call__(self, iterator: Any) -> dict[str, Any]:
         steps = self.calls.begin()
-        try:
-            done, logs = self._run(iterator, tf.constant(steps))
-        except _NoDenseGradientError as error:
-            # Raised while the function is traced, before any batch is read: these weights stay in their variables.
-            self._buffers = error.dense
-            self._run = self._compiled()
-            self.calls.limit_next(steps)
-            return self(iterator)
+        done, logs = self._traced_run(iterator, steps)
         self.calls.steps_made = int(done)
         if not self.calls.steps_made:
             raise StopIteration  # how Keras' loop learns that the data have ended
         return logs
 
+    def _traced_run(self, iterator: Any, steps: int) -> tuple[Any, dict[str, Any]]:
+        """Runs the function; what cannot be traced is left out, until it can."""
+        while True:
+            try:
+                return self._run(iterator, tf.constant(steps))
+            except _KeptVariablesError as error:
+                self._buffers = self._buffers.without(error.variables)
+                self._run = self._compiled()
+            except Exception as error:
+                if not self._tracing:
+                    raise  # by a step that ran: batches were read
+                self._tracing = False
+                if len(self._buffers):
+                    self._buffers = Buffers()
+                    self._run = self._compiled()
+                elif self._forward is None and self.reason is None:
+                    self.reason = f"its step cannot be compiled with others in one call: {reason(error)}"
+                    self._run = self._keras_own()
+                else:
+                    raise
+
     def _compiled(self) -> Callable[..., Any]:
         # Without AutoGraph, as Keras' own train function: layers are written for graphs, and converting takes seconds.
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
+            self._tracing = True
             with self._buffers.filled():
                 done = self._steps(iterator, steps)
-            return done, self._model.get_metrics_result()
+            logs = self._model.get_metrics_result()
+            self._tracing = False
+            return done, logs
+
+        return run
+
+    def _keras_own(self) -> Callable[..., Any]:
+        """Returns a function like that of `_compiled` which makes Keras' own steps, one by one."""
+        model = self._model
+        ours = model.train_function
+        model.make_train_function(force=True)
+        step, model.train_function = model.train_function, ours
+
+        def run(iterator: Any, steps: tf.Tensor) -> tuple[int, dict[str, Any]]:
+            done, logs = 0, {}
+            with calls_restored(model):
+                model.steps_per_execution = 1
+                while done < steps and np.isfinite(logs.get("loss", 0.0)):
+                    try:
+                        logs = step(iterator)
+                    except (StopIteration, tf.errors.OutOfRangeError):
+                        break
+                    done += 1
+            return done, logs
 
         return run
 
@@ -99,12 +150,15 @@ class FastFunction:
             data = tf.nest.map_structure(
                 lambda part: None if isinstance(part, tf.experimental.Optional) else part, batch.get_value()
             )
-            loss = self._step(data)
+            loss = step(data)
             done += 1
             # The last step reads no further batch, which would be lost to the next call.
             continues = tf.logical_and(done < steps, tf.math.is_finite(loss))
             return done, tf.cond(continues, iterator.get_next_as_optional, lambda: no_batch)
 
+        # A function of its own, as in Keras' loop: TensorFlow optimizes the graphs of functions and loops differently,
+        # and would add up the gradients of a tensor that is used three times in another order.
+        step = tf.function(self._step, autograph=False)
         first = iterator.get_next_as_optional()
         has_batch = lambda done, batch: batch.has_value()  # noqa: E731
         # Steps depend on each other: no iteration may start before the last one has ended.
@@ -119,18 +173,11 @@ class FastFunction:
         model = self._model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         slices = self._buffers.slices()
-        scope = _SlicesScope([(v, slices[id(v)]) for v in self._trained if id(v) in slices])
         options = {"training": True} if keras_private.takes_training(model) else {}
 
         def forward() -> tuple[Any, Any]:
-            with scope:
-                y_pred = self._forward(x, **options)
-            # The loss of several outputs makes its metrics when it is first called. Made inside the scope, they could
-            # not be used outside of it.
-            compiled_loss = keras_private.compiled_loss(model)
-            if compiled_loss is not None and not compiled_loss.built:
-                compiled_loss.build(y, y_pred)
-            with scope:
+            with shown(slices):
+                y_pred = (self._forward or model)(x, **options)
                 loss = keras_private.compute_loss(
                     model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
                 )
@@ -139,51 +186,31 @@ class FastFunction:
             return loss, y_pred
 
         # Gradients are taken for the slices themselves: the layers never see the variables behind them.
-        sources = [slices.get(id(variable), variable) for variable in self._trained]
+        part_of = {id(variable): part for variable, part in slices}
+        sources = [part_of.get(id(variable), variable) for variable in self._trained]
         loss, y_pred, gradients = loss_and_gradients(
-            forward, sources, optimizer=model.optimizer, watched=list(slices.values())
+            forward, sources, optimizer=model.optimizer, watched=[part for _, part in slices]
         )
-        self._check_dense(gradients)
+        gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
+        moved = [variable for variable, _ in slices]
+        missing = without_dense_gradient(moved, [gradient_of[id(variable)] for variable in moved])
+        _keep([*missing, *in_custom_gradients(slices)])
         # The optimizer writes the buffers, or the variables that have none.
-        model.optimizer.apply(gradients, self._trained)
+        model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        # Last, when everything that a step uses is in its graph.
+        _keep(captured(moved))
         return loss
 
-    def _check_dense(self, gradients: Sequence[Any]) -> None:
-        """Checks that every weight in a buffer has a dense gradient.
 
-        A layer that reads the `tf.Variable` inside a Keras variable does not see the slice, so its gradient is `None`.
-        A layer that looks up rows of its weights has a sparse gradient, which the fused update does not take.
-        """
-        gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
-        dense = self._buffers.with_dense(gradient_of)
-        if dense is not self._buffers:
-            raise _NoDenseGradientError(dense)
+class _KeptVariablesError(Exception):
+    """Stops the tracing of a function: these weights must stay in their variables."""
 
-
-class _NoDenseGradientError(Exception):
-    """Stops the tracing of a function: only these buffers can be used."""
-
-    def __init__(self, dense: Buffers):
+    def __init__(self, variables: list[keras.Variable]):
         super().__init__()
-        self.dense = dense
+        self.variables = variables
 
 
-class _SlicesScope(keras.StatelessScope):
-    """Lets layers read slices of the buffers in place of some variables.
-
-    A plain `StatelessScope` also holds back every write, such as the moving statistics of BatchNormalization. Here only
-    the variables with a slice are replaced; all others are written as usual.
-    """
-
-    def __init__(self, mapping: Sequence[tuple[keras.Variable, tf.Tensor]]):
-        super().__init__(mapping, collect_losses=True)
-
-    def add_update(self, update: tuple[Any, Any]) -> None:
-        variable, value = update
-        if id(variable) in self.state_mapping:
-            raise TrainingError(
-                f"Only the optimizer changes a trained weight. A layer assigns to `{variable.path}` in its `call`. "
-                "Create that weight with `trainable=False`, or train without `FastLoop`."
-            )
-        keras_private.assign_now(variable, value)
+def _keep(variables: list[keras.Variable]) -> None:
+    if variables:
+        raise _KeptVariablesError(variables)

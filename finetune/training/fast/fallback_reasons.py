@@ -15,11 +15,14 @@ def reason_against(model: Any) -> str | None:
     # `fit` builds such a model in its first step, after this is asked.
     if not model.built:
         return "it is not built yet"
-    for name in ("train_step", "compute_metrics"):
-        if getattr(type(model), name) is not getattr(keras.Model, name):
+    for name in ("train_step", "make_train_function", "compute_metrics", "get_metrics_result"):
+        # In its class, or assigned to the model itself.
+        if getattr(getattr(model, name), "__func__", None) is not getattr(keras.Model, name):
             return f"`{type(model).__name__}` has its own `{name}`"
-    if model.run_eagerly:
+    if model.run_eagerly or tf.config.functions_run_eagerly():
         return "it runs eagerly"
+    if not model.trainable_variables:
+        return "it has no trainable weights"
     # XLA cannot compile an iterator, so its steps are compiled one by one. `auto` is False on a CPU.
     if model.jit_compile is True:
         return "XLA compiles its step"

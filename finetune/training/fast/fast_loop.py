@@ -1,7 +1,8 @@
 """The door of the fast loop: which function trains a model in `fit`, and the callback that installs it.
 
 A reader of `finetune.training.fit` or of the phases can take `train_function` for Keras' own `make_train_function`: the
-results are the same, bit for bit. What is fast about it is in `steps.py`, how long a call is in `calls.py`.
+results are the same, bit for bit. What is fast about it is in `compiled_steps.py`, how long a call is in
+`steps_per_call.py`.
 """
 
 from collections.abc import Callable
@@ -77,5 +78,6 @@ class FastLoop(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
         if isinstance(model.train_function, FastFunction):
+            self.reason = model.train_function.reason
             # A later `fit` without this callback then runs Keras' own loop, as if nothing had been.
             model.train_function = self._before

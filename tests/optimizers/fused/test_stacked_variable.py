@@ -47,8 +47,10 @@ def test_a_filled_buffer_takes_the_updates_and_gives_them_back_at_the_end():
         stacked.assign_sub(tf.ones((2, 2)))
         assert values(variables) == [[1, 2], [3, 4]], "the variables have to wait"
         np.testing.assert_array_equal(stacked.read(), [[0, 1], [2, 3]])
-        slices = buffers.slices()
-        assert [slices[id(v)].numpy().tolist() for v in variables] == [[0, 1], [2, 3]]
+        assert [(id(v), part.numpy().tolist()) for v, part in buffers.slices()] == [
+            (id(variables[0]), [0, 1]),
+            (id(variables[1]), [2, 3]),
+        ]
     assert values(variables) == [[0, 1], [2, 3]]
     stacked.assign_sub(tf.ones((2, 2)))
     assert values(variables) == [[-1, 0], [1, 2]], "afterwards updates go to the variables"
@@ -68,14 +70,14 @@ def test_a_call_that_fails_leaves_the_variables_as_they_were():
     assert stacked.buffer is None
 
 
-@pytest.mark.parametrize("gradient", [None, tf.IndexedSlices(tf.ones(1), tf.constant([0]))], ids=["none", "sparse"])
-def test_only_buffers_whose_variables_all_have_a_dense_gradient_are_kept(gradient):
+def test_buffers_are_given_up_with_all_their_variables():
     (first, variables), (second, others) = stacked_pair(), stacked_pair()
     buffers = Buffers([first, second])
-    dense = {id(v): tf.ones(2) for v in (*variables, *others)}
-    assert buffers.with_dense(dense) is buffers
-    fewer = buffers.with_dense({**dense, id(variables[1]): gradient})
-    assert set(fewer.slices()) == {id(v) for v in others}
+    assert [id(v) for v in buffers.variables] == [id(v) for v in (*variables, *others)]
+    fewer = buffers.without([variables[1]])
+    assert [id(v) for v, _ in fewer.slices()] == [id(v) for v in fewer.variables] == [id(v) for v in others]
+    np.testing.assert_array_equal(fewer.slices()[1][1], others[1].numpy())
+    assert len(buffers.without([])) == 2
 
 
 def test_one_variable_alone_can_be_stacked():

@@ -67,7 +67,15 @@ def a_group_each(model, make=Adam, **settings):
 
 
 def trained(
-    build, callbacks, make=Adam, steps=4, wrap=lambda optimizer: optimizer, batch_size=4, freeze=(), **settings
+    build,
+    callbacks,
+    make=Adam,
+    steps=4,
+    wrap=lambda optimizer: optimizer,
+    batch_size=4,
+    freeze=(),
+    metrics=("mae",),
+    **settings,
 ):
     """Trains for two epochs of nine batches, the last of them smaller; returns all state and the history."""
     keras.utils.set_random_seed(3)
@@ -206,21 +214,53 @@ def test_a_model_that_needs_its_own_loop_keeps_it_and_reports_why(make, settings
         FastFunction(model)
 
 
-def test_a_layer_that_writes_its_weights_is_an_error():
-    class Writes(layers.Layer):
-        def build(self, shape):
-            self.kernel = self.add_weight(shape=(6, 6), name="kernel")
+class NotInLoops(layers.Layer):
+    """Stands for an operation that cannot be traced inside of a loop."""
 
-        def call(self, x):
-            self.kernel.assign(self.kernel * 0.5)
-            return x @ self.kernel
+    def call(self, x):
+        graph = tf.compat.v1.get_default_graph()
+        while hasattr(graph, "outer_graph"):
+            if graph.name.startswith("while_body"):
+                raise NotImplementedError("not inside of a loop")
+            graph = graph.outer_graph
+        return x * 1.0
 
-    build = lambda: keras.Sequential([keras.Input((6,)), Writes(name="writes"), layers.Dense(6), layers.Dense(3)])  # noqa: E731
-    with pytest.raises(
-        TrainingError,
-        match=r"Only the optimizer changes a trained weight\. A layer assigns to `.*writes/kernel` in its `call`\.",
-    ):
+
+def test_a_model_whose_step_cannot_share_a_call_gets_keras_own_steps_and_the_reason():
+    build = lambda: dense(NotInLoops())  # noqa: E731
+    loop = FastLoop()
+    fast = trained(build, [loop], steps=4)
+    assert loop.reason == "its step cannot be compiled with others in one call: not inside of a loop"
+    assert_identical(fast, trained(build, [], steps=1))
+
+
+def test_an_error_in_a_model_is_the_one_that_keras_reports():
+    class Fails(layers.Layer):
+        def call(self, x, training=False):
+            if training and not isinstance(x, keras.KerasTensor):
+                raise ValueError("three channels are needed")
+            return x
+
+    build = lambda: keras.Sequential([keras.Input((6,)), layers.Dense(6), Fails(), layers.Dense(3)])  # noqa: E731
+    with pytest.raises(ValueError, match="three channels are needed"):
         trained(build, [FastLoop()])
+
+
+def test_an_error_in_a_step_that_runs_is_not_tried_again():
+    calls = []
+
+    class Counts(layers.Layer):
+        def call(self, x, training=False):
+            def check(value):
+                calls.append(1)
+                raise ValueError("a bad row")
+
+            return tf.ensure_shape(tf.py_function(check, [x], "float32"), x.shape) if training else x
+
+    build = lambda: keras.Sequential([keras.Input((6,)), layers.Dense(6), Counts(), layers.Dense(3)])  # noqa: E731
+    with pytest.raises(tf.errors.OpError, match="a bad row"):
+        trained(build, [FastLoop()])
+    assert len(calls) == 1
 
 
 def test_a_model_with_losses_of_several_outputs_is_trained_before_anything_has_evaluated_it():
