@@ -157,11 +157,12 @@ def set_held_rate(optimizer: keras.optimizers.Optimizer, rate: Any) -> None:
 def floor_of_plateau() -> float:
     """Returns `min_lr` of the `ReduceLROnPlateau` that is just now writing a learning rate; 0 if none is.
 
-    Looks for the callback among the callers, with Python's `sys._getframe`. It writes `optimizer.learning_rate`, a single number for all groups, in
-    which `min_lr` has been applied to that number alone; nothing passes `min_lr` on to the optimizer.
+    Looks for the callback among the callers, with Python's `sys._getframe`. The callback writes
+    `optimizer.learning_rate`, one number to which it has applied `min_lr`; nothing passes `min_lr` itself on.
     """
     frame = sys._getframe(1)
-    for _ in range(16):  # `__setattr__` of Keras and TensorFlow calls itself for each class, twice with a `LossScaleOptimizer`
+    # Keras and TensorFlow pass an assignment on through several `__setattr__`, twice with a `LossScaleOptimizer`.
+    for _ in range(16):
         if isinstance(callback := frame.f_locals.get("self"), keras.callbacks.ReduceLROnPlateau):
             return float(callback.min_lr)
         if frame.f_back is None:
