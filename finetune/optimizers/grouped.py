@@ -17,7 +17,6 @@ public hook for a step of several rules: https://github.com/keras-team/keras/iss
 overridden here are listed in `keras_private.py`.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -38,8 +37,8 @@ from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.replicas import in_every_replica, update_once
-from finetune.optimizers.saved import fitting_values, group_config, read_groups
-from finetune.optimizers.saved_state import PhasePosition, SavedState
+from finetune.optimizers.saved import group_config, read_groups
+from finetune.optimizers.saved_state import SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
 from finetune.optimizers.variable_keys import VariableKey
 
@@ -56,7 +55,8 @@ class GroupedOptimizer(AveragingOptimizer):
 
     It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group;
     writing it scales all groups by the same ratio. So `ReduceLROnPlateau`, `LearningRateScheduler` and an LR range test
-    keep the ratios between the groups, with and without schedules. The rate of one group alone is written by
+    keep the ratios between the groups, with and without schedules. `ReduceLROnPlateau(min_lr=x)` takes no group below
+    `x`, and ends when the last group is there. The rate of one group alone is written by
     `optimizer.group_optimizers["head"].learning_rate = x`, and its new ratio to the others is kept from then on.
 
     Args:
@@ -139,7 +139,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.by_group = {group.name: group.optimizer for group in members.groups}
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
-        self.children.document = SavedState(self, members.groups, self._rates, self._clocks)
+        self.children.saved_state = SavedState(self, members.groups, self._rates, self._clocks)
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class GroupedOptimizer(AveragingOptimizer):
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         # Called at the begin of a step, also of one that is traced, with the variables that are not frozen.
         children.check_rates_writable(self._members.groups)
-        self.children.document.traced |= not tf.executing_eagerly()
+        self.saved_state.traced |= not tf.executing_eagerly()
         self._admit(variables)
         super()._check_variables_are_known(variables)
 
@@ -373,55 +373,26 @@ class GroupedOptimizer(AveragingOptimizer):
         return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
     @property
-    def phase(self) -> PhasePosition | None:
-        """The latest phase of `train_phases`, which is saved with the rates; `None` before the first."""
-        return self.children.document.phase
-
-    @phase.setter
-    def phase(self, position: PhasePosition | None) -> None:
-        self.children.document.phase = position
-
-    @property
-    def compiled_rates(self) -> tuple[Any, ...]:
-        """What a step that was traced has of the rates as constants: one that was traced with another must go."""
-        return self.children.document.compiled
+    def saved_state(self) -> SavedState:
+        """The phase, and what else is saved beside `variables`."""
+        return self.children.saved_state
 
     def set_weights(self, weights: Iterable[Any]) -> None:
-        """Sets all of `variables` from arrays in the same order.
-
-        Raises:
-            GroupError: If there are more or fewer arrays, or they have other shapes.
-        """
-        self._assign({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
-
-    def _assign(self, store: Any) -> None:
+        """Sets all of `variables` from arrays in the same order."""
         self._build_all()
-        # All values are checked before the first is assigned, so that an error leaves the state as it was.
-        values = fitting_values(store, self.variables, self.group_names)
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
-        self._clocks.count_from_starts()
+        self.saved_state.assign({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves all of `variables`, and what the rates follow; unbuilt, it is built, so that every file is complete."""
+        """Saves all of `variables` and `saved_state`; before the first step they are made: every file is complete."""
         self._build_all()
         super().save_own_variables(store)
-        self.children.document.write(store)
+        self.saved_state.write(store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Sets the whole state from a store, or nothing of it, with a warning, where it is that of another optimizer.
-
-        An empty store, of a file that holds weights alone, changes nothing.
-        """
-        if not len(store.keys()):
-            return
-        try:
-            document = self.children.document.read(store)
-            self._assign(store)
-        except GroupError as error:  # as Keras, which loads the weights of the model and warns
-            warnings.warn(str(error), stacklevel=2)
-            return
-        self.children.document.restore(document)
+        """Sets the whole state from a store; none of it, with a warning, from the store of another optimizer."""
+        if len(store.keys()):  # otherwise the file holds weights alone
+            self._build_all()
+            self.saved_state.load(store)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, from which the groups are found again by the places of their variables in the model."""

@@ -22,7 +22,7 @@ from finetune.keras_private import set_held_rate, step_counter
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.group import Group
 from finetune.optimizers.group_rates import GroupRates
-from finetune.optimizers.saved import not_loaded
+from finetune.optimizers.saved import fitting_values, not_loaded
 from finetune.optimizers.unwrap_optimizer import unwrap
 
 _ENTRY = "document"  # beside the entries `0`, `1`, ... of Keras
@@ -76,12 +76,14 @@ class SavedState(tf.train.experimental.PythonState):
         }
         return {"version": 1, "groups": groups, "phase": asdict(self.phase) if self.phase else None}
 
-    def check(self, document: dict[str, Any]) -> None:
-        """Checks that a document is of an optimizer with the same groups.
+    def check(self, document: dict[str, Any] | None) -> None:
+        """Checks that a document is of an optimizer with the same groups; `None` is of an older file.
 
         Raises:
             GroupError: It is not.
         """
+        if document is None:
+            return
         saved, here = document["groups"], self.document()["groups"]
         if list(saved) != list(here):
             difference = f"The file is of the groups {quote(saved)}, this optimizer has {quote(here)}."
@@ -117,17 +119,31 @@ class SavedState(tf.train.experimental.PythonState):
         """Writes the document into a store of Keras."""
         store[_ENTRY] = np.frombuffer(self.serialize().encode(), np.uint8)
 
-    def read(self, store: Any) -> dict[str, Any] | None:
-        """Returns the document in a store of Keras; `None` if there is none.
+    def assign(self, store: Any) -> None:
+        """Sets all variables of the optimizer from a store of Keras, or none of them.
 
         Raises:
-            GroupError: It is of an optimizer with other groups.
+            GroupError: If the store does not hold exactly these.
         """
-        if _ENTRY not in store.keys():  # noqa: SIM118 - Keras' stores have `keys` without being dicts
-            return None
-        document = json.loads(np.asarray(store[_ENTRY]).tobytes())
-        self.check(document)
-        return document
+        variables = self._optimizer.variables
+        # All values are checked before the first is assigned, so that an error leaves the state as it was.
+        values = fitting_values(store, variables, [group.name for group in self._groups])
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        self._clocks.count_from_starts()
+
+    def load(self, store: Any) -> None:
+        """Sets variables and document from a store of Keras, or nothing, with a warning, if it does not fit."""
+        # Keras' stores have `keys` without being dicts.
+        saved = np.asarray(store[_ENTRY]).tobytes() if _ENTRY in store.keys() else b"null"  # noqa: SIM118
+        document = json.loads(saved)
+        try:
+            self.check(document)
+            self.assign(store)
+        except GroupError as error:  # as Keras, which loads the weights of the model and warns
+            warnings.warn(str(error), stacklevel=3)
+        else:
+            self.restore(document)
 
     # What `tf.train.Checkpoint` calls.
 
@@ -142,8 +158,8 @@ class SavedState(tf.train.experimental.PythonState):
             self.check(document)
         except GroupError as error:
             warnings.warn(str(error), stacklevel=2)
-            return
-        self.restore(document)
+        else:
+            self.restore(document)
 
 
 def _renew_train_functions(optimizer: Any) -> None:

@@ -57,7 +57,7 @@ def compile_state(model: Any) -> tuple[Any, ...]:
     given a schedule in place of a number, also by a file that is loaded.
     """
     optimizer = unwrap(model.optimizer)
-    rates = optimizer.compiled_rates if isinstance(optimizer, GroupedOptimizer) else ()
+    rates = optimizer.saved_state.compiled if isinstance(optimizer, GroupedOptimizer) else ()
     return (model.optimizer, keras_private.compiled_loss(model), rates, *(id(v) for v in model.trainable_variables))
 
 

@@ -150,18 +150,18 @@ def test_reductions_and_shares_are_undone_after_loading_as_before(tmp_path):
 
 def test_the_phase_comes_back(tmp_path):
     model = a_model()
-    assert model.optimizer.phase is None
-    model.optimizer.phase = PhasePosition(number=2, epoch=3, step=17)
+    assert model.optimizer.saved_state.phase is None
+    model.optimizer.saved_state.phase = PhasePosition(number=2, epoch=3, step=17)
     for kind in FORMATS:
-        assert reloaded(model, kind, tmp_path).optimizer.phase == PhasePosition(2, 3, 17)
+        assert reloaded(model, kind, tmp_path).optimizer.saved_state.phase == PhasePosition(2, 3, 17)
 
 
 def test_the_document_is_small_and_the_same_in_every_format(tmp_path):
     model = in_a_phase(a_model())
-    text = model.optimizer.children.document.serialize()
+    text = model.optimizer.saved_state.serialize()
     assert len(text) < 4000
     for kind in FORMATS:
-        assert json.loads(reloaded(model, kind, tmp_path).optimizer.children.document.serialize()) == json.loads(text)
+        assert json.loads(reloaded(model, kind, tmp_path).optimizer.saved_state.serialize()) == json.loads(text)
 
 
 def test_a_file_without_the_document_leaves_the_rates_as_they_are_made():
@@ -188,9 +188,7 @@ def saved_store(model):
 
 LOADS = {
     "weights": lambda optimizer, saved: optimizer.load_own_variables(saved_store(saved)),
-    "checkpoint": lambda optimizer, saved: optimizer.children.document.deserialize(
-        saved.optimizer.children.document.serialize()
-    ),
+    "checkpoint": lambda optimizer, saved: optimizer.saved_state.deserialize(saved.optimizer.saved_state.serialize()),
 }
 
 

@@ -222,8 +222,8 @@ class _PhaseLoop:
         Returns:
             The number of the phase to go on with, and whether the backup was made in the middle of it.
         """
-        self.optimizer.phase = None
-        epoch, position = restore(), self.optimizer.phase
+        self.optimizer.saved_state.phase = None
+        epoch, position = restore(), self.optimizer.saved_state.phase
         check_position(position, epoch, self.phases)
         if position is None:
             return 1, False
@@ -268,7 +268,7 @@ class _PhaseLoop:
             self.functions[key] = train_function(self.model)
         self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
-        self.optimizer.phase = PhasePosition(number, self.epoch, self.steps_made())
+        self.optimizer.saved_state.phase = PhasePosition(number, self.epoch, self.steps_made())
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
         total = self.model.count_params()
         return PhaseStart(number, len(self.phases), phase, names, parameters, total, self.epoch, state)
@@ -300,7 +300,7 @@ class _PhaseLoop:
         before = self.proof.begin(state.frozen)
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
         # A phase that goes on where a backup was made has begun before.
-        position = self.optimizer.phase or PhasePosition(start.number, self.epoch, first_step)
+        position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)
         steps = phase.steps - (first_step - position.step) if phase.steps else 0
         stop = [StopAfterSteps(steps)] if steps else []
         planned = phase.epochs - (self.epoch - position.epoch) if phase.epochs else self.epochs_for(steps)

@@ -67,7 +67,7 @@ def assert_identical(model, other):
     for one, two in zip(model.optimizer.variables, other.optimizer.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
     assert model.optimizer.learning_rates == other.optimizer.learning_rates
-    assert model.optimizer.phase == other.optimizer.phase
+    assert model.optimizer.saved_state.phase == other.optimizer.saved_state.phase
 
 
 # Phase 1 has the epochs 0 and 1, phase 2 the epochs 2, 3 and a part of 4, phase 3 the epochs 5 and 6.
