@@ -177,13 +177,24 @@ def suggest(
 @app.command()
 def check(
     recipe: RecipePath,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
+    ] = False,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
-    """Check a recipe's spelling and rules in a moment, without loading TensorFlow."""
+    """Check a recipe's spelling and rules in a moment, without loading TensorFlow; with `--deep`, its data too."""
     from finetune.commands.check import check as check_recipe
+    from finetune.commands.check import check_deep
 
     check_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    if deep:
+        _start()
+        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
+        for problem in problems:
+            print(f"problem: {problem}.")
+        if problems:
+            raise typer.Exit(2)
     print(f"{recipe}: valid. See what it does with `finetune plan {recipe}`.")
 
 

@@ -21,6 +21,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state, masking
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
+from keras.src.trainers import data_adapters
+from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
@@ -345,6 +347,31 @@ def seed_generator() -> Any:
     return global_state.get_global_attribute("global_seed_generator")
 
 
+def data_adapter(x: Any, y: Any = None, **settings: Any) -> Any:
+    """Returns the adapter that reads data as `fit` takes them; its `get_tf_dataset()` gives the batches of an epoch.
+
+    Uses `keras.src.trainers.data_adapters.get_data_adapter`, which chooses the adapter by the type of the data. There
+    is no public way to see the batches that `fit` makes of arrays, weights and `PyDataset`s.
+    """
+    return data_adapters.get_data_adapter(x, y, **settings)
+
+
+def split_for_validation(arrays: Any, validation_split: float) -> Any:
+    """Returns the part of a structure of arrays that `fit` trains on with a `validation_split`.
+
+    Uses `keras.src.trainers.data_adapters.array_slicing.train_validation_split`, as `fit` does.
+    """
+    return array_slicing.train_validation_split(arrays, validation_split=validation_split)[0]
+
+
+def class_weights_of_rows(y: Any, class_weight: Any) -> Any:
+    """Returns the weight of every row by its class.
+
+    Uses `keras.src.trainers.data_adapters.data_adapter_utils.class_weight_to_sample_weights`, as `fit` does.
+    """
+    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
+
+
 # -- training/phases/ -------------------------------------------------------------------------------------------------
 
 
@@ -475,9 +502,12 @@ def nodes_by_depth(function: keras.Function) -> dict[int, list[Any]]:
 
 
 def build_for_training(model: keras.Model, batch: Any) -> None:
-    """Builds the metrics and the loss of a compiled model from one batch, without running it: `_symbolic_build`.
+    """Builds the metrics and the loss of a compiled model for batches like this, without running it: `_symbolic_build`.
 
-    Keras' `fit` does it before its first step. What is built later, inside a `tf.function`, would make variables while
-    it is traced.
+    Keras' `fit` builds them while it traces its first step, which is then traced a second time.
+
+    Args:
+        model: The model.
+        batch: A batch of inputs and targets, or its `tf.TensorSpec`s.
     """
     model._symbolic_build(data_batch=batch)

@@ -403,6 +403,27 @@ def seed_generator():
     assert float(keras.random.uniform(())) == drawn
 
 
+@checks(private.data_adapter)
+def data_adapter():
+    x, y = np.arange(6.0).reshape(3, 2), np.array([0, 1, 0])
+    made = private.data_adapter(x, y, batch_size=2, shuffle=False, class_weight={0: 1.0, 1: 3.0}).get_tf_dataset()
+    assert [[part.numpy().tolist() for part in batch[1:]] for batch in made] == [[[0, 1], [1, 3]], [[0], [1]]]
+    dataset = tf.data.Dataset.from_tensors((x, y))
+    assert private.data_adapter(dataset).get_tf_dataset() is dataset
+
+
+@checks(private.split_for_validation)
+def split_for_validation():
+    x, y, nothing = private.split_for_validation((np.arange(5), {"a": np.arange(5)}, None), 0.4)
+    assert (list(x), list(y["a"]), nothing) == ([0, 1, 2], [0, 1, 2], None)
+
+
+@checks(private.class_weights_of_rows)
+def class_weights_of_rows():
+    for y in (np.array([1, 0]), np.array([[0.0, 1.0], [1.0, 0.0]]), tf.constant([[1], [0]])):
+        assert list(private.class_weights_of_rows(y, {1: 4.0})) == [4.0, 1.0]
+
+
 # -- training/phases/ -------------------------------------------------------------------------------------------------
 
 
@@ -573,7 +594,7 @@ def nodes_by_depth():
 def build_for_training():
     model = compiled()
     weights = model.get_weights()
-    private.build_for_training(model, (tf.ones((1, 2)), tf.zeros((1, 1))))
+    private.build_for_training(model, (tf.TensorSpec((None, 2)), tf.TensorSpec((None, 1))))
     assert private.compiled_loss(model).built
     assert "mae" in model.get_metrics_result()
     np.testing.assert_equal(model.get_weights(), weights)

@@ -120,7 +120,10 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
         place = place_of(recipe, "train", "validation_fraction")
         raise RecipeError(f"{place}: `train.validation_fraction: {fraction}` {wrong}.")
     train, validation = examples.train.select(slice(rows)), examples.train.select(slice(rows, None))
-    about = {"class_names": examples.class_names, "source": examples.source}
+    places = dict(examples.places)
+    if places:
+        places |= {"train": places["train"][:rows], "validation": places["train"][rows:]}
+    about = {"class_names": examples.class_names, "source": examples.source, "places": places}
     return make_examples(train, examples.test, validation, **about)
 
 
@@ -132,7 +135,8 @@ def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes shuffled full batches of the training rows, for measurements."""
     x, y = examples.x_train, examples.y_train
-    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed)
+    weights = examples.weights_train
+    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed, sample_weight=weights)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:

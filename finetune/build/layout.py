@@ -17,6 +17,7 @@ from finetune.build.optimizer import build_optimizer, build_settings
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
 from finetune.data.examples import Examples
+from finetune.data.row_checks import unreadable_rows_named
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.plan import GroupSettings, Plan, make_plan
@@ -91,7 +92,8 @@ def build_layout(recipe: Recipe) -> Layout:
     model, examples = build_model_and_examples(recipe)
     tree = layer_tree(model)
     layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
-    try_examples(model, examples)  # needs the loss, so it comes after `compile`
+    with unreadable_rows_named(examples):
+        try_examples(model, examples)  # needs the loss, so it comes after `compile`
     return layout
 
 

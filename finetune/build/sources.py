@@ -7,10 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from finetune import keras_private
 from finetune.data.columns import feature_vectors, targets, token_ids
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import find_images, image_rows
 from finetune.data.labels import encode_classes
+from finetune.data.row_checks import read_every_row
+from finetune.data.rows import select
 from finetune.data.splits import Indices, split_by_column, split_rows
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.errors import DataError, did_you_mean, quote
@@ -36,6 +39,13 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     source, place = recipe.data, resolve_path(recipe, folder)
     files = find_images(place)
     files = [files[row] for row in _limited(recipe, len(files))]
+    shape = _inputs_of(network)[""] if len(_inputs_of(network)) == 1 else None
+    x, about = _images(recipe, [file.path for file in files], shape)
+    if source.on_error == "skip":
+        skipped = read_every_row(Split(x, None)).unreadable
+        kept = np.array([row for row in range(len(files)) if row not in skipped], np.int64)
+        about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
+        x, files = select(x, kept), [files[row] for row in kept]
     labels = [file.label for file in files]
     y, class_names = encode_classes(labels, recipe.train.loss.name, _class_names(recipe))
     if any(file.split for file in files):
@@ -47,11 +57,10 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     else:
         names = [file.path.relative_to(place).as_posix() for file in files]
         indices = _split(recipe, len(files), labels, names)
-    shape = _inputs_of(network)[""] if len(_inputs_of(network)) == 1 else None
-    x, about = _images(recipe, [file.path for file in files], shape)
     splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
     about = {"kind": "images", "folder": str(place), **about}
-    return make_examples(**splits, class_names=class_names, source=about)
+    places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
+    return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 
 def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Examples:
@@ -84,7 +93,8 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     x, columns = _table_inputs(recipe, table, indices["train"], network)
     splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "target": list(source.target), "inputs": columns}
-    return make_examples(**splits, class_names=class_names, source=about)
+    places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
+    return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 
 def _table_inputs(
@@ -93,7 +103,7 @@ def _table_inputs(
     """Returns the inputs of a network, and what was fitted for each."""
     inputs, written = _inputs_of(network), recipe.data.inputs
     if set(inputs) <= set(_OF_TOKENS) and len(inputs) > 1 and list(written) == [""]:
-        ids, mask, about = _tokens(recipe, table, written[""])
+        ids, mask, about = _tokens(recipe, table, written[""], network)
         made = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
         return {name: made[name] for name in inputs}, {"token_ids": about}
     if list(inputs) != [""] and set(written) != set(inputs):
@@ -109,12 +119,12 @@ def _table_inputs(
         )
     made, about = {}, {}
     for name, names in written.items():
-        made[name], about[name] = _input(recipe, table, names, train, inputs[name if len(inputs) > 1 else ""])
+        made[name], about[name] = _input(recipe, table, names, train, inputs[name if len(inputs) > 1 else ""], network)
     return (made if len(inputs) > 1 else next(iter(made.values()))), about
 
 
 def _input(
-    recipe: Recipe, table: Table, names: Sequence[str], train: np.ndarray, network_input: Any
+    recipe: Recipe, table: Table, names: Sequence[str], train: np.ndarray, network_input: Any, network: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Returns what a single input of the network takes, and what was fitted for it."""
     columns, types = [table.column(name) for name in names], recipe.data.types
@@ -127,7 +137,7 @@ def _input(
     if len(columns) == 1 and (recipe.data.tokenizer or dtype == "string") and kind in ("", "text"):
         if dtype == "string":
             return column.texts().astype(object), {column.name: {"kind": "text"}}
-        ids, _, about = _tokens(recipe, table, names)
+        ids, _, about = _tokens(recipe, table, names, network)
         return ids, about
     vectors, fitted = feature_vectors(columns, types, train)
     width = shape[-1] if shape and len(shape) == 2 else None
@@ -143,7 +153,9 @@ def _input(
     return vectors, fitted
 
 
-def _tokens(recipe: Recipe, table: Table, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _tokens(
+    recipe: Recipe, table: Table, names: Sequence[str], network: Any
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     tokenizer = recipe.data.tokenizer
     if len(names) > 1 or tokenizer is None:
         raise DataError(
@@ -153,6 +165,13 @@ def _tokens(recipe: Recipe, table: Table, names: Sequence[str]) -> tuple[np.ndar
         )
     texts = table.column(names[0]).texts().tolist()
     ids, mask, about = token_ids(texts, resolve_path(recipe, tokenizer.file), tokenizer.length)
+    layers = keras_private.sublayers(network) if network is not None else []
+    known = max((layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)), default=None)
+    if known and ids.max() >= known:
+        raise DataError(
+            f"Token ids must be rows of the network's embedding, of which the largest has {known:,}. "
+            f"`{tokenizer.file}` gives ids up to {ids.max():,}. Use the tokenizer that belongs to the network."
+        )
     return ids, mask, {names[0]: {"kind": "text", **about}}
 
 
@@ -171,7 +190,7 @@ def _images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[
         )
     options: Any = {"size": tuple(size), "channels": shape[3] or 3}
     options |= {"resize": recipe.data.resize, "value_range": recipe.data.value_range}
-    return image_rows(paths, **options), options
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
 
 
 def _inputs_of(network: Any) -> Mapping[str, Any]:

@@ -17,6 +17,7 @@ from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import load_recipe
 from finetune.results.run_folder import replacing
+from finetune.sequences import one_or_more
 
 _ROWS = 8  # rows that are enough to tell networks apart
 
@@ -51,9 +52,10 @@ def write_reference(
     """
     out = Path(out)
     _check_out(out, overwrite=overwrite)
+    layers = one_or_more(layers)
     rows = _read_inputs(Path(inputs)) if inputs else None
     if Path(source).suffix in (".yaml", ".yml"):
-        model, rows = _from_recipe(source, rows, list(layers), overrides, allow_code)
+        model, rows = _from_recipe(source, rows, layers, overrides, allow_code)
     else:
         model = _from_file(Path(source))
     if rows is None:

@@ -16,6 +16,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.data.examples import describe
+from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError, TrainingError
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
@@ -96,6 +97,7 @@ def run(
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
+            unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
             metrics_before = _evaluate(layout)
@@ -109,7 +111,7 @@ def run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenProof(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
-        with clock("train"):
+        with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
                 layout.groups,

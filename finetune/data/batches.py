@@ -101,7 +101,7 @@ def batches_in_order(
     return batches.take(count).apply(tf.data.experimental.assert_cardinality(count))
 
 
-def measurement_batches(x: Any, y: Any, *, batch_size: int, seed: int) -> tf.data.Dataset:
+def measurement_batches(x: Any, y: Any, *, batch_size: int, seed: int, sample_weight: Any = None) -> tf.data.Dataset:
     """Returns shuffled full batches, for measurements that compare batches with each other.
 
     Each iteration over it has an order of its own. Rows that do not fill a batch are left out, so that the noise of a
@@ -112,12 +112,14 @@ def measurement_batches(x: Any, y: Any, *, batch_size: int, seed: int) -> tf.dat
         y: Targets, likewise.
         batch_size: Rows in a batch, >= 1.
         seed: Seed of the orders.
+        sample_weight: Weights of the rows, or `None`.
     """
-    inputs, targets = rows_of(x), rows_of(y)
-    rows = count_rows(inputs, targets, 1)
+    inputs = rows_of(x)
+    others = rows_of((y,) if sample_weight is None else (y, sample_weight))
+    rows = count_rows(inputs, others, 1)
     order = tf.data.Dataset.range(rows).shuffle(rows, seed=seed)
     batches = order.batch(min(batch_size, rows), drop_remainder=True)
-    return batches.map(lambda chosen: (take(inputs, chosen), take(targets, chosen)))
+    return batches.map(lambda chosen: (take(inputs, chosen), *take(others, chosen)))
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

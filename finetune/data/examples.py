@@ -1,6 +1,6 @@
 """Examples to train, test and validate on: inputs, targets and weights of the rows of each split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -29,7 +29,7 @@ class Split:
     weights: Any = None
 
     def __len__(self) -> int:
-        return len(next(leaf for _, leaf in _leaves("", self.x)))
+        return len(next(leaf for _, leaf in leaves("", self.x)))
 
     def select(self, chosen: slice | np.ndarray) -> "Split":
         """Returns the chosen rows: a slice of them, or those at some indices."""
@@ -67,6 +67,7 @@ class Examples:
         weights_validation: Weights of the validation rows.
         class_names: Name of the class of each label from 0 on, where they are known.
         source: Where the rows come from and how they were read, as plain data.
+        places: Where each row of a split is, such as `reviews.csv:1042`, by the name of the split, where that is known.
     """
 
     x_train: Any
@@ -80,6 +81,7 @@ class Examples:
     weights_validation: Any = None
     class_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def train(self) -> Split:
@@ -109,7 +111,7 @@ def make_examples(train: Split, test: Split, validation: Split | None = None, **
         train: The training rows.
         test: The test rows.
         validation: The validation rows, if there are any.
-        about: `class_names` and `source` of `Examples`, where they are known.
+        about: `class_names`, `source` and `places` of `Examples`, where they are known.
     """
     splits = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     arrays = {f"x_{name}": split.x for name, split in splits.items()}
@@ -157,21 +159,21 @@ def check_examples(examples: Any) -> Examples:
     return examples
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yields the arrays of a structure with their names, such as `x_train/token_ids`."""
     is_list = isinstance(value, list | tuple) and all(isinstance(item, np.ndarray | Rows) for item in value)
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if is_list else ()
     if not items:
         yield name, value
     for key, item in items:
-        yield from _leaves(f"{name}/{key}" if name else str(key), item)
+        yield from leaves(f"{name}/{key}" if name else str(key), item)
 
 
 def _array_problems(examples: Examples) -> list[str]:
     required = ARRAY_NAMES[:4]
     present = [(name, getattr(examples, name)) for name in ARRAY_NAMES]
     present = [(name, value) for name, value in present if value is not None or name in required]
-    arrays = [leaf for name, value in present for leaf in _leaves(name, value)]
+    arrays = [leaf for name, value in present for leaf in leaves(name, value)]
     problems = [f"`{name}` {problem}" for name, array in arrays if (problem := _array_problem(array))]
     if (examples.x_validation is None) != (examples.y_validation is None):
         problems.append("only one of `x_validation` and `y_validation`")
@@ -196,9 +198,9 @@ def _row_problems(examples: Examples) -> list[str]:
     """Checks that all arrays of a split have as many rows as the first array of its inputs."""
     problems = []
     for split in SPLITS:
-        inputs = list(_leaves(f"x_{split}", getattr(examples, f"x_{split}")))
+        inputs = list(leaves(f"x_{split}", getattr(examples, f"x_{split}")))
         others = [name for name in (f"y_{split}", f"weights_{split}") if getattr(examples, name) is not None]
-        arrays = inputs + [leaf for name in others for leaf in _leaves(name, getattr(examples, name))]
+        arrays = inputs + [leaf for name in others for leaf in leaves(name, getattr(examples, name))]
         first, x = arrays[0]
         problems += [
             f"`{first}` with {len(x)} rows and `{name}` with {len(array)}"
@@ -212,10 +214,10 @@ def _shape_problems(examples: Examples) -> list[str]:
     """Checks that the arrays of other splits have the names and the shapes per row of those of the training rows."""
     problems = []
     for axis in "xy":
-        train = dict(_leaves(axis, getattr(examples, f"{axis}_train")))
+        train = dict(leaves(axis, getattr(examples, f"{axis}_train")))
         for split in SPLITS[1:]:
             value = getattr(examples, f"{axis}_{split}")
-            arrays = {} if value is None else dict(_leaves(axis, value))
+            arrays = {} if value is None else dict(leaves(axis, value))
             if arrays and arrays.keys() != train.keys():
                 problems.append(f"`{axis}_{split}` with other names than `{axis}_train`")
                 continue

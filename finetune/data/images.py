@@ -103,6 +103,7 @@ def image_rows(
     channels: int = 3,
     resize: str = "pad",
     value_range: tuple[float, float] = (0.0, 255.0),
+    checked: bool = True,
 ) -> Rows:
     """Returns the images of some files as rows, each of shape `(height, width, channels)`, float32.
 
@@ -116,11 +117,12 @@ def image_rows(
         resize: `pad` keeps the whole image and its proportions, with black beside it; `crop` keeps the proportions and
             fills the size; `stretch` does not keep the proportions.
         value_range: What black and white become.
+        checked: Whether the head of every file is read first, and files that are not images are an error.
 
     Raises:
         DataError: Files cannot be read as images; names them.
     """
-    plain = _look_at(paths)
+    plain = _look_at(paths, checked)
     names = [str(path) for path in paths]
     stats = [path.stat() for path in paths]
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
@@ -142,10 +144,14 @@ def image_rows(
         image = tf.ensure_shape(image, (None, None, channels))
         return low + _resized(image, size, resize) * ((high - low) / 255.0)
 
-    spec = tf.TensorSpec((*size, channels), tf.float32)
+    # A function of its own: outside of a graph `map_fn` logs warnings where a file cannot be decoded.
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.int64)])
+    def images(indices: Any) -> Any:
+        return tf.map_fn(pixels, indices, fn_output_signature=tf.TensorSpec((*size, channels), tf.float32))
+
     return Rows(
         len(names),
-        lambda indices: tf.map_fn(pixels, indices, fn_output_signature=spec),
+        lambda indices: images(tf.cast(indices, tf.int64)),
         fingerprint=digest.hexdigest(),
         costly=True,
     )
@@ -166,7 +172,7 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
     return tf.ensure_shape(image, (*size, image.shape[-1]))
 
 
-def _look_at(paths: Sequence[Path]) -> list[bool]:
+def _look_at(paths: Sequence[Path], checked: bool) -> list[bool]:
     """Reads the head of every file; returns which files TensorFlow decodes as Pillow does.
 
     Raises:
@@ -175,7 +181,7 @@ def _look_at(paths: Sequence[Path]) -> list[bool]:
     with ThreadPoolExecutor(8) as pool:
         looks = list(pool.map(_is_plain, paths))
     broken = [f"`{path}` ({look})" for path, look in zip(paths, looks, strict=True) if isinstance(look, str)]
-    if broken:
+    if broken and checked:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(
             f"Image files must be readable. {len(broken)} of {len(paths)} are not: {', '.join(broken[:5])}{more}. "

@@ -23,6 +23,7 @@ from finetune.groups.selector_matching import (
     without_match,
 )
 from finetune.groups.strategies import STRATEGIES
+from finetune.sequences import one_or_more
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,14 @@ class Selector:
     rest: bool = False
     frozen: bool | None = None
 
+    def __post_init__(self) -> None:
+        for kind in CONDITION_KINDS:
+            object.__setattr__(self, kind, one_or_more(getattr(self, kind)))
+
     @property
     def conditions(self) -> list[Condition]:
-        """All conditions, each by itself. A plain string counts as a single entry, not as its letters."""
-        entries = {kind: getattr(self, kind) for kind in CONDITION_KINDS}
-        return [
-            Condition(self.name, kind, value)
-            for kind, values in entries.items()
-            for value in (values if isinstance(values, (tuple, list)) else (values,))
-        ]
+        """All conditions, each by itself."""
+        return [Condition(self.name, kind, value) for kind in CONDITION_KINDS for value in getattr(self, kind)]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from finetune.keras_private import is_safe_mode
 from finetune.models.hub_handles import cache_folder, resolve_handle
 from finetune.models.saved_graph import pack_graph, unpack_graph
 from finetune.models.saved_module import SavedModule, load_saved_module
+from finetune.sequences import one_or_more
 
 
 class HubPart(keras.layers.Layer):
@@ -127,7 +128,7 @@ class HubLayer(HubPart):
             "signature": signature,
             "output_key": output_key,
             "output_shape": list(output_shape) if output_shape is not None else None,
-            "tags": list(tags) if tags is not None else None,
+            "tags": list(one_or_more(tags)) if tags is not None else None,
         }
         self.supports_jit = module.is_for_xla()  # read by `compile(jit_compile="auto")`
         for leaf in module.leaves:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from finetune.errors import FinetuneError, GroupError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import Leaf, layer_tree
+from finetune.sequences import one_or_more
 
 _USUAL_SIGNATURES = ("serving_default", "default")
 
@@ -186,7 +187,7 @@ def load_saved_module(
 def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
     # A hub module of TensorFlow 1 has no tag on the graph for inference; without tags TensorFlow asks which to load.
     is_tf1_hub_module = tf.io.gfile.exists(f"{folder}/tfhub_module.pb")
-    tags = list(tags) if tags is not None else [] if is_tf1_hub_module else None
+    tags = list(one_or_more(tags)) if tags is not None else [] if is_tf1_hub_module else None
     try:
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...

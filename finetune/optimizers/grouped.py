@@ -41,6 +41,7 @@ from finetune.optimizers.saved import group_config, read_groups
 from finetune.optimizers.saved_state import SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
 from finetune.optimizers.variable_keys import VariableKey
+from finetune.sequences import one_or_more
 
 # What the config holds besides the groups, by the names of the arguments of `__init__`.
 _SETTINGS = (
@@ -224,7 +225,7 @@ class GroupedOptimizer(AveragingOptimizer):
             GroupError: If there is no such group.
         """
         self._build_all()
-        for group in [self._members.named(name) for name in names]:
+        for group in [self._members.named(name) for name in one_or_more(names)]:
             children.reset_slots(group)
             for variable in group.variables if self.gradient_accumulation_steps else ():
                 sum_so_far = self._accumulated_gradients[self._get_variable_index(variable)]

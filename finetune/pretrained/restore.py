@@ -26,6 +26,7 @@ from finetune.pretrained.restore_plan import dtype_of
 from finetune.pretrained.storage_locations import storage_locations
 from finetune.pretrained.transforms import Transform
 from finetune.results.formatting import counts_text
+from finetune.sequences import one_or_more
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,11 @@ def restore(
     plan = match(
         tree,
         with_averages(weight_file) if averages else weight_file,
-        exclude=exclude,
+        exclude=one_or_more(exclude),
         rename=rename,
         transform=transform,
-        allow_missing=allow_missing,
-        allow_unused=allow_unused,
+        allow_missing=one_or_more(allow_missing),
+        allow_unused=one_or_more(allow_unused),
         min_coverage=min_coverage,
         locations={} if is_tree else storage_locations(model_or_tree, tree),
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.errors import RestoreError, quote
 from finetune.pretrained.formats.weight_file import StoredTensor
+from finetune.sequences import one_or_more
 
 _Read = Callable[[], np.ndarray]
 
@@ -53,6 +54,10 @@ class Transform:
     concatenate: bool = False
     add: bool = False
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("names", "to"):
+            object.__setattr__(self, name, one_or_more(getattr(self, name)))
 
     def __str__(self) -> str:
         """Returns what the rule does, for reports and messages: `transpose [1, 0]`, `split 3 along axis 0`."""

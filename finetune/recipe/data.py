@@ -24,6 +24,7 @@ _KEYS_OF = {  # keys that only some sources have
     "arguments": ("builder",),
     "size": ("images", "table"),
     "resize": ("images", "table"),
+    "on_error": ("images",),
     "value_range": ("images", "table"),
     "class_names": ("images", "table"),
     "class_names_file": ("images", "table"),
@@ -132,6 +133,7 @@ class DataSource(Part):
         class_names_file: A text file with such a name in each line.
         split: Which rows test and validate.
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
+        on_error: `stop` at an image that cannot be read, or `skip` all such images: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
 
@@ -155,6 +157,7 @@ class DataSource(Part):
     class_names_file: FilePath | None = None
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
+    on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 
     @field_validator("table")

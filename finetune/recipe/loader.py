@@ -15,6 +15,7 @@ from finetune.recipe.messages import problems_of
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse
 from finetune.recipe.yaml_tree import follow, report, with_value
+from finetune.sequences import one_or_more
 
 # Code that a recipe may name without permission: it only makes networks and data sets. The other modules of Keras are
 # not on the list, since e.g. `keras.saving.load_model` runs code from the file that it loads.
@@ -41,7 +42,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
     tree = read_tree(Path(path), problems)
     if tree is None:
         raise report(problems)
-    for override in overrides:
+    for override in one_or_more(overrides):
         tree = _overridden(tree, override, problems)
     try:
         # Problems of text, overrides and schema are reported together; a faulty override is skipped above.
@@ -54,7 +55,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
     recipe._tree = tree
     # Last, because only a valid recipe says for sure which code it names.
     if allow_code is not None:
-        check_code_allowed(recipe, allow_code)
+        check_code_allowed(recipe, one_or_more(allow_code))
     return recipe
 
 

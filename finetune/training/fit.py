@@ -106,7 +106,11 @@ def train(
         fit,
         steps_per_epoch=options.steps_per_epoch,
         gradient_batches=lambda: measurement_batches(
-            examples.x_train, examples.y_train, batch_size=options.batch_size, seed=options.seed
+            examples.x_train,
+            examples.y_train,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            sample_weight=examples.weights_train,
         ).take(AUTO_RGN_BATCHES),
         proof=proof,
         on_phase=fit.announce,

@@ -10,7 +10,7 @@ References:
     https://arxiv.org/abs/2210.11466
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune import keras_private
 from finetune.errors import TrainingError, quote
 from finetune.groups.selectors import LayerGroup
 from finetune.training.freezing import freeze
@@ -28,7 +29,7 @@ from finetune.training.step import loss_and_gradients
 def relative_gradient_norms(
     model: keras.Model,
     groups: Sequence[LayerGroup],
-    batches: tf.data.Dataset,
+    batches: Iterable[tuple[Any, ...]],
     *,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def relative_gradient_norms(
     Args:
         model: A compiled model, frozen as `groups` say.
         groups: All of its layer groups.
-        batches: Batches of inputs and targets; each gives one measurement.
+        batches: Batches of inputs and targets, and of weights of rows if there are some; each gives one measurement.
         on_batch: Called after each batch with the number of batches done.
 
     Returns:
@@ -58,8 +59,8 @@ def relative_gradient_norms(
         ratios_of_batch = ratio_function(model, measured)
         # A forward pass with `training=True` updates moving statistics and draws random numbers.
         with no_trace(model):
-            for done, (x, y) in enumerate(batches, start=1):
-                ratios.append(ratios_of_batch(x, y).numpy())
+            for done, batch in enumerate(batches, start=1):
+                ratios.append(ratios_of_batch(*batch).numpy())
                 on_batch(done)
     finally:
         freeze(model, groups)
@@ -87,7 +88,10 @@ def check_ratios(norms: Mapping[str, np.ndarray]) -> None:
 
 
 def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable[..., tf.Tensor]:
-    """Makes a compiled function of inputs and targets that returns the ratio of each group, shape `(groups,)`.
+    """Makes a compiled function of a batch that returns the ratio of each group, shape `(groups,)`.
+
+    The batch is passed as inputs, targets and weights of rows; the last two may be missing. The loss is the one that
+    is trained: as Keras' `train_step` computes it, with these weights.
 
     Args:
         model: A compiled model.
@@ -95,10 +99,14 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
     """
     weights_of_groups = [[leaf.variable for leaf in group.trainable] for group in groups]
 
-    @tf.function(reduce_retracing=True)
-    def ratios(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    options = {"training": True} if keras_private.takes_training(model) else {}
+
+    # Without AutoGraph, as Keras' own train function.
+    @tf.function(reduce_retracing=True, autograph=False)
+    def ratios(x: Any, y: Any = None, sample_weight: Any = None) -> tf.Tensor:
         def forward() -> tuple[Any, None]:
-            return model.compute_loss(x, y, model(x, training=True), training=True), None
+            of_rows = {"y": y, "y_pred": model(x, **options), "sample_weight": sample_weight}
+            return keras_private.compute_loss(model, x=x, **of_rows, training=True), None
 
         # The loss is not scaled, though the optimizer may do so: the ratio is of the gradients as they are.
         _, _, gradients = loss_and_gradients(forward, weights_of_groups)

@@ -1,7 +1,7 @@
 """A copy in memory of everything that training changes, for measurements that leave no trace."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from finetune import keras_private
 
 
 @contextmanager
-def no_trace(model: keras.Model) -> Iterator[int]:
+def no_trace(model: keras.Model, more: Iterable[Any] = ()) -> Iterator[int]:
     """Restores, bit for bit, everything that the block changes, also after an error or Ctrl-C.
 
     Restored are the weights, moving statistics and seeds of the model, the slots, counters and rates of its optimizer,
@@ -20,21 +20,37 @@ def no_trace(model: keras.Model) -> Iterator[int]:
 
     Args:
         model: A compiled model whose optimizer is built.
+        more: Variables that the model does not list and the block changes, such as a `tf.Variable` that a layer holds,
+            or the slots of a second optimizer.
 
     Yields:
         The size of the copy in bytes.
     """
-    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    # An optimizer may hold variables of the model, such as seeds: each is restored once.
-    variables = list({id(variable): variable for variable in variables}.values())
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables, *more]
+    # An optimizer may hold variables of the model, such as seeds, and Keras' variables hold those of TensorFlow: each
+    # is restored once.
+    variables = list({id(_holder(variable)): variable for variable in reversed(variables)}.values())
     values = [variable.numpy() for variable in variables]
-    randomness = _random_state()
     try:
-        yield sum(value.nbytes for value in values)
+        with unchanged_random_state():
+            yield sum(value.nbytes for value in values)
     finally:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        _set_random_state(randomness)
+
+
+def _holder(variable: Any) -> Any:
+    return keras_private.stored_value(variable) if isinstance(variable, keras.Variable) else variable
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Restores the random state of Python, NumPy and Keras, and TensorFlow's seeds of eager operations."""
+    before = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(before)
 
 
 def _random_state() -> dict[str, Any]:

@@ -168,6 +168,13 @@ def test_a_column_of_text_becomes_token_ids(people):
     assert examples.source["inputs"][""]["text"]["length"] == 3
 
 
+def test_a_tokenizer_of_another_network_is_refused(people):
+    network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(3, 2)])
+    keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
+    with pytest.raises(RecipeError, match=r"of which the largest has 3\. `tokenizer\.json` gives ids up to 3"):
+        table_of(people, network, *keys)
+
+
 def test_a_network_of_token_ids_and_a_mask_gets_both_from_the_text(people):
     inputs = [keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask")]
     network = keras.Model(inputs, inputs[0] * inputs[1])

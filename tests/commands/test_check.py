@@ -1,6 +1,12 @@
-import pytest
+from io import StringIO
 
-from finetune.commands.check import check
+import keras
+import numpy as np
+import pytest
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from finetune.commands.check import check, check_deep
 from finetune.errors import RecipeError
 
 
@@ -27,3 +33,61 @@ def test_code_of_others_is_a_fault_unless_its_package_is_allowed(recipe):
 
 def test_files_that_the_recipe_names_are_not_opened(recipe):
     check(recipe, overrides=["data.npz=nowhere.npz", "restore={from: nowhere.h5}"])
+
+
+# -- Deep -------------------------------------------------------------------------------------------------------------
+
+
+def deep(recipe, *overrides):
+    said = StringIO()
+    problems = check_deep(recipe, overrides=overrides, console=Console(file=said, width=200))
+    return problems, said.getvalue()
+
+
+def test_sound_data_have_no_problems_and_their_range_is_shown(photos):
+    problems, said = deep(photos, "data.split={test: 0.25}")
+    assert [
+        problem for problem in problems if "same inputs" not in problem and "training rows, too" not in problem
+    ] == []
+    assert "data: 18 rows to train on, 6 to test; 3 classes\n" in said
+    assert "inputs: 0 to 250\n" in said
+
+
+def test_a_file_that_ends_too_early_is_named(photos):
+    path = photos.parent / "photos/red/3.png"
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
+    keras.utils.save_img(path.with_suffix(".jpg"), noise, scale=False)
+    path.unlink()
+    path = path.with_suffix(".jpg")
+    path.write_bytes(path.read_bytes()[:-300])
+    problems, _ = deep(photos)
+    assert any("that cannot be read: `red/3.jpg` (" in problem for problem in problems)
+
+
+def test_texts_that_are_cut_and_a_tokenizer_of_another_network_are_reported(tmp_path):
+    made = Tokenizer(models.WordLevel({"[PAD]": 0, "good": 1, "bad": 2, "film": 3}, unk_token="[PAD]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    lines = [f"{'good' if n % 2 else 'bad'} good{' film' * (n == 7)},{n % 2}" for n in range(20)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(lines))
+    keras.Sequential(
+        [
+            keras.Input((2,), dtype="int32"),
+            keras.layers.Embedding(3, 4, name="body"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, activation="softmax", name="head"),
+        ]
+    ).save(tmp_path / "net.keras")
+    recipe = tmp_path / "reviews.yaml"
+    recipe.write_text("""
+model: {keras_file: net.keras}
+data: {table: reviews.csv, inputs: text, target: label, tokenizer: {file: tokenizer.json, length: 2}, limit: 20}
+groups: [{name: all, rest: true, optimizer: adam, learning_rate: 0.1}]
+train: {epochs: 1, batch_size: 4, loss: sparse_categorical_crossentropy}
+""")
+    problems, _ = deep(recipe)
+    assert (
+        "the tokenizer of `text` has 4 tokens, and the largest embedding of the network 3. Use the tokenizer that "
+        "belongs to the network"
+    ) in problems
+    assert "`text` is longer than 2 tokens in 1 rows and is cut there" in problems

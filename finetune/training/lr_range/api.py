@@ -6,6 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -15,9 +16,11 @@ import tensorflow as tf
 from finetune.errors import GroupError
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.plots import plot_lr_range
+from finetune.training.fit_data import fit_batches
 from finetune.training.lr_range.consensus import Verdict, average, suggest
 from finetune.training.lr_range.rules import smooth
-from finetune.training.lr_range.sweep import Sweep, check_others, sweep_rates, trained_groups
+from finetune.training.lr_range.sweep import Sweep, check_others, check_replicas, sweep_rates, trained_groups
+from finetune.training.snapshot import unchanged_random_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,8 +80,12 @@ class RangeTest:
 
 def lr_range_test(
     model: keras.Model,
-    batches: tf.data.Dataset,
+    x: Any,
+    y: Any = None,
     *,
+    batch_size: int | None = None,
+    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     group: str | None = None,
     each: bool = False,
     start: float = 1e-7,
@@ -93,13 +100,19 @@ def lr_range_test(
     """Suggests learning rates for a compiled model by an LR range test, and leaves no trace in it.
 
     The rate rises from step to step, and the loss of each batch is recorded. Weights, moving statistics, optimizer and
-    random state are bit-identical afterwards, also after an error or Ctrl-C. The model may have any Keras optimizer.
+    random state are bit-identical afterwards, also after an error or Ctrl-C, and so is every other variable that a step
+    uses, such as the slots of a second optimizer. A dataset is opened once. The model may have any Keras optimizer.
     With a `GroupedOptimizer`, one multiplier sweeps all groups and keeps the ratios of their rates, unless `group` or
     `each` sweeps groups alone.
 
     Args:
         model: A compiled and built model.
-        batches: Batches as for `fit`. A dataset with fewer than there are steps is repeated.
+        x: Inputs as for `fit`: arrays, a `tf.data.Dataset`, a `PyDataset`, a generator. Where there are fewer batches
+            than steps, they are repeated; a generator is read on, and must be long enough.
+        y: Targets of arrays.
+        batch_size: Rows in a batch of arrays; 32 by default.
+        sample_weight: Weights of the rows of arrays, as for `fit`.
+        class_weight: Weights of classes, as for `fit`.
         group: Sweeps this group alone.
         each: Sweeps every group alone, one after another.
         start: First learning rate, > 0; of the last group if all are swept.
@@ -114,10 +127,13 @@ def lr_range_test(
 
     Raises:
         GroupError: The group does not exist, or the arguments contradict each other or are out of range.
+        DataError: `fit` would not take these data.
+        TrainingError: The batches ran out, the model has several replicas, or its steps fail or return no loss.
 
     References:
         Smith (2017), Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186
     """
+    check_replicas(model)
     # In the order of the optimizer's groups, which is the order of the columns of a sweep.
     rates = trained_groups(model) | dict(base_rates or {})
     check_others(others)
@@ -128,7 +144,12 @@ def lr_range_test(
         )
     swept: list[str | None] = [*rates] if each else [group]
     micro_batches = getattr(unwrap(model.optimizer), "gradient_accumulation_steps", None) or 1
-    batches, notes = _enough(batches, len(swept) * repeats * steps * micro_batches)
+    notes: tuple[str, ...] = ()
+    with unchanged_random_state():
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        batches = fit_batches(x, y, batch_size=batch_size, shuffle=True, **weights)
+        if not isinstance(x, GeneratorType):  # which cannot begin again
+            batches, notes = _enough(batches, len(swept) * repeats * steps * micro_batches)
     sweeps = sweep_rates(
         model,
         batches,

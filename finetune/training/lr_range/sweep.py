@@ -5,14 +5,15 @@ all: a group whose rate is a tenth of the last group's has a tenth of it at ever
 
 The optimizers read their rates from variables during a sweep, so one compiled function makes `CHUNK` steps in a call
 with another rate at each. Between two calls the losses are looked at, to stop early. Everything that training changes
-is copied beforehand and put back afterwards, also after an error or Ctrl-C (`finetune.training.snapshot`).
+is copied beforehand and put back afterwards, also after an error or Ctrl-C (`finetune.training.snapshot`). What that
+is, the compiled function says: the variables that it reads or writes, whoever holds them.
 
 References:
     Smith (2017), Cyclical Learning Rates for Training Neural Networks, section 3.3, https://arxiv.org/abs/1506.01186
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +27,11 @@ from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.fit_data import without_optionals
 from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 from finetune.training.step import compile_state
+from finetune.training.try_examples import explained
 
 OTHERS = ("frozen", "constant")
 _EARLY_STEPS = (0, 1, 10, 100, 1000, 10000)  # at which a schedule is asked for its highest rate
@@ -102,10 +105,11 @@ def sweep_rates(
     Raises:
         GroupError: A group does not exist, or `start`, `end`, `steps`, `repeats`, `others` or `stop_factor` are not
             possible.
-        TrainingError: The batches ran out.
+        TrainingError: The batches ran out, the model has several replicas, or its steps fail or return no loss.
     """
     _check_range(start, end, steps, stop_factor, repeats)
     check_others(others)
+    check_replicas(model)
     children = _children(model)
     names = tuple(children)
     present = np.array(list((trained_groups(model) | dict(base_rates or {})).values()))
@@ -115,12 +119,14 @@ def sweep_rates(
         swept = _index(names, group)
         plans.append((swept, _rates(present, swept, rising, alone=group is not None, others=others)))
     micro_batches = getattr(unwrap(model.optimizer), "gradient_accumulation_steps", None) or 1
-    _build(model, batches)
-    # One iterator for all sweeps, so that repeats see other batches.
+    # One iterator for all sweeps, so that repeats see other batches, and the only one: an iterator that is left before
+    # its end can spoil a cache in the dataset.
+    _build(model, batches.element_spec)
     batch, total = iter(batches), len(plans) * repeats * steps
     sweeps: list[list[Sweep]] = [[] for _ in plans]
     sweeper = _sweeper_of(model, len(children), micro_batches)
     with _rates_from(children.values(), sweeper.rate_variables):
+        changing = sweeper.trace(model, batch)
         for number, before in enumerate(range(0, total, steps)):
             swept, rates = plans[number // repeats]
 
@@ -128,7 +134,7 @@ def sweep_rates(
                 on_step(before + done, total)
 
             # Each sweep starts from the same weights, slots and random state.
-            with no_trace(model) as size:
+            with no_trace(model, changing) as size:
                 losses, diverged = _sweep(sweeper.run, batch, rates, stop_factor, on_chunk)
             sweeps[number // repeats].append(Sweep(names, rates[: len(losses)], losses, swept, steps, diverged, size))
     return sweeps
@@ -157,6 +163,17 @@ def _check_range(start: float, end: float, steps: int, stop_factor: float, repea
             "least 2 `steps`. It stops at `stop_factor` > 1 times the best loss, and `repeats` is at least 1. "
             f"Received start={start}, end={end}, steps={steps}, stop_factor={stop_factor}, repeats={repeats}. The "
             "usual range is 1e-7 to 10 in 100 steps."
+        )
+
+
+def check_replicas(model: Any) -> None:
+    """Raises a TrainingError if the model has several replicas."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise TrainingError(
+            f"An LR range test trains on a single device. `{model.name}` was made under a strategy of {replicas} "
+            "replicas. Build and compile it again outside of the scope of the strategy, and pass that to the test: the "
+            "rates hold for batches of the same total size."
         )
 
 
@@ -202,11 +219,13 @@ def _present_rate(child: keras.optimizers.Optimizer) -> float:
     return float(rate(0)) if isinstance(rate, LearningRateSchedule) else float(child.learning_rate)
 
 
-def _build(model: keras.Model, batches: tf.data.Dataset) -> None:
-    """Makes every variable that training will touch, so that the snapshot is complete."""
-    if not model.optimizer.built:
+def _build(model: keras.Model, spec: Any) -> None:
+    """Makes slots, loss and metrics where that is possible without a batch: else the sweep is traced a second time."""
+    if model.built and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    keras_private.build_for_training(model, next(iter(batches.take(1))))  # what is built already stays as it is
+    if all(isinstance(part, tf.TensorSpec) and part.shape.rank is not None for part in tf.nest.flatten(spec)):
+        with suppress(Exception):  # what is wrong shows when the step itself is traced
+            keras_private.build_for_training(model, spec)
 
 
 @dataclass(frozen=True)
@@ -220,8 +239,28 @@ class _Sweeper:
     """
 
     rate_variables: tuple[keras.Variable, ...]
-    run: Callable[..., tf.Tensor]
+    run: Any
     made_for: tuple[Any, ...]
+
+    def trace(self, model: keras.Model, batch: Iterator[Any]) -> list[tf.Variable]:
+        """Compiles the sweep, which makes what the first step of `fit` would make, such as metrics and slots.
+
+        Args:
+            model: The model.
+            batch: The iterator over the batches, of which none is read.
+
+        Returns:
+            Every variable that a step reads or writes.
+
+        Raises:
+            TrainingError: The step cannot be compiled, or does not return a loss.
+        """
+        rates = tf.zeros((CHUNK, len(self.rate_variables)))
+        rule = f"An LR range test makes the training steps of `{model.name}`, which failed."
+        with explained(TrainingError, rule, "Check that `model.fit` takes the same data."):
+            concrete = self.run.get_concrete_function(batch, rates, tf.constant(0))
+        swept = {id(variable.value) for variable in self.rate_variables}
+        return [variable for variable in concrete.graph.variables if id(variable) not in swept]
 
 
 def _sweeper_of(model: keras.Model, num_groups: int, micro_batches: int) -> _Sweeper:
@@ -270,19 +309,31 @@ def _compiled_sweep(
         # `train_step` returns the mean loss since the last reset; a reset before every batch makes it the batch's own.
         for metric in model.metrics:
             metric.reset_state()
-        return tf.cast(step(data)["loss"], tf.float32)
+        logs = step(without_optionals(data))
+        if not isinstance(logs, Mapping) or "loss" not in logs:
+            received = quote(logs) if isinstance(logs, Mapping) else f"a `{type(logs).__name__}`"
+            raise TrainingError(
+                "An LR range test reads the `loss` that `train_step` returns in its dictionary. "
+                f"`{type(model).__name__}.train_step` returns {received or 'an empty dictionary'}. Return the loss to "
+                "be judged as `loss`, too."
+            )
+        return tf.cast(logs["loss"], tf.float32)
 
-    @tf.function(reduce_retracing=True)
+    # Without AutoGraph, as Keras' own train function.
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(batch: Iterator[Any], rates: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        losses = tf.TensorArray(tf.float32, size=count)
-        for i in tf.range(count):
+        def step_at(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             for group, variable in enumerate(rate_variables):
                 variable.assign(rates[i, group])
             total = loss_of(next(batch))
-            for _ in tf.range(micro_batches - 1) if micro_batches > 1 else ():
-                total += loss_of(next(batch))
-            losses = losses.write(i, total / micro_batches)
-        return losses.stack()
+            if micro_batches > 1:
+                more = (lambda n, _: n < micro_batches, lambda n, loss: (n + 1, loss + loss_of(next(batch))))
+                total = tf.while_loop(*more, (tf.constant(1), total), parallel_iterations=1)[1]
+            return i + 1, losses.write(i, total / micro_batches)
+
+        begin = (tf.constant(0), tf.TensorArray(tf.float32, size=count))
+        # Steps depend on each other: no iteration may start before the last one has ended.
+        return tf.while_loop(lambda i, _: i < count, step_at, begin, parallel_iterations=1)[1].stack()
 
     return run
 

@@ -60,6 +60,17 @@ class PhaseBackup(keras.callbacks.Callback):
         self.callback.on_train_batch_end(batch, logs)
 
 
+def with_phase_backups(callbacks: Any) -> tuple[list[keras.callbacks.Callback], list[PhaseBackup]]:
+    """Returns callbacks with a `PhaseBackup` in place of each `BackupAndRestore`, and these alone.
+
+    Args:
+        callbacks: As `fit` takes them: a callback, several in any structure, or `None`.
+    """
+    flat = keras.tree.flatten(callbacks) if callbacks else []
+    made = [PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in flat]
+    return made, [callback for callback in made if isinstance(callback, PhaseBackup)]
+
+
 def check_position(position: PhasePosition | None, epoch: int, phases: Sequence[Phase]) -> None:
     """Checks that a run can go on from a backup.
 

@@ -1,6 +1,6 @@
 """The Keras callbacks of a phase: what ends it, what moves its rates, and what watches it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from finetune.training.fast.steps_per_call import limit_next_call, steps_done
 from finetune.training.gradient_norms import auto_rgn, check_ratios, ratio_function
 from finetune.training.snapshot import no_trace
 
+Validates = Callable[[int], bool]
 AUTO_RGN_BATCHES = 4  # that relative gradient norms are measured over before an epoch
 
 
@@ -24,7 +25,8 @@ class Until:
 
     Attributes:
         monitor: Name of the metric in the logs, such as `val_loss`.
-        patience: Epochs without progress after which the phase still goes on, >= 0.
+        patience: Epochs without progress after which the phase still goes on, >= 0. With `validation_freq`, only epochs
+            with a validation count.
         min_delta: The least change that counts as progress, >= 0.
         mode: Whether less is better (`min`) or more (`max`); `auto` decides by the metric.
         restore_best: Whether the phase ends with the weights of its best epoch.
@@ -58,25 +60,38 @@ class Plateau:
     cooldown: int = 0
 
 
-def until_callbacks(until: Until | None) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks that end a phase when its metric no longer gets better; none for `None`."""
+def until_callbacks(until: Until | None, validates: Validates = lambda epoch: True) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that end a phase when its metric no longer gets better; none for `None`.
+
+    Args:
+        until: The metric, and how long is waited.
+        validates: Says whether an epoch, counted from 0, is followed by a validation. In the others a metric that
+            begins with `val_` is not looked at.
+    """
     if until is None:
         return []
-    early_stopping = keras.callbacks.EarlyStopping(
+    early_stopping = _EarlyStopping(
         monitor=until.monitor,
         patience=until.patience,
         min_delta=until.min_delta,  # pyright: ignore[reportArgumentType] - Keras' default makes it an int
         mode=until.mode,
         restore_best_weights=until.restore_best,
     )
-    return [_MetricExists(until.monitor, "until"), early_stopping]
+    return [_MetricExists(until.monitor, "until", validates), early_stopping]
 
 
-def plateau_callbacks(plateau: Plateau | None) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks that lower the rates when a metric no longer gets better; none for `None`."""
+def plateau_callbacks(
+    plateau: Plateau | None, validates: Validates = lambda epoch: True
+) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that lower the rates when a metric no longer gets better; none for `None`.
+
+    Args:
+        plateau: The metric, and what is done.
+        validates: As for `until_callbacks`.
+    """
     if plateau is None:
         return []
-    reduce = keras.callbacks.ReduceLROnPlateau(
+    reduce = _ReduceOnPlateau(
         monitor=plateau.monitor,
         factor=plateau.factor,
         patience=plateau.patience,
@@ -85,17 +100,35 @@ def plateau_callbacks(plateau: Plateau | None) -> list[keras.callbacks.Callback]
         cooldown=plateau.cooldown,
         verbose=0,
     )
-    return [_MetricExists(plateau.monitor, "reduce_on_plateau"), reduce]
+    return [_MetricExists(plateau.monitor, "reduce_on_plateau", validates), reduce]
+
+
+class _EarlyStopping(keras.callbacks.EarlyStopping):
+    """Keras' own, except that it does not warn of epochs without validation."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.monitor in (logs or {}):
+            super().on_epoch_end(epoch, logs)
+
+
+class _ReduceOnPlateau(keras.callbacks.ReduceLROnPlateau):
+    """Keras' own, except that it does not warn of epochs without validation."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.monitor in (logs or {}):
+            super().on_epoch_end(epoch, logs)
 
 
 class _MetricExists(keras.callbacks.Callback):
     """Checks that a metric is measured. Keras would only warn, and the phase would never end."""
 
-    def __init__(self, monitor: str, setting: str):
+    def __init__(self, monitor: str, setting: str, validates: Validates):
         super().__init__()
-        self.monitor, self.setting = monitor, setting
+        self.monitor, self.setting, self.validates = monitor, setting, validates
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.monitor.startswith("val_") and not self.validates(epoch):
+            return
         measured = [name for name in logs or {} if not name.startswith("learning_rate/")]
         if self.monitor not in measured:
             advice = " Metrics that begin with `val_` need validation examples." * self.monitor.startswith("val_")
@@ -162,14 +195,14 @@ class AutoRgn(keras.callbacks.Callback):
 
     Args:
         groups: The groups that are trained, each with those of its weights that are.
-        batches: Batches of inputs and targets to measure over.
+        batches: Batches to measure over, of inputs, targets and weights of rows; iterated over before every epoch.
 
     References:
         Lee et al. (2023), Surgical Fine-Tuning Improves Adaptation to Distribution Shifts, section 3 (Auto-RGN),
         https://arxiv.org/abs/2210.11466
     """
 
-    def __init__(self, groups: Sequence[LayerGroup], batches: tf.data.Dataset):
+    def __init__(self, groups: Sequence[LayerGroup], batches: Iterable[tuple[Any, ...]]):
         super().__init__()
         self.groups, self.batches = groups, batches
         self._ratios: Callable[..., tf.Tensor] | None = None
@@ -178,7 +211,7 @@ class AutoRgn(keras.callbacks.Callback):
         model: Any = self.model
         self._ratios = self._ratios or ratio_function(model, self.groups)
         with no_trace(model):  # the measurement runs the model in training mode, which updates statistics and seeds
-            measured = [self._ratios(x, y).numpy() for x, y in self.batches]  # shape `(batches, groups)`
+            measured = [self._ratios(*batch).numpy() for batch in self.batches]  # shape `(batches, groups)`
         norms = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
         check_ratios(norms)
         optimizer = unwrap(model.optimizer)

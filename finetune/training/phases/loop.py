@@ -4,17 +4,16 @@ If you are reading, `_PhaseLoop.begin` and `_PhaseLoop.train` are what happens i
 any function that fits; `train_phases` is the public entry, which fits with `model.fit`.
 """
 
+import inspect
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from finetune.data.batches import batches_in_order
-from finetune.errors import GroupError
+from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
@@ -25,17 +24,19 @@ from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenProof
 from finetune.training.inference import undo_inference_mode
-from finetune.training.phases.backup import PhaseBackup, check_position
+from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.endings import (
     AUTO_RGN_BATCHES,
     AutoRgn,
     EpochWatch,
     StopAfterSteps,
+    Validates,
     plateau_callbacks,
     until_callbacks,
 )
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
+from finetune.training.phases.phase_data import PhaseData
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 
 
@@ -48,7 +49,7 @@ def train_phases(
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | None = (),
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
     **fit: Any,
 ) -> list[PhaseRecord]:
@@ -62,20 +63,23 @@ def train_phases(
         phases: At least one; every group that is not frozen for good is trained in one of them. Or a strategy: its name
             such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
             names and settings that `phases` has in a recipe.
-        x: Inputs as for `model.fit`, or a `tf.data.Dataset` of batches of inputs and targets.
-        y: Targets.
+        x: Inputs as for `model.fit`: arrays, structures of arrays, a `tf.data.Dataset`, a `PyDataset`, or a generator,
+            which is read on from phase to phase.
+        y: Targets of arrays.
         epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
-        callbacks: Keras callbacks; the epochs are numbered through all phases. A callback that stops the training ends
-            a phase. With a `BackupAndRestore`, a run that was interrupted goes on where its backup is.
+        callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the
+            training ends a phase. With a `BackupAndRestore`, a run that was interrupted goes
+            on where its backup is.
         on_phase: Called with every phase that begins; `print` shows what is trained.
-        fit: More arguments of `model.fit`, such as `validation_data`.
+        fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
     Returns:
         One record for each phase; none for a phase that was over before a backup which was restored.
 
     Raises:
-        GroupError: The phases do not fit the groups, or the optimizer is not a `GroupedOptimizer`.
+        GroupError: The phases do not fit the groups, the optimizer is not a `GroupedOptimizer`, or an argument is not
+            one of `fit` or is decided by the phases.
         TrainingError: A frozen tensor changed, other code changed what is trainable, or a backup is of another run.
 
     Example:
@@ -93,8 +97,11 @@ def train_phases(
         >>> records[0].frozen_tensors, records[0].frozen_unchanged
         (2, True)
     """
+    _check_fit(fit)
+    settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
+    steps = steps_in_epoch(x, batch_size or 32, fit)
     if isinstance(phases, str | Mapping):
-        rates, steps = grouped_optimizer(model).initial_rates, steps_in_epoch(x, batch_size or 32, fit)
+        rates = grouped_optimizer(model).initial_rates
         phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
     elif epochs is not None:
         raise GroupError(
@@ -102,17 +109,15 @@ def train_phases(
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
     check_phases(groups, phases)
-    callbacks = [PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in callbacks]
-    backups = [callback for callback in callbacks if isinstance(callback, PhaseBackup)]
-    settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
+    data = PhaseData(x, y, settings, AUTO_RGN_BATCHES)
+    callbacks, backups = with_phase_backups(callbacks)
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
-        model.fit(x, y, **{**settings, **more, "callbacks": [FastLoop(), *callbacks, *more["callbacks"]]})
-
-    def gradient_batches() -> tf.data.Dataset:
-        if isinstance(x, tf.data.Dataset):
-            return x.take(AUTO_RGN_BATCHES)
-        return batches_in_order(x, y, batch_size=batch_size or 32, limit=AUTO_RGN_BATCHES)  # 32 as in Keras
+        phase = start.phase
+        planned = phase.steps or (steps and (phase.epochs or 0) * steps)
+        inputs = data.inputs(steps=planned or None, looks_ahead=phase.auto_rgn is not None)
+        of_phase = [FastLoop(), *callbacks, *more["callbacks"]]
+        model.fit(inputs, y, **{**settings, **more, "callbacks": of_phase})
 
     records, proof = [], FrozenProof()
     try:
@@ -121,7 +126,8 @@ def train_phases(
             groups,
             phases,
             fit_phase,
-            gradient_batches=gradient_batches,
+            gradient_batches=lambda: data,
+            validates=lambda epoch: _validates(epoch, settings.get("validation_freq", 1)),
             proof=proof,
             restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
             on_phase=on_phase,
@@ -136,6 +142,27 @@ def train_phases(
     return records
 
 
+def _check_fit(fit: Mapping[str, Any]) -> None:
+    """Checks that the arguments for `fit` are some that phases do not decide."""
+    if "initial_epoch" in fit:
+        raise GroupError(
+            "`train_phases` begins with the first epoch of the first phase. Received "
+            f"`initial_epoch={fit['initial_epoch']}`. Remove it, and pass the phases that are still to be trained."
+        )
+    known = [name for name in inspect.signature(keras.Model.fit).parameters if name != "self"]
+    unknown = [name for name in fit if name not in known]
+    if unknown:
+        raise GroupError(
+            f"`train_phases` takes its own arguments and those of `model.fit`. Received {quote(unknown)}. `fit` takes "
+            f"{quote(known, limit=20)}.{did_you_mean(unknown[0], known)}"
+        )
+
+
+def _validates(epoch: int, frequency: Any) -> bool:
+    """Whether `fit` validates after an epoch, counted from 0, as its `validation_freq` says: a number, or epochs."""
+    return (epoch + 1) % frequency == 0 if isinstance(frequency, int) else epoch + 1 in frequency
+
+
 def run_phases(
     model: keras.Model,
     groups: Sequence[LayerGroup],
@@ -143,7 +170,8 @@ def run_phases(
     fit: Callable[..., Any],
     *,
     steps_per_epoch: int | None = None,
-    gradient_batches: Callable[[], tf.data.Dataset] | None = None,
+    gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None = None,
+    validates: Validates = lambda epoch: True,
     proof: FrozenProof | None = None,
     restore: Callable[[], int] = lambda: 0,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
@@ -160,7 +188,9 @@ def run_phases(
         fit: Trains on the examples: called with the start of the phase, and with `epochs`, `initial_epoch` and
             `callbacks` as `model.fit` is.
         steps_per_epoch: Batches in an epoch, if known: a phase given in steps then has no more epochs than it needs.
-        gradient_batches: Makes the batches that a phase with `auto_rgn` measures gradients over.
+        gradient_batches: Makes the batches that a phase with `auto_rgn` measures gradients over, of inputs, targets and
+            weights of rows: called once, and iterated over before every epoch.
+        validates: Says whether an epoch, counted from 0, is followed by a validation.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
         on_phase: Called with every phase that begins.
@@ -173,7 +203,7 @@ def run_phases(
         TrainingError: Other code changed what is trainable.
     """
     check_phases(groups, phases, every=False)
-    loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, proof or FrozenProof())
+    loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenProof())
     try:
         with loop.model.distribute_strategy.scope():
             loop.model.optimizer.build(model.trainable_variables)
@@ -202,14 +232,18 @@ class _PhaseLoop:
         groups: Sequence[LayerGroup],
         phases: Sequence[Phase],
         steps_per_epoch: int | None,
-        gradient_batches: Callable[[], tf.data.Dataset] | None,
+        gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None,
+        validates: Validates,
         proof: FrozenProof,
     ):
         self.model, self.groups, self.phases = model, groups, phases
         self.steps_per_epoch, self.gradient_batches, self.proof = steps_per_epoch, gradient_batches, proof
+        self.validates = validates
         self.optimizer = grouped_optimizer(model)
         self.sets_rates = any(phase.sets_rates for phase in phases)
-        self.measured_on: tf.data.Dataset | None = None  # made once: every iteration over it has its own order
+        self.measured_on: Iterable[tuple[Any, ...]] | None = (
+            None  # made once: every iteration over it has its own order
+        )
         self.restarted: set[str] = set()  # groups that entered after the first phase, with fresh slots and a clock
         self.functions: dict[Hashable, Callable[..., Any]] = {}
         self.state: PhaseState | None = None  # of the latest phase
@@ -228,9 +262,8 @@ class _PhaseLoop:
         if position is None:
             return 1, False
         phase = self.phases[position.number - 1]
-        is_over = (
-            self.steps_made() >= position.step + phase.steps if phase.steps else epoch >= position.epoch + phase.epochs
-        )
+        steps, epochs = self.steps_made() - position.step, epoch - position.epoch
+        is_over = steps >= phase.steps if phase.steps else epochs >= (phase.epochs or 0)
         self.epoch = epoch if is_over else position.epoch
         return position.number + is_over, not is_over
 
@@ -309,9 +342,9 @@ class _PhaseLoop:
             epochs=self.epoch + planned,
             initial_epoch=self.epoch,
             callbacks=[
-                *plateau_callbacks(phase.reduce_on_plateau),
+                *plateau_callbacks(phase.reduce_on_plateau, self.validates),
                 *self.auto_rgn(phase, state),
-                *until_callbacks(phase.until),
+                *until_callbacks(phase.until, self.validates),
                 *stop,
                 watch,
             ],
@@ -336,7 +369,8 @@ class _PhaseLoop:
         if not phase.auto_rgn:
             return []
         assert self.gradient_batches
-        self.measured_on = self.measured_on or self.gradient_batches()
+        if self.measured_on is None:
+            self.measured_on = self.gradient_batches()
         trained = {id(leaf.variable) for leaf in state.trained}
         parts = [replace(g, leaves=tuple(x for x in g.leaves if id(x.variable) in trained)) for g in self.groups]
         return [AutoRgn([part for part in parts if part.leaves], self.measured_on)]

@@ -123,7 +123,10 @@ def steps_in_epoch(x: Any, batch_size: int, fit: Mapping[str, Any]) -> int | Non
     elif hasattr(x, "__next__"):  # a generator
         return None
     else:
+        parts = [part for part in keras.tree.flatten(x) if part is not None]
+        if not parts or not hasattr(parts[0], "shape"):
+            return None
         # Keras takes the validation rows off the end, and rounds the training rows down.
-        rows = int(np.floor(len(keras.tree.flatten(x)[0]) * (1 - fit.get("validation_split", 0.0))))
+        rows = int(np.floor(int(parts[0].shape[0]) * (1 - fit.get("validation_split", 0.0))))
         batches = -(-rows // batch_size)
     return batches if batches > 0 else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -9,7 +10,9 @@ import keras
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.batch_norm import BATCH_NORM_MODES, TRAINS_GAMMA_AND_BETA
 from finetune.groups.layer_tree import Leaf
+from finetune.groups.rate_spacing import check_rate
 from finetune.groups.selectors import LayerGroup
+from finetune.sequences import one_or_more
 from finetune.training.freezing import PhaseState, phase_state
 from finetune.training.phases.endings import Plateau, Until
 
@@ -22,7 +25,7 @@ class Phase:
     """A stretch of training with a fixed set of trained layer groups.
 
     Attributes:
-        train: Names of the groups that are trained, or `all`.
+        train: Names of the groups that are trained, or of a single one, or `all`.
         epochs: Length in epochs, >= 1. Give either this or `steps`.
         steps: Length in batches, >= 1. The epoch in which they end is cut short.
         rates: Learning rates for some groups during this phase, numbers or schedules; the other groups use the rates
@@ -32,7 +35,7 @@ class Phase:
         batch_norm: Mode of BatchNormalization in some groups: `train`, `freeze`, `affine` (gamma and beta train on
             fixed statistics) or `statistics` (only the moving statistics are updated). By default `train` in a group
             that is trained and `freeze` in another.
-        dropout_groups: Groups that keep their dropout while they are frozen; by default none does.
+        dropout_groups: Groups, or a single one, that keep their dropout while they are frozen; by default none does.
         always_train_normalization: Whether gamma and beta of normalization layers also train in frozen groups, with
             the optimizer and the rate of their group.
         auto_rgn: A learning rate, > 0, that replaces `rates`: before every epoch each group gets this rate times its
@@ -53,6 +56,11 @@ class Phase:
     auto_rgn: float | None = None
     until: Until | None = None
     reduce_on_plateau: Plateau | None = None
+
+    def __post_init__(self) -> None:
+        if self.train != ALL:
+            object.__setattr__(self, "train", one_or_more(self.train))
+        object.__setattr__(self, "dropout_groups", one_or_more(self.dropout_groups))
 
     @property
     def sets_rates(self) -> bool:
@@ -111,8 +119,8 @@ def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every
 
     Raises:
         GroupError: There are no phases, a phase names a group that does not exist or is frozen for good, its length is
-            missing or given twice, a setting has a value that does not exist, or a group is never trained. Up to five
-            problems are reported.
+            missing or given twice, a rate, a length or a setting is not possible, or a group is never trained. Up to
+            five problems are reported.
     """
     problems = [f"phase {n}: {problem}" for n, phase in enumerate(phases, 1) for problem in _problems(groups, phase)]
     if not phases:
@@ -126,12 +134,18 @@ def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every
 
 
 def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
+    for name in ("rates", "batch_norm"):
+        if not isinstance(getattr(phase, name), Mapping):
+            yield f"`{name}` maps names of groups to values. Received `{getattr(phase, name)!r}`. Write a dictionary."
+            return
     known = [group.name for group in groups]
     frozen = [group.name for group in groups if group.frozen]
-    named = [] if phase.train == ALL else [phase.train] if isinstance(phase.train, str) else list(phase.train)
+    named = [] if phase.train == ALL else list(phase.train)
     yield from name_problems(named, known, frozen, "`train`")
+    yield from name_problems(list(phase.dropout_groups), known, [], "`dropout_groups`")
     yield from name_problems(list(phase.rates), known, frozen, "`rates`")
     yield from name_problems(list(phase.batch_norm), known, [], "`batch_norm`")
+    yield from _number_problems(phase)
     if phase.train != ALL and not named:
         yield "`train` names no group. Name at least one, or write `all`."
     if (phase.epochs is None) == (phase.steps is None):
@@ -153,6 +167,21 @@ def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
                 f"`batch_norm: {mode}` trains gamma and beta, and `{name}` is frozen in this phase. Use `statistics` "
                 "or `freeze`, or train the group."
             )
+
+
+def _number_problems(phase: Phase) -> Iterator[str]:
+    """Yields a sentence for every rate that is none, and for every length that is no whole number in its bounds."""
+    rates = {f"`rates` of `{name}`": rate for name, rate in phase.rates.items() if not callable(rate)}
+    for what, rate in (rates | ({} if phase.auto_rgn is None else {"auto_rgn": phase.auto_rgn})).items():
+        try:
+            check_rate(rate, what)
+        except GroupError as error:
+            yield str(error)
+    for name, least in (("epochs", 1), ("steps", 1), ("warmup_steps", 0)):
+        value = getattr(phase, name)
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (is_whole and int(value) >= least):
+            yield f"`{name}` must be a whole number >= {least}. Received `{value!r}`."
 
 
 def name_problems(names: Sequence[str], known: Sequence[str], frozen: Sequence[str], where: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from finetune import HubLayer, export_hub
-from finetune.errors import GroupError
+from finetune.errors import DataError, GroupError, TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.lr_range.api import ALL, RangeTest, judge, lr_range_test
 from finetune.training.lr_range.sweep import Sweep
@@ -141,3 +141,52 @@ def test_a_hub_layer_is_swept_and_is_as_before_afterwards(tmp_path):
     assert list(found.sweeps) == ["hub", "head"]
     assert found.sweeps["hub"][0].losses.std() > 0
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.weights, strict=True))
+
+
+class Sequence(keras.utils.PyDataset):
+    """The rows in batches of 16."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return X[16 * index : 16 * index + 16], Y[16 * index : 16 * index + 16]
+
+
+def test_arrays_and_a_pydataset_are_taken_as_fit_takes_them():
+    keras.utils.set_random_seed(0)
+    of_arrays = lr_range_test(compiled(), X, Y, batch_size=64, steps=4)
+    assert of_arrays.notes == ()
+    of_sequence = lr_range_test(compiled(), Sequence(), steps=4)
+    of_dataset = lr_range_test(compiled(), batches(), steps=4)
+    np.testing.assert_array_equal(of_sequence.sweeps[ALL][0].losses, of_dataset.sweeps[ALL][0].losses)
+
+
+def test_weights_of_rows_and_classes_weigh_the_loss_that_is_measured():
+    plain = lr_range_test(compiled(), batches(), steps=2).sweeps[ALL][0].losses
+    by_class = lr_range_test(compiled(), batches(), class_weight={0: 2.0, 1: 2.0}, steps=2).sweeps[ALL][0].losses
+    by_row = lr_range_test(compiled(), X, Y, sample_weight=np.full(256, 2.0), batch_size=256, steps=2)
+    np.testing.assert_allclose(by_class, 2 * plain, rtol=1e-5)
+    whole = lr_range_test(compiled(), X, Y, batch_size=256, steps=2).sweeps[ALL][0].losses
+    np.testing.assert_allclose(by_row.sweeps[ALL][0].losses, 2 * whole, rtol=1e-5)
+
+
+def test_a_generator_that_ends_too_early_is_an_error_since_it_cannot_begin_again():
+    generator = ((X[n : n + 16], Y[n : n + 16]) for n in range(0, 64, 16))
+    with pytest.raises(TrainingError, match=r"The batches ran out after 0 of 10 steps\. Pass a dataset that repeats"):
+        lr_range_test(compiled(), generator, steps=10)
+
+
+def test_the_random_state_is_not_moved_by_the_order_of_the_rows():
+    model, drawn = compiled(), []
+    for measures in (False, True):
+        tf.random.set_seed(3)
+        if measures:
+            lr_range_test(model, X, Y, steps=3)
+        drawn.append(float(tf.random.normal([])))
+    assert drawn[0] == drawn[1]
+
+
+def test_data_that_fit_would_not_take_are_an_error_that_says_what_it_takes():
+    with pytest.raises(DataError, match=r"^Data are what `model.fit` takes\. ValueError: Unrecognized data type"):
+        lr_range_test(compiled(), "rows.csv", steps=3)

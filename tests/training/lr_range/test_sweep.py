@@ -1,6 +1,9 @@
 """The LR range test measures what a hand-written sweep measures, and leaves no trace."""
 
 import random
+import subprocess
+import sys
+import textwrap
 
 import keras
 import numpy as np
@@ -200,3 +203,137 @@ def test_a_model_that_was_tested_is_saved_cloned_and_copied_as_before(tmp_path):
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), model.predict(X, verbose=0))
     assert len(keras.models.clone_model(model).weights) == len(model.weights)
+
+
+# -- What the step touches besides the model's own variables ----------------------------------------------------------
+
+steps_of_all = tf.Variable(0.0, name="steps_of_all")
+
+
+@keras.saving.register_keras_serializable("finetune-tests")
+class Counting(keras.layers.Layer):
+    """Counts its calls in a `tf.Variable` that Keras does not track."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.calls = tf.Variable(0.0, trainable=False)
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        return inputs
+
+
+class TwoOptimizers(keras.Model):
+    """Updates every weight with a second optimizer as well."""
+
+    second = None
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.second.apply(gradients, self.trainable_variables)
+        steps_of_all.assign_add(1.0)
+        return {"loss": loss}
+
+
+def with_two_optimizers():
+    inputs = keras.Input((6,))
+    model = TwoOptimizers(inputs, keras.layers.Dense(2, name="head")(Counting(name="counting")(inputs)))
+    model.second = keras.optimizers.Adam(0.1)
+    model.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_slots_of_a_second_optimizer_and_variables_that_keras_does_not_track_are_restored():
+    model = with_two_optimizers()
+    model.fit(batches(), steps_per_epoch=2, shuffle=False, verbose=0)
+    counting = model.get_layer("counting").calls
+
+    def everything():
+        second = [np.array(variable.numpy()) for variable in model.second.variables]
+        return [*state(model), *second, counting.numpy(), steps_of_all.numpy()]
+
+    before = everything()
+    assert counting.numpy() > 0
+    [[sweep]] = sweep_rates(model, batches(), steps=STEPS)
+    assert len(sweep.losses) == STEPS
+    assert same(before, everything())
+
+
+def test_slots_that_the_first_step_makes_are_as_new_afterwards():
+    model = with_two_optimizers()
+    sweep_rates(model, batches(), steps=STEPS)
+    assert int(model.second.iterations) == 0
+    assert all(not np.any(slot.numpy()) for slot in model.second.variables[2:])
+
+
+def test_the_dataset_is_opened_once_and_no_batch_is_read_for_anything_but_a_step():
+    opened, read = [], []
+
+    def rows():
+        opened.append(1)
+        for n in range(0, 64, 8):
+            read.append(n)
+            yield X[n : n + 8], Y[n : n + 8]
+
+    signature = (tf.TensorSpec((None, 6), tf.float32), tf.TensorSpec((None,), tf.int64))
+    data = tf.data.Dataset.from_generator(rows, output_signature=signature)
+    sweep_rates(compiled(), data, steps=8)
+    assert len(opened) == 1
+    assert read == [*range(0, 64, 8)]
+
+
+def test_a_step_that_returns_no_loss_is_an_error_that_names_what_it_returns():
+    class Named(TwoOptimizers):
+        def train_step(self, data):
+            return {"generator_loss": super().train_step(data)["loss"]}
+
+    inputs = keras.Input((6,))
+    model = Named(inputs, keras.layers.Dense(2)(inputs))
+    model.second = keras.optimizers.Adam(0.1)
+    model.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(TrainingError) as error:
+        sweep_rates(model, batches(), steps=STEPS)
+    assert str(error.value) == (
+        "An LR range test reads the `loss` that `train_step` returns in its dictionary. `Named.train_step` returns "
+        "`generator_loss`. Return the loss to be judged as `loss`, too."
+    )
+
+
+def test_data_that_do_not_fit_the_model_are_an_error_in_one_line():
+    with pytest.raises(TrainingError) as error:
+        sweep_rates(compiled(), tf.data.Dataset.from_tensors((X[:8, :5], Y[:8])).repeat(), steps=STEPS)
+    said = str(error.value)
+    assert said.startswith("An LR range test makes the training steps of `sequential")
+    assert "received input with shape (8, 5)" in said
+    assert said.endswith("Check that `model.fit` takes the same data.")
+    assert len(said.splitlines()) == 1
+
+
+REPLICAS = """
+    import keras, numpy as np, tensorflow as tf
+    import finetune
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()).scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)], name="net")
+        model.compile("sgd", "mse", jit_compile=False)
+    try:
+        finetune.lr_range_test(model, np.ones((8, 3)), np.ones((8, 1)), steps=5)
+    except finetune.FinetuneError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_several_replicas_is_refused_with_the_way_out():
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(REPLICAS)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "An LR range test trains on a single device. `net` was made under a strategy of 2 replicas. Build and compile it "
+        "again outside of the scope of the strategy, and pass that to the test: the rates hold for batches of the same "
+        "total size."
+    )

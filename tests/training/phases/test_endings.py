@@ -232,3 +232,57 @@ def test_the_measurement_of_auto_rgn_leaves_the_moving_statistics_unchanged(tiny
         train(model, groups, [Phase(epochs=1, auto_rgn=auto_rgn)], rows, callbacks=[note])
     np.testing.assert_array_equal(statistics[0], statistics[3])
     assert not np.array_equal(statistics[3], statistics[4])
+
+
+@pytest.mark.parametrize("frequency", [2, [2, 4]])
+def test_until_and_plateau_wait_over_epochs_without_validation(tiny, rows, frequency):
+    model = tiny()
+    groups = prepared(model)
+    # No epoch counts as better than the first validation, which is after epoch 2: the phase ends after the next one.
+    until, plateau = Until("val_loss", min_delta=100.0, patience=1), Plateau("val_loss", min_delta=100.0, patience=1)
+    rates = Rates()
+    records = train(
+        model,
+        groups,
+        [Phase(epochs=9, until=until, reduce_on_plateau=plateau)],
+        rows,
+        validation_data=rows,
+        validation_freq=frequency,
+        callbacks=rates,
+    )
+    assert records[0].epochs == 4
+    assert rates.of("head")[-1] == pytest.approx(0.1)
+    with pytest.raises(TrainingError, match="Received `val_los`; measured are"):
+        train(
+            model,
+            groups,
+            [Phase(epochs=4, until=Until("val_los"))],
+            rows,
+            validation_data=rows,
+            validation_freq=frequency,
+        )
+
+
+def auto_rgn_rates(model_of, data, **more):
+    keras.utils.set_random_seed(0)
+    model = model_of()
+    groups = prepared(model)
+    rates = Rates()
+    train_phases(model, groups, [Phase(epochs=1, auto_rgn=1e-3)], *data, callbacks=rates, **more)
+    return rates.seen[0]
+
+
+def test_auto_rgn_measures_the_loss_that_is_trained_with_weights_of_rows_and_of_classes(tiny, rows):
+    x, y = rows
+    of_classes = {0: 100.0, 1: 0.0, 2: 0.0}
+    weights = np.array([of_classes[int(label)] for label in y], "float32")
+    plain = auto_rgn_rates(tiny, rows, batch_size=30)
+    weighted = auto_rgn_rates(tiny, rows, batch_size=30, class_weight=of_classes)
+    assert plain != weighted
+    by_rows = auto_rgn_rates(tiny, rows, batch_size=30, sample_weight=weights)
+    assert by_rows == pytest.approx(weighted, rel=1e-5)
+    batches = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(30)
+    assert auto_rgn_rates(tiny, (batches,), shuffle=False) == pytest.approx(weighted, rel=1e-5)
+    unweighted = batches.map(lambda x, y, _: (x, y))
+    of_dataset = auto_rgn_rates(tiny, (unweighted,), class_weight=of_classes, shuffle=False)
+    assert of_dataset == pytest.approx(weighted, rel=1e-5)

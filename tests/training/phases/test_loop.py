@@ -505,3 +505,91 @@ def test_a_strategy_counts_the_batches_of_an_epoch_with_the_batch_size_of_keras(
         seen.append(rates.of("head"))
     assert seen[0] == seen[1]
     assert len(set(seen[0])) > 2  # the rates follow schedules
+
+
+# -- What is passed on to `fit` ---------------------------------------------------------------------------------------
+
+
+def test_arguments_that_the_phases_decide_and_arguments_that_do_not_exist_are_errors(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    with pytest.raises(GroupError) as error:
+        train(model, groups, [Phase(epochs=1)], rows, initial_epoch=2)
+    assert str(error.value) == (
+        "`train_phases` begins with the first epoch of the first phase. Received `initial_epoch=2`. Remove it, and pass "
+        "the phases that are still to be trained."
+    )
+    with pytest.raises(GroupError) as error:
+        train(model, groups, [Phase(epochs=1)], rows, class_wieght={0: 1.0})
+    assert str(error.value).startswith(
+        "`train_phases` takes its own arguments and those of `model.fit`. Received `class_wieght`. `fit` takes `x`, `y`, "
+    )
+    assert str(error.value).endswith("Did you mean `class_weight`?")
+
+
+@pytest.mark.parametrize("callbacks", [None, "single", "list"])
+def test_callbacks_are_none_a_single_one_or_several_as_for_fit(tiny, rows, callbacks):
+    model = tiny()
+    groups = prepared(model)
+    epochs = []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    train(model, groups, [Phase(epochs=1)], rows, callbacks={None: None, "single": note, "list": [note]}[callbacks])
+    assert epochs == ([] if callbacks is None else [0])
+
+
+def several_inputs(kind):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((6,), name="a"), keras.Input((2,), name="b")]
+    joined = keras.layers.Concatenate()([keras.layers.Dense(4, name="body")(inputs[0]), inputs[1]])
+    outputs = [keras.layers.Dense(3, activation="softmax", name="c")(joined), keras.layers.Dense(1, name="d")(joined)]
+    as_dict = kind is dict
+    model = keras.Model(
+        dict(zip("ab", inputs, strict=True)) if as_dict else inputs,
+        dict(zip("cd", outputs, strict=True)) if as_dict else outputs,
+    )
+    groups = resolve_groups(model, [Selector("body", prefixes="body"), Selector("head", rest=True)])
+    losses = {"c": "sparse_categorical_crossentropy", "d": "mse"}
+    model.compile(
+        GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups}),
+        loss=losses if as_dict else [*losses.values()],
+    )
+    return model, groups
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+@pytest.mark.parametrize("weights", [False, True])
+def test_several_inputs_outputs_and_weights_of_each_output_train_as_with_fit(rows, kind, weights):
+    x, y = rows
+    of_rows = np.linspace(0, 1, len(y)).astype("float32")
+
+    def structure(*parts, names):
+        return dict(zip(names, parts, strict=True)) if kind is dict else kind(parts)
+
+    inputs, targets = structure(x, x[:, :2], names="ab"), structure(y, x[:, :1], names="cd")
+    more = {"sample_weight": structure(of_rows, of_rows**2, names="cd")} if weights else {}
+    fitted, _ = several_inputs(kind)
+    keras.utils.set_random_seed(1)
+    fitted.fit(inputs, targets, batch_size=30, epochs=2, verbose=0, **more)
+    trained, groups = several_inputs(kind)
+    keras.utils.set_random_seed(1)
+    train_phases(trained, groups, [Phase(epochs=2)], inputs, targets, batch_size=30, **more)
+    for a, b in zip(fitted.get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "more", [{"validation_split": 0.5}, {"steps_per_epoch": 1}, {"class_weight": {1: 3.0}}], ids=str
+)
+def test_what_fit_takes_beside_the_data_has_the_same_effect(tiny, rows, more):
+    results = []
+    for phases in (False, True):
+        keras.utils.set_random_seed(0)
+        model = tiny()
+        groups = prepared(model)
+        if phases:
+            train(model, groups, [Phase(epochs=2)], rows, **more)
+        else:
+            model.fit(*rows, batch_size=30, epochs=2, verbose=0, **more)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -4,6 +4,7 @@ import pytest
 
 from finetune.errors import GroupError
 from finetune.groups.selectors import Selector, resolve_groups
+from finetune.optimizers.schedules import exponential_decay
 from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase, check_phases, frozen_in_all, state_of
 
@@ -107,3 +108,40 @@ def test_five_problems_are_reported_at_most(tiny):
     with pytest.raises(GroupError) as caught:
         check_phases(groups_of(tiny()), [Phase([f"no{n}"], 1) for n in range(7)])
     assert str(caught.value).count("\n") == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"rates": {"head": 0}}, "`rates` of `head` must be a finite number above 0. Received: `0`."),
+        ({"rates": {"head": -1.0}}, "`rates` of `head` must be a finite number above 0. Received: `-1.0`."),
+        ({"rates": {"head": float("nan")}}, "`rates` of `head` must be a finite number above 0. Received: `nan`."),
+        ({"rates": {"head": True}}, "`rates` of `head` must be a finite number above 0. Received: `True`."),
+        ({"rates": {"head": "1e-4"}}, "`rates` of `head` must be a finite number above 0. Received: `'1e-4'`. That is"),
+        ({"rates": {"head": [1e-3]}}, "`rates` of `head` must be a finite number above 0. Received: `[0.001]`."),
+        ({"auto_rgn": 0.0}, "`auto_rgn` must be a finite number above 0. Received: `0.0`."),
+        ({"rates": 1e-3}, "`rates` maps names of groups to values. Received `0.001`. Write a dictionary."),
+        ({"batch_norm": "freeze"}, "`batch_norm` maps names of groups to values. Received `'freeze'`."),
+        ({"dropout_groups": "hed"}, "`dropout_groups` names `hed`, which is not a group."),
+        ({"epochs": 0}, "`epochs` must be a whole number >= 1. Received `0`."),
+        ({"epochs": True}, "`epochs` must be a whole number >= 1. Received `True`."),
+        ({"epochs": None, "steps": 1.5}, "`steps` must be a whole number >= 1. Received `1.5`."),
+        ({"warmup_steps": -1}, "`warmup_steps` must be a whole number >= 0. Received `-1`."),
+    ],
+    ids=str,
+)
+def test_rates_lengths_and_settings_that_are_not_possible_are_said(tiny, settings, problem):
+    with pytest.raises(GroupError) as error:
+        check_phases(groups_of(tiny()), [Phase(**{"epochs": 1, **settings})])
+    assert str(error.value).startswith(f"phase 1: {problem}")
+
+
+def test_a_schedule_is_a_rate(tiny):
+    check_phases(groups_of(tiny()), [Phase(epochs=1, rates={"head": exponential_decay(0.1, 5, 0.5)})])
+
+
+def test_what_other_code_froze_is_among_what_a_whole_run_leaves_unchanged(tiny):
+    model = tiny()
+    model.get_layer("body").enable_lora(2)
+    groups = resolve_groups(model, [Selector("all", rest=True)])
+    assert names(frozen_in_all(model, groups, [Phase(epochs=1)])) == {"body/kernel"}
