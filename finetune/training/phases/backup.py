@@ -67,7 +67,9 @@ def with_phase_backups(callbacks: Any) -> tuple[list[keras.callbacks.Callback], 
         callbacks: As `fit` takes them: a callback, several in any structure, or `None`.
     """
     flat = keras.tree.flatten(callbacks) if callbacks else []
-    made = [PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in flat]
+    made: list[keras.callbacks.Callback] = [
+        PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in flat
+    ]
     return made, [callback for callback in made if isinstance(callback, PhaseBackup)]
 
 
