@@ -21,8 +21,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state, masking
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
-from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
+from keras.src.trainers import compile_utils, data_adapters
+from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_util
@@ -81,6 +81,15 @@ def is_trackable(value: Any) -> bool:
     that could be named.
     """
     return isinstance(value, tf.__internal__.tracking.AutoTrackable)
+
+
+def creation_number(variable: tf.Variable) -> int:
+    """Returns a number that is higher for a variable that was made later in this process.
+
+    Reads `tf.Variable._unique_id`, which ends in TensorFlow's count of names. No public name keeps the order in which
+    variables were made.
+    """
+    return int(variable._unique_id.rpartition("_")[2])
 
 
 def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
@@ -364,12 +373,24 @@ def split_for_validation(arrays: Any, validation_split: float) -> Any:
     return array_slicing.train_validation_split(arrays, validation_split=validation_split)[0]
 
 
-def class_weights_of_rows(y: Any, class_weight: Any) -> Any:
-    """Returns the weight of every row by its class.
+def with_class_weights(batch: Any, class_weight: Any) -> Any:
+    """Returns `(x, y, sample_weight)` with the weight of every row by its class; also in a graph.
 
-    Uses `keras.src.trainers.data_adapters.data_adapter_utils.class_weight_to_sample_weights`, as `fit` does.
+    Uses `make_class_weight_map_fn` of `keras.src.trainers.data_adapters.tf_dataset_adapter`, as `fit` does.
+
+    Args:
+        batch: `(x, y, None)`; `y` is a tensor of class numbers or of their one-hot rows.
+        class_weight: Weight of each class by its number; 1 where there is none.
     """
-    return data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
+    return tf_dataset_adapter.make_class_weight_map_fn(class_weight)(*batch)
+
+
+def loss_of_outputs(loss: Any, output_names: Any) -> Any:
+    """Returns the sum of the losses of several outputs, as a function of targets, outputs and weights of rows.
+
+    Uses `keras.src.trainers.compile_utils.CompileLoss`, which `compile` makes of a structure of losses.
+    """
+    return compile_utils.CompileLoss(loss, output_names=output_names)
 
 
 # -- training/phases/ -------------------------------------------------------------------------------------------------

@@ -94,6 +94,13 @@ def is_trackable():
     assert not any(map(private.is_trackable, (1, [], tf.constant(1.0))))
 
 
+@checks(private.creation_number)
+def check_creation_number():
+    made = [tf.Variable(1.0, name="b_9"), keras.Variable([2.0], name="c").value, tf.Variable(1.0)]
+    numbers = [private.creation_number(variable) for variable in made]
+    assert numbers[0] < numbers[1] < numbers[2]
+
+
 @checks(private.layer_variables)
 def layer_variables():
     layer = keras.layers.BatchNormalization()
@@ -418,10 +425,20 @@ def split_for_validation():
     assert (list(x), list(y["a"]), nothing) == ([0, 1, 2], [0, 1, 2], None)
 
 
-@checks(private.class_weights_of_rows)
-def class_weights_of_rows():
-    for y in (np.array([1, 0]), np.array([[0.0, 1.0], [1.0, 0.0]]), tf.constant([[1], [0]])):
-        assert list(private.class_weights_of_rows(y, {1: 4.0})) == [4.0, 1.0]
+@checks(private.with_class_weights)
+def with_class_weights():
+    for y in (tf.constant([1, 0]), tf.constant([[0.0, 1.0], [1.0, 0.0]]), tf.constant([[1], [0]])):
+        x, same, weights = private.with_class_weights(("x", y, None), {1: 4.0})
+        assert (x, weights.numpy().tolist()) == ("x", [4.0, 1.0])
+        assert same is y
+
+
+@checks(private.loss_of_outputs)
+def loss_of_outputs():
+    loss = private.loss_of_outputs({"a": "mse", "b": "mae"}, ["a", "b"])
+    targets, outputs = {"a": tf.zeros((2, 1)), "b": tf.zeros((2, 1))}, {"a": tf.ones((2, 1)) * 2, "b": tf.ones((2, 1))}
+    assert float(loss(targets, outputs)) == 5.0
+    assert float(loss(targets, outputs, {"a": tf.constant([0.0, 1.0]), "b": tf.zeros(2)})) == 2.0
 
 
 # -- training/phases/ -------------------------------------------------------------------------------------------------

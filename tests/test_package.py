@@ -27,7 +27,16 @@ def test_the_name_of_an_error_can_be_had_without_tensorflow():
 
 def test_the_package_hands_out_these_names_and_no_others():
     assert finetune.__all__ == [
-        *("Examples", "FastLoop", "FinetuneError", "GroupedOptimizer", "HubLayer", "LearningRateLogger", "Momentum"),
+        *(
+            "Examples",
+            "FastLoop",
+            "FinetuneError",
+            "FrozenProof",
+            "GroupedOptimizer",
+            "HubLayer",
+            "LearningRateLogger",
+            "Momentum",
+        ),
         *("Phase", "Plateau", "Selector", "TF1RMSprop", "Transform", "Until", "discriminative_rates"),
         *(
             "exponential_decay",

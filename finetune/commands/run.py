@@ -23,7 +23,7 @@ from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
-from finetune.training.frozen_proof import FrozenProof
+from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
@@ -109,7 +109,7 @@ def run(
         if range_test:
             write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
-        proof, frozen = FrozenProof(), frozen_in_all(layout.model, layout.groups, layout.phases)
+        proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(

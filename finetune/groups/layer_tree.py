@@ -16,8 +16,8 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
-from finetune.keras_private import is_trackable, layer_variables, sublayers
-from finetune.variables import variable_path
+from finetune.keras_private import creation_number, is_trackable, layer_variables, sublayers
+from finetune.variables import tf_variable, variable_path
 
 # What a loaded SavedModel or a Keras layer holds beside its parts: copies of the weights, and bookkeeping.
 _OPAQUE = re.compile(r"signatures|keras_api|variables|(non_)?trainable_variables|_all_variables|regularization_losses")
@@ -78,6 +78,15 @@ class LayerTree:
         return tuple(leaf for leaf in self.leaves if leaf.trainable)
 
     @cached_property
+    def by_creation(self) -> tuple[Leaf, ...]:
+        """The leaves of `trainable` in the order in which their variables were made: how TF1 listed them.
+
+        Keras lists the layers of a functional model by their depth in the graph. Where branches meet, that is another
+        order than that of the lines of code which made the layers.
+        """
+        return tuple(sorted(self.trainable, key=lambda leaf: creation_number(tf_variable(leaf.variable))))
+
+    @cached_property
     def by_name(self) -> dict[str, Leaf]:
         """The leaves by name."""
         return {leaf.name: leaf for leaf in self.leaves}
@@ -118,6 +127,16 @@ def layers_in_order(root: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     visit(root)
     return list(layers.values())
+
+
+def own_counts(leaves: Iterable[Leaf]) -> dict[int, int]:
+    """Returns how many weights each owner has itself, by its id; those that it shares with another owner count, too."""
+    leaves = list(leaves)
+    counts = Counter(id(leaf.owner) for leaf in leaves)
+    for owner in {id(leaf.owner): leaf.owner for leaf in leaves}.values():
+        if isinstance(owner, keras.layers.Layer):
+            counts[id(owner)] = max(counts[id(owner)], sum(map(len, layer_variables(owner))))
+    return dict(counts)
 
 
 def is_normalization(leaf: Leaf) -> bool:

@@ -12,6 +12,7 @@ from finetune.errors import did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, paths_down
 
 CONDITION_KINDS = ("prefixes", "regex", "layers", "variables")
+ORDERS = ("graph", "creation")  # of `model.trainable_variables`, or that in which the variables were made, as in TF1
 
 
 class Condition(NamedTuple):
@@ -21,11 +22,13 @@ class Condition(NamedTuple):
         group: Name of the group that the selector is for.
         kind: One of `CONDITION_KINDS`.
         value: The prefix, the regular expression, or the index or slice as it was written.
+        order: How `variables` are counted, one of `ORDERS`.
     """
 
     group: str
     kind: str
     value: Any
+    order: str = "graph"
 
     def __str__(self) -> str:
         return f"`{self.kind}: [{self.value}]`"
@@ -33,7 +36,7 @@ class Condition(NamedTuple):
 
 def malformed(condition: Condition) -> str:
     """Returns what is wrong with a condition whatever the model, as a sentence; empty when nothing is."""
-    group, kind, value = condition
+    group, kind, value, _ = condition
     if kind == "regex":
         try:
             re.compile(value)
@@ -55,7 +58,7 @@ def out_of_range(tree: LayerTree, condition: Condition) -> str:
     """Returns a sentence when an index or slice ends beyond the model; Python would silently cut the slice short."""
     if condition.kind in ("prefixes", "regex"):
         return ""
-    names, what = _counted(tree, condition.kind)
+    names, what = _counted(tree, condition)
     at, size = _index_or_slice(condition.value), len(names)
     ends = (at.start or 0, at.stop or 0) if isinstance(at, slice) else (at if at < 0 else at + 1,)
     if all(abs(end) <= size for end in ends):
@@ -82,9 +85,28 @@ def matching_leaves(tree: LayerTree, condition: Condition) -> set[int]:
     return {n for n, leaf in enumerate(tree.leaves) if leaf.name in chosen}
 
 
+def order_note(tree: LayerTree, conditions: Sequence[Condition]) -> str:
+    """Says in which order a selector counts its `variables`, if the other order selects other weights; else empty."""
+    counting = [condition for condition in conditions if condition.kind == "variables"]
+    graph, creation = (
+        set().union(*(matching_leaves(tree, Condition(*condition[:3], order)) for condition in counting))
+        for order in ORDERS
+    )
+    if graph == creation:
+        return ""
+    others = f"{len(graph - creation)} of the {len(graph)} variables would be others"
+    used = {
+        "graph": "in the order of the model's graph (`order: graph`). In the order in which they were made, as TF1 "
+        f"did, {others} (`order: creation`).",
+        "creation": "in the order in which they were made, as TF1 did (`order: creation`). In the order of the "
+        f"model's graph {others} (`order: graph`).",
+    }[counting[0].order]
+    return f"Group `{counting[0].group}`: {', '.join(map(str, counting))} counts the trainable variables {used}"
+
+
 def without_match(tree: LayerTree, condition: Condition) -> str:
     """Returns the error for a condition that matches nothing, with the names that come nearest."""
-    group, kind, value = condition
+    group, kind, value, _ = condition
     if kind == "prefixes":
         advice = f"The model's top layers are {quote(_with_weights(tree))}.{_near_names(tree, value.strip('/'))}"
         if value.strip("/") in tree.layers:
@@ -111,15 +133,16 @@ def _index_or_slice(value: Any) -> Any:
     return slice(*(None if end is None else int(end) for end in match.group(1, 3, 4)))
 
 
-def _counted(tree: LayerTree, kind: str) -> tuple[tuple[str, ...], str]:
-    """Returns the names that indices of this kind count, and what to call them."""
-    if kind == "layers":
+def _counted(tree: LayerTree, condition: Condition) -> tuple[tuple[str, ...], str]:
+    """Returns the names that the indices of a condition count, and what to call them."""
+    if condition.kind == "layers":
         return tree.layers, "layers"
-    return tuple(leaf.name for leaf in tree.trainable), "trainable variables"
+    leaves = tree.by_creation if condition.order == "creation" else tree.trainable
+    return tuple(leaf.name for leaf in leaves), "trainable variables"
 
 
 def _chosen(tree: LayerTree, condition: Condition) -> Sequence[str]:
-    names, at = _counted(tree, condition.kind)[0], _index_or_slice(condition.value)
+    names, at = _counted(tree, condition)[0], _index_or_slice(condition.value)
     return names[at] if isinstance(at, slice) else (names[at],)
 
 

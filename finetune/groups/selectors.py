@@ -16,9 +16,11 @@ from finetune.groups.frozen_by import QUANTIZED, reason_frozen
 from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.selector_matching import (
     CONDITION_KINDS,
+    ORDERS,
     Condition,
     malformed,
     matching_leaves,
+    order_note,
     out_of_range,
     without_match,
 )
@@ -36,6 +38,9 @@ class Selector:
         regex: Regular expressions that must match a weight's whole name.
         layers: Slices or indices of `model.layers`: `"0:3"`, `"-1"`, `5`.
         variables: Slices or indices of the trainable variables: `"0:40"`, `"40:"`, `-1`.
+        order: How `variables` counts: `graph`, as `model.trainable_variables` lists them, or `creation`, in the order
+            in which they were made, as TF1 listed them. The two differ in functional models with branches. In a model
+            that was loaded from a file the variables are made in the order of the graph.
         rest: Takes every weight that no other group takes, whatever its position in the list.
         frozen: `True`: the group is not trained. `None`: it is, except for what is not trainable when the groups are
             resolved, such as the kernel below a LoRA adapter, or a layer that was frozen by hand. `False`: that is
@@ -47,6 +52,7 @@ class Selector:
     regex: tuple[str, ...] = ()
     layers: tuple[str | int, ...] = ()
     variables: tuple[str | int, ...] = ()
+    order: str = "graph"
     rest: bool = False
     frozen: bool | None = None
 
@@ -56,8 +62,12 @@ class Selector:
 
     @property
     def conditions(self) -> list[Condition]:
-        """All conditions, each by itself."""
-        return [Condition(self.name, kind, value) for kind in CONDITION_KINDS for value in getattr(self, kind)]
+        """All conditions, each by itself; `order` is for `variables` alone."""
+        return [
+            Condition(self.name, kind, value, self.order if kind == "variables" else "graph")
+            for kind in CONDITION_KINDS
+            for value in getattr(self, kind)
+        ]
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,13 @@ class LayerGroup:
         leaves: Its weights in model order: trainable ones, and the non-trainable ones of the same layers
             (moving statistics), which follow them.
         frozen: Whether training leaves the group unchanged.
+        order_note: In which order its `variables` were counted, if the other order selects other weights; else empty.
     """
 
     name: str
     leaves: tuple[Leaf, ...]
     frozen: bool = False
+    order_note: str = ""
 
     @property
     def trainable(self) -> tuple[Leaf, ...]:
@@ -136,7 +148,8 @@ def resolve_groups(
     places = _assign(tree, selectors, by_selector)
     _check_cover(tree, selectors, by_selector, places)
     leaves = [tuple(compress(tree.leaves, (place == n for place in places))) for n in range(len(selectors))]
-    groups = tuple(_make_group(selector, part) for selector, part in zip(selectors, leaves, strict=True))
+    made = (_make_group(selector, part) for selector, part in zip(selectors, leaves, strict=True))
+    groups = tuple(replace(g, order_note=order_note(tree, s.conditions)) for g, s in zip(made, selectors, strict=True))
     _check_trained(selectors, groups)
     return groups
 
@@ -185,6 +198,7 @@ def _check_form(selectors: Sequence[Selector]) -> None:
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise GroupError(f"Groups need different names. Received more than once: {quote(twice)}. Rename all but one.")
+    _check_orders(selectors)
     takers = [selector.name for selector in selectors if selector.rest]
     if len(takers) > 1:
         raise GroupError(f"Only one group can have `rest: true`. Received it in {quote(takers)}. Keep one.")
@@ -194,6 +208,20 @@ def _check_form(selectors: Sequence[Selector]) -> None:
             f"A group needs `prefixes`, `regex`, `layers`, `variables` or `rest: true`. Groups without a "
             f"selector: {quote(empty)}."
         )
+
+
+def _check_orders(selectors: Sequence[Selector]) -> None:
+    for selector in selectors:
+        if selector.order not in ORDERS:
+            raise GroupError(
+                f"group `{selector.name}`: `order` is {' or '.join(f'`{order}`' for order in ORDERS)}. Received: "
+                f"`{selector.order}`.{did_you_mean(str(selector.order), ORDERS)}"
+            )
+        if selector.order != "graph" and selector.variables == ():
+            raise GroupError(
+                f"group `{selector.name}`: `order` says how `variables` are counted, and the group has none. Remove "
+                "`order`, or select by `variables`."
+            )
 
 
 def _assign(tree: LayerTree, selectors: Sequence[Selector], matches: Sequence[set[int]]) -> list[int | None]:

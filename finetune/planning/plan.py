@@ -149,7 +149,13 @@ def make_plan(
     rows = tuple(row(leaf) for leaf in tree.leaves)
     depth = len({leaf.layer for leaf in tree.trainable})
     peaks = {name: it.peak for name, it in settings.items()}
-    advice = (*_advice_on_rates(rows, peaks, depth), *_advice_on_frozen(rows), *_advice_on_frozen_by(rows, settings))
+    orders = tuple(group.order_note for group in groups if group.order_note)
+    advice = (
+        *orders,
+        *_advice_on_rates(rows, peaks, depth),
+        *_advice_on_frozen(rows),
+        *_advice_on_frozen_by(rows, settings),
+    )
     return Plan(rows, tuple(group.name for group in groups), steps, advice)
 
 

@@ -44,6 +44,7 @@ def match(
     allow_unused: Iterable[str] = (),
     min_coverage: float = 0.0,
     locations: Mapping[str, Sequence[str]] | None = None,
+    copies: Mapping[str, str] | None = None,
 ) -> RestorePlan:
     """Matches the weights of a file with those of a model.
 
@@ -58,6 +59,8 @@ def match(
             totals of metrics) are always allowed.
         min_coverage: Share of the model's parameters outside of `exclude` that must be restored, 0 to 1.
         locations: Locations of the model's weights, from `finetune.pretrained.storage_locations.storage_locations`.
+        copies: Where the file may hold a weight once more, from
+            `finetune.pretrained.storage_locations.copy_locations`.
 
     Returns:
         The plan. Its `check` raises if anything is wrong with it.
@@ -73,7 +76,7 @@ def match(
     pairs, disputed = pair_weights(tree.leaves, tensors, locations or {}, chosen_names)
     # From here on tensors have the names of the file again, which is what the messages show.
     claimants = {name: [_named_as_in_file(tensor) for tensor in claims] for name, claims in disputed.items()}
-    plan = _sorted_out(tree, weight_file, tensors, pairs, exclude)
+    plan = _with_copies(_sorted_out(tree, weight_file, tensors, pairs, exclude), tree, copies or {})
     # All kinds of problems are collected: a user should not have to fix and try once for each. Rules that match nothing
     # come first, since they often explain what is missing and unused below.
     problems = [
@@ -197,9 +200,19 @@ def _sorted_out(
     )
 
 
+def _with_copies(plan: RestorePlan, tree: LayerTree, copies: Mapping[str, str]) -> RestorePlan:
+    """Takes unused tensors that are copies of another for what they are."""
+    leaves = {t.name: tree.by_name[copies[place]] for t in plan.unused for place in t.locations if place in copies}
+    pairs = [Pair(leaves[tensor.name], tensor, "copy") for tensor in plan.unused if tensor.name in leaves]
+    pairs = [pair for pair in pairs if _fits(pair)]
+    unused = tuple(tensor for tensor in plan.unused if all(tensor is not pair.tensor for pair in pairs))
+    return replace(plan, unused=unused, copies=tuple(pairs))
+
+
 def _fits(pair: Pair) -> bool:
-    """Whether the shapes are equal and both or neither are integers: quantized weights are not weights to train."""
-    file_integer, model_integer = (
-        str(dtype).startswith(("int", "uint", "bool")) for dtype in (pair.tensor.dtype, dtype_of(pair.leaf))
-    )
-    return pair.tensor.shape == shape_of(pair.leaf) and file_integer == model_integer
+    """Whether the shapes are equal, and both are integers, floats or complex: a cast between these loses values."""
+    return pair.tensor.shape == shape_of(pair.leaf) and _kind(pair.tensor.dtype) == _kind(str(dtype_of(pair.leaf)))
+
+
+def _kind(dtype: str) -> str:
+    return "integer" if dtype.startswith(("int", "uint", "bool")) else "complex" if dtype.startswith("c") else "float"

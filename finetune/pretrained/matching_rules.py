@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import keras
 
-from finetune.groups.layer_tree import Leaf
+from finetune.groups.layer_tree import Leaf, own_counts
 from finetune.pretrained.automatic_names import levels, renumber, without_number
 from finetune.pretrained.formats.weight_file import StoredTensor
 
@@ -118,7 +118,7 @@ def _rules(
     """Yields the rules in their order: the name of the rule, the keys of the model's weights, and of the file's."""
     # The key for "weight 0 of the 2 of layer `dense`" is `dense#0/2`. The count is part of it: a file with another
     # number of weights for a layer has another order, too.
-    counts = Counter(id(leaf.owner) for leaf in leaves)
+    counts = own_counts(leaves)
     # Ranks of automatic names, each counted on its side: the second `dense` here is the second `dense` there.
     model_numbers = renumber(leaf.layer for leaf in leaves)
     file_numbers = renumber(_layer(tensor.name) for tensor in tensors)

@@ -146,12 +146,21 @@ def _is_allowed(tensor: StoredTensor, kind: str, allowed: Sequence[str]) -> bool
 
 
 def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
-    """Yields a message if weights that belong together differ in shape, or in being integers."""
-    if plan.shape_conflict:
+    """Yields a message if weights that belong together differ in shape, and another if in the kind of number."""
+    by_shape = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) != pair.tensor.shape]
+    by_type = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) == pair.tensor.shape]
+    if by_shape:
         yield (
-            f"Shapes must agree, and {_count(plan.shape_conflict, 'does', 'do')} not: "
-            f"{_listed(plan.shape_conflict, _both_shapes)}. "
-            f"Exclude {_layers([pair.leaf for pair in plan.shape_conflict])} to keep fresh weights there."
+            f"Shapes must agree, and {_count(by_shape, 'does', 'do')} not: {_listed(by_shape, _both_shapes)}. "
+            f"Exclude {_layers([pair.leaf for pair in by_shape])} to keep fresh weights there."
+        )
+    if by_type:
+        yield (
+            "Integers, floats and complex numbers are not taken for each other: quantized weights need their scales, "
+            f"and a cast would lose parts. {_count(by_type, 'weight differs', 'weights differ')}: "
+            f"{_listed(by_type, _both_shapes)}. If the numbers are right as they are, save the file again in the "
+            f"model's type (`array.astype('{dtype_of(by_type[0].leaf)}')`), or exclude "
+            f"{_layers([pair.leaf for pair in by_type])} to keep fresh weights there."
         )
 
 

@@ -5,7 +5,7 @@ A reader who wants to know *which* weight goes where continues with `matching.py
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from finetune.pretrained.matching import RestorePlan, match
 from finetune.pretrained.matching_rules import Pair
 from finetune.pretrained.reference_outputs import ATOL, RTOL, compare_outputs, read_reference
 from finetune.pretrained.restore_plan import dtype_of
-from finetune.pretrained.storage_locations import storage_locations
+from finetune.pretrained.storage_locations import copy_locations, storage_locations
 from finetune.pretrained.transforms import Transform
 from finetune.results.formatting import counts_text
 from finetune.sequences import one_or_more
@@ -182,6 +182,7 @@ def restore(
         allow_unused=one_or_more(allow_unused),
         min_coverage=min_coverage,
         locations={} if is_tree else storage_locations(model_or_tree, tree),
+        copies={} if is_tree else copy_locations(model_or_tree, tree),
     )
     plan.check()  # raises before the first value is read or assigned
     if verify is None:
@@ -212,7 +213,15 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     excluded = {leaf.name: checksum(leaf.variable) for leaf in plan.excluded}
     # Every value is read before the first is assigned: a damaged file must not leave a model half restored. The values
     # are read again to assign them, which costs less than holding all of a large file in memory.
-    checksums = [(checksum(_values(plan, pair)), checksum(pair.leaf.variable)) for pair in plan.restored]
+    overflowing: dict[str, str] = {}  # what happens to the largest value, by the weight
+    checksums = []
+    for pair in plan.restored:
+        values = _values(plan, pair, overflowing=overflowing)
+        checksums.append((checksum(values), checksum(pair.leaf.variable)))
+    _require_finite(plan, tuple(overflowing.values()))
+    _require_equal_copies(
+        plan, {pair.leaf.name: known[0] for pair, known in zip(plan.restored, checksums, strict=True)}
+    )
     for pair in plan.restored:
         pair.leaf.variable.assign(_values(plan, pair, on_error=_HALF_RESTORED))
     restored = tuple(
@@ -233,14 +242,38 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     )
 
 
+def _require_finite(plan: RestorePlan, overflowing: Sequence[str]) -> None:
+    if overflowing:
+        more = f" and {len(overflowing) - 5} more" if len(overflowing) > 5 else ""
+        raise RestoreError(
+            "The weights of a file must be finite in the model's type. Values that are finite in "
+            f"`{plan.path}` become infinite: {', '.join(overflowing[:5])}{more}. Nothing was restored. Build the model "
+            "in `float32` or `bfloat16` (`mixed_float16` keeps its weights in `float32`), or scale the values."
+        )
+
+
+def _require_equal_copies(plan: RestorePlan, checksums: Mapping[str, str]) -> None:
+    """Raises if the file has two values for a weight that several layers of the model share."""
+    shared = [pair for pair in plan.copies if pair.leaf.name in checksums]
+    differing = [pair for pair in shared if checksum(_values(plan, pair)) != checksums[pair.leaf.name]]
+    if differing:
+        listed = quote(f"{pair.leaf.name} ({pair.tensor.name})" for pair in differing)
+        raise RestoreError(
+            "A weight that several layers share has one value, and a file that holds it several times must agree. In "
+            f"`{plan.path}` these differ: {listed}. Nothing was restored. Save the file again from one model."
+        )
+
+
 _NOTHING_RESTORED = "Nothing was restored; copy the file again."
 _HALF_RESTORED = (
     "It changed while it was read, and the weights before this one are restored already: build the model again."
 )
 
 
-def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED) -> np.ndarray:
-    """Reads a weight's values and casts them to the model's type."""
+def _values(
+    plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED, overflowing: dict[str, str] | None = None
+) -> np.ndarray:
+    """Reads a weight's values and casts them to the model's type; notes in `overflowing` what is no longer finite."""
     try:
         array = pair.tensor.read()
         # The header promised another shape: the file changed in between, or is damaged.
@@ -252,7 +285,15 @@ def _values(plan: RestorePlan, pair: Pair, *, on_error: str = _NOTHING_RESTORED)
             f"{reason(error) if str(error) else type(error).__name__}. {on_error}"
         ) from error
     # Compared with the weight read back, the checksum is that of the cast values: a cast may round.
-    return array.astype(tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype, copy=False)
+    dtype = tf.as_dtype(dtype_of(pair.leaf)).as_numpy_dtype
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is reported with all other such weights
+        cast = array.astype(dtype, copy=False)
+    if overflowing is not None and array.dtype != dtype:
+        lost = np.isfinite(array) & ~np.isfinite(cast)
+        if lost.any():
+            largest = float(np.abs(array[lost]).max())
+            overflowing[pair.leaf.name] = f"`{pair.leaf.name}` ({largest:.3g} in `{dtype_of(pair.leaf)}`)"
+    return cast
 
 
 def _restored(pair: Pair, in_file: str, before: str) -> Restored:

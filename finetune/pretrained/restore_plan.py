@@ -20,10 +20,11 @@ class RestorePlan:
         restored: Pairs of weights that fit.
         missing: Weights of the model that the file lacks.
         unused: Weights of the file that the model lacks.
-        shape_conflict: Pairs that belong together but differ in shape, or of which only one holds integers.
+        shape_conflict: Pairs that belong together but differ in shape, or of which one holds integers and one floats.
         excluded: Weights of the model that keep their fresh values.
         problems: Why the file must not be restored, one text for each kind of problem; empty if it fits.
         others: What else the file holds: slots of optimizers, averages, counters and so on.
+        copies: Weights that the file holds once more: Keras saves a weight with each layer that has it.
     """
 
     path: str
@@ -35,6 +36,7 @@ class RestorePlan:
     excluded: tuple[Leaf, ...]
     problems: tuple[str, ...] = ()
     others: tuple[StoredTensor, ...] = ()
+    copies: tuple[Pair, ...] = ()
 
     @property
     def coverage(self) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from finetune.groups.layer_tree import LayerTree, attribute_paths, paths_down
+from finetune.groups.layer_tree import LayerTree, attribute_paths, own_counts, paths_down
 from finetune.keras_private import is_saveable, layer_variables, saved_children, sublayers
 from finetune.pretrained.automatic_names import automatic_name, has_automatic_name, without_number
 from finetune.pretrained.formats.checkpoints import (
@@ -61,17 +61,47 @@ def _keras3_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     if not isinstance(model, keras.layers.Layer):
         return
     objects, again = _saved_objects(model)
-    names = {path: item.name for path, item in objects.items() if isinstance(getattr(item, "name", None), str)}
-    paths = {id(item): path for path, item in objects.items()}
-    counts = Counter(id(leaf.owner) for leaf in tree.leaves)
+    names, paths = _names(objects), {id(item): path for path, item in objects.items()}
+    counts = own_counts(tree.leaves)
     for leaf in tree.leaves:
         path = paths.get(id(leaf.owner))
         if path is not None:
             weight = f"#{leaf.index}/{counts[id(leaf.owner)]}"
-            yield leaf.name, f"keras:{location_in_keras_file(path, names)}{weight}"
-            yield leaf.name, f"keras-path:{path}{weight}"
+            yield from ((leaf.name, place) for place in _places(path, weight, names))
             for other in _other_paths(path, again):
                 yield leaf.name, f"keras-again:{other}{weight}"
+
+
+def _names(objects: Mapping[str, Any]) -> dict[str, str]:
+    return {path: item.name for path, item in objects.items() if isinstance(getattr(item, "name", None), str)}
+
+
+def _places(path: str, weight: str, names: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the location of a weight in files with names of layers and in those without."""
+    return f"keras:{location_in_keras_file(path, names)}{weight}", f"keras-path:{path}{weight}"
+
+
+def copy_locations(model: Any, tree: LayerTree) -> dict[str, str]:
+    """Returns where Keras 3 files keep a weight once more: Keras saves it with every layer that has it as an attribute.
+
+    `SpectralNormalization` has the kernel of the layer in it as its own, and so have layers with tied weights.
+
+    Returns:
+        The name of the weight by the location of each copy.
+    """
+    if not isinstance(model, keras.layers.Layer):
+        return {}
+    owned = {id(leaf.variable): leaf for leaf in tree.leaves}
+    objects = saved_objects(model)
+    names = _names(objects)
+    copies: dict[str, str] = {}
+    for path, item in objects.items():
+        variables = list(itertools.chain(*layer_variables(item))) if isinstance(item, keras.layers.Layer) else []
+        for index, variable in enumerate(variables):
+            leaf = owned.get(id(variable))
+            if leaf is not None and leaf.owner is not item:
+                copies |= dict.fromkeys(_places(path, f"#{index}/{len(variables)}", names), leaf.name)
+    return copies
 
 
 def _other_paths(path: str, again: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -57,6 +57,7 @@ class GroupSpec(Part):
         regex: Regular expressions for whole names of weights.
         layers: Indices or slices of the model's layers.
         variables: Indices or slices of the model's trainable variables.
+        order: How `variables` counts: as the model's graph lists them, or in the order in which they were made.
         rest: Whether the group takes all weights that no other group takes.
         frozen: `true`: the group is not trained; it has neither `optimizer` nor `learning_rate`, and any other group
             has both. Without, what is not trainable in the model stays so, such as the kernel below a LoRA adapter;
@@ -74,6 +75,7 @@ class GroupSpec(Part):
     regex: OneOrMore[Regex] = ()
     layers: OneOrMore[Index] = ()
     variables: OneOrMore[Index] = ()
+    order: Annotated[Literal["graph", "creation"], choice("graph", "creation")] = "graph"
     rest: bool = False
     frozen: bool | None = None
     optimizer: OptimizerSpec | None = None
@@ -91,6 +93,13 @@ class GroupSpec(Part):
                 "statistics, or `train: {always_train: normalization}`",
                 received=value,
             )
+        return value
+
+    @field_validator("order")
+    @classmethod
+    def _check_order(cls, value: str, info: ValidationInfo) -> str:
+        if value != "graph" and info.data.get("variables") == ():
+            raise fault("says how `variables` are counted, and the group has none. Remove it", received=value)
         return value
 
     @field_validator("rest")

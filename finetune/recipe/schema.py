@@ -66,6 +66,7 @@ class Recipe(Part):
     def _check_together(self) -> "Recipe":
         if self.phases is not None:
             self._check_phases()
+        self._check_orders()
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:
@@ -74,6 +75,16 @@ class Recipe(Part):
                     at=("phases", with_rates),
                 )
         return self
+
+    def _check_orders(self) -> None:
+        groups = self.groups if isinstance(self.groups, tuple) else ()
+        place = next((n for n, group in enumerate(groups) if group.order == "creation"), None)
+        if place is not None and self.model.keras_file:
+            # Loading makes the variables in the order of the graph, so `creation` would silently be the same.
+            rule = (
+                "needs a model that code builds, and `model` is a `keras_file`, which does not hold the order in which "
+            )
+            raise fault(f"{rule}the variables were made. Name the weights by `prefixes`", at=("groups", place, "order"))
 
     def _check_phases(self) -> None:
         """Checks what can be checked without the model; groups made by a strategy have no names yet."""

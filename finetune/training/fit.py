@@ -30,7 +30,7 @@ from finetune.training.callbacks import (
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
-from finetune.training.frozen_proof import FrozenProof
+from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.endings import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
@@ -76,7 +76,7 @@ def train(
     *,
     folder: Path,
     console: Console,
-    proof: FrozenProof | None = None,
+    proof: FrozenRecords | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 

@@ -1,14 +1,20 @@
 """Proof that what was frozen is bit-identical: checksums before and after, one record for each stretch of training.
 
 The stretches of a run are its phases, and the run as a whole: from before the first step until the model is saved.
+`FrozenProof` is the same proof as a Keras callback, whose stretches are calls of `fit`.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import keras
 
 from finetune.checksum import checksum
 from finetune.errors import TrainingError, quote
 from finetune.groups.layer_tree import Leaf
+from finetune.groups.selectors import LayerGroup
+from finetune.training.freezing import phase_state
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class FrozenRecord:
 
 
 @dataclass
-class FrozenProof:
+class FrozenRecords:
     """Takes checksums of frozen tensors, and keeps a record of every stretch of training.
 
     Attributes:
@@ -78,9 +84,95 @@ class FrozenProof:
             if record.changed:
                 raise TrainingError(
                     f"Frozen tensors must stay bit-identical. {len(record.changed)} of {record.tensors} changed in "
-                    f"{record.stretch}: {quote(record.changed)}. If no callback of yours assigns to them, please "
-                    "report this as a bug. Do not trust the trained model."
+                    f"{record.stretch}: {quote(record.changed)}. If no callback assigns to them, look for a layer that "
+                    "does so in its `call`, as `SpectralNormalization`; phases call the frozen part in inference mode. "
+                    "Do not trust the trained model."
                 )
+
+
+class FrozenProof(keras.callbacks.Callback):
+    """Proves, for any `fit`, that what the layer groups freeze is bit-identical afterwards; else `fit` raises an error.
+
+    Freezing keeps the optimizer from a weight, but not a layer that assigns to its weights in its `call`, nor a
+    callback. What is frozen are the weights of frozen groups, moving statistics included, and what other code froze
+    before the groups were resolved.
+
+    The callback also notices a step that trains something else than the model says. Keras compiles the step in the
+    first `fit`, and ignores what is set to `trainable` afterwards until `compile` is called.
+
+    Args:
+        groups: All layer groups of the model, as `freeze` got them.
+
+    Attributes:
+        records: A record of each `fit`, in their order.
+
+    Raises:
+        TrainingError: In `fit`: a frozen tensor changed, the model trains weights of a frozen group, or `trainable` was
+            changed after the step was compiled.
+
+    Example:
+        >>> import numpy as np
+        >>> from finetune import Selector, freeze, resolve_groups
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])
+        >>> selectors = [Selector("body", prefixes="body", frozen=True), Selector("head", rest=True)]
+        >>> groups = resolve_groups(model, selectors)
+        >>> freeze(model, groups)
+        >>> model.compile("sgd", "mse")
+        >>> proof = FrozenProof(groups)
+        >>> history = model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0, callbacks=[proof])
+        >>> proof.records
+        [FrozenRecord(stretch='fit 1', tensors=2, changed=())]
+    """
+
+    def __init__(self, groups: Sequence[LayerGroup]):
+        super().__init__()
+        self.groups = tuple(groups)
+        self._records = FrozenRecords()
+        self._frozen: tuple[Leaf, ...] = ()
+        self._before: dict[str, str] = {}
+        self._step_checked = False
+
+    @property
+    def records(self) -> list[FrozenRecord]:
+        """A record of each `fit`."""
+        return self._records.records
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        model: Any = self.model
+        self._frozen = phase_state(model, self.groups).frozen
+        trained = {id(variable) for variable in model.trainable_variables}
+        wrong = [leaf.name for leaf in self._frozen if id(leaf.variable) in trained]
+        if wrong:
+            raise TrainingError(
+                f"What the layer groups freeze must be frozen in the model. `{model.name}` trains {quote(wrong)}. Call "
+                "`finetune.freeze(model, groups)` and then `model.compile`, before `fit`."
+            )
+        # Not from the end of the `fit` before: between two of them, weights may be restored.
+        self._before, self._step_checked = checksums(self._frozen), False
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if not self._step_checked:  # here, since another callback may have installed the train function
+            self._step_checked = True
+            self._check_step()
+
+    def _check_step(self) -> None:
+        """Checks that a step that was compiled in an earlier `fit` trains what is trainable now."""
+        model: Any = self.model
+        trained = {id(variable): variable.path for variable in model.trainable_variables}
+        function, before = vars(model).get("_finetune_proven_step", (None, trained))
+        if function is not None and function is model.train_function and before.keys() != trained.keys():
+            names = [(before | trained)[key] for key in before.keys() ^ trained.keys()]
+            raise TrainingError(
+                "Keras compiles the training step in the first `fit` after `compile`, and ignores later changes of "
+                f"`trainable`. Since then, it was changed for {quote(sorted(names))}. Call `model.compile` again, then "
+                "`fit`."
+            )
+        # `__dict__` and not an attribute: Keras would track the function and save its variables with the model.
+        model.__dict__["_finetune_proven_step"] = (model.train_function, trained)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._records.end(f"fit {len(self.records) + 1}", self._frozen, self._before)
+        self._records.check()
 
 
 def checksums(leaves: Iterable[Leaf]) -> dict[str, str]:

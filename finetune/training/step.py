@@ -5,7 +5,7 @@ fast loop, the step of a bare module below, and the measurement of gradient norm
 own `train_step`, because it must show what `fit` would do, whatever the model's class does in it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -67,8 +67,9 @@ def grouped_train_step(
     optimizer: keras.optimizers.Optimizer,
     *,
     variables: Iterable[Any] | None = None,
+    class_weight: Mapping[int, float] | None = None,
     jit_compile: bool = False,
-) -> Callable[[Any, Any], tf.Tensor]:
+) -> Callable[..., tf.Tensor]:
     """Makes a function that trains a module on one batch, as Keras' `train_on_batch` does for a model.
 
     It is for custom training loops around a `tf.Module`, or around what `hub.load` returned: one compiled function,
@@ -78,14 +79,17 @@ def grouped_train_step(
     Args:
         module: A `tf.Module`, a Keras layer or model, or what `hub.load` or `tf.saved_model.load` returned.
         loss: A Keras loss by name or as an object, or a function of targets and outputs that returns a tensor, whose
-            mean is taken.
+            mean is taken. For several outputs a list or dict of these, as for `compile`; the losses are added.
         optimizer: A `GroupedOptimizer`, or any Keras optimizer.
         variables: What to train, as variables or layer groups; frozen groups are left out. By default the variables in
             the groups of a `GroupedOptimizer`; for another optimizer all variables that were created trainable.
+        class_weight: Weight of each class, for a single output, as for `fit`.
         jit_compile: Whether to compile with XLA.
 
     Returns:
-        A function of inputs and targets that updates the variables and returns the loss before the update.
+        A function of inputs, targets and, optionally, weights of the rows (for several outputs as many, in the
+        structure of the targets) that updates the variables and returns the loss before the update. So a batch of a
+        dataset is trained on by `step(*batch)`.
 
     Raises:
         TrainingError: The module cannot be called, or the loss is not a name that Keras knows.
@@ -107,15 +111,20 @@ def grouped_train_step(
     trained = _trained_variables(module, optimizer, variables)
     # Outside of the compiled function: a `tf.function` may create variables only in its first trace.
     optimizer.build(trained)
-    loss_function = _loss_function(loss)
+    loss_function = _loss_function(loss, module)
     # A Keras layer is asked for the arguments of its `call`, since `__call__` takes any.
     call = module.__call__ if not isinstance(module, keras.Layer) else module.call
     options = {"training": True} if takes_training(call) else {}
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
-    def step(inputs: Any, targets: Any) -> tf.Tensor:
+    def step(inputs: Any, targets: Any, sample_weight: Any = None) -> tf.Tensor:
+        if class_weight:
+            weighed = keras_private.with_class_weights((inputs, targets, sample_weight), class_weight)
+            inputs, targets, sample_weight = weighed
+
         def forward() -> tuple[Any, None]:
-            return loss_function(targets, module(inputs, **options)) + _regularization(module), None
+            of_batch = loss_function(targets, module(inputs, **options), sample_weight)
+            return of_batch + _regularization(module), None
 
         value, _, gradients = loss_and_gradients(forward, trained, optimizer=optimizer)
         optimizer.apply(gradients, trained)
@@ -157,7 +166,9 @@ class _MeanOf(keras.losses.Loss):
         return self.function(y_true, y_pred)
 
 
-def _loss_function(loss: Any) -> Callable[[Any, Any], Any]:
+def _loss_function(loss: Any, module: Any) -> Callable[..., Any]:
+    if keras.tree.is_nested(loss):
+        return keras_private.loss_of_outputs(loss, getattr(module, "output_names", None))
     if isinstance(loss, keras.losses.Loss):
         return loss
     if not isinstance(loss, str):

@@ -10,6 +10,7 @@ from finetune.groups.selector_matching import (
     Condition,
     malformed,
     matching_leaves,
+    order_note,
     out_of_range,
     without_match,
 )
@@ -220,3 +221,66 @@ def test_only_indices_and_slices_can_be_out_of_range(tree):
 def test_the_kinds_of_conditions_are_the_fields_of_a_selector_that_match_weights():
     assert CONDITION_KINDS == ("prefixes", "regex", "layers", "variables")
     assert all(Selector("a", **{kind: ("x",)}).conditions == [Condition("a", kind, "x")] for kind in CONDITION_KINDS)
+
+
+# -- The order of variables -------------------------------------------------------------------------------------------
+
+
+def branched() -> keras.Model:
+    """Two branches, the longer of them made first: Keras lists layers by depth, `short` among those of `long`."""
+    inputs = keras.Input((3,))
+    long = L.Dense(3, name="long_2")(L.Dense(3, name="long_1")(L.Dense(3, name="long_0")(inputs)))
+    short = L.Dense(3, name="short")(inputs)
+    return keras.Model(inputs, L.Dense(2, name="head")(L.Add()([short, long])))
+
+
+def test_variables_are_counted_in_the_order_of_the_graph_or_in_that_in_which_they_were_made():
+    tree = layer_tree(branched())
+    names = {
+        order: [
+            tree.leaves[place].layer for place in sorted(matching_leaves(tree, Condition("g", "variables", v, order)))
+        ]
+        for order, v in (("graph", "4:8"), ("creation", "4:6"))
+    }
+    listed = [leaf.layer for leaf in tree.trainable]
+    assert names["graph"] == listed[4:8]
+    assert names["creation"] == ["long_2", "long_2"]
+    assert [leaf.layer for leaf in tree.by_creation][::2] == ["long_0", "long_1", "long_2", "short", "head"]
+
+
+def test_a_model_without_branches_has_one_order(tree):
+    assert tree.by_creation == tree.trainable
+    assert order_note(tree, [Condition("g", "variables", "0:3")]) == ""
+
+
+def test_where_the_orders_select_other_weights_a_note_says_which_is_used():
+    class Reversed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.b, self.a = L.Dense(3), L.Dense(3)
+            self.a.build((None, 3))
+            self.b.build((None, 3))
+            self.built = True
+
+    tree = layer_tree(Reversed())
+    assert order_note(tree, [Condition("g", "prefixes", "a"), Condition("g", "variables", "0:2")]) == (
+        "Group `g`: `variables: [0:2]` counts the trainable variables in the order of the model's graph (`order: graph`). "
+        "In the order in which they were made, as TF1 did, 2 of the 2 variables would be others (`order: creation`)."
+    )
+    assert order_note(tree, [Condition("g", "variables", "0:2", "creation")]) == (
+        "Group `g`: `variables: [0:2]` counts the trainable variables in the order in which they were made, as TF1 did "
+        "(`order: creation`). In the order of the model's graph 2 of the 2 variables would be others (`order: graph`)."
+    )
+    assert order_note(tree, [Condition("g", "variables", "0:4")]) == ""
+
+
+@pytest.mark.slow
+def test_the_first_variables_of_inception_are_those_of_tf1_in_the_order_of_creation():
+    model = keras.applications.InceptionV3(weights=None, include_top=False, input_shape=(75, 75, 3))
+    tree = layer_tree(model)
+    # Keras' code makes convolution and normalization in turn, as Slim's does; unnamed, they are numbered as made.
+    numbers = [int(leaf.layer.rpartition("_")[2]) for leaf in tree.by_creation if leaf.layer.startswith("conv2d_")]
+    assert numbers == sorted(numbers)
+    graph = [int(leaf.layer.rpartition("_")[2]) for leaf in tree.trainable if leaf.layer.startswith("conv2d_")]
+    assert graph != sorted(graph)
+    assert "order: creation" in order_note(tree, [Condition("body", "variables", "0:40")])

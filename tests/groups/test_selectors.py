@@ -354,3 +354,43 @@ def test_five_problems_are_shown_without_a_count_and_of_more_than_five_the_other
 
     assert len(lines(5)) == 5
     assert lines(6)[5:] == ["... and 1 more"]
+
+
+# -- The order of variables -------------------------------------------------------------------------------------------
+
+
+def made_backwards():
+    """A model whose graph is listed from `a` to `b`, and whose variables were made from `b` to `a`."""
+    layers = {name: keras.layers.Dense(3, name=name) for name in ("a", "b")}
+    for name in ("b", "a"):
+        layers[name].build((None, 3))
+    return keras.Sequential([keras.Input((3,)), layers["a"], layers["b"]])
+
+
+@pytest.mark.parametrize(("order", "layer"), [("graph", "a"), ("creation", "b")])
+def test_the_first_variables_are_those_of_the_order_and_the_group_says_which(order, layer):
+    first, rest = resolve_groups(
+        made_backwards(), [Selector("first", variables=(":2",), order=order), Selector("x", rest=True)]
+    )
+    assert {leaf.layer for leaf in first.trainable} == {layer}
+    assert f"(`order: {order}`). In the order" in first.order_note
+    assert rest.order_note == ""
+
+
+def test_an_order_that_does_not_exist_or_counts_nothing_is_an_error():
+    with pytest.raises(GroupError) as caught:
+        resolve_groups(
+            made_backwards(), [Selector("body", variables=("0:2",), order="created"), Selector("x", rest=True)]
+        )
+    assert (
+        str(caught.value)
+        == "group `body`: `order` is `graph` or `creation`. Received: `created`. Did you mean `creation`?"
+    )
+    with pytest.raises(GroupError) as caught:
+        resolve_groups(
+            made_backwards(), [Selector("body", prefixes=("a",), order="creation"), Selector("x", rest=True)]
+        )
+    assert str(caught.value) == (
+        "group `body`: `order` says how `variables` are counted, and the group has none. Remove `order`, or select by "
+        "`variables`."
+    )

@@ -183,3 +183,14 @@ def test_the_plan_of_quantized_weights_does_not_offer_to_train_them(tiny):
     assert plan.advice == (
         "Weights of group `body` that do not train: 2 quantized (`body/kernel`, `body/kernel_scale`).",
     )
+
+
+def test_the_plan_says_in_which_order_variables_were_counted_where_the_orders_differ():
+    layers = {name: keras.layers.Dense(3, name=name) for name in ("a", "b")}
+    for name in ("b", "a"):
+        layers[name].build((None, 3))
+    model = keras.Sequential([keras.Input((3,)), layers["a"], layers["b"]])
+    for order in ("graph", "creation"):
+        selectors = [Selector("first", variables=("0:2",), order=order), Selector("head", rest=True)]
+        advice = advice_for(model, selectors, {"first": 1e-3, "head": 1e-3})
+        assert f"(`order: {order}`). In the order" in advice[0]

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import RestoreError
+from finetune.groups.selectors import resolve_groups
+from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.pretrained.averages import held, with_averages
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.restore import restore
@@ -156,3 +158,24 @@ def test_the_averages_of_an_object_checkpoint_are_taken(tmp_path):
     restore(model, path, averages=True)
     for ours, theirs in zip(model.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs + np.float32(1))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_averages_that_an_optimizer_of_keras_keeps_are_taken_from_a_checkpoint(grouped, tmp_path):
+    source, model = network(), network()
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    if grouped:
+        groups = resolve_groups(source, by="layer")
+        children = {group.name: (keras.optimizers.SGD(0.1), group) for group in groups}
+        optimizer = GroupedOptimizer(children, use_ema=True, ema_momentum=0.5)
+    source.compile(optimizer, "mse")
+    x, y = np.random.default_rng(0).normal(size=(4, 4)), np.ones((4, 3))
+    for _ in range(3):
+        source.train_on_batch(x, y)
+    path = tf.train.Checkpoint(model=source, optimizer=optimizer).write(str(tmp_path / "ckpt"))
+    trained = [np.copy(weight.numpy()) for weight in source.weights]
+    restore(model, path, averages=True)
+    optimizer.finalize_variable_values(source.trainable_variables)
+    for ours, theirs, before in zip(model.weights, source.weights, trained, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+        assert not theirs.path.endswith("kernel") or not np.array_equal(ours.numpy(), before)

@@ -187,3 +187,19 @@ def test_a_nearest_prefix_may_be_that_of_an_inner_layer():
     tree = layer_tree(keras.Sequential([keras.Input((3,)), inner]))
     (message,) = unmatched_excludes(tree, ["net/blok"])
     assert "begin with `net`. Did you mean `net/block` or" in message
+
+
+def test_integers_and_complex_numbers_are_not_taken_for_floats(tree):
+    shapes = {"body/kernel": (3, 4), "body/bias": (4,)}
+    types = {"body/kernel": "int8", "body/bias": "complex64"}
+    tensors = tuple(StoredTensor(name, shape, types[name], lambda: 0) for name, shape in shapes.items())
+    plan = match(tree, WeightFile("w.npz", "npz", tensors), exclude=["head"])
+    assert [pair.leaf.name for pair in plan.shape_conflict] == ["body/kernel", "body/bias"]
+    assert (
+        "Integers, floats and complex numbers are not taken for each other: quantized weights need their scales, and a "
+        "cast would lose parts. 2 weights differ: `body/kernel` is (3, 4) float32 in the model and (3, 4) int8 in the "
+        "file (`body/kernel`), `body/bias` is (4,) float32 in the model and (4,) complex64 in the file (`body/bias`). If "
+        "the numbers are right as they are, save the file again in the model's type (`array.astype('float32')`), or "
+        "exclude `body` to keep fresh weights there."
+    ) in complaint(plan)
+    assert "Shapes must agree" not in complaint(plan)

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -487,3 +488,84 @@ def test_how_far_outputs_may_differ_can_be_chosen(small, tmp_path):
         with pytest.raises(RestoreError, match="`output` differs by up to"):
             restore(variant(), path, verify=tmp_path / reference)
         assert restore(variant(), path, verify=tmp_path / reference, **widened).difference > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fits", "overflows", "shown"),
+    [("float16", 65504, 65520, "6.55e+04"), ("bfloat16", 3e38, 3.4e38, "3.4e+38"), ("float32", 3e38, 1e39, "1e+39")],
+)
+def test_a_value_that_becomes_infinite_in_the_model_s_type_is_an_error_and_nothing_is_restored(
+    dtype, fits, overflows, shown, tmp_path
+):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="body", dtype=dtype)])
+    before = [np.copy(weight.numpy()) for weight in model.weights]
+    np.savez(tmp_path / "w.npz", **{"body/kernel": [[1.0, -overflows], [2.0, 3.0]], "body/bias": np.zeros(2)})
+    with pytest.raises(RestoreError) as caught:
+        restore(model, tmp_path / "w.npz")
+    assert str(caught.value) == (
+        "The weights of a file must be finite in the model's type. Values that are finite in "
+        f"`{tmp_path / 'w.npz'}` become infinite: `body/kernel` ({shown} in `{dtype}`). Nothing was restored. Build the "
+        "model in `float32` or `bfloat16` (`mixed_float16` keeps its weights in `float32`), or scale the values."
+    )
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, weight.numpy())
+    np.savez(tmp_path / "w.npz", **{"body/kernel": np.full((2, 2), float(fits)), "body/bias": np.zeros(2)})
+    assert "2 of them cast" in restore(model, tmp_path / "w.npz").summary()
+    assert np.isfinite(model.get_weights()[0].astype("float32")).all()
+
+
+def test_what_is_infinite_in_the_file_stays_so_in_a_narrower_type(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, name="body", dtype="float16")])
+    np.savez(tmp_path / "w.npz", **{"body/kernel": np.array([[np.inf, 1.0]]), "body/bias": np.zeros(2)})
+    restore(model, tmp_path / "w.npz")
+    assert np.isinf(model.get_weights()[0][0, 0])
+
+
+def test_all_weights_that_overflow_are_named_at_once_five_at_most(tmp_path):
+    parts = [keras.layers.Dense(1, name=f"d{i}", dtype="float16") for i in range(4)]
+    model = keras.Sequential([keras.Input((1,)), *parts])
+    arrays = {
+        f"d{i}/{name}": np.full(shape, 1e6) for i in range(4) for name, shape in (("kernel", (1, 1)), ("bias", (1,)))
+    }
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(RestoreError, match=r"`d2/kernel` \(1e\+06 in `float16`\) and 3 more\. Nothing was restored"):
+        restore(model, tmp_path / "w.npz")
+
+
+def normalized(name=None):
+    """Keras saves the kernel with SpectralNormalization and with the layer in it."""
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name=name)
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(2)])
+    for number, weight in enumerate(model.weights):
+        weight.assign(np.random.default_rng(number).normal(size=weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", [None, "sn"])
+@pytest.mark.parametrize("file", ["m.weights.h5", "m.keras"])
+def test_a_weight_that_two_layers_share_is_restored_from_a_file_that_holds_it_twice(name, file, tmp_path):
+    source, model = normalized(name), normalized(name)
+    source.save(tmp_path / file) if file == "m.keras" else source.save_weights(tmp_path / file)
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    report = restore(model, tmp_path / file)
+    assert (len(report.restored), report.unused) == (len(model.weights), ())
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_a_shared_weight_with_two_values_in_the_file_is_an_error(tmp_path):
+    model = normalized("sn")
+    model.save_weights(tmp_path / "m.weights.h5")
+    with h5py.File(tmp_path / "m.weights.h5", "r+") as file:
+        file["layers/spectral_normalization/layer/vars/0"][0, 0] += 1
+    before = [np.copy(weight.numpy()) for weight in model.weights]
+    with pytest.raises(RestoreError) as caught:
+        restore(model, tmp_path / "m.weights.h5")
+    assert str(caught.value) == (
+        "A weight that several layers share has one value, and a file that holds it several times must agree. In "
+        f"`{tmp_path / 'm.weights.h5'}` these differ: `sn/kernel (sn/layer/0)`. Nothing was restored. Save the file again "
+        "from one model."
+    )
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, weight.numpy())

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 from finetune.groups.layer_tree import layer_tree
-from finetune.pretrained.storage_locations import saved_objects, storage_locations
+from finetune.pretrained.storage_locations import copy_locations, saved_objects, storage_locations
 
 # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -101,3 +101,19 @@ def test_an_object_that_several_attributes_hold_has_the_places_of_all_of_them():
     other = {place for place in kernel if place.startswith("keras-again:")}
     assert saved == {"keras-path:layers/sequential/layers/dense#0/2"}
     assert other == {"keras-again:_first/layers/dense#0/2", "keras-again:zweiter/layers/dense#0/2"}
+
+
+def test_the_copies_of_a_weight_that_two_layers_share_are_known_by_their_places():
+    layer = layers.SpectralNormalization(layers.Dense(3), name="sn")
+    model = keras.Sequential([keras.Input((4,)), layer, layers.Dense(2)])
+    tree = layer_tree(model)
+    copies = copy_locations(model, tree)
+    assert copies == {
+        "keras:layers/sn/layer#0/2": "sn/kernel",
+        "keras-path:layers/spectral_normalization/layer#0/2": "sn/kernel",
+    }
+    known = storage_locations(model, tree)
+    assert "keras:layers/sn/layer#1/2" in known["sn/layer/bias"]
+    assert copies.keys().isdisjoint(place for places in known.values() for place in places)
+    unshared = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    assert copy_locations(unshared, layer_tree(unshared)) == {}

@@ -136,3 +136,15 @@ def test_the_name_of_a_group_fits_into_an_override(complaint, name):
 def test_something_that_is_neither_a_list_nor_a_strategy_is_an_error(complaint):
     [said] = complaint("groups", to="layer")
     assert said.startswith("`groups` must be a list of groups, or a strategy such as `{by: layer, ...}`. Received: ")
+
+
+def test_variables_are_counted_in_one_of_two_orders(read, complaint):
+    by_variables = {"name": "a", "variables": "0:4", "frozen": True}
+    assert read("groups", 0, to=by_variables).groups[0].order == "graph"
+    assert read("groups", 0, to={**by_variables, "order": "creation"}).groups[0].order == "creation"
+    [said] = complaint("groups", 0, to={**by_variables, "order": "creatoin"})
+    assert said == '`groups.a.order` is not a known value. Received: `"creatoin"`. Did you mean `creation`?'
+    [said] = complaint("groups", 0, to={"name": "a", "prefixes": "x", "order": "creation", "frozen": True})
+    assert said == (
+        '`groups.a.order` says how `variables` are counted, and the group has none. Remove it. Received: `"creation"`.'
+    )

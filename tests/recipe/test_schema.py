@@ -3,7 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from finetune.errors import RecipeError
+from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import PATH_FIELDS, Recipe
+from finetune.recipe.text import dump
 
 PHASES = [{"train": ["head"], "epochs": 4}, {"train": "all", "epochs": 6}]
 
@@ -78,3 +81,16 @@ def test_recipes_are_equal_when_they_hold_the_same_values(valid):
 
 def test_every_path_of_a_recipe_is_known_by_its_section_and_its_key_in_the_file():
     assert {("data", "npz"), ("restore", "from"), ("restore", "verify"), ("model", "keras_file")} <= set(PATH_FIELDS)
+
+
+def test_the_order_of_creation_needs_a_model_that_code_builds(valid, tmp_path):
+    valid["groups"][0] = {"name": "body", "variables": "0:2", "order": "creation", "frozen": True}
+    Recipe.model_validate(valid)
+    valid["model"] = {"keras_file": "m.keras"}
+    (tmp_path / "recipe.yaml").write_text(dump(valid))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert str(caught.value).endswith(
+        "recipe.yaml:10:10: `groups.body.order` needs a model that code builds, and `model` is a `keras_file`, which does "
+        "not hold the order in which the variables were made. Name the weights by `prefixes`."
+    )

@@ -133,6 +133,72 @@ def test_a_loss_may_be_a_function_of_ones_own():
     assert float(step(X, np.eye(3, dtype="float32")[Y])) == pytest.approx(expected, rel=1e-6)
 
 
+def two_outputs(kind):
+    keras.utils.set_random_seed(2)
+    inputs = [keras.Input((6,), name="a"), keras.Input((2,), name="b")]
+    joined = layers.Concatenate()([layers.Dense(4, name="body")(inputs[0]), inputs[1]])
+    outputs = [layers.Dense(3, activation="softmax", name="c")(joined), layers.Dense(1, name="d")(joined)]
+    if kind is dict:
+        return keras.Model(dict(zip("ab", inputs, strict=True)), dict(zip("cd", outputs, strict=True)))
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+@pytest.mark.parametrize("weights", [False, True])
+def test_several_inputs_outputs_and_weights_of_each_output_are_trained_as_by_train_on_batch(kind, weights):
+    def structure(*parts, names):
+        return dict(zip(names, parts, strict=True)) if kind is dict else kind(parts)
+
+    x, y = structure(X, X[:, :2], names="ab"), structure(Y, X[:, :1], names="cd")
+    of_rows = np.linspace(0, 1, 24).astype("float32")
+    weight = [structure(of_rows, of_rows**2, names="cd")] if weights else []
+    loss = structure("sparse_categorical_crossentropy", "mse", names="cd")
+    one, other = two_outputs(kind), two_outputs(kind)
+    one.compile(keras.optimizers.Adam(0.1), list(loss) if kind is tuple else loss, jit_compile=False)
+    step = grouped_train_step(other, loss, keras.optimizers.Adam(0.1))
+    for _ in range(3):
+        one.reset_metrics()
+        expected = one.train_on_batch(x, y, *weight, return_dict=True)["loss"]
+        assert float(step(x, y, *weight)) == pytest.approx(expected, rel=1e-6)
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("how", ["rows", "classes"])
+def test_weights_of_rows_and_of_classes_weigh_the_loss_as_train_on_batch_weighs_it(how):
+    of_classes = {0: 1.0, 1: 3.0, 2: 0.5}
+    of_rows = np.array([of_classes[label] for label in Y], "float32")
+    one, other = keras_network(), keras_network()
+    one.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False)
+    more = {"class_weight": of_classes} if how == "classes" else {}
+    step = grouped_train_step(other, "sparse_categorical_crossentropy", keras.optimizers.SGD(0.1), **more)
+    batch = (X, Y) if how == "classes" else (X, Y, of_rows)
+    for data in tf.data.Dataset.from_tensors(batch).repeat(3):
+        one.reset_metrics()
+        assert float(step(*data)) == one.train_on_batch(X, Y, sample_weight=of_rows)
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["ragged", "sparse"])
+def test_ragged_and_sparse_inputs_reach_the_module_as_they_are(kind):
+    class Mean(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = tf.Variable([1.0])
+
+        def __call__(self, x):
+            assert isinstance(x, tf.RaggedTensor if kind == "ragged" else tf.SparseTensor)
+            total = tf.reduce_sum(x, axis=1) if kind == "ragged" else tf.sparse.reduce_sum(x, axis=1)
+            return tf.reshape(total, (-1, 1)) * self.factor
+
+    rows = tf.ragged.constant([[1.0], [2.0, 3.0]]) if kind == "ragged" else tf.sparse.from_dense([[1.0, 0], [2.0, 3.0]])
+    module = Mean()
+    step = grouped_train_step(module, "mse", keras.optimizers.SGD(0.01))
+    assert float(step(rows, tf.constant([[1.0], [0.0]]))) == 12.5
+    assert float(module.factor[0]) == pytest.approx(0.75)
+
+
 @pytest.mark.slow
 def test_a_loaded_hub_module_is_trained_with_its_statistics_and_regularization_losses(encoder, encoder_folder):
     loaded = tf.saved_model.load(str(encoder_folder))

@@ -268,6 +268,12 @@ def _other_tensors(
         if slot.slot_variable_node_id in variables and slot.original_variable_node_id in variables
     }
     optimizers = [node for node, held in enumerate(edges) if is_optimizer(held)]
+    slots |= {
+        variables[average][1]: ("average", variables[weight][1])
+        for node in optimizers
+        for average, weight in _averages_of_keras(edges, edges[node])
+        if average in variables and weight in variables
+    }
     of_optimizers = {variables[node][1] for root in optimizers for node in _below(root, edges) if node in variables}
     by_full_name = {full_name: weights[key] for full_name, key in variables.values() if key in weights}
     full_names = {key: full_name for full_name, key in variables.values()}
@@ -286,6 +292,13 @@ def _other_tensors(
             is_state = slot or key in of_optimizers
             role = OTHER if not is_state else SLOT if shape else COUNTER
         yield replace(_tensor(reader, key, name), role=role, of=of)
+
+
+def _averages_of_keras(edges: list[dict[str, int]], optimizer: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+    """Yields the averages that an optimizer of Keras 3 keeps with `use_ema`, each with the weight that it averages."""
+    lists = [optimizer.get(name) for name in ("_model_variables_moving_average", "_trainable_variables")]
+    averages, weights = ({} if node is None else edges[node] for node in lists)
+    yield from ((node, weights[index]) for index, node in averages.items() if index in weights)
 
 
 def _below(root: int, edges: list[dict[str, int]]) -> list[int]:

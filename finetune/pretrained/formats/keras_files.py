@@ -15,7 +15,7 @@ import itertools
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -193,7 +193,7 @@ def _keras3_tensor(open_file: _Open, dataset: Any, path: str, count: int, names:
     return _tensor(open_file, dataset, name, aliases=tuple(aliases), **known)
 
 
-def location_in_keras_file(owner: str, names: dict[str, str]) -> str:
+def location_in_keras_file(owner: str, names: Mapping[str, str]) -> str:
     """Returns where a Keras 3 file keeps an object, without what depends on the objects built before.
 
     Keras files the members of a list under their class and a number that counts this class in the list:

@@ -29,7 +29,7 @@ _SLOT = re.compile(
     r"(Adam\w*|Momentum\w*|RMSProp|Ada[a-z]+\w*|Ftrl\w*|Proximal\w+|LAMB\w*|LARS\w*|GradientDescent|(adam|lamb)_[mv]|"
     r"biased)(_\d+)?"
 )
-_AVERAGE = re.compile(r"(\w+_)?(ExponentialMovingAverage|ema|EMA|(moving|exponential)_average)(_\d+)?")
+_AVERAGE = re.compile(r"(\w+_)?(ExponentialMovingAverage|ema|EMA|avg|averages?|shadow)(_\d+)?")
 _OF_WEIGHTS = {"kernel", "bias", "gamma", "beta", "scale", "offset", "weight", "weights", "embeddings", "w", "b"}
 _SLOT_BESIDE = re.compile(r"(?P<of>.+)_slot_(v|vr|vc|m)")  # Mesh TensorFlow, as in T5's checkpoints: `kernel_slot_vr`
 # Keras 2 in a TF1 session: `training/Adam/dense/kernel/m`.

@@ -22,7 +22,7 @@ from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
-from finetune.training.frozen_proof import FrozenProof
+from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
 from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.endings import (
@@ -119,7 +119,7 @@ def train_phases(
         of_phase = [FastLoop(), *callbacks, *more["callbacks"]]
         model.fit(inputs, y, **{**settings, **more, "callbacks": of_phase})
 
-    records, proof = [], FrozenProof()
+    records, proof = [], FrozenRecords()
     try:
         for record in run_phases(
             model,
@@ -172,7 +172,7 @@ def run_phases(
     steps_per_epoch: int | None = None,
     gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None = None,
     validates: Validates = lambda epoch: True,
-    proof: FrozenProof | None = None,
+    proof: FrozenRecords | None = None,
     restore: Callable[[], int] = lambda: 0,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
 ) -> Generator[PhaseRecord, None, None]:
@@ -203,7 +203,7 @@ def run_phases(
         TrainingError: Other code changed what is trainable.
     """
     check_phases(groups, phases, every=False)
-    loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenProof())
+    loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenRecords())
     try:
         with loop.model.distribute_strategy.scope():
             loop.model.optimizer.build(model.trainable_variables)
@@ -234,7 +234,7 @@ class _PhaseLoop:
         steps_per_epoch: int | None,
         gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None,
         validates: Validates,
-        proof: FrozenProof,
+        proof: FrozenRecords,
     ):
         self.model, self.groups, self.phases = model, groups, phases
         self.steps_per_epoch, self.gradient_batches, self.proof = steps_per_epoch, gradient_batches, proof

@@ -83,9 +83,10 @@ class PhaseData:
 
     def _weighed(self, batch: Any) -> tuple[Any, ...]:
         """Returns a batch as `fit` trains on it: with weights of its rows where there are weights of classes."""
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)
+        parts: Any = keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)
+        x, y, weight = parts
         if (of_classes := self.fit.get("class_weight")) and weight is None:
-            weight = keras_private.class_weights_of_rows(y, of_classes)
+            return keras_private.with_class_weights((x, tf.convert_to_tensor(y), None), of_classes)
         return x, y, weight
 
 
