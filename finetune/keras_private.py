@@ -11,7 +11,9 @@ and attributes that a subclass reads through `self`. They are listed in `OVERRID
 The sections follow the folders of the package. A reader who wants to know how training works can skip this file.
 """
 
+import contextlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -116,6 +118,35 @@ def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursiv
 
 
 # -- models/ ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def fresh_names() -> Iterator[None]:
+    """Names of layers and metrics made in the block start again: `dense`, `dense_1`, whatever was made before it.
+
+    Exchanges the attribute `object_name_uids` of `keras.src.backend.common.global_state`, in which Keras counts the
+    names it makes. The public `keras.utils.clear_session` forgets the counts for good, with other state of the process.
+    Afterwards each count is the higher of the two, so that a layer made later can be added to a model of the block.
+    """
+    before: Any = global_state.get_global_attribute("object_name_uids") or {}
+    inside: defaultdict[str, int] = defaultdict(int)
+    global_state.set_global_attribute("object_name_uids", inside)
+    try:
+        yield
+    finally:
+        highest = {name: max(before.get(name, 0), inside[name]) for name in {*before, *inside}}
+        global_state.set_global_attribute("object_name_uids", defaultdict(int, highest))
+
+
+def source_of(tensor: Any) -> tuple[Any, int, list[Any]]:
+    """Returns what made a `KerasTensor`: the layer or operation, which of its outputs it is, and its inputs there.
+
+    Reads `KerasTensor._keras_history` and `Operation._inbound_nodes`. The public `model.operations` says what a model
+    consists of, but not how it is connected.
+    """
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, history.tensor_index, list(node.input_tensors)
 
 
 def is_safe_mode() -> bool:

@@ -127,6 +127,31 @@ def sublayers():
 # -- models/ ----------------------------------------------------------------------------------------------------------
 
 
+@checks(private.fresh_names)
+def fresh_names():
+    layers = [keras.layers.Dense(1, name=None) for _ in range(3)]
+    number = int(layers[-1].name.rpartition("_")[2])
+    with private.fresh_names():
+        assert [keras.layers.Dense(1).name for _ in range(2)] == ["dense", "dense_1"]
+        assert keras.metrics.AUC().name == "auc"
+    assert keras.layers.Dense(1).name == f"dense_{number + 1}"
+    with private.fresh_names():
+        several = [keras.layers.Dense(1).name for _ in range(number + 5)]
+    assert keras.layers.Dense(1).name not in several
+
+
+@checks(private.source_of)
+def source_of():
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense(3)
+    _, two = keras.ops.split(dense(inputs), [1], axis=1)
+    operation, index, made_from = private.source_of(two)
+    assert (type(operation).__name__, index) == ("Split", 1)
+    layer, index, made_from = private.source_of(made_from[0])
+    assert layer is dense
+    assert (index, made_from[0] is inputs) == (0, True)
+
+
 @checks(private.is_safe_mode)
 def is_safe_mode():
     from keras.src.saving.serialization_lib import SafeModeScope

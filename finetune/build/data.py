@@ -16,6 +16,7 @@ from finetune.data.labels import class_weights
 from finetune.data.npz import read_npz
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
+from finetune.keras_private import fresh_names
 from finetune.models.builders import call_builder
 from finetune.recipe.loader import place_of, placed, resolve_path
 from finetune.recipe.schema import Recipe
@@ -47,7 +48,10 @@ class RunLength:
 
 @contextmanager
 def precision(recipe: Recipe) -> Iterator[None]:
-    """Sets the seed and the dtype policy of a recipe for the block; the former policy is set again afterwards.
+    """Sets what Keras keeps for the whole process: seed, dtype policy, and the numbers in the names of layers.
+
+    What a recipe builds in the block depends on the recipe alone, not on what the process did before. The former
+    policy is set again afterwards.
 
     Raises:
         RecipeError: The recipe asks for mixed precision of a model that is loaded from a file.
@@ -64,7 +68,8 @@ def precision(recipe: Recipe) -> Iterator[None]:
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(f"mixed_{mixed}" if mixed else "float32")
     try:
-        yield
+        with fresh_names():
+            yield
     finally:
         keras.config.set_dtype_policy(before)
 

@@ -5,7 +5,7 @@ is ready to train. The modules beside this one do the single steps.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 
@@ -28,9 +28,10 @@ from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
+from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
-from finetune.training.try_examples import try_examples
+from finetune.training.try_examples import try_examples, try_model
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,7 @@ def build_layout(recipe: Recipe) -> Layout:
     """
     model, examples = build_model_and_examples(recipe)
     tree = layer_tree(model)
-    layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
-    with unreadable_rows_named(examples):
-        try_examples(model, examples)  # needs the loss, so it comes after `compile`
-    return layout
+    return _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
 
 
 def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
@@ -144,7 +142,11 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
-    compile_model(recipe, model, build_optimizer(recipe, groups, settings))
+    with unreadable_rows_named(examples):
+        trial = try_model(model, examples)
+    notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
+    try_examples(model, examples, trial)
+    plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
     names_strategy = recipe.phases is not None and not isinstance(recipe.phases, tuple)

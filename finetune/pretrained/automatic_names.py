@@ -39,13 +39,17 @@ def _to_snake_case(name: str) -> str:
 
 def has_automatic_name(layer: "keras.layers.Layer") -> bool:
     """Whether Keras made the layer's name from its class and a count: `dense_7`, or `dense` for the first."""
-    # Bidirectional names its halves after the layer that it wraps: `forward_lstm`.
-    return without_number(layer.name).removeprefix("forward_").removeprefix("backward_") == automatic_name(layer)
+    return _without_direction(without_number(layer.name)) == automatic_name(layer)
+
+
+def _without_direction(name: str) -> str:
+    """Returns `lstm` for `forward_lstm`: Bidirectional names its halves after the layer that it wraps."""
+    return name.removeprefix("forward_").removeprefix("backward_")
 
 
 def is_automatic_name(name: str) -> bool:
-    """Whether the name is one that Keras makes for its own layers: `dense_7`, but not `block_1`."""
-    return without_number(name) in _class_names()
+    """Whether the name is one that Keras makes for its own layers: `dense_7`, `forward_lstm`, but not `block_1`."""
+    return _without_direction(without_number(name)) in _class_names()
 
 
 @cache

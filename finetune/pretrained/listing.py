@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 - makes NumPy know `bfloat16` by name
 import numpy as np
 
-from finetune.pretrained.formats.readers import read_weights
+from finetune.pretrained.formats.readers import read_tensors
 from finetune.pretrained.formats.weight_file import StoredTensor
 
 
@@ -25,9 +25,9 @@ def list_weights(path: str | Path) -> dict[str, Any]:
         many tensors there are of each role.
 
     Raises:
-        RestoreError: As `read_weights` does.
+        RestoreError: As `finetune.pretrained.formats.readers.read_tensors` does.
     """
-    weight_file = read_weights(path)
+    weight_file = read_tensors(path)
     weights, others = (list(map(_row, tensors)) for tensors in (weight_file.tensors, weight_file.others))
     return {
         "path": weight_file.path,

@@ -9,7 +9,8 @@ share a key. A rule only sees the weights that earlier rules left. The order, fr
 2. **structure**: the same location, see `finetune.pretrained.storage_locations`. It comes before doubtful names because
    `dense_1` in the file may well be `dense_2` in a model that is the second one built in its process.
 3. **renumbered**: the same name when automatic numbers are counted from zero: `dense_7` is `dense`. Names that a user
-   chose have no such number and count as they are.
+   chose have no such number and count as they are. Then the same with Keras' own path of the weight, which names the
+   halves of a Bidirectional layer (`forward_lstm_3/lstm_cell`) as files of Keras 2 do.
 4. **name**, then **layer and index**: automatic names as they are, where the file has another number of such layers.
 5. **alias**: another name that the file or Keras has for the weight.
 6. **legacy name**: names of Keras 2 as Keras 3 spells them, without slashes and capitals: `Conv/BatchNorm` for
@@ -121,6 +122,7 @@ def _rules(
     counts = own_counts(leaves)
     # Ranks of automatic names, each counted on its side: the second `dense` here is the second `dense` there.
     model_numbers = renumber(leaf.layer for leaf in leaves)
+    path_numbers = renumber(_layer(_variable_paths(leaf)[-1]) for leaf in leaves)
     file_numbers = renumber(_layer(tensor.name) for tensor in tensors)
 
     def leaf_index(leaf: Leaf, layer: str) -> str:
@@ -129,6 +131,10 @@ def _rules(
     def renumbered_leaf(leaf: Leaf) -> list[str]:
         layer = model_numbers[leaf.layer]
         return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
+
+    def renumbered_path(leaf: Leaf) -> list[str]:
+        path = _variable_paths(leaf)[-1]
+        return [f"{path_numbers[_layer(path)]}/{_last(path)}"]
 
     def renumbered_tensor(tensor: StoredTensor) -> list[str]:
         layer = file_numbers[_layer(tensor.name)]
@@ -159,6 +165,7 @@ def _rules(
     yield "name", lambda leaf: [leaf.name, leaf_index(leaf, leaf.layer)], trusted
     yield "structure", lambda leaf: locations.get(leaf.name, ()), lambda tensor: tensor.locations
     yield "renumbered", renumbered_leaf, renumbered_tensor
+    yield "renumbered", renumbered_path, renumbered_tensor
     yield "name", lambda leaf: [leaf.name], lambda tensor: [tensor.name]
     yield "layer and index", lambda leaf: [leaf_index(leaf, leaf.layer)], lambda t: _tensor_index(t, _layer(t.name))
     yield "alias", leaf_aliases, _tensor_aliases

@@ -201,7 +201,7 @@ def _keras2_locations(model: Any, tree: LayerTree) -> Iterator[tuple[str, str]]:
     if isinstance(model, keras.Model):
         names = {id(leaf.variable): leaf.name for leaf in tree.leaves}
         for variable, path, layer in _keras2_paths(model, (), ""):
-            if id(variable) in names and layer:
+            if id(variable) in names:
                 yield names[id(variable)], keras2_location(path, layer)
 
 

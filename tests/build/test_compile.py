@@ -3,8 +3,13 @@ import numpy as np
 import pytest
 
 from finetune.build.compile import compile_model
+from finetune.data.examples import Examples
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
+from finetune.training.try_examples import try_model
+
+X, Y = np.zeros((6, 6), "float32"), np.arange(6) % 3
+EXAMPLES = Examples(X, Y, X, Y)
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -14,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def compiled(recipe, tiny):
     def compile_with(*overrides):
         model = tiny()
-        compile_model(load_recipe(recipe, overrides=overrides), model, keras.optimizers.SGD())
+        trial = try_model(model, EXAMPLES)
+        compile_model(load_recipe(recipe, overrides=overrides), model, keras.optimizers.SGD(), EXAMPLES, trial)
         return model
 
     return compile_with
@@ -23,8 +29,7 @@ def compiled(recipe, tiny):
 def logged(model):
     """The names in the logs after one evaluation."""
     model.run_eagerly = True
-    x, y = np.zeros((6, 6), "float32"), np.arange(6) % 3
-    return set(model.evaluate(x, y, verbose=0, return_dict=True))
+    return set(model.evaluate(X, Y, verbose=0, return_dict=True))
 
 
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"])
@@ -93,3 +98,51 @@ def test_what_keras_compiles_is_what_the_recipe_says(compiled):
     model = compiled("train.steps_per_execution=3", "train.jit_compile=true")
     assert (model.steps_per_execution, model.jit_compile) == (3, True)
     assert compiled("train.steps_per_execution=auto").steps_per_execution == 1
+
+
+def test_a_metric_has_the_same_name_whatever_the_process_made_before(compiled):
+    metrics = "train.metrics=[{name: precision, thresholds: 0.4}, {name: precision, class_id: 1}, recall]"
+    for _ in range(2):
+        keras.metrics.Precision()
+        assert logged(compiled(metrics)) == {"loss", "precision", "precision_1", "recall"}
+
+
+def test_an_object_never_takes_the_name_of_a_metric_written_before_it(compiled):
+    names = logged(compiled("train.metrics=[precision, {name: precision, class_id: 1}]"))
+    assert names == {"loss", "precision", "precision_1"}
+
+
+def test_precision_of_a_class_is_right_with_integer_labels(recipe, lay_out):
+    layout = lay_out(recipe, "train.metrics=[{name: precision, class_id: 1}]")
+    examples = layout.examples
+    guess = layout.model.predict(examples.x_test, verbose=0)[:, 1] > 0.5
+    hits = (guess & (examples.y_test == 1)).sum()
+    reported = layout.model.evaluate(examples.x_test, examples.y_test, verbose=0, return_dict=True)["precision"]
+    assert reported == pytest.approx(hits / max(guess.sum(), 1))
+
+
+def test_a_metric_that_does_not_fit_is_refused_with_its_place_and_the_metric_that_fits(recipe, problem):
+    assert problem(recipe, "train.metrics=[accuracy, binary_accuracy]") == (
+        "--set train.metrics: metric `binary_accuracy` compares a target with every output, and here a target is the "
+        "number of one of 3 classes. Use `sparse_categorical_accuracy`."
+    )
+
+
+def test_a_metric_of_several_numbers_is_refused_with_the_argument_that_makes_it_one(recipe, problem):
+    assert problem(recipe, "train.metrics=[f1_score]") == (
+        "--set train.metrics: metric `f1_score` gives 3 numbers, and a metric of a run is a single number. Add "
+        "`average: macro`."
+    )
+
+
+def test_a_class_that_the_network_does_not_have_is_refused(recipe, problem):
+    assert "has `class_id: 3`, and the network has 3 outputs, counted from 0" in problem(
+        recipe, "train.metrics=[{name: recall, class_id: 3}]"
+    )
+
+
+def test_the_plan_says_what_a_metric_over_all_classes_means(recipe, lay_out):
+    assert "Metric `precision` counts all 3 classes together." in " ".join(
+        lay_out(recipe, "train.metrics=[precision]").plan.advice
+    )
+    assert "Metric" not in " ".join(lay_out(recipe, "train.metrics=[{name: precision, class_id: 1}]").plan.advice)

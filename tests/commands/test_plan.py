@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from finetune.commands.lr_range import Range, lr_range
 from finetune.commands.plan import plan, print_model, print_plan
+from finetune.commands.run import run
+from finetune.commands.suggest import suggest_groups
 from finetune.errors import GroupError, RecipeError
 
 
@@ -56,3 +59,46 @@ def test_wrong_input_is_an_error_of_ours_and_code_must_be_allowed(recipe):
         plan(recipe, overrides=["groups.body.prefixes=[bdy]"])
     with pytest.raises(RecipeError, match="--allow-code os"):
         plan(recipe, overrides=["model={builder: os:getcwd}"])
+
+
+BUILDER = """
+import keras
+def build():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3, "softmax")])
+"""
+
+
+def test_unnamed_layers_and_metrics_have_the_same_names_in_every_command_of_a_process(
+    tiny_files, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unnamed_nets.py").write_text(BUILDER)
+    (tmp_path / "r.yaml").write_text(f"""
+model: {{builder: "unnamed_nets:build"}}
+data: {{npz: {tiny_files / "rows.npz"}}}
+groups:
+  - {{name: body, prefixes: [dense], optimizer: adam, learning_rate: 1.0e-3}}
+  - {{name: head, prefixes: [dense_1], optimizer: adam, learning_rate: 1.0e-2}}
+train: {{epochs: 1, loss: sparse_categorical_crossentropy, metrics: [{{name: recall, class_id: 0}}]}}
+""")
+    allowed = {"allow_code": ["unnamed_nets"]}
+    lr_range("r.yaml", Range(steps=25), **allowed)
+    suggest_groups("r.yaml", num_batches=1, **allowed)
+    for _ in range(2):
+        keras.layers.Dense(1)
+        assert plan("r.yaml", **allowed).plan.groups == ("body", "head")
+    first, second = run("r.yaml", "one", **allowed), run("r.yaml", "two", **allowed)
+    assert list(first.metrics) == list(second.metrics) == ["loss", "recall"]
+    assert first.model.name == second.model.name == "sequential"
+    keras.Sequential([first.model, keras.layers.Dense(2)])  # what is made afterwards has other names
+
+
+def test_logits_under_a_bare_loss_are_told_in_the_plan(recipe, tiny_files):
+    whole = keras.models.load_model(tiny_files / "tiny.keras")
+    whole.layers[-1].activation = keras.activations.linear
+    whole.save("logits.keras")
+    told = printed(print_plan, plan(recipe, overrides=["model.keras_file=logits.keras"]))
+    assert "these are logits" in told
+    assert "from_logits: true" in told
+    assert "logits" not in printed(print_plan, plan(recipe))

@@ -14,6 +14,7 @@ from finetune.groups.layer_tree import (
     is_normalization,
     layer_tree,
     layers_in_order,
+    own_counts,
     takes_weight_decay,
 )
 
@@ -693,3 +694,12 @@ def test_a_keras_layer_inside_a_module_has_its_parts_named_by_attribute_whatever
     module.part.build((None, 3))
 
     assert sorted(names(module)) == ["part/inner/bias", "part/inner/kernel"]
+
+
+def test_a_weight_that_two_layers_share_counts_among_the_weights_of_both():
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(3), name="sn")
+    tree = layer_tree(keras.Sequential([keras.Input((4,)), layer]))
+    owners = {leaf.name: leaf.owner for leaf in tree.leaves}
+    assert list(owners) == ["sn/kernel", "sn/vector_u", "sn/layer/bias"]
+    counts = own_counts(tree.leaves)
+    assert (counts[id(layer)], counts[id(owners["sn/layer/bias"])]) == (2, 2)  # the kernel is also that of the Dense

@@ -67,6 +67,12 @@ def test_a_layer_has_an_automatic_name_if_keras_could_have_made_it_from_the_clas
     assert has_automatic_name(make()) is expected
 
 
+def test_the_halves_of_a_bidirectional_layer_are_numbered_like_layers():
+    early = renumber(["bidirectional/forward_lstm/lstm_cell", "bidirectional/backward_lstm/lstm_cell"])
+    late = renumber(["bidirectional_4/forward_lstm_4/lstm_cell_9", "bidirectional_4/backward_lstm_4/lstm_cell_8"])
+    assert list(early.values()) == list(late.values())
+
+
 def test_whole_models_are_named_like_layers():
     inputs = keras.Input((1,))
     for model in (keras.Model(inputs, inputs), keras.Sequential([inputs])):

@@ -83,3 +83,9 @@ def tensors_in(path, kind):
         found = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
         return len(found)
+
+
+def test_a_file_without_weights_is_listed_as_well(tmp_path):
+    np.savez(tmp_path / "m.npz", **{"global_step": np.int64(3), "optimizer/m": np.zeros(2)})
+    listed = list_weights(tmp_path / "m.npz")
+    assert (listed["weights"], listed["roles"]) == ([], {"counter": 1, "slot": 1})

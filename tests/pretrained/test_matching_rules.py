@@ -89,6 +89,24 @@ def test_automatic_names_match_by_their_order_when_only_the_numbers_differ():
     assert pairs["x/kernel"] == ("x/kernel", "name")
 
 
+@pytest.mark.parametrize("outer", ["bidirectional_3", "bi"])
+def test_the_halves_of_a_bidirectional_layer_match_a_file_of_keras_2_in_any_network_of_a_process(outer):
+    for _ in range(2):
+        rnn = layers.Bidirectional(layers.LSTM(2), name=outer if outer == "bi" else None)
+        tree = layer_tree(keras.Sequential([keras.Input((4, 3)), rnn, layers.Dense(2, name="head")]))
+        shapes = {"kernel": (3, 8), "recurrent_kernel": (2, 8), "bias": (8,)}
+        halves = {
+            f"{outer}/{half}_lstm_9/lstm_cell_{n}/{weight}": shape
+            for n, half in enumerate(("forward", "backward"))
+            for weight, shape in shapes.items()
+        }
+        plan = match(tree, file_of({**halves, "head/kernel": (4, 2), "head/bias": (2,)}))
+        plan.check()
+        pairs = {p.leaf.name.partition("/")[2]: p.tensor.name for p in plan.restored}
+        assert pairs["forward_layer/cell/kernel"] == f"{outer}/forward_lstm_9/lstm_cell_0/kernel"
+        assert pairs["backward_layer/cell/bias"] == f"{outer}/backward_lstm_9/lstm_cell_1/bias"
+
+
 def test_automatic_names_that_overlap_match_by_their_order_too():
     shapes = square("dense", "dense_1")
     plan = match(tree_of(dense_1=3, dense_2=3), file_of(shapes))

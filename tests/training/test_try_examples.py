@@ -6,7 +6,7 @@ from keras import layers
 
 from finetune.data.examples import Examples
 from finetune.errors import DataError, GroupError, TrainingError
-from finetune.training.try_examples import explained, try_examples
+from finetune.training.try_examples import explained, try_examples, try_model
 
 
 def compiled(model, loss="sparse_categorical_crossentropy", metrics=("accuracy",)):
@@ -117,14 +117,32 @@ def test_a_class_that_the_loss_ignores_is_no_wrong_label(tiny, rows):
 )
 def test_a_loss_that_does_not_fit_the_targets_is_reported_in_one_line_with_both_shapes(tiny, rows, loss, change):
     message = problem(compiled(tiny(), loss, metrics=()), examples(rows, change_y=change))
-    assert message.startswith("Examples must fit the model, its loss and its metrics. ")
+    assert message.startswith("Examples must fit the model and its loss. ")
     assert "the model gives `3` values. Check that `loss` fits the targets." in message
     assert "\n" not in message
 
 
-def test_a_metric_that_does_not_fit_is_reported(tiny, rows):
-    metric = keras.metrics.F1Score()  # wants one-hot targets
-    assert problem(compiled(tiny(), metrics=[metric]), examples(rows)).startswith("Examples must fit the model")
+def test_a_metric_that_does_not_fit_is_reported_without_blaming_the_loss(tiny, rows):
+    metric = keras.metrics.F1Score()  # takes one-hot targets
+    message = problem(compiled(tiny(), metrics=[metric]), examples(rows))
+    assert message.startswith("Examples must fit the metrics. ")
+    assert message.endswith("Choose metrics for targets and outputs of this form.")
+    assert "loss" not in message
+
+
+@pytest.mark.parametrize("label", [2, -1])
+def test_labels_outside_of_0_and_1_are_named_under_a_binary_loss(rows, label):
+    model = compiled(keras.Sequential([keras.Input((6,)), layers.Dense(1, "sigmoid")]), "binary_crossentropy")
+    assert problem(model, examples(rows, change_y=lambda y: np.where(y == 1, label, 0))) == (
+        "The labels of `binary_crossentropy` must be from 0 to 1. Outside of that its value falls without end; "
+        f"`y_train` also holds `{label}`. Number the labels 0 and 1, or take the loss of a regression, such as `mse`."
+    )
+    try_examples(model, examples(rows, change_y=lambda y: np.where(y == 1, 0.9, 0.1)))  # smoothed: raises nothing
+
+
+def test_a_trial_has_another_number_of_rows_than_the_network_has_outputs(rows):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(2, "softmax")])
+    assert len(try_model(model, examples(rows)).x) == 3  # with 2 rows, targets (2,) would be spread over outputs (2, 2)
 
 
 def test_a_subclassed_model_is_tried_by_calling_it(rows):

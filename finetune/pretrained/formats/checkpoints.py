@@ -150,7 +150,7 @@ def keras2_location(path: tuple[str, ...], layer: str) -> str:
     Args:
         path: Names of the edges from the model: `layer_with_weights-0/3`, the first of three layers with weights,
             `cell`, `kernel`. Keras 3 holds `_kernel`.
-        layer: The name of the layer in its model.
+        layer: The name of the layer in its model; empty where attributes alone lead to the variable.
     """
     attribute = "kernel" if path[-1] == "depthwise_kernel" else path[-1]
     return f"keras2:{'/'.join(part.lstrip('_') for part in (*path[:-1], attribute))}|{layer}"
@@ -162,7 +162,9 @@ def _possible_locations(path: tuple[str, ...], full_name: str) -> Iterable[str]:
     `block_1/dense_7`: a file does not say that the user wrote `block_1` and Keras counted to `dense_7`.
     """
     parts = [dict.fromkeys([part, without_number(part)]) for part in full_name.split("/")]
-    layers = parts[0] if any(part.startswith("layer_with_weights-") for part in path) else ()
+    # Scopes are around the name of the layer in its model: `net/block/dense_7/kernel`.
+    is_numbered = any(part.startswith("layer_with_weights-") for part in path)
+    layers = itertools.chain(*parts[:-1]) if is_numbered else [""]
     names = ("/".join(chosen) for chosen in itertools.islice(itertools.product(*parts), 64))
     return dict.fromkeys(
         [*(keras2_location(path, layer) for layer in layers), *(object_location(path, name) for name in names)]

@@ -92,6 +92,22 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises:
         RestoreError: There is no such file, it is damaged or incomplete, or it holds no weights of a known format.
     """
+    weight_file = read_tensors(path)
+    # A file of an unbuilt Keras model is valid and empty; restoring it would silently do nothing.
+    if not weight_file.tensors and all(tensor.role != AVERAGE for tensor in weight_file.others):
+        raise RestoreError(
+            f"A weight file must hold weights. `{path}` ({weight_file.kind}) holds none. Build the model before you "
+            "save it."
+        )
+    return weight_file
+
+
+def read_tensors(path: str | Path) -> WeightFile:
+    """Reads what `read_weights` reads, also from files without weights: those of an optimizer alone, or of counters.
+
+    Raises:
+        RestoreError: There is no such file, it is damaged or incomplete, or it is of no known format.
+    """
     return _read(Path(path), archives=True)
 
 
@@ -110,14 +126,7 @@ def _read(path: Path, *, archives: bool) -> WeightFile:
         advice = f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""
         raise RestoreError(f"{_KNOWN}. `{file}` is not in one of these formats: {received}.{advice}")
     with _undamaged(path):
-        weight_file = read(file)
-    # A file of an unbuilt Keras model is valid and empty; restoring it would silently do nothing.
-    if not weight_file.tensors and all(tensor.role != AVERAGE for tensor in weight_file.others):
-        raise RestoreError(
-            f"A weight file must hold weights. `{path}` ({weight_file.kind}) holds none. Build the model before you "
-            "save it."
-        )
-    return weight_file
+        return read(file)
 
 
 @contextmanager

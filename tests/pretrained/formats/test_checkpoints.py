@@ -246,3 +246,46 @@ def test_a_layer_of_another_name_is_not_taken_for_its_place_in_a_checkpoint_of_k
     tf_keras.Sequential([tf_keras.Input((3,)), tf_keras.layers.Dense(3, name="block_1")]).save_weights(path)
     with pytest.raises(RestoreError, match=r"`block_2/kernel`, `block_2/bias`|2 are not: `block_2/kernel`"):
         restore(keras.Sequential([keras.Input((3,)), layers.Dense(3, name="block_2")]), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["save_weights", "Checkpoint"])
+def test_attention_in_lists_of_a_subclassed_model_of_keras_2_is_found_by_attributes(how, tmp_path):
+    tf_keras = pytest.importorskip("tf_keras")
+
+    def build(lib):
+        class Block(lib.layers.Layer):
+            def __init__(self):
+                super().__init__()
+                self.attention = lib.layers.MultiHeadAttention(2, 4)
+                self.tail = lib.Sequential([lib.layers.Dense(4), lib.layers.BatchNormalization()])
+
+            def call(self, x):
+                return self.tail(self.attention(x, x))
+
+        class Net(lib.Model):
+            def __init__(self):
+                super().__init__()
+                self.blocks = [Block(), Block()]
+
+            def call(self, x):
+                for block in self.blocks:
+                    x = block(x)
+                return x
+
+        model = Net()
+        model(np.zeros((1, 5, 4), "f4"))
+        scramble(model)
+        return model
+
+    source, path = build(tf_keras), str(tmp_path / "m")
+    source.save_weights(path) if how == "save_weights" else tf.train.Checkpoint(net=source).write(path)
+    for _ in range(2):
+        model = build(keras)
+        scramble(model, 1)
+        restore(model, path)
+        x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("f4")
+        for weight in (*model.weights, *source.weights):
+            if "variance" in weight.name:
+                weight.assign(np.abs(weight.numpy()))
+        np.testing.assert_allclose(model(x), source(x), rtol=1e-3, atol=1e-4)
