@@ -304,7 +304,14 @@ class GroupRates:
         return {**self._rates[index].describe(), "scale": self._scale}
 
     def take(self, index: int, saved: dict[str, Any], step: keras.Variable, group: str) -> Any:
-        """Takes over the state of a group that `describe` returned; see `GroupRate.take`."""
+        """Takes over the state of a group that `describe` returned; see `GroupRate.take`.
+
+        Args:
+            index: The position of the group.
+            saved: The state.
+            step: The optimizer's step counter.
+            group: The group's name, for messages.
+        """
         self._scale = saved["scale"]
         return self._rates[index].take(saved, step, group)
 

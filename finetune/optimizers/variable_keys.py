@@ -42,7 +42,13 @@ class VariableKey:
 
     @classmethod
     def of(cls, variable: Any, weight_decay: bool, frozen_alone: bool = False) -> "VariableKey":
-        """Returns the key of a variable, whose position is not known."""
+        """Returns the key of a variable, whose position is not known.
+
+        Args:
+            variable: A `keras.Variable` or `tf.Variable`.
+            weight_decay: As in the attributes.
+            frozen_alone: As in the attributes.
+        """
         path, name = (text.split(":")[0] for text in (variable_path(variable), variable.name))
         shape, dtype = tuple(variable.shape), tf.as_dtype(variable.dtype).name
         return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay, frozen_alone)

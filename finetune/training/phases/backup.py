@@ -39,6 +39,7 @@ class PhaseBackup(keras.callbacks.Callback):
         self.callback.on_train_end()
 
     def set_model(self, model: Any) -> None:
+        """Called by Keras with the model before training begins."""
         super().set_model(model)
         self.callback.set_model(model)
 
