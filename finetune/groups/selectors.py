@@ -5,11 +5,14 @@ or each block.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
+
+import keras
 
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.frozen_by import QUANTIZED, reason_frozen
@@ -25,6 +28,7 @@ from finetune.groups.selector_matching import (
     without_match,
 )
 from finetune.groups.strategies import STRATEGIES
+from finetune.groups.untracked import advice_on_untracked
 from finetune.sequences import one_or_more
 
 
@@ -106,7 +110,8 @@ def resolve_groups(
     The first selector that matches a trainable weight takes it; the selector with `rest` takes what is left.
     Non-trainable weights (moving statistics) follow the first trainable weight of their layer. A weight that other code
     has frozen before (LoRA, quantization, `layer.trainable = False`) stays frozen in its group, and so does a group
-    that consists of such weights, unless the selector says `frozen=False`.
+    that consists of such weights, unless the selector says `frozen=False`. Warns of trainable variables in layers that
+    Keras does not see.
 
     Args:
         tree: The model's layer tree, or the model.
@@ -131,6 +136,8 @@ def resolve_groups(
         >>> [leaf.name for leaf in head.leaves]
         ['top/kernel', 'top/bias']
     """
+    for sentence in advice_on_untracked(tree) if isinstance(tree, keras.layers.Layer) else ():
+        warnings.warn(sentence, stacklevel=2)
     tree = _as_tree(tree)
     if (selectors is None) == (by is None):
         received = "both" if by is not None else "neither"

@@ -29,6 +29,7 @@ import tensorflow as tf
 from finetune import keras_private
 from finetune.errors import GroupError
 from finetune.optimizers import group_optimizers as children
+from finetune.optimizers.apply_calls import ApplyCalls
 from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.fused.fusion import make_fusion, update_alone
 from finetune.optimizers.fused.stacked_variable import Buffers
@@ -141,6 +142,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
         self.children.saved_state = SavedState(self, members.groups, self._rates, self._clocks)
+        self._apply_calls = ApplyCalls()
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -318,6 +320,8 @@ class GroupedOptimizer(AveragingOptimizer):
                 f"Gradients and variables come in pairs. Received {len(grads)} gradients for {len(variables)} variables"
                 f"{' of the groups. Pass the variables as well' if trainable_variables is None else ''}."
             )
+        pairs = zip(grads, variables, strict=False)
+        self._apply_calls.note(self._var_key(v) for gradient, v in pairs if gradient is not None)
         super().apply(grads if self.loss_scale_factor is None else divisible(grads), variables)
 
     # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
