@@ -83,7 +83,7 @@ class LayerGroup:
         leaves: Its weights in model order: trainable ones, and the non-trainable ones of the same layers
             (moving statistics), which follow them.
         frozen: Whether training leaves the group unchanged.
-        order_note: In which order its `variables` were counted, if the other order selects other weights; else empty.
+        order_note: In which order its `variables` were counted; empty for the default where both orders are the same.
     """
 
     name: str
@@ -103,7 +103,7 @@ class LayerGroup:
 
 
 def resolve_groups(
-    tree: LayerTree | Any, selectors: Iterable[Selector] | None = None, *, by: str | None = None
+    tree: LayerTree | Any, selectors: Selector | Iterable[Selector] | None = None, *, by: str | None = None
 ) -> tuple[LayerGroup, ...]:
     """Puts every weight of a model into exactly one layer group.
 
@@ -115,7 +115,7 @@ def resolve_groups(
 
     Args:
         tree: The model's layer tree, or the model.
-        selectors: One selector for each group, input to output.
+        selectors: One selector for each group, input to output, or a single one.
         by: Instead of `selectors`: `layer` makes a group of each layer with trainable weights, `block` a group of each
             block of layers.
 
@@ -145,7 +145,7 @@ def resolve_groups(
             f"Layer groups are made from `selectors` or `by` a strategy. Received {received} of them. Write "
             '`resolve_groups(model, [Selector(...), ...])` or `resolve_groups(model, by="layer")`.'
         )
-    selectors = tuple(selectors) if selectors is not None else selectors_by(tree, str(by))
+    selectors = one_or_more(selectors) if selectors is not None else selectors_by(tree, str(by))
     _check_form(selectors)
     conditions = [condition for selector in selectors for condition in selector.conditions]
     _raise_first_five([text for item in conditions if (text := malformed(item) or out_of_range(tree, item))])
@@ -196,6 +196,10 @@ def _check_form(selectors: Sequence[Selector]) -> None:
             "Layer groups need at least one selector. Received none. A single group with `rest: true` trains "
             "everything."
         )
+    others = [selector for selector in selectors if not isinstance(selector, Selector)]
+    if others:
+        strategy = f" For a strategy write `by={others[0]!r}`." if others[0] in STRATEGIES else ""
+        raise GroupError(f"Layer groups are made from `finetune.Selector`s. Received {quote(others)}.{strategy}")
     names = [selector.name for selector in selectors]
     bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name))]
     if bad:

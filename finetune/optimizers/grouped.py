@@ -17,6 +17,7 @@ public hook for a step of several rules: https://github.com/keras-team/keras/iss
 overridden here are listed in `keras_private.py`.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -77,10 +78,10 @@ class GroupedOptimizer(AveragingOptimizer):
         fused: `auto`: small variables of one shape whose optimizers are of one kind are updated together, in any number
             of groups, with the same results to the last bit; `off`: every variable alone; `on`: together also where it
             does not pay. `not_fused` says which variables are updated alone, and why.
-        merge_rows: Whether the pieces of a sparse gradient that belong to the same row of an embedding are added up
-            before anything else, as in TF1 and as in a dense gradient. By default rules and norms get the pieces, as
-            in Keras, whatever the other options: Adam squares them one by one. See `finetune/optimizers/sparse.py`.
-        name: Name of the optimizer.
+        merge_rows: Whether the gradients of one row of an embedding are added up before anything else, as in TF1. By
+            default rules and norms get them one by one, as in Keras; see `finetune/optimizers/sparse.py`.
+        name: Name of the optimizer; by default that of the groups' optimizers, as `adam`, where all have the same. It
+            is in the names of a step's operations, on which the order depends in which TensorFlow adds up gradients.
 
     Raises:
         GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or has a
@@ -113,11 +114,12 @@ class GroupedOptimizer(AveragingOptimizer):
         loss_scale_factor: float | None = None,
         fused: str = "auto",
         merge_rows: bool = False,
-        name: str = "grouped_optimizer",
+        name: str | None = None,
     ):
         # Everything that can be wrong is checked before `super().__init__`, and before a child is changed.
         fusion = make_fusion(fused, self._var_key)
         members = Members(make_groups(groups), self._var_key)
+        names = {re.sub(r"_\d+$", "", group.optimizer.name) for group in members.groups}  # without Keras' counters
         super().__init__(
             learning_rate=lambda: self.learning_rate,  # a callable, so that Keras makes no variable for it
             clipnorm=clipnorm,
@@ -128,7 +130,7 @@ class GroupedOptimizer(AveragingOptimizer):
             ema_momentum=ema_momentum,
             ema_overwrite_frequency=ema_overwrite_frequency,
             loss_scale_factor=loss_scale_factor,
-            name=name,
+            name=name or (names.pop() if len(names) == 1 else "grouped_optimizer"),
         )
         self.fused, self.merge_rows = fused, merge_rows
         self._members, self._fusion = members, fusion
@@ -328,10 +330,8 @@ class GroupedOptimizer(AveragingOptimizer):
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Any) -> None:
         # Replicas are summed before anything that depends on the size of a gradient: accumulating, clipping.
-        update_once(self._apply_sums, grads, trainable_variables)
-
-    def _apply_sums(self, grads: list[Any], trainable_variables: Any) -> None:
-        super()._backend_apply_gradients(merge_rows(grads) if self.merge_rows else grads, trainable_variables)
+        step, merge = super()._backend_apply_gradients, merge_rows if self.merge_rows else list
+        update_once(lambda sums, variables: step(merge(sums), variables), grads, trainable_variables)
 
     def _backend_increment_gradient_accumulators(self, grads: list[Any], acc_grads: list[Any]) -> None:
         in_every_replica(super()._backend_increment_gradient_accumulators, grads, acc_grads)

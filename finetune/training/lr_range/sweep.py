@@ -267,7 +267,7 @@ class _Sweeper:
         """
         rates = tf.zeros((CHUNK, len(self.rate_variables)))
         rule = f"An LR range test makes the training steps of `{model.name}`, which failed."
-        with explained(TrainingError, rule, "Check that `model.fit` takes the same data."):
+        with explained(TrainingError, rule, "The test compiles them; check that `model.fit` takes the same data."):
             concrete = self.run.get_concrete_function(batch, rates, tf.constant(0))
         swept = {id(variable.value) for variable in self.rate_variables}
         return [variable for variable in concrete.graph.variables if id(variable) not in swept]

@@ -20,6 +20,7 @@ from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.sequences import one_or_more
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
@@ -43,7 +44,7 @@ from finetune.training.phases.records import PhaseRecord, PhaseStart
 def train_phases(
     model: keras.Model,
     groups: Sequence[LayerGroup],
-    phases: Sequence[Phase] | str | Mapping[str, Any],
+    phases: Phase | Sequence[Phase] | str | Mapping[str, Any],
     x: Any,
     y: Any = None,
     *,
@@ -60,7 +61,7 @@ def train_phases(
     Args:
         model: Compiled with a `GroupedOptimizer`; it does not matter what was frozen before.
         groups: All of its layer groups.
-        phases: At least one; every group that is not frozen for good is trained in one of them. Or a strategy: its name
+        phases: One or more; every group that is not frozen for good is trained in one of them. Or a strategy: its name
             such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
             names and settings that `phases` has in a recipe.
         x: Inputs as for `model.fit`: arrays, structures of arrays, a `tf.data.Dataset`, a `PyDataset`, or a generator,
@@ -108,6 +109,7 @@ def train_phases(
             f"In a list of phases, each phase has its own length. Received `epochs={epochs}` as well. Remove "
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
+    phases = one_or_more(phases)
     check_phases(groups, phases)
     data = PhaseData(x, y, settings, AUTO_RGN_BATCHES)
     callbacks, backups = with_phase_backups(callbacks)
