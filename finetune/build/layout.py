@@ -20,6 +20,7 @@ from finetune.data.examples import Examples
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
+from finetune.groups.untracked import advice_on_untracked
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import with_values
@@ -137,6 +138,7 @@ def _lay_out(
     sources = pretrained_sources(recipe, tree)
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
+    plan = replace(plan, advice=(*plan.advice, *advice_on_untracked(model)))
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 

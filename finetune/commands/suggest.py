@@ -142,13 +142,22 @@ def _new_specs(recipe: Recipe, groups: Sequence[LayerGroup], rates: Mapping[str,
     is_strategy = isinstance(groups_of_recipe, Strategy)
     model = groups_of_recipe if is_strategy else [spec for spec in groups_of_recipe if not spec.frozen][-1]
     schedule: Any = model.learning_rate if getattr(model.learning_rate, "rate_field", "") else None
+
+    def training(group: LayerGroup) -> dict[str, Any]:
+        if group.frozen:  # by other code: a strategy has no frozen groups itself
+            return {"frozen": True}
+        rate = rates[group.name]
+        return {
+            "optimizer": model.optimizer,
+            "learning_rate": schedule.with_rate(rate) if schedule else rate,
+            "decay_bias_and_norm": model.decay_bias_and_norm,
+        }
+
     return tuple(
         GroupSpec(
             name=group.name,
             prefixes=tuple(dict.fromkeys(leaf.layer or leaf.name for leaf in group.trainable)),
-            optimizer=model.optimizer,
-            learning_rate=schedule.with_rate(rates[group.name]) if schedule else rates[group.name],
-            decay_bias_and_norm=model.decay_bias_and_norm,
+            **training(group),
         )
         for group in groups
     )
@@ -161,9 +170,15 @@ def _reasons(specs: Sequence[GroupSpec], norms: Mapping[str, tuple[float, float]
         name: f"|gradient| / |weights| = {mean:.2e} ± {deviation:.0e}, {mean / largest:.3f} of the largest"
         for name, (mean, deviation) in norms.items()
     }
-    # `always_train` leaves a frozen group of nothing but normalization parameters without weights to measure.
+    # `always_train` leaves a frozen group of nothing but normalization parameters without weights to measure, and the
+    # weights of another group may not be trainable in the model.
     return {
-        spec.name: measured.get(spec.name, "not measured, because `train.always_train` trains its weights")
+        spec.name: measured.get(
+            spec.name,
+            "not measured, because it is frozen"
+            if spec.frozen
+            else "not measured, because `train.always_train` trains its weights",
+        )
         for spec in specs
     }
 

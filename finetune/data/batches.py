@@ -5,6 +5,7 @@ looks at examples without training on them. All of them take rows by index, from
 (`finetune.data.rows`).
 """
 
+import os
 from typing import Any
 
 import tensorflow as tf
@@ -59,10 +60,6 @@ def training_batches(
             f"`batch_size` must be at least 1 and `first_epoch` at least 0. Received {batch_size} and {first_epoch}."
         )
 
-    # Handing small rows to threads costs more than it saves.
-    costly = any(part.costly for part in tf.nest.flatten((inputs, others)))
-    parallel = tf.data.AUTOTUNE if costly else None
-
     def order(epoch: Any) -> tuple[tf.Tensor, tf.Tensor]:
         indices: Any = tf.range(rows, dtype=tf.int64)
         if shuffle:
@@ -71,14 +68,34 @@ def training_batches(
         return indices, epoch % passes * rows  # the version of this epoch begins at that row of the inputs
 
     def batches(indices: Any, offset: Any) -> Any:
+        if any(array.take_row for array in tf.nest.flatten((inputs, others))):
+            return _batches_by_row((inputs, *others), indices, batch_size)
+
         def batch(step: Any) -> tuple[Any, ...]:
             chosen = indices[step * batch_size : (step + 1) * batch_size]
             return take(inputs, chosen + offset), *take(others, chosen)
 
-        return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch, num_parallel_calls=parallel)
+        return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch)
 
     epochs: Any = tf.data.Dataset.range(first_epoch, 2**62).map(order).prefetch(1)  # the next order is made in advance
     return epochs.flat_map(batches).with_options(lean_options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _batches_by_row(arrays: tuple[Any, ...], indices: Any, batch_size: int) -> tf.data.Dataset:
+    """Returns the batches of an epoch, of which each row that is worth it is made by a thread of its own."""
+    flat = tf.nest.flatten(arrays)
+
+    def rows_at(index: Any) -> tuple[Any, ...]:
+        return index, *(array.take_row(index) for array in flat if array.take_row)
+
+    def batch(chosen: Any, *made: Any) -> Any:
+        ready = iter(made)
+        parts = [next(ready) if array.take_row else array.take(chosen) for array in flat]
+        return tf.nest.pack_sequence_as(arrays, parts)
+
+    # Autotuning would begin with a single thread, and stay there for long.
+    by_row = tf.data.Dataset.from_tensor_slices(indices).map(rows_at, num_parallel_calls=os.cpu_count())
+    return by_row.batch(batch_size).map(batch)
 
 
 def batches_in_order(

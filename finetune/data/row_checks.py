@@ -169,7 +169,7 @@ def unreadable_rows_named(examples: Examples) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_read = any(isinstance(leaf, Rows) and leaf.costly for _, leaf in leaves("", examples.x_train))
+        is_read = any(isinstance(leaf, Rows) and leaf.take_row for _, leaf in leaves("", examples.x_train))
         if not is_read or (isinstance(error, FinetuneError) and error.__cause__ is None):
             raise
         bad = {name: read_every_row(split).unreadable for name in SPLITS if (split := getattr(examples, name))}

@@ -32,13 +32,14 @@ class Rows:
         take: Returns the rows at some indices, in their order; indices have shape `(batch,)`. Runs in graphs too.
         fingerprint: A hash of all that the values depend on, or empty. What is computed from rows without it cannot be
             recognised in another run.
-        costly: Whether taking rows is worth several threads, such as decoding images.
+        take_row: Returns the row at an index, shape `()`, where a row is worth a thread of its own, such as an image to
+            decode; else `None`.
     """
 
     length: int
     take: Callable[[Any], Any]
     fingerprint: str = ""
-    costly: bool = False
+    take_row: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -65,7 +66,9 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
         fingerprint = f"{array.fingerprint} {digest}" if array.fingerprint else ""
         with tf.device("CPU:0"):
             places = tf.constant(indices)
-        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint, array.costly)
+        one = array.take_row
+        take_row = None if one is None else lambda number: one(places[number])
+        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint, take_row)
 
     return tf.nest.map_structure(of, arrays)
 

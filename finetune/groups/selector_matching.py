@@ -86,14 +86,17 @@ def matching_leaves(tree: LayerTree, condition: Condition) -> set[int]:
 
 
 def order_note(tree: LayerTree, conditions: Sequence[Condition]) -> str:
-    """Says in which order a selector counts its `variables`, if the other order selects other weights; else empty."""
+    """Says in which order a selector counts its `variables`; empty for the default where both orders are the same."""
     counting = [condition for condition in conditions if condition.kind == "variables"]
     graph, creation = (
         set().union(*(matching_leaves(tree, Condition(*condition[:3], order)) for condition in counting))
         for order in ORDERS
     )
-    if graph == creation:
+    if graph == creation and all(condition.order == "graph" for condition in counting):
         return ""
+    counts = f"Group `{counting[0].group}`: {', '.join(map(str, counting))} counts the trainable variables"
+    if graph == creation:
+        return f"{counts} in the order in which they were made (`order: creation`), here that of the model's graph."
     others = f"{len(graph - creation)} of the {len(graph)} variables would be others"
     used = {
         "graph": "in the order of the model's graph (`order: graph`). In the order in which they were made, as TF1 "
@@ -101,7 +104,7 @@ def order_note(tree: LayerTree, conditions: Sequence[Condition]) -> str:
         "creation": "in the order in which they were made, as TF1 did (`order: creation`). In the order of the "
         f"model's graph {others} (`order: graph`).",
     }[counting[0].order]
-    return f"Group `{counting[0].group}`: {', '.join(map(str, counting))} counts the trainable variables {used}"
+    return f"{counts} {used}"
 
 
 def without_match(tree: LayerTree, condition: Condition) -> str:

@@ -5,11 +5,14 @@ or each block.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
+
+import keras
 
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.frozen_by import QUANTIZED, reason_frozen
@@ -25,6 +28,7 @@ from finetune.groups.selector_matching import (
     without_match,
 )
 from finetune.groups.strategies import STRATEGIES
+from finetune.groups.untracked import advice_on_untracked
 from finetune.sequences import one_or_more
 
 
@@ -79,7 +83,7 @@ class LayerGroup:
         leaves: Its weights in model order: trainable ones, and the non-trainable ones of the same layers
             (moving statistics), which follow them.
         frozen: Whether training leaves the group unchanged.
-        order_note: In which order its `variables` were counted, if the other order selects other weights; else empty.
+        order_note: In which order its `variables` were counted; empty for the default where both orders are the same.
     """
 
     name: str
@@ -99,18 +103,19 @@ class LayerGroup:
 
 
 def resolve_groups(
-    tree: LayerTree | Any, selectors: Iterable[Selector] | None = None, *, by: str | None = None
+    tree: LayerTree | Any, selectors: Selector | Iterable[Selector] | None = None, *, by: str | None = None
 ) -> tuple[LayerGroup, ...]:
     """Puts every weight of a model into exactly one layer group.
 
     The first selector that matches a trainable weight takes it; the selector with `rest` takes what is left.
     Non-trainable weights (moving statistics) follow the first trainable weight of their layer. A weight that other code
     has frozen before (LoRA, quantization, `layer.trainable = False`) stays frozen in its group, and so does a group
-    that consists of such weights, unless the selector says `frozen=False`.
+    that consists of such weights, unless the selector says `frozen=False`. Warns of trainable variables in layers that
+    Keras does not see.
 
     Args:
         tree: The model's layer tree, or the model.
-        selectors: One selector for each group, input to output.
+        selectors: One selector for each group, input to output, or a single one.
         by: Instead of `selectors`: `layer` makes a group of each layer with trainable weights, `block` a group of each
             block of layers.
 
@@ -131,6 +136,8 @@ def resolve_groups(
         >>> [leaf.name for leaf in head.leaves]
         ['top/kernel', 'top/bias']
     """
+    for sentence in advice_on_untracked(tree) if isinstance(tree, keras.layers.Layer) else ():
+        warnings.warn(sentence, stacklevel=2)
     tree = _as_tree(tree)
     if (selectors is None) == (by is None):
         received = "both" if by is not None else "neither"
@@ -138,7 +145,7 @@ def resolve_groups(
             f"Layer groups are made from `selectors` or `by` a strategy. Received {received} of them. Write "
             '`resolve_groups(model, [Selector(...), ...])` or `resolve_groups(model, by="layer")`.'
         )
-    selectors = tuple(selectors) if selectors is not None else selectors_by(tree, str(by))
+    selectors = one_or_more(selectors) if selectors is not None else selectors_by(tree, str(by))
     _check_form(selectors)
     conditions = [condition for selector in selectors for condition in selector.conditions]
     _raise_first_five([text for item in conditions if (text := malformed(item) or out_of_range(tree, item))])
@@ -189,6 +196,10 @@ def _check_form(selectors: Sequence[Selector]) -> None:
             "Layer groups need at least one selector. Received none. A single group with `rest: true` trains "
             "everything."
         )
+    others = [selector for selector in selectors if not isinstance(selector, Selector)]
+    if others:
+        strategy = f" For a strategy write `by={others[0]!r}`." if others[0] in STRATEGIES else ""
+        raise GroupError(f"Layer groups are made from `finetune.Selector`s. Received {quote(others)}.{strategy}")
     names = [selector.name for selector in selectors]
     bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", name))]
     if bad:

@@ -146,12 +146,12 @@ def _rules(
         return [leaf.name, leaf_index(leaf, leaf.layer), *_variable_paths(leaf), without_cell]
 
     def legacy_leaf(leaf: Leaf) -> list[str]:
-        layer = _in_keras3(leaf.layer)
+        layer = in_keras3(leaf.layer)
         return [f"{layer}/{_last(leaf.name)}", leaf_index(leaf, layer)]
 
     def legacy_tensor(tensor: StoredTensor) -> list[str]:
         names = [name for name in (tensor.name, *tensor.aliases) if not name.startswith("*/")]
-        layers = [_in_keras3(_layer(name)) for name in names]
+        layers = [in_keras3(_layer(name)) for name in names]
         by_name = [f"{layer}/{_last(name)}" for layer, name in zip(layers, names, strict=True)]
         return by_name + [key for layer in layers for key in _tensor_index(tensor, layer)]
 
@@ -188,7 +188,7 @@ def _agreement(leaves: Sequence[Leaf], tensors: Sequence[StoredTensor]) -> Calla
     )
 
 
-def _in_keras3(layer: str) -> str:
+def in_keras3(layer: str) -> str:
     """Spells a layer's name as Keras 3 does, which allows no slash: `Conv/BatchNorm` -> `conv_bn`."""
     return layer.lower().replace("/", "_").replace("batchnorm", "bn")
 

@@ -12,7 +12,7 @@ from finetune.errors import did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.pretrained.formats.tensor_roles import AVERAGE
 from finetune.pretrained.formats.weight_file import StoredTensor
-from finetune.pretrained.matching_rules import Pair
+from finetune.pretrained.matching_rules import Pair, in_keras3
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
 _SHOWN = 5  # names in a message; a foreign file may differ in hundreds
@@ -141,7 +141,9 @@ def unused_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str]
 
 def _is_allowed(tensor: StoredTensor, kind: str, allowed: Sequence[str]) -> bool:
     if kind not in ("safetensors", "npz"):  # elsewhere a dot is a part of a layer's name
-        return is_under(tensor.name, allowed)
+        # Names of a network of `keras.applications` may be those of Keras 3 where the file has those of Keras 2.
+        layer, _, last = tensor.name.rpartition("/")
+        return is_under(tensor.name, allowed) or is_under(f"{in_keras3(layer)}/{last}", allowed)
     return is_under(tensor.name.replace(".", "/"), [prefix.replace(".", "/") for prefix in allowed])
 
 

@@ -19,7 +19,7 @@ def groups_block(groups: Sequence[GroupSpec], reasons: Mapping[str, str], header
     """
     lines = [f"# {header}", "groups:"]
     for group in groups:
-        dumped = group.model_dump(by_alias=True)
+        dumped = group.model_dump(by_alias=True, exclude_defaults=True)
         values = {key: list(item) if isinstance(item, tuple) else item for key, item in dumped.items()}  # as YAML has
         lines.append(f"  # {group.name}: {reasons[group.name]}")
         lines += [f"  {line}" for line in dump([values], compact=True).splitlines()]

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import finetune
 from finetune.build.data import precision
@@ -179,3 +181,30 @@ def test_no_key_of_train_is_ignored():
         field.name for field in fields(FitOptions)
     }
     assert {*Train.model_fields} - passed_on - READ_BY_NAME == set()
+
+
+@keras.saving.register_keras_serializable("finetune-layout-tests")
+class Factor(keras.layers.Layer):
+    """Multiplies by a variable that Keras does not see."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.factor = tf.Variable(1.0)
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+
+def test_the_plan_says_which_variables_keras_does_not_see(tmp_path, lay_out):
+    parts = [Factor(name="factor"), keras.layers.Dense(2, name="head")]
+    keras.Sequential([keras.Input((4,)), *parts]).save(tmp_path / "m.keras")
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "r.yaml").write_text(
+        "model: {keras_file: m.keras}\ndata: {npz: d.npz}\n"
+        "groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 0.1}]\ntrain: {loss: mse, epochs: 1}\n"
+    )
+    assert any(
+        sentence.startswith("Keras does not see the trainable variables in `factor.factor`")
+        for sentence in lay_out(tmp_path / "r.yaml").plan.advice
+    )

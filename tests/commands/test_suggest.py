@@ -3,6 +3,8 @@
 from io import StringIO
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -76,3 +78,21 @@ def test_a_strategy_is_measured_by_what_it_makes_groups_of(recipe):
     )
     assert list(suggested.learning_rates) == ["stem", "bn", "body", "head"]
     assert max(suggested.learning_rates.values()) == 1e-2
+
+
+def test_a_group_that_the_model_brings_frozen_is_suggested_as_such(tmp_path):
+    parts = [keras.layers.Dense(4, name=name) for name in ("stem", "body", "head")]
+    model = keras.Sequential([keras.Input((4,)), *parts])
+    model.get_layer("stem").trainable = False
+    model.save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=x, x_test=x, y_test=x)
+    (tmp_path / "r.yaml").write_text(
+        "model: {keras_file: m.keras}\ndata: {npz: d.npz}\n"
+        "groups: {by: layer, peak: 1.0e-2, decay: 2, optimizer: sgd}\ntrain: {loss: mse, epochs: 1, batch_size: 4}\n"
+    )
+    suggested = suggest_groups(tmp_path / "r.yaml", num_batches=2)
+    assert list(suggested.learning_rates) == list(suggested.relative_gradient_norms) == ["body", "head"]
+    stem = suggested.block.index("name: stem")
+    assert "frozen: true" in suggested.block[stem : suggested.block.index("name: body")]
+    assert "not measured, because it is frozen" in suggested.block

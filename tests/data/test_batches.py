@@ -3,10 +3,12 @@ from itertools import chain
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.batches import batches_in_order, measurement_batches, steps_per_epoch, training_batches
+from finetune.data.rows import Rows, select
 from finetune.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(11, 3)).astype("float32")
@@ -117,3 +119,19 @@ def test_measurement_batches_of_one_seed_are_the_same_and_each_pass_has_its_own_
 def test_fewer_rows_than_a_batch_make_a_measurement_batch():
     x = np.arange(2)
     assert [sorted(batch.numpy()) for batch, _ in measurement_batches(x, x, batch_size=5, seed=0)] == [[0, 1]]
+
+
+def test_rows_made_by_threads_come_in_the_same_batches_as_arrays():
+    made = Rows(11, lambda indices: tf.gather(X, indices), take_row=lambda index: tf.gather(X, index))
+    options = {"batch_size": 4, "seed": 3, "first_epoch": 2, "sample_weight": Y * 0.5}
+    both = [training_batches({"a": x, "b": Y}, Y * 2, **options).take(7) for x in (X, made)]
+    for expected, batch in zip(*both, strict=True):
+        for left, right in zip(tf.nest.flatten(expected), tf.nest.flatten(batch), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_rows_made_by_threads_are_made_only_when_they_are_chosen():
+    made = Rows(11, lambda indices: tf.gather(X, indices), take_row=lambda index: tf.gather(X, index))
+    chosen = select({"x": made}, np.array([3, 5, 8]))
+    [(x, y)] = batches_in_order(chosen, Y[[3, 5, 8]], batch_size=4)
+    np.testing.assert_array_equal(x["x"], X[y])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from finetune.data.images import find_images, image_rows
 from finetune.errors import DataError
@@ -143,6 +143,25 @@ def test_a_fine_pattern_becomes_its_mean_and_not_a_coarse_pattern(save):
     stripes = np.zeros((64, 64, 3), "uint8")
     stripes[:, ::2] = 200
     np.testing.assert_allclose(pixels(save("a.png", stripes), size=(8, 8))[1:-1, 1:-1], 100, atol=3)
+
+
+@pytest.mark.parametrize("resize", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("shape", [(640, 480), (97, 211), (1500, 700)])
+def test_a_large_photo_looks_as_pillow_shrinks_it(save, resize, shape):
+    ramp = np.linspace(0, 250, shape[0] * shape[1]).reshape(shape)
+    noise = np.random.default_rng(0).integers(-30, 30, (*shape, 3))
+    photo = np.clip(ramp[..., np.newaxis] + noise, 0, 255).astype("uint8")
+    path = save("photo.jpg", photo, quality=95, subsampling=0)
+    with Image.open(path) as image:
+        if resize == "stretch":
+            expected = image.resize((48, 40), Image.Resampling.BILINEAR)
+        elif resize == "pad":
+            expected = ImageOps.pad(image, (48, 40), Image.Resampling.BILINEAR)
+        else:
+            expected = ImageOps.fit(image, (48, 40), Image.Resampling.BILINEAR)
+    difference = pixels(path, size=(40, 48), resize=resize) - np.asarray(expected).astype("float32")
+    inside = difference[:, 12:36]  # where a padded image begins may differ by a pixel
+    assert np.abs(inside).mean() < 6
 
 
 def test_the_range_of_values_can_be_chosen(save):

@@ -272,6 +272,10 @@ def test_where_the_orders_select_other_weights_a_note_says_which_is_used():
         "(`order: creation`). In the order of the model's graph 2 of the 2 variables would be others (`order: graph`)."
     )
     assert order_note(tree, [Condition("g", "variables", "0:4")]) == ""
+    assert order_note(tree, [Condition("g", "variables", "0:4", "creation")]) == (
+        "Group `g`: `variables: [0:4]` counts the trainable variables in the order in which they were made "
+        "(`order: creation`), here that of the model's graph."
+    )
 
 
 @pytest.mark.slow

@@ -394,3 +394,13 @@ def test_an_order_that_does_not_exist_or_counts_nothing_is_an_error():
         "group `body`: `order` says how `variables` are counted, and the group has none. Remove `order`, or select by "
         "`variables`."
     )
+
+
+def test_a_single_selector_is_a_list_of_one_and_a_strategy_in_its_place_is_an_error_that_says_where_it_goes(tiny):
+    (group,) = resolve_groups(tiny(), Selector("all", rest=True))
+    assert group.name == "all"
+    with pytest.raises(GroupError) as error:
+        resolve_groups(tiny(), "layer")
+    assert str(error.value) == (
+        "Layer groups are made from `finetune.Selector`s. Received `layer`. For a strategy write `by='layer'`."
+    )

@@ -185,7 +185,7 @@ def test_a_keras_file_holds_every_slot_once(tmp_path):
     with h5py.File(tmp_path / "model.weights.h5") as file:
         names = []
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    assert sum(name.startswith("optimizer/") for name in names) == len(optimizer.variables)
+    assert sum(name.startswith("optimizer/") for name in names) == len(optimizer.variables) + 1  # and the document
 
 
 def test_the_rate_cannot_be_assigned_behind_the_other_groups_backs():
@@ -235,3 +235,15 @@ def test_what_is_accumulated_when_a_part_is_frozen_is_not_kept_for_later():
     for variables in ([v, other], [other], [v, other], [v, other]):
         optimizer.apply([tf.ones(1)] * len(variables), variables)
     assert (float(v[0]), float(other[0])) == (-1, -2)
+
+
+def test_the_name_is_that_of_the_groups_optimizers_where_all_have_the_same():
+    # TensorFlow adds up gradients in an order that depends on names: so the same bits as the plain optimizer.
+    def name(*optimizers, **settings):
+        return GroupedOptimizer([(each, keras.Variable([1.0])) for each in optimizers], **settings).name
+
+    adam, sgd = keras.optimizers.Adam, keras.optimizers.SGD
+    assert name(adam(1e-3), adam(1e-3)) == "adam"
+    assert adam(1e-3).name.startswith("adam")
+    assert name(adam(1e-3), sgd(1e-3)) == "grouped_optimizer"
+    assert name(adam(1e-3), name="mine") == "mine"

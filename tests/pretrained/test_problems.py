@@ -203,3 +203,14 @@ def test_integers_and_complex_numbers_are_not_taken_for_floats(tree):
         "exclude `body` to keep fresh weights there."
     ) in complaint(plan)
     assert "Shapes must agree" not in complaint(plan)
+
+
+def test_what_may_be_unused_is_named_as_the_file_spells_it_or_as_keras_3_does():
+    tree = tree_of(conv=4)
+    conv = {"conv/kernel": (3, 4), "conv/bias": (4,)}
+    unused = {"Logits/kernel": (4, 2), "block/BatchNorm/gamma": (4,)}
+    for allowed in (["Logits", "block"], ["logits", "block_bn"]):
+        match(tree, file_of(conv | unused), allow_unused=allowed).check()
+    assert "1 is not: `Logits/kernel`" in complaint(
+        match(tree, file_of(conv | unused), allow_unused=["block", "logit"])
+    )

@@ -65,6 +65,7 @@ def test_a_checkpoint_of_tf1_is_restored_by_its_averages_under_other_names(scrip
     assert "test accuracy: " in printed
 
 
+@pytest.mark.slow
 def test_a_network_may_come_from_a_keras_file(script, tmp_path, capsys):
     small_cnn().save(tmp_path / "m.keras")
     script("--model", tmp_path / "m.keras", "--body", ":4", "--head", "4:")
@@ -114,6 +115,7 @@ def test_wrong_options_are_reported_by_the_command_line(script, options, capsys)
     assert options[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_program_ends_in_one_message_and_exits_2():
     command = [sys.executable, SCRIPTS / "restore_and_train.py", "--checkpoint", "nowhere.ckpt"]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}

@@ -16,6 +16,7 @@ Whether a model can be trained in this way shows when the function is traced, be
 left out then: first the buffers of single weights, then all of them, then the whole function, in favour of Keras' own.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +66,20 @@ class FastFunction:
         self._trained = list(model.trainable_variables)
         optimizer = unwrap(model.optimizer)
         self._buffers = optimizer.buffers(self._trained) if isinstance(optimizer, GroupedOptimizer) else Buffers()
-        self._tracing = False
+        self._before_trace: tuple[Any, Any] | None = None  # random state of Python and NumPy, while tracing
         self._run: Callable[..., Any] = self._compiled()
 
     def fits(self, model: Any) -> bool:
         """Returns whether the model is still compiled and frozen as it was when this function was made."""
         return self._made_for == compile_state(model)
+
+    def changed_since(self, model: Any) -> list[str]:
+        """Returns the paths of weights whose `trainable` was changed since, if the model was not compiled again."""
+        before, now = self._made_for, compile_state(model)
+        if before[0] is not now[0] or before[1] is not now[1]:
+            return []
+        changed = {*before[2:]} ^ {*now[2:]}
+        return [weight.path for weight in model.weights if id(weight) in changed]
 
     @property
     def moved(self) -> list[keras.Variable]:
@@ -90,31 +99,37 @@ class FastFunction:
         while True:
             try:
                 return self._run(iterator, tf.constant(steps))
-            except _KeptVariablesError as error:
-                self._buffers = self._buffers.without(error.variables)
-                self._run = self._compiled()
             except Exception as error:
-                if not self._tracing:
+                if self._before_trace is None:
                     raise  # by a step that ran: batches were read
-                self._tracing = False
-                if len(self._buffers):
+                if isinstance(error, _KeptVariablesError):
+                    self._buffers = self._buffers.without(error.variables)
+                elif len(self._buffers):
                     self._buffers = Buffers()
-                    self._run = self._compiled()
-                elif self._forward is None and self.reason is None:
+                elif self._forward is None:
                     self.reason = f"its step cannot be compiled with others in one call: {reason(error)}"
-                    self._run = self._keras_own()
                 else:
                     raise
+                self._run = self._keras_own() if self.reason else self._compiled()
+                self._restore_random_state()
+
+    def _restore_random_state(self) -> None:
+        """Lets the next trace draw the numbers of the last: some layers, such as `AugMix`, draw while traced."""
+        assert self._before_trace
+        python, numpy = self._before_trace
+        random.setstate(python)
+        np.random.set_state(numpy)
+        self._before_trace = None
 
     def _compiled(self) -> Callable[..., Any]:
         # Without AutoGraph, as Keras' own train function: layers are written for graphs, and converting takes seconds.
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
-            self._tracing = True
+            self._before_trace = random.getstate(), np.random.get_state()
             with self._buffers.filled():
                 done = self._steps(iterator, steps)
             logs = self._model.get_metrics_result()
-            self._tracing = False
+            self._before_trace = None
             return done, logs
 
         return run

@@ -5,11 +5,13 @@ results are the same, bit for bit. What is fast about it is in `compiled_steps.p
 `steps_per_call.py`.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from finetune.errors import quote
 from finetune.training.fast.compiled_steps import FastFunction
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.steps_per_call import limit_next_call
@@ -42,7 +44,7 @@ class FastLoop(keras.callbacks.Callback):
 
     `model.compile(steps_per_execution=16)` lets 16 steps share a call; the callbacks then run every 16 steps. A model
     that needs Keras' own loop keeps it. On a dataset that repeats, an epoch has exactly `steps_per_epoch` steps, where
-    Keras' own loop makes whole calls.
+    Keras' own loop makes whole calls. A `fit` after `trainable` was changed without a new `compile` warns.
 
     Attributes:
         reason: Why the model keeps Keras' own loop; `None` if it does not.
@@ -66,6 +68,12 @@ class FastLoop(keras.callbacks.Callback):
         self.reason = reason_against(model)
         # A phase installs its function before `fit`, which then stays.
         if self.reason is None and not isinstance(self._before, FastFunction):
+            if kept is not None and (changed := kept.changed_since(model)):
+                warnings.warn(
+                    f"`trainable` was changed after `compile` for {quote(changed)}. Keras' own loop ignores that until "
+                    "`compile` is called again; the fast loop trains what is trainable now. Call `model.compile`.",
+                    stacklevel=2,
+                )
             fast = kept if kept is not None and kept.fits(model) else FastFunction(model)
             fast.calls.steps_per_call = model.steps_per_execution
             # `__dict__` and not an attribute: Keras would track the function and save its variables with the model.

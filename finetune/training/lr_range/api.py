@@ -19,7 +19,7 @@ from finetune.results.plots import plot_lr_range
 from finetune.training.fit_data import fit_batches
 from finetune.training.lr_range.consensus import Verdict, average, suggest
 from finetune.training.lr_range.rules import smooth
-from finetune.training.lr_range.sweep import Sweep, check_others, check_replicas, sweep_rates, trained_groups
+from finetune.training.lr_range.sweep import Sweep, check_model, check_others, sweep_rates, trained_groups
 from finetune.training.snapshot import unchanged_random_state
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def lr_range_test(
     References:
         Smith (2017), Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186
     """
-    check_replicas(model)
+    check_model(model)
     # In the order of the optimizer's groups, which is the order of the columns of a sweep.
     rates = trained_groups(model) | dict(base_rates or {})
     check_others(others)

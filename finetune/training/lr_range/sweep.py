@@ -109,7 +109,7 @@ def sweep_rates(
     """
     _check_range(start, end, steps, stop_factor, repeats)
     check_others(others)
-    check_replicas(model)
+    check_model(model)
     children = _children(model)
     names = tuple(children)
     present = np.array(list((trained_groups(model) | dict(base_rates or {})).values()))
@@ -166,8 +166,18 @@ def _check_range(start: float, end: float, steps: int, stop_factor: float, repea
         )
 
 
-def check_replicas(model: Any) -> None:
-    """Raises a TrainingError if the model has several replicas."""
+def check_model(model: Any) -> None:
+    """Checks that a model can be swept.
+
+    Raises:
+        GroupError: It is not compiled.
+        TrainingError: It has several replicas.
+    """
+    if getattr(model, "optimizer", None) is None:
+        raise GroupError(
+            f"An LR range test trains with the model's optimizer and loss. `{getattr(model, 'name', model)}` is not "
+            "compiled. Call `model.compile` first."
+        )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise TrainingError(
@@ -257,7 +267,7 @@ class _Sweeper:
         """
         rates = tf.zeros((CHUNK, len(self.rate_variables)))
         rule = f"An LR range test makes the training steps of `{model.name}`, which failed."
-        with explained(TrainingError, rule, "Check that `model.fit` takes the same data."):
+        with explained(TrainingError, rule, "The test compiles them; check that `model.fit` takes the same data."):
             concrete = self.run.get_concrete_function(batch, rates, tf.constant(0))
         swept = {id(variable.value) for variable in self.rate_variables}
         return [variable for variable in concrete.graph.variables if id(variable) not in swept]

@@ -57,7 +57,8 @@ def test_a_second_fit_compiles_nothing_and_a_freeze_compiles_anew():
     assert vars(model)["_finetune_function"] is first
     model.layers[0].trainable = False
     before = model.layers[0].kernel.numpy()
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
+    with pytest.warns(UserWarning, match="^`trainable` was changed after `compile`"):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=[FastLoop()])
     assert vars(model)["_finetune_function"] is not first
     np.testing.assert_array_equal(model.layers[0].kernel.numpy(), before)
 
@@ -104,3 +105,18 @@ def test_a_model_that_fit_builds_keeps_its_own_loop():
     model.fit(tf.ones((8, 6)), tf.ones((8, 3)), verbose=0, callbacks=[loop])
     assert loop.reason == "it is not built yet"
     assert int(model.optimizer.iterations) == 1
+
+
+def test_trainable_that_was_changed_without_a_new_compile_is_warned_of(tiny, rows):
+    model = tiny()
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    model.fit(*rows, verbose=0, callbacks=[FastLoop()])
+    model.get_layer("head").trainable = False
+    with pytest.warns(UserWarning, match="changed after `compile`") as caught:
+        model.fit(*rows, verbose=0, callbacks=[FastLoop()])
+    assert [str(warning.message) for warning in caught] == [
+        "`trainable` was changed after `compile` for `tiny/head/kernel`, `tiny/head/bias`. Keras' own loop ignores that "
+        "until `compile` is called again; the fast loop trains what is trainable now. Call `model.compile`."
+    ]
+    model.compile(model.optimizer, "sparse_categorical_crossentropy")
+    model.fit(*rows, verbose=0, callbacks=[FastLoop()])

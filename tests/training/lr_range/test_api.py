@@ -187,6 +187,12 @@ def test_the_random_state_is_not_moved_by_the_order_of_the_rows():
     assert drawn[0] == drawn[1]
 
 
+def test_a_model_that_is_not_compiled_is_an_error():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)], name="net")
+    with pytest.raises(GroupError, match=r"optimizer and loss\. `net` is not compiled\. Call `model.compile` first\."):
+        lr_range_test(model, X, Y, steps=3)
+
+
 def test_data_that_fit_would_not_take_are_an_error_that_says_what_it_takes():
     with pytest.raises(DataError, match=r"^Data are what `model.fit` takes\. ValueError: Unrecognized data type"):
         lr_range_test(compiled(), "rows.csv", steps=3)

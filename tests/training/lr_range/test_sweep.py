@@ -309,7 +309,7 @@ def test_data_that_do_not_fit_the_model_are_an_error_in_one_line():
     said = str(error.value)
     assert said.startswith("An LR range test makes the training steps of `sequential")
     assert "received input with shape (8, 5)" in said
-    assert said.endswith("Check that `model.fit` takes the same data.")
+    assert said.endswith("The test compiles them; check that `model.fit` takes the same data.")
     assert len(said.splitlines()) == 1
 
 

@@ -593,3 +593,9 @@ def test_what_fit_takes_beside_the_data_has_the_same_effect(tiny, rows, more):
         results.append(model.get_weights())
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_phase_is_a_list_of_one(tiny, rows):
+    model = tiny()
+    groups = prepared(model)
+    assert [record.epochs for record in train(model, groups, Phase(epochs=1), rows)] == [1]

@@ -1,0 +1,65 @@
+"""The grid of layers and variants: it resumes, counts, names what differs, and its exit code says so."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Layer '.*_flat' .* does not support masking:UserWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def grid():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("keras_grid")
+    sys.path.remove(str(SCRIPTS))
+
+
+def test_it_trains_some_layers_in_some_variants_and_keeps_what_is_done(grid, tmp_path, capsys):
+    state = tmp_path / "grid.json"
+    asked = ["--layer", "SimpleRNN", "--variant", "plain", "--variant", "masked", "--variant", "jit_compile"]
+    assert grid.main([*asked, "--state", str(state)]) == 0
+    done = json.loads(state.read_text())
+    assert done["plain SimpleRNN"] == done["masked SimpleRNN"] == "same"
+    assert done["jit_compile SimpleRNN"] == "same, by Keras' own loop: XLA compiles its step"
+    assert "plain: 1 layers; 1 same" in capsys.readouterr().out
+
+    state.write_text(json.dumps({**done, "masked SimpleRNN": "fast DIFFERS: simple_rnn/kernel differs by 1"}))
+    assert grid.main([*asked, "--state", str(state)]) == 1, "what is done is not run again"
+    printed = capsys.readouterr().out
+    assert "masked: 1 layers; 1 fast DIFFERS" in printed
+    assert "  SimpleRNN: fast DIFFERS: simple_rnn/kernel differs by 1" in printed
+
+
+def test_what_is_wrong_with_some_layers_is_found_by_trying_each_alone(grid, monkeypatch):
+    tried = []
+
+    def compared(cases, variant):
+        tried.append([case.name for case in cases])
+        if any(case.name == "ELU" for case in cases):
+            raise ValueError("no exponent")
+        return "same"
+
+    monkeypatch.setattr(grid, "_compared", compared)
+    cases = [case for case in grid.layer_cases() if case.name in ("Dense", "ELU")]
+    assert grid.outcomes(cases, "plain") == {"Dense": "same", "ELU": "not by Keras itself: no exponent"}
+    assert tried == [["Dense", "ELU"], ["Dense"], ["ELU"]]
+
+
+def test_ragged_and_masked_inputs_are_for_the_layers_that_take_them(grid):
+    of = {
+        case.name: grid.variants_of(case.kind)
+        for case in grid.layer_cases()
+        if case.name in ("GRU", "Conv2D", "Embedding")
+    }
+    assert "masked" in of["GRU"]
+    assert "ragged" not in of["GRU"]
+    assert {"masked", "ragged"} <= {*of["Embedding"]}
+    assert not {"masked", "ragged"} & {*of["Conv2D"]}
