@@ -114,7 +114,7 @@ def _foreign(config: Any) -> Iterator[str]:
         module, name = config.get("module"), config.get("class_name")
         if name in ("Lambda", "__lambda__"):
             yield "Lambda"
-        elif isinstance(name, str) and "config" in config:
+        elif isinstance(name, str) and "config" in config and not name.startswith("__"):  # `__keras_tensor__`: values
             is_of_keras = isinstance(module, str) and (module.split(".")[0] in ("keras", "builtins"))
             if not is_of_keras:
                 yield str(config.get("registered_name") or name)

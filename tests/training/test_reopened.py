@@ -27,6 +27,9 @@ def test_a_model_of_keras_classes_opens_without_another_process(tmp_path, monkey
     monkeypatch.setattr(subprocess, "Popen", None)
     inner = keras.Sequential([layers.Dense(2, "relu", kernel_regularizer="l2"), layers.BatchNormalization()])
     assert open_again(saved(tmp_path, inner))() == ""
+    inputs = keras.Input((4,))
+    keras.Model(inputs, layers.Dense(2)(inputs) + 1.0).save(tmp_path / "graph.keras")  # its config holds tensors
+    assert open_again(tmp_path / "graph.keras")() == ""
 
 
 def test_a_file_without_its_weights_is_told(tmp_path):
