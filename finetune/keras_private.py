@@ -12,6 +12,7 @@ The sections follow the folders of the package. A reader who wants to know how t
 """
 
 import contextlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -193,6 +194,23 @@ def set_held_rate(optimizer: keras.optimizers.Optimizer, rate: Any) -> None:
     """
     with tracking.DotNotTrackScope():
         optimizer._learning_rate = rate
+
+
+def floor_of_plateau() -> float:
+    """Returns `min_lr` of the `ReduceLROnPlateau` that is just now writing a learning rate; 0 if none is.
+
+    Looks for the callback among the callers, with Python's `sys._getframe`. The callback writes
+    `optimizer.learning_rate`, one number to which it has applied `min_lr`; nothing passes `min_lr` itself on.
+    """
+    frame = sys._getframe(1)
+    # Keras and TensorFlow pass an assignment on through several `__setattr__`, twice with a `LossScaleOptimizer`.
+    for _ in range(16):
+        if isinstance(callback := frame.f_locals.get("self"), keras.callbacks.ReduceLROnPlateau):
+            return float(callback.min_lr)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return 0.0
 
 
 def skip_reduction(optimizer: keras.optimizers.Optimizer) -> None:
@@ -404,6 +422,21 @@ def loss_of_outputs(loss: Any, output_names: Any) -> Any:
     Uses `keras.src.trainers.compile_utils.CompileLoss`, which `compile` makes of a structure of losses.
     """
     return compile_utils.CompileLoss(loss, output_names=output_names)
+
+
+# -- training/phases/ -------------------------------------------------------------------------------------------------
+
+
+def take_initial_epoch(model: keras.Model) -> int:
+    """Returns the epoch at which `BackupAndRestore` told the model to begin, 0 if it did not, and takes that back.
+
+    Reads and clears `Trainer._initial_epoch`, which Keras never clears: every later `fit` would begin there, whatever
+    its `initial_epoch` says. The callback tells the epoch to nobody else.
+    """
+    epoch = model._initial_epoch or 0
+    with tracking.DotNotTrackScope():
+        model._initial_epoch = None
+    return epoch
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

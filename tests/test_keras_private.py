@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,32 @@ def set_held_rate():
     optimizer.learning_rate = 0.25
     assert held.written == 0.25, "the setter assigns to what is held"
     assert private.held_rate(optimizer) is held
+
+
+@checks(private.floor_of_plateau)
+def floor_of_plateau():
+    """Through a real callback: the setter asks who writes, also inside a `LossScaleOptimizer`."""
+    floors = []
+
+    class Asking(keras.optimizers.SGD):
+        @property
+        def learning_rate(self) -> Any:
+            return keras.optimizers.SGD.learning_rate.fget(self)
+
+        @learning_rate.setter
+        def learning_rate(self, value: Any) -> None:
+            floors.append(private.floor_of_plateau())
+
+    for wrap in (lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer):
+        model = keras.Sequential()
+        model.compile(wrap(Asking(1.0)), "mse")
+        callback = keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=9, min_lr=0.125)
+        callback.set_model(model)
+        callback.on_train_begin()
+        for epoch in range(2):
+            callback.on_epoch_end(epoch, {"loss": 1.0})
+        model.optimizer.learning_rate = 0.5
+    assert floors == [0.125, 0.0] * 2
 
 
 @checks(private.skip_reduction)
@@ -439,6 +466,21 @@ def loss_of_outputs():
     assert float(loss(targets, outputs, {"a": tf.constant([0.0, 1.0]), "b": tf.zeros(2)})) == 2.0
 
 
+# -- training/phases/ -------------------------------------------------------------------------------------------------
+
+
+@checks(private.take_initial_epoch)
+def take_initial_epoch():
+    with tempfile.TemporaryDirectory() as folder:
+        model, callback = compiled(), keras.callbacks.BackupAndRestore(folder)
+        callback.set_model(model)
+        callback.on_epoch_end(2)
+        assert private.take_initial_epoch(model) == 0
+        callback.on_train_begin()
+        assert private.take_initial_epoch(model) == 3
+        assert private.take_initial_epoch(model) == 0, "a later `fit` begins where its arguments say"
+
+
 # -- training/fast/ ---------------------------------------------------------------------------------------------------
 
 
@@ -640,7 +682,9 @@ def test_every_private_method_that_a_class_overrides_is_listed():
         for cls in vars(module).values():
             if inspect.isclass(cls) and cls.__module__ == module.__name__:
                 inherited = {name for base in cls.__mro__ if is_foreign(base) for name in vars(base)}
-                overridden |= {f"{cls.__name__}.{n}" for n in vars(cls) if re.match("_[a-z]", n) and n in inherited}
+                # Python's `abc` gives every class its own `_abc_impl`.
+                own = [name for name in vars(cls) if re.match("_[a-z]", name) and name != "_abc_impl"]
+                overridden |= {f"{cls.__name__}.{name}" for name in own if name in inherited}
     unlisted = sorted(name for name in overridden if name.partition(".")[2] not in listed)
     assert not unlisted, f"add these to `keras_private.OVERRIDDEN`: {unlisted}"
 

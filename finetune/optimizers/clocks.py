@@ -45,6 +45,11 @@ class Clocks:
             if start:
                 set_step_counter(self._groups[index].optimizer, Clock(self, index))
 
+    @property
+    def compiled(self) -> tuple[bool, ...]:
+        """Which groups count all steps of the training: what a traced step has of the clocks as constants."""
+        return tuple(self.is_first(group) for group in self._groups)
+
     def steps_of(self, groups: Sequence[Group]) -> Any:
         """Returns the step of some groups: a scalar if all have the same, otherwise a vector with the step of each."""
         if all(self.is_first(group) for group in groups):

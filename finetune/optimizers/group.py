@@ -27,6 +27,7 @@ class Group:
         variables: The variables behind `members`; empty until these are built.
         initial_rate: The child's rate as it was made: a float, a schedule or a callable.
         unused_counter: The child's step counter, which the parent's replaces; it remains among the child's variables.
+        rate_variable: The child's learning rate, or for a scheduled child the multiplier of its schedule.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Group:
     variables: list[Any] = field(default_factory=list)
     initial_rate: Any = None
     unused_counter: Any = None
+    rate_variable: Any = None
 
 
 def make_groups(groups: Any) -> list[Group]:

@@ -29,7 +29,7 @@ def adopt(group: Group, parent: keras.optimizers.Optimizer) -> GroupRate:
     """Prepares a child: it counts with the parent, leaves the sum over replicas to it, and its rate can be written.
 
     Args:
-        group: A group with a new optimizer; its `initial_rate` and `unused_counter` are set.
+        group: A group with a new optimizer; its `initial_rate`, `rate_variable` and `unused_counter` are set.
         parent: Keeps the multiplier of a scheduled child among its variables.
     """
     child = group.optimizer
@@ -40,10 +40,10 @@ def adopt(group: Group, parent: keras.optimizers.Optimizer) -> GroupRate:
     # Keras keeps a number in a variable, which can be written; a schedule or callable it only calls.
     rate = held_rate(child)
     if isinstance(rate, keras.Variable):
-        group.initial_rate = as_float(rate)
+        group.initial_rate, group.rate_variable = as_float(rate), rate
         return GroupRate(rate)
-    group.initial_rate = rate
     multiplier = parent.add_variable((), initializer="ones", dtype="float32", name=f"{group.name}_multiplier")
+    group.initial_rate, group.rate_variable = rate, multiplier
     schedule = ScaledSchedule(rate, step_counter(parent), multiplier)
     set_held_rate(child, schedule)
     return GroupRate(multiplier, schedule)
@@ -105,7 +105,8 @@ def reset_slots(group: Group) -> None:
     track_all(new)
     fresh_slots = [v for v in new.variables if v is not step_counter(new) and v is not held_rate(new)]
     # Both lists are in the order in which the rule makes its slots, so they pair up.
-    slots = [v for v in child.variables if v is not group.unused_counter and v is not held_rate(child)]
+    # Not what the child holds as its rate, which is a schedule while the group follows that of a phase.
+    slots = [v for v in child.variables if v is not group.unused_counter and v is not group.rate_variable]
     for slot, fresh in zip(slots, fresh_slots, strict=True):
         slot.assign(fresh.numpy())
 

@@ -19,9 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import GroupError, quote
+from finetune.optimizers.saved_schedules import describe_schedule, read_schedule
 from finetune.optimizers.schedules import constant
 
 _LARGEST = float(np.finfo(np.float32).max)
+_NUMBERS = ("base", "whole", "unfloored", "written")  # of a `GroupRate`, that a file holds
 
 
 class ScaledSchedule:
@@ -47,17 +49,20 @@ class ScaledSchedule:
     def __call__(self) -> tf.Tensor:
         return self.scheduled() * self.multiplier
 
-    def follow(self, schedule: Callable[..., Any], *, from_now: bool, warmup_steps: int) -> None:
+    def follow(
+        self, schedule: Callable[..., Any], *, from_now: bool, warmup_steps: int, since: int | None = None
+    ) -> None:
         """Replaces the schedule in steps that are traced from here on.
 
         Args:
             schedule: The new schedule.
             from_now: Whether it counts the steps from now, instead of from the first step.
             warmup_steps: Steps from now on in which the rate rises linearly from 0 to that of the schedule.
+            since: The step that counts as now; by default the present step.
         """
         self.schedule, self._from_now, self._warmup_steps = schedule, from_now, warmup_steps
         # Assigned if it exists: a step that was compiled in an earlier phase reads this same variable.
-        now = int(as_float(self.step))
+        now = int(as_float(self.step)) if since is None else since
         if self._start is not None:
             self._start.assign(now)
         elif from_now or warmup_steps:
@@ -65,12 +70,15 @@ class ScaledSchedule:
 
     def scheduled(self) -> tf.Tensor:
         """Returns the schedule's rate at the present step, without the multiplier."""
-        takes_step = isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
-        step: Any = self._steps_since_start() if self._from_now else self.step
-        rate = tf.cast(self.schedule(step) if takes_step else self.schedule(), tf.float32)
+        rate = self._without_warmup()
         if self._warmup_steps:
             rate *= tf.minimum(tf.cast(self._steps_since_start(), tf.float32) / self._warmup_steps, 1.0)
         return rate
+
+    def _without_warmup(self) -> tf.Tensor:
+        takes_step = isinstance(self.schedule, keras.optimizers.schedules.LearningRateSchedule)
+        step: Any = self._steps_since_start() if self._from_now else self.step
+        return tf.cast(self.schedule(step) if takes_step else self.schedule(), tf.float32)
 
     def _steps_since_start(self) -> tf.Tensor:
         assert self._start is not None
@@ -84,6 +92,22 @@ class ScaledSchedule:
         else:
             _warn_unreachable(as_float(value))
 
+    @property
+    def compiled(self) -> tuple[Any, ...]:
+        """What a traced step has of it as constants; the rest it reads from variables."""
+        return self.schedule, self._from_now, self._warmup_steps
+
+    def describe(self, initial: Any) -> dict[str, Any]:
+        """Returns what is followed, and since when, as JSON has it; see `describe_schedule`.
+
+        Args:
+            initial: The schedule that the child was made with, if any.
+        """
+        start = None if self._start is None else int(as_float(self._start))
+        # The rate is all that is left where the schedule cannot be made again.
+        schedule = {**describe_schedule(self.schedule, initial), "rate": as_float(self._without_warmup())}
+        return {"schedule": schedule, "from_now": self._from_now, "warmup_steps": self._warmup_steps, "since": start}
+
     def get_config(self) -> dict[str, Any]:
         """Returns the schedule's config: Keras serializes what an optimizer holds as its rate."""
         return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
@@ -96,18 +120,23 @@ class GroupRate:
     Attributes:
         rate_variable: The child's learning rate; for a scheduled child, the multiplier of its schedule.
         schedule: The child's schedule, if it has one.
+        initial: The schedule that the child was made with; `None` for a number.
         base: The value of the rate variable at scale 1.
         whole: The base without the share that `GroupRates.share` multiplied it by.
+        unfloored: The base before a floor raised it; `None` where none did.
         written: The value of the rate variable when it was last written here.
     """
 
     rate_variable: keras.Variable
     schedule: ScaledSchedule | None = None
+    initial: Any = field(init=False)
     base: float = field(init=False)
     whole: float = field(init=False)
+    unfloored: float | None = field(init=False, default=None)
     written: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.initial = self.schedule.schedule if self.schedule else None
         self.base = self.whole = self.written = as_float(self.rate_variable)
 
     @property
@@ -119,6 +148,11 @@ class GroupRate:
         """Sets the rate variable."""
         self.rate_variable.assign(value)
         self.written = as_float(self.rate_variable)  # read back: float32 rounds
+
+    def rebase(self, base: float, *, floored: bool = False) -> None:
+        """Sets the base; `floored` says that a floor raised it, which `GroupRates.reset` undoes."""
+        self.unfloored = (self.base if self.unfloored is None else self.unfloored) if floored else None
+        self.base = base
 
     def follow(self, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
         """Replaces the rate at scale 1. The rate variable remains, so that files hold the same state in every phase.
@@ -134,14 +168,50 @@ class GroupRate:
         """
         if not callable(rate) and not warmup_steps:
             self.schedule = None
-            self.base = self.whole = float(rate)
+            self.whole = float(rate)
+            self.rebase(self.whole)
             return self.rate_variable
         schedule = rate if callable(rate) else constant(rate)
         self.schedule = self.schedule or ScaledSchedule(schedule, step, self.rate_variable)
         self.schedule.follow(schedule, from_now=from_now, warmup_steps=warmup_steps)
         # The schedule has the rate in it: the variable only multiplies.
-        self.base = self.whole = 1.0
+        self.whole = 1.0
+        self.rebase(self.whole)
         return self.schedule
+
+    def describe(self) -> dict[str, Any]:
+        """Returns all that `take` needs, as JSON has it."""
+        return {
+            "made_with": "schedule" if self.initial is not None else "number",
+            "follows": self.schedule.describe(self.initial) if self.schedule else None,
+            "value": as_float(self.rate_variable),
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+
+    def take(self, saved: dict[str, Any], step: keras.Variable, group: str) -> Any:
+        """Takes over a state that `describe` returned, also of another optimizer of the same groups.
+
+        Args:
+            saved: The state.
+            step: The optimizer's step counter.
+            group: The group's name, for messages.
+
+        Returns:
+            What the child must hold as its rate, as from `follow`.
+        """
+        follows = saved["follows"]
+        if follows is None:
+            self.schedule = None
+        else:
+            present = self.schedule.schedule if self.schedule else None
+            schedule = read_schedule(follows["schedule"], self.initial, present, group)
+            self.schedule = self.schedule or ScaledSchedule(schedule, step, self.rate_variable)
+            settings = {name: follows[name] for name in ("from_now", "warmup_steps", "since")}
+            self.schedule.follow(schedule, **settings)
+        self.rate_variable.assign(saved["value"])
+        for name in _NUMBERS:
+            setattr(self, name, saved[name])
+        return self.schedule or self.rate_variable
 
 
 class GroupRates:
@@ -155,11 +225,16 @@ class GroupRates:
         self._rates = tuple(rates)
         self._scale = 1.0
 
-    def write_last(self, value: Any) -> None:
+    def write_last(self, value: Any, floor: float = 0.0) -> None:
         """Sets the rate of the last group to `value` and scales all others by the same ratio.
 
         Where the last group's schedule gives 0, as at the first step of many warm-ups, no multiple of it is `value`:
         all rates remain, with a warning unless `value` is 0.
+
+        Args:
+            value: The rate of the last group at the present step.
+            floor: No group falls below it; a group that is already there or below keeps its rate. Ratios that this
+                changes are kept until `reset`.
 
         Raises:
             GroupError: If `value` is a schedule, or the rate of a group would be negative or not finite.
@@ -185,9 +260,12 @@ class GroupRates:
                 f"{scale:g} times its rate: the groups would get {quote(f'{rate:g}' for rate in values)}. No rate was "
                 "changed."
             )
+        least = [_least(rate, floor) for rate in self._rates]
         self._scale = scale
-        for rate, value in zip(self._rates, values, strict=True):
-            rate.write(value)
+        for rate, value, low in zip(self._rates, values, least, strict=True):
+            if value < low:
+                rate.rebase(low / scale, floored=True)
+            rate.write(max(value, low))
 
     def follow(self, index: int, rate: Any, step: keras.Variable, *, from_now: bool, warmup_steps: int) -> Any:
         """Replaces the rate of the group at `index`, scaled like all others; see `GroupRate.follow`.
@@ -206,14 +284,36 @@ class GroupRates:
     def share(self, index: int, share: float) -> None:
         """Multiplies the rate of a group by a share of 1; compiled steps see it, since only the variable changes."""
         rate = self._rates[index]
-        rate.base = rate.whole * share
+        rate.rebase(rate.whole * share)
         rate.write(rate.base * self._scale)
 
     def reset(self) -> None:
         """Undoes what was written to all rates together."""
         self._scale = 1.0
         for rate in self._rates:
+            rate.rebase(rate.base if rate.unfloored is None else rate.unfloored)
             rate.write(rate.base)
+
+    @property
+    def compiled(self) -> tuple[Any, ...]:
+        """What a traced step has of the rates as constants, by group."""
+        return tuple(rate.schedule.compiled if rate.schedule else None for rate in self._rates)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Returns the state of the group at `index`, as JSON has it, with the scale of all groups."""
+        return {**self._rates[index].describe(), "scale": self._scale}
+
+    def take(self, index: int, saved: dict[str, Any], step: keras.Variable, group: str) -> Any:
+        """Takes over the state of a group that `describe` returned; see `GroupRate.take`.
+
+        Args:
+            index: The position of the group.
+            saved: The state.
+            step: The optimizer's step counter.
+            group: The group's name, for messages.
+        """
+        self._scale = saved["scale"]
+        return self._rates[index].take(saved, step, group)
 
     def _adopt_written(self) -> None:
         """Takes the ratios from the rate variables, where those were written one by one or read from a file."""
@@ -223,13 +323,20 @@ class GroupRates:
             value = as_float(rate.rate_variable)
             is_last_at_zero = rate is self._rates[-1] and not value  # no ratio to 0 exists: keep the one from before
             if value != rate.written and not is_last_at_zero:
-                rate.base, rate.written = value / self._scale, value
+                rate.rebase(value / self._scale)
+                rate.written = value
 
 
 def as_float(value: Any) -> float:
     """Returns the value of a number, a scalar tensor or a variable, also one that several replicas hold."""
     number: Any = keras.ops.convert_to_numpy(value)
     return float(number)
+
+
+def _least(rate: GroupRate, floor: float) -> float:
+    """Returns below what the rate variable of a group must not be written where no rate may fall below `floor`."""
+    # A rate that is at or below the floor already stays as it is: a floor raises nothing.
+    return min(as_float(rate.rate_variable), floor / rate.scheduled) if floor and rate.scheduled else 0.0
 
 
 def _warn_unreachable(value: float) -> None:

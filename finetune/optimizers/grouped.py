@@ -39,8 +39,10 @@ from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.replicas import in_every_replica, update_once
-from finetune.optimizers.saved import fitting_values, group_config, read_groups
+from finetune.optimizers.saved import group_config, read_groups
+from finetune.optimizers.saved_state import SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
+from finetune.optimizers.variable_keys import VariableKey
 from finetune.sequences import one_or_more
 
 # What the config holds besides the groups, by the names of the arguments of `__init__`.
@@ -56,7 +58,8 @@ class GroupedOptimizer(AveragingOptimizer):
 
     It goes into `model.compile`, or is applied to bare variables. `learning_rate` reads the rate of the last group;
     writing it scales all groups by the same ratio. So `ReduceLROnPlateau`, `LearningRateScheduler` and an LR range test
-    keep the ratios between the groups, with and without schedules. The rate of one group alone is written by
+    keep the ratios between the groups, with and without schedules. `ReduceLROnPlateau(min_lr=x)` takes no group below
+    `x`, and ends when the last group is there. The rate of one group alone is written by
     `optimizer.group_optimizers["head"].learning_rate = x`, and its new ratio to the others is kept from then on.
 
     Args:
@@ -140,6 +143,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.by_group = {group.name: group.optimizer for group in members.groups}
         self._clocks = Clocks(members.groups, self._iterations)
         self.children.starts = self._clocks.starts
+        self.children.saved_state = SavedState(self, members.groups, self._rates, self._clocks)
         self._apply_calls = ApplyCalls()
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
@@ -149,8 +153,8 @@ class GroupedOptimizer(AveragingOptimizer):
         """The optimizer of each group by the group's name, input to output.
 
         It is not called `optimizers` on purpose. Keras' callbacks that find that attribute write every child by itself:
-        `LearningRateScheduler(lambda epoch: 1e-3)` would erase the ratios between the groups, `ReduceLROnPlateau` would
-        hold each group against the same `min_lr`, and `SwapEMAWeights` would look for an average in each child.
+        `LearningRateScheduler(lambda epoch: 1e-3)` would erase the ratios between the groups, and
+        `SwapEMAWeights` would look for an average in each child.
         Without it they read and write `learning_rate` and the average of this optimizer, which does the right thing.
         """
         # Not a dict: Keras saves every optimizer that it finds in a list or dict, and would save the children twice.
@@ -186,7 +190,7 @@ class GroupedOptimizer(AveragingOptimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         children.check_rates_writable(self._members.groups)
-        self._rates.write_last(value)
+        self._rates.write_last(value, keras_private.floor_of_plateau())
 
     def reschedule(self, name: str, rate: Any = None, *, from_now: bool = False, warmup_steps: int = 0) -> None:
         """Replaces the rate of a group in steps that are traced from here on, as at the begin of a phase.
@@ -293,6 +297,7 @@ class GroupedOptimizer(AveragingOptimizer):
     def _check_variables_are_known(self, variables: list[Any]) -> None:
         # Called at the begin of a step, also of one that is traced, with the variables that are not frozen.
         children.check_rates_writable(self._members.groups)
+        self.saved_state.traced |= not tf.executing_eagerly()
         self._admit(variables)
         super()._check_variables_are_known(variables)
 
@@ -372,41 +377,40 @@ class GroupedOptimizer(AveragingOptimizer):
         # TensorFlow writes a SavedModel without the optimizer: it could not be trained further anyway.
         return {} if save_type == "savedmodel" else super()._trackable_children(save_type, **kwargs)
 
+    @property
+    def saved_state(self) -> SavedState:
+        """The phase, and what else is saved beside `variables`."""
+        return self.children.saved_state
+
     def set_weights(self, weights: Iterable[Any]) -> None:
         """Sets all of `variables` from arrays in the same order."""
-        self.load_own_variables({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
+        self._build_all()
+        self.saved_state.assign({str(i): np.asarray(weight) for i, weight in enumerate(weights)})
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves all of `variables`; before the first step these are made, so that every file is complete."""
+        """Saves all of `variables` and `saved_state`; before the first step they are made: every file is complete."""
         self._build_all()
         super().save_own_variables(store)
+        self.saved_state.write(store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Sets all of `variables` from a store, or none of them; from an empty store none.
-
-        Raises:
-            GroupError: If the store does not hold exactly this state. Keras itself would only warn.
-        """
-        if not len(store.keys()):
-            return  # the file holds weights alone
-        self._build_all()
-        # All values are checked before the first is assigned, so that an error leaves the state as it was.
-        values = fitting_values(store, self.variables, self.group_names)
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
-        self._clocks.count_from_starts()
+        """Sets the whole state from a store; none of it, with a warning, from the store of another optimizer."""
+        if len(store.keys()):  # otherwise the file holds weights alone
+            self._build_all()
+            self.saved_state.load(store)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the config, from which the groups are found again by the places of their variables in the model."""
         keys = self._members.variable_keys()
         groups = [group_config(group, keys[group.name]) for group in self._members.groups]
-        return {**{setting: getattr(self, setting) for setting in _SETTINGS}, "groups": groups}
+        settings = {setting: getattr(self, setting) for setting in _SETTINGS}
+        return {**settings, "groups": groups, "frozen": self._members.frozen_keys()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "GroupedOptimizer":
         """Makes the optimizer again; it finds its variables when it is built on those of a model."""
         groups, keys = read_groups(config["groups"], custom_objects)
-        optimizer = cls(groups, **{key: value for key, value in config.items() if key != "groups"})
+        optimizer = cls(groups, **{key: value for key, value in config.items() if key not in ("groups", "frozen")})
         # Keras loads the state before the model is called, so the slots must exist before the variables are known.
-        optimizer._members.await_model(keys)
+        optimizer._members.await_model(keys, map(VariableKey.from_dict, config.get("frozen", ())))
         return optimizer

@@ -10,7 +10,7 @@ import tensorflow as tf
 from finetune.errors import GroupError, did_you_mean, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.keras_private import is_trackable, uses_weight_decay
+from finetune.keras_private import is_trackable, layer_variables, uses_weight_decay
 from finetune.optimizers.group import Group
 from finetune.optimizers.variable_keys import VariableKey, label, match_keys
 
@@ -36,6 +36,9 @@ class Members:
         self._key = key
         self._group_of: dict[Any, Group] = {}
         self._awaited: dict[Any, VariableKey] = {}  # the places of variables still to come, by the keys of placeholders
+        # Of a loaded optimizer: the places of variables in no group that were frozen one by one, with the variables.
+        self._frozen: dict[VariableKey, Any] = {}
+        self._freezes_again = False  # until its model comes, which Keras sees to while it loads it
         if not any(_is_unbuilt(group.members) for group in groups):
             self.settle()
 
@@ -82,13 +85,15 @@ class Members:
             if group.name in rows:
                 yield group.optimizer, [list(column) for column in zip(*rows[group.name], strict=True)]
 
-    def await_model(self, keys: Mapping[int, VariableKey]) -> None:
+    def await_model(self, keys: Mapping[int, VariableKey], frozen: Iterable[VariableKey] = ()) -> None:
         """Declares all variables to be placeholders for those of a model that is still to come.
 
         Args:
             keys: The place in that model that each of them holds, by its `id`.
+            frozen: The places of variables in no group that were frozen one by one.
         """
         self._awaited = {self._key(variable): keys[id(variable)] for variable in self.order}
+        self._frozen, self._freezes_again = dict.fromkeys(frozen), True
         self.order.sort(key=lambda variable: keys[id(variable)].position)
 
     def admit(self, variables: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -106,17 +111,22 @@ class Members:
         self.settle()
         unknown = [variable for variable in variables if self._key(variable) not in self._group_of]
         replaced = self._replace_placeholders(unknown) if unknown else []
-        keys = {self._key(variable) for variable in variables}
-        if len(keys) == len(variables):
+        if unknown or not variables:  # otherwise these are the placeholders themselves
+            self._freezes_again = False
+        here = [variable for variable in variables if self._key(variable) in self._group_of]  # without frozen ones
+        keys = {self._key(variable) for variable in here}
+        if len(keys) == len(here):
             # Of those that are here, the order is theirs; the others keep their positions between them.
-            in_turn = iter(variables)
+            in_turn = iter(here)
             self.order = [next(in_turn) if self._key(v) in keys else v for v in self.order]
         return replaced
 
     def _replace_placeholders(self, unknown: Sequence[Any]) -> list[tuple[Any, Any]]:
-        placeholder_at = {self._awaited[self._key(v)].position: v for v in self.order if self._key(v) in self._awaited}
-        matched = match_keys(unknown, list(self._awaited.values()))
-        replaced = [(placeholder_at[key.position], variable) for key, variable in matched]
+        placeholder_at = {self._awaited[self._key(v)]: v for v in self.order if self._key(v) in self._awaited}
+        matched = match_keys(unknown, [*placeholder_at, *(self._frozen if self._freezes_again else ())])
+        if self._freezes_again:
+            self._freeze_again(matched)
+        replaced = [(placeholder_at[key], variable) for key, variable in matched if key in placeholder_at]
         # Order and groups keep their positions, which are those of the slots.
         for old, new in replaced:
             del self._awaited[self._key(old)]
@@ -125,17 +135,55 @@ class Members:
                 variables[next(i for i, v in enumerate(variables) if v is old)] = new
         return replaced
 
+    def _freeze_again(self, matched: Iterable[tuple[VariableKey, Any]]) -> None:
+        """Freezes what was frozen one by one in the model that was saved: Keras' files hold `layer.trainable` alone."""
+        # Only when the model comes: what is opened later, the user has opened.
+        for key, variable in matched:
+            if key.frozen_alone and isinstance(variable, keras.Variable):
+                variable.trainable = False
+            if key in self._frozen:
+                self._frozen[key] = variable
+
     def variable_keys(self) -> dict[str, list[dict[str, Any]]]:
         """Returns the fields of the `VariableKey` of each group's variables, for a config."""
         self.settle()
-        position = {self._key(variable): i for i, variable in enumerate(self.order)}
+        position = {self._key(v): i for i, (v, frozen) in enumerate(self._places()) if not frozen}
+        layers = [owner for group in self.groups for owner in _owners(group.members) if not owner.trainable]
+        with_layer = {self._key(variable) for layer in layers for variable in layer_variables(layer)[0]}
 
         def describe(group: Group, variable: Any) -> dict[str, Any]:
             key = self._key(variable)
-            place = self._awaited.get(key) or VariableKey.of(variable, uses_weight_decay(group.optimizer, variable))
+            alone = not variable.trainable and key not in with_layer
+            decays = uses_weight_decay(group.optimizer, variable)
+            place = self._awaited.get(key) or VariableKey.of(variable, decays, alone)
             return {**asdict(place), "position": position[key], "shape": list(place.shape)}
 
         return {group.name: [describe(group, variable) for variable in group.variables] for group in self.groups}
+
+    def frozen_keys(self) -> list[dict[str, Any]]:
+        """Returns the fields of the `VariableKey` of the variables in no group that are frozen one by one."""
+        self.settle()
+        places = [(i, key) for i, (_, key) in enumerate(self._places()) if key]
+        return [{**asdict(key), "position": i, "shape": list(key.shape)} for i, key in places]
+
+    def _places(self) -> list[tuple[Any, VariableKey | None]]:
+        """Returns the variables in the model's order, and between them those of `frozen_keys` with their keys."""
+        places: list[tuple[Any, VariableKey | None]] = [(variable, None) for variable in self.order]
+        for key, variable in sorted(self._frozen.items(), key=lambda item: item[0].position):
+            if variable is None or not variable.trainable:  # neither still to come nor opened since
+                places.insert(key.position, (variable, key))
+        # A layer that was frozen as a whole needs no entry: Keras' files hold that.
+        owners = {id(owner): owner for group in self.groups for owner in _owners(group.members) if owner.trainable}
+        for siblings in [layer_variables(owner)[0] for owner in owners.values()]:
+            rank = {id(variable): n for n, variable in enumerate(siblings)}
+            for n, variable in enumerate(siblings):
+                if variable.trainable or self._key(variable) in self._group_of:
+                    continue
+                later = [i for i, (v, _) in enumerate(places) if rank.get(id(v), -1) > n]
+                earlier = [i + 1 for i, (v, _) in enumerate(places) if 0 <= rank.get(id(v), -1) < n]
+                index = [*later[:1], *earlier[-1:], len(places)][0]
+                places.insert(index, (variable, VariableKey.of(variable, True, frozen_alone=True)))
+        return places
 
 
 def variables_of(group: str, members: Any, key: Callable[[Any], Any]) -> list[Any]:
@@ -182,6 +230,17 @@ def _walk(group: str, member: Any) -> Iterable[Any]:
             "A group's members are layer groups, layers, variables or sequences of these. Group "
             f"`{group}` received `{member!r}`. To choose layers by name, use `finetune.resolve_groups`."
         )
+
+
+def _owners(members: Any) -> Iterator[Any]:
+    """Yields the layers to which the variables behind members belong; bare variables do not know theirs."""
+    if isinstance(members, LayerGroup):
+        yield from (leaf.owner for leaf in members.leaves if isinstance(leaf.owner, keras.Layer))
+    elif isinstance(members, keras.Layer) and members.weights:
+        yield from (leaf.owner for leaf in layer_tree(members).leaves if isinstance(leaf.owner, keras.Layer))
+    elif isinstance(members, list | tuple):
+        for inner in members:
+            yield from _owners(inner)
 
 
 def _is_unbuilt(member: Any) -> bool:

@@ -69,9 +69,23 @@ def fitting_values(store: Any, variables: Iterable[Any], group_names: Iterable[s
         return [*values, np.zeros(expected[-1], "int64")]
     if saved != expected:
         raise GroupError(
-            f"An optimizer's state fits the optimizer it was saved from. The file holds {len(saved)} variables, this "
-            f"optimizer with the groups {quote(group_names)} has {len(expected)}"
-            f"{'' if len(saved) != len(expected) else ', of other shapes'}. No state was loaded. Use the same "
-            "groups and optimizers, or load the weights before `compile`."
+            not_loaded(
+                f"The file holds {len(saved)} variables, this optimizer with the groups {quote(group_names)} has "
+                f"{len(expected)}{'' if len(saved) != len(expected) else ', of other shapes'}."
+            )
         )
     return values
+
+
+def not_loaded(difference: str) -> str:
+    """Returns the message about a state that does not fit.
+
+    Args:
+        difference: Sentences that say what the file holds and what the optimizer has.
+    """
+    return (
+        f"An optimizer's state fits the optimizer it was saved from. {difference} Of the optimizer, nothing was "
+        "loaded: its slots, its step and its learning rates are as they were. The weights of the model are not "
+        "concerned. To go on with the training of the file, use the same groups and optimizers; to start from its "
+        "weights alone, ignore this."
+    )

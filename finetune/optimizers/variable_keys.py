@@ -28,6 +28,7 @@ class VariableKey:
         dtype: Its name, such as `float32`.
         trainable: Whether the variable was trainable when the config was made.
         weight_decay: Whether its group's optimizer decays it, if it decays at all.
+        frozen_alone: Whether it was frozen by itself, and not with its layer, which Keras' files do not hold.
     """
 
     position: int
@@ -37,13 +38,20 @@ class VariableKey:
     dtype: str
     trainable: bool
     weight_decay: bool
+    frozen_alone: bool = False
 
     @classmethod
-    def of(cls, variable: Any, weight_decay: bool) -> "VariableKey":
-        """Returns the key of a variable, whose position is not known."""
+    def of(cls, variable: Any, weight_decay: bool, frozen_alone: bool = False) -> "VariableKey":
+        """Returns the key of a variable, whose position is not known.
+
+        Args:
+            variable: A `keras.Variable` or `tf.Variable`.
+            weight_decay: As in the attributes.
+            frozen_alone: As in the attributes.
+        """
         path, name = (text.split(":")[0] for text in (variable_path(variable), variable.name))
         shape, dtype = tuple(variable.shape), tf.as_dtype(variable.dtype).name
-        return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay)
+        return cls(-1, name, path, shape, dtype, bool(variable.trainable), weight_decay, frozen_alone)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "VariableKey":
@@ -88,7 +96,9 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
     if matched is None:
         missing = (
             f"{len(free)} variables of the groups are not matched yet: "
-            f"{quote([f'{key.path} {key.shape}' for key in free])}."
+            f"{quote([f'{key.path} {key.shape}' for key in free])}. If the variables without a group were frozen "
+            "one by one when the model was saved: Keras' files hold only whether a layer is trainable. Load the model "
+            "with `compile=False`, set `variable.trainable = False` again, and compile it anew."
             if free
             else "All variables of the groups are matched already."
         )

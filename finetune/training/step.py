@@ -17,6 +17,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.saved_module import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.variables import tf_variable
 
 
@@ -52,9 +53,12 @@ def loss_and_gradients(
 def compile_state(model: Any) -> tuple[Any, ...]:
     """Returns what a training function of a compiled model depends on: while this is equal, the function can be kept.
 
-    `compile` makes a new optimizer or a new compiled loss, freezing changes the trainable variables.
+    `compile` makes a new optimizer or a new compiled loss, freezing changes the trainable variables, and a group may be
+    given a schedule in place of a number, also by a file that is loaded.
     """
-    return (model.optimizer, keras_private.compiled_loss(model), *(id(v) for v in model.trainable_variables))
+    optimizer = unwrap(model.optimizer)
+    rates = optimizer.saved_state.compiled if isinstance(optimizer, GroupedOptimizer) else ()
+    return (model.optimizer, keras_private.compiled_loss(model), rates, *(id(v) for v in model.trainable_variables))
 
 
 def grouped_train_step(

@@ -784,11 +784,6 @@ CALLBACKS = {  # and how many times the last group's rate is the untouched one i
         0.25,
     ),
     "plateau": (lambda _: keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=9), 0.5, 0.5),
-    "plateau with a floor": (
-        lambda _: keras.callbacks.ReduceLROnPlateau("loss", 0.01, patience=1, min_delta=9, min_lr=0.01),
-        0.1,
-        0.8,
-    ),
     "tensorboard": (keras.callbacks.TensorBoard, 1, 1),
 }
 
@@ -800,10 +795,7 @@ def multi_defect(name, make_rate, wrap):
         return "has no rate inside a LossScaleOptimizer"
     if make_rate is halving:
         return "cannot write a rate that comes from a schedule: TypeError"
-    return {
-        "scheduler(epoch)": "gives every child the same rate",
-        "plateau with a floor": "holds every child against the same floor",
-    }.get(name)
+    return "gives every child the same rate" if name == "scheduler(epoch)" else None
 
 
 def callback_cases():

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved import fitting_values
 
@@ -199,7 +200,7 @@ def test_weights_alone_load_into_a_compiled_model(tmp_path):
     assert int(model.optimizer.iterations) == 1
 
 
-def test_the_state_of_another_optimizer_is_an_error_and_loads_nothing(tmp_path):
+def test_the_state_of_another_optimizer_is_left_out_with_a_warning_and_the_weights_are_loaded(tmp_path):
     model, other = make_model(*"abc"), make_model(*"abc")
     other.compile(SGD(0.1), loss="mse")
     step(other)
@@ -209,11 +210,14 @@ def test_the_state_of_another_optimizer_is_an_error_and_loads_nothing(tmp_path):
     before = [v.numpy() for v in model.optimizer.variables]
     expected = (
         "An optimizer's state fits the optimizer it was saved from. The file holds 2 variables, this optimizer with the "
-        "groups `a`, `b`, `c` has 17. No state was loaded. Use the same groups and optimizers, or load the weights before "
-        "`compile`."
+        "groups `a`, `b`, `c` has 17. Of the optimizer, nothing was loaded: its slots, its step and its learning rates are "
+        "as they were. The weights of the model are not concerned. To go on with the training of the file, use the same "
+        "groups and optimizers; to start from its weights alone, ignore this."
     )
-    with pytest.raises(ValueError, match=re.escape(expected)):  # Keras' own, around ours
+    with pytest.warns(UserWarning, match=re.escape(expected)):
         model.load_weights(tmp_path / "other.weights.h5")
+    for loaded, saved in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(loaded, saved)
     for v, value in zip(model.optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), value)
 
@@ -222,7 +226,9 @@ def test_a_state_of_other_shapes_is_an_error():
     small, large = make_model("a"), make_model("a", units=3)
     optimizer, other = GroupedOptimizer([(Adam(0.1), small)]), GroupedOptimizer([(Adam(0.1), large)])
     other.build(large.trainable_variables)
-    with pytest.raises(GroupError, match=r"The file holds 7 variables.* has 7, of other shapes. No state was loaded"):
+    with pytest.raises(
+        GroupError, match=r"The file holds 7 variables.* has 7, of other shapes\. Of the optimizer, nothing"
+    ):
         optimizer.set_weights([v.numpy() for v in other.variables])
 
 
@@ -277,3 +283,77 @@ def test_a_config_with_a_class_of_the_user_is_read_with_the_custom_objects_that_
     config = GroupedOptimizer({"all": (Own(0.1), make_model(*"ab"))}).get_config()
     again = GroupedOptimizer.from_config(config, custom_objects={"Own": Own})
     assert type(again.group_optimizers["all"]) is Own
+
+
+# -- Frozen one by one ------------------------------------------------------------------------------------------------
+
+
+def frozen_in_part(model, **settings):
+    """The kernel of `b` is in no group; what is in `c` is frozen though its group has it."""
+    _, b, c = model.layers
+    b.kernel.trainable = c.bias.trainable = False
+    groups = resolve_groups(
+        model, [Selector("low", prefixes=("b/kernel",), frozen=True), Selector("rest", rest=True, frozen=False)]
+    )
+    c.bias.trainable = False
+    return GroupedOptimizer({"rest": (Adam(0.1), groups[1])}, **settings)
+
+
+def trainable_paths(model):
+    return ["/".join(v.path.split("/")[-2:]) for v in model.trainable_variables]
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "loss scale"])
+def test_what_was_frozen_one_by_one_is_frozen_in_a_loaded_model_however_often(wrap, tmp_path):
+    model = make_model(*"abc")
+    optimizer = frozen_in_part(model)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if wrap else optimizer, loss="mse")
+    expected = ["a/kernel", "a/bias", "b/bias", "c/kernel"]
+    assert trainable_paths(model) == expected
+    step(model)
+    loaded = model
+    for n in range(3):
+        loaded.save(tmp_path / f"{n}.keras")
+        loaded = keras.models.load_model(tmp_path / f"{n}.keras")
+        assert trainable_paths(loaded) == expected
+    for trained in (model, loaded):
+        step(trained)
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_opened_after_loading_stays_open(tmp_path):
+    model = make_model(*"abc")
+    layers = {layer.name: layer for layer in model.layers}
+    layers["b"].kernel.trainable = False
+    model.compile(GroupedOptimizer({name: (SGD(0.1), layer) for name, layer in layers.items()}), loss="mse")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert "b/kernel" not in trainable_paths(loaded)
+    loaded.layers[1].kernel.trainable = True
+    step(loaded)
+    assert "b/kernel" in trainable_paths(loaded)
+
+
+def test_a_layer_that_was_frozen_as_a_whole_can_be_opened_after_loading(tmp_path):
+    model = make_model(*"abc")
+    model.compile(three_groups(model), loss="mse")
+    model.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert trainable_paths(loaded) == []
+    loaded.save(tmp_path / "again.keras")
+    loaded = keras.models.load_model(tmp_path / "again.keras")
+    for layer in loaded.layers:
+        layer.trainable = True
+    step(loaded)
+    assert len(trainable_paths(loaded)) == 6
+
+
+def test_a_variable_frozen_beside_bare_variables_is_an_error_that_names_the_cause(tmp_path):
+    model = make_model("a")
+    model.layers[0].kernel.trainable = False
+    model.compile(GroupedOptimizer({"bias": (SGD(0.1), model.layers[0].bias)}), loss="mse")
+    model.save(tmp_path / "model.keras")
+    expected = "frozen one by one when the model was saved: Keras' files hold only whether a layer is trainable. Load"
+    assert expected in message(lambda: keras.models.load_model(tmp_path / "model.keras"))

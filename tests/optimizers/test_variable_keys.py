@@ -113,7 +113,10 @@ def test_variables_that_fit_neither_way_are_an_error(paths):
     keys = [key(0, "a/kernel"), key(1, "b/kernel")]
     text = message(lambda: match_keys(variables(*paths), keys))
     assert text.endswith(
-        "2 variables of the groups are not matched yet: `a/kernel (2,)`, `b/kernel (2,)`. Make a new optimizer whose groups cover them."
+        "2 variables of the groups are not matched yet: `a/kernel (2,)`, `b/kernel (2,)`. If the variables without a group "
+        "were frozen one by one when the model was saved: Keras' files hold only whether a layer is trainable. Load the "
+        "model with `compile=False`, set `variable.trainable = False` again, and compile it anew. Make a new optimizer "
+        "whose groups cover them."
     )
 
 

@@ -18,12 +18,14 @@ from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
 from finetune.training.fast.fast_loop import FastLoop, train_function
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
+from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.endings import (
     AUTO_RGN_BATCHES,
     AutoRgn,
@@ -68,17 +70,18 @@ def train_phases(
         epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
         callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the
-            training ends a phase.
+            training ends a phase. With a `BackupAndRestore`, a run that was interrupted goes
+            on where its backup is.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
     Returns:
-        One record for each phase.
+        One record for each phase; none for a phase that was over before a backup which was restored.
 
     Raises:
         GroupError: The phases do not fit the groups, the optimizer is not a `GroupedOptimizer`, or an argument is not
             one of `fit` or is decided by the phases.
-        TrainingError: A frozen tensor changed, or other code changed what is trainable.
+        TrainingError: A frozen tensor changed, other code changed what is trainable, or a backup is of another run.
 
     Example:
         >>> import numpy as np
@@ -109,12 +112,13 @@ def train_phases(
     phases = one_or_more(phases)
     check_phases(groups, phases)
     data = PhaseData(x, y, settings, AUTO_RGN_BATCHES)
+    callbacks, backups = with_phase_backups(callbacks)
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
         phase = start.phase
         planned = phase.steps or (steps and (phase.epochs or 0) * steps)
         inputs = data.inputs(steps=planned or None, looks_ahead=phase.auto_rgn is not None)
-        of_phase = [FastLoop(), *(keras.tree.flatten(callbacks) if callbacks else ()), *more["callbacks"]]
+        of_phase = [FastLoop(), *callbacks, *more["callbacks"]]
         model.fit(inputs, y, **{**settings, **more, "callbacks": of_phase})
 
     records, proof = [], FrozenRecords()
@@ -127,10 +131,13 @@ def train_phases(
             gradient_batches=lambda: data,
             validates=lambda epoch: _validates(epoch, settings.get("validation_freq", 1)),
             proof=proof,
+            restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
             on_phase=on_phase,
         ):
             proof.check()
             records.append(record)
+        for backup in backups:
+            backup.finish()
     finally:
         freeze(model, groups)
         model.make_train_function(force=True)
@@ -168,6 +175,7 @@ def run_phases(
     gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None = None,
     validates: Validates = lambda epoch: True,
     proof: FrozenRecords | None = None,
+    restore: Callable[[], int] = lambda: 0,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
 ) -> Generator[PhaseRecord, None, None]:
     """Trains a compiled model phase by phase. A phase is over when its record is yielded.
@@ -186,6 +194,7 @@ def run_phases(
             weights of rows: called once, and iterated over before every epoch.
         validates: Says whether an epoch, counted from 0, is followed by a validation.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
+        restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
         on_phase: Called with every phase that begins.
 
     Yields:
@@ -200,10 +209,17 @@ def run_phases(
     try:
         with loop.model.distribute_strategy.scope():
             loop.model.optimizer.build(model.trainable_variables)
+        first, is_begun = loop.find_backup(restore)
         for number, phase in enumerate(phases, start=1):
+            if number < first:
+                loop.skip(phase)
+                continue
             loop.check_untouched(f"phase {number - 1}/{len(phases)}")
             start = loop.begin(number, phase)
             on_phase(start)
+            if is_begun and number == first:
+                # Once more: what the begin of the phase has reset is as it was in the middle of it.
+                loop.epoch = restore()
             yield loop.train(start, fit)
     finally:
         undo_inference_mode(layers_in_order(model))
@@ -236,6 +252,30 @@ class _PhaseLoop:
         self.trained: tuple[str, ...] | None = None  # in the latest phase
         self.epoch = 0
 
+    def find_backup(self, restore: Callable[[], int]) -> tuple[int, bool]:
+        """Loads a backup, if there is one.
+
+        Returns:
+            The number of the phase to go on with, and whether the backup was made in the middle of it.
+        """
+        self.optimizer.saved_state.phase = None
+        epoch, position = restore(), self.optimizer.saved_state.phase
+        check_position(position, epoch, self.phases)
+        if position is None:
+            return 1, False
+        phase = self.phases[position.number - 1]
+        steps, epochs = self.steps_made() - position.step, epoch - position.epoch
+        is_over = steps >= phase.steps if phase.steps else epochs >= (phase.epochs or 0)
+        self.epoch = epoch if is_over else position.epoch
+        return position.number + is_over, not is_over
+
+    def skip(self, phase: Phase) -> None:
+        """Passes over a phase that was trained before the backup."""
+        names = phase.names(self.groups)
+        if self.trained is not None:
+            self.restarted |= {*names} - {*self.trained}
+        self.trained = names
+
     def check_untouched(self, moment: str) -> None:
         """Checks that the state of the latest phase is still in effect."""
         if self.state:
@@ -263,6 +303,7 @@ class _PhaseLoop:
             self.functions[key] = train_function(self.model)
         self.model.train_function = self.functions[key]
         self.state, self.trained = state, names
+        self.optimizer.saved_state.phase = PhasePosition(number, self.epoch, self.steps_made())
         parameters = sum(leaf.variable.shape.num_elements() for leaf in state.trained)
         total = self.model.count_params()
         return PhaseStart(number, len(self.phases), phase, names, parameters, total, self.epoch, state)
@@ -293,8 +334,11 @@ class _PhaseLoop:
         began, first_step = time.monotonic(), self.steps_made()
         before = self.proof.begin(state.frozen)
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
-        stop = [StopAfterSteps(phase.steps)] if phase.steps else []
-        planned = phase.epochs or self.epochs_for(phase.steps or 0)
+        # A phase that goes on where a backup was made has begun before.
+        position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)
+        steps = phase.steps - (first_step - position.step) if phase.steps else 0
+        stop = [StopAfterSteps(steps)] if steps else []
+        planned = phase.epochs - (self.epoch - position.epoch) if phase.epochs else self.epochs_for(steps)
         fit(
             start,
             epochs=self.epoch + planned,
