@@ -199,6 +199,22 @@ def check(
 
 
 @app.command()
+def data(
+    recipe: RecipePath,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A PNG file to draw some training images of each class to.", show_default=False)
+    ] = None,
+    overrides: Override = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Show what was understood of the data: splits, types of columns, classes, and some images."""
+    _start()
+    from finetune.commands.data import show_data
+
+    show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=_console())
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)

@@ -105,6 +105,37 @@ def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, fl
     return table
 
 
+def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each column of a table that is an input: what it was taken for, and what was fitted to it."""
+    table = _table("column", "input", "type", "fitted to the training rows", "missing")
+    for name, columns in inputs.items():
+        for column, about in columns.items():
+            if not isinstance(about, Mapping):  # images have a single setting for all
+                _add_row(table, column, name, "image", str(about), "")
+            elif "categories" in about:
+                shown = ", ".join(category or "(missing)" for category in about["categories"][:6])
+                more = f" and {len(about['categories']) - 6} more" if len(about["categories"]) > 6 else ""
+                _add_row(table, column, name, "category", shown + more, str(about["missing"]))
+            elif "mean" in about:
+                fitted = f"mean {about['mean']:.4g}, standard deviation {about['variance'] ** 0.5:.4g}"
+                _add_row(table, column, name, "number", fitted, str(about["missing"]))
+            elif "longest" in about:
+                cut = f"at most {about['longest']} of {about['length']} tokens, {about['cut']} texts cut"
+                _add_row(table, column, name, "text", cut, "")
+            else:
+                _add_row(table, column, name, about["kind"], "", "")
+    return table
+
+
+def classes_table(described: Mapping[str, Any]) -> Table:
+    """A row for each class: how many rows of each split it has."""
+    splits = described["rows_of_classes"]
+    table = _table("class", *splits)
+    for number, name in enumerate(described["class_names"]):
+        _add_row(table, name, *(str(counts[number]) for counts in splits.values()))
+    return table
+
+
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
@@ -125,7 +156,17 @@ def as_text(table: Table) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        right = column in ("parameters", "decay", "restored", "epochs", "steps")
+        right = column in (
+            "parameters",
+            "decay",
+            "restored",
+            "epochs",
+            "steps",
+            "missing",
+            "train",
+            "test",
+            "validation",
+        )
         # On a narrow terminal long cells are wrapped; nothing is cut off.
         fixed = right or column in ("optimizer", "BatchNorm")
         table.add_column(

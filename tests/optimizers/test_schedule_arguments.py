@@ -123,3 +123,24 @@ def test_arguments_become_plain_numbers_that_a_file_can_hold():
 
 def test_names_that_a_function_takes_pass():
     check_names(exponential_decay, {"initial": None, "decay_steps": None, "decay_rate": None})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "cosine_decay", "initial": 0.1, "decay_steps": 1, "alpha": 1},
+        {"name": "cosine_decay", "initial": 0.1, "decay_steps": 1, "alpha": 0},
+        {"name": "polynomial_decay", "initial": 0.1, "decay_steps": 4, "end": 0},
+        {"name": "slanted_triangular", "peak": 0.1, "total_steps": 10, "ratio": 1},
+        {"name": "piecewise_constant_decay", "boundaries": [1], "values": [0.1, 0.2]},
+    ],
+)
+def test_bounds_that_belong_to_the_range_are_accepted(arguments):
+    name, *_ = arguments.values()
+    rate = make_schedule(name, **{key: value for key, value in arguments.items() if key != "name"})
+    assert np.isfinite(float(rate(1)))
+
+
+def test_text_among_other_wrong_arguments_is_explained_too():
+    said = message(lambda: make_schedule("exponential_decay", initial="1e-5", decay_steps=0, decay_rate=0.5))
+    assert "YAML reads `1e-5` as text" in said

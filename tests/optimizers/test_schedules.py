@@ -410,3 +410,8 @@ def test_the_examples_in_the_docstrings_hold():
 def test_a_polynomial_decay_ends_unless_it_is_said_to_cycle():
     assert float(polynomial_decay(0.1, 10, 0.01)(15)) == pytest.approx(0.01)
     assert float(polynomial_decay(0.1, 10, 0.01, cycle=True)(15)) > 0.02
+
+
+def test_decays_are_smooth_and_end_where_keras_ends_them_by_default():
+    assert float(exponential_decay(1.0, 10, 0.25)(5)) == pytest.approx(0.5)
+    assert float(polynomial_decay(1.0, 10)(10)) == pytest.approx(1e-4)

@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+from finetune.groups.batch_norm import BATCH_NORM_MODES
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay
@@ -13,7 +14,8 @@ from finetune.training.phases.preview import with_phases
 
 
 def settings_of(rate):
-    return GroupSettings(optimizer=keras.optimizers.SGD(), optimizer_name="sgd", learning_rate=rate, peak=0.1)
+    peak = 0.1 if callable(rate) else rate
+    return GroupSettings(optimizer=keras.optimizers.SGD(), optimizer_name="sgd", learning_rate=rate, peak=peak)
 
 
 @pytest.fixture
@@ -112,3 +114,29 @@ def test_notes_say_everything_else_that_a_phase_does(planned):
         "rates are lowered when `loss` stops improving",
         "gamma and beta of normalization layers also train in frozen groups, at the rates of their groups",
     )
+
+
+@pytest.mark.parametrize(("steps", "middle"), [((3, 4), 3), ((5, 2), 3), ((1, 9), 4), ((4, 4), 3)])
+def test_the_middle_rate_is_that_of_the_middle_step_in_whichever_phase_it_lies(planned, steps, middle):
+    halving = exponential_decay(1.0, decay_steps=1, decay_rate=0.5)
+    plan = planned(*[Phase(steps=count) for count in steps], rates=(0.1, 0.2, halving))
+    assert row_of(plan, "head/kernel").learning_rate == pytest.approx((1, 0.5**middle, 0.5 ** (sum(steps) - 1)))
+
+
+def test_the_middle_rate_of_a_phase_of_many_steps_is_that_of_its_middle_step(planned):
+    halving = exponential_decay(1.0, decay_steps=1, decay_rate=0.5)
+    [phase] = planned(Phase(steps=9), rates=(0.1, 0.2, halving)).phases
+    assert phase.learning_rates["head"] == pytest.approx((1, 0.5**4, 0.5**8))
+
+
+def test_a_weight_that_no_phase_trains_has_no_optimizer_and_no_decay_and_keeps_its_mode(planned):
+    plan = planned(Phase(["head"], 1))
+    row = row_of(plan, "body/kernel")
+    assert (row.optimizer, row.learning_rate, row.weight_decay, row.frozen) == (None, None, None, True)
+    assert row_of(plan, "bn/gamma").batch_normalization == BATCH_NORM_MODES["freeze"]
+
+
+def test_the_advice_of_the_plan_stays_beside_that_of_the_phases(planned):
+    plan = planned(Phase(["head"], 1), rates=(9.0, 0.2, 0.3))  # an earlier group with a higher rate
+    assert len(plan.advice) == 2
+    assert "No phase trains `stem`, `body`" in plan.advice[1]

@@ -1,0 +1,79 @@
+"""`finetune data`: what was understood of the data of a recipe, without training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from finetune.build.data import build_examples, precision
+from finetune.build.model import build_network
+from finetune.data.examples import Examples, describe, leaves, summary
+from finetune.recipe.loader import load_recipe
+from finetune.results.contact_sheet import write_contact_sheet
+from finetune.results.tables import classes_table, columns_table
+
+_SHOWN = 24  # images on the sheet
+
+
+def show_data(
+    recipe: str | Path,
+    *,
+    sheet: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    console: Console,
+) -> dict[str, Any]:
+    """Prints splits, columns and classes, and draws some images.
+
+    Args:
+        recipe: Path of the recipe.
+        sheet: A PNG file to write the first training images of each class to.
+        overrides: Changes to the recipe such as `"data.limit=100"`.
+        allow_code: Packages whose code the recipe may run.
+        console: Where to print.
+
+    Returns:
+        What is in `data.json` of a run.
+
+    Raises:
+        FinetuneError: The data cannot be read, or do not fit the network.
+    """
+    loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    with precision(loaded):
+        examples = build_examples(loaded, build_network(loaded))
+    described = describe(examples)
+    console.print(f"data: {summary(examples)}", markup=False)
+    for key, value in described["source"].items():
+        if key != "inputs":
+            console.print(f"  {key}: {value}", markup=False)
+    if described["source"].get("kind") == "table":
+        console.print(columns_table(described["source"]["inputs"]))
+    if "rows_of_classes" in described:
+        console.print(classes_table(described))
+    if sheet:
+        count = _draw(examples, sheet)
+        text = f"written: {sheet}, {count} training images" if count else "no sheet is written: there are no images"
+        console.print(text, markup=False)
+    return described
+
+
+def _draw(examples: Examples, path: Path) -> int:
+    """Draws the first training images of each class in turn; returns how many."""
+    y = examples.y_train
+    labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
+    # The first row of each class, then the second, and so on.
+    turns = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        turns[of_class] = np.arange(len(of_class))
+    rows = np.lexsort((labels, turns))[:_SHOWN]
+    x, _ = examples.train.select(rows).first(len(rows))
+    pictures = [np.asarray(array) for _, array in leaves("", x) if len(array.shape) == 4 and array.shape[-1] in (1, 3)]
+    if not pictures:
+        return 0
+    names = examples.class_names
+    texts = [names[int(labels[row])] if names else str(labels[row]) for row in rows]
+    write_contact_sheet(list(pictures[0]), texts, path)
+    return len(rows)

@@ -1,0 +1,48 @@
+"""`finetune data` shows what was understood, and draws the images that the network will see."""
+
+from io import StringIO
+
+import keras
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from finetune.commands.data import show_data
+
+
+def shown(recipe, *overrides, sheet=None):
+    said = StringIO()
+    described = show_data(recipe, overrides=overrides, sheet=sheet, console=Console(file=said, width=200))
+    return described, said.getvalue()
+
+
+def test_images_are_shown_with_their_splits_and_classes_and_on_a_sheet(photos):
+    sheet = photos.parent / "sheet.png"
+    described, said = shown(photos, sheet=sheet)
+    assert "data: 12 rows to train on, 6 to test, 6 to validate; 3 classes" in said
+    assert "size: (8, 8)" in said
+    assert described["rows_of_classes"]["train"] == [4, 4, 4]
+    assert f"written: {sheet}, 12 training images" in said
+    pixels = np.asarray(Image.open(sheet))
+    # The first row of each class comes before the second of any: blue, green, red.
+    middles = [pixels[8 + 56, 8 + 56 + 120 * place].argmax() for place in range(3)]
+    assert middles == [2, 1, 0]
+
+
+def test_columns_are_shown_with_what_was_fitted_to_them(photos):
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(photos.parent / "vector.keras")
+    lines = ["size,colour,kind"] + [f"{n},{'red' if n % 2 else 'blue'},{'ab'[n % 2]}" for n in range(20)]
+    (photos.parent / "table.csv").write_text("\n".join(lines))
+    table = f"data={{table: {photos.parent / 'table.csv'}, inputs: [size, colour], target: kind}}"
+    described, said = shown(photos, f"model={{keras_file: {photos.parent / 'vector.keras'}}}", table)
+    assert "colour" in said
+    assert "blue, red" in said
+    assert described["class_names"] == ["a", "b"]
+    assert "mean " in said
+
+
+def test_data_without_images_give_no_sheet(recipe):
+    sheet = recipe.parent / "sheet.png"
+    _, said = shown(recipe, sheet=sheet)
+    assert "no sheet is written: there are no images" in said
+    assert not sheet.exists()
