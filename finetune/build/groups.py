@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 
-from finetune.errors import GroupError, RecipeError
+from finetune.errors import GroupError, RecipeError, did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, is_normalization
 from finetune.groups.rate_spacing import discriminative_rates, spread_rates
 from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
@@ -17,6 +17,7 @@ from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
 
+_BY_GROUP = ("batch_norm", "dropout")  # keys of a strategy that may hold a value for each group
 NORMALIZATION = "-normalization"  # ends the name of a group that `with_normalization` adds
 
 
@@ -41,18 +42,26 @@ def _written_out(strategy: Strategy, tree: LayerTree) -> tuple[GroupSpec, ...]:
         rates = spread_rates(low, high, len(selectors))
     else:
         assert strategy.peak is not None
-        assert strategy.decay is not None
-        rates = discriminative_rates(strategy.peak, len(selectors), decay=strategy.decay)
+        ratio = {"decay": strategy.decay, "layer_decay": strategy.layer_decay}
+        rates = discriminative_rates(strategy.peak, len(selectors), **ratio)
     # Every key that a strategy shares with a group holds for each group. The schedule is different: it is a shape, to
     # which the rate of the group is added.
     shared = {name: value for name, value in strategy if name in GroupSpec.model_fields}
     schedule = shared.pop("learning_rate")
+    by_group = {name: value for name, value in shared.items() if isinstance(value, dict) and name in _BY_GROUP}
+    names = [selector.name for selector in selectors]
+    for key, modes in by_group.items():
+        if unknown := [name for name in modes if name not in names]:
+            raise GroupError(
+                f"`{key}` names groups that the strategy does not make: {quote(unknown)}. It makes {quote(names)}."
+                f"{did_you_mean(unknown[0], names)}"
+            )
     return tuple(
         GroupSpec(
             name=selector.name,
             prefixes=selector.prefixes,
             learning_rate=schedule.with_rate(rate) if schedule else rate,
-            **shared,
+            **{**shared, **{key: modes.get(selector.name) for key, modes in by_group.items()}},
         )
         for selector, rate in zip(selectors, rates, strict=True)
     )

@@ -59,7 +59,7 @@ def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, 
 
 def shows_phases(recipe: Recipe) -> bool:
     """Whether plan and result have rows for phases: the recipe has phases, or a group asks for what phases do."""
-    groups = recipe.groups if isinstance(recipe.groups, tuple) else ()
+    groups = recipe.groups if isinstance(recipe.groups, tuple) else (recipe.groups,)
     asks = recipe.train.always_train is not None or any(spec.batch_norm or spec.dropout for spec in groups)
     return recipe.phases is not None or asks
 

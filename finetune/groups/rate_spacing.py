@@ -10,27 +10,48 @@ _UNITS = ("steps", "epochs", "fraction")
 _NUMERIC = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.I)
 
 
-def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) -> tuple[float, ...]:
+def discriminative_rates(
+    peak: float, num_groups: int, *, decay: float | None = None, layer_decay: float | None = None
+) -> tuple[float, ...]:
     """Spaces learning rates geometrically, smallest for the group nearest the input.
 
     >>> discriminative_rates(0.08, 3, decay=2)
+    (0.02, 0.04, 0.08)
+    >>> discriminative_rates(0.08, 3, layer_decay=0.5)
     (0.02, 0.04, 0.08)
 
     Args:
         peak: Learning rate of the last group, per step. Must be > 0.
         num_groups: How many groups, input to output. Must be >= 1.
-        decay: Ratio between neighbours, >= 1; `1` gives every group `peak`.
+        decay: Ratio of a group's rate to that of the group before it, >= 1, as in ULMFiT; `1` gives every group `peak`.
+            By default 2.6.
+        layer_decay: The same the other way around, as timm, BEiT and AutoGluon say it, in (0, 1]: ratio of a group's
+            rate to that of the group behind it. Instead of `decay`.
 
     Returns:
         A rate for each group, input to output; length `num_groups`.
 
     Raises:
-        GroupError: A bound is broken, or the smallest rate would be 0.
+        GroupError: A bound is broken, both ratios are given, or the smallest rate would be 0.
 
     References:
         Howard & Ruder (2018), ULMFiT, section 3.1, https://arxiv.org/abs/1801.06146
     """
     peak, num_groups = check_rate(peak, "peak"), _check_count(num_groups, "num_groups")
+    if layer_decay is not None:
+        if decay is not None:
+            raise GroupError(
+                f"`decay` and `layer_decay` say the same thing. Received: `decay={decay!r}` and "
+                f"`layer_decay={layer_decay!r}`. Give one of them."
+            )
+        if not 0 < _number(layer_decay) <= 1:
+            raise GroupError(
+                f"`layer_decay` is the ratio of a group's learning rate to that of the group behind it, above 0 and at "
+                f"most 1. Received: `{layer_decay!r}`. Give `0.75` as timm does, or use `decay` for ratios >= 1."
+            )
+        rates = tuple(peak * float(layer_decay) ** (num_groups - 1 - group) for group in range(num_groups))
+        return _checked(rates, f"`layer_decay` of `{layer_decay}`", "larger")
+    decay = 2.6 if decay is None else decay
     if not 1 <= _number(decay) < math.inf:
         raise GroupError(
             f"`decay` is the ratio of a group's learning rate to that of the group before, a finite number >= 1. "
@@ -38,10 +59,14 @@ def discriminative_rates(peak: float, num_groups: int, *, decay: float = 2.6) ->
         )
     # rate of group i, counted from 0: peak / decay ** (num_groups - 1 - i)
     rates = tuple(peak * float(decay) ** -(num_groups - 1 - group) for group in range(num_groups))
+    return _checked(rates, f"`decay` of `{decay}`", "smaller")
+
+
+def _checked(rates: tuple[float, ...], ratio: str, direction: str) -> tuple[float, ...]:
     if rates[0] == 0:
         raise GroupError(
-            f"Every group needs a learning rate above 0. With a `decay` of `{decay}` over {num_groups} groups the "
-            "first gets 0. Give a smaller `decay`, or make fewer groups."
+            f"Every group needs a learning rate above 0. With a {ratio} over {len(rates)} groups the first gets 0. "
+            f"Give a {direction} {ratio.partition(' ')[0]}, or make fewer groups."
         )
     return rates
 

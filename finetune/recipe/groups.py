@@ -10,6 +10,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
+    Field,
     Tag,
     ValidationInfo,
     field_serializer,
@@ -29,6 +30,7 @@ from finetune.recipe.fields import (
     fault,
     matched,
     one_of,
+    pick,
     validated_by,
 )
 from finetune.recipe.learning_rates import SCHEDULES, AnySchedule, LearningRate, PolynomialDecay, read_schedule
@@ -128,6 +130,19 @@ class GroupSpec(Part):
         return value
 
 
+def _for_all_or_each(*modes: str) -> Any:
+    """Returns a check: one of the modes, for all groups, or a mapping from names of groups to modes."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(name): check(mode) for name, mode in value.items()}
+        if value is not None and value not in modes:
+            pick(value, modes)
+        return value
+
+    return check
+
+
 def _read_shape(value: Any) -> Any:
     """Reads a schedule without its rate, which the strategy adds for each group; meanwhile it is 1."""
     model = SCHEDULES.get(str(value.get("schedule"))) if isinstance(value, dict) else None
@@ -153,7 +168,8 @@ class Strategy(Part):
         by: What makes a group.
         peak: Rate of the last group.
         spread: Rates of the first and the last group, the others geometrically between; instead of `peak`.
-        decay: Ratio of a group's rate to that of the group before it; required with `peak`.
+        decay: Ratio of a group's rate to that of the group before it; with `peak`, this or `layer_decay` is required.
+        layer_decay: Ratio of a group's rate to that of the group behind it, in (0, 1], as timm and AutoGluon say it.
         optimizer: The optimizer of every group.
         learning_rate: The schedule of every group, with a rate of 1 that `with_rate` replaces; `None` for constant
             rates.
@@ -164,10 +180,13 @@ class Strategy(Part):
     by: Annotated[Literal["layer", "block"], choice("layer", "block")]
     peak: Rate | None = None
     spread: ListOf[Rate] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     decay: AtLeastOne | None = None
     optimizer: OptimizerSpec
     learning_rate: Shape | None = None
     decay_bias_and_norm: bool = False
+    batch_norm: Annotated[str | dict[str, str] | None, BeforeValidator(_for_all_or_each(*BATCH_NORM_MODES))] = None
+    dropout: Annotated[str | dict[str, str] | None, BeforeValidator(_for_all_or_each("on", "off"))] = None
     frozen: Annotated[bool | None, choice(False, None)] = None
 
     @field_validator("spread")
@@ -178,13 +197,16 @@ class Strategy(Part):
             raise fault(rule, received=list(value))
         return one_of(value, info, "peak")
 
-    @field_validator("decay")
+    @field_validator("layer_decay", "decay")
     @classmethod
     def _check_decay(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None and info.data.get("peak") is not None:
+        written = [name for name in ("layer_decay", "decay") if info.data.get(name) is not None]
+        if value is None and info.field_name == "decay" and not written and info.data.get("peak") is not None:
             raise fault("is missing. Add the ratio between neighbouring groups, e.g. `decay: 2.6`")
         if value is not None and info.data.get("spread") is not None:
             raise fault("goes with `peak`, not with `spread`, which sets both ends. Remove it")
+        if value is not None and written:
+            raise fault(f"says the same as `{written[0]}`. Remove one of the two")
         return value
 
     @field_serializer("learning_rate")

@@ -178,3 +178,15 @@ def test_strategies_of_groups_and_phases_leave_out_what_the_model_brings_frozen(
     opened = lay_out(tmp_path / "r.yaml", "groups.frozen=false")
     assert not any(group.frozen for group in opened.groups)
     assert not [line for line in opened.plan.advice if "do not train" in line]
+
+
+def test_a_strategy_sets_modes_for_all_groups_or_by_name_and_its_rates_by_layer_decay(recipe, lay_out, problem):
+    strategy = "groups={by: layer, peak: 1.0e-2, layer_decay: 0.5, optimizer: sgd, batch_norm: %s}"
+    layout = lay_out(recipe, strategy % "affine")
+    assert list(layout.peaks.values()) == [1.25e-3, 2.5e-3, 5e-3, 1e-2]
+    assert dict(layout.phases[0].batch_norm) == dict.fromkeys(layout.peaks, "affine")
+    assert layout.shows_phases
+    assert dict(lay_out(recipe, strategy % "{bn: freeze}").phases[0].batch_norm) == {"bn": "freeze"}
+    assert "`batch_norm` names groups that the strategy does not make: `bm`. It makes `stem`, `bn`, " in problem(
+        recipe, strategy % "{bm: freeze}"
+    )

@@ -167,3 +167,27 @@ def test_the_arithmetic_needs_no_tensorflow():
     code = "import sys, finetune.groups.rate_spacing; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(peak=rates, n=sizes, layer_decay=st.floats(0.1, 1.0))
+def test_layer_decay_is_the_rate_of_timm(peak, n, layer_decay):
+    np.testing.assert_allclose(
+        discriminative_rates(peak, n, layer_decay=layer_decay),
+        [peak * layer_decay ** (n - 1 - depth) for depth in range(n)],
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decay": 2.0, "layer_decay": 0.5}, "`decay` and `layer_decay` say the same thing. Received: `decay=2.0`"),
+        ({"layer_decay": 2.6}, "above 0 and at most 1. Received: `2.6`. Give `0.75` as timm does"),
+        ({"layer_decay": 0}, "above 0 and at most 1. Received: `0`"),
+        ({"layer_decay": 1e-300}, "Give a larger `layer_decay`, or make fewer groups."),
+    ],
+)
+def test_a_wrong_layer_decay_is_an_error_that_says_what_to_do(arguments, message):
+    with pytest.raises(GroupError) as error:
+        discriminative_rates(0.1, 4, **arguments)
+    assert message in str(error.value)

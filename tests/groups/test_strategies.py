@@ -170,3 +170,105 @@ def test_by_block_finds_the_blocks_of_keras_applications(application, first, las
     assert sum(len(group.leaves) for group in groups) == len(tree.leaves)
     positions = [tree.leaves.index(leaf) for group in groups for leaf in group.trainable]
     assert positions == sorted(positions), "blocks lie one after the other, from input to output"
+
+
+class Attention(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.query, self.key, self.value = (L.Dense(4, name=name) for name in ("query", "key", "value"))
+
+    def call(self, x):
+        return self.query(x) + self.key(x) + self.value(x)
+
+
+class Block(L.Layer):
+    """A block with two attentions and numbered experts inside, which are no stack of blocks."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.ln_1, self.ln_2 = L.LayerNormalization(), L.LayerNormalization()
+        self.attention_1, self.attention_2 = Attention(name="attention_1"), Attention(name="attention_2")
+        self.experts = Experts(name="experts")
+
+    def call(self, x):
+        return self.experts(self.ln_2(self.attention_2(self.attention_1(self.ln_1(x)))))
+
+
+class Experts(L.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.expert = [keras.Sequential([L.Dense(4), L.Dense(4)]) for _ in range(3)]
+
+    def call(self, x):
+        return sum(expert(x) for expert in self.expert)
+
+
+class Encoder(L.Layer):
+    """Blocks in a list, or by numbered names; then a normalization."""
+
+    def __init__(self, depth, listed, **kwargs):
+        super().__init__(**kwargs)
+        self.listed = [Block() for _ in range(depth)] if listed else []
+        for n in range(0 if listed else depth):
+            setattr(self, f"part_{n}", Block(name=f"part_{n}"))
+        self.parts = self.listed or [getattr(self, f"part_{n}") for n in range(depth)]
+        self.final_norm = L.LayerNormalization(name="final_norm")
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return self.final_norm(x)
+
+
+class Wrapped(L.Layer):
+    def __init__(self, encoder, **kwargs):
+        super().__init__(**kwargs)
+        self.encoder = encoder
+
+    def call(self, x):
+        return self.encoder(x)
+
+
+def transformer(encoder):
+    tokens = keras.Input((3,), dtype="int32")
+    x = L.Embedding(9, 4, name="words")(tokens) + L.Embedding(9, 4, name="positions")(tokens)
+    x = encoder(L.LayerNormalization(name="embeddings_norm")(x))
+    return keras.Model(tokens, L.Dense(2, name="head")(L.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_by_block_finds_the_blocks_of_an_encoder_at_any_depth(listed, wrapped):
+    encoder = Encoder(12, listed, name="encoder")
+    groups = by_block(transformer(Wrapped(encoder, name="tower") if wrapped else encoder))
+    names = list(groups)
+    assert len(names) == 14  # as timm counts a ViT-B: the embeddings, 12 blocks, the head
+    assert groups["embeddings"] == ("words", "positions", "embeddings_norm")
+    assert names[-1] == "head"
+    assert [len(groups[name]) for name in names[1:-1]] == [1] * 11 + [2]  # the last with the final normalization
+
+
+def test_by_block_opens_stages_of_blocks_and_leaves_recurrent_cells_whole():
+    stages = [Encoder(2, True, name=f"stage_{n}") for n in range(3)]
+    inputs = x = keras.Input((3, 4))
+    for stage in stages:
+        x = stage(x)
+    x = L.RNN([L.GRUCell(4), L.GRUCell(4)], name="rnn")(x)
+    groups = by_block(keras.Model(inputs, L.Dense(2, name="head")(x)))
+    assert len(groups) == 3 * 2 + 2
+    assert "rnn" in groups
+
+
+@pytest.mark.parametrize(
+    ("names", "blocks"),
+    [
+        ("conv_dw_1 conv_dw_1_bn conv_pw_1 conv_pw_1_bn conv_dw_2", {"conv_1": 4, "conv_dw_2": 1}),
+        ("c_depthwise c_squeeze_excite_conv c_squeeze_excite_conv_1 c_project", {"c": 4}),
+        ("top_layernorm top_dense", {"top": 2}),
+        ("layer_1_a decoder_output_layer_norm head", {"layer_1": 2, "head": 1}),
+        ("token_embedding_1 token_embedding_2 embed_norm dense", {"embeddings": 3, "dense": 1}),
+    ],
+)
+def test_by_block_reads_names_of_parts(names, blocks):
+    groups = by_block(dense_chain(*names.split()))
+    assert {name: len(prefixes) for name, prefixes in groups.items()} == blocks

@@ -194,3 +194,13 @@ def test_the_plan_says_in_which_order_variables_were_counted_where_the_orders_di
         selectors = [Selector("first", variables=("0:2",), order=order), Selector("head", rest=True)]
         advice = advice_for(model, selectors, {"first": 1e-3, "head": 1e-3})
         assert f"(`order: {order}`). In the order" in advice[0]
+
+
+def test_rates_far_below_the_highest_are_told_with_what_to_do(tiny):
+    selectors = (Selector("body", prefixes=("body",)), Selector("head", rest=True))
+    assert advice_for(tiny(), selectors, {"body": 0.9e-6, "head": 1e-3}) == (
+        "1 of 2 groups have less than 0.001 of the highest learning rate (0.001), down to 9.0e-07, and hardly move: "
+        "`body`. They cost as much as the others: freeze them, or bring the rates nearer together, with `by: block` or "
+        "`layer_decay: 0.9`.",
+    )
+    assert advice_for(tiny(), selectors, {"body": 1e-6, "head": 1e-3}) == ()

@@ -67,12 +67,24 @@ def test_a_strategy_is_written_in_place_of_the_list(read):
     assert (strategy.by, strategy.peak, strategy.decay, strategy.optimizer.name) == ("layer", 1e-3, 2.6, "adamw")
 
 
+def test_a_strategy_takes_the_decay_of_timm_and_modes_for_all_groups_or_for_each(read):
+    changed = STRATEGY | {"decay": None, "layer_decay": 0.9, "batch_norm": {"bn": "freeze"}, "dropout": "on"}
+    strategy = read("groups", to=changed).groups
+    assert (strategy.layer_decay, strategy.decay, strategy.dropout) == (0.9, None, "on")
+    assert strategy.batch_norm == {"bn": "freeze"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"by": "layers"}, '`groups.by` is not a known value. Received: `"layers"`. Did you mean `layer`?'),
         ({"decay": None}, "`groups.decay` is missing. Add the ratio between neighbouring groups, e.g. `decay: 2.6`."),
         ({"decay": 0.5}, "`groups.decay` must be 1 or more. Received: `0.5`."),
+        ({"layer_decay": 0.9}, "`groups.decay` says the same as `layer_decay`. Remove one of the two."),
+        (
+            {"batch_norm": "frozen"},
+            '`groups.batch_norm` is not a known value. Received: `"frozen"`. Did you mean `freeze`?',
+        ),
         ({"peak": None, "decay": None}, "`groups` needs exactly one of `peak`, `spread`. All are missing."),
         (
             {"peak": None, "spread": [1e-6, 1e-3]},
