@@ -27,6 +27,7 @@ from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
+from finetune.training.reopened import open_again
 from finetune.training.try_examples import explained
 
 _EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
@@ -42,6 +43,7 @@ class RunResult:
         metrics_before: The same before training.
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
+        not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         seconds: Wall time of each stage.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
@@ -52,6 +54,7 @@ class RunResult:
     metrics_before: dict[str, float]
     frozen_unchanged: bool
     frozen_tensors: int
+    not_opened: str
     seconds: dict[str, float]
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
@@ -132,9 +135,14 @@ def run(
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(layout.model, folder)
+            opened = open_again(folder / "model.keras")
         with clock("plot"):
             _draw_curves(folder, records)
         whole_run = proof.end("the run", frozen, checksums_before)
+        with clock("save"):
+            not_opened = opened()
+        if not_opened:
+            console.print(f"warning: {not_opened}", markup=False)
 
     result = RunResult(
         folder=folder,
@@ -142,6 +150,7 @@ def run(
         metrics_before=metrics_before,
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
+        not_opened=not_opened,
         seconds=clock.seconds,
         phases=records if layout.shows_phases else (),
         model=layout.model,
@@ -203,7 +212,8 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
-    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **phases})
+    problem = {"not_opened": result.not_opened} if result.not_opened else {}
+    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
 
 
 class _Clock:

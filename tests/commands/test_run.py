@@ -510,3 +510,25 @@ def test_a_folder_of_images_trains_without_code(photos):
     assert described["rows_of_classes"]["test"] == [2, 2, 2]
     assert described["source"]["size"] == [8, 8]
     assert result.model.output_shape == (None, 3)
+
+
+def test_a_model_that_plain_keras_does_not_open_is_told_and_recorded(tiny_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("lambda_nets.py").write_text(
+        "from keras import Input, Sequential, layers\n"
+        "def build():\n"
+        "    halved = layers.Lambda(lambda x: x / 2)\n"
+        "    return Sequential([Input((6,)), halved, layers.Dense(3, 'softmax', name='head')])\n"
+    )
+    Path("r.yaml").write_text(
+        f"model: {{builder: 'lambda_nets:build'}}\ndata: {{npz: {tiny_files / 'rows.npz'}}}\n"
+        "groups: [{name: all, rest: true, optimizer: adam, learning_rate: 1.0e-3}]\n"
+        "train: {epochs: 1, loss: sparse_categorical_crossentropy}\n"
+    )
+    told = StringIO()
+    result = finetune.run("r.yaml", "out", allow_code=["lambda_nets"], console=Console(file=told, width=1000))
+    assert f"warning: {result.not_opened}" in told.getvalue()
+    assert "A `Lambda` layer is code" in result.not_opened
+    assert read_json(Path("out/result.json"))["not_opened"] == result.not_opened
+    assert Path("out/checkpoints/last.weights.h5").is_file()
