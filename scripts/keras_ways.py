@@ -45,11 +45,11 @@ def train(model: Any, data: Any, way: str, rule: Any = keras.optimizers.Adam, **
     start = [v.numpy() for v in model.variables]
     groups = () if way == "keras" else resolve_groups(model, by="layer")
     optimizer: Any = GroupedOptimizer({g.name: (rule(0.01), g) for g in groups}) if groups else rule(0.01)
-    optimizer.build(model.trainable_variables)  # otherwise the step is traced a second time
     fast = way in ("fast", "phases")
     model.compile(
         optimizer, **{"loss": "mse", "jit_compile": False, "steps_per_execution": 2 if fast else 1, **options}
     )
+    model.optimizer.build(model.trainable_variables)  # otherwise the step is traced a second time
     keras.utils.set_random_seed(1)  # `AugMix` draws from Python's generator while it is traced
     loop, history = FastLoop(), keras.callbacks.History()
     if way == "phases":

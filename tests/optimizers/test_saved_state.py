@@ -56,6 +56,7 @@ def reloaded(model, kind, folder, into=None):
         model.save_weights(folder / "model.weights.h5")
         into.load_weights(folder / "model.weights.h5")
     else:
+        model.optimizer.build(model.trainable_variables)  # TensorFlow saves only what has been made
         path = tf.train.Checkpoint(model=model).save(str(folder / "checkpoint"))
         tf.train.Checkpoint(model=into).restore(path).assert_consumed()
     return into
