@@ -48,7 +48,8 @@ def training_batches(
         DataError: The arrays do not fit together, are empty, or `batch_size` or `first_epoch` is out of range.
 
     Example:
-        >>> batches = training_batches(np.arange(5), np.arange(5), batch_size=2, shuffle=False)
+        >>> rows = tf.range(5)
+        >>> batches = training_batches(rows, rows, batch_size=2, shuffle=False)
         >>> [x.numpy().tolist() for x, y in batches.take(4)]
         [[0, 1], [2, 3], [4], [0, 1]]
     """
