@@ -427,15 +427,17 @@ def loss_of_outputs(loss: Any, output_names: Any) -> Any:
 # -- training/phases/ -------------------------------------------------------------------------------------------------
 
 
-def take_initial_epoch(model: keras.Model) -> int:
+def take_initial_epoch(model: keras.Model, callback: keras.callbacks.BackupAndRestore) -> int:
     """Returns the epoch at which `BackupAndRestore` told the model to begin, 0 if it did not, and takes that back.
 
     Reads and clears `Trainer._initial_epoch`, which Keras never clears: every later `fit` would begin there, whatever
-    its `initial_epoch` says. The callback tells the epoch to nobody else.
+    its `initial_epoch` says. The callback tells the epoch to nobody else. Sets `BackupAndRestore._current_epoch`, which
+    Keras leaves at 0 until an epoch ends: a backup within the first epoch would say that training begins again.
     """
     epoch = model._initial_epoch or 0
     with tracking.DotNotTrackScope():
         model._initial_epoch = None
+    callback._current_epoch = epoch
     return epoch
 
 

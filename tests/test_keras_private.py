@@ -475,10 +475,11 @@ def take_initial_epoch():
         model, callback = compiled(), keras.callbacks.BackupAndRestore(folder)
         callback.set_model(model)
         callback.on_epoch_end(2)
-        assert private.take_initial_epoch(model) == 0
+        assert private.take_initial_epoch(model, callback) == 0
         callback.on_train_begin()
-        assert private.take_initial_epoch(model) == 3
-        assert private.take_initial_epoch(model) == 0, "a later `fit` begins where its arguments say"
+        assert private.take_initial_epoch(model, callback) == 3
+        assert callback._current_epoch == 3
+        assert private.take_initial_epoch(model, callback) == 0, "a later `fit` begins where its arguments say"
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

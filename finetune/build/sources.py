@@ -47,7 +47,7 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
         about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
         x, files = select(x, kept), [files[row] for row in kept]
     labels = [file.label for file in files]
-    y, class_names = encode_classes(labels, recipe.train.loss.name, _class_names(recipe))
+    y, class_names = encode_classes(labels, recipe.train.loss.name.lower(), _class_names(recipe))
     if any(file.split for file in files):
         if source.split:
             raise DataError(
@@ -80,7 +80,7 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     others = {"test": source.test_table, "validation": source.validation_table}
     parts = {"train": table} | {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
     table = join_tables(list(parts.values()))
-    y, class_names = targets(table, source.target, recipe.train.loss.name, _class_names(recipe))
+    y, class_names = targets(table, source.target, recipe.train.loss.name.lower(), _class_names(recipe))
     if len(parts) > 1:
         ends = np.cumsum([len(part) for part in parts.values()])
         indices = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}

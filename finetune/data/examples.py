@@ -129,7 +129,10 @@ def describe(examples: Examples) -> dict[str, Any]:
         described["rows_of_classes"] = {
             name: np.bincount(split.y, minlength=len(examples.class_names)).tolist()
             for name, split in splits.items()
-            if isinstance(split.y, np.ndarray) and split.y.ndim == 1 and split.y.dtype.kind in "iu"
+            if isinstance(split.y, np.ndarray)
+            and split.y.ndim == 1
+            and split.y.dtype.kind in "iu"
+            and split.y.min() >= 0
         }
     return described
 

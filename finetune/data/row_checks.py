@@ -44,22 +44,31 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
     """
     facts, inputs = SplitFacts(), rows_of(split.x)
 
-    def read(start: int) -> tuple[range, Any]:
-        numbers = range(start, min(start + _BATCH, len(split)))
+    def read(start: int) -> SplitFacts:
+        # Returns facts and no rows: those of all batches would not fit into memory.
+        part, numbers = SplitFacts(), range(start, min(start + _BATCH, len(split)))
         try:
-            return numbers, take(inputs, tf.constant(numbers, tf.int64))
-        except Exception:  # decoders raise errors of many classes
-            return numbers, None
+            _note(part, numbers, take(inputs, tf.constant(numbers, tf.int64)))
+        except Exception:  # decoders raise errors of many classes; a row cannot be read: which?
+            part = SplitFacts()
+            for number in numbers:
+                _note_alone(part, number, inputs)
+        return part
 
     with ThreadPoolExecutor() as pool:
-        for numbers, batch in pool.map(read, range(0, len(split), _BATCH)):
-            if batch is not None:
-                _note(facts, numbers, batch)
-            else:  # a row of them cannot be read: which?
-                for number in numbers:
-                    _note_alone(facts, number, inputs)
-            on_rows(len(numbers))
+        for part in pool.map(read, range(0, len(split), _BATCH)):
+            facts.digests |= part.digests
+            facts.unreadable |= part.unreadable
+            facts.not_finite += part.not_finite
+            for name, (low, high) in part.ranges.items():
+                _widen(facts, name, low, high)
+            on_rows(len(part.digests) + len(part.unreadable))
     return facts
+
+
+def _widen(facts: SplitFacts, name: str, low: float, high: float) -> None:
+    known = facts.ranges.get(name, (low, high))
+    facts.ranges[name] = min(known[0], low), max(known[1], high)
 
 
 def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
@@ -78,8 +87,7 @@ def _note(facts: SplitFacts, numbers: range, batch: Any) -> None:
             finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
             facts.not_finite += [numbers[row] for row in np.flatnonzero(~finite)]
         if array.dtype.kind in "iuf" and array.size:
-            low, high = facts.ranges.get(name, (np.inf, -np.inf))
-            facts.ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
+            _widen(facts, name, float(array.min()), float(array.max()))
     for place, number in enumerate(numbers):
         digest = hashlib.sha256()
         for name, array in arrays:
@@ -136,7 +144,7 @@ def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
 
 def _rare_classes(examples: Examples, splits: dict[str, Split]) -> list[str]:
     y, names = splits["train"].y, examples.class_names
-    if not names or not isinstance(y, np.ndarray) or y.ndim != 1:
+    if not names or not isinstance(y, np.ndarray) or y.ndim != 1 or y.min() < 0:
         return []
     counts = np.bincount(y.astype(int), minlength=len(names))
     rare = [f"`{name}` ({count})" for name, count in zip(names, counts, strict=False) if count < _FEW_ROWS]

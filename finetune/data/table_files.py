@@ -175,17 +175,25 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
-        ) from error
+        raise _not_utf8(path, line) from error
     except csv.Error as error:
         raise DataError(f"`{path}` must be a table of values in lines. Reading it failed: {error}.") from error
 
 
+def _not_utf8(path: Path, line: int) -> DataError:
+    return DataError(
+        f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
+    )
+
+
 def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
     rows, lines = [], []
-    with path.open(encoding="utf-8-sig", errors="strict") as file:
-        for line, text in enumerate(file, start=1):
+    with path.open("rb") as file:
+        for line, content in enumerate(file, start=1):
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, line) from error
             if not text.strip():
                 continue
             try:
@@ -221,14 +229,15 @@ def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
 
 def _column(name: str, values: Sequence[Any]) -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
-    texts = ["" if value is None or value in MISSING else _text(value) for value in values]
+    texts = ["" if value is None else _text(value) for value in values]
+    texts = ["" if text in MISSING else text for text in texts]
     present = [text for text in texts if text]
     numbers = _numbers(present) if present else None
     if numbers is None:
         return Column(name, "text", np.array(texts, dtype=np.str_))
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
-    whole = len(present) == len(texts) and all(text.lstrip("+-").isdigit() for text in present)
+    whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
     return Column(name, "number", column, whole)
 
 

@@ -25,9 +25,12 @@ class ApplyCalls:
         Args:
             variables: Keys of the variables that have gradients in this call.
         """
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        if tf.executing_eagerly():
+            self._graph = None
+            return
+        graph = tf.compat.v1.get_default_graph()
         variables = frozenset(variables)
-        same_graph = graph is not None and self._graph is not None and self._graph() is graph
+        same_graph = self._graph is not None and self._graph() is graph
         if same_graph and variables and self._variables and not variables & self._variables:
             warnings.warn(
                 "`apply` was called more than once in a training step, for different variables. Each call counts as a "
@@ -35,5 +38,5 @@ class ApplyCalls:
                 "part of the variables at a time. Call `apply` once, with the gradients and variables of all groups.",
                 stacklevel=4,
             )
-        self._graph = None if graph is None else weakref.ref(graph)
+        self._graph = weakref.ref(graph)
         self._variables = variables | self._variables if same_graph else variables

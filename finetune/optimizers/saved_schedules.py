@@ -56,13 +56,16 @@ def read_schedule(saved: dict[str, Any], initial: Any, present: Any, group: str)
         return present
     name = saved["function"] if kind == "function" else _unknown_class(saved["config"])
     if name is None:
-        return keras.saving.deserialize_keras_object(saved["config"])
+        try:
+            return keras.saving.deserialize_keras_object(saved["config"])
+        except Exception:  # the class has changed since; its code may raise anything
+            name = str(saved["config"]["class_name"])
     warnings.warn(
         f"A file holds a schedule only if Keras can make it again. Group `{group}` followed `{name}`, which is "
         + (
             "a function or has no `get_config`. "
             if kind == "function"
-            else "a class that is not registered with `keras.saving.register_keras_serializable`. "
+            else "a class that is not registered with `keras.saving.register_keras_serializable`, or that has changed. "
         )
         + f"It now has the rate of the moment of saving, {saved['rate']:g}, and keeps it. Call "
         f"`optimizer.reschedule({group!r}, schedule)` to go on with the schedule.",

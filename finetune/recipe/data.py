@@ -25,6 +25,7 @@ _KEYS_OF = {  # keys that only some sources have
     "size": ("images", "table"),
     "resize": ("images", "table"),
     "on_error": ("images",),
+    "limit": ("images", "table"),
     "value_range": ("images", "table"),
     "class_names": ("images", "table"),
     "class_names_file": ("images", "table"),
@@ -173,6 +174,8 @@ class DataSource(Part):
                 if source in sources:
                     continue
                 raise fault(f"is for data from {quote(sources)}, and these are from `{source}`. Remove it", at=(key,))
+        if self.split and source != "table" and (self.split.column or self.split.by == "group"):
+            raise fault("is for a table, and these data have no columns. Remove it", at=("split", "column"))
         for key in ("inputs", "target"):
             if source == "table" and not getattr(self, key):
                 raise fault("is missing. Name columns of the table", at=(key,))

@@ -7,6 +7,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune.build.data import build_examples
+from finetune.data.labels import count_outputs
 from finetune.errors import RecipeError
 from finetune.recipe.loader import dump_recipe, load_recipe
 
@@ -230,3 +231,19 @@ def test_the_paths_of_data_are_absolute_in_a_run_folder(people):
     written = dump_recipe(load_recipe(people, overrides=[f"data={keys}"]), absolute_paths=True)
     assert f"file: {people.parent.absolute() / 'tokenizer.json'}" in written
     assert f"table: {people.parent.absolute() / 'people.csv'}" in written
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape", "outputs"),
+    [
+        ("SparseCategoricalCrossentropy", (), 3),
+        ("CategoricalCrossentropy", (3,), 3),
+        ("sparse_categorical_crossentropy", (), 3),
+    ],
+)
+def test_a_loss_may_be_spelled_as_its_class(people, loss, shape, outputs):
+    overrides = ["data={table: people.csv, inputs: age, target: kind}", f"train.loss={loss}"]
+    examples = build_examples(load_recipe(people, overrides=overrides), vector_network(1))
+    assert examples.y_train.shape[1:] == shape
+    assert examples.class_names == ("x", "y", "z")
+    assert count_outputs(examples, loss) == outputs

@@ -53,8 +53,21 @@ def test_columns_come_in_their_order_and_numbers_can_be_categories():
     assert vectors[0].tolist() == [0, 1, 0, 0, 1]
 
 
-def test_a_constant_column_gives_zeros_and_not_nan():
-    assert feature_vectors([numbers(4, 4, 4, 4)], {}, TRAIN)[0].tolist() == [[0], [0], [0], [0]]
+def test_a_constant_column_gives_zeros_and_other_values_their_distance():
+    assert feature_vectors([numbers(4, 4, 4, 4, 6)], {}, TRAIN)[0].tolist() == [[0], [0], [0], [0], [2]]
+
+
+def test_large_numbers_that_differ_little_stay_different():
+    stamps = Column("n", "number", 1.7e9 + np.arange(100.0), whole=True)
+    vectors, fitted = feature_vectors([stamps], {}, np.arange(100))
+    assert len(set(vectors[:, 0].tolist())) == 100
+    assert fitted["n"]["mean"] == 1.7e9 + 49.5
+
+
+def test_classes_as_numbers_with_a_decimal_point_come_in_their_order():
+    y, names = targets(table(Column("n", "number", np.array([0.0, 10.0, 2.0, 1.0]), whole=True)), ["n"], SPARSE)
+    assert y.tolist() == [0, 3, 2, 1]
+    assert names == ("0", "1", "2", "10")
 
 
 def test_text_is_no_number_and_no_category_of_a_thousand_values():

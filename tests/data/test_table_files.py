@@ -144,3 +144,16 @@ def test_chosen_rows_keep_their_places(tmp_path):
     table = read_table(write(tmp_path / "people.csv")).select(np.array([2, 0]))
     assert table.column("age").values.tolist() == [-5, 31]
     assert table.places_of(np.array([1])) == "`people.csv:2`"
+
+
+def test_signs_for_a_missing_value_are_known_with_spaces_around_them_and_in_json(tmp_path):
+    (tmp_path / "a.csv").write_text("a, b\n1, 2\n2, NA\n")
+    assert read_table(tmp_path / "a.csv").column("b").missing.tolist() == [False, True]
+    (tmp_path / "a.jsonl").write_text('{"a": 1.5}\n{"a": NaN}\n')
+    assert read_table(tmp_path / "a.jsonl").column("a").kind == "number"
+
+
+def test_numbers_with_a_decimal_point_can_be_whole(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1.0,0.5\n20.0,2\n")
+    table = read_table(tmp_path / "a.csv")
+    assert (table.column("a").whole, table.column("b").whole) == (True, False)

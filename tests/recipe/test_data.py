@@ -100,3 +100,13 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
 def test_what_a_table_cannot_have_is_said(keys, said):
     written = {key: value for key, value in (TABLE | keys).items() if value is not None}
     assert predicate(**written).startswith(said)
+
+
+@pytest.mark.parametrize("split", [{"by": "group", "column": "patient"}, {"column": "patient"}])
+def test_images_have_no_columns_to_split_by(split):
+    said = "is for a table, and these data have no columns. Remove it"
+    assert predicate(images="photos/", split=split) == said
+
+
+def test_a_limit_is_for_data_that_are_split_here():
+    assert predicate(npz="a.npz", limit=3) == "is for data from `images`, `table`, and these are from `npz`. Remove it"

@@ -78,7 +78,7 @@ class FastFunction:
         before, now = self._made_for, compile_state(model)
         if before[0] is not now[0] or before[1] is not now[1]:
             return []
-        changed = {*before[2:]} ^ {*now[2:]}
+        changed = {*before[3:]} ^ {*now[3:]}  # `id`s of what is trained
         return [weight.path for weight in model.weights if id(weight) in changed]
 
     @property

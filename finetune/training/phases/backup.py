@@ -32,7 +32,7 @@ class PhaseBackup(keras.callbacks.Callback):
         """Loads weights and optimizer, if there is a backup; returns the epoch with which to go on, else 0."""
         self.callback.set_model(model)
         self.callback.on_train_begin()
-        return take_initial_epoch(model)
+        return take_initial_epoch(model, self.callback)
 
     def finish(self) -> None:
         """Tells the callback that the run has ended: it then deletes its files."""
