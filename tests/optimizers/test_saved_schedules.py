@@ -92,3 +92,13 @@ def test_the_function_that_is_followed_already_stays():
         return 0.1
 
     assert read_schedule(through_a_file(falling), None, falling, "body") is falling
+
+
+def test_a_schedule_whose_class_has_changed_is_replaced_by_its_rate_with_a_warning():
+    saved = through_a_file(Registered())
+    saved["config"]["config"] = {"an_argument_that_was_renamed": 1}
+    with pytest.warns(
+        UserWarning, match=r"`Registered`, which is a class .* or that has changed\. It now has the rate"
+    ):
+        again = read_schedule(saved, None, None, "body")
+    assert float(again(7)) == 0.25

@@ -1,5 +1,7 @@
 """`FastLoop` trains a model in `fit` as Keras does, keeps its function between fits, and leaves Keras' own behind."""
 
+from dataclasses import dataclass
+
 import keras
 import numpy as np
 import pytest
@@ -120,3 +122,19 @@ def test_trainable_that_was_changed_without_a_new_compile_is_warned_of(tiny, row
     ]
     model.compile(model.optimizer, "sparse_categorical_crossentropy")
     model.fit(*rows, verbose=0, callbacks=[FastLoop()])
+
+
+def test_a_schedule_without_a_hash_trains_again_and_again():
+    @dataclass
+    class Halving(keras.optimizers.schedules.LearningRateSchedule):
+        start: float
+
+        def __call__(self, step):
+            return self.start * 0.5 ** tf.cast(step, "float32")
+
+    model = dense()
+    model.compile(GroupedOptimizer([(keras.optimizers.SGD(Halving(0.1)), model)]), "mse")
+    x, y = np.ones((8, model.input_shape[-1]), "float32"), np.ones((8, model.output_shape[-1]), "float32")
+    for _ in range(2):
+        model.fit(x, y, verbose=0, callbacks=[FastLoop()])
+    assert int(model.optimizer.iterations) == 2
