@@ -430,7 +430,7 @@ def test_a_recipe_with_junk_anywhere_in_it_is_read_or_refused(recipe, data):
         for key in above:
             place = place[key]
         if isinstance(place[last], dict) and data.draw(st.booleans()):
-            place[last][data.draw(_KEYS)] = data.draw(_JUNK)
+            place[last][data.draw(_KEYS)] = copy.deepcopy(data.draw(_JUNK))  # which a later round may fill
         else:
             place[last] = copy.deepcopy(data.draw(_JUNK))
     loaded_or_refused(dump(root[0]))
