@@ -188,7 +188,7 @@ def application_cell(name: str, kind: str) -> str:
 def _by_keras(model: Any, path: Path) -> str:
     try:
         model.load_weights(str(path))
-    except Exception:
+    except Exception:  # whatever Keras raises, it does not load the file either
         return ""
     return " (Keras loads it)"
 

@@ -138,10 +138,14 @@ def describe(examples: Examples) -> dict[str, Any]:
 
 
 def summary(examples: Examples) -> str:
-    """Returns the number of rows of each split and of classes, as a sentence."""
+    """Returns the number of rows of each split and of classes, and which rows were skipped, as a sentence."""
     rows = f"{len(examples.train):,} rows to train on, {len(examples.test):,} to test"
     rows += f", {len(examples.validation):,} to validate" if examples.validation else ""
-    return rows + (f"; {len(examples.class_names)} classes" if examples.class_names else "")
+    rows += f"; {len(examples.class_names)} classes" if examples.class_names else ""
+    if skipped := examples.source.get("skipped"):
+        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+        rows += f"; {len(skipped)} skipped that cannot be read: {', '.join(f'`{name}`' for name in skipped[:5])}{more}"
+    return rows
 
 
 def check_examples(examples: Any) -> Examples:

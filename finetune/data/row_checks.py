@@ -16,6 +16,8 @@ from finetune.errors import DataError, FinetuneError, reason
 
 _BATCH = 64
 _FEW_ROWS = 5
+# A sound row must not be taken for a damaged one, and be skipped, because the machine ran out of memory.
+_NOT_OF_A_ROW = (MemoryError, tf.errors.ResourceExhaustedError, tf.errors.CancelledError)
 
 
 @dataclass
@@ -48,11 +50,14 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
         # Returns facts and no rows: those of all batches would not fit into memory.
         part, numbers = SplitFacts(), range(start, min(start + _BATCH, len(split)))
         try:
-            _note(part, numbers, take(inputs, tf.constant(numbers, tf.int64)))
+            batch = take(inputs, tf.constant(numbers, tf.int64))
+        except _NOT_OF_A_ROW:
+            raise
         except Exception:  # decoders raise errors of many classes; a row cannot be read: which?
-            part = SplitFacts()
             for number in numbers:
                 _note_alone(part, number, inputs)
+        else:
+            _note(part, numbers, batch)
         return part
 
     with ThreadPoolExecutor() as pool:
@@ -74,7 +79,9 @@ def _widen(facts: SplitFacts, name: str, low: float, high: float) -> None:
 def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
     try:
         row = take(inputs, tf.constant([number], tf.int64))
-    except Exception as error:
+    except _NOT_OF_A_ROW:
+        raise
+    except Exception as error:  # kept, and shown as the reason why the row cannot be read
         facts.unreadable[number] = reason(error).split("{{")[0].rstrip(" [.:")
     else:
         _note(facts, range(number, number + 1), row)
@@ -82,12 +89,13 @@ def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
 
 def _note(facts: SplitFacts, numbers: range, batch: Any) -> None:
     arrays = [(name, np.asarray(tensor)) for name, tensor in leaves("", batch)]
+    finite = np.ones(len(numbers), bool)
     for name, array in arrays:
         if array.dtype.kind == "f":
-            finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-            facts.not_finite += [numbers[row] for row in np.flatnonzero(~finite)]
+            finite &= np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if array.dtype.kind in "iuf" and array.size:
             _widen(facts, name, float(array.min()), float(array.max()))
+    facts.not_finite += [numbers[row] for row in np.flatnonzero(~finite)]
     for place, number in enumerate(numbers):
         digest = hashlib.sha256()
         for name, array in arrays:

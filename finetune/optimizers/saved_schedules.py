@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from finetune.errors import reason
 from finetune.optimizers.schedules import LearningRateSchedule, constant
 
 _KERAS = "keras.optimizers.schedules"
@@ -54,20 +55,20 @@ def read_schedule(saved: dict[str, Any], initial: Any, present: Any, group: str)
     kind = "config" if "config" in saved else "function"
     if present is not None and here.get(kind) == saved[kind]:
         return present
-    name = saved["function"] if kind == "function" else _unknown_class(saved["config"])
+    if kind == "function":
+        name, why = saved["function"], "a function or has no `get_config`. "
+    else:
+        name = _unknown_class(saved["config"])
+        why = "a class that is not registered with `keras.saving.register_keras_serializable`. "
     if name is None:
         try:
             return keras.saving.deserialize_keras_object(saved["config"])
-        except Exception:  # the class has changed since; its code may raise anything
+        except Exception as error:  # the class has changed since; its code may raise anything
             name = str(saved["config"]["class_name"])
+            why = f"a class that has changed ({type(error).__name__}: {reason(error)}). "
     warnings.warn(
-        f"A file holds a schedule only if Keras can make it again. Group `{group}` followed `{name}`, which is "
-        + (
-            "a function or has no `get_config`. "
-            if kind == "function"
-            else "a class that is not registered with `keras.saving.register_keras_serializable`, or that has changed. "
-        )
-        + f"It now has the rate of the moment of saving, {saved['rate']:g}, and keeps it. Call "
+        f"A file holds a schedule only if Keras can make it again. Group `{group}` followed `{name}`, which is {why}"
+        f"It now has the rate of the moment of saving, {saved['rate']:g}, and keeps it. Call "
         f"`optimizer.reschedule({group!r}, schedule)` to go on with the schedule.",
         stacklevel=2,
     )

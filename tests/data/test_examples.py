@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.data.examples import Examples, Split, check_examples, make_examples
+from finetune.data.examples import Examples, Split, check_examples, make_examples, summary
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 
@@ -122,3 +122,13 @@ def test_examples_are_made_of_splits_and_give_them_back():
     assert examples.test.x is test.x
     assert examples.class_names == ("cat", "dog")
     assert len(examples.train) == 4
+
+
+def test_rows_that_were_skipped_are_in_the_summary():
+    split = Split(np.ones((4, 2)), np.arange(4))
+    assert summary(make_examples(split, split)) == "4 rows to train on, 4 to test"
+    names = [f"a/{number}.png" for number in range(7)]
+    said = summary(make_examples(split, split, source={"skipped": names}))
+    assert said.endswith(
+        "; 7 skipped that cannot be read: `a/0.png`, `a/1.png`, `a/2.png`, `a/3.png`, `a/4.png` and 2 more"
+    )

@@ -98,3 +98,18 @@ def test_classes_with_few_rows_are_named():
     x, y = np.arange(30, dtype="float32")[:, np.newaxis], np.array([0] * 20 + [1] * 4 + [2] * 6)
     problems, _ = problems_of(Examples(x, y, x + 99, y, class_names=("a", "b", "c", "d")))
     assert problems == ["2 classes have fewer than 5 training rows: `b` (4), `d` (0)"]
+
+
+def test_a_row_that_is_not_finite_in_two_inputs_counts_once():
+    x = np.array([[1], [np.nan], [3]], np.float32)
+    both = Split({"a": read_when_needed(x), "b": read_when_needed(x)}, np.zeros(3))
+    assert read_every_row(both).not_finite == [1]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "out of memory")])
+def test_a_machine_without_memory_does_not_make_a_row_unreadable(error):
+    def take(indices):
+        raise error
+
+    with pytest.raises(type(error)):
+        read_every_row(Split(Rows(3, take), np.zeros(3)))

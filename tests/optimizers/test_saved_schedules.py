@@ -98,7 +98,7 @@ def test_a_schedule_whose_class_has_changed_is_replaced_by_its_rate_with_a_warni
     saved = through_a_file(Registered())
     saved["config"]["config"] = {"an_argument_that_was_renamed": 1}
     with pytest.warns(
-        UserWarning, match=r"`Registered`, which is a class .* or that has changed\. It now has the rate"
+        UserWarning, match=r"`Registered`, which is a class that has changed \(TypeError: .*\)\. It now has the rate"
     ):
         again = read_schedule(saved, None, None, "body")
     assert float(again(7)) == 0.25
