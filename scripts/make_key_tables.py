@@ -16,14 +16,15 @@ IN_README = ("data", "data.split", "data.tokenizer", "model.head", "train")
 
 def reference() -> str:
     """Returns the page that lists every key of a recipe."""
-    parts = [
-        "# Every key of a recipe\n",
-        "Written by `scripts/make_key_tables.py` from the schema; `finetune keys NAME` prints the same. `[a, b]` and a "
-        "list with a line for each item are the same YAML. A number may be written as `1e-3`.\n",
+    head = (
+        "# Every key of a recipe\n\n"
+        "Written by `scripts/make_key_tables.py` from the schema; `finetune keys NAME` prints the same.\n"
+    )
+    tables = [
+        f"## {f'`{block.path}`' if block.path else 'The first keys'}\n\n{block.about}\n\n{markdown(block)}"
+        for block in blocks()
     ]
-    for block in blocks():
-        parts.append(f"## {f'`{block.path}`' if block.path else 'The first keys'}\n\n{block.about}\n\n{markdown(block)}")
-    return "\n".join(parts)
+    return "\n".join([head, *tables])
 
 
 def with_tables(readme: str) -> str:

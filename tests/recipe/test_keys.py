@@ -54,7 +54,9 @@ def test_a_key_is_found_by_its_place_and_by_its_name():
 def test_an_unknown_name_offers_the_nearest():
     with pytest.raises(RecipeError) as error:
         blocks_at("train.eposch")
-    assert str(error.value) == "No key, schedule or strategy of a recipe is called `train.eposch`. Did you mean `epochs`?"
+    assert (
+        str(error.value) == "No key, schedule or strategy of a recipe is called `train.eposch`. Did you mean `epochs`?"
+    )
 
 
 def test_markdown_is_a_table_whose_bars_are_escaped():
