@@ -173,7 +173,6 @@ def _values(hint: Any) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    bounds = {sign: getattr(each, name, None) for each in metadata for name, sign in _SIGNS.items()
-              if getattr(each, name, None) is not None}  # fmt: skip
+    pairs = [(sign, getattr(each, name, None)) for each in metadata for name, sign in _SIGNS.items()]
     # Upper bounds that only keep out typing errors say nothing to a reader.
-    return ",".join(f" {sign} {bound:g}" for sign, bound in bounds.items() if bound < 2**32)
+    return ",".join(f" {sign} {bound:g}" for sign, bound in pairs if bound is not None and bound < 2**32)
