@@ -58,7 +58,16 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
 
 
 def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns images of the height, width and channels that an input takes, and how they were read."""
+    """Returns images of the height, width and channels that an input takes, and how they were read.
+
+    Args:
+        recipe: The recipe, whose `size` counts where it is written.
+        paths: The files of the images.
+        network_input: The symbolic input of the network, or `None` where it is not known.
+
+    Raises:
+        DataError: The input is not for images, or the size is not known.
+    """
     shape = tuple(getattr(network_input, "shape", None) or (None,) * 4)
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
         raise DataError(
