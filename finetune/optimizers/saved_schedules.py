@@ -17,6 +17,7 @@ from finetune.errors import reason
 from finetune.optimizers.schedules import LearningRateSchedule, constant
 
 _KERAS = "keras.optimizers.schedules"
+_numpy: Any = keras.ops.convert_to_numpy  # whose declared type is that of any structure
 
 
 def describe_schedule(schedule: Callable[..., Any], initial: Any, step: Any) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def describe_schedule(schedule: Callable[..., Any], initial: Any, step: Any) -> 
     """
     if schedule is initial:
         return {"initial": True}
-    now = int(keras.ops.convert_to_numpy(step))
+    now = int(_numpy(step))
     samples = _sample(schedule, sorted({0, 1, now, now + 1, 10 * now + 100}), step)
     return {**_identity(schedule), "samples": samples}
 
@@ -97,7 +98,7 @@ def _identity(schedule: Callable[..., Any]) -> dict[str, Any]:
 
 def _sample(schedule: Callable[..., Any], steps: Iterable[int], step: Any) -> list[tuple[int, float]]:
     """Returns the rates that a schedule gives at some steps, without those at which it raises an error."""
-    samples, now = [], int(keras.ops.convert_to_numpy(step))
+    samples, now = [], int(_numpy(step))
     try:
         for each in steps:
             with contextlib.suppress(Exception):  # a list of rates may end, and any code may raise anything
@@ -105,7 +106,7 @@ def _sample(schedule: Callable[..., Any], steps: Iterable[int], step: Any) -> li
                 # another step than that of the file where `tf.train.Checkpoint` reads it later than the schedule.
                 step.assign(each)
                 rate = schedule(each) if isinstance(schedule, LearningRateSchedule) else schedule()
-                samples.append((each, float(keras.ops.convert_to_numpy(rate))))
+                samples.append((each, float(_numpy(rate))))
     finally:
         step.assign(now)
     return samples
