@@ -401,6 +401,7 @@ def test_an_optimizer_of_a_config_updates_the_variables_of_the_model_that_it_is_
     again.set_weights([np.array(v) for v in optimizer.variables])  # before it has met the variables: as in a file
     weights = [np.array(v) for v in second.trainable_variables]
     assert moved_by(again, second.trainable_variables) == pytest.approx([0.1, 0.1, 0.2, 0.2])
+    assert len(again.buffers(second.trainable_variables)) == (0 if use_ema else 2)  # kernels and biases, together
     averages = again._model_variables_moving_average if use_ema else ()
     for weight, variable_, average in zip(weights, second.trainable_variables, averages, strict=False):
         assert not np.array_equal(weight, np.array(variable_))
