@@ -19,6 +19,7 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     rows = [
         (
             *(row["name"], row["role"], shape_text(row["shape"]), row["dtype"], f"{row['parameters']:,}"),
+            # Strings have no fixed size, so no number of bytes is shown for them.
             "" if row["dtype"] == "string" else size_text(row["bytes"]),
         )
         for row in [*listing["weights"], *listing["others"]]
@@ -35,5 +36,6 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     types = ", ".join(f"{count} {name}" for name, count in listing["dtypes"].items())
     total = f"{listing['parameters']:,} parameters, {size_text(listing['bytes'])} ({types})"
     lines = [f"{listing['path']}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
+    # Slots, counters and averages are listed, and not counted among the weights: they are no part of the model.
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
     return "\n".join([*lines, f"no weights: {others}"] if others else lines)
