@@ -16,6 +16,7 @@ class PlainConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """Makes the text of a string that is printed; Rich calls it."""
         return super().render_str(printable_lines(text), **options)
 
 
