@@ -85,17 +85,17 @@ def look_at(records: Sequence[bytes]) -> dict[str, Feature | str]:
             "Records must be `tf.train.Example`s with features. The first have none: they may be other bytes, or "
             "`tf.train.SequenceExample`s, whose lists belong into features of one length."
         )
-    return {name: _looks(values, len(records)) for name, values in sorted(seen.items())}
+    return {name: _looks(values) for name, values in sorted(seen.items())}
 
 
-def _looks(values: list[tuple[str, list[Any]]], count: int) -> Feature | str:
+def _looks(values: list[tuple[str, list[Any]]]) -> Feature | str:
     kinds, lengths = {kind for kind, _ in values}, {len(value) for _, value in values}
     if len(kinds) > 1:
         return f"has several types: {quote(sorted(kinds))}"
     stored = _STORED[kinds.pop()].name
-    if len(lengths) > 1 or len(values) < count:
-        counts = sorted(lengths | ({0} if len(values) < count else set()))
-        return f"has {counts[0]} to {counts[-1]} values of type `{stored}`: say how long it becomes, with `length`"
+    if len(lengths) > 1:
+        counts = f"{min(lengths)} to {max(lengths)} values of type `{stored}`"
+        return f"has {counts}: say how long it becomes, with `length`"
     [length] = lengths
     if stored == "string" and length == 1 and all(value[0].startswith(_IMAGES) for _, value in values):
         return Feature("string", "uint8", is_image=True)
