@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from finetune.data.examples import Examples
+from finetune.data.loss_families import BINARY, NUMBERS, SPARSE, UNKNOWN, family_of
 from finetune.errors import DataError, did_you_mean, quote
 
 
@@ -48,11 +49,17 @@ def encode_classes(
         The targets, shape `(rows,)` or `(rows, classes)`, and the names of the classes.
 
     Raises:
-        DataError: A row has a class that is not among `class_names`.
+        DataError: A row has a class that is not among `class_names`, or the loss takes numbers.
     """
+    family = family_of(loss)
+    if family == NUMBERS:
+        raise DataError(
+            f"The loss `{loss}` takes numbers. The targets are names of classes, such as "
+            f"{quote(dict.fromkeys(values), limit=3)}. Take the loss `sparse_categorical_crossentropy`, or `auto`."
+        )
     if ordered and not class_names:
         class_names = tuple(sorted(set(values), key=int))
-    if "binary" in loss and ("|" in "".join(values) or len(set(class_names or values)) > 2):
+    if family == BINARY and ("|" in "".join(values) or len(set(class_names or values)) > 2):
         labels = [[label for label in value.split("|") if label] for value in values]
         numbers, names = number_labels([label for row in labels for label in row], class_names)
         matrix, rows = (
@@ -62,9 +69,9 @@ def encode_classes(
         matrix[rows, numbers] = 1
         return matrix, names
     numbers, names = number_labels(values, class_names)
-    if "binary" in loss:
+    if family == BINARY:
         return numbers.astype(np.float32), names
-    return (numbers, names) if "sparse" in loss else (np.eye(len(names), dtype=np.float32)[numbers], names)
+    return (numbers, names) if family in (SPARSE, UNKNOWN) else (np.eye(len(names), dtype=np.float32)[numbers], names)
 
 
 def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
@@ -123,6 +130,6 @@ def count_outputs(examples: Examples | None, loss: str) -> int:
         )
     if y.ndim > 1:
         return y.shape[-1]
-    if y.dtype.kind not in "iub" or "binary" in loss.lower():
+    if y.dtype.kind not in "iub" or family_of(loss) == BINARY:
         return 1
     return max(len(examples.class_names), int(y.max()) + 1)
