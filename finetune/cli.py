@@ -215,6 +215,24 @@ def data(
 
 
 @app.command()
+def keys(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A key such as `train` or `data.split`, or the name of a schedule or strategy.",
+            show_default=False,
+        ),
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
+) -> None:
+    """List what can be written in a recipe: every key with its values, default and meaning."""
+    from finetune.commands.keys import show_keys
+
+    show_keys(name, as_markdown=markdown, console=_console())
+
+
+@app.command()
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.build.sources import image_examples, table_examples
+from finetune.build.image_source import image_examples
+from finetune.build.table_source import table_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, check_examples, make_examples
 from finetune.data.labels import class_weights

@@ -213,6 +213,7 @@ def choice(*known: Any) -> BeforeValidator:
             pick(value, [json.dumps(item).strip('"') for item in known])
         return value
 
+    check.known = known  # type: ignore[attr-defined]  # `finetune.recipe.keys` lists them
     return BeforeValidator(check)
 
 
@@ -247,9 +248,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 Text = Annotated[str, Field(min_length=1)]
 ListOf = Annotated[tuple[_T, ...], Strict(False)]
-OneOrMore = Annotated[
-    tuple[_T, ...], Strict(False), BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
-]
+IN_A_LIST = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+OneOrMore = Annotated[tuple[_T, ...], Strict(False), IN_A_LIST]
 Regex = Annotated[Text, AfterValidator(_compiled)]
 Identifier = Annotated[str, matched(r"[A-Za-z_]\w*", "must be a name of letters, digits and `_`")]
 Arguments = dict[Identifier, Any]

@@ -174,7 +174,9 @@ class Strategy(Part):
         learning_rate: The schedule of every group, with a rate of 1 that `with_rate` replaces; `None` for constant
             rates.
         decay_bias_and_norm: Whether weight decay applies to biases and normalization parameters, too.
-        frozen: `false` in every group, see `GroupSpec`.
+        batch_norm: What BatchNormalization does while its group is trained: of all groups, or of some by name.
+        dropout: Whether dropout in frozen groups is `on` or `off`: of all groups, or of some by name.
+        frozen: `false` trains what is not trainable in the model, too.
     """
 
     by: Annotated[Literal["layer", "block"], choice("layer", "block")]

@@ -37,6 +37,7 @@ class _Schedule(Part):
     """Base of every schedule.
 
     Attributes:
+        schedule: Name of the schedule.
         rate_field: The field that holds the first or highest rate; empty for a schedule with several rates.
     """
 
@@ -55,21 +56,35 @@ class _Schedule(Part):
 
 
 class _Initial(_Schedule):
-    """A schedule that starts at a rate."""
+    """A schedule that starts at a rate.
+
+    Attributes:
+        initial: The first rate.
+    """
 
     rate_field: ClassVar[str] = "initial"
     initial: Rate
 
 
 class _Peak(_Schedule):
-    """A schedule that has its highest rate later."""
+    """A schedule that has its highest rate later.
+
+    Attributes:
+        peak: The highest rate.
+    """
 
     rate_field: ClassVar[str] = "peak"
     peak: Rate
 
 
 class _Decay(_Schedule):
-    """A schedule with a decay of some length."""
+    """A schedule with a decay of some length.
+
+    Attributes:
+        decay_steps: Length of the decay in steps (batches); exactly one of the three spellings.
+        decay_epochs: The same length in epochs.
+        decay_fraction: The same length as a fraction of the run.
+    """
 
     decay_steps: Count | None = None
     decay_epochs: Positive | None = None
@@ -82,7 +97,13 @@ class _Decay(_Schedule):
 
 
 class _Total(_Schedule):
-    """A schedule over a whole length, by default that of the run."""
+    """A schedule over a whole length, by default that of the run.
+
+    Attributes:
+        total_steps: Length of the whole schedule in steps; at most one of the three spellings, by default the run.
+        total_epochs: The same length in epochs.
+        total_fraction: The same length as a fraction of the run.
+    """
 
     total_steps: Count | None = None
     total_epochs: Positive | None = None
@@ -95,7 +116,14 @@ class _Total(_Schedule):
 
 
 class _WarmUp(_Schedule):
-    """A linear warm-up in front, from `warmup_from` times the first rate up to it."""
+    """A linear warm-up in front, from `warmup_from` times the first rate up to it.
+
+    Attributes:
+        warmup_steps: Length of the linear warm-up in steps; at most one of the three spellings.
+        warmup_epochs: The same length in epochs.
+        warmup_fraction: The same length as a fraction of the run.
+        warmup_from: Where the warm-up begins, as a share of the first rate.
+    """
 
     warmup_steps: Count | None = None
     warmup_epochs: Positive | None = None
@@ -124,7 +152,13 @@ class _WarmUp(_Schedule):
 
 
 class _Boundaries(_Schedule):
-    """A schedule of several parts."""
+    """A schedule of several parts.
+
+    Attributes:
+        boundaries: Steps after which the next part begins, rising; exactly one of the three spellings.
+        boundaries_epochs: The same in epochs.
+        boundaries_fraction: The same as fractions of the run.
+    """
 
     boundaries: ListOf[Count] | None = None
     boundaries_epochs: ListOf[Positive] | None = None
@@ -161,7 +195,12 @@ def _check_count(value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...
 
 
 class _RateOfDecay(_WarmUp, _Decay, _Initial):
-    """A schedule that falls by the same factor, or at the same speed, all the time."""
+    """A schedule that falls by the same factor, or at the same speed, all the time.
+
+    Attributes:
+        decay_rate: The rate of the decay.
+        staircase: Whether the rate falls in steps, once in every `decay_*`.
+    """
 
     # With `t` = step / decay length, rounded down for a `staircase`: see the formulas of the subclasses.
     decay_rate: Positive
@@ -187,7 +226,13 @@ class InverseTimeDecay(_RateOfDecay):
 
 
 class PolynomialDecay(_WarmUp, _Decay, _Initial):
-    """Goes from `initial` to `end` along a power of the time left."""
+    """Goes from `initial` to `end` along a power of the time left.
+
+    Attributes:
+        end: The last rate.
+        power: Exponent; 1 is a straight line.
+        cycle: Whether the decay starts again, longer, instead of staying at `end`.
+    """
 
     schedule: Literal["polynomial_decay"]
     # rate = end + (initial - end) * (1 - t) ** power
@@ -197,7 +242,11 @@ class PolynomialDecay(_WarmUp, _Decay, _Initial):
 
 
 class PiecewiseConstantDecay(_WarmUp, _Boundaries):
-    """A constant for each part between boundaries."""
+    """A constant for each part between boundaries.
+
+    Attributes:
+        values: Rate of each part: one more than boundaries.
+    """
 
     schedule: Literal["piecewise_constant_decay"]
     # The validator must follow the boundaries in the class: pydantic validates fields in this order.
@@ -207,14 +256,27 @@ class PiecewiseConstantDecay(_WarmUp, _Boundaries):
 
 
 class CosineDecay(_WarmUp, _Decay, _Initial):
-    """Falls along half a cosine to `alpha` times the first rate."""
+    """Falls along half a cosine to `alpha` times the first rate.
+
+    Attributes:
+        alpha: The last rate as a share of the first.
+    """
 
     schedule: Literal["cosine_decay"]
     alpha: Share = 0.0
 
 
 class CosineDecayRestarts(_WarmUp, _Initial):
-    """Falls along half a cosine again and again (SGDR)."""
+    """Falls along half a cosine again and again (SGDR).
+
+    Attributes:
+        first_decay_steps: Length of the first cycle in steps; exactly one of the three spellings.
+        first_decay_epochs: The same length in epochs.
+        first_decay_fraction: The same length as a fraction of the run.
+        t_mul: Ratio of the length of a cycle to that of the cycle before.
+        m_mul: Ratio of the first rate of a cycle to that of the cycle before.
+        alpha: The lowest rate as a share of the first.
+    """
 
     schedule: Literal["cosine_decay_restarts"]
     first_decay_steps: Count | None = None
@@ -232,7 +294,13 @@ class CosineDecayRestarts(_WarmUp, _Initial):
 
 
 class InverseSquareRoot(_Peak):
-    """Rises in a straight line to `peak`, then falls with the square root of the step."""
+    """Rises in a straight line to `peak`, then falls with the square root of the step.
+
+    Attributes:
+        warmup_steps: Length of the rise in steps; exactly one of the three spellings.
+        warmup_epochs: The same length in epochs.
+        warmup_fraction: The same length as a fraction of the run.
+    """
 
     schedule: Literal["inverse_square_root"]
     warmup_steps: Count | None = None
@@ -246,7 +314,12 @@ class InverseSquareRoot(_Peak):
 
 
 class SlantedTriangular(_WarmUp, _Total, _Peak):
-    """Rises in a straight line to `peak`, then falls slowly in a straight line (ULMFiT)."""
+    """Rises in a straight line to `peak`, then falls slowly in a straight line (ULMFiT).
+
+    Attributes:
+        cut_fraction: Share of the steps in which the rate rises.
+        ratio: How many times smaller the lowest rate is than `peak`.
+    """
 
     schedule: Literal["slanted_triangular"]
     # The defaults of the paper: a tenth of the steps rises, and the lowest rate is `peak / 32`.
@@ -255,7 +328,13 @@ class SlantedTriangular(_WarmUp, _Total, _Peak):
 
 
 class OneCycle(_Total, _Peak):
-    """Rises to `peak` and falls again, along half cosines (fastai)."""
+    """Rises to `peak` and falls again, along half cosines (fastai).
+
+    Attributes:
+        warmup_fraction: Share of the steps in which the rate rises.
+        div: How many times smaller the first rate is than `peak`.
+        final_div: How many times smaller the last rate is than `peak`.
+    """
 
     schedule: Literal["one_cycle"]
     # The defaults of fastai: from `peak / div` up to `peak`, then down to `peak / final_div`.
@@ -271,7 +350,11 @@ class Constant(_WarmUp, _Initial):
 
 
 class Chain(_WarmUp, _Boundaries):
-    """Other schedules, one after the other."""
+    """Other schedules, one after the other.
+
+    Attributes:
+        schedules: The schedules: one more than boundaries. Each counts the steps since its start.
+    """
 
     schedule: Literal["chain"]
     schedules: "ListOf[Schedule]"

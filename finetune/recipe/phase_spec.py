@@ -29,7 +29,15 @@ _METRIC_MODE = Annotated[Literal["auto", "min", "max"], choice("auto", "min", "m
 
 
 class UntilSpec(Part):
-    """Ends a phase early, when a metric no longer gets better."""
+    """Ends a phase early, when a metric no longer gets better.
+
+    Attributes:
+        monitor: A metric, with `val_` that of the validation rows.
+        patience: Epochs without an improvement that are waited for.
+        min_delta: Smaller changes are no improvement.
+        mode: Whether lower (`min`) or higher (`max`) is better; `auto` knows by the name.
+        restore_best: Whether the weights of the best epoch come back at the end of the phase.
+    """
 
     monitor: Text = "val_loss"
     patience: Annotated[int, Field(ge=0)] = 0
@@ -39,7 +47,16 @@ class UntilSpec(Part):
 
 
 class PlateauSpec(Part):
-    """Lowers all rates in proportion when a metric no longer gets better, until the phase ends."""
+    """Lowers all rates in proportion when a metric no longer gets better, until the phase ends.
+
+    Attributes:
+        monitor: A metric, with `val_` that of the validation rows.
+        factor: What the rates are multiplied by.
+        patience: Epochs without an improvement that are waited for.
+        min_delta: Smaller changes are no improvement.
+        mode: Whether lower (`min`) or higher (`max`) is better; `auto` knows by the name.
+        cooldown: Epochs after a reduction in which none are counted.
+    """
 
     monitor: Text = "val_loss"
     factor: OpenShare = 0.1

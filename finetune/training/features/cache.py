@@ -27,8 +27,8 @@ from finetune.data.batches import lean_options, steps_per_epoch, training_batche
 from finetune.data.rows import Rows, as_rows
 from finetune.errors import TrainingError, quote
 from finetune.results.formatting import size_text
+from finetune.training.features.cache_keys import feature_keys
 from finetune.training.features.cut import Cut, Front, NoCut, Tail
-from finetune.training.features.keys import feature_keys
 from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")

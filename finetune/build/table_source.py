@@ -1,66 +1,24 @@
-"""From files to examples: folders of images and tables, split, and shaped for the inputs of a network."""
+"""From tables to examples, whose columns are shaped for the inputs of a network."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune import keras_private
+from finetune.build.image_source import network_images
+from finetune.build.source_keys import class_names_of, limited_rows, network_inputs, split_as_asked
 from finetune.data.columns import feature_vectors, targets, token_ids
 from finetune.data.examples import Examples, Split, make_examples
-from finetune.data.images import find_images, image_rows
-from finetune.data.labels import encode_classes
-from finetune.data.row_checks import read_every_row
-from finetune.data.rows import select
-from finetune.data.splits import Indices, split_by_column, split_rows
+from finetune.data.splits import split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
 # Inputs of a KerasHub backbone that are made from the token ids of a single column of text.
 _OF_TOKENS = ("token_ids", "padding_mask", "segment_ids")
-
-
-def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> Examples:
-    """Makes examples of a folder of images.
-
-    Args:
-        recipe: The recipe.
-        folder: The folder, as the recipe names it.
-        network: The network, whose input says how large the images are where the recipe does not.
-
-    Raises:
-        DataError: The images cannot be read, or cannot be split as the recipe says.
-    """
-    source, place = recipe.data, resolve_path(recipe, folder)
-    files = find_images(place)
-    files = [files[row] for row in _limited(recipe, len(files))]
-    shape = _inputs_of(network)[""] if len(_inputs_of(network)) == 1 else None
-    x, about = _images(recipe, [file.path for file in files], shape)
-    if source.on_error == "skip":
-        skipped = read_every_row(Split(x, None)).unreadable
-        kept = np.array([row for row in range(len(files)) if row not in skipped], np.int64)
-        about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
-        x, files = select(x, kept), [files[row] for row in kept]
-    labels = [file.label for file in files]
-    y, class_names = encode_classes(labels, recipe.train.loss.name.lower(), _class_names(recipe))
-    if any(file.split for file in files):
-        if source.split:
-            raise DataError(
-                "the folders say which images test and validate, so `data.split` has nothing to do. Remove it."
-            )
-        indices = split_by_column([file.split for file in files], "folder")
-    else:
-        names = [file.path.relative_to(place).as_posix() for file in files]
-        indices = _split(recipe, len(files), labels, names)
-    splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
-    about = {"kind": "images", "folder": str(place), **about}
-    places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
-    return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 
 def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Examples:
@@ -76,11 +34,11 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     """
     source = recipe.data
     table = read_table(resolve_path(recipe, file))
-    table = table.select(_limited(recipe, len(table)))
+    table = table.select(limited_rows(recipe, len(table)))
     others = {"test": source.test_table, "validation": source.validation_table}
     parts = {"train": table} | {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
     table = join_tables(list(parts.values()))
-    y, class_names = targets(table, source.target, recipe.train.loss.name.lower(), _class_names(recipe))
+    y, class_names = targets(table, source.target, recipe.train.loss.name.lower(), class_names_of(recipe))
     if len(parts) > 1:
         ends = np.cumsum([len(part) for part in parts.values()])
         indices = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
@@ -89,7 +47,7 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     else:
         labels = table.column(source.target[0]).texts() if class_names and len(source.target) == 1 else None
         keys = table.column(source.split.column).texts() if source.split and source.split.column else None
-        indices = _split(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
+        indices = split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
     x, columns = _table_inputs(recipe, table, indices["train"], network)
     splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "target": list(source.target), "inputs": columns}
@@ -101,7 +59,7 @@ def _table_inputs(
     recipe: Recipe, table: Table, train: np.ndarray, network: keras.Model | None
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the inputs of a network, and what was fitted for each."""
-    inputs, written = _inputs_of(network), recipe.data.inputs
+    inputs, written = network_inputs(network), recipe.data.inputs
     if set(inputs) <= set(_OF_TOKENS) and len(inputs) > 1 and list(written) == [""]:
         ids, mask, about = _tokens(recipe, table, written[""], network)
         made = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
@@ -133,7 +91,7 @@ def _input(
     kind = types.get(column.name, "")
     if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
         folder = table.path.parent
-        return _images(recipe, [folder / name for name in column.values.tolist()], network_input)
+        return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)
     if len(columns) == 1 and (recipe.data.tokenizer or dtype == "string") and kind in ("", "text"):
         if dtype == "string":
             return column.texts().astype(object), {column.name: {"kind": "text"}}
@@ -173,52 +131,3 @@ def _tokens(
             f"`{tokenizer.file}` gives ids up to {ids.max():,}. Use the tokenizer that belongs to the network."
         )
     return ids, mask, {names[0]: {"kind": "text", **about}}
-
-
-def _images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
-    """Returns images of the height, width and channels that an input takes, and how they were read."""
-    shape = tuple(getattr(network_input, "shape", None) or (None,) * 4)
-    if len(shape) != 4 or shape[3] not in (None, 1, 3):
-        raise DataError(
-            f"Images have height, width and 1 or 3 channels. The network takes {shape[1:]}. Use a network for images, "
-            "or other data."
-        )
-    size = recipe.data.size or shape[1:3]
-    if None in size:
-        raise DataError(
-            "Images must all have the same size, and the network takes any. Set `data.size`, such as `[224, 224]`."
-        )
-    options: Any = {"size": tuple(size), "channels": shape[3] or 3}
-    options |= {"resize": recipe.data.resize, "value_range": recipe.data.value_range}
-    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
-
-
-def _inputs_of(network: Any) -> Mapping[str, Any]:
-    """Returns the symbolic inputs of a network by name; the name of an only input is empty."""
-    is_known = isinstance(network, keras.Function | keras.Sequential)
-    tensors: list[Any] = list(getattr(network, "inputs", None) or ()) if is_known else []
-    return {tensor.name: tensor for tensor in tensors} if len(tensors) > 1 else {"": tensors[0] if tensors else None}
-
-
-def _limited(recipe: Recipe, rows: int) -> np.ndarray:
-    """Returns the indices of the rows that `limit` leaves, taken evenly so that classes keep their shares."""
-    limit = min(recipe.data.limit or rows, rows)
-    return np.linspace(0, rows - 1, limit).round().astype(int)
-
-
-def _class_names(recipe: Recipe) -> tuple[str, ...]:
-    if not recipe.data.class_names_file:
-        return recipe.data.class_names
-    path = resolve_path(recipe, recipe.data.class_names_file)
-    if not path.is_file():
-        raise DataError(f"The file of class names `{path}` does not exist.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-
-
-def _split(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices:
-    split = recipe.data.split or SplitSpec()
-    by = split.by or ("random" if labels is None else "stratified")
-    if split.column and not split.by:
-        by = "group"
-    options: Any = {"test": split.test, "validation": split.validation, "by": by, "seed": recipe.seed}
-    return split_rows(rows, **options, labels=labels, keys=keys)

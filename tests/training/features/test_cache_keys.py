@@ -5,8 +5,8 @@ from keras import layers, ops
 
 from finetune import HubLayer
 from finetune.data.rows import Rows
+from finetune.training.features.cache_keys import feature_keys
 from finetune.training.features.cut import find_cut
-from finetune.training.features.keys import feature_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 

@@ -1,0 +1,84 @@
+"""From folders of images to examples, shaped for the input of a network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune.build.source_keys import class_names_of, limited_rows, network_inputs, split_as_asked
+from finetune.data.examples import Examples, Split, make_examples
+from finetune.data.images import find_images, image_rows
+from finetune.data.labels import encode_classes
+from finetune.data.row_checks import read_every_row
+from finetune.data.rows import select
+from finetune.data.splits import split_by_column
+from finetune.errors import DataError
+from finetune.recipe.loader import resolve_path
+from finetune.recipe.schema import Recipe
+
+
+def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> Examples:
+    """Makes examples of a folder of images.
+
+    Args:
+        recipe: The recipe.
+        folder: The folder, as the recipe names it.
+        network: The network, whose input says how large the images are where the recipe does not.
+
+    Raises:
+        DataError: The images cannot be read, or cannot be split as the recipe says.
+    """
+    source, place = recipe.data, resolve_path(recipe, folder)
+    files = find_images(place)
+    files = [files[row] for row in limited_rows(recipe, len(files))]
+    shape = network_inputs(network)[""] if len(network_inputs(network)) == 1 else None
+    x, about = network_images(recipe, [file.path for file in files], shape)
+    if source.on_error == "skip":
+        skipped = read_every_row(Split(x, None)).unreadable
+        kept = np.array([row for row in range(len(files)) if row not in skipped], np.int64)
+        about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
+        x, files = select(x, kept), [files[row] for row in kept]
+    labels = [file.label for file in files]
+    y, class_names = encode_classes(labels, recipe.train.loss.name.lower(), class_names_of(recipe))
+    if any(file.split for file in files):
+        if source.split:
+            raise DataError(
+                "the folders say which images test and validate, so `data.split` has nothing to do. Remove it."
+            )
+        indices = split_by_column([file.split for file in files], "folder")
+    else:
+        names = [file.path.relative_to(place).as_posix() for file in files]
+        indices = split_as_asked(recipe, len(files), labels, names)
+    splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
+    about = {"kind": "images", "folder": str(place), **about}
+    places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
+    return make_examples(**splits, class_names=class_names, source=about, places=places)
+
+
+def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns images of the height, width and channels that an input takes, and how they were read.
+
+    Args:
+        recipe: The recipe, whose `size` counts where it is written.
+        paths: The files of the images.
+        network_input: The symbolic input of the network, or `None` where it is not known.
+
+    Raises:
+        DataError: The input is not for images, or the size is not known.
+    """
+    shape = tuple(getattr(network_input, "shape", None) or (None,) * 4)
+    if len(shape) != 4 or shape[3] not in (None, 1, 3):
+        raise DataError(
+            f"Images have height, width and 1 or 3 channels. The network takes {shape[1:]}. Use a network for images, "
+            "or other data."
+        )
+    size = recipe.data.size or shape[1:3]
+    if None in size:
+        raise DataError(
+            "Images must all have the same size, and the network takes any. Set `data.size`, such as `[224, 224]`."
+        )
+    options: Any = {"size": tuple(size), "channels": shape[3] or 3}
+    options |= {"resize": recipe.data.resize, "value_range": recipe.data.value_range}
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
