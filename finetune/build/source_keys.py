@@ -1,15 +1,18 @@
 """Keys of `data` that mean the same whatever the source: `limit`, `class_names`, `split`; and what a network takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune.data.splits import Indices, split_rows
+from finetune.data.targets import Target, class_target
 from finetune.errors import DataError
+from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
+from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
 
 
@@ -18,6 +21,50 @@ def network_inputs(network: Any) -> Mapping[str, Any]:
     is_known = isinstance(network, keras.Function | keras.Sequential)
     tensors: list[Any] = list(getattr(network, "inputs", None) or ()) if is_known else []
     return {tensor.name: tensor for tensor in tensors} if len(tensors) > 1 else {"": tensors[0] if tensors else None}
+
+
+def output_widths(recipe: Recipe, network: Any) -> dict[str, int | None]:
+    """Returns how many values the network gives for each output by its name; `None` where that is not known yet.
+
+    Args:
+        recipe: The recipe, whose `head` counts where it has one.
+        network: The network without that head, or `None`.
+    """
+    if recipe.model.head:
+        classes = recipe.model.head.classes
+        return {"": classes if isinstance(classes, int) else None}
+    outputs = getattr(network, "output", None) if isinstance(network, keras.Function) else None
+    if isinstance(network, keras.Sequential) and getattr(network, "outputs", None):
+        outputs = network.outputs[0]
+    named = by_output_name(network, outputs)
+    shapes = {name: getattr(named.get(name), "shape", ()) for name in output_names(network)}
+    return {name: shape[-1] if len(shape) > 1 else None for name, shape in shapes.items()}
+
+
+def loss_names(recipe: Recipe) -> dict[str, str]:
+    """Returns the name of the loss of each output by its name; the name of an only output is empty."""
+    return {name: loss.name for name, loss in by_output(recipe.train.loss).items()}
+
+
+def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target:
+    """Turns the class of each row into what the loss of the recipe takes.
+
+    Args:
+        recipe: The recipe.
+        labels: Name of the class of each row.
+        network: The network, which decides where the loss is `auto`.
+
+    Raises:
+        DataError: A row has a class that `class_names` does not name, or the loss takes numbers.
+    """
+    losses, widths = loss_names(recipe), output_widths(recipe, network)
+    if len(losses) > 1 or len(widths) > 1:
+        raise DataError(
+            "These data have a class for each row, and so a network for them has a single output. The recipe has "
+            f"{max(len(losses), len(widths))}. Read a table, whose `target` names a column for each output."
+        )
+    [loss], [width] = losses.values(), widths.values()
+    return class_target(labels, loss, class_names_of(recipe), outputs=width)
 
 
 def limited_rows(recipe: Recipe, rows: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.data.table_files import Column, Table
+from finetune.data.table_files import Column
 from finetune.errors import DataError, quote
 
 _to_array: Any = keras.ops.convert_to_numpy

@@ -110,8 +110,8 @@ def class_target(
     encoded, names = encode_classes(values, loss, class_names, ordered=ordered)
     if outputs == 1 and family_of(loss) == BINARY and encoded.ndim > 1 and "reason" in about:
         raise DataError(
-            f"A network with a single output tells two classes apart. The target has {len(names)}: {quote(names)}. Give "
-            "the head as many outputs, with `head: {classes: auto}`."
+            f"A network with a single output tells two classes apart. The target has {len(names)}: {quote(names)}. "
+            "Give the head as many outputs, with `head: {classes: auto}`."
         )
     kind = LABELS if encoded.ndim > 1 and family_of(loss) == BINARY else _FORMS[family_of(loss)]
     return Target(encoded, names, about | {"kind": kind})
@@ -186,11 +186,11 @@ def kind_of_array(y: Any, outputs: int | None) -> tuple[str, str]:
             f"`{getattr(y, 'dtype', type(y).__name__)}`. Write the name of the loss, such as "
             "`sparse_categorical_crossentropy`."
         )
-    if y.ndim == 1 or y.shape[-1] == 1 or y.dtype.kind in "biu" and y.ndim > 2:
+    if y.ndim == 1 or y.shape[-1] == 1 or (y.dtype.kind in "biu" and y.ndim > 2):
         if y.dtype.kind == "b":
             return CLASSES, "`true` and `false`"
         low, high = y.min(), y.max()
-        if outputs == 1 and not (0 <= low and high <= 1):
+        if outputs == 1 and not (low >= 0 and high <= 1):
             return NUMBERS, f"numbers from {low:g} to {high:g}, and a network with 1 output"
         if low < 0:
             return NUMBERS, "numbers below 0"
@@ -265,9 +265,9 @@ def _kind_of_columns(
     different = len(set(texts.tolist()))
     if different > max(MOST_WHOLE_CLASSES, len(texts) / 2) and not class_names:
         raise DataError(
-            f"A class has several rows. The target `{column.name}` has {different:,} different values in {len(texts):,} "
-            f"rows, such as {quote(dict.fromkeys(texts[:50].tolist()), limit=3)}. Name the column that holds the "
-            "classes, or a loss."
+            f"A class has several rows. The target `{column.name}` has {different:,} different values in "
+            f"{len(texts):,} rows, such as {quote(dict.fromkeys(texts[:50].tolist()), limit=3)}. Name the column "
+            "that holds the classes, or a loss."
         )
     return CLASSES, f"{different} classes" + (", as `types` says" if written else "")
 

@@ -139,6 +139,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    value = value.name if isinstance(value, Named) else value
     if value is None or value in ((), {}):
         return ""
     return value if isinstance(value, str) else json.dumps(value)

@@ -33,7 +33,6 @@ def test_a_seed_fits_into_32_bits(complaint, seed, message):
 def test_the_epochs_of_a_run_without_phases_are_required_and_reported_with_other_errors(complaint):
     assert complaint("train", "epochs", to=...) == ["`train.epochs` is missing. Add it under `train`."]
     assert complaint("train", to={"los": "mse"}) == [
-        "`train.loss` is missing. Add it under `train`.",
         "`train.epochs` is missing. Add it under `train`.",
         "`train.los` is not a known key. Did you mean `loss`?",
     ]
