@@ -54,7 +54,6 @@ def compile_model(
         name: list(_metrics(recipe, name, named, tasks.get(name), model, trial))
         for name, named in by_output(train.metrics).items()
     }
-    _check_metrics_by_output(recipe, model)
     model.compile(
         optimizer=optimizer,
         loss=losses[""] if list(losses) == [""] else losses,  # pyright: ignore[reportArgumentType] - Keras' default is a str
@@ -115,15 +114,6 @@ def _tasks(
     return tasks
 
 
-def _check_metrics_by_output(recipe: Recipe, model: keras.Model) -> None:
-    names, metrics = output_names(model), recipe.train.metrics
-    if len(names) > 1 and metrics and not isinstance(metrics, Mapping):
-        raise RecipeError(
-            f"{place_of(recipe, 'train', 'metrics')}: `train.metrics` names the metrics of each output where there are "
-            f"several: {quote(names)}. Received a list for all. Write `metrics: {{{names[0]}: [{metrics[0].name}]}}`."
-        )
-
-
 def _metrics(
     recipe: Recipe, output: str, every: Sequence[Named], task: Task | None, model: keras.Model, trial: Trial
 ) -> Iterator[Any]:
@@ -153,6 +143,7 @@ def _fitted(metric: Any, named: Named, task: Task, y: Any, outputs: Any) -> Any:
     plain = named.name.lower().replace("_", "")
     by_shape = plain in ("accuracy", "acc")
     make: Any = accuracy_of(task) if by_shape else _classes(keras.metrics).get(plain) or keras.metrics.get(named.name)
+    make = type(make) if isinstance(make, keras.metrics.Metric) else make  # Keras makes an object of `mae`
     try:
         with fresh_names():
             fitted = fit_metric(named.name, make, named.arguments, task)

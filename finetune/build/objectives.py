@@ -119,6 +119,14 @@ def _check_names(recipe: Recipe, widths: Mapping[str, Any]) -> None:
                 f"{known}. Received: {quote(wrong)}.{did_you_mean(wrong[0], list(widths))}"
             )
 
+    metrics = by_output(recipe.train.metrics).get("", ())
+    if len(widths) > 1 and any(metric.name != _AUTO for metric in metrics):
+        raise RecipeError(
+            f"{place_of(recipe, 'train', 'metrics')}: `train.metrics` names the metrics of each output where there are "
+            f"several: {quote(widths)}. Received a list for all. Write "
+            f"`metrics: {{{next(iter(widths))}: [{metrics[0].name}]}}`."
+        )
+
 
 def _kind(examples: Examples, targets: Mapping[str, Any], name: str, width: int | None) -> tuple[str, str]:
     about = examples.source.get("target") or {}

@@ -78,7 +78,7 @@ def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_
     """Returns the weight of each row by its class, as Keras' `class_weight` applies it.
 
     Args:
-        labels: Number of the class of each row, shape `(rows,)`.
+        labels: Number of the class of each row, shape `(rows,)`; or a target for each class, of which one is 1.
         weights: `balanced`, which gives every class the same sum, and all rows the mean 1; or the weight of each class
             by its name, or by its number where classes have no names. Classes that are not named have weight 1.
         class_names: Name of each class by its number; may be empty.
@@ -89,10 +89,17 @@ def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_
     Raises:
         DataError: The labels are not numbers of classes, or a class is not known.
     """
+    shape, dtype = labels.shape, labels.dtype
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and set(np.unique(labels).tolist()) <= {0, 1} and (labels.sum(axis=1) == 1).all():
+        labels = labels.argmax(axis=1)  # a target for each class, as Keras takes it, too
+    # A binary loss takes its labels 0 and 1 as floats.
+    labels = labels.astype(np.int64) if labels.ndim == 1 and set(np.unique(labels).tolist()) <= {0, 1} else labels
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise DataError(
             "`class_weight` needs a class for each row: whole numbers of shape (rows,). The targets have type "
-            f"`{labels.dtype}` and shape {labels.shape}. Remove `class_weight`, or give the rows weights."
+            f"`{dtype}` and shape {shape}. Remove `class_weight`, or give the rows weights."
         )
     count = max(int(labels.max()) + 1, len(class_names))
     if isinstance(weights, str):  # n / (classes that occur * rows of the class), as scikit-learn has it

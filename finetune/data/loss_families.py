@@ -11,7 +11,7 @@ _FAMILIES = {
     SPARSE: ("sparsecategoricalcrossentropy", "circle"),
     ONE_HOT: (
         *("categoricalcrossentropy", "categoricalfocalcrossentropy", "categoricalhinge", "crossentropy"),
-        *("kldivergence", "dice", "tversky"),
+        *("kldivergence", "dice", "tversky", "categoricalgeneralizedcrossentropy"),
     ),
     BINARY: ("binarycrossentropy", "binaryfocalcrossentropy", "hinge", "squaredhinge"),
     NUMBERS: (

@@ -263,7 +263,7 @@ def _kind_of_columns(
     if any("|" in text for text in texts.tolist()):
         return LABELS, "labels separated by `|`"
     different = len(set(texts.tolist()))
-    if different > max(MOST_WHOLE_CLASSES, len(texts) / 2) and not class_names:
+    if different > max(MOST_WHOLE_CLASSES, len(texts) / 2) and not (class_names or written):
         raise DataError(
             f"A class has several rows. The target `{column.name}` has {different:,} different values in "
             f"{len(texts):,} rows, such as {quote(dict.fromkeys(texts[:50].tolist()), limit=3)}. Name the column "

@@ -260,7 +260,7 @@ def _conversion(
         if one_hot:
             labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
             y_true = ops.one_hot(labels, task.outputs, dtype=y_pred.dtype)
-        if add_axis:
+        if add_axis and len(y_true.shape) < len(y_pred.shape):  # Keras gives arrays that axis itself, but not datasets
             y_true = ops.expand_dims(y_true, -1)
         if to_probabilities:
             y_pred = to_probabilities(y_pred)
