@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from finetune.data.examples import SPLITS
+from finetune.data.indexed import ItemNames
 from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of
 from finetune.data.splits import Indices, split_rows
 from finetune.data.targets import AUTO, Target, class_target, kind_of_array
@@ -69,6 +70,36 @@ def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target
         )
     [loss], [width] = losses.values(), widths.values()
     return class_target(labels, loss, class_names_of(recipe), outputs=width)
+
+
+def item_names(recipe: Recipe, network: Any) -> ItemNames:
+    """Returns which parts of an item that is a dict are inputs and targets, as the recipe says.
+
+    Raises:
+        DataError: `inputs` does not name the inputs of the network.
+    """
+    source, inputs = recipe.data, network_inputs(network)
+    column = (source.split.column if source.split else None) or ""
+    written = dict(source.inputs)
+    if list(written) == [""] and len(written[""]) > 1:  # a list of parts, which are the inputs of the network
+        written = {name: (name,) for name in written[""]}
+    several = [name for name, parts in written.items() if len(parts) > 1]
+    if list(inputs) == [""] and len(written) == 1:
+        written = {"": next(iter(written.values()))}
+    is_known = isinstance(network, keras.Function | keras.Sequential)
+    if several or (written and is_known and set(written) != set(inputs)):
+        wrong = sorted(set(written) - set(inputs))
+        raise DataError(
+            f"`inputs` names a part of the rows for each input of the network: "
+            f"{quote(name or 'its only input' for name in inputs)}. Received: {quote(several or written)}."
+            f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
+        )
+    if list(source.target) not in ([], [""]):
+        raise DataError(
+            f"`target` by the names of outputs, {quote(source.target)}, is for the columns of a table. Give rows whose "
+            "target is a dict by the names of the outputs."
+        )
+    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target.get("", ()), column)
 
 
 def limited_rows(recipe: Recipe, rows: int) -> np.ndarray:
