@@ -102,7 +102,7 @@ def _blocks(part: type[Part], path: str) -> Iterator[Block]:
     keys, inner = [], []
     for name, field in part.model_fields.items():
         written = field.alias or name
-        keys.append(Key(written, _values(hints[name]), _default(field), notes.get(name, "")))
+        keys.append(Key(written, _values(hints[name]), _default(field), notes.get(written, notes.get(name, ""))))
         inner += [(f"{path}.{written}".lstrip("."), each) for each in _parts(hints[name])]
     about = re.sub(r"\s+", " ", (part.__doc__ or "").partition("\n\n")[0])
     yield Block(path, about, tuple(keys))
