@@ -20,8 +20,8 @@ def test_model_and_data_come_from_exactly_one_source(complaint):
     sources = "`builder`, `keras_file`, `application`, `preset`, `hub`"
     assert complaint("model", to={}) == [f"`model` needs exactly one of {sources}. All are missing."]
     both = {"builder": "finetune.examples.digits:uci_digits", "npz": "a.npz"}
-    said = "`data` needs exactly one of `builder`, `npz`, `images`, `table`. Received: `builder`, `npz`."
-    assert complaint("data", to=both) == [said]
+    sources = "`builder`, `npz`, `images`, `table`, `tfrecord`, `audio`, `keras_dataset`, `tfds`"
+    assert complaint("data", to=both) == [f"`data` needs exactly one of {sources}. Received: `builder`, `npz`."]
 
 
 @pytest.mark.parametrize(("seed", "message"), [(-1, "must be 0 or more"), (2**32, "must be less than")])
