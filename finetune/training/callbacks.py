@@ -118,13 +118,13 @@ class _Warned:
 
     @contextmanager
     def of(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Takes errors of these kinds for reasons to try again after the next epoch."""
+        """Takes errors of these kinds for reasons to try again after a later epoch."""
         try:
             yield
         except kinds as error:
             if not self.failing:
                 said = str(error) if isinstance(error, WriteError) else reason(error) + "."
-                self.report(f"warning: {said} Training goes on; the next epoch tries again.")
+                self.report(f"warning: {said} Training goes on; a later epoch tries again.")
             self.failing = True
         else:
             self.failing = False
@@ -234,7 +234,7 @@ class TensorBoardLog(keras.callbacks.Callback):
     """Writes `epoch_<name>` for every epoch, as Keras' TensorBoard does, without slowing the steps down.
 
     Keras' callback takes most of a millisecond in each step and several at the end of an epoch, and writes the rate of
-    every group twice. Where a file cannot be written training goes on, and the next epoch begins another file.
+    every group twice. Where a file cannot be written training goes on, and a later epoch begins another file.
 
     Args:
         folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
@@ -246,8 +246,11 @@ class TensorBoardLog(keras.callbacks.Callback):
         self.folder = folder
         self.warned = _Warned(report)
         self._writers: dict[str, Any] = {}
+        self._next, self._gap = 0, 1  # the epoch to write next, and epochs to wait after another failure
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if epoch < self._next:
+            return
         with self.warned.of(WriteError, OSError, tf.errors.OpError):
             try:
                 check_held(self.folder)
@@ -260,7 +263,8 @@ class TensorBoardLog(keras.callbacks.Callback):
                 for writer in self._writers.values():
                     writer.flush()
             except (OSError, tf.errors.OpError):
-                self._writers = {}  # a record may be written in part: the next epoch begins another file
+                # A record may be written in part, so another file is begun. Each may be empty: soon few are tried.
+                self._writers, self._next, self._gap = {}, epoch + self._gap, 2 * self._gap
                 raise
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -91,7 +91,7 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     weights = sum(_nbytes(variable) for variable in model.variables)
     # Until an optimizer is built its slots are not known; Adam has two for each weight, and few have more.
     slots = sum(_nbytes(variable) for variable in optimizer.variables) if optimizer.built else 2 * weights
-    headers = 512 * (len(model.variables) + len(optimizer.variables))  # what HDF5 keeps beside the values, about
+    headers = 2048 * 3 * len(model.variables)  # what HDF5 keeps beside the values, of weights and slots, about
     checkpoint = weights + slots + headers
     # A new checkpoint is written while the former is still there; `model.keras` takes no more than that.
     return 2 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
