@@ -2,7 +2,9 @@
 
 import sys
 import traceback
+import warnings
 from contextlib import suppress
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune import __version__
-from finetune.errors import FinetuneError, reason
+from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
 
 if TYPE_CHECKING:
@@ -198,10 +200,10 @@ def check(
         _start()
         problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
         for problem in problems:
-            print(f"problem: {problem}.")
+            print(printable_lines(f"problem: {problem}."))
         if problems:
             raise typer.Exit(2)
-    print(f"{recipe}: valid. See what it does with `finetune plan {recipe}`.")
+    print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
 
 
 @app.command()
@@ -286,8 +288,8 @@ def reference(
         overwrite=overwrite,
     )
     for name, shape in written.items():
-        print(f"{name}: {shape_text(shape)}")
-    print(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`.")
+        print(f"{printable(name)}: {shape_text(shape)}")
+    print(printable(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`."))
 
 
 @app.callback(invoke_without_command=True)
@@ -309,10 +311,10 @@ def options(
 
 
 def _console(*, stderr: bool = False) -> "Console":
-    from rich.console import Console  # not at the top: `check` and `--help` must answer at once
+    from finetune.results.console import plain_console  # not at the top: `check` and `--help` must answer at once
 
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+    return plain_console(stderr=stderr, width=width)
 
 
 def _start() -> None:
@@ -323,6 +325,10 @@ def _start() -> None:
 
 def main() -> None:
     """Runs the command line; exits as `_EXIT_CODES` says."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, too, and never an error
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with stoppable():
         try:
@@ -337,15 +343,15 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
     if isinstance(error, SystemExit) and not (stop and error.code):
         return error.code
     if debug:
-        traceback.print_exception(error)
+        print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if isinstance(error, FinetuneError) and not debug:
         print(f"error: {error}", file=sys.stderr)
     elif not stop and not debug:
         # A fault of finetune itself: a line that says how to see more, instead of a traceback.
-        text = f"finetune failed with {type(error).__name__}: {reason(error)}"
+        text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
         print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
     if stop:  # whatever else it is: typer turns the exception into an exit, and TensorFlow into an error of its own
         with suppress(OSError):  # after SIGHUP the terminal may be gone
-            print(stop, file=sys.stderr, flush=True)
+            print(printable_lines(str(stop)), file=sys.stderr, flush=True)
         return stop.exit_code
     return error.exit_code if isinstance(error, FinetuneError) else 1

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError, WriteError
+from finetune.errors import FinetuneError, WriteError, printable
 from finetune.results.formatting import size_text
 from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, locked
 
@@ -186,7 +186,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, durable: bool = 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path, durable=durable) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
-        writer.writeheader()
+        writer.writerow({column: printable(column) for column in columns})
         writer.writerows(rows)
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from finetune.errors import WriteError, reason
+from finetune.errors import WriteError, printable, reason
 from finetune.interruption import stopped
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
@@ -259,7 +259,7 @@ class TensorBoardLog(keras.callbacks.Callback):
                     if part not in self._writers:
                         self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
                     with self._writers[part].as_default():
-                        tf.summary.scalar(f"epoch_{key.removeprefix('val_')}", float(value), step=epoch)
+                        tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
                 for writer in self._writers.values():
                     writer.flush()
             except (OSError, tf.errors.OpError):

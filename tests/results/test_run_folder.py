@@ -245,3 +245,8 @@ def test_a_full_disk_keeps_the_former_file_and_says_how_much_is_free(here, code)
     ):
         raise OSError(code, os.strerror(code))
     assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "old")]
+
+
+def test_names_of_columns_hold_no_control_characters(here):
+    write_csv(here / "a.csv", [{"a\x1b[31m\n_loss": 1.0}])
+    assert (here / "a.csv").read_text() == "a\\x1b[31m\\n_loss\n1.0\n"

@@ -4,6 +4,7 @@ The metrics come from the namespace of Keras: a metric that a new Keras adds is 
 """
 
 import inspect
+import json
 import re
 
 import keras
@@ -171,6 +172,38 @@ def test_a_metric_by_name_of_a_function_is_fitted_too():
     np.testing.assert_allclose(metric.result(), np.mean((np.eye(3)[y] - outputs) ** 2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_every_fitted_metric_comes_back_from_a_file_with_the_same_value(task):
+    y, outputs, *_ = TASKS[task]
+    for name in CLASSES:
+        metric = refusal_or_metric(name, task)
+        if isinstance(metric, str):
+            continue
+        metric.name = f"{metric.name}_renamed"
+        saved = json.loads(json.dumps(keras.saving.serialize_keras_object(metric)))
+        again = keras.saving.deserialize_keras_object(saved)
+        for each in (metric, again):
+            each.update_state(tf.constant(y), tf.constant(outputs))
+        assert again.name == metric.name
+        np.testing.assert_array_equal(again.result(), metric.result(), err_msg=f"{name}, {task}")
+
+
+def test_a_compiled_model_with_a_fitted_metric_is_saved_and_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    y, outputs, loss, *_ = TASKS["labels and logits"]
+    form = task_of(y, outputs, loss=loss, logits=True)
+    named = {"mse": keras.metrics.get("mse"), "auc": metrics.AUC, "f1": metrics.F1Score}
+    arguments = {"f1": {"average": "macro"}}
+    keras.utils.clear_session()  # the names of Keras' counters
+    fitted_metrics = [fit_metric(name, make, arguments.get(name, {}), form) for name, make in named.items()]
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=fitted_metrics)
+    expected = model.evaluate(outputs, y, verbose=0, return_dict=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.evaluate(outputs, y, verbose=0, return_dict=True) == expected
+    assert set(expected) == {"loss", "mse", "auc", "f1_score"}
+
+
 def test_a_trial_leaves_no_trace_and_names_what_does_not_fit():
     metric = fitted("Precision", "labels")
     try_metric(metric, TASKS["labels"][0][:2], TASKS["labels"][1][:2])
@@ -189,3 +222,13 @@ def test_accuracy_of_several_labels_comes_with_a_note():
 @pytest.mark.parametrize(("y", "outputs"), [({"a": 1}, np.zeros((2, 3))), (np.zeros(2), [np.zeros((2, 3))] * 2)])
 def test_several_outputs_have_no_single_task(y, outputs):
     assert task_of(y, outputs, loss="mse", logits=False) is None
+
+
+@pytest.mark.parametrize("targets", ["arrays", "dataset"])
+def test_a_metric_of_a_single_number_is_right_for_arrays_to_which_keras_adds_an_axis_and_for_datasets(targets):
+    x, y = np.arange(6, dtype="float32")[:, np.newaxis], np.array([1.0, 0, 5, 2, 2, 9], "float32")
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    task = task_of(y, model(x), loss="mse", logits=False)
+    model.compile(loss="mse", metrics=[fit_metric("mae", keras.losses.mean_absolute_error, {}, task)])
+    data = (x, y) if targets == "arrays" else (tf.data.Dataset.from_tensor_slices((x, y)).batch(4),)
+    assert model.evaluate(*data, verbose=0)[1] == pytest.approx(np.abs(x[:, 0] - y).mean())
