@@ -20,6 +20,7 @@ from finetune.errors import FinetuneError, WriteError, printable
 from finetune.results.formatting import size_text
 from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, locked
 
+# What `--overwrite` deletes. A file that a run writes and that is missing here would be left from an older run.
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
     *("data.json", "model.keras", "result.json", "plots", "features"),
@@ -41,10 +42,12 @@ def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bo
     """
     if out and not is_locked:
         check_unlocked(out)
+    # `lexists`: a link that leads nowhere is in the way as well, and `exists` would not see it.
     folder = out or Path("runs")
     if os.path.lexists(folder) and not folder.is_dir():
         name = f"`--out {out}`" if out else "`runs`"
         raise FinetuneError(f"A run is written to a folder. {name} is a file. Choose another folder with `--out`.")
+    # The nearest folder that exists decides whether the others can be made; the root always exists.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise FinetuneError(
@@ -73,6 +76,7 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> 
     Raises:
         FinetuneError: As `check_run_folder` does.
     """
+    # Again: minutes may have passed since the command began, and another run may have taken the folder.
     check_run_folder(out, overwrite=overwrite)
     try:
         folder = _first_free(Path("runs"), name) if out is None else out
@@ -119,6 +123,7 @@ def _run_files(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
+    # A link is removed, never what it leads to.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -170,6 +175,7 @@ def _finite(data: Any) -> Any:
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
+    # `data != data` is true for NaN alone.
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
