@@ -138,11 +138,13 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        for _ in range(20):
-            if os.fstat(descriptor).st_size:
+        owner = _owner(descriptor)
+        for _ in range(50):
+            if owner is not None and not owner.is_gone():
                 break
-            time.sleep(0.005)  # its owner has locked the file and is about to write
-        raise LockError(_in_use(path, _owner(descriptor))) from None
+            time.sleep(0.01)  # the holder has locked the file and is about to write its name over that of a former one
+            owner = _owner(descriptor)
+        raise LockError(_in_use(path, owner)) from None
     except OSError:
         pass  # a file system without locks: what the file says must do
     owner = _owner(descriptor)
