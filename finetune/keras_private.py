@@ -27,6 +27,7 @@ from keras.src.trainers import compile_utils, data_adapters
 from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
+from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
 
 # The private names that subclasses of Keras' classes in this package override, or read through `self`.
@@ -73,6 +74,24 @@ def without_tracking(method: Callable[..., Any]) -> Any:
     return tracking.no_automatic_dependency_tracking(method)
 
 
+# -- data/ ------------------------------------------------------------------------------------------------------------
+
+
+def read_record(path: str, offset: int) -> bytes:
+    """Returns the record that begins at a place of a TFRecord file, after both of its checksums were compared.
+
+    Uses `tf_record_random_reader`. The public `tf.data.TFRecordDataset` reads a file from its beginning alone.
+
+    Args:
+        path: The file, which must not be compressed.
+        offset: Where the record begins, in bytes.
+
+    Raises:
+        tf.errors.OpError: There is no record, or it is damaged.
+    """
+    return tf_record.tf_record_random_reader(path).read(offset)[0]
+
+
 # -- groups/ ----------------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +120,16 @@ def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], li
     sublayers and is empty for a frozen layer, so it cannot say what the layer would train once it is unfrozen.
     """
     return list(layer._trainable_variables), list(layer._non_trainable_variables)
+
+
+def was_made_frozen(layer: keras.layers.Layer) -> bool | None:
+    """Returns whether a layer was made with `trainable=False`, as from a file; `None` where that is not known.
+
+    Reads `Operation._auto_config`, the arguments with which a layer was made, unless objects are among them. The public
+    `trainable` does not say since when it is `False`.
+    """
+    made_with = getattr(layer, "_auto_config", None)
+    return made_with and made_with.config.get("trainable", True) is False
 
 
 def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursive: bool = True) -> list[Any]:

@@ -85,6 +85,24 @@ def without_tracking():
     assert layer.weights == []
 
 
+# -- data/ ------------------------------------------------------------------------------------------------------------
+
+
+@checks(private.read_record)
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(b"first")
+            writer.write(b"second")
+        assert private.read_record(str(path), 16 + len(b"first")) == b"second"
+        damaged = bytearray(path.read_bytes())
+        damaged[14] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(tf.errors.DataLossError):
+            private.read_record(str(path), 0)
+
+
 # -- groups/ ----------------------------------------------------------------------------------------------------------
 
 
@@ -110,6 +128,16 @@ def layer_variables():
     assert [v.name for v in trained] == ["gamma", "beta"]
     assert [v.name for v in others] == ["moving_mean", "moving_variance"]
     assert not any(v.trainable for v in trained), "the variables of a frozen layer are not trainable themselves"
+
+
+@checks(private.was_made_frozen)
+def check_was_made_frozen():
+    made_frozen, open_layer = keras.layers.Dense(2, trainable=False), keras.layers.Dense(2)
+    open_layer.trainable = False
+    assert private.was_made_frozen(made_frozen) is True
+    assert private.was_made_frozen(open_layer) is False
+    assert private.was_made_frozen(keras.layers.Dense.from_config(open_layer.get_config())) is True
+    assert private.was_made_frozen(keras.layers.Dense(2, kernel_initializer=keras.initializers.Zeros())) is None
 
 
 @checks(private.sublayers)
