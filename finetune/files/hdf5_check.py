@@ -53,7 +53,7 @@ def check_hdf5(path: str | Path, member: str = "") -> None:
 
 def _survey_in_process(path: Path, member: str) -> dict[str, Any] | None:
     """Returns the survey; `None` if the process says nothing about the file, for whatever reason of its own."""
-    folders = dict.fromkeys(str(Path(module.__file__).parent.parent) for module in (h5py, np))
+    folders = dict.fromkeys(str(Path(module.__path__[0]).parent) for module in (h5py, np))
     # `-I -S`: neither the user's environment nor start-up code of installed packages; TensorFlow is never imported.
     command = [sys.executable, "-I", "-S", hdf5_survey.__file__, "\n".join(folders), str(path.absolute()), member]
     try:

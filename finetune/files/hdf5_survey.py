@@ -30,19 +30,20 @@ def survey(file: Any) -> dict[str, Any]:
     """
     import h5py
 
+    library: Any = h5py  # its compiled modules have no types
     elsewhere, held, seen, groups = [], 0, set(), [("", file["/"])]
     while groups:  # a loop and no recursion: groups may be nested deeper than Python's limit
         path, group = groups.pop()
         held += _attribute_bytes(group)
         for name in group:
             kind = group.id.links.get_info(name.encode() if isinstance(name, str) else name).type
-            if kind == h5py.h5l.TYPE_SOFT:
+            if kind == library.h5l.TYPE_SOFT:
                 continue  # leads to an object of the same file, which is seen under its own path
-            if kind != h5py.h5l.TYPE_HARD:
+            if kind != library.h5l.TYPE_HARD:
                 elsewhere.append(f"{path}/{name} (a link to another file)")
                 continue
             item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
+            address = library.h5o.get_info(item.id).addr
             if address in seen:  # several links may lead to an object, and back to a group above
                 continue
             seen.add(address)
