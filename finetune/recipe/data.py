@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from finetune.errors import quote
+from finetune.recipe.augment import AugmentLayer
 from finetune.recipe.fields import (
     Arguments,
     Count,
@@ -134,6 +135,8 @@ class DataSource(Part):
         class_names_file: A text file with such a name in each line.
         split: Which rows test and validate.
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
+        augment: Keras layers that change the training rows, such as `[{layer: RandomFlip, mode: horizontal}]`: a row
+            looks different in every epoch. Rows to test and to validate on, and the saved model, have no part in it.
         on_error: `stop` at an image that cannot be read, or `skip` all such images: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
@@ -158,6 +161,7 @@ class DataSource(Part):
     class_names_file: FilePath | None = None
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
+    augment: OneOrMore[AugmentLayer] = ()
     on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 

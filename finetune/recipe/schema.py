@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from finetune.recipe.augment import MIXING_LAYERS
 from finetune.recipe.data import DataSource
 from finetune.recipe.fields import Part, RecipePath, fault
 from finetune.recipe.groups import Groups
@@ -67,6 +68,7 @@ class Recipe(Part):
         if self.phases is not None:
             self._check_phases()
         self._check_orders()
+        self._check_blending()
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:
@@ -85,6 +87,18 @@ class Recipe(Part):
                 "needs a model that code builds, and `model` is a `keras_file`, which does not hold the order in which "
             )
             raise fault(f"{rule}the variables were made. Name the weights by `prefixes`", at=("groups", place, "order"))
+
+    def _check_blending(self) -> None:
+        place = next((n for n, each in enumerate(self.data.augment) if each.layer in MIXING_LAYERS), None)
+        loss = self.train.loss.name
+        if place is not None and loss.lower().startswith("sparse"):
+            dense = loss.lower().replace("sparse_", "").replace("sparse", "")
+            dense = "categorical_crossentropy" if dense == "categoricalcrossentropy" else dense
+            raise fault(
+                f"blends the targets of two rows, which have a place for each class then, and `{loss}` takes the "
+                f"number of a single class. Write `loss: {dense}` under `train`",
+                at=("data", "augment", place),
+            )
 
     def _check_phases(self) -> None:
         """Checks what can be checked without the model; groups made by a strategy have no names yet."""

@@ -111,6 +111,7 @@ def train(
             batch_size=options.batch_size,
             seed=options.seed,
             sample_weight=examples.weights_train,
+            augmentation=examples.augmentation,
         ).take(AUTO_RGN_BATCHES),
         proof=proof,
         on_phase=fit.announce,
@@ -190,6 +191,7 @@ class _RunFit:
             folder=folder / "features",
             report=lambda sentence: console.print(sentence, highlight=False, markup=False),
             leaves=[leaf for group in groups for leaf in group.leaves],
+            augmentation=examples.augmentation,
         )
 
     def announce(self, start: PhaseStart) -> None:
