@@ -103,6 +103,16 @@ def layer_variables(layer: keras.layers.Layer) -> tuple[list[keras.Variable], li
     return list(layer._trainable_variables), list(layer._non_trainable_variables)
 
 
+def was_made_frozen(layer: keras.layers.Layer) -> bool | None:
+    """Returns whether a layer was made with `trainable=False`, as from a file; `None` where that is not known.
+
+    Reads `Operation._auto_config`, the arguments with which a layer was made, unless objects are among them. The public
+    `trainable` does not say since when it is `False`.
+    """
+    made_with = getattr(layer, "_auto_config", None)
+    return made_with and made_with.config.get("trainable", True) is False
+
+
 def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursive: bool = True) -> list[Any]:
     """Returns the layers inside a layer, in the order of its attributes.
 

@@ -112,6 +112,16 @@ def layer_variables():
     assert not any(v.trainable for v in trained), "the variables of a frozen layer are not trainable themselves"
 
 
+@checks(private.was_made_frozen)
+def check_was_made_frozen():
+    made_frozen, open_layer = keras.layers.Dense(2, trainable=False), keras.layers.Dense(2)
+    open_layer.trainable = False
+    assert private.was_made_frozen(made_frozen) is True
+    assert private.was_made_frozen(open_layer) is False
+    assert private.was_made_frozen(keras.layers.Dense.from_config(open_layer.get_config())) is True
+    assert private.was_made_frozen(keras.layers.Dense(2, kernel_initializer=keras.initializers.Zeros())) is None
+
+
 @checks(private.sublayers)
 def sublayers():
     inner = keras.Sequential([keras.Input((2,)), dense := keras.layers.Dense(2)])

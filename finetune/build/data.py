@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.build.augment import with_augmentation
+from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
+from finetune.build.source_splits import examples_as_asked
 from finetune.build.table_source import table_examples
 from finetune.data.batches import measurement_batches
-from finetune.data.examples import Examples, check_examples, make_examples
+from finetune.data.examples import Examples, make_examples
 from finetune.data.labels import class_weights
 from finetune.data.npz import read_npz
 from finetune.errors import DataError, RecipeError
@@ -89,7 +91,8 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     """
     source = recipe.data
     if source.npz:
-        examples = read_npz(resolve_path(recipe, source.npz))
+        with placed(recipe, "data", "npz"):
+            examples = examples_as_asked(recipe, read_npz(resolve_path(recipe, source.npz)))
     elif source.images:
         with placed(recipe, "data", "images"):
             examples = image_examples(recipe, source.images, network)
@@ -98,7 +101,8 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
             examples = table_examples(recipe, source.table, network)
     else:
         assert source.builder  # the schema requires exactly one source
-        examples = check_examples(call_builder(source.builder, source.arguments))
+        with placed(recipe, "data", "builder"):
+            examples = builder_examples(recipe, call_builder(source.builder, source.arguments), network)
     examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))
     return with_augmentation(recipe, examples)
 

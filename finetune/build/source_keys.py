@@ -1,16 +1,19 @@
 """Keys of `data` that mean the same whatever the source: `limit`, `class_names`, `split`; and what a network takes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
+from finetune.data.examples import SPLITS
 from finetune.data.splits import Indices, split_rows
-from finetune.errors import DataError
+from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
+
+Part = TypeVar("Part")
 
 
 def network_inputs(network: Any) -> Mapping[str, Any]:
@@ -40,6 +43,11 @@ def class_names_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
+def is_loss_of_classes(recipe: Recipe) -> bool:
+    """Whether the targets of the recipe's loss are classes or labels, not numbers."""
+    return any(word in recipe.train.loss.name.lower() for word in ("crossentropy", "hinge"))
+
+
 def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices:
     """Splits rows as `data.split` says; without it, a fifth of them test.
 
@@ -58,3 +66,32 @@ def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices
         by = "group"
     options: Any = {"test": split.test, "validation": split.validation, "by": by, "seed": recipe.seed}
     return split_rows(rows, **options, labels=labels, keys=keys)
+
+
+def named_by_splits(recipe: Recipe, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Checks that rows come either with the names of all splits, or together, to be split as the recipe says.
+
+    Args:
+        recipe: The recipe.
+        parts: Rows by the name of their split; or all rows, by an empty name.
+
+    Returns:
+        The same in the order of `SPLITS`. Training rows alone are all rows: their name becomes empty.
+
+    Raises:
+        DataError: A name is not known, a split is missing, or the recipe splits what is split already.
+    """
+    if list(parts) == ["train"]:  # the source has no other split, so the recipe makes them
+        return {"": parts["train"]}
+    if "" in parts:
+        return dict(parts)
+    unknown = [name for name in parts if name not in SPLITS]
+    if unknown or not {"train", "test"} <= set(parts):
+        raise DataError(
+            f"Rows of several splits are named {quote(SPLITS)}, of which `train` and `test` are needed. Received: "
+            f"{quote(parts)}.{did_you_mean(unknown[0], SPLITS) if unknown else ''} Rename them, or give all rows "
+            "together and write `split` in the recipe."
+        )
+    if recipe.data.split:
+        raise DataError("the source says which rows test and validate, so `data.split` has nothing to do. Remove it.")
+    return {name: parts[name] for name in SPLITS if name in parts}

@@ -1,6 +1,6 @@
 """From tables to examples, whose columns are shaped for the inputs of a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune import keras_private
 from finetune.build.image_source import network_images
-from finetune.build.source_keys import class_names_of, limited_rows, network_inputs, split_as_asked
+from finetune.build.source_keys import class_names_of, limited_rows, named_by_splits, network_inputs, split_as_asked
 from finetune.data.columns import feature_vectors, targets, token_ids
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.splits import split_by_column
@@ -33,10 +33,32 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
         DataError: The table cannot be read, or its columns do not fit the network or the loss.
     """
     source = recipe.data
-    table = read_table(resolve_path(recipe, file))
-    table = table.select(limited_rows(recipe, len(table)))
     others = {"test": source.test_table, "validation": source.validation_table}
-    parts = {"train": table} | {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
+    tables = {"train" if source.test_table else "": read_table(resolve_path(recipe, file))}
+    tables |= {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
+    return examples_of_tables(recipe, tables, network)
+
+
+def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: keras.Model | None) -> Examples:
+    """Makes examples of tables in memory.
+
+    Args:
+        recipe: The recipe.
+        tables: A table by the name of its split; or all rows, by an empty name, which are split as the recipe says.
+        network: The network, whose inputs say what becomes of the columns.
+
+    Raises:
+        DataError: The splits are not known, or the columns do not fit the network or the loss.
+    """
+    source, parts = recipe.data, named_by_splits(recipe, tables)
+    if not source.inputs or not source.target:
+        raise DataError(
+            "Columns of a table are inputs or targets. It has "
+            f"{quote(next(iter(parts.values())).columns, limit=12)}. Name both in the recipe, such as "
+            "`inputs: [age, town]` and `target: price`."
+        )
+    main = next(iter(parts))
+    parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
     y, class_names = targets(table, source.target, recipe.train.loss.name.lower(), class_names_of(recipe))
     if len(parts) > 1:

@@ -64,6 +64,8 @@ def show_data(
 def _draw(examples: Examples, path: Path) -> int:
     """Draws the first training images of each class in turn, also as epochs see them; returns how many."""
     y = examples.y_train
+    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == len(examples.class_names):
+        y = y.argmax(1)  # one-hot
     labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
     # The first row of each class, then the second, and so on.
     turns = np.zeros(len(labels), int)

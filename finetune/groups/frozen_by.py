@@ -2,7 +2,8 @@
 
 LoRA freezes the kernel that it adapts, a quantized layer has no kernel that could train, and users freeze layers and
 single variables themselves. `finetune.freeze` and the phases freeze, too; what they froze is marked, so that groups
-that are resolved again later do not take it for the decision of other code.
+that are resolved again later do not take it for the decision of other code. The mark is in no file of Keras and in no
+copy: there a layer is frozen, and nothing says on whose behalf. It stays frozen, with a warning.
 """
 
 from collections.abc import Iterable
@@ -11,13 +12,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune.errors import quote
 from finetune.groups.batch_norm import is_batch_norm
 from finetune.groups.layer_tree import Leaf
+from finetune.keras_private import layer_variables, sublayers, was_made_frozen
 
 BY_LORA = "frozen by LoRA"
 QUANTIZED = "quantized"
 BY_HAND = "not trainable when resolved"
 _MARK = "_finetune_froze"  # an attribute of variables and layers
+_FROM_FILE = "_finetune_froze_again"  # an attribute of variables
 
 
 def reason_frozen(leaf: Leaf) -> str:
@@ -51,6 +55,45 @@ def mark_frozen(leaves: Iterable[Leaf], frozen: Iterable[Leaf]) -> None:
         _mark(leaf.variable, id(leaf.variable) in marked)
         if not leaf.trainable:  # BatchNormalization is frozen as a layer, statistics included
             _mark(leaf.owner, id(leaf.variable) in marked)
+
+
+def mark_from_file(variable: Any) -> None:
+    """Notes that a variable is frozen because a file says so: Keras' files hold that of layers alone."""
+    vars(variable)[_FROM_FILE] = True
+
+
+def advice_on_frozen_in_file(model: keras.layers.Layer, leaves: Iterable[Leaf]) -> list[str]:
+    """Returns a sentence about weights that came frozen with the model, out of a file or a copy; none without such.
+
+    What the user has frozen in this process needs no advice.
+
+    Args:
+        model: The model.
+        leaves: Weights in groups for which the user has not said whether they are frozen.
+    """
+    came_frozen = _made_frozen(model, None)
+    names = [
+        leaf.layer or leaf.name
+        for leaf in leaves
+        if leaf.frozen_by == BY_HAND and (id(leaf.variable) in came_frozen or vars(leaf.variable).get(_FROM_FILE))
+    ]
+    if not names:
+        return []
+    return [
+        f"What came frozen stays frozen, and {quote(dict.fromkeys(names))} came with `trainable = False` from a file, "
+        "a copy, or how they were made; a file does not say whether layer groups of an earlier stage froze them. To "
+        "train them, set `frozen=False` in their `Selector`, or their `layer.trainable = True` before "
+        "`resolve_groups`; if they must not train, set `frozen=True`."
+    ]
+
+
+def _made_frozen(layer: keras.layers.Layer, outer: bool | None) -> set[int]:
+    """Returns the ids of the variables at and below a layer that was made with `trainable=False`, or may have been."""
+    frozen = was_made_frozen(layer)
+    frozen = outer if frozen is None else frozen
+    own = [variable for part in layer_variables(layer) for variable in part]
+    ids = {id(variable) for variable in own if frozen is not False}
+    return ids.union(*(_made_frozen(part, frozen) for part in sublayers(layer, recursive=False)))
 
 
 def _is_marked(thing: Any) -> bool:

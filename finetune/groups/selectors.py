@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.groups.frozen_by import QUANTIZED, reason_frozen
+from finetune.groups.frozen_by import QUANTIZED, advice_on_frozen_in_file, reason_frozen
 from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.selector_matching import (
     CONDITION_KINDS,
@@ -110,8 +110,8 @@ def resolve_groups(
     The first selector that matches a trainable weight takes it; the selector with `rest` takes what is left.
     Non-trainable weights (moving statistics) follow the first trainable weight of their layer. A weight that other code
     has frozen before (LoRA, quantization, `layer.trainable = False`) stays frozen in its group, and so does a group
-    that consists of such weights, unless the selector says `frozen=False`. Warns of trainable variables in layers that
-    Keras does not see.
+    that consists of such weights, unless the selector says `frozen=False`. Warns of layers that came frozen out of a
+    file, and of trainable variables in layers that Keras does not see.
 
     Args:
         tree: The model's layer tree, or the model.
@@ -136,7 +136,8 @@ def resolve_groups(
         >>> [leaf.name for leaf in head.leaves]
         ['top/kernel', 'top/bias']
     """
-    for sentence in advice_on_untracked(tree) if isinstance(tree, keras.layers.Layer) else ():
+    model = tree if isinstance(tree, keras.layers.Layer) else None  # else the plan of a recipe has the advice
+    for sentence in advice_on_untracked(model) if model else ():
         warnings.warn(sentence, stacklevel=2)
     tree = _as_tree(tree)
     if (selectors is None) == (by is None):
@@ -157,6 +158,9 @@ def resolve_groups(
     leaves = [tuple(compress(tree.leaves, (place == n for place in places))) for n in range(len(selectors))]
     made = (_make_group(selector, part) for selector, part in zip(selectors, leaves, strict=True))
     groups = tuple(replace(g, order_note=order_note(tree, s.conditions)) for g, s in zip(made, selectors, strict=True))
+    unsaid = [leaf for g, s in zip(groups, selectors, strict=True) if s.frozen is None for leaf in g.leaves]
+    for sentence in advice_on_frozen_in_file(model, unsaid) if model else ():
+        warnings.warn(sentence, stacklevel=2)
     _check_trained(selectors, groups)
     return groups
 

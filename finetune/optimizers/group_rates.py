@@ -105,7 +105,7 @@ class ScaledSchedule:
         """
         start = None if self._start is None else int(as_float(self._start))
         # The rate is all that is left where the schedule cannot be made again.
-        schedule = {**describe_schedule(self.schedule, initial), "rate": as_float(self._without_warmup())}
+        schedule = {**describe_schedule(self.schedule, initial, self.step), "rate": as_float(self._without_warmup())}
         return {"schedule": schedule, "from_now": self._from_now, "warmup_steps": self._warmup_steps, "since": start}
 
     def get_config(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class GroupRate:
             self.schedule = None
         else:
             present = self.schedule.schedule if self.schedule else None
-            schedule = read_schedule(follows["schedule"], self.initial, present, group)
+            schedule = read_schedule(follows["schedule"], self.initial, present, step, group)
             self.schedule = self.schedule or ScaledSchedule(schedule, step, self.rate_variable)
             settings = {name: follows[name] for name in ("from_now", "warmup_steps", "since")}
             self.schedule.follow(schedule, **settings)

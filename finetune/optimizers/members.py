@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError, did_you_mean, quote
+from finetune.groups.frozen_by import mark_from_file
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.keras_private import is_trackable, layer_variables, uses_weight_decay
@@ -141,6 +142,7 @@ class Members:
         for key, variable in matched:
             if key.frozen_alone and isinstance(variable, keras.Variable):
                 variable.trainable = False
+                mark_from_file(variable)
             if key in self._frozen:
                 self._frozen[key] = variable
 

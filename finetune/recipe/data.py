@@ -23,21 +23,18 @@ from finetune.recipe.model import Builder
 _SOURCES = ("builder", "npz", "images", "table")
 _KEYS_OF = {  # keys that only some sources have
     "arguments": ("builder",),
-    "size": ("images", "table"),
-    "resize": ("images", "table"),
-    "on_error": ("images",),
-    "limit": ("images", "table"),
-    "value_range": ("images", "table"),
-    "class_names": ("images", "table"),
-    "class_names_file": ("images", "table"),
-    "split": ("images", "table"),
+    "size": ("images", "table", "builder"),
+    "resize": ("images", "table", "builder"),
+    "on_error": ("images", "builder"),
+    "value_range": ("images", "table", "builder"),
     "test_table": ("table",),
     "validation_table": ("table",),
-    "inputs": ("table",),
-    "target": ("table",),
-    "types": ("table",),
-    "tokenizer": ("table",),
+    "inputs": ("table", "builder"),
+    "target": ("table", "builder"),
+    "types": ("table", "builder"),
+    "tokenizer": ("table", "builder"),
 }
+_WITH_NAMES = ("table", "builder")  # whose rows may have parts with names
 Resize = Literal["pad", "crop", "stretch"]
 SplitBy = Literal["random", "stratified", "group", "hash"]
 ColumnType = Literal["number", "category", "text", "image"]
@@ -178,7 +175,7 @@ class DataSource(Part):
                 if source in sources:
                     continue
                 raise fault(f"is for data from {quote(sources)}, and these are from `{source}`. Remove it", at=(key,))
-        if self.split and source != "table" and (self.split.column or self.split.by == "group"):
+        if self.split and source not in _WITH_NAMES and (self.split.column or self.split.by == "group"):
             raise fault("is for a table, and these data have no columns. Remove it", at=("split", "column"))
         for key in ("inputs", "target"):
             if source == "table" and not getattr(self, key):

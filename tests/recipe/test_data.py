@@ -62,7 +62,7 @@ def test_what_images_cannot_have_is_said(keys, said):
 
 def test_keys_of_images_are_for_images():
     assert predicate(npz="a.npz", size=[4, 4]) == (
-        "is for data from `images`, `table`, and these are from `npz`. Remove it"
+        "is for data from `images`, `table`, `builder`, and these are from `npz`. Remove it"
     )
 
 
@@ -108,5 +108,7 @@ def test_images_have_no_columns_to_split_by(split):
     assert predicate(images="photos/", split=split) == said
 
 
-def test_a_limit_is_for_data_that_are_split_here():
-    assert predicate(npz="a.npz", limit=3) == "is for data from `images`, `table`, and these are from `npz`. Remove it"
+@pytest.mark.parametrize("source", [{"npz": "a.npz"}, {"builder": BUILDER}, {"images": "photos"}, TABLE])
+def test_a_limit_a_split_and_names_of_classes_are_for_every_source(source):
+    keys = {"limit": 3, "split": {"test": 0.5}, "class_names": ["a", "b"], "class_weight": "balanced"}
+    assert DataSource.model_validate(source | keys).limit == 3
