@@ -45,7 +45,13 @@ class Augmentation:
             self._states[id(layer)] = list({id(v): v for v in layer.non_trainable_variables}.values())
 
     def row(self, value: Any, epoch: Any, row: Any) -> Any:
-        """Returns what a row of the input looks like in an epoch; `value` has the shape of a row."""
+        """Returns what a row of the input looks like in an epoch.
+
+        Args:
+            value: The row, of the shape of a single row.
+            epoch: The epoch, from 0: a scalar of type int64.
+            row: Its number among the training rows: a scalar of type int64.
+        """
         if not self.row_layers:
             return value
         batch = value[tf.newaxis]
@@ -54,7 +60,13 @@ class Augmentation:
         return tf.ensure_shape(_converted(batch[0], self.dtype), value.shape)
 
     def batch(self, data: tuple[Any, ...], epoch: Any, step: Any) -> tuple[Any, ...]:
-        """Returns a batch `(x, y)` or `(x, y, weights)` after the layers that blend its rows."""
+        """Returns a batch after the layers that blend its rows.
+
+        Args:
+            data: The batch: `(x, y)` or `(x, y, weights)`.
+            epoch: The epoch, from 0: a scalar of type int64.
+            step: Number of the batch in the epoch.
+        """
         if not self.batch_layers:
             return data
         x, *others = data
