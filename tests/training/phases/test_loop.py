@@ -1,8 +1,10 @@
 import doctest
+import time
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import finetune
@@ -15,9 +17,12 @@ from finetune.training.freezing import freeze
 from finetune.training.phases import loop as phases_module
 from finetune.training.phases.loop import run_phases, train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.plateau import Plateau
 from finetune.training.phases.until import Until
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
+# NumPy 2 warns when Keras copies a TensorFlow variable to save it.
+saves_a_model = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def values(model):
@@ -113,15 +118,21 @@ def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows, pre
 def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
-    traces = []
+    traces, numbers = [], []
     call = model.get_layer("stem").call
     model.get_layer("stem").call = lambda inputs, training=None: traces.append(1) or call(inputs)
-    numbers = []
-    phases = [Phase(["head"], 1), Phase("all", 1), Phase(["head"], 1), Phase(["head"], 1, rates={"head": 0.01})]
+    phases = [
+        Phase(["head"], 1),
+        Phase("all", 1, rates={"head": 0.01, "body": 0.02}),
+        Phase(["head"], 1),
+        Phase("all", 1, rates={"body": 0.03, "head": 0.04}),  # the order in which rates are written does not matter
+        Phase(["head"], 1, rates={"head": 0.01}),
+    ]
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: numbers.append(len(traces)))
     train(model, groups, phases, rows, callbacks=[end])
-    assert numbers[1] > numbers[0] > 0
-    assert numbers[2] == numbers[1]
+    first, second, third, fourth, _ = numbers
+    assert second > first > 0
+    assert fourth == third == second
 
 
 def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, rows, prepared, train):
@@ -188,6 +199,133 @@ def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows, pr
     assert moved[2][0] < 1e-6
 
 
+def phase_steps(model, groups, rows, phases):
+    """How far each phase moves the bias of the head in its first step, divided by the gradient: its rate."""
+    rates = []
+
+    def fit(start, **more):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(rows[0], rows[1], model(rows[0], training=True))
+        bias = model.get_layer("head").bias
+        gradient, before = tape.gradient(loss, bias.value).numpy(), bias.numpy()
+        model.fit(*rows, batch_size=90, verbose=0, **more)
+        rates.append(float(np.max(np.abs(bias.numpy() - before)) / np.max(np.abs(gradient))))
+
+    list(run_phases(model, groups, phases, fit))
+    return rates
+
+
+SLOW, FAST = constant(0.01), constant(0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "phases", "expected"),
+    [
+        (SLOW, [Phase(steps=1), Phase(steps=1, rates={"head": 0.5}), Phase(steps=1)], [0.01, 0.5, 0.01]),
+        (0.1, [Phase(steps=1, rates={"head": SLOW}), Phase(steps=1, rates={"head": FAST})], [0.01, 0.5]),
+        (0.1, [Phase(steps=1, rates={"head": SLOW}), Phase(steps=1, rates={"head": 0.5})], [0.01, 0.5]),
+        (0.1, [Phase(steps=1, rates={"body": 0.5}), Phase(steps=1, rates={"head": 0.5})], [0.1, 0.5]),
+        (SLOW, [Phase(steps=1, rates={"body": 0.5}), Phase(steps=1, rates={"head": 0.5})], [0.01, 0.5]),
+    ],
+    ids=["own, number, own", "two schedules", "schedule, number", "numbers", "number of another group"],
+)
+def test_a_step_is_made_with_the_rate_of_its_phase(tiny, rows, prepared, own, phases, expected):
+    model = tiny()
+    groups = prepared(model, {"stem": SGD(0.01), "body": SGD(0.01), "head": SGD(own)})
+    assert phase_steps(model, groups, rows, phases) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("clocks", [("run", "phase"), ("phase", "run")])
+def test_a_step_is_made_at_the_step_that_the_clock_of_its_phase_shows(tiny, rows, prepared, clocks):
+    model = tiny()
+    groups = prepared(model, {"stem": SGD(0.01), "body": SGD(0.01), "head": SGD(0.01)})
+    halving = exponential_decay(0.5, decay_steps=1, decay_rate=0.5)
+    phases = [Phase(steps=1, rates={"head": halving}, clock=clock) for clock in clocks]
+    expected = [0.5 * 0.5 ** (step if clock == "run" else 0) for step, clock in enumerate(clocks)]
+    assert phase_steps(model, groups, rows, phases) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_plateau_lowers_the_rates_of_its_phase(tiny, rows, prepared, train, note_rates):
+    model = tiny()
+    groups = prepared(model)
+    rates = note_rates()
+    plateau = Plateau("loss", factor=0.5, patience=0, min_delta=100.0)
+    train(model, groups, [Phase(["head"], 3, reduce_on_plateau=plateau), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
+
+
+def test_auto_rgn_measures_only_what_its_phase_trains(tiny, rows, prepared, train, note_rates):
+    model = tiny()
+    groups = prepared(model)
+    stem = model.get_layer("stem")
+    stem.kernel.assign(stem.kernel * 1e-2)  # so its gradient is by far the largest in proportion to its weights
+    rates = note_rates()
+    train(model, groups, [Phase(["head"], 1, auto_rgn=0.05), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("head")[0] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("frequency", [2, [2, 4]])
+def test_a_phase_ends_by_a_metric_of_the_validation_however_rarely_there_is_one(tiny, rows, prepared, train, frequency):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 9, until=Until("val_loss", min_delta=100.0, patience=1)), Phase(epochs=1)]
+    records = train(model, groups, phases, rows, validation_data=rows, validation_freq=frequency)
+    assert [record.epochs for record in records] == [4, 1]
+
+
+def test_a_second_training_begins_with_its_first_phase(tiny, rows, prepared, train):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 1), Phase(epochs=1)]
+    for _ in range(2):
+        records = train(model, groups, phases, rows)
+        assert [(record.number, record.epochs) for record in records] == [(1, 1), (2, 1)]
+
+
+def test_a_record_has_the_seconds_of_its_phase(tiny, rows, prepared, train):
+    model = tiny()
+    groups = prepared(model)
+    wait = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: time.sleep(0.2 if epoch == 0 else 0))
+    begin = time.monotonic()
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1)], rows, callbacks=[wait])
+    whole = time.monotonic() - begin
+    assert records[0].seconds >= 0.2
+    assert all(record.seconds > 0 for record in records)
+    assert sum(record.seconds for record in records) <= whole + 0.002  # each is rounded to a millisecond
+
+
+# -- A backup ---------------------------------------------------------------------------------------------------------
+
+
+@saves_a_model
+def test_a_run_that_was_killed_goes_on_in_the_epoch_of_its_backup_to_the_same_end(
+    tiny, rows, prepared, train, tmp_path
+):
+    """Phase 1 has the epoch 0, phase 2 (5 steps, 3 an epoch) the epochs 1 and 2, phase 3 the epochs 3 and 4."""
+
+    def trained(*callbacks):
+        keras.utils.set_random_seed(0)
+        model = tiny()
+        groups = prepared(model, {name: Adam(0.01) for name in ("stem", "body", "head")})
+        phases = [Phase(["head"], 1), Phase(["body"], steps=5), Phase("all", 2)]
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        return model, train(model, groups, phases, rows, shuffle=False, callbacks=[backup, *callbacks])
+
+    expected, _ = trained()
+    for killed, left in ((2, [1, 2]), (3, [2]), (4, [1])):
+
+        def kill(epoch, logs, killed=killed):
+            if epoch == killed:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trained(keras.callbacks.LambdaCallback(on_epoch_begin=kill))
+        resumed, records = trained()
+        assert [record.epochs for record in records] == left
+        for one, other in zip(resumed.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_group_that_returns_takes_a_first_step_of_its_rate_as_one_that_begins(tiny, rows, prepared):
     """Its slots are fresh, so Adam's bias correction counts from 1 again: the step of every weight is the rate.
 
@@ -225,7 +363,7 @@ def test_rates_of_groups_that_enter_can_warm_up(tiny, rows, prepared, train, not
 
 
 @pytest.mark.slow
-def test_auto_rgn_heeds_a_warm_up(tiny, rows, prepared, train, note_rates):
+def test_auto_rgn_follows_a_warm_up(tiny, rows, prepared, train, note_rates):
     model = tiny()
     groups = prepared(model)
     rates = note_rates()
