@@ -13,6 +13,7 @@ import tensorflow as tf
 from finetune.build.augment import with_augmentation
 from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
+from finetune.build.keep import with_kept_rows
 from finetune.build.source_splits import examples_as_asked
 from finetune.build.table_source import table_examples
 from finetune.data.batches import measurement_batches
@@ -104,7 +105,7 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
         with placed(recipe, "data", "builder"):
             examples = builder_examples(recipe, call_builder(source.builder, source.arguments), network)
     examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))
-    return with_augmentation(recipe, examples)
+    return with_augmentation(recipe, with_kept_rows(recipe, examples))
 
 
 def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:

@@ -17,6 +17,7 @@ from finetune.recipe.fields import (
     choice,
     fault,
     one_of,
+    pick,
 )
 from finetune.recipe.model import Builder
 
@@ -25,6 +26,7 @@ _KEYS_OF = {  # keys that only some sources have
     "arguments": ("builder",),
     "size": ("images", "table", "builder"),
     "resize": ("images", "table", "builder"),
+    "keep": ("images", "table", "builder"),
     "on_error": ("images", "builder"),
     "value_range": ("images", "table", "builder"),
     "test_table": ("table",),
@@ -107,6 +109,12 @@ def _check_inputs(value: Any) -> Any:
     return {str(name): tuple(names) for name, names in columns.items()}
 
 
+def _check_keep(value: Any) -> Any:
+    modes = ("off", "memory", "disk")
+    value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
+    return pick(value, modes)
+
+
 class DataSource(Part):
     """Where the examples come from: exactly one of the first four keys.
 
@@ -134,6 +142,8 @@ class DataSource(Part):
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
         augment: Keras layers that change the training rows, such as `[{layer: RandomFlip, mode: horizontal}]`: a row
             looks different in every epoch. Rows to test and to validate on, and the saved model, have no part in it.
+        keep: Where rows that are decoded one by one, such as images in files, are kept after the first time: `memory`,
+            or `disk`, a temporary file as large as all decoded rows; `off` decodes them in every epoch.
         on_error: `stop` at an image that cannot be read, or `skip` all such images: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
@@ -159,6 +169,7 @@ class DataSource(Part):
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
     augment: OneOrMore[AugmentLayer] = ()
+    keep: Annotated[Literal["off", "memory", "disk"], BeforeValidator(_check_keep)] = "off"
     on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 

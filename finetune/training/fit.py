@@ -27,6 +27,7 @@ from finetune.training.callbacks import (
     StopAtNonFiniteLoss,
     TensorBoardLog,
 )
+from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
@@ -77,6 +78,7 @@ def train(
     folder: Path,
     console: Console,
     proof: FrozenRecords | None = None,
+    wait: DataWait | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -91,6 +93,7 @@ def train(
         folder: The run folder.
         console: Where to print.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
+        wait: Adds up how long training waits for rows that are made when they are taken.
 
     Returns:
         One record for each phase.
@@ -98,7 +101,7 @@ def train(
     Raises:
         TrainingError: Training breaks off, or a loss is not a finite number.
     """
-    fit = _RunFit(model, groups, phases, examples, options, folder, console)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait)
     loop = run_phases(
         model,
         groups,
@@ -165,7 +168,9 @@ class _RunFit:
         options: FitOptions,
         folder: Path,
         console: Console,
+        wait: DataWait | None,
     ):
+        self.wait = wait if reads_from_disk(examples) else None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
@@ -179,6 +184,7 @@ class _RunFit:
             self.metrics,
             TensorBoardLog(folder / "tensorboard"),
             LastWeights(folder / "checkpoints" / "last.weights.h5"),
+            *([self.wait] if self.wait else []),
         ]
         self.data = CachedBatches(
             model,
@@ -209,6 +215,8 @@ class _RunFit:
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
+        if self.wait and self.data.reads_rows:
+            batches = self.wait.timed(batches)
         share = self.options.steps_per_execution == "auto"
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         self.model.fit(

@@ -37,6 +37,9 @@ class CachedBatches:
         report: Called with a sentence that says what is kept, or why nothing is.
         leaves: All weights of the model, where they are known already.
         augmentation: How the rows are changed in every epoch, if they are. Nothing is cached then.
+
+    Attributes:
+        reads_rows: Whether the latest batches hold the rows themselves and not their features.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class CachedBatches:
         self._store = FeatureStore(folder)
         self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}
+        self.reads_rows = True  # whether the latest batches hold the rows themselves
 
     def batches(
         self,
@@ -81,6 +85,7 @@ class CachedBatches:
         """
         options = {**self._options, "first_epoch": first_epoch}
         features = self._features(epochs - first_epoch, inference, later)
+        self.reads_rows = isinstance(features, NoCut)
         if isinstance(features, NoCut):
             return training_batches(self._rows.x, self._rows.y, augmentation=self._augmentation, **options)
         # On features the model begins behind the cut. That is another function to compile, which is kept for phases
