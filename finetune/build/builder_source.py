@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.build.source_keys import network_inputs
+from finetune.build.source_keys import item_names, network_inputs
 from finetune.build.source_splits import SourceRows, examples_as_asked, split_examples
 from finetune.build.table_source import examples_of_tables
 from finetune.data.arrays import as_array, as_arrays
@@ -66,31 +66,6 @@ def _check_unused(recipe: Recipe, *keys: str) -> None:
         if getattr(recipe.data, key) != default:
             owner = "tables" if key in _OF_TABLES else "tables, and rows that are dicts"
             raise DataError(f"`data.{key}` is for {owner}, and the builder returned other data. Remove it.")
-
-
-def item_names(recipe: Recipe, network: Any) -> ItemNames:
-    """Returns which parts of an item that is a dict are inputs and targets, as the recipe says.
-
-    Raises:
-        DataError: `inputs` does not name the inputs of the network.
-    """
-    source, inputs = recipe.data, network_inputs(network)
-    column = (source.split.column if source.split else None) or ""
-    written = dict(source.inputs)
-    if list(written) == [""] and len(written[""]) > 1:  # a list of parts, which are the inputs of the network
-        written = {name: (name,) for name in written[""]}
-    several = [name for name, parts in written.items() if len(parts) > 1]
-    if list(inputs) == [""] and len(written) == 1:
-        written = {"": next(iter(written.values()))}
-    is_known = isinstance(network, keras.Function | keras.Sequential)
-    if several or (written and is_known and set(written) != set(inputs)):
-        wrong = sorted(set(written) - set(inputs))
-        raise DataError(
-            f"`inputs` names a part of the rows for each input of the network: "
-            f"{quote(name or 'its only input' for name in inputs)}. Received: {quote(several or written)}."
-            f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
-        )
-    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target, column)
 
 
 def _by_names(returned: Mapping[str, Any]) -> Examples:

@@ -16,6 +16,7 @@ from finetune.build.image_source import image_examples
 from finetune.build.keep import with_kept_rows
 from finetune.build.source_splits import examples_as_asked
 from finetune.build.table_source import table_examples
+from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
 from finetune.data.labels import class_weights
@@ -100,6 +101,9 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     elif source.table:
         with placed(recipe, "data", "table"):
             examples = table_examples(recipe, source.table, network)
+    elif source.tfrecord:
+        with placed(recipe, "data", "tfrecord"):
+            examples = tfrecord_examples(recipe, source.tfrecord, network)
     else:
         assert source.builder  # the schema requires exactly one source
         with placed(recipe, "data", "builder"):

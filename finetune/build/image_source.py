@@ -68,17 +68,32 @@ def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) ->
     Raises:
         DataError: The input is not for images, or the size is not known.
     """
+    options = image_options(recipe, network_input)
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+
+
+def image_options(recipe: Recipe, network_input: Any, size: Sequence[int] | None = None) -> dict[str, Any]:
+    """Returns `size`, `channels`, `resize` and `value_range` of images for an input of a network.
+
+    Args:
+        recipe: The recipe.
+        network_input: The symbolic input of the network, or `None` where it is not known.
+        size: Height and width; by default those of the recipe, or what the network takes.
+
+    Raises:
+        DataError: The input is not for images, or the size is not known.
+    """
     shape = tuple(getattr(network_input, "shape", None) or (None,) * 4)
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
         raise DataError(
             f"Images have height, width and 1 or 3 channels. The network takes {shape[1:]}. Use a network for images, "
             "or other data."
         )
-    size = recipe.data.size or shape[1:3]
-    if None in size:
+    sizes: Any = size or recipe.data.size or shape[1:3]
+    if None in sizes:
         raise DataError(
             "Images must all have the same size, and the network takes any. Set `data.size`, such as `[224, 224]`."
         )
-    options: Any = {"size": tuple(size), "channels": shape[3] or 3}
+    options: Any = {"size": tuple(sizes), "channels": shape[3] or 3}
     options |= {"resize": recipe.data.resize, "value_range": recipe.data.value_range}
-    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+    return options

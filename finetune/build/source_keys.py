@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from finetune.data.examples import SPLITS
+from finetune.data.indexed import ItemNames
 from finetune.data.splits import Indices, split_rows
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.data import SplitSpec
@@ -21,6 +22,31 @@ def network_inputs(network: Any) -> Mapping[str, Any]:
     is_known = isinstance(network, keras.Function | keras.Sequential)
     tensors: list[Any] = list(getattr(network, "inputs", None) or ()) if is_known else []
     return {tensor.name: tensor for tensor in tensors} if len(tensors) > 1 else {"": tensors[0] if tensors else None}
+
+
+def item_names(recipe: Recipe, network: Any) -> ItemNames:
+    """Returns which parts of an item that is a dict are inputs and targets, as the recipe says.
+
+    Raises:
+        DataError: `inputs` does not name the inputs of the network.
+    """
+    source, inputs = recipe.data, network_inputs(network)
+    column = (source.split.column if source.split else None) or ""
+    written = dict(source.inputs)
+    if list(written) == [""] and len(written[""]) > 1:  # a list of parts, which are the inputs of the network
+        written = {name: (name,) for name in written[""]}
+    several = [name for name, parts in written.items() if len(parts) > 1]
+    if list(inputs) == [""] and len(written) == 1:
+        written = {"": next(iter(written.values()))}
+    is_known = isinstance(network, keras.Function | keras.Sequential)
+    if several or (written and is_known and set(written) != set(inputs)):
+        wrong = sorted(set(written) - set(inputs))
+        raise DataError(
+            f"`inputs` names a part of the rows for each input of the network: "
+            f"{quote(name or 'its only input' for name in inputs)}. Received: {quote(several or written)}."
+            f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
+        )
+    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target, column)
 
 
 def limited_rows(recipe: Recipe, rows: int) -> np.ndarray:

@@ -9,7 +9,7 @@ Keras fails, or spreads one array over the other and returns a number that means
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
@@ -45,7 +45,7 @@ class Task:
         is_sparse: Whether targets are numbers of classes, where the output has a value for each class.
         target_axes: Axes of the targets.
         outside: A target that is not from 0 to 1, so that it is no label of a class; else `None`.
-        probabilities: Makes probabilities of the outputs, where these are logits; else `None`.
+        probabilities: `sigmoid` or `softmax`, what makes probabilities of outputs that are logits; else `None`.
     """
 
     outputs: int
@@ -53,7 +53,7 @@ class Task:
     is_sparse: bool
     target_axes: int
     outside: float | None = None
-    probabilities: Callable[[Any], Any] | None = None
+    probabilities: str | None = None
 
 
 def task_of(y: Any, outputs: Any, *, loss: str, logits: bool) -> Task | None:
@@ -73,7 +73,7 @@ def task_of(y: Any, outputs: Any, *, loss: str, logits: bool) -> Task | None:
     outside = None
     if not is_sparse and (values := np.asarray(y)).dtype.kind in "iuf":
         outside = next((float(value) for value in (values.min(), values.max()) if not 0 <= value <= 1), None)
-    to_probabilities = ops.sigmoid if classes == 1 or loss.lower().startswith("binary") else ops.softmax
+    to_probabilities = "sigmoid" if classes == 1 or loss.lower().startswith("binary") else "softmax"
     return Task(classes, len(output), is_sparse, len(target), outside, to_probabilities if logits else None)
 
 
@@ -84,16 +84,55 @@ def accuracy_of(task: Task) -> type[metrics.Metric]:
     return metrics.SparseCategoricalAccuracy if task.is_sparse else metrics.CategoricalAccuracy
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Converts targets, outputs and weights of rows into the form that a metric takes.
+
+    Attributes:
+        outputs: Size of the last axis of the output.
+        one_hot: Whether targets are numbers of classes, and the metric takes a target for each output.
+        add_axis: Whether targets lack the last axis of the outputs.
+        probabilities: `sigmoid` or `softmax`, applied to the outputs; `None` leaves them.
+        flatten_to_rows: Axes of the output, of which all but the last become one; 0 leaves them.
+    """
+
+    outputs: int
+    one_hot: bool = False
+    add_axis: bool = False
+    probabilities: str | None = None
+    flatten_to_rows: int = 0
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Returns targets, outputs and weights of rows, which may be `None`, as the metric takes them."""
+        if self.one_hot:
+            labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
+            y_true = ops.one_hot(labels, self.outputs, dtype=y_pred.dtype)
+        if self.add_axis:
+            y_true = ops.expand_dims(y_true, -1)
+        if self.probabilities:
+            y_pred = {"sigmoid": ops.sigmoid, "softmax": ops.softmax}[self.probabilities](y_pred)
+        if axes := self.flatten_to_rows:
+            if sample_weight is not None and len(sample_weight.shape) < axes - 1:  # of rows: for all positions
+                extra = (1,) * (axes - 1 - len(sample_weight.shape))
+                sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *extra))
+            if sample_weight is not None:
+                sample_weight = ops.reshape(ops.broadcast_to(sample_weight, ops.shape(y_pred)[:-1]), (-1,))
+            y_true, y_pred = (ops.reshape(each, (-1, self.outputs)) for each in (y_true, y_pred))
+        return y_true, y_pred, sample_weight
+
+
+@keras.saving.register_keras_serializable("finetune")
 class FittedMetric(metrics.Metric):
     """A metric with targets and outputs converted before it sees them; everything else is that of the metric.
 
     Args:
         metric: A metric of Keras.
-        convert: Takes targets, outputs and weights of rows, and returns them as `metric` takes them.
+        convert: Converts what `metric` is updated with.
+        name: By default that of the metric.
     """
 
-    def __init__(self, metric: metrics.Metric, convert: Callable[[Any, Any, Any], tuple[Any, Any, Any]]):
-        super().__init__(name=metric.name, dtype=metric.dtype)
+    def __init__(self, metric: metrics.Metric, convert: Conversion, name: str | None = None):
+        super().__init__(name=name or metric.name, dtype=metric.dtype)
         self.metric, self.convert = metric, convert
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -114,6 +153,17 @@ class FittedMetric(metrics.Metric):
     def reset_state(self) -> None:
         """Makes the state of the metric new again."""
         self.metric.reset_state()
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config: a compiled model that has this metric can be saved and loaded."""
+        metric = keras.saving.serialize_keras_object(self.metric)
+        return {"name": self.name, "metric": metric, "convert": asdict(self.convert)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "FittedMetric":
+        """Makes the metric again."""
+        metric: Any = keras.saving.deserialize_keras_object(config["metric"])
+        return cls(metric, Conversion(**config["convert"]), config["name"])
 
 
 def fit_metric(identifier: str, make: Callable[..., Any], arguments: Mapping[str, Any], task: Task) -> metrics.Metric:
@@ -236,41 +286,23 @@ def _fitting_arguments(plain: str, task: Task) -> dict[str, Any]:
     if plain in ("f1score", "fbetascore") and task.outputs == 1:
         fitting["average"] = "macro"  # of a single class: a number instead of a list with one
     # More accurate than to take the logarithm of what a softmax or sigmoid has rounded.
-    own = ops.sigmoid if plain == "binarycrossentropy" else ops.softmax
-    if plain in _CROSSENTROPIES and task.probabilities is own:
+    own = "sigmoid" if plain == "binarycrossentropy" else "softmax"
+    if plain in _CROSSENTROPIES and task.probabilities == own:
         fitting["from_logits"] = True
     return fitting
 
 
-def _conversion(
-    plain: str, metric: metrics.Metric, arguments: Mapping[str, Any], task: Task
-) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]] | None:
+def _conversion(plain: str, metric: metrics.Metric, arguments: Mapping[str, Any], task: Task) -> Conversion | None:
     """Returns what converts targets, outputs and weights for a metric; `None` where it takes them as they are."""
     takes_numbers = plain.startswith("sparse") or arguments.get("sparse_y_true") is True
-    one_hot = task.is_sparse and not takes_numbers
     takes_logits = plain.removeprefix("sparse") in _TAKES_LOGITS or "from_logits" in arguments
-    to_probabilities = None if takes_logits else task.probabilities
     needs_two_axes = isinstance(metric, _LARGE) and task.axes != 2
-    # Keras' own metrics spread `(rows,)` over `(rows, 1)`: hinge then compares each target with every output.
-    add_axis = task.outputs == 1 and task.target_axes == task.axes - 1 and plain != "binaryaccuracy"
-    if not (one_hot or to_probabilities or needs_two_axes or add_axis):
-        return None
-
-    def convert(y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        if one_hot:
-            labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
-            y_true = ops.one_hot(labels, task.outputs, dtype=y_pred.dtype)
-        if add_axis:
-            y_true = ops.expand_dims(y_true, -1)
-        if to_probabilities:
-            y_pred = to_probabilities(y_pred)
-        if needs_two_axes:
-            if sample_weight is not None and len(sample_weight.shape) < task.axes - 1:  # of rows: for all positions
-                extra = (1,) * (task.axes - 1 - len(sample_weight.shape))
-                sample_weight = ops.reshape(sample_weight, (*ops.shape(sample_weight), *extra))
-            if sample_weight is not None:
-                sample_weight = ops.reshape(ops.broadcast_to(sample_weight, ops.shape(y_pred)[:-1]), (-1,))
-            y_true, y_pred = (ops.reshape(each, (-1, task.outputs)) for each in (y_true, y_pred))
-        return y_true, y_pred, sample_weight
-
-    return convert
+    conversion = Conversion(
+        task.outputs,
+        one_hot=task.is_sparse and not takes_numbers,
+        # Keras' own metrics spread `(rows,)` over `(rows, 1)`: hinge then compares each target with every output.
+        add_axis=task.outputs == 1 and task.target_axes == task.axes - 1 and plain != "binaryaccuracy",
+        probabilities=None if takes_logits else task.probabilities,
+        flatten_to_rows=task.axes if needs_two_axes else 0,
+    )
+    return None if conversion == Conversion(task.outputs) else conversion

@@ -4,6 +4,7 @@ The metrics come from the namespace of Keras: a metric that a new Keras adds is 
 """
 
 import inspect
+import json
 import re
 
 import keras
@@ -169,6 +170,38 @@ def test_a_metric_by_name_of_a_function_is_fitted_too():
     metric.update_state(y, outputs)
     assert metric.name == "mse"
     np.testing.assert_allclose(metric.result(), np.mean((np.eye(3)[y] - outputs) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_fitted_metric_comes_back_from_a_file_with_the_same_value(task):
+    y, outputs, *_ = TASKS[task]
+    for name in CLASSES:
+        metric = refusal_or_metric(name, task)
+        if isinstance(metric, str):
+            continue
+        metric.name = f"{metric.name}_renamed"
+        saved = json.loads(json.dumps(keras.saving.serialize_keras_object(metric)))
+        again = keras.saving.deserialize_keras_object(saved)
+        for each in (metric, again):
+            each.update_state(tf.constant(y), tf.constant(outputs))
+        assert again.name == metric.name
+        np.testing.assert_array_equal(again.result(), metric.result(), err_msg=f"{name}, {task}")
+
+
+def test_a_compiled_model_with_a_fitted_metric_is_saved_and_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    y, outputs, loss, *_ = TASKS["labels and logits"]
+    form = task_of(y, outputs, loss=loss, logits=True)
+    named = {"mse": keras.metrics.get("mse"), "auc": metrics.AUC, "f1": metrics.F1Score}
+    arguments = {"f1": {"average": "macro"}}
+    keras.utils.clear_session()  # the names of Keras' counters
+    fitted_metrics = [fit_metric(name, make, arguments.get(name, {}), form) for name, make in named.items()]
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=fitted_metrics)
+    expected = model.evaluate(outputs, y, verbose=0, return_dict=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.evaluate(outputs, y, verbose=0, return_dict=True) == expected
+    assert set(expected) == {"loss", "mse", "auc", "f1_score"}
 
 
 def test_a_trial_leaves_no_trace_and_names_what_does_not_fit():

@@ -89,6 +89,28 @@ def test_a_run_may_be_killed_again_and_again(straight, tmp_path):
     assert_identical(train(BackupAndRestore(tmp_path / "backup"))[0], straight)
 
 
+def test_a_run_may_be_killed_within_several_epochs(straight, tmp_path):
+    for killed in ((1, 1), (4, 0), (4, 0), (6, 2)):
+        with pytest.raises(KilledError):
+            train(BackupAndRestore(tmp_path / "backup"), kill_at(*killed))
+    resumed, records = train(BackupAndRestore(tmp_path / "backup"))
+    assert_identical(resumed, straight)
+    assert [(record.number, record.epochs) for record in records] == [(3, 1)]
+
+
+def test_a_second_kill_within_the_first_epoch_after_a_resume_goes_on_with_that_epoch(tmp_path):
+    # Of the 3 steps of an epoch the second is saved: a resumed run makes it again on the weights that have it already.
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            train(BackupAndRestore(tmp_path / "backup", save_freq=2), kill_at(5, 2))
+    epochs = []
+    heard = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    resumed, records = train(BackupAndRestore(tmp_path / "backup", save_freq=2), heard)
+    assert epochs == [5, 6]
+    assert [(record.number, record.epochs) for record in records] == [(3, 2)]
+    assert int(resumed.optimizer.iterations) > 6 + 7 + 6
+
+
 def test_a_backup_that_is_not_deleted_is_of_a_run_that_is_over(straight, tmp_path):
     keep = {"backup_dir": tmp_path / "backup", "delete_checkpoint": False}
     train(BackupAndRestore(**keep))
