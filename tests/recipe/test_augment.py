@@ -43,7 +43,7 @@ def test_layers_are_written_by_name_or_with_arguments_and_written_back_so():
     written = ["random_flip", {"layer": "RandomRotation", "factor": 0.1}]
     source = DataSource.model_validate({"npz": "a.npz", "augment": written})
     assert source.model_dump()["augment"] == ("RandomFlip", {"layer": "RandomRotation", "factor": 0.1})
-    assert DataSource.model_validate(source.model_dump()) == source
+    assert DataSource.model_validate(source.model_dump(by_alias=True)) == source
     assert DataSource.model_validate({"npz": "a.npz", "augment": "RandomFlip"}).augment == source.augment[:1]
 
 
