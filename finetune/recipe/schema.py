@@ -14,6 +14,7 @@ from finetune.recipe.augment import MIXING_LAYERS
 from finetune.recipe.data import DataSource
 from finetune.recipe.fields import Part, RecipePath, fault
 from finetune.recipe.groups import Groups
+from finetune.recipe.losses import by_output
 from finetune.recipe.model import ModelSource
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
@@ -90,13 +91,12 @@ class Recipe(Part):
 
     def _check_blending(self) -> None:
         place = next((n for n, each in enumerate(self.data.augment) if each.layer in MIXING_LAYERS), None)
-        loss = self.train.loss.name
-        if place is not None and loss.lower().startswith("sparse"):
-            dense = loss.lower().replace("sparse_", "").replace("sparse", "")
-            dense = "categorical_crossentropy" if dense == "categoricalcrossentropy" else dense
+        names = [loss.name for loss in by_output(self.train.loss).values()]
+        takes_numbers = [name for name in names if name.lower().startswith(("sparse", "circle", "auto"))]
+        if place is not None and takes_numbers:
             raise fault(
-                f"blends the targets of two rows, which have a place for each class then, and `{loss}` takes the "
-                f"number of a single class. Write `loss: {dense}` under `train`",
+                f"blends the targets of two rows, which have a place for each class then, and `loss: {takes_numbers[0]}` "
+                "takes the number of a single class. Write `loss: categorical_crossentropy` under `train`",
                 at=("data", "augment", place),
             )
 
