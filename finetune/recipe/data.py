@@ -12,6 +12,7 @@ from finetune.recipe.fields import (
     Count,
     FilePath,
     ListOf,
+    OneOrMore,
     Part,
     Text,
     choice,
