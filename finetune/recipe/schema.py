@@ -96,7 +96,8 @@ class Recipe(Part):
         if place is not None and takes_numbers:
             raise fault(
                 f"blends the targets of two rows, which have a place for each class then, and "
-                f"`loss: {takes_numbers[0]}` takes the number of a single class. Write `loss: categorical_crossentropy` under `train`",
+                f"`loss: {takes_numbers[0]}` takes the number of a single class. Write `loss: "
+                "categorical_crossentropy` under `train`",
                 at=("data", "augment", place),
             )
 
