@@ -3,7 +3,7 @@
 
 python scripts/check.py               # all, as CI does
 python scripts/check.py --fast        # without the tests marked slow
-python scripts/check.py --coverage    # with a table of the lines that no test reaches; the tests take 40 % longer
+python scripts/check.py --coverage    # with a table of the lines that no test reaches; the tests take 10 to 40 % longer
 """
 
 import subprocess
