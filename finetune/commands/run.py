@@ -44,6 +44,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         seconds: Wall time of each stage.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
@@ -55,6 +56,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    keras_loop: str
     seconds: dict[str, float]
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
@@ -151,6 +153,7 @@ def run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         seconds=clock.seconds,
         phases=records if layout.shows_phases else (),
         model=layout.model,
@@ -212,7 +215,7 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
-    problem = {"not_opened": result.not_opened} if result.not_opened else {}
+    problem = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
 
 

@@ -532,3 +532,26 @@ def test_a_model_that_plain_keras_does_not_open_is_told_and_recorded(tiny_files,
     assert "A `Lambda` layer is code" in result.not_opened
     assert read_json(Path("out/result.json"))["not_opened"] == result.not_opened
     assert Path("out/checkpoints/last.weights.h5").is_file()
+
+
+def test_why_the_fast_loop_was_not_used_is_printed_once_and_recorded(tiny_files, tmp_path):
+    told = StringIO()
+    overrides = [
+        "train.jit_compile=true",
+        "train.epochs=2",
+        "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]",
+    ]
+    console = Console(file=told, width=200)
+    result = finetune.run(tiny_files / "tiny.yaml", tmp_path / "out", overrides=overrides, console=console)
+    sentence = "Keras' own loop made the steps, not the fast one: XLA compiles its step"
+    assert told.getvalue().count(sentence) == 1
+    recorded = read_json(tmp_path / "out/result.json")
+    assert result.keras_loop == recorded["keras_loop"] == "XLA compiles its step"
+    assert [phase["keras_loop"] for phase in recorded["phases"]] == ["XLA compiles its step"] * 2
+
+
+def test_nothing_is_said_of_the_fast_loop_where_it_was_used(finished):
+    result, told, _ = finished
+    assert result.keras_loop == ""
+    assert "own loop" not in told
+    assert "keras_loop" not in read_json(result.folder / "result.json")
