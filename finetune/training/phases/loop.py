@@ -111,7 +111,7 @@ def train_phases(
         )
     phases = one_or_more(phases)
     check_phases(groups, phases)
-    data = PhaseData(x, y, settings, AUTO_RGN_BATCHES)
+    data = PhaseData(x, y, settings, AUTO_RGN_BATCHES, model)
     callbacks, backups = with_phase_backups(callbacks)
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
