@@ -20,11 +20,11 @@ _MODULES = {
     "LearningRateLogger": "training.callbacks",
     "Momentum": "optimizers.tf1_momentum",
     "Phase": "training.phases.phase",
-    "Plateau": "training.phases.endings",
+    "Plateau": "training.phases.plateau",
     "Selector": "groups.selectors",
     "TF1RMSprop": "optimizers.tf1_rmsprop",
     "Transform": "pretrained.transforms",
-    "Until": "training.phases.endings",
+    "Until": "training.phases.until",
     "discriminative_rates": "groups.rate_spacing",
     "export_hub": "models.hub_export",
     "exponential_decay": "optimizers.schedules",
@@ -66,10 +66,10 @@ if TYPE_CHECKING:
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
-    from finetune.training.phases.endings import Plateau as Plateau
-    from finetune.training.phases.endings import Until as Until
     from finetune.training.phases.loop import train_phases as train_phases
     from finetune.training.phases.phase import Phase as Phase
+    from finetune.training.phases.plateau import Plateau as Plateau
+    from finetune.training.phases.until import Until as Until
     from finetune.training.step import grouped_train_step as grouped_train_step
 
 

@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+import warnings
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune import __version__
-from finetune.errors import FinetuneError, reason
+from finetune.errors import FinetuneError, printable, printable_lines, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -192,10 +194,10 @@ def check(
         _start()
         problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
         for problem in problems:
-            print(f"problem: {problem}.")
+            print(printable_lines(f"problem: {problem}."))
         if problems:
             raise typer.Exit(2)
-    print(f"{recipe}: valid. See what it does with `finetune plan {recipe}`.")
+    print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
 
 
 @app.command()
@@ -280,8 +282,8 @@ def reference(
         overwrite=overwrite,
     )
     for name, shape in written.items():
-        print(f"{name}: {shape_text(shape)}")
-    print(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`.")
+        print(f"{printable(name)}: {shape_text(shape)}")
+    print(printable(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`."))
 
 
 @app.callback(invoke_without_command=True)
@@ -303,10 +305,10 @@ def options(
 
 
 def _console(*, stderr: bool = False) -> "Console":
-    from rich.console import Console  # not at the top: `check` and `--help` must answer at once
+    from finetune.results.console import plain_console  # not at the top: `check` and `--help` must answer at once
 
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+    return plain_console(stderr=stderr, width=width)
 
 
 def _start() -> None:
@@ -317,6 +319,10 @@ def _start() -> None:
 
 def main() -> None:
     """Runs the command line; exits 2 on bad input, 1 when training failed, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, too, and never an error
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)
@@ -327,11 +333,11 @@ def main() -> None:
     except Exception as error:
         expected = isinstance(error, FinetuneError)
         if len(arguments) < len(sys.argv) - 1:  # `--debug` was there
-            traceback.print_exception(error)
+            print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         elif expected:
             print(f"error: {error}", file=sys.stderr)
         else:
             # A fault of finetune itself: a line that says how to see more, instead of a traceback.
-            text = f"finetune failed with {type(error).__name__}: {reason(error)}"
+            text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
             print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
         sys.exit(error.exit_code if expected else 1)

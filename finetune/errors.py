@@ -1,18 +1,51 @@
 """Errors with advice.
 
 A message has four parts: the rule, what was received, what exists or is nearest, what to do. Names are in backticks.
-All problems of the same kind are reported at once, and at most five are shown.
+All problems of the same kind are reported at once, and at most five are shown. Names come from files of strangers:
+`printable` shows what a terminal would obey.
 """
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+# What a terminal obeys instead of showing it: control characters of ASCII and Latin-1, separators of lines, characters
+# without a width, and those that turn the direction of text around. Halves of surrogate pairs (bytes of file names that
+# are not UTF-8) cannot be written at all. U+200C and U+200D stay: Persian and emoji are written with them.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_IN_BACKTICKS = re.compile("`[^`]*`")
+
+
+def printable(text: object) -> str:
+    r"""Returns a name or another short text with its control characters written as Python writes them.
+
+    >>> printable("\x1b[31mred\n"), printable("größe/核")
+    ('\\x1b[31mred\\n', 'größe/核')
+    """
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def printable_lines(text: str) -> str:
+    r"""Does the same for a text of several lines; line breaks inside of backticks belong to a name and are escaped.
+
+    >>> print(printable_lines("weights:\n`a\nb`\r"))
+    weights:
+    `a\nb`\r
+    """
+    whole = _IN_BACKTICKS.sub(lambda match: printable(match[0]), text)
+    return "\n".join(map(printable, whole.split("\n")))
+
 
 class FinetuneError(Exception):
     """Base of every error the package raises on purpose; the command line prints its message alone."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class RecipeError(FinetuneError, ValueError):
@@ -43,7 +76,7 @@ def quote(names: Iterable[object], *, limit: int = 5) -> str:
     >>> quote(["a", "b", "c"], limit=2)
     '`a`, `b` and 1 more'
     """
-    every = [f"`{name}`" for name in names]
+    every = [f"`{printable(name)}`" for name in names]
     shown = ", ".join(every[:limit])
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
 

@@ -27,6 +27,7 @@ from keras.src.trainers import compile_utils, data_adapters
 from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
+from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
 
 # The private names that subclasses of Keras' classes in this package override, or read through `self`.
@@ -71,6 +72,24 @@ def without_tracking(method: Callable[..., Any]) -> Any:
     Uses `keras.src.utils.tracking.no_automatic_dependency_tracking`, the decorator that Keras puts on its own `build`.
     """
     return tracking.no_automatic_dependency_tracking(method)
+
+
+# -- data/ ------------------------------------------------------------------------------------------------------------
+
+
+def read_record(path: str, offset: int) -> bytes:
+    """Returns the record that begins at a place of a TFRecord file, after both of its checksums were compared.
+
+    Uses `tf_record_random_reader`. The public `tf.data.TFRecordDataset` reads a file from its beginning alone.
+
+    Args:
+        path: The file, which must not be compressed.
+        offset: Where the record begins, in bytes.
+
+    Raises:
+        tf.errors.OpError: There is no record, or it is damaged.
+    """
+    return tf_record.tf_record_random_reader(path).read(offset)[0]
 
 
 # -- groups/ ----------------------------------------------------------------------------------------------------------

@@ -333,3 +333,25 @@ def test_suggested_groups_are_alone_on_stdout_so_that_they_can_be_piped(recipe):
     assert done.returncode == 0
     assert [group["name"] for group in yaml.safe_load(done.stdout)["groups"]] == ["stem", "body", "head"]
     assert "of the largest" in done.stderr
+
+
+# -- Names from outside -----------------------------------------------------------------------------------------------
+
+
+def test_names_in_files_reach_the_terminal_escaped(recipe, tmp_path):
+    name = "\x1b]0;title\x07\x1b[31mred\u202e/kernel\nerror: forged\r"
+    safetensors.numpy.save_file({name: np.ones(1, "float32")}, tmp_path / "e.safetensors")
+    listed = finetune("inspect", tmp_path / "e.safetensors")
+    message = refused("plan", recipe, "--set", f"restore.from={tmp_path / 'e.safetensors'}")
+    for text in (listed.stdout, message):
+        assert not set("\x1b\x07\u202e") & set(text)
+        assert "red\\u202e/kernel\\nerror: forged\\r" in text
+
+
+def test_a_file_name_that_is_not_unicode_is_shown_escaped(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\x1b.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", "check", path], capture_output=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 2
+    assert b"\\udcff\\x1b.yaml" in done.stderr

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import finetune
 from finetune import errors
-from finetune.errors import FinetuneError, TrainingError, did_you_mean, nearest, quote, reason
+from finetune.errors import FinetuneError, TrainingError, did_you_mean, nearest, printable, quote, reason
 
 
 def modules():
@@ -110,3 +110,25 @@ def test_an_error_of_a_broken_config_is_shown_without_the_config():
     )
     assert reason(error).startswith("Could not locate class 'Unheard'")
     assert "config" not in reason(error)
+
+
+CONTROLS = ["\x00", "\x07", "\x1b", "\r", "\t", "\x7f", "\x9b", "\u202e", "\u2066", "\u2028", "\ufeff", "\udcff"]
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=ascii)
+def test_control_characters_of_names_are_shown_escaped_in_errors_and_nothing_else_is_changed(control):
+    name = f"größe/核 👩\u200d💻{control}x"
+    for text in (printable(name), quote([name]), str(FinetuneError(f"No `{name}`.")), str(TrainingError(name))):
+        assert control not in text
+        assert ascii(control)[1:-1] in text
+        assert "größe/核 👩\u200d💻" in text
+
+
+def test_a_line_break_of_a_name_forges_no_line_of_an_error():
+    error = FinetuneError("first `a\nerror: all is fine`\nsecond")
+    assert str(error).splitlines() == ["first `a\\nerror: all is fine`", "second"]
+
+
+def test_every_kind_of_error_escapes():
+    for kind in [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FinetuneError)]:
+        assert str(kind("\x1b]0;title\x07")) == "\\x1b]0;title\\x07"

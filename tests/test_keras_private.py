@@ -85,6 +85,24 @@ def without_tracking():
     assert layer.weights == []
 
 
+# -- data/ ------------------------------------------------------------------------------------------------------------
+
+
+@checks(private.read_record)
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.tfrecord"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(b"first")
+            writer.write(b"second")
+        assert private.read_record(str(path), 16 + len(b"first")) == b"second"
+        damaged = bytearray(path.read_bytes())
+        damaged[14] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(tf.errors.DataLossError):
+            private.read_record(str(path), 0)
+
+
 # -- groups/ ----------------------------------------------------------------------------------------------------------
 
 

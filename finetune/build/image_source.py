@@ -7,10 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.build.source_keys import class_names_of, limited_rows, network_inputs, split_as_asked
+from finetune.build.source_keys import class_targets, limited_rows, network_inputs, split_as_asked
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import find_images, image_rows
-from finetune.data.labels import encode_classes
 from finetune.data.row_checks import read_every_row
 from finetune.data.rows import select
 from finetune.data.splits import split_by_column
@@ -41,7 +40,7 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
         about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
         x, files = select(x, kept), [files[row] for row in kept]
     labels = [file.label for file in files]
-    y, class_names = encode_classes(labels, recipe.train.loss.name.lower(), class_names_of(recipe))
+    target = class_targets(recipe, labels, network)
     if any(file.split for file in files):
         if source.split:
             raise DataError(
@@ -51,10 +50,10 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     else:
         names = [file.path.relative_to(place).as_posix() for file in files]
         indices = split_as_asked(recipe, len(files), labels, names)
-    splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
-    about = {"kind": "images", "folder": str(place), **about}
+    splits = {name: Split(x, target.values).select(rows) for name, rows in indices.items()}
+    about = {"kind": "images", "folder": str(place), "target": target.about, **about}
     places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
-    return make_examples(**splits, class_names=class_names, source=about, places=places)
+    return make_examples(**splits, class_names=target.class_names, source=about, places=places)
 
 
 def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
@@ -68,17 +67,32 @@ def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) ->
     Raises:
         DataError: The input is not for images, or the size is not known.
     """
+    options = image_options(recipe, network_input)
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+
+
+def image_options(recipe: Recipe, network_input: Any, size: Sequence[int] | None = None) -> dict[str, Any]:
+    """Returns `size`, `channels`, `resize` and `value_range` of images for an input of a network.
+
+    Args:
+        recipe: The recipe.
+        network_input: The symbolic input of the network, or `None` where it is not known.
+        size: Height and width; by default those of the recipe, or what the network takes.
+
+    Raises:
+        DataError: The input is not for images, or the size is not known.
+    """
     shape = tuple(getattr(network_input, "shape", None) or (None,) * 4)
     if len(shape) != 4 or shape[3] not in (None, 1, 3):
         raise DataError(
             f"Images have height, width and 1 or 3 channels. The network takes {shape[1:]}. Use a network for images, "
             "or other data."
         )
-    size = recipe.data.size or shape[1:3]
-    if None in size:
+    sizes: Any = size or recipe.data.size or shape[1:3]
+    if None in sizes:
         raise DataError(
             "Images must all have the same size, and the network takes any. Set `data.size`, such as `[224, 224]`."
         )
-    options: Any = {"size": tuple(size), "channels": shape[3] or 3}
+    options: Any = {"size": tuple(sizes), "channels": shape[3] or 3}
     options |= {"resize": recipe.data.resize, "value_range": recipe.data.value_range}
-    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+    return options

@@ -22,8 +22,9 @@ from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import check_names, disagreement
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
-from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase, check_phases
+from finetune.training.phases.plateau import Plateau
+from finetune.training.phases.until import Until
 
 
 def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, ...]:

@@ -1,16 +1,24 @@
 """Keys of `data` that mean the same whatever the source: `limit`, `class_names`, `split`; and what a network takes."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
+from finetune.data.examples import SPLITS
+from finetune.data.indexed import ItemNames
+from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of
 from finetune.data.splits import Indices, split_rows
-from finetune.errors import DataError
+from finetune.data.targets import AUTO, Target, class_target, kind_of_array
+from finetune.errors import DataError, did_you_mean, quote
+from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
+from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
+
+Part = TypeVar("Part")
 
 
 def network_inputs(network: Any) -> Mapping[str, Any]:
@@ -18,6 +26,80 @@ def network_inputs(network: Any) -> Mapping[str, Any]:
     is_known = isinstance(network, keras.Function | keras.Sequential)
     tensors: list[Any] = list(getattr(network, "inputs", None) or ()) if is_known else []
     return {tensor.name: tensor for tensor in tensors} if len(tensors) > 1 else {"": tensors[0] if tensors else None}
+
+
+def output_widths(recipe: Recipe, network: Any) -> dict[str, int | None]:
+    """Returns how many values the network gives for each output by its name; `None` where that is not known yet.
+
+    Args:
+        recipe: The recipe, whose `head` counts where it has one.
+        network: The network without that head, or `None`.
+    """
+    if recipe.model.head:
+        classes = recipe.model.head.classes
+        return {"": classes if isinstance(classes, int) else None}
+    outputs = getattr(network, "output", None) if isinstance(network, keras.Function) else None
+    if isinstance(network, keras.Sequential) and getattr(network, "outputs", None):
+        outputs = network.outputs[0]
+    named = by_output_name(network, outputs)
+    shapes = {name: getattr(named.get(name), "shape", ()) for name in output_names(network)}
+    return {name: shape[-1] if len(shape) > 1 else None for name, shape in shapes.items()}
+
+
+def loss_names(recipe: Recipe) -> dict[str, str]:
+    """Returns the name of the loss of each output by its name; the name of an only output is empty."""
+    return {name: loss.name for name, loss in by_output(recipe.train.loss).items()}
+
+
+def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target:
+    """Turns the class of each row into what the loss of the recipe takes.
+
+    Args:
+        recipe: The recipe.
+        labels: Name of the class of each row.
+        network: The network, which decides where the loss is `auto`.
+
+    Raises:
+        DataError: A row has a class that `class_names` does not name, or the loss takes numbers.
+    """
+    losses, widths = loss_names(recipe), output_widths(recipe, network)
+    if len(losses) > 1 or len(widths) > 1:
+        raise DataError(
+            "These data have a class for each row, and so a network for them has a single output. The recipe has "
+            f"{max(len(losses), len(widths))}. Read a table, whose `target` names a column for each output."
+        )
+    [loss], [width] = losses.values(), widths.values()
+    return class_target(labels, loss, class_names_of(recipe), outputs=width)
+
+
+def item_names(recipe: Recipe, network: Any) -> ItemNames:
+    """Returns which parts of an item that is a dict are inputs and targets, as the recipe says.
+
+    Raises:
+        DataError: `inputs` does not name the inputs of the network.
+    """
+    source, inputs = recipe.data, network_inputs(network)
+    column = (source.split.column if source.split else None) or ""
+    written = dict(source.inputs)
+    if list(written) == [""] and len(written[""]) > 1:  # a list of parts, which are the inputs of the network
+        written = {name: (name,) for name in written[""]}
+    several = [name for name, parts in written.items() if len(parts) > 1]
+    if list(inputs) == [""] and len(written) == 1:
+        written = {"": next(iter(written.values()))}
+    is_known = isinstance(network, keras.Function | keras.Sequential)
+    if several or (written and is_known and set(written) != set(inputs)):
+        wrong = sorted(set(written) - set(inputs))
+        raise DataError(
+            f"`inputs` names a part of the rows for each input of the network: "
+            f"{quote(name or 'its only input' for name in inputs)}. Received: {quote(several or written)}."
+            f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
+        )
+    if list(source.target) not in ([], [""]):
+        raise DataError(
+            f"`target` by the names of outputs, {quote(source.target)}, is for the columns of a table. Give rows whose "
+            "target is a dict by the names of the outputs."
+        )
+    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target.get("", ()), column)
 
 
 def limited_rows(recipe: Recipe, rows: int) -> np.ndarray:
@@ -40,6 +122,17 @@ def class_names_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
+def has_classes(recipe: Recipe, y: Any) -> bool:
+    """Whether targets are classes or labels, not numbers: by the recipe's loss, or by their values where it is `auto`.
+
+    Args:
+        recipe: The recipe.
+        y: The targets, an array of numbers.
+    """
+    loss = loss_names(recipe).get("", AUTO)
+    return kind_of_array(y, None)[0] != NUMBERS if loss == AUTO else family_of(loss) in (SPARSE, ONE_HOT, BINARY)
+
+
 def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices:
     """Splits rows as `data.split` says; without it, a fifth of them test.
 
@@ -58,3 +151,32 @@ def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices
         by = "group"
     options: Any = {"test": split.test, "validation": split.validation, "by": by, "seed": recipe.seed}
     return split_rows(rows, **options, labels=labels, keys=keys)
+
+
+def named_by_splits(recipe: Recipe, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Checks that rows come either with the names of all splits, or together, to be split as the recipe says.
+
+    Args:
+        recipe: The recipe.
+        parts: Rows by the name of their split; or all rows, by an empty name.
+
+    Returns:
+        The same in the order of `SPLITS`. Training rows alone are all rows: their name becomes empty.
+
+    Raises:
+        DataError: A name is not known, a split is missing, or the recipe splits what is split already.
+    """
+    if list(parts) == ["train"]:  # the source has no other split, so the recipe makes them
+        return {"": parts["train"]}
+    if "" in parts:
+        return dict(parts)
+    unknown = [name for name in parts if name not in SPLITS]
+    if unknown or not {"train", "test"} <= set(parts):
+        raise DataError(
+            f"Rows of several splits are named {quote(SPLITS)}, of which `train` and `test` are needed. Received: "
+            f"{quote(parts)}.{did_you_mean(unknown[0], SPLITS) if unknown else ''} Rename them, or give all rows "
+            "together and write `split` in the recipe."
+        )
+    if recipe.data.split:
+        raise DataError("the source says which rows test and validate, so `data.split` has nothing to do. Remove it.")
+    return {name: parts[name] for name in SPLITS if name in parts}

@@ -50,6 +50,8 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False) 
     print_model(layout, console)
     if layout.examples.source:
         console.print(f"data: {summary(layout.examples)}", markup=False)
+    for sentence in layout.chosen:
+        console.print(sentence, markup=False, highlight=False)
     data, length = layout.plan.to_json(), layout.length
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND
     console.print(f"plan: {length.epochs} epochs of {length.steps_per_epoch} steps. {legend}")

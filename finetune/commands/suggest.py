@@ -14,8 +14,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
 from finetune.groups.selectors import LayerGroup, resolve_groups
-from finetune.recipe.groups import GroupSpec, Strategy
-from finetune.recipe.groups_block import groups_block
+from finetune.recipe.groups import GroupSpec, Strategy, groups_block
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.rate_edits import scaled, tidy
 from finetune.recipe.schema import Recipe

@@ -5,6 +5,7 @@ bits, a turned camera, other formats) is decoded by Pillow, which knows all of i
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,20 +134,9 @@ def image_rows(
     with tf.device("CPU:0"):
         files = tf.constant(names)
         decoders = tf.constant([(_PILLOW, *_REDUCTIONS).index(reduction) for reduction in reductions], tf.int32)
-    low, high = value_range
-
-    def decoder(reduction: int, index: Any) -> Callable[[], Any]:
-        if reduction == _PILLOW:
-            return lambda: tf.numpy_function(_decode_with_pillow, [files[index], channels], tf.uint8, stateful=False)
-        # The op decodes PNG, too. `INTEGER_ACCURATE` gives the values that other libraries give.
-        return lambda: tf.io.decode_jpeg(
-            tf.io.read_file(files[index]), channels=channels, ratio=reduction, dct_method="INTEGER_ACCURATE"
-        )
 
     def pixels(index: Any) -> Any:
-        image: Any = tf.switch_case(decoders[index], [decoder(each, index) for each in (_PILLOW, *_REDUCTIONS)])
-        image = _resized(tf.ensure_shape(image, (None, None, channels)), size, resize)
-        return image if (low, high) == (0, 255) else low + image * ((high - low) / 255.0)
+        return _image(tf.io.read_file(files[index]), decoders[index], size, channels, resize, value_range)
 
     # A function of its own: outside of a graph `map_fn` logs warnings where a file cannot be decoded.
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.int64)])
@@ -159,6 +149,41 @@ def image_rows(
         fingerprint=digest.hexdigest(),
         take_row=pixels,
     )
+
+
+def image_of_bytes(data: Any, *, size: tuple[int, int], channels: int, resize: str, value_range: Any) -> Any:
+    """Returns the image in the bytes of a file, as `image_rows` does. Runs in graphs.
+
+    Args:
+        data: The bytes, a string of shape `()`.
+        size: Height and width in pixels.
+        channels: 3 for colours, 1 for grey.
+        resize: `pad`, `crop` or `stretch`.
+        value_range: What black and white become.
+    """
+
+    def look(content: bytes) -> np.ndarray:
+        reduction = _reduction(io.BytesIO(content), size, resize)
+        place = 0 if isinstance(reduction, str) else (_PILLOW, *_REDUCTIONS).index(reduction)
+        return np.array(place, np.int32)
+
+    decoder: Any = tf.ensure_shape(tf.numpy_function(look, [data], tf.int32, stateful=False), ())
+    return _image(data, decoder, size, channels, resize, value_range)
+
+
+def _image(data: Any, decoder: Any, size: tuple[int, int], channels: int, resize: str, value_range: Any) -> Any:
+    """Decodes bytes; `decoder` is the place of the reduction among `_PILLOW` and `_REDUCTIONS`."""
+
+    def decode(reduction: int) -> Callable[[], Any]:
+        if reduction == _PILLOW:
+            return lambda: tf.numpy_function(_decode_with_pillow, [data, channels], tf.uint8, stateful=False)
+        # The op decodes PNG, too. `INTEGER_ACCURATE` gives the values that other libraries give.
+        return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=reduction, dct_method="INTEGER_ACCURATE")
+
+    low, high = value_range
+    image: Any = tf.switch_case(decoder, [decode(each) for each in (_PILLOW, *_REDUCTIONS)])
+    image = _resized(tf.ensure_shape(image, (None, None, channels)), size, resize)
+    return image if (low, high) == (0, 255) else low + image * ((high - low) / 255.0)
 
 
 def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
@@ -204,7 +229,7 @@ def _look_at(paths: Sequence[Path], size: tuple[int, int], resize: str, checked:
     return [_PILLOW if isinstance(look, str) else look for look in looks]
 
 
-def _reduction(path: Path, size: tuple[int, int], resize: str) -> int | str:
+def _reduction(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int | str:
     """Returns the reduction of a file that TensorFlow decodes as Pillow does; what is wrong with it as text."""
     try:
         with Image.open(path) as image:
@@ -217,13 +242,14 @@ def _reduction(path: Path, size: tuple[int, int], resize: str) -> int | str:
             shrink = max(shrinks) if resize == "pad" else min(shrinks)
             return max(r for r in _REDUCTIONS if r <= max(shrink, 1) and (r == 1 or image.format == "JPEG"))
     except UnidentifiedImageError:
-        return "not an image" if path.stat().st_size else "empty"
+        is_empty = not (path.getbuffer().nbytes if isinstance(path, io.BytesIO) else path.stat().st_size)
+        return "empty" if is_empty else "not an image"
     except Exception as error:  # Pillow raises errors of many classes over damaged files
         return str(error) or type(error).__name__
 
 
-def _decode_with_pillow(path: Any, channels: int) -> np.ndarray:
-    with Image.open(np.asarray(path).item().decode()) as image:
+def _decode_with_pillow(data: bytes, channels: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits, which `convert` would cut off
         values = np.asarray(upright).astype(np.float64)

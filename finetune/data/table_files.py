@@ -6,7 +6,7 @@ Readers give text, and what is a number is decided here, so that the same table 
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,26 @@ def read_table(path: str | Path) -> Table:
     numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
     places = [(path.name, number) for number in numbers]
     return Table(path, {name: _column(name, values) for name, values in columns.items()}, places)
+
+
+def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str) -> Table:
+    """Makes a table of columns in memory, with the types that it would have in a file.
+
+    Args:
+        columns: Values of the rows by the name of the column, `None` where they are missing.
+        name: What messages call the table; the first row is `<name>:1`.
+
+    Raises:
+        DataError: There are no rows, or columns differ in length.
+    """
+    lengths = {key: len(values) for key, values in columns.items()}
+    if len(set(lengths.values())) != 1 or not max(lengths.values(), default=0):
+        raise DataError(
+            f"Columns of a table have the same number of rows, and at least a row. Those of `{name}` have "
+            f"{', '.join(f'`{key}` {length}' for key, length in list(lengths.items())[:5]) or 'none'}."
+        )
+    places = [(name, number) for number in range(1, max(lengths.values()) + 1)]
+    return Table(Path(name), {key: _column(key, values) for key, values in columns.items()}, places)
 
 
 def join_tables(tables: Sequence[Table]) -> Table:

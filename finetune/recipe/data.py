@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from finetune.errors import quote
+from finetune.recipe.data_files import Feature, Files
 from finetune.recipe.fields import (
     Arguments,
     Count,
     FilePath,
     ListOf,
-    OneOrMore,
     Part,
     Text,
     choice,
@@ -19,27 +19,37 @@ from finetune.recipe.fields import (
 )
 from finetune.recipe.model import Builder
 
-_SOURCES = ("builder", "npz", "images", "table")
+_SOURCES = ("builder", "npz", "images", "table", "tfrecord", "audio", "keras_dataset", "tfds")
+_OF_IMAGES = ("images", "table", "tfrecord", "tfds", "builder")
+_WITH_NAMES = ("table", "tfrecord", "tfds", "builder")  # whose rows may have parts with names
 _KEYS_OF = {  # keys that only some sources have
     "arguments": ("builder",),
-    "size": ("images", "table"),
-    "resize": ("images", "table"),
-    "on_error": ("images",),
-    "limit": ("images", "table"),
-    "value_range": ("images", "table"),
-    "class_names": ("images", "table"),
-    "class_names_file": ("images", "table"),
-    "split": ("images", "table"),
+    "size": _OF_IMAGES,
+    "resize": _OF_IMAGES,
+    "value_range": (*_OF_IMAGES, "keras_dataset"),
+    "on_error": ("images", "audio", "tfrecord", "tfds", "builder"),
     "test_table": ("table",),
     "validation_table": ("table",),
-    "inputs": ("table",),
-    "target": ("table",),
-    "types": ("table",),
-    "tokenizer": ("table",),
+    "inputs": _WITH_NAMES,
+    "target": _WITH_NAMES,
+    "sample_weight": ("table", "builder"),
+    "types": ("table", "builder"),
+    "tokenizer": ("table", "builder"),
+    "features": ("tfrecord",),
+    "sample_rate": ("audio", "table"),
+    "length": ("audio", "table", "keras_dataset"),
+    "path": ("keras_dataset",),
+    "as_": ("tfds",),
+    "splits": ("tfds",),
+    "data_dir": ("tfds",),
 }
+KERAS_DATASETS = (
+    *("mnist", "fashion_mnist", "cifar10", "cifar100"),
+    *("imdb", "reuters", "boston_housing", "california_housing"),
+)
 Resize = Literal["pad", "crop", "stretch"]
 SplitBy = Literal["random", "stratified", "group", "hash"]
-ColumnType = Literal["number", "category", "text", "image"]
+ColumnType = Literal["number", "category", "text", "image", "audio"]
 
 
 class SplitSpec(Part):
@@ -98,19 +108,23 @@ def _check_class_weight(value: Any) -> Any:
     )
 
 
-def _check_inputs(value: Any) -> Any:
-    """Returns the columns of each input by its name; the name of a network's only input is empty."""
+def _check_columns(value: Any, info: ValidationInfo) -> Any:
+    """Returns the columns of each input or output by its name; the name of a network's only one is empty."""
     by_name = value if isinstance(value, dict) else {"": value}
     columns = {name: [each] if isinstance(each, str) else each for name, each in by_name.items()}
     for names in columns.values():
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
-            rule = "must be a column, a list of columns, or these for each input of the network by its name"
+            part = "input" if info.field_name == "inputs" else "output"
+            rule = f"must be a column, a list of columns, or these for each {part} of the network by its name"
             raise fault(rule, received=value)
     return {str(name): tuple(names) for name, names in columns.items()}
 
 
+Columns = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_columns), Strict(False)]
+
+
 class DataSource(Part):
-    """Where the examples come from: exactly one of the first four keys.
+    """Where the examples come from: exactly one of the first eight keys.
 
     Attributes:
         builder: A function that returns examples, as `package.module:function`.
@@ -118,12 +132,19 @@ class DataSource(Part):
         images: A folder with a folder of images for each class; or with `train`, `test` and, optionally, `validation`,
             of which each has folders of classes.
         table: A CSV, TSV, JSON lines, Parquet or Feather file; its first line names the columns.
+        tfrecord: Files of `tf.train.Example`s: a pattern such as `train-*.tfrecord`, a list, or these for `train`,
+            `test` and, optionally, `validation`.
+        audio: A folder with a folder of WAV files for each class; or with `train`, `test` and so on, as `images`.
+        keras_dataset: A data set of `keras.datasets`, which Keras downloads; or, with `path`, from a local file.
+        tfds: A data set of TensorFlow Datasets, as `name` or `name/config:version`.
         test_table: A file with the test rows; without it, `split` says which rows test.
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
             numbers and categories become a vector, a column of text becomes token ids, of image files images.
-        target: The column of the target, or several columns of numbers.
-        types: `number`, `category`, `text` or `image` for columns that are not what they look like, by name.
+        target: The column of the target, or several columns of numbers; or those of each output by its name in the
+            network.
+        sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
+        types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.
@@ -132,9 +153,17 @@ class DataSource(Part):
         value_range: What black and white become.
         class_names: Names of the classes in the order of their numbers; by default sorted.
         class_names_file: A text file with such a name in each line.
+        features: How features of records are read, by their names; by default as they look in the first records.
+        sample_rate: Samples in a second of all sounds: files of another rate are resampled.
+        length: Samples of each sound, or words of each text of a `keras_dataset`: longer ones are cut at the end,
+            shorter ones are filled up with 0. By default what the network takes.
+        path: The local file of a `keras_dataset`; for `cifar10` and `cifar100` the archive or its folder.
+        as: Names of the features that are input and target, such as `[image, label]`.
+        splits: Which split of the data set trains, tests and validates, such as `{train: "train[:80%]", test: test}`.
+        data_dir: The folder of prepared data sets; by default that of TensorFlow Datasets.
         split: Which rows test and validate.
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
-        on_error: `stop` at an image that cannot be read, or `skip` all such images: each is then read once beforehand.
+        on_error: `stop` at a row that cannot be read, or `skip` all such rows: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
 
@@ -142,12 +171,15 @@ class DataSource(Part):
     npz: FilePath | None = None
     images: FilePath | None = None
     table: FilePath | None = None
+    tfrecord: Files | None = None
+    audio: FilePath | None = None
+    keras_dataset: Annotated[Text, choice(*KERAS_DATASETS)] | None = None
+    tfds: Text | None = None
     test_table: FilePath | None = None
     validation_table: FilePath | None = None
-    inputs: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_inputs), Strict(False)] = Field(
-        default_factory=dict
-    )
-    target: OneOrMore[Text] = ()
+    inputs: Columns = Field(default_factory=dict)
+    target: Columns = Field(default_factory=dict)
+    sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
@@ -156,12 +188,19 @@ class DataSource(Part):
     value_range: Annotated[ListOf[float], Field(min_length=2, max_length=2)] = (0.0, 255.0)
     class_names: ListOf[Text] = ()
     class_names_file: FilePath | None = None
+    features: dict[Text, Feature] = Field(default_factory=dict)
+    sample_rate: Count | None = None
+    length: Count | None = None
+    path: FilePath | None = None
+    as_: Annotated[ListOf[Text], Field(min_length=2, max_length=2)] | None = Field(default=None, alias="as")
+    splits: dict[Text, Text] = Field(default_factory=dict)
+    data_dir: FilePath | None = None
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
     on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 
-    @field_validator("table")
+    @field_validator("tfds")
     @classmethod
     def _check_source(cls, value: Any, info: ValidationInfo) -> Any:
         return one_of(value, info, *_SOURCES[:-1])
@@ -173,12 +212,19 @@ class DataSource(Part):
             if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
                 if source in sources:
                     continue
-                raise fault(f"is for data from {quote(sources)}, and these are from `{source}`. Remove it", at=(key,))
-        if self.split and source != "table" and (self.split.column or self.split.by == "group"):
+                said = f"is for data from {quote(sources, limit=9)}, and these are from `{source}`. Remove it"
+                raise fault(said, at=(type(self).model_fields[key].alias or key,))
+        if self.split and source not in _WITH_NAMES and (self.split.column or self.split.by == "group"):
             raise fault("is for a table, and these data have no columns. Remove it", at=("split", "column"))
+        if source == "tfds" and self.as_ and (self.inputs or self.target):
+            raise fault("takes at most one of `as`, `inputs` with `target`. Remove one of the two", at=("as",))
+        is_named = source == "table" or (source == "tfrecord") or (source == "tfds" and not self.as_)
+        what = {"table": "columns of the table", "tfrecord": "features of the records"}.get(source, "features, or `as`")
         for key in ("inputs", "target"):
-            if source == "table" and not getattr(self, key):
-                raise fault("is missing. Name columns of the table", at=(key,))
+            if is_named and not getattr(self, key):
+                raise fault(f"is missing. Name {what}", at=(key,))
+        if source == "tfrecord" and self.split and list(self.tfrecord or ()) != [""]:
+            raise fault("takes at most one of `split`, `tfrecord` with files of each split. Remove one of the two")
         if self.test_table and self.split:
             raise fault("takes at most one of `split`, `test_table`. Remove one of the two")
         if self.validation_table and not self.test_table:

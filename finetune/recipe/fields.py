@@ -194,7 +194,7 @@ def one_of(value: Any, info: ValidationInfo, *others: str, default: Any = _NOTHI
     used += [] if value is None else [str(info.field_name)]
     if len(used) == 1 or (not used and default is not _NOTHING):
         return value if used else default
-    spellings = quote([*others, info.field_name])
+    spellings = quote([*others, info.field_name], limit=9)
     received = f"Received: {quote(used)}" if used else "All are missing"
     rule = "needs exactly one" if default is _NOTHING else "takes at most one"
     raise fault(f"{rule} of {spellings}. {received}", about="mapping")

@@ -4,6 +4,7 @@ A key of a group is added here alone: `finetune.build` hands a `GroupSpec` on wh
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -35,8 +36,9 @@ from finetune.recipe.fields import (
 )
 from finetune.recipe.learning_rates import SCHEDULES, AnySchedule, LearningRate, PolynomialDecay, read_schedule
 from finetune.recipe.optimizers import OptimizerSpec
+from finetune.recipe.text import dump
 
-# What BatchNormalization does while its group is trained, see `finetune.training.phases.state`.
+# What BatchNormalization does while its group is trained, see `finetune.groups.batch_norm`.
 BATCH_NORM_MODES = ("train", "freeze", "affine", "statistics")
 
 
@@ -240,3 +242,23 @@ Groups = Annotated[
     | Annotated[Strategy, Tag("<strategy>")],
     Discriminator(lambda value: "<strategy>" if isinstance(value, dict | Strategy) else "<list>"),
 ]
+
+
+def groups_block(groups: Sequence[GroupSpec], reasons: Mapping[str, str], header: str) -> str:
+    """Writes groups as YAML, with the reason for every group as a comment above it.
+
+    Args:
+        groups: The groups, input to output.
+        reasons: A line of comment for each group, by its name.
+        header: A line of comment above the block.
+
+    Returns:
+        The block, to be pasted into a recipe.
+    """
+    lines = [f"# {header}", "groups:"]
+    for group in groups:
+        dumped = group.model_dump(by_alias=True, exclude_defaults=True)
+        values = {key: list(item) if isinstance(item, tuple) else item for key, item in dumped.items()}  # as YAML has
+        lines.append(f"  # {group.name}: {reasons[group.name]}")
+        lines += [f"  {line}" for line in dump([values], compact=True).splitlines()]
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """Reads a recipe file into a `Recipe`, and writes it back."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse
-from finetune.recipe.yaml_tree import follow, report, with_value
+from finetune.recipe.yaml_tree import follow, report, tree_of, with_value
 from finetune.sequences import one_or_more
 
 # Code that a recipe may name without permission: it only makes networks and data sets. The other modules of Keras are
@@ -64,7 +64,7 @@ def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> 
     # The tree is changed too, not only the values, so that `place_of` and later changes start from the new values.
     tree: Node = recipe._tree
     for keys, value in values.items():
-        tree = with_value(tree, keys, Node(value, follow(tree, keys)[0].place))
+        tree = with_value(tree, keys, tree_of(value, follow(tree, keys)[0].place))
     changed = Recipe.model_validate(_with_folders(tree))
     changed._tree = tree
     return changed
@@ -92,10 +92,19 @@ def _with_folders(tree: Node) -> dict[str, Any]:
     data = tree.plain()
     for keys in PATH_FIELDS:
         node, passed, _ = follow(tree, keys)
-        # The root, the sections and the value: the path was written, and is text. The rest is left to the schema.
-        if len(passed) == len(keys) + 1 and isinstance(node.value, str):
-            _section(data, keys)[keys[-1]] = RecipePath(node.value, node.place.folder)
+        # The root, the sections and the value: the path was written. What is no text is left to the schema.
+        if len(passed) == len(keys) + 1:
+            _section(data, keys)[keys[-1]] = _with_folder(node)
     return data
+
+
+def _with_folder(node: Node) -> Any:
+    """Returns a value with every text in it as a path that knows the folder of its file."""
+    if isinstance(node.value, dict):
+        return {key: _with_folder(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_with_folder(child) for child in node.value]
+    return RecipePath(node.value, node.place.folder) if isinstance(node.value, str) else node.plain()
 
 
 def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
@@ -112,8 +121,18 @@ def dump_recipe(recipe: Recipe, *, absolute_paths: bool = False) -> str:
         if path is not None:
             # Values of `model` may also be a preset or an address, which have no absolute form.
             resolve = resolve_place if keys[0] == "model" else resolve_path
-            section[keys[-1]] = str(resolve(recipe, path) if absolute_paths else path)
+            section[keys[-1]] = _plain(
+                path, (lambda each, of=resolve: str(of(recipe, each))) if absolute_paths else str
+            )
     return dump(data)
+
+
+def _plain(paths: Any, written: Callable[[Any], Any]) -> Any:
+    """Returns paths, which may be those of each split, as text; files that are still to be split have no name."""
+    if isinstance(paths, Mapping):
+        plain = {name: _plain(each, written) for name, each in paths.items()}
+        return plain[""] if list(plain) == [""] else plain
+    return [_plain(each, written) for each in paths] if isinstance(paths, list | tuple) else str(written(paths))
 
 
 def _section(data: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from finetune.errors import printable
 from finetune.results.run_folder import replacing
 
 _TEXT = 14  # pixels under each image
@@ -36,6 +37,6 @@ def write_contact_sheet(
             (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST
         )
         sheet.paste(picture, (left, top))
-        draw.text((left, top + side), label[: side // 6], fill="black")
+        draw.text((left, top + side), printable(label)[: side // 6], fill="black")
     with replacing(path) as temporary:
         sheet.save(temporary, format="PNG")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.errors import printable
 from finetune.results.formatting import counts_text, shape_text, size_text
 
 
@@ -18,7 +19,8 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     header = ("tensor", "role", "shape", "dtype", "parameters", "size")
     rows = [
         (
-            *(row["name"], row["role"], shape_text(row["shape"]), row["dtype"], f"{row['parameters']:,}"),
+            *(printable(row["name"]), row["role"], shape_text(row["shape"])),
+            *(printable(row["dtype"]), f"{row['parameters']:,}"),
             "" if row["dtype"] == "string" else size_text(row["bytes"]),
         )
         for row in [*listing["weights"], *listing["others"]]
@@ -32,8 +34,8 @@ def listing_text(listing: Mapping[str, Any]) -> str:
         return "  ".join(padded).rstrip()
 
     table = [line(header), "  ".join("-" * width for width in widths), *map(line, rows)]
-    types = ", ".join(f"{count} {name}" for name, count in listing["dtypes"].items())
+    types = ", ".join(f"{count} {printable(name)}" for name, count in listing["dtypes"].items())
     total = f"{listing['parameters']:,} parameters, {size_text(listing['bytes'])} ({types})"
-    lines = [f"{listing['path']}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
+    lines = [f"{printable(listing['path'])}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
     return "\n".join([*lines, f"no weights: {others}"] if others else lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from finetune.errors import printable_lines
 from finetune.results.run_folder import replacing
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ def finish(figure: Figure, path: Path | None) -> Figure:
     Returns:
         The same figure.
     """
+    # Names in a picture: an SVG file may not hold control characters at all.
+    for artist in figure.findobj(lambda artist: hasattr(artist, "set_text")):
+        text: Any = artist
+        text.set_text(printable_lines(text.get_text()))
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         for ending, metadata in (("png", {}), ("svg", {"Date": None})):

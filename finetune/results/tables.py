@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finetune.errors import printable, printable_lines
 from finetune.results.formatting import shape_text
 
 Plan = Mapping[str, Any]
@@ -83,7 +84,7 @@ def phase_notes(plan: Plan) -> list[str]:
         inference = [f"called in inference mode: {', '.join(layers)}"] if layers else []
         for note in (*phase["notes"], *inference):
             notes.setdefault(note, []).append(str(number))
-    return [f"phase {', '.join(numbers)}: {note}" for note, numbers in notes.items()]
+    return [printable_lines(f"phase {', '.join(numbers)}: {note}") for note, numbers in notes.items()]
 
 
 def rules_table(verdict: Mapping[str, Any]) -> Table:
@@ -139,7 +140,7 @@ def classes_table(described: Mapping[str, Any]) -> Table:
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
-    advice = [f"Advice: {line}\n" for line in plan["advice"]]
+    advice = [printable_lines(f"Advice: {line}\n") for line in plan["advice"]]
     if not plan.get("phases"):
         return "\n".join([LEGEND + "\n", *tables, *advice])
     notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]
@@ -176,7 +177,7 @@ def _table(*columns: str) -> Table:
 
 
 def _add_row(table: Table, *cells: str) -> None:
-    table.add_row(*map(Text, cells))  # plain text: a name may look like markup of Rich
+    table.add_row(*(Text(printable(cell)) for cell in cells))  # plain text: a name may look like markup of Rich
 
 
 def _mode(row: Mapping[str, Any]) -> str:

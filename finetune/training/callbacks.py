@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.summary import Writer
 
+from finetune.errors import printable
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.run_folder import replacing, write_csv
@@ -147,7 +148,7 @@ class TensorBoardLog(keras.callbacks.Callback):
             part = "validation" if key.startswith("val_") else "train"
             if part not in self._writers:
                 self._writers[part] = Writer(str(self.folder / part))
-            self._writers[part].add_scalar(f"epoch_{key.removeprefix('val_')}", float(value), epoch)
+            self._writers[part].add_scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), epoch)
         for writer in self._writers.values():
             writer.flush()
 

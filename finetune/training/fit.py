@@ -31,7 +31,7 @@ from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.frozen_proof import FrozenRecords
-from finetune.training.phases.endings import AUTO_RGN_BATCHES
+from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart

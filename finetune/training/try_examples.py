@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from finetune.data.examples import Examples
-from finetune.errors import DataError, FinetuneError, quote, reason
+from finetune.errors import DataError, FinetuneError, reason
+from finetune.training.target_checks import check_targets
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
 
 
 def try_examples(model: keras.Model, examples: Examples, trial: Trial | None = None) -> None:
-    """Sends a few rows through the model, its loss and its metrics, and checks all labels of a sparse loss.
+    """Sends a few rows through the model, its loss and its metrics, and checks the targets.
 
     Args:
         model: A compiled model; nothing in it changes.
@@ -55,7 +55,7 @@ def try_examples(model: keras.Model, examples: Examples, trial: Trial | None = N
     """
     trial = trial or try_model(model, examples)
     x, y = trial.x, trial.y
-    _check_labels(model, examples)
+    check_targets(model, examples, y, trial.outputs)
     with explained(DataError, "Examples must fit the model and its loss.", _advice(model, y)):
         model.compute_loss(x, y, trial.outputs, training=False)
     advice = "Choose metrics for targets and outputs of this form."
@@ -99,29 +99,6 @@ def _check_shape(model: keras.Model, x: Any) -> None:
             f"Examples must have the shape that the model takes. `{model.name}` takes {_shown(model_sizes)} per row; "
             f"the data have {_shown(sizes)}. Change the data or the model."
         )
-
-
-def _check_labels(model: keras.Model, examples: Examples) -> None:
-    # A loss may be a name, an object or a function.
-    loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
-    sizes = _sizes(model, "output_shape")
-    if loss == "sparse_categorical_crossentropy" and sizes and sizes[-1] is not None:
-        allowed = {*range(sizes[-1]), getattr(model.loss, "ignore_class", None)}
-        rule = "Labels must be the numbers of the classes, from 0."
-        bounds = f"The model gives {sizes[-1]} classes, so they are `0` to `{sizes[-1] - 1}`"
-        advice = "Number the labels from 0, or give the model's head more classes."
-    elif loss in ("binary_crossentropy", "binary_focal_crossentropy"):
-        allowed = None  # every number between, as smoothed labels are
-        rule, bounds = f"The labels of `{loss}` must be from 0 to 1.", "Outside of that its value falls without end"
-        advice = "Number the labels 0 and 1, or take the loss of a regression, such as `mse`."
-    else:
-        return
-    for name in ("y_train", "y_test", "y_validation"):
-        labels = getattr(examples, name)
-        known = np.unique(labels).tolist() if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else []
-        wrong = [label for label in known if (label not in allowed if allowed else not 0 <= label <= 1)]
-        if wrong:
-            raise DataError(f"{rule} {bounds}; `{name}` also holds {quote(wrong)}. {advice}")
 
 
 def _advice(model: keras.Model, y: Any) -> str:

@@ -247,3 +247,173 @@ def test_the_name_is_that_of_the_groups_optimizers_where_all_have_the_same():
     assert adam(1e-3).name.startswith("adam")
     assert name(adam(1e-3), sgd(1e-3)) == "grouped_optimizer"
     assert name(adam(1e-3), name="mine") == "mine"
+
+
+# -- Phases: rates and slots of a group are written while the others go on ---------------------------------------------
+
+
+def two_groups(make=SGD, **settings):
+    """A group `body` at 0.1 and a group `head` at 0.2, of a variable each; returns the optimizer and the variables."""
+    a, b = variable("a"), variable("b")
+    return GroupedOptimizer({"body": (make(0.1), a), "head": (make(0.2), b)}, **settings), [a, b]
+
+
+def test_the_rate_of_a_group_is_replaced_and_comes_back():
+    optimizer, variables = two_groups()
+    optimizer.reschedule("head", 0.5)
+    assert moved_by(optimizer, variables) == pytest.approx([0.1, 0.5])
+    optimizer.reschedule("head")
+    assert moved_by(optimizer, variables) == pytest.approx([0.1, 0.2])
+    with pytest.raises(GroupError, match=r"^There is no group `tail`\. The groups are `body`, `head`\."):
+        optimizer.reschedule("tail", 0.5)
+
+
+@pytest.mark.parametrize(("from_now", "rates"), [(False, [0.2, 0.1]), (True, [0.4, 0.2])])
+def test_a_schedule_counts_from_the_first_step_or_from_now(from_now, rates):
+    optimizer, variables = two_groups()
+    moved_by(optimizer, variables)
+    optimizer.reschedule("head", keras.optimizers.schedules.ExponentialDecay(0.4, 1, 0.5), from_now=from_now)
+    assert [moved_by(optimizer, variables)[1] for _ in rates] == pytest.approx(rates, rel=1e-5)
+
+
+def test_a_rate_warms_up_from_now_on():
+    optimizer, variables = two_groups()
+    moved_by(optimizer, variables)
+    optimizer.reschedule("head", 0.4, warmup_steps=4)
+    moved = [moved_by(optimizer, variables) for _ in range(5)]
+    assert [head for _, head in moved] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=1e-6)
+    assert [body for body, _ in moved] == pytest.approx([0.1] * 5)
+
+
+def test_a_share_is_of_the_rate_of_its_group_alone_and_a_reset_undoes_what_was_written():
+    optimizer, variables = two_groups()
+    optimizer.share_rate("body", 0.25)
+    assert moved_by(optimizer, variables) == pytest.approx([0.025, 0.2])
+    optimizer.learning_rate = 0.1  # as ReduceLROnPlateau writes it: the ratio stays
+    assert moved_by(optimizer, variables)[1] == pytest.approx(0.1)
+    optimizer.reset_rates()
+    assert moved_by(optimizer, variables)[1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("fused", ["on", "off"])
+def test_a_group_that_restarts_steps_as_at_first_and_the_others_go_on(fused):
+    optimizer, variables = two_groups(lambda rate: SGD(rate, momentum=0.5), fused=fused)
+    moved_by(optimizer, variables)
+    optimizer.restart(["head"])
+    assert moved_by(optimizer, variables) == pytest.approx([0.1 * 1.5, 0.2])
+
+
+def test_what_a_group_accumulated_is_dropped_when_it_restarts():
+    optimizer, variables = two_groups(gradient_accumulation_steps=2)
+    moved_by(optimizer, variables)
+    optimizer.restart("head")
+    assert moved_by(optimizer, variables) == pytest.approx([0.1, 0.1])  # the head: half of a single gradient
+
+
+def test_a_restart_before_the_first_step_is_as_none():
+    optimizer, variables = two_groups(Adam)
+    optimizer.restart("head")
+    assert moved_by(optimizer, variables) == pytest.approx([0.1, 0.2], rel=1e-4)
+
+
+def test_a_loop_of_several_steps_may_keep_variables_in_buffers_unless_they_are_averaged():
+    plain, variables = two_groups(fused="on")
+    assert len(plain.buffers(variables)) == 1
+    assert plain.buffers(variables).variables == variables
+    averaged, variables = two_groups(fused="on", use_ema=True)
+    assert len(averaged.buffers(variables)) == 0
+
+
+# -- Building and state -----------------------------------------------------------------------------------------------
+
+
+def test_a_variable_of_no_group_is_an_error_when_the_optimizer_is_built():
+    optimizer, variables = two_groups()
+    optimizer.build(variables)
+    with pytest.raises(GroupError, match="`layer/stranger`"):
+        optimizer.build([*variables, variable("stranger")])
+
+
+def test_the_variables_of_layers_that_are_built_later_are_among_those_of_the_groups():
+    layer = keras.layers.Dense(2, name="late")
+    optimizer = GroupedOptimizer({"all": (SGD(0.1), layer)})
+    layer.build((1, 2))
+    assert [v.path for v in optimizer.group_variables] == ["late/kernel", "late/bias"]
+
+
+def test_a_schedule_that_replaced_a_rate_behind_the_optimizer_is_an_error_before_any_rate_is_written():
+    optimizer, _ = two_groups()
+    optimizer.group_optimizers["body"].learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    with pytest.raises(GroupError, match="Received another schedule afterwards for `body`"):
+        optimizer.learning_rate = 0.1
+    assert float(optimizer.learning_rate) == pytest.approx(0.2)
+
+
+SETTINGS = [
+    {"clipnorm": 0.5},
+    {"clipvalue": 0.25},
+    {"global_clipnorm": 1.5, "gradient_accumulation_steps": 3, "merge_rows": True, "name": "mine"},
+    {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 7, "loss_scale_factor": 8.0, "fused": "off"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_every_setting_is_in_the_config_and_comes_back_from_it(settings):
+    config = two_groups(**settings)[0].get_config()
+    assert {name: config[name] for name in settings} == settings
+    again = GroupedOptimizer.from_config(config)
+    assert {name: getattr(again, name) for name in settings} == settings
+    assert len({*config} - {"groups", "frozen"}) == 11
+
+
+def test_the_step_at_which_a_group_began_is_among_the_variables_and_in_a_checkpoint(tmp_path):
+    optimizer, variables = two_groups(Adam)
+    moved_by(optimizer, variables)
+    optimizer.restart("head")
+    assert optimizer.variables[-1].numpy().tolist() == [0, 1]
+    path = tf.train.Checkpoint(optimizer=optimizer).save(str(tmp_path / "state"))
+    assert any("starts" in name for name, _ in tf.train.list_variables(path))
+    again, others = two_groups(Adam)
+    again.build(others)
+    tf.train.Checkpoint(optimizer=again).restore(path)
+    assert again.variables[-1].numpy().tolist() == [0, 1]
+
+
+def test_weights_of_an_optimizer_are_set_before_its_first_step():
+    optimizer, variables = two_groups(Adam)
+    moved_by(optimizer, variables)
+    optimizer.restart("head")
+    moved_by(optimizer, variables)
+    again, others = two_groups(Adam)
+    again.set_weights([np.array(v) for v in optimizer.variables])
+    for one, other in zip(again.variables, optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.array(one), np.array(other))
+    assert moved_by(again, others) == pytest.approx(moved_by(optimizer, variables), rel=1e-6)
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_an_optimizer_of_a_config_updates_the_variables_of_the_model_that_it_is_built_on(use_ema):
+    first, second = make_model("body", "head"), make_model("body", "head")
+    body, head = first.layers
+    optimizer = GroupedOptimizer({"body": (SGD(0.1), body), "head": (SGD(0.2), head)}, fused="on", use_ema=use_ema)
+    again = GroupedOptimizer.from_config(optimizer.get_config())
+    optimizer.build(first.trainable_variables)
+    again.set_weights([np.array(v) for v in optimizer.variables])  # before it has met the variables: as in a file
+    weights = [np.array(v) for v in second.trainable_variables]
+    assert moved_by(again, second.trainable_variables) == pytest.approx([0.1, 0.1, 0.2, 0.2])
+    assert len(again.buffers(second.trainable_variables)) == (0 if use_ema else 2)  # kernels and biases, together
+    averages = again._model_variables_moving_average if use_ema else ()
+    for weight, variable_, average in zip(weights, second.trainable_variables, averages, strict=False):
+        assert not np.array_equal(weight, np.array(variable_))
+        np.testing.assert_allclose(np.array(average), np.array(variable_), rtol=1e-6)
+
+
+def test_the_average_of_a_model_whose_optimizer_came_from_a_config_starts_at_its_weights():
+    first, second = make_model("body"), make_model("body")
+    optimizer = GroupedOptimizer({"body": (SGD(0.1), first.layers[0])}, use_ema=True, ema_momentum=0.5)
+    again = GroupedOptimizer.from_config(optimizer.get_config())
+    again._build_all()  # as when Keras reads the state before the model is called
+    again.iterations.assign(3)
+    again.build(second.trainable_variables)
+    for average, weight in zip(again._model_variables_moving_average, second.trainable_variables, strict=True):
+        np.testing.assert_array_equal(np.array(average), np.array(weight))

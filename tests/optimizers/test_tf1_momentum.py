@@ -11,86 +11,54 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import exponential_decay
 from finetune.optimizers.tf1_momentum import Momentum
 
-tf1 = tf.compat.v1
+train = tf.compat.v1.train
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 saves_a_model = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-NUM_STEPS = 20
-RATE = (0.1, 5, 0.5)  # initial, decay_steps, decay_rate: falls three times within 20 steps
-START = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
-GRADIENTS = np.random.default_rng(1).standard_normal((NUM_STEPS, 6, 4)).astype(np.float32)
-ROWS = np.random.default_rng(2).integers(0, 5, (NUM_STEPS, 3))  # the last row never occurs; some occur twice
-ROW_GRADIENTS = np.random.default_rng(3).standard_normal((NUM_STEPS, 3, 4)).astype(np.float32)
 
 
-def dense(step):
-    return tf.gather(GRADIENTS, step)
+@pytest.fixture
+def tf1_weights(twenty_steps):
+    return lambda kind="dense", nesterov=False: twenty_steps.of_tf1(
+        lambda rate: train.MomentumOptimizer(rate, 0.9, use_nesterov=nesterov), 0.1, kind
+    )
 
 
-def sparse(step):
-    return tf.IndexedSlices(tf.gather(ROW_GRADIENTS, step), tf.gather(ROWS, step), tf.constant([6, 4], tf.int64))
-
-
-def tf1_weights(gradient_at, nesterov=False):
-    """The weights after every step of `tf.compat.v1.train.MomentumOptimizer` in a session of a TF1 program."""
-    with tf.Graph().as_default(), tf1.Session() as session:
-        weight = tf1.get_variable("weight", initializer=START, use_resource=True)
-        global_step = tf1.train.get_or_create_global_step()
-        rate = tf1.train.exponential_decay(RATE[0], global_step, *RATE[1:], staircase=True)
-        optimizer = tf1.train.MomentumOptimizer(rate, 0.9, use_nesterov=nesterov)
-        update = optimizer.apply_gradients([(gradient_at(global_step), weight)], global_step=global_step)
-        session.run(tf1.global_variables_initializer())
-        return np.array([(session.run(update), session.run(weight))[1] for _ in range(NUM_STEPS)])
-
-
-def weights(optimizer, gradient_at, jit_compile=False, variable=None):
-    """The weights after every step of a Keras optimizer in one compiled step."""
-    weight = tf.Variable(START) if variable is None else variable
-    optimizer.build([weight])
-
-    @tf.function(jit_compile=jit_compile)
-    def update(step):
-        optimizer.apply([gradient_at(step)], [weight])
-
-    found = []
-    for step in range(NUM_STEPS):
-        update(tf.constant(step))
-        found.append(weight.numpy())
-    return np.array(found)
-
-
-def decaying(make, **arguments):
-    return make(learning_rate=exponential_decay(*RATE, staircase=True), momentum=0.9, **arguments)
+@pytest.fixture
+def decaying(twenty_steps):
+    return lambda make, **settings: make(learning_rate=twenty_steps.falling(0.1), momentum=0.9, **settings)
 
 
 four_ways = pytest.mark.parametrize(
-    ("gradient_at", "nesterov"),
-    [(dense, False), (dense, True), (sparse, False), (sparse, True)],
+    ("kind", "nesterov"),
+    [("dense", False), ("dense", True), ("sparse", False), ("sparse", True)],
     ids=["dense", "dense nesterov", "sparse", "sparse nesterov"],
 )
 
 
 @four_ways
-def test_twenty_steps_under_a_staircase_are_tf1s_bit_for_bit(gradient_at, nesterov):
-    ours = weights(decaying(Momentum, nesterov=nesterov), gradient_at)
-    np.testing.assert_array_equal(ours, tf1_weights(gradient_at, nesterov))
+def test_twenty_steps_under_a_staircase_are_tf1s_bit_for_bit(kind, nesterov, tf1_weights, decaying, twenty_steps):
+    ours = twenty_steps.of_keras(decaying(Momentum, nesterov=nesterov), kind)
+    np.testing.assert_array_equal(ours, tf1_weights(kind, nesterov))
 
 
 @four_ways
-def test_twenty_steps_compiled_by_xla_are_tf1s_within_rounding(gradient_at, nesterov):
-    ours = weights(decaying(Momentum, nesterov=nesterov), gradient_at, jit_compile=True)
-    np.testing.assert_allclose(ours, tf1_weights(gradient_at, nesterov), rtol=0, atol=1e-6)
+def test_twenty_steps_compiled_by_xla_are_tf1s_within_rounding(kind, nesterov, tf1_weights, decaying, twenty_steps):
+    ours = twenty_steps.of_keras(decaying(Momentum, nesterov=nesterov), kind, jit_compile=True)
+    np.testing.assert_allclose(ours, tf1_weights(kind, nesterov), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_keras_sgd_goes_another_way_when_the_rate_decays(nesterov):
-    theirs = weights(decaying(keras.optimizers.SGD, nesterov=nesterov), dense)
-    expected = tf1_weights(dense, nesterov)
+def test_keras_sgd_goes_another_way_when_the_rate_decays(nesterov, tf1_weights, decaying, twenty_steps):
+    theirs = twenty_steps.of_keras(decaying(keras.optimizers.SGD, nesterov=nesterov), "dense")
+    expected = tf1_weights("dense", nesterov)
     np.testing.assert_allclose(theirs[:5], expected[:5], rtol=0, atol=1e-6)  # until the first stair
     assert np.abs(theirs[-1] - expected[-1]).max() > 0.05
 
 
-def test_keras_sgd_goes_the_same_way_when_the_rate_is_constant():
-    ours, theirs = (weights(make(0.1, momentum=0.9), dense) for make in (Momentum, keras.optimizers.SGD))
+def test_keras_sgd_goes_the_same_way_when_the_rate_is_constant(twenty_steps):
+    ours, theirs = (
+        twenty_steps.of_keras(make(0.1, momentum=0.9), "dense") for make in (Momentum, keras.optimizers.SGD)
+    )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -103,9 +71,9 @@ def test_a_hand_computed_step_with_and_without_nesterov():
     assert ahead.numpy() == 1 - 0.5 * (1 + 0.5) - 0.5 * (2 + 0.5 * 2.5)
 
 
-def test_a_row_that_does_not_occur_keeps_its_weight_and_its_velocity():
+def test_a_row_that_does_not_occur_keeps_its_weight_and_its_velocity(twenty_steps):
     optimizer = Momentum(0.1)
-    weight = tf.Variable(START)
+    weight = tf.Variable(twenty_steps.start)
     optimizer.build([weight])
     optimizer.apply([tf.ones((6, 4))], [weight])
     before = weight.numpy()
@@ -115,32 +83,33 @@ def test_a_row_that_does_not_occur_keeps_its_weight_and_its_velocity():
     np.testing.assert_allclose(optimizer.momentums[0].numpy()[:, 0], [1, 0.9 + 2, 1, 1, 1, 1])
 
 
-def test_a_keras_variable_and_a_bare_one_go_the_same_way():
+def test_a_keras_variable_and_a_bare_one_go_the_same_way(twenty_steps):
     np.testing.assert_array_equal(
-        weights(Momentum(0.1), dense, variable=keras.Variable(START)), weights(Momentum(0.1), dense)
+        twenty_steps.of_keras(Momentum(0.1), "dense", variable=keras.Variable(twenty_steps.start)),
+        twenty_steps.of_keras(Momentum(0.1), "dense"),
     )
 
 
-@pytest.mark.parametrize("gradient_at", [dense, sparse])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_gradients_are_cast_to_the_type_of_the_variable(gradient_at, dtype):
-    found = weights(decaying(Momentum), gradient_at, variable=tf.Variable(tf.cast(START, dtype)))
+def test_gradients_are_cast_to_the_type_of_the_variable(kind, dtype, tf1_weights, decaying, twenty_steps):
+    found = twenty_steps.of_keras(decaying(Momentum), kind, variable=tf.Variable(tf.cast(twenty_steps.start, dtype)))
     assert found.dtype == tf.as_dtype(dtype).as_numpy_dtype
-    np.testing.assert_allclose(found.astype("float64"), tf1_weights(gradient_at), rtol=0, atol=0.2)
+    np.testing.assert_allclose(found.astype("float64"), tf1_weights(kind), rtol=0, atol=0.2)
 
 
-def test_weight_decay_clipping_and_accumulation_are_keras_own():
+def test_weight_decay_clipping_and_accumulation_are_keras_own(twenty_steps):
     settings = {"weight_decay": 0.1, "global_clipnorm": 0.5, "gradient_accumulation_steps": 2}
     ours, theirs = (
-        weights(make(0.1, momentum=0.9, **settings), dense, variable=keras.Variable(START))
+        twenty_steps.of_keras(make(0.1, momentum=0.9, **settings), "dense", variable=keras.Variable(twenty_steps.start))
         for make in (Momentum, keras.optimizers.SGD)
     )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_the_moving_average_is_over_the_weights_of_every_step():
+def test_the_moving_average_is_over_the_weights_of_every_step(twenty_steps):
     optimizer = Momentum(0.1, use_ema=True, ema_momentum=0.5)
-    path = weights(optimizer, dense, variable=(variable := keras.Variable(START)))
+    path = twenty_steps.of_keras(optimizer, "dense", variable=(variable := keras.Variable(twenty_steps.start)))
     average = path[0]  # keras takes the first weights as they are
     for step in path[1:]:
         average = 0.5 * average + 0.5 * step
@@ -156,7 +125,8 @@ def text_model():
 
 def fitted(jit_compile, epochs=1, **settings):
     model = text_model()
-    model.compile(decaying(Momentum, **settings), "mse", jit_compile=jit_compile)
+    rate = exponential_decay(0.1, 5, 0.5, staircase=True)
+    model.compile(Momentum(rate, 0.9, **settings), "mse", jit_compile=jit_compile)
     rows = np.random.default_rng(0).integers(0, 8, (32, 3))
     model.fit(rows, rows.sum(axis=1) / 10, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
     return model
@@ -182,7 +152,7 @@ def test_a_keras_file_brings_back_settings_and_velocities(tmp_path):
     assert any(variable.numpy().any() for variable in loaded.optimizer.momentums)
 
 
-def test_a_tensorflow_checkpoint_brings_back_the_velocities(tmp_path):
+def test_a_tensorflow_checkpoint_brings_back_the_velocities(tmp_path, decaying):
     model, fresh = fitted(False), text_model()
     path = tf.train.Checkpoint(optimizer=model.optimizer).save(str(tmp_path / "state"))
     optimizer = decaying(Momentum)
@@ -231,13 +201,13 @@ def test_variables_that_are_updated_together_get_the_bits_of_the_kernel(nesterov
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_variables_of_several_rates_that_are_updated_as_one_go_the_way_of_each_alone(nesterov):
+def test_variables_of_several_rates_that_are_updated_as_one_go_the_way_of_each_alone(nesterov, twenty_steps):
     def trained(fused):
-        variables = [tf.Variable(START + i) for i in range(4)]
+        variables = [tf.Variable(twenty_steps.start + i) for i in range(4)]
         groups = [(Momentum(rate, 0.8, nesterov=nesterov), variables[i::2]) for i, rate in enumerate((0.1, 0.03))]
         optimizer = GroupedOptimizer(groups, fused=fused)
         for step in range(5):
-            optimizer.apply([tf.constant(GRADIENTS[step] * (i + 1)) for i in range(4)], variables)
+            optimizer.apply([tf.constant(twenty_steps.gradients[step] * (i + 1)) for i in range(4)], variables)
         return [v.numpy() for v in variables]
 
     for together, alone in zip(trained("on"), trained("off"), strict=True):

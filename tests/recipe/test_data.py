@@ -22,9 +22,12 @@ def test_a_builder_with_arguments_or_a_file_is_a_source():
 
 def test_two_sources_and_none_are_errors():
     assert predicate(builder=BUILDER, npz="rows.npz") == (
-        "needs exactly one of `builder`, `npz`, `images`, `table`. Received: `builder`, `npz`"
+        "needs exactly one of `builder`, `npz`, `images`, `table`, `tfrecord`, `audio`, `keras_dataset`, `tfds`. Received: `builder`, `npz`"
     )
-    assert predicate() == "needs exactly one of `builder`, `npz`, `images`, `table`. All are missing"
+    assert (
+        predicate()
+        == "needs exactly one of `builder`, `npz`, `images`, `table`, `tfrecord`, `audio`, `keras_dataset`, `tfds`. All are missing"
+    )
 
 
 def test_arguments_without_a_builder_are_an_error():
@@ -62,7 +65,7 @@ def test_what_images_cannot_have_is_said(keys, said):
 
 def test_keys_of_images_are_for_images():
     assert predicate(npz="a.npz", size=[4, 4]) == (
-        "is for data from `images`, `table`, and these are from `npz`. Remove it"
+        "is for data from `images`, `table`, `tfrecord`, `tfds`, `builder`, and these are from `npz`. Remove it"
     )
 
 
@@ -77,8 +80,10 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
     ):
         source = DataSource.model_validate(TABLE | {"inputs": written})
         assert source.inputs == read
-        assert DataSource.model_validate(source.model_dump()) == source
-    assert source.target == ("kind",)
+        assert DataSource.model_validate(source.model_dump(by_alias=True)) == source
+    assert source.target == {"": ("kind",)}
+    several = DataSource.model_validate(TABLE | {"target": {"species": "kind", "size": ["a", "b"]}})
+    assert several.target == {"species": ("kind",), "size": ("a", "b")}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,7 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
         ({"inputs": None}, "is missing. Name columns of the table"),
         ({"target": None}, "is missing. Name columns of the table"),
         ({"inputs": {"a": []}}, "must be a column, a list of columns, or these for each input of the network"),
+        ({"target": {"a": 3}}, "must be a column, a list of columns, or these for each output of the network"),
         ({"types": {"age": "numbr"}}, 'is not a known value. Received: `"numbr"`. Did you mean `number`'),
         ({"split": {"by": "group"}}, "needs `column`, the column whose values say which rows belong together"),
         (
@@ -108,5 +114,25 @@ def test_images_have_no_columns_to_split_by(split):
     assert predicate(images="photos/", split=split) == said
 
 
-def test_a_limit_is_for_data_that_are_split_here():
-    assert predicate(npz="a.npz", limit=3) == "is for data from `images`, `table`, and these are from `npz`. Remove it"
+@pytest.mark.parametrize("source", [{"npz": "a.npz"}, {"builder": BUILDER}, {"images": "photos"}, TABLE])
+def test_a_limit_a_split_and_names_of_classes_are_for_every_source(source):
+    keys = {"limit": 3, "split": {"test": 0.5}, "class_names": ["a", "b"], "class_weight": "balanced"}
+    assert DataSource.model_validate(source | keys).limit == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"tfrecord": "a"}, "is missing. Name features of the records"),
+        ({"tfds": "mnist"}, "is missing. Name features, or `as`"),
+        ({"tfds": "mnist", "as": ["a", "b"], "target": "c"}, "takes at most one of `as`, `inputs` with `target`"),
+        ({"npz": "a", "as": ["a", "b"]}, "is for data from `tfds`, and these are from `npz`. Remove it"),
+        ({"keras_dataset": "mnst"}, 'is not a known value. Received: `"mnst"`. Did you mean `mnist`?'),
+        (
+            {"tfrecord": {"train": "a", "test": "b"}, "inputs": "a", "target": "b", "split": {"test": 0.5}},
+            "takes at most one of `split`, `tfrecord` with files of each split. Remove one of the two",
+        ),
+    ],
+)
+def test_what_other_sources_cannot_have_is_said(keys, said):
+    assert predicate(**keys).startswith(said)

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from finetune.recipe.groups import GroupSpec
+from finetune.recipe.groups import GroupSpec, groups_block
+from finetune.recipe.text import parse
 
 HEAD = {"name": "head", "rest": True, "optimizer": "adamw", "learning_rate": 1e-4}
 STRATEGY = {"by": "layer", "peak": 1e-3, "decay": 2.6, "optimizer": "adamw"}
@@ -160,3 +161,35 @@ def test_variables_are_counted_in_one_of_two_orders(read, complaint):
     assert said == (
         '`groups.a.order` says how `variables` are counted, and the group has none. Remove it. Received: `"creation"`.'
     )
+
+
+# -- Groups as text ------------------------------------------------------------------------------------------------------
+
+GROUPS = [
+    GroupSpec(name="stem", prefixes=["conv", "bn"], frozen=True),
+    GroupSpec(name="head", rest=True, optimizer={"name": "sgd", "momentum": 0.9}, learning_rate=1e-3),
+]
+
+
+def test_every_group_has_its_reason_above_it_and_lists_stay_on_a_line():
+    block = groups_block(GROUPS, {"stem": "too small", "head": "the largest"}, "Measured over 3 batches.")
+    assert block.splitlines() == [
+        "# Measured over 3 batches.",
+        "groups:",
+        "  # stem: too small",
+        "  - name: stem",
+        "    prefixes: [conv, bn]",
+        "    frozen: true",
+        "  # head: the largest",
+        "  - name: head",
+        "    rest: true",
+        "    optimizer: {name: sgd, momentum: 0.9}",
+        "    learning_rate: 0.001",
+    ]
+
+
+def test_the_block_reads_back_as_the_groups():
+    problems = []
+    tree = parse(groups_block(GROUPS, {"stem": "a", "head": "b"}, "c"), lambda line, column: None, problems)
+    assert not problems
+    assert [GroupSpec.model_validate(group) for group in tree.plain()["groups"]] == GROUPS

@@ -45,3 +45,15 @@ def test_a_file_without_weights_has_a_header_and_totals_of_zero():
     lines = listing_text(empty).splitlines()
     assert lines[1] == "tensor  role  shape  dtype  parameters  size"
     assert lines[-1] == "0 weights, 0 parameters, 0 bytes ()"
+
+
+def test_names_from_the_file_cannot_forge_a_line_or_move_the_cursor():
+    forged = {
+        **LISTING,
+        "path": "a\x1b[2J.npz",
+        "weights": [row("x\n99 weights, all fine\r", "weight", [1], "float32", 1, 4)],
+    }
+    lines = listing_text(forged).splitlines()
+    assert lines[0] == "a\\x1b[2J.npz: npz"
+    assert any(line.startswith("x\\n99 weights, all fine\\r  weight") for line in lines)
+    assert len(lines) == len(listing_text(LISTING).splitlines()) - 1

@@ -3,7 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.results.plot_style import COLOURS, as_floats, gradient, line_style, loss_limits
+from finetune.results.plot_style import COLOURS, as_floats, finish, gradient, line_style, loss_limits, new_figure
 
 
 def test_a_divergence_is_cut_off_and_the_start_of_the_curve_is_not():
@@ -41,3 +41,14 @@ def test_the_limits_hold_the_lowest_smoothed_loss(losses):
 
     known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     assert not known or low <= min(known) <= high
+
+
+def test_a_picture_shows_control_characters_of_names_escaped(tmp_path):
+    figure, (axis,) = new_figure(1, 1, size=(3, 3))
+    axis.plot([1, 2], label="loss of a\x1b[31m")
+    axis.set_title("b\x07")
+    axis.legend()
+    finish(figure, tmp_path / "a")
+    assert axis.get_title() == "b\\x07"
+    assert axis.get_legend().get_texts()[0].get_text() == "loss of a\\x1b[31m"
+    assert not set("\x1b\x07") & set((tmp_path / "a.svg").read_text())

@@ -153,3 +153,8 @@ def test_the_temporary_name_keeps_the_ending_by_which_keras_knows_the_format(her
     with replacing(here / "deep" / "last.weights.h5") as temporary:
         assert temporary.name.endswith(".weights.h5")
         temporary.touch()
+
+
+def test_names_of_columns_hold_no_control_characters(here):
+    write_csv(here / "a.csv", [{"a\x1b[31m\n_loss": 1.0}])
+    assert (here / "a.csv").read_text() == "a\\x1b[31m\\n_loss\n1.0\n"

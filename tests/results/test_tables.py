@@ -107,3 +107,12 @@ def test_on_a_narrow_terminal_cells_go_over_several_lines_and_nothing_is_cut_sho
 
 def test_the_text_says_which_steps_the_rates_are_of():
     assert "first, the middle and the last step" in plan_text(PLAN)
+
+
+def test_names_from_outside_are_shown_escaped_in_every_table_and_in_the_plan():
+    weights = [row("a\x1b[31m\nb/kernel", "head", restored_from="x\ry")]
+    text = plan_text({"groups": ["head"], "steps": 1, "advice": ["look at `n\n\x07`"], "weights": weights})
+    assert not set("\x1b\x07\r") & set(text)
+    assert "a\\x1b[31m\\nb/kernel" in text
+    assert "x\\ry" in text
+    assert "Advice: look at `n\\n\\x07`\n" in text

@@ -107,16 +107,8 @@ def test_a_class_that_the_loss_ignores_is_no_wrong_label(tiny, rows):
     assert "also holds `255`" in problem(compiled(tiny(), metrics=()), examples((rows[0], labels)))
 
 
-@pytest.mark.parametrize(
-    ("loss", "change"),
-    [
-        ("categorical_crossentropy", lambda y: y),
-        ("sparse_categorical_crossentropy", lambda y: np.eye(3)[y]),
-        ("mse", lambda y: y),
-    ],
-)
-def test_a_loss_that_does_not_fit_the_targets_is_reported_in_one_line_with_both_shapes(tiny, rows, loss, change):
-    message = problem(compiled(tiny(), loss, metrics=()), examples(rows, change_y=change))
+def test_a_loss_that_does_not_fit_the_targets_is_reported_in_one_line_with_both_shapes(tiny, rows):
+    message = problem(compiled(tiny(), "mse", metrics=()), examples(rows))
     assert message.startswith("Examples must fit the model and its loss. ")
     assert "the model gives `3` values. Check that `loss` fits the targets." in message
     assert "\n" not in message

@@ -25,20 +25,16 @@ from finetune.training.fast.fast_loop import FastLoop, train_function, why_not_f
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
+from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn
 from finetune.training.phases.backup import check_position, with_phase_backups
-from finetune.training.phases.endings import (
-    AUTO_RGN_BATCHES,
-    AutoRgn,
-    EpochWatch,
-    StopAfterSteps,
-    Validates,
-    plateau_callbacks,
-    until_callbacks,
-)
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
 from finetune.training.phases.phase_data import PhaseData
+from finetune.training.phases.phase_length import EpochWatch, StopAfterSteps
+from finetune.training.phases.plateau import plateau_callbacks
 from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.phases.until import until_callbacks
+from finetune.training.phases.watched_metric import Validates
 
 
 def train_phases(

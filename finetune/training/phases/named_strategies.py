@@ -12,8 +12,8 @@ from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.schedules import make_schedule
 from finetune.recipe.phase_spec import PhaseSpec
 from finetune.recipe.phases import strategy_phases
-from finetune.training.phases.endings import Until
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.until import Until
 
 
 def phases_of_strategy(

@@ -14,7 +14,8 @@ from finetune.groups.rate_spacing import check_rate
 from finetune.groups.selectors import LayerGroup
 from finetune.sequences import one_or_more
 from finetune.training.freezing import PhaseState, phase_state
-from finetune.training.phases.endings import Plateau, Until
+from finetune.training.phases.plateau import Plateau
+from finetune.training.phases.until import Until
 
 ALL = "all"
 CLOCKS = ("run", "phase")

@@ -10,9 +10,9 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.schedules import exponential_decay
 from finetune.training.phases.backup import PhaseBackup, check_position
-from finetune.training.phases.endings import Until
 from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.until import Until
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

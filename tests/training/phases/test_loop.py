@@ -1,8 +1,10 @@
 import doctest
+import time
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import finetune
@@ -13,25 +15,14 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import constant, exponential_decay
 from finetune.training.freezing import freeze
 from finetune.training.phases import loop as phases_module
-from finetune.training.phases.endings import Until
 from finetune.training.phases.loop import run_phases, train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.plateau import Plateau
+from finetune.training.phases.until import Until
 
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
-
-
-def three_groups(model, *, frozen=()):
-    selectors = [("stem", ("stem", "bn")), ("body", ("body",)), ("head", ("head",))]
-    return resolve_groups(model, [Selector(name, prefixes=p, frozen=name in frozen) for name, p in selectors])
-
-
-def prepared(model, optimizers=None, **more):
-    """The tiny model, compiled, and its groups: stem (with `bn`), body, head."""
-    groups = three_groups(model)
-    made = optimizers or {group.name: SGD(0.1) for group in groups}
-    grouped = GroupedOptimizer({group.name: (made[group.name], group) for group in groups})
-    model.compile(grouped, loss="sparse_categorical_crossentropy", **more)
-    return groups
+# NumPy 2 warns when Keras copies a TensorFlow variable to save it.
+saves_a_model = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def values(model):
@@ -42,23 +33,6 @@ def changed(before, model):
     return {name for name, value in values(model).items() if not np.array_equal(before[name], value)}
 
 
-def train(model, groups, phases, rows, **more):
-    return train_phases(model, groups, phases, *rows, batch_size=30, **more)
-
-
-class Rates(keras.callbacks.Callback):
-    """Notes the rates before every step."""
-
-    def on_train_begin(self, logs=None):
-        self.seen = getattr(self, "seen", [])
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.seen.append(self.model.optimizer.learning_rates)
-
-    def of(self, name):
-        return [rates[name] for rates in self.seen]
-
-
 # -- Who is trained ---------------------------------------------------------------------------------------------------
 
 
@@ -66,7 +40,7 @@ def test_the_example_runs():
     assert doctest.testmod(phases_module).failed == 0
 
 
-def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_their_statistics(tiny, rows):
+def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_their_statistics(tiny, rows, prepared):
     model = tiny()
     groups = prepared(model)
     seen = []
@@ -87,7 +61,7 @@ def test_each_phase_trains_its_groups_and_leaves_the_others_bit_identical_with_t
 
 
 @pytest.mark.slow
-def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows):
+def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows, prepared, train):
     results = []
     for phased in (False, True):
         keras.utils.set_random_seed(1)
@@ -102,7 +76,7 @@ def test_one_phase_of_all_groups_is_bit_identical_to_fit(tiny, rows):
 
 
 @pytest.mark.slow
-def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_optimizer(tiny, rows):
+def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_optimizer(tiny, rows, prepared, train):
     """Plain SGD has no slots: what remains is which gradients are applied."""
     results = []
     for phased in (False, True):
@@ -125,7 +99,7 @@ def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_opti
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
+def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows, prepared, train):
     momenta = {"stem": SGD(1e-3), "body": SGD(1e-3), "head": SGD(1e-3, momentum=0.9)}
     model = tiny()
     groups = prepared(model, momenta)
@@ -141,21 +115,27 @@ def test_slots_of_a_group_that_stays_survive_the_change_of_phase(tiny, rows):
 
 
 @pytest.mark.slow
-def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows):
+def test_a_compiled_function_is_kept_so_that_going_back_traces_nothing(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
-    traces = []
+    traces, numbers = [], []
     call = model.get_layer("stem").call
     model.get_layer("stem").call = lambda inputs, training=None: traces.append(1) or call(inputs)
-    numbers = []
-    phases = [Phase(["head"], 1), Phase("all", 1), Phase(["head"], 1), Phase(["head"], 1, rates={"head": 0.01})]
+    phases = [
+        Phase(["head"], 1),
+        Phase("all", 1, rates={"head": 0.01, "body": 0.02}),
+        Phase(["head"], 1),
+        Phase("all", 1, rates={"body": 0.03, "head": 0.04}),  # the order in which rates are written does not matter
+        Phase(["head"], 1, rates={"head": 0.01}),
+    ]
     end = keras.callbacks.LambdaCallback(on_train_end=lambda logs: numbers.append(len(traces)))
     train(model, groups, phases, rows, callbacks=[end])
-    assert numbers[1] > numbers[0] > 0
-    assert numbers[2] == numbers[1]
+    first, second, third, fourth, _ = numbers
+    assert second > first > 0
+    assert fourth == third == second
 
 
-def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, rows):
+def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     epochs, told = [], []
@@ -174,10 +154,10 @@ def test_epochs_are_counted_through_and_a_phase_in_steps_ends_after_them(tiny, r
 
 
 @pytest.mark.slow
-def test_rates_of_a_phase_take_the_place_of_the_groups_own_and_go_with_it(tiny, rows):
+def test_rates_of_a_phase_take_the_place_of_the_groups_own_and_go_with_it(tiny, rows, prepared, train, note_rates):
     model = tiny()
     groups = prepared(model, {"stem": SGD(0.3), "body": SGD(constant(0.2)), "head": SGD(0.1)})
-    rates = Rates()
+    rates = note_rates()
     phases = [
         Phase(epochs=1, rates={"head": 0.01, "body": 0.02}),
         Phase(epochs=1),
@@ -190,17 +170,17 @@ def test_rates_of_a_phase_take_the_place_of_the_groups_own_and_go_with_it(tiny, 
 
 
 @pytest.mark.parametrize("clock", ["run", "phase"])
-def test_a_schedule_counts_from_the_start_of_the_run_or_of_the_phase(tiny, rows, clock):
+def test_a_schedule_counts_from_the_start_of_the_run_or_of_the_phase(tiny, rows, clock, prepared, train, note_rates):
     model = tiny()
     halving = exponential_decay(0.1, decay_steps=1, decay_rate=0.5)
     groups = prepared(model, {"stem": SGD(0.3), "body": SGD(0.2), "head": SGD(halving)})
-    rates = Rates()
+    rates = note_rates()
     train(model, groups, [Phase(epochs=1, clock=clock)] * 2, rows, callbacks=[rates])
     steps = [0, 1, 2, 3, 4, 5] if clock == "run" else [0, 1, 2, 0, 1, 2]
     assert rates.of("head") == pytest.approx([0.1 * 0.5**step for step in steps])
 
 
-def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows):
+def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows, prepared):
     """With plain SGD and no rate the weights stand: a stale rate would move them."""
     model = tiny()
     fall = exponential_decay(0.5, decay_steps=1, decay_rate=1e-9)
@@ -219,7 +199,134 @@ def test_a_kept_function_uses_the_rate_of_the_phase_that_it_is_in(tiny, rows):
     assert moved[2][0] < 1e-6
 
 
-def test_a_group_that_returns_takes_a_first_step_of_its_rate_as_one_that_begins(tiny, rows):
+def phase_steps(model, groups, rows, phases):
+    """How far each phase moves the bias of the head in its first step, divided by the gradient: its rate."""
+    rates = []
+
+    def fit(start, **more):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(rows[0], rows[1], model(rows[0], training=True))
+        bias = model.get_layer("head").bias
+        gradient, before = tape.gradient(loss, bias.value).numpy(), bias.numpy()
+        model.fit(*rows, batch_size=90, verbose=0, **more)
+        rates.append(float(np.max(np.abs(bias.numpy() - before)) / np.max(np.abs(gradient))))
+
+    list(run_phases(model, groups, phases, fit))
+    return rates
+
+
+SLOW, FAST = constant(0.01), constant(0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "phases", "expected"),
+    [
+        (SLOW, [Phase(steps=1), Phase(steps=1, rates={"head": 0.5}), Phase(steps=1)], [0.01, 0.5, 0.01]),
+        (0.1, [Phase(steps=1, rates={"head": SLOW}), Phase(steps=1, rates={"head": FAST})], [0.01, 0.5]),
+        (0.1, [Phase(steps=1, rates={"head": SLOW}), Phase(steps=1, rates={"head": 0.5})], [0.01, 0.5]),
+        (0.1, [Phase(steps=1, rates={"body": 0.5}), Phase(steps=1, rates={"head": 0.5})], [0.1, 0.5]),
+        (SLOW, [Phase(steps=1, rates={"body": 0.5}), Phase(steps=1, rates={"head": 0.5})], [0.01, 0.5]),
+    ],
+    ids=["own, number, own", "two schedules", "schedule, number", "numbers", "number of another group"],
+)
+def test_a_step_is_made_with_the_rate_of_its_phase(tiny, rows, prepared, own, phases, expected):
+    model = tiny()
+    groups = prepared(model, {"stem": SGD(0.01), "body": SGD(0.01), "head": SGD(own)})
+    assert phase_steps(model, groups, rows, phases) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("clocks", [("run", "phase"), ("phase", "run")])
+def test_a_step_is_made_at_the_step_that_the_clock_of_its_phase_shows(tiny, rows, prepared, clocks):
+    model = tiny()
+    groups = prepared(model, {"stem": SGD(0.01), "body": SGD(0.01), "head": SGD(0.01)})
+    halving = exponential_decay(0.5, decay_steps=1, decay_rate=0.5)
+    phases = [Phase(steps=1, rates={"head": halving}, clock=clock) for clock in clocks]
+    expected = [0.5 * 0.5 ** (step if clock == "run" else 0) for step, clock in enumerate(clocks)]
+    assert phase_steps(model, groups, rows, phases) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_plateau_lowers_the_rates_of_its_phase(tiny, rows, prepared, train, note_rates):
+    model = tiny()
+    groups = prepared(model)
+    rates = note_rates()
+    plateau = Plateau("loss", factor=0.5, patience=0, min_delta=100.0)
+    train(model, groups, [Phase(["head"], 3, reduce_on_plateau=plateau), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("head")[::3] == pytest.approx([0.1, 0.1, 0.05, 0.1])
+
+
+def test_auto_rgn_measures_only_what_its_phase_trains(tiny, rows, prepared, train, note_rates):
+    model = tiny()
+    groups = prepared(model)
+    stem = model.get_layer("stem")
+    stem.kernel.assign(stem.kernel * 1e-2)  # so its gradient is by far the largest in proportion to its weights
+    rates = note_rates()
+    train(model, groups, [Phase(["head"], 1, auto_rgn=0.05), Phase(epochs=1)], rows, callbacks=[rates])
+    assert rates.of("head")[0] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("frequency", [2, [2, 4]])
+def test_a_phase_ends_by_a_metric_of_the_validation_however_rarely_there_is_one(tiny, rows, prepared, train, frequency):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 9, until=Until("val_loss", min_delta=100.0, patience=1)), Phase(epochs=1)]
+    records = train(model, groups, phases, rows, validation_data=rows, validation_freq=frequency)
+    assert [record.epochs for record in records] == [4, 1]
+
+
+def test_a_second_training_begins_with_its_first_phase(tiny, rows, prepared, train):
+    model = tiny()
+    groups = prepared(model)
+    phases = [Phase(["head"], 1), Phase(epochs=1)]
+    for _ in range(2):
+        records = train(model, groups, phases, rows)
+        assert [(record.number, record.epochs) for record in records] == [(1, 1), (2, 1)]
+
+
+def test_a_record_has_the_seconds_of_its_phase(tiny, rows, prepared, train):
+    model = tiny()
+    groups = prepared(model)
+    wait = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: time.sleep(0.2 if epoch == 0 else 0))
+    begin = time.monotonic()
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1)], rows, callbacks=[wait])
+    whole = time.monotonic() - begin
+    assert records[0].seconds >= 0.2
+    assert all(record.seconds > 0 for record in records)
+    assert sum(record.seconds for record in records) <= whole + 0.002  # each is rounded to a millisecond
+
+
+# -- A backup ---------------------------------------------------------------------------------------------------------
+
+
+@saves_a_model
+def test_a_run_that_was_killed_goes_on_in_the_epoch_of_its_backup_to_the_same_end(
+    tiny, rows, prepared, train, tmp_path
+):
+    """Phase 1 has the epoch 0, phase 2 (5 steps, 3 an epoch) the epochs 1 and 2, phase 3 the epochs 3 and 4."""
+
+    def trained(*callbacks):
+        keras.utils.set_random_seed(0)
+        model = tiny()
+        groups = prepared(model, {name: Adam(0.01) for name in ("stem", "body", "head")})
+        phases = [Phase(["head"], 1), Phase(["body"], steps=5), Phase("all", 2)]
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        return model, train(model, groups, phases, rows, shuffle=False, callbacks=[backup, *callbacks])
+
+    expected, _ = trained()
+    for killed, left in ((2, [1, 2]), (3, [2]), (4, [1])):
+
+        def kill(epoch, logs, killed=killed):
+            if epoch == killed:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trained(keras.callbacks.LambdaCallback(on_epoch_begin=kill))
+        resumed, records = trained()
+        assert [record.epochs for record in records] == left
+        for one, other in zip(resumed.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_group_that_returns_takes_a_first_step_of_its_rate_as_one_that_begins(tiny, rows, prepared):
     """Its slots are fresh, so Adam's bias correction counts from 1 again: the step of every weight is the rate.
 
     The function of the first phase, in which the head counted from the start of the run, must not serve again.
@@ -240,10 +347,10 @@ def test_a_group_that_returns_takes_a_first_step_of_its_rate_as_one_that_begins(
     np.testing.assert_allclose(steps[2], 0.01, rtol=1e-4)
 
 
-def test_rates_of_groups_that_enter_can_warm_up(tiny, rows):
+def test_rates_of_groups_that_enter_can_warm_up(tiny, rows, prepared, train, note_rates):
     model = tiny()
     groups = prepared(model)
-    rates = Rates()
+    rates = note_rates()
     train(
         model,
         groups,
@@ -256,10 +363,10 @@ def test_rates_of_groups_that_enter_can_warm_up(tiny, rows):
 
 
 @pytest.mark.slow
-def test_auto_rgn_heeds_a_warm_up(tiny, rows):
+def test_auto_rgn_follows_a_warm_up(tiny, rows, prepared, train, note_rates):
     model = tiny()
     groups = prepared(model)
-    rates = Rates()
+    rates = note_rates()
     train(model, groups, [Phase(["head"], 1), Phase(epochs=2, auto_rgn=0.1, warmup_steps=2)], rows, callbacks=[rates])
     head, body = rates.of("head"), rates.of("body")
     assert body[3] == 0
@@ -272,7 +379,9 @@ def test_auto_rgn_heeds_a_warm_up(tiny, rows):
 
 
 @pytest.mark.parametrize(("layer", "as_planned"), [("stem", "frozen"), ("bn", "frozen"), ("head", "trained")])
-def test_flipping_trainable_during_a_phase_is_an_error_that_names_the_layer(tiny, rows, layer, as_planned):
+def test_flipping_trainable_during_a_phase_is_an_error_that_names_the_layer(
+    tiny, rows, layer, as_planned, prepared, train
+):
     model = tiny()
     groups = prepared(model)
 
@@ -292,7 +401,7 @@ def test_flipping_trainable_during_a_phase_is_an_error_that_names_the_layer(tiny
     )
 
 
-def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows):
+def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows, prepared):
     model = tiny()
     groups = prepared(model)
 
@@ -304,7 +413,7 @@ def test_flipping_trainable_between_two_phases_is_an_error(tiny, rows):
         list(run_phases(model, groups, [Phase(["head"], 1), Phase(epochs=1)], fit))
 
 
-def test_a_frozen_tensor_that_changes_fails_loudly_and_by_name(tiny, rows):
+def test_a_frozen_tensor_that_changes_fails_loudly_and_by_name(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     meddle = keras.callbacks.LambdaCallback(
@@ -314,7 +423,7 @@ def test_a_frozen_tensor_that_changes_fails_loudly_and_by_name(tiny, rows):
         train(model, groups, [Phase(["head"], 1), Phase(epochs=1)], rows, callbacks=[meddle])
 
 
-def test_afterwards_what_is_trained_is_as_the_groups_say_whatever_happened(tiny, rows):
+def test_afterwards_what_is_trained_is_as_the_groups_say_whatever_happened(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     train(model, groups, [Phase(epochs=1), Phase(["head"], 1)], rows)
@@ -324,7 +433,7 @@ def test_afterwards_what_is_trained_is_as_the_groups_say_whatever_happened(tiny,
     assert "stem/kernel" in changed(before, model)
 
 
-def test_an_optimizer_without_groups_is_refused(tiny, rows):
+def test_an_optimizer_without_groups_is_refused(tiny, rows, train, three_groups):
     model = tiny()
     model.compile("adam", loss="sparse_categorical_crossentropy")
     with pytest.raises(GroupError, match=r"is compiled with `Adam`. Compile it with a `finetune.GroupedOptimizer`"):
@@ -340,7 +449,7 @@ GAMMA_BETA, STATISTICS = {"bn/gamma", "bn/beta"}, {"bn/moving_mean", "bn/moving_
     ("mode", "moves"),
     [("train", GAMMA_BETA | STATISTICS), ("freeze", set()), ("affine", GAMMA_BETA), ("statistics", STATISTICS)],
 )
-def test_batch_normalization_of_a_trained_group_has_four_modes(tiny, rows, mode, moves):
+def test_batch_normalization_of_a_trained_group_has_four_modes(tiny, rows, mode, moves, prepared, train):
     model = tiny()
     groups = prepared(model)
     before = values(model)
@@ -353,7 +462,7 @@ def test_batch_normalization_of_a_trained_group_has_four_modes(tiny, rows, mode,
 
 
 @pytest.mark.parametrize(("mode", "moves"), [("freeze", set()), ("statistics", STATISTICS)])
-def test_batch_normalization_of_a_frozen_group_may_still_estimate(tiny, rows, mode, moves):
+def test_batch_normalization_of_a_frozen_group_may_still_estimate(tiny, rows, mode, moves, prepared, train):
     model = tiny()
     groups = prepared(model)
     before = values(model)
@@ -364,7 +473,7 @@ def test_batch_normalization_of_a_frozen_group_may_still_estimate(tiny, rows, mo
     assert seen[0] == {"body/kernel", "body/bias", "head/kernel", "head/bias"} | moves
 
 
-def test_normalization_may_train_in_groups_that_are_frozen(tiny, rows):
+def test_normalization_may_train_in_groups_that_are_frozen(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     before = values(model)
@@ -388,7 +497,7 @@ def with_dropout():
 
 
 @pytest.mark.parametrize(("dropout_groups", "is_exact"), [((), True), (("stem", "body"), False)])
-def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropout_groups, is_exact):
+def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropout_groups, is_exact, prepared):
     model = with_dropout()
     groups = prepared(model)
     body = keras.Model(model.layers[0].input, model.get_layer("body").output)
@@ -408,7 +517,7 @@ def test_dropout_inside_frozen_groups_is_off_unless_asked_for(rows, dropout_grou
 
 
 @pytest.mark.slow
-def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, rows, tmp_path):
+def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, rows, tmp_path, prepared, train):
     model = tiny()
     groups = prepared(model)
     train(model, groups, [Phase(["head"], 1), Phase(epochs=1, batch_norm={"stem": "affine"})], rows)
@@ -418,7 +527,7 @@ def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, ro
     np.testing.assert_array_equal(loaded.predict(rows[0], verbose=0), model.predict(rows[0], verbose=0))
 
 
-def test_mixed_precision_is_looked_through(tiny, rows):
+def test_mixed_precision_is_looked_through(tiny, rows, train, three_groups):
     model = tiny()
     groups = three_groups(model)
     grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
@@ -442,7 +551,7 @@ def nested():
 @pytest.mark.parametrize(
     ("mode", "moves"), [("affine", {"gamma", "beta"}), ("statistics", {"moving_mean", "moving_variance"})]
 )
-def test_modes_of_batch_normalization_reach_into_nested_models(rows, mode, moves):
+def test_modes_of_batch_normalization_reach_into_nested_models(rows, mode, moves, train):
     model = nested()
     groups = resolve_groups(model, [Selector("inner", prefixes=("inner",)), Selector("head", rest=True)])
     grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups})
@@ -453,7 +562,7 @@ def test_modes_of_batch_normalization_reach_into_nested_models(rows, mode, moves
 
 
 @pytest.mark.parametrize("more", [{"jit_compile": True}, {"steps_per_execution": 2}, {"run_eagerly": True}])
-def test_phases_run_in_every_way_that_keras_compiles(tiny, rows, more):
+def test_phases_run_in_every_way_that_keras_compiles(tiny, rows, more, prepared, train):
     model = tiny()
     groups = prepared(model, **more)
     records = train(
@@ -462,7 +571,7 @@ def test_phases_run_in_every_way_that_keras_compiles(tiny, rows, more):
     assert [record.steps for record in records] == [3, 3, 3]
 
 
-def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tiny, rows):
+def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tiny, rows, train, three_groups):
     model = tiny()
     groups = three_groups(model)
     grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups}, use_ema=True, ema_momentum=0.5)
@@ -471,7 +580,7 @@ def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tin
     assert [record.frozen_unchanged for record in records] == [True, True, True]
 
 
-def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows):
+def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     before = values(model)
@@ -480,7 +589,7 @@ def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows):
     assert changed(before, model) == set()
 
 
-def test_flipping_trainable_while_a_record_is_handled_is_an_error_of_the_phase_that_ended(tiny, rows):
+def test_flipping_trainable_while_a_record_is_handled_is_an_error_of_the_phase_that_ended(tiny, rows, prepared):
     model = tiny()
     groups = prepared(model)
 
@@ -494,13 +603,13 @@ def test_flipping_trainable_while_a_record_is_handled_is_an_error_of_the_phase_t
         next(phases)
 
 
-def test_a_strategy_counts_the_batches_of_an_epoch_with_the_batch_size_of_keras(tiny, rows):
+def test_a_strategy_counts_the_batches_of_an_epoch_with_the_batch_size_of_keras(tiny, rows, prepared, note_rates):
     seen = []
     x, y = (np.concatenate([part, part])[:129] for part in rows)  # 5 batches of 32, and 4 of 33
     for batch_size in (None, 32):
         model = tiny()
         groups = prepared(model)
-        rates = Rates()
+        rates = note_rates()
         train_phases(model, groups, "freeze_then_all", x, y, epochs=2, batch_size=batch_size, callbacks=[rates])
         seen.append(rates.of("head"))
     assert seen[0] == seen[1]
@@ -510,7 +619,7 @@ def test_a_strategy_counts_the_batches_of_an_epoch_with_the_batch_size_of_keras(
 # -- What is passed on to `fit` ---------------------------------------------------------------------------------------
 
 
-def test_arguments_that_the_phases_decide_and_arguments_that_do_not_exist_are_errors(tiny, rows):
+def test_arguments_that_the_phases_decide_and_arguments_that_do_not_exist_are_errors(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     with pytest.raises(GroupError) as error:
@@ -528,7 +637,7 @@ def test_arguments_that_the_phases_decide_and_arguments_that_do_not_exist_are_er
 
 
 @pytest.mark.parametrize("callbacks", [None, "single", "list"])
-def test_callbacks_are_none_a_single_one_or_several_as_for_fit(tiny, rows, callbacks):
+def test_callbacks_are_none_a_single_one_or_several_as_for_fit(tiny, rows, callbacks, prepared, train):
     model = tiny()
     groups = prepared(model)
     epochs = []
@@ -580,7 +689,7 @@ def test_several_inputs_outputs_and_weights_of_each_output_train_as_with_fit(row
 @pytest.mark.parametrize(
     "more", [{"validation_split": 0.5}, {"steps_per_epoch": 1}, {"class_weight": {1: 3.0}}], ids=str
 )
-def test_what_fit_takes_beside_the_data_has_the_same_effect(tiny, rows, more):
+def test_what_fit_takes_beside_the_data_has_the_same_effect(tiny, rows, more, prepared, train):
     results = []
     for phases in (False, True):
         keras.utils.set_random_seed(0)
@@ -595,7 +704,7 @@ def test_what_fit_takes_beside_the_data_has_the_same_effect(tiny, rows, more):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_single_phase_is_a_list_of_one(tiny, rows):
+def test_a_single_phase_is_a_list_of_one(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     assert [record.epochs for record in train(model, groups, Phase(epochs=1), rows)] == [1]

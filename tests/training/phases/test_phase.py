@@ -5,8 +5,9 @@ import pytest
 from finetune.errors import GroupError
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay
-from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase, check_phases, frozen_in_all, state_of
+from finetune.training.phases.plateau import Plateau
+from finetune.training.phases.until import Until
 
 
 def groups_of(model, *, frozen=()):

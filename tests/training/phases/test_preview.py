@@ -8,9 +8,10 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay
 from finetune.planning.plan import GroupSettings, make_plan
-from finetune.training.phases.endings import Plateau, Until
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.plateau import Plateau
 from finetune.training.phases.preview import with_phases
+from finetune.training.phases.until import Until
 
 
 def settings_of(rate):

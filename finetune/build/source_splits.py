@@ -1,0 +1,179 @@
+"""From the rows that a source gives to examples: limited, numbered, split, and without what cannot be read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from finetune.build.source_keys import (
+    class_names_of,
+    has_classes,
+    limited_rows,
+    loss_names,
+    named_by_splits,
+    split_as_asked,
+)
+from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
+from finetune.data.loss_families import NUMBERS, family_of
+from finetune.data.row_checks import read_every_row
+from finetune.data.splits import Indices, split_by_column
+from finetune.data.targets import AUTO, class_target
+from finetune.errors import DataError, quote
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class SourceRows:
+    """Rows as a source gives them: of a split, or of all splits together.
+
+    Attributes:
+        split: Inputs, targets and weights.
+        column: The values of the column by which rows are split, where the recipe names it.
+        places: Where each row is, such as `train.tfrecord:17`; empty where that says nothing.
+        unreadable: Places of rows that were skipped because they cannot be read.
+    """
+
+    split: Split
+    column: np.ndarray | None = None
+    places: Sequence[str] = ()
+    unreadable: Sequence[str] = ()
+
+    def select(self, rows: np.ndarray) -> "SourceRows":
+        """Returns the rows at some indices."""
+        if len(rows) == len(self.split) and (rows == np.arange(len(rows))).all():
+            return self  # an array in a file stays there
+        column = None if self.column is None else self.column[rows]
+        places = [self.places[row] for row in rows] if self.places else ()
+        return replace(self, split=self.split.select(rows), column=column, places=places)
+
+
+def split_examples(
+    recipe: Recipe, parts: Mapping[str, SourceRows], about: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> Examples:
+    """Makes examples of the rows of a source.
+
+    Args:
+        recipe: The recipe, with `limit`, `class_names`, `split` and `on_error`.
+        parts: Rows by the name of their split; or all rows, by an empty name, which are split as the recipe says.
+        about: What is known of the source, as plain data.
+        class_names: Names of the classes, where the source knows them and the recipe gives none.
+
+    Raises:
+        DataError: The splits cannot be made, or the rows of different splits do not fit together.
+    """
+    parts = named_by_splits(recipe, parts)
+    for name, rows in parts.items():
+        lengths = {leaf: len(array) for part in ("x", "y", "weights") for leaf, array in _arrays(rows.split, part)}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"`{leaf}` {length:,}" for leaf, length in lengths.items())
+            raise DataError(f"Every row has inputs and a target. The rows{f' of `{name}`' if name else ''}: {shown}.")
+    parts = _limited(recipe, parts)
+    if recipe.data.on_error == "skip":
+        parts = {name: _readable(rows) for name, rows in parts.items()}
+    class_names = class_names_of(recipe) or tuple(class_names)
+    parts, class_names = _numbered(recipe, parts, class_names)
+    if "" in parts:
+        rows = parts[""]
+        parts = {name: rows.select(chosen) for name, chosen in _indices(recipe, rows, class_names).items()}
+    skipped = [place for rows in parts.values() for place in rows.unreadable]
+    examples = make_examples(
+        **{name: rows.split for name, rows in parts.items()},
+        class_names=tuple(class_names),
+        source={**about, **({"skipped": list(dict.fromkeys(skipped))} if skipped else {})},
+        places={name: rows.places for name, rows in parts.items() if rows.places},
+    )
+    return check_examples(examples)
+
+
+def examples_as_asked(recipe: Recipe, examples: Examples) -> Examples:
+    """Returns examples that have splits already, limited and numbered as the recipe asks.
+
+    Raises:
+        DataError: The recipe splits them again, or they do not fit together.
+    """
+    checked = check_examples(examples)
+    parts = {}
+    for name in SPLITS:
+        split = getattr(checked, name)
+        if split is not None:
+            parts[name] = SourceRows(split, places=examples.places.get(name, ()))
+    return split_examples(recipe, parts, examples.source, examples.class_names)
+
+
+def _arrays(split: Split, part: str) -> Iterator[tuple[str, Any]]:
+    value = getattr(split, part)
+    return leaves(part, value) if value is not None else iter(())
+
+
+def _limited(recipe: Recipe, parts: Mapping[str, SourceRows]) -> dict[str, SourceRows]:
+    ends = np.cumsum([len(rows.split) for rows in parts.values()])
+    chosen = limited_rows(recipe, int(ends[-1]))
+    limited = {}
+    for (name, rows), end in zip(parts.items(), ends, strict=True):
+        start = end - len(rows.split)
+        limited[name] = rows.select(chosen[(chosen >= start) & (chosen < end)] - start)
+    return limited
+
+
+def _readable(rows: SourceRows) -> SourceRows:
+    bad = read_every_row(Split(rows.split.x, None)).unreadable
+    if len(bad) == len(rows.split):
+        raise DataError(
+            f"Rows that cannot be read are skipped, and none of {len(bad):,} can: {next(iter(bad.values()))}."
+        )
+    kept = np.array([row for row in range(len(rows.split)) if row not in bad], np.int64)
+    names = [rows.places[row] if rows.places else f"row {row}" for row in bad]
+    return replace(rows.select(kept), unreadable=[*rows.unreadable, *names])
+
+
+def _numbered(
+    recipe: Recipe, parts: dict[str, SourceRows], class_names: Sequence[str]
+) -> tuple[dict[str, SourceRows], Sequence[str]]:
+    """Numbers classes that are given by name, in the form that the loss takes; checks numbers against the names."""
+    targets = {name: rows.split.y for name, rows in parts.items()}
+    first = next(iter(targets.values()))
+    if not isinstance(first, np.ndarray):
+        return parts, class_names
+    if first.dtype.kind in "US":
+        loss = loss_names(recipe).get("", AUTO)
+        if family_of(loss) == NUMBERS:
+            raise DataError(
+                f"`{loss}` takes numbers, and the targets are text such as "
+                f"{quote(first.ravel()[:2])}. Choose a loss of classes, such as `sparse_categorical_crossentropy`."
+            )
+        texts = [str(each) for y in targets.values() for each in np.asarray(y).ravel()]
+        target = class_target(texts, loss, class_names)
+        encoded, class_names = target.values, target.class_names
+        ends = np.cumsum([len(y) for y in targets.values()])
+        for (name, y), end in zip(targets.items(), ends, strict=True):
+            parts[name] = replace(parts[name], split=replace(parts[name].split, y=encoded[end - len(y) : end]))
+        return parts, class_names
+    highest = max((int(y.max()) for y in targets.values() if len(y) and y.dtype.kind in "iu"), default=-1)
+    if class_names and highest >= len(class_names):
+        raise DataError(
+            f"`class_names` names a class for each number from 0. There are {len(class_names)} names, and the targets "
+            f"go up to {highest}. Name all classes."
+        )
+    return parts, class_names
+
+
+def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> Indices:
+    split, count, y = recipe.data.split, len(rows.split), rows.split.y
+    if split and split.column and rows.column is None:
+        raise DataError(
+            f"`split.column` names a part of the rows, and these have no parts with names. Received: `{split.column}`. "
+            "Split them `random`, or give rows as dicts."
+        )
+    if split and split.column and not split.by:
+        return split_by_column([str(each) for each in np.asarray(rows.column).ravel()], split.column)
+    of_classes = isinstance(y, np.ndarray) and (class_names or has_classes(recipe, y))
+    labels = None
+    if of_classes and y.ndim == 1:
+        labels = y
+    elif of_classes and y.ndim == 2 and y.shape[1] == 1:
+        labels = y[:, 0]
+    elif of_classes and y.ndim == 2 and (y.sum(axis=1) == 1).all():  # a column for each class
+        labels = y.argmax(axis=1)
+    keys = rows.column if rows.column is not None else rows.places or [str(row) for row in range(count)]
+    return split_as_asked(recipe, count, labels, keys)

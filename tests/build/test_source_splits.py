@@ -1,0 +1,88 @@
+"""Rows of a source are limited, numbered and split as the recipe says."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune.build.source_splits import SourceRows, examples_as_asked, split_examples
+from finetune.data.examples import Examples, Split
+from finetune.data.rows import Rows
+from finetune.errors import DataError
+from finetune.recipe.loader import load_recipe
+
+X, Y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
+
+
+@pytest.fixture
+def asked(recipe):
+    """Loads a recipe whose data have some keys."""
+    return lambda *keys: load_recipe(recipe, overrides=["data={npz: a.npz}", *[f"data.{key}" for key in keys]])
+
+
+def test_places_follow_their_rows(asked):
+    rows = SourceRows(Split(X, Y), places=[f"file:{number}" for number in range(12)])
+    examples = split_examples(asked("split={test: 0.25}", "limit=8"), {"": rows}, {"kind": "test"})
+    for split, name in ((examples.train, "train"), (examples.test, "test")):
+        assert [f"file:{int(row[0] // 2)}" for row in split.x] == list(examples.places[name])
+    assert len(examples.train) + len(examples.test) == 8
+
+
+def test_a_split_by_hash_follows_the_places(asked):
+    keys = "split={by: hash, test: 0.4}"
+    places = [f"file:{number}" for number in range(12)]
+    rows, reverse = SourceRows(Split(X, Y), places=places), SourceRows(Split(X[::-1], Y[::-1]), places=places[::-1])
+    one, other = (split_examples(asked(keys), {"": each}, {}) for each in (rows, reverse))
+    assert sorted(one.places["test"]) == sorted(other.places["test"])
+
+
+@pytest.mark.parametrize("y", [Y, Y[:, np.newaxis], np.eye(3)[Y], np.array(["a", "b", "c"])[Y]])
+def test_classes_keep_their_shares_in_whatever_form_they_are(asked, y):
+    examples = split_examples(asked("split={test: 0.25}"), {"": SourceRows(Split(X, y))}, {})
+    assert sorted(int(row[0] // 2) % 3 for row in examples.x_test) == [0, 1, 2]
+
+
+def test_text_is_numbered_alike_in_all_splits(asked):
+    parts = {
+        "train": SourceRows(Split(X, np.array(list("abc") * 4))),
+        "test": SourceRows(Split(X[:2], np.array(["c", "a"]))),
+    }
+    examples = split_examples(asked(), parts, {})
+    assert examples.y_test.tolist() == [2, 0]
+    assert examples.class_names == ("a", "b", "c")
+
+
+def test_rows_that_cannot_be_read_are_skipped_where_the_recipe_says(recipe):
+    def read(index):
+        tf.debugging.assert_none_equal(index, tf.constant(3, tf.int64), message="row 3 is broken")
+        return tf.gather(tf.constant(X, tf.float32), index)
+
+    rows = Rows(12, lambda indices: tf.map_fn(read, indices, fn_output_signature=tf.float32), take_row=read)
+    loaded = load_recipe(recipe, overrides=["data={builder: my.module:make, on_error: skip}"])
+    examples = split_examples(loaded, {"": SourceRows(Split(rows, Y), places=[f"f{n}" for n in range(12)])}, {})
+    assert examples.source["skipped"] == ["f3"]
+    assert len(examples.train) + len(examples.test) == 11
+
+
+def test_examples_that_have_splits_keep_them(asked):
+    examples = Examples(X[:8], Y[:8], X[8:], Y[8:], class_names=("a", "b", "c"), source={"kind": "npz"})
+    kept = examples_as_asked(asked(), examples)
+    assert kept.x_train is examples.x_train  # what lies in a file stays there
+    assert kept.class_names == ("a", "b", "c")
+    assert len(examples_as_asked(asked("limit=6"), examples).train) == 4
+    with pytest.raises(DataError, match=r"so `data\.split` has nothing to do\. Remove it"):
+        examples_as_asked(asked("split={test: 0.5}"), examples)
+
+
+def test_a_limit_that_leaves_a_split_empty_is_refused(asked):
+    with pytest.raises(DataError, match="`x_test` that is empty"):
+        examples_as_asked(asked("limit=1"), Examples(X[:8], Y[:8], X[8:], Y[8:]))
+
+
+def test_rows_of_which_none_can_be_read_are_an_error(recipe):
+    def read(index):
+        raise ValueError("nothing there")
+
+    rows = Rows(3, lambda indices: tf.numpy_function(read, [indices], tf.float32))
+    loaded = load_recipe(recipe, overrides=["data={builder: my.module:make, on_error: skip}"])
+    with pytest.raises(DataError, match=r"none of 3 can: .*nothing there"):
+        split_examples(loaded, {"": SourceRows(Split(rows, Y[:3]))}, {})
