@@ -12,6 +12,7 @@ The sections follow the folders of the package. A reader who wants to know how t
 """
 
 import contextlib
+import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,26 @@ def read_record(path: str, offset: int) -> bytes:
         tf.errors.OpError: There is no record, or it is damaged.
     """
     return tf_record.tf_record_random_reader(path).read(offset)[0]
+
+
+@contextlib.contextmanager
+def local_datasets(name: str, find: Callable[[str], str]) -> Iterator[None]:
+    """Lets a data set of `keras.datasets` read local files in the block, in place of those that Keras downloads.
+
+    Replaces `get_file` in `keras.src.datasets`. The public `path` of `load_data` is a name below Keras' own folder, and
+    a file there that is not Keras' own is downloaded again and overwritten.
+
+    Args:
+        name: Name of the data set, such as `mnist`.
+        find: Returns the local file, or folder, for the name of the file that Keras asks for.
+    """
+    module: Any = importlib.import_module(f"keras.src.datasets.{name}")
+    before = module.get_file
+    module.get_file = lambda fname, *args, **kwargs: find(fname)
+    try:
+        yield
+    finally:
+        module.get_file = before
 
 
 # -- groups/ ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import finetune
 from finetune import keras_private as private
+from finetune.recipe.data import KERAS_DATASETS
 
 PACKAGE = Path(finetune.__file__).parent
 HOOKS = {name: hook for name, hook in vars(private).items() if inspect.isfunction(hook) and not name.startswith("_")}
@@ -101,6 +102,19 @@ def _():
         path.write_bytes(damaged)
         with pytest.raises(tf.errors.DataLossError):
             private.read_record(str(path), 0)
+
+
+@checks(private.local_datasets)
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path, rows = Path(folder) / "own.npz", np.zeros((2, 28, 28), np.uint8)
+        np.savez(path, x_train=rows, y_train=[1, 2], x_test=rows, y_test=[3, 4])
+        with private.local_datasets("mnist", lambda name: str(path)):
+            (_, y), _ = keras.datasets.mnist.load_data()
+        assert y.tolist() == [1, 2]
+        for name in KERAS_DATASETS:
+            module = importlib.import_module(f"keras.src.datasets.{name}")
+            assert module.get_file is keras.utils.get_file
 
 
 # -- groups/ ----------------------------------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune.build.audio_source import audio_examples
 from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
+from finetune.build.keras_source import keras_examples
 from finetune.build.source_keys import loss_names
 from finetune.build.source_splits import examples_as_asked
 from finetune.build.table_source import table_examples
+from finetune.build.tfds_source import tfds_examples
 from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
@@ -100,6 +103,15 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     elif source.table:
         with placed(recipe, "data", "table"):
             examples = table_examples(recipe, source.table, network)
+    elif source.audio:
+        with placed(recipe, "data", "audio"):
+            examples = audio_examples(recipe, source.audio, network)
+    elif source.keras_dataset:
+        with placed(recipe, "data", "keras_dataset"):
+            examples = keras_examples(recipe, source.keras_dataset, network)
+    elif source.tfds:
+        with placed(recipe, "data", "tfds"):
+            examples = tfds_examples(recipe, source.tfds, network)
     elif source.tfrecord:
         with placed(recipe, "data", "tfrecord"):
             examples = tfrecord_examples(recipe, source.tfrecord, network)

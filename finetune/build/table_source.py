@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from finetune import keras_private
+from finetune.build.audio_source import network_sounds
 from finetune.build.image_source import network_images
 from finetune.build.source_keys import (
     class_names_of,
@@ -172,6 +173,11 @@ def _input(
     shape, dtype = getattr(network_input, "shape", None), getattr(network_input, "dtype", None)
     column = columns[0]
     kind = types.get(column.name, "")
+    if len(columns) == 1 and column.kind == "text" and kind == "audio":
+        rows, about = network_sounds(
+            recipe, [table.path.parent / name for name in column.values.tolist()], network_input
+        )
+        return rows, {column.name: {"kind": "audio", **about}}
     if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
         folder = table.path.parent
         return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)

@@ -16,7 +16,7 @@ from finetune.errors import DataError, quote
 
 _to_array: Any = keras.ops.convert_to_numpy
 
-KINDS = ("number", "category", "text", "image")
+KINDS = ("number", "category", "text", "image", "audio")
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
 
 

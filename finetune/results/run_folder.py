@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.errors import FinetuneError, printable
 
+# What `--overwrite` deletes. A file that a run writes and that is missing here would be left from an older run.
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
     *("data.json", "model.keras", "result.json", "plots"),
@@ -31,10 +32,12 @@ def check_run_folder(out: Path | None, *, overwrite: bool = False) -> None:
     Raises:
         FinetuneError: `out` is a file, cannot be created, or is not empty and `overwrite` is false.
     """
+    # `lexists`: a link that leads nowhere is in the way as well, and `exists` would not see it.
     folder = out or Path("runs")
     if os.path.lexists(folder) and not folder.is_dir():
         name = f"`--out {out}`" if out else "`runs`"
         raise FinetuneError(f"A run is written to a folder. {name} is a file. Choose another folder with `--out`.")
+    # The nearest folder that exists decides whether the others can be made; the root always exists.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise FinetuneError(
@@ -62,6 +65,7 @@ def make_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> 
     Raises:
         FinetuneError: As `check_run_folder` does.
     """
+    # Again: minutes may have passed since the command began, and another run may have taken the folder.
     check_run_folder(out, overwrite=overwrite)
     try:
         if out is None:
@@ -91,6 +95,7 @@ def _first_free(parent: Path, name: str) -> Path:
 
 def _remove_run(folder: Path) -> None:
     for path in (folder / name for name in RUN_FILES):
+        # A link is removed, never what it leads to.
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -107,6 +112,7 @@ def _finite(data: Any) -> Any:
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
+    # `data != data` is true for NaN alone.
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
@@ -114,6 +120,7 @@ def _finite(data: Any) -> Any:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV; the columns are the keys of all rows in order of appearance."""
+    # Of all rows: phases bring columns of their own, such as the rate of a group that was frozen before.
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -131,9 +138,11 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same ending, which is renamed to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename between two file systems is a copy, which can be seen half done.
     temporary = path.with_name(f".writing-{path.name}")
     try:
         yield temporary
+        # Atomic, and unlike `rename` it also replaces on Windows.
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
