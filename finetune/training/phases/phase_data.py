@@ -16,12 +16,8 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
-<<<<<<< HEAD
-from finetune.training.fit_data import fit_batches, preprocess, preprocesses, strings_as_tensors
-=======
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.training.fit_data import fit_batches
->>>>>>> main
+from finetune.training.fit_data import fit_batches, preprocess, preprocesses, strings_as_tensors
 from finetune.training.snapshot import unchanged_random_state
 
 
@@ -118,12 +114,8 @@ class PhaseData:
     def _weighed(self, batch: Any) -> tuple[Any, ...]:
         """Returns a batch as `fit` trains on it: with weights of its rows where there are weights of classes."""
         parts: Any = keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)
-<<<<<<< HEAD
         x, y, weight = preprocess(self.model, parts) if preprocesses(self.model) else parts
-=======
-        x, y, weight = parts
         # Keras refuses weights of rows and of classes together, so a batch with its own stays as it is.
->>>>>>> main
         if (of_classes := self.fit.get("class_weight")) and weight is None:
             return keras_private.with_class_weights((x, tf.convert_to_tensor(y), None), of_classes)
         return x, y, weight
