@@ -11,8 +11,9 @@ import numpy as np
 
 from finetune.data.examples import Examples
 from finetune.data.loss_families import plain_name
-from finetune.errors import DataError, RecipeError, did_you_mean, quote, reason
+from finetune.errors import DataError, RecipeError, quote, reason
 from finetune.keras_private import fresh_names
+from finetune.models.nearest_names import offer_names
 from finetune.models.output_activation import PROBABILITIES, output_activations
 from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.loader import place_of
@@ -163,6 +164,10 @@ def _classes(module: Any) -> dict[str, type]:
     return {name.lower(): value for name, value in vars(module).items() if inspect.isclass(value)}
 
 
+def _names(module: Any) -> list[str]:
+    return [name for name, value in vars(module).items() if callable(value) and name.lower() not in _NOT_NAMES]
+
+
 def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int) -> Any:
     """Returns what `compile` accepts for a loss or a metric.
 
@@ -178,8 +183,11 @@ def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int) -
             if named.name in by_shape or module.get(named.name):
                 return named.name
     if plain not in classes or plain in _NOT_NAMES:
-        known = [name for name, value in vars(module).items() if callable(value) and name.lower() not in _NOT_NAMES]
-        raise RecipeError(f"{about} is not a name that Keras knows.{did_you_mean(named.name, [*by_shape, *known])}")
+        known = [*by_shape, *_names(module)]
+        other = keras.losses if module is keras.metrics else keras.metrics
+        others = [*(_BY_SHAPE if other is keras.metrics else ()), *_names(other)]
+        kind = "a metric" if other is keras.metrics else "a loss"
+        raise RecipeError(f"{about} is not a name that Keras knows.{offer_names(named.name, known, others, kind)}")
     try:
         with fresh_names():  # else a metric is called `precision_1` in the second run of a process
             return classes[plain](**named.arguments)

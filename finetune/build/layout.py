@@ -23,7 +23,7 @@ from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
-from finetune.recipe.loader import with_values
+from finetune.recipe.loader import placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
@@ -147,10 +147,11 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
-    with unreadable_rows_named(examples):
+    with placed(recipe, "data"), unreadable_rows_named(examples):
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
-    try_examples(model, examples, trial)
+    with placed(recipe, "train", "loss"):
+        try_examples(model, examples, trial)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from finetune.data.examples import Examples
-from finetune.errors import DataError, FinetuneError, reason
+from finetune.errors import DataError, FinetuneError, quote, reason
 from finetune.training.target_checks import check_targets
 
 
@@ -38,8 +39,13 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
     sizes = _sizes(model, "output_shape") or ()
     x, y = examples.train.first(next(rows for rows in (2, 3, 5, 7, 11, 13) if rows not in sizes))
     _check_shape(model, x)
+    _check_text(model, x)
     with explained(DataError, "Examples must fit the model.", f"{_forms(model, y)} Change the data or the model."):
-        return Trial(x, y, model(x, training=False))
+        try:
+            return Trial(x, y, model(x, training=False))
+        except Exception:  # of TensorFlow or Keras: shown below where the number of tokens is not the cause
+            _check_length(model, x)
+            raise
 
 
 def try_examples(model: keras.Model, examples: Examples, trial: Trial | None = None) -> None:
@@ -83,6 +89,46 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
         raise
     except Exception as error:
         raise kind(f"{rule} {type(error).__name__}: {reason(error)}. {advice}") from error
+
+
+def _check_text(model: keras.Model, x: Any) -> None:
+    """Refuses text, such as paths of files, where the network takes numbers."""
+    inputs = getattr(model, "inputs", None) if isinstance(model, keras.Function | keras.Sequential) else None
+    takes_text = inputs is None or any(keras.backend.standardize_dtype(each.dtype) == "string" for each in inputs)
+    for array in [] if takes_text else tf.nest.flatten(x):
+        if array.dtype == tf.string:
+            shown = [each.decode(errors="replace") for each in np.asarray(array).reshape(-1)[:2].tolist()]
+            raise DataError(
+                f"`{model.name}` takes numbers. The inputs are text, such as {quote(shown)}. Paths of images are read "
+                "from a table (`types: {column: image}`) or a folder (`images:`); text becomes ids by a `tokenizer`."
+            )
+
+
+def _check_length(model: keras.Model, x: Any) -> None:
+    """Says how many tokens a network takes, where rows have more: a table of positions has an end."""
+    ids = [array for array in tf.nest.flatten(x) if array.dtype.is_integer and array.shape.rank == 2]
+    if not ids or max(array.shape[1] for array in ids) < 2:
+        return
+    length = max(array.shape[1] for array in ids)
+
+    def takes(tokens: int) -> bool:
+        cut = tf.nest.map_structure(lambda array: array[:, :tokens] if array.shape.rank == 2 else array, x)
+        try:
+            model(cut, training=False)
+        except Exception:  # of TensorFlow or Keras: the caller shows it where length is not the cause
+            return False
+        return True
+
+    if not takes(1):
+        return
+    low, high = 1, length  # the first is taken, the second is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if takes(middle) else (low, middle)
+    raise DataError(
+        f"A row has at most as many tokens as the network has positions. `{model.name}` takes {low:,} tokens, and the "
+        f"rows have {length:,}. Set `data.tokenizer.length: {low}`, or cut the rows."
+    )
 
 
 def _check_shape(model: keras.Model, x: Any) -> None:

@@ -180,3 +180,29 @@ def test_what_tensorflow_says_over_a_page_becomes_one_line(rows):
     assert "Received a label value of 3 which is outside the valid range of [0, 3)" in message
     assert "\n" not in message
     assert "__inference" not in message
+
+
+def test_more_tokens_than_positions_are_said_with_both_numbers():
+    tokens = keras.Input((None,), dtype="int32")
+    places = keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1
+    x = keras.layers.Embedding(7, 4)(tokens) + keras.layers.Embedding(12, 4)(places)
+    model = keras.Model(tokens, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(x)), name="bert")
+    model.compile("sgd", "mse")
+    rows, y = np.ones((6, 15), "int32"), np.zeros((6, 1), "float32")
+    assert problem(model, Examples(rows, y, rows, y)) == (
+        "A row has at most as many tokens as the network has positions. `bert` takes 12 tokens, and the rows have 15. Set "
+        "`data.tokenizer.length: 12`, or cut the rows."
+    )
+    try_examples(model, Examples(rows[:, :12], y, rows[:, :12], y))
+
+
+def test_text_in_place_of_numbers_is_refused_with_what_reads_it(tiny):
+    paths = np.array([f"photos/{n}.jpg" for n in range(6)])
+    message = problem(
+        compiled(keras.Sequential([keras.Input(()), keras.layers.Reshape((1,))]), "mse", metrics=()),
+        Examples(paths, X_Y, paths, X_Y),
+    )
+    assert "The inputs are text, such as `photos/0.jpg`, `photos/1.jpg`." in message
+
+
+X_Y = np.zeros((6, 1), "float32")
