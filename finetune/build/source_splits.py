@@ -115,7 +115,7 @@ def npz_examples(recipe: Recipe, file: str) -> Examples:
         read_npz(path)  # names what is missing
     parts = {name: SourceRows(split) for name, split in splits.items()}
     try:
-        return split_examples(recipe, parts, {"kind": "npz", "file": str(path)}, class_names)
+        return split_examples(recipe, parts, {}, class_names)
     except DataError as error:
         raise DataError(f"`{path}`: {error}") from None
 
