@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from finetune.data.examples import ARRAY_NAMES, Examples, Split, check_examples
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.files.size_limits import check_zip
 
 MAPPED = 2**26  # bytes from which on an array stays in the file
 _LOCAL_HEADER = 30  # bytes in front of a member's name in an archive
@@ -99,12 +100,16 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         neighbours = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
         raise DataError(f"The data file `{path}` does not exist. {neighbours}{did_you_mean(path.name, others)}")
     try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
         with path.open("rb") as file:  # opened here because `numpy.load` leaves damaged files open
             loaded = np.load(file, allow_pickle=False)
             arrays: Any = None
             if not isinstance(loaded, np.ndarray):
                 mapped = _mapped(path)
                 arrays = {name: mapped[name] if name in mapped else loaded[name] for name in loaded.files}
+    except FinetuneError:
+        raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
         raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
     if arrays is None:

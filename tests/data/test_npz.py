@@ -5,7 +5,7 @@ import pytest
 
 from finetune.data import npz
 from finetune.data.npz import read_npz, read_npz_splits
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError
 
 
 def arrays(**changes):
@@ -193,3 +193,9 @@ def test_large_arrays_stay_in_the_file_where_it_is_not_compressed(tmp_path, monk
     for name, array in arrays.items():
         np.testing.assert_array_equal(getattr(mapped, name), array)
         np.testing.assert_array_equal(getattr(loaded, name), array)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", x_train=np.zeros((110_000_000,), "uint8"))
+    with pytest.raises(FinetuneError, match=r"`.*bomb.npz` holds 110,000,\d+. If you trust it, raise the limit"):
+        read_npz(tmp_path / "bomb.npz")
