@@ -9,7 +9,7 @@ from typing import TextIO
 
 
 class LenientStream(TextIOWrapper):
-    """A stream of text on which a failure to write is remembered, not raised. Later text is written again where there is room.
+    """A stream of text on which a failure to write is remembered, not raised. Later text is tried again.
 
     Attributes:
         failure: The latest failure, with which text was lost; `None` where there was none. A reader that closes its
