@@ -67,6 +67,9 @@ class Recipe(Part):
         if self.phases is not None:
             self._check_phases()
         self._check_orders()
+        if self.data.tokenizer and not self.data.tokenizer.file and not self.model.preset:
+            rule = "is missing. Only a KerasHub preset (`model.preset`) brings its own tokenizer"
+            raise fault(rule, at=("data", "tokenizer", "file"))
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:
