@@ -407,7 +407,7 @@ def test_a_model_that_cannot_be_saved_whole_keeps_its_weights(odd):
     assert str(error.value).startswith(
         "A trained model is saved whole, so that plain Keras can load it. NotImplementedError: "
     )
-    assert f"Its weights are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
+    assert f"The weights after epoch 2 are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
     assert Path("out/checkpoints/last.weights.h5").is_file()
     assert not Path("out/model.keras").exists()
 
