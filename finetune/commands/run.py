@@ -30,6 +30,7 @@ from finetune.results.run_folder import (
 )
 from finetune.results.tables import plan_text
 from finetune.training.callbacks import LastWeights
+from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
@@ -54,6 +55,8 @@ class RunResult:
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         seconds: Wall time of each stage.
+        data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
+            memory.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
     """
@@ -65,6 +68,7 @@ class RunResult:
     frozen_tensors: int
     not_opened: str
     seconds: dict[str, float]
+    data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
 
@@ -145,6 +149,7 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        wait = DataWait()
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -155,8 +160,11 @@ def _run(
                 folder=folder,
                 console=console,
                 proof=proof,
+                wait=wait,
                 weights=weights,
             )
+        if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
+            console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -184,6 +192,7 @@ def _run(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         seconds=clock.seconds,
+        data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
     )
@@ -246,8 +255,12 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
+    waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem = {"not_opened": result.not_opened} if result.not_opened else {}
-    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
+    write_json(
+        result.folder / "result.json",
+        {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},
+    )
 
 
 class _Clock:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.augmentation import Augmentation
 from finetune.data.batches import batches_in_order
 from finetune.data.rows import Rows, rows_of, select, take
 from finetune.errors import DataError
@@ -69,6 +70,7 @@ class Examples:
         class_names: Name of the class of each label from 0 on, where they are known.
         source: Where the rows come from and how they were read, as plain data.
         places: Where each row of a split is, such as `reviews.csv:1042`, by the name of the split, where that is known.
+        augmentation: How the training rows are changed in every epoch, if they are.
     """
 
     x_train: Any
@@ -83,6 +85,7 @@ class Examples:
     class_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
 
     @property
     def train(self) -> Split:
