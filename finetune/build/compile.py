@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from finetune.build.data import steps_per_epoch
 from finetune.data.examples import Examples
 from finetune.errors import DataError, RecipeError, did_you_mean, reason
 from finetune.keras_private import fresh_names
@@ -43,7 +44,7 @@ def compile_model(
         RecipeError: Keras knows no such loss or metric, it does not accept its arguments, or a metric does not fit the
             targets.
     """
-    train = recipe.train
+    train, steps = recipe.train, steps_per_epoch(recipe, examples)
     loss = _keras_object(recipe, keras.losses, train.loss, "loss")
     logits = bool(takes_logits(loss)) and not set(output_activations(model)) & set(PROBABILITIES)
     targets = examples.y_train if isinstance(examples.y_train, np.ndarray) else trial.y
@@ -52,7 +53,8 @@ def compile_model(
         optimizer=optimizer,
         loss=loss,
         metrics=list(_metrics(recipe, task, trial)),
-        steps_per_execution=1 if train.steps_per_execution == "auto" else train.steps_per_execution,
+        # More steps than an epoch has would share no more calls, and Keras' own loop writes each of them into a graph.
+        steps_per_execution=min(1 if train.steps_per_execution == "auto" else train.steps_per_execution, steps),
         jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
     )
     notes = [notes_on(metric.name, metric.arguments, task, train.loss.name) for metric in train.metrics] if task else []

@@ -22,6 +22,7 @@ from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
 from finetune.results.tables import plan_text
+from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
@@ -30,6 +31,7 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.reopened import open_again
 from finetune.training.try_examples import explained
 
+_DIVERGED = 10  # how many times the test loss may be that before training
 _EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
 
 
@@ -44,6 +46,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         seconds: Wall time of each stage.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
@@ -55,6 +58,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    warnings: tuple[str, ...]
     seconds: dict[str, float]
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
@@ -129,6 +133,7 @@ def run(
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             console.print(f"recalibrated: the statistics of {count} BatchNormalization layers", highlight=False)
+        check_weights(layout.tree.leaves, layout.groups, "at the end of training")
         with clock("evaluate"):
             metrics = _evaluate(layout)
             # The loss of a training step is that before its update, so the last update shows only here.
@@ -141,8 +146,9 @@ def run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        if not_opened:
-            console.print(f"warning: {not_opened}", markup=False)
+        warnings = tuple(filter(None, (not_opened, _divergence(metrics_before["loss"], metrics["loss"]))))
+        for warning in warnings:
+            console.print(f"warning: {warning}", markup=False)
 
     result = RunResult(
         folder=folder,
@@ -151,6 +157,7 @@ def run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        warnings=warnings,
         seconds=clock.seconds,
         phases=records if layout.shows_phases else (),
         model=layout.model,
@@ -172,6 +179,16 @@ def _fit_options(layout: Layout) -> FitOptions:
 def _evaluate(layout: Layout) -> dict[str, float]:
     metrics = layout.model.evaluate(layout.examples.test.batches(_EVALUATED_ROWS), verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
+
+
+def _divergence(before: float, after: float) -> str:
+    """Returns a sentence where training has made the test loss far larger, although every number is finite."""
+    if not 0 < _DIVERGED * before < after:
+        return ""
+    return (
+        f"the test loss is {after:.3g} after training and was {before:.3g} before: training has diverged. Lower the "
+        "learning rates, or set `train.global_clipnorm: 1.0`"
+    )
 
 
 def _save(model: keras.Model, folder: Path) -> None:
@@ -213,6 +230,7 @@ def _write_result(result: RunResult) -> None:
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     problem = {"not_opened": result.not_opened} if result.not_opened else {}
+    problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
 
 

@@ -30,6 +30,7 @@ from finetune.training.callbacks import (
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
+from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
@@ -177,6 +178,8 @@ class _RunFit:
             self.progress,
             self.metrics,
             TensorBoardLog(folder / "tensorboard"),
+            # Where the loss shows it, the guard says in which step; and before the weights are saved.
+            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
             LastWeights(folder / "checkpoints" / "last.weights.h5"),
         ]
         self.data = CachedBatches(

@@ -188,3 +188,10 @@ def test_what_tensorflow_says_over_a_page_becomes_one_line(rows):
     assert "Received a label value of 3 which is outside the valid range of [0, 3)" in message
     assert "\n" not in message
     assert "__inference" not in message
+
+
+def test_complex_numbers_for_real_inputs_are_refused(tiny, rows):
+    x, y = rows
+    model = tiny()
+    with pytest.raises(DataError, match="takes real numbers; the data have `complex64`"):
+        try_model(model, Examples(x.astype("complex64"), y, x.astype("complex64"), y))
