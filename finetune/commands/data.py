@@ -9,6 +9,7 @@ from rich.console import Console
 
 from finetune.build.data import build_examples, precision
 from finetune.build.model import build_network
+from finetune.build.objectives import with_chosen_losses
 from finetune.data.examples import Examples, describe, leaves, summary
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
@@ -42,12 +43,16 @@ def show_data(
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
-        examples = build_examples(loaded, build_network(loaded))
+        network = build_network(loaded)
+        examples = build_examples(loaded, network)
+        chosen = with_chosen_losses(loaded, network, examples)
     described = describe(examples)
     console.print(f"data: {summary(examples)}", markup=False)
     for key, value in described["source"].items():
-        if key != "inputs":
+        if key not in ("inputs", "target"):
             console.print(f"  {key}: {value}", markup=False)
+    for sentence in chosen.sentences:
+        console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))
     if "rows_of_classes" in described:

@@ -11,7 +11,6 @@ from finetune.recipe.fields import (
     Count,
     FilePath,
     ListOf,
-    OneOrMore,
     Part,
     Text,
     choice,
@@ -33,11 +32,12 @@ _KEYS_OF = {  # keys that only some sources have
     "validation_table": ("table",),
     "inputs": _WITH_NAMES,
     "target": _WITH_NAMES,
+    "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
-    "sample_rate": ("audio", "table"),
-    "length": ("audio", "table", "keras_dataset"),
+    "sample_rate": ("audio", "table", "builder"),
+    "length": ("audio", "table", "builder", "keras_dataset"),
     "path": ("keras_dataset",),
     "as_": ("tfds",),
     "splits": ("tfds",),
@@ -108,15 +108,19 @@ def _check_class_weight(value: Any) -> Any:
     )
 
 
-def _check_inputs(value: Any) -> Any:
-    """Returns the columns of each input by its name; the name of a network's only input is empty."""
+def _check_columns(value: Any, info: ValidationInfo) -> Any:
+    """Returns the columns of each input or output by its name; the name of a network's only one is empty."""
     by_name = value if isinstance(value, dict) else {"": value}
     columns = {name: [each] if isinstance(each, str) else each for name, each in by_name.items()}
     for names in columns.values():
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
-            rule = "must be a column, a list of columns, or these for each input of the network by its name"
+            part = "input" if info.field_name == "inputs" else "output"
+            rule = f"must be a column, a list of columns, or these for each {part} of the network by its name"
             raise fault(rule, received=value)
     return {str(name): tuple(names) for name, names in columns.items()}
+
+
+Columns = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_columns), Strict(False)]
 
 
 class DataSource(Part):
@@ -137,7 +141,9 @@ class DataSource(Part):
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
             numbers and categories become a vector, a column of text becomes token ids, of image files images.
-        target: The column of the target, or several columns of numbers.
+        target: The column of the target, or several columns of numbers; or those of each output by its name in the
+            network.
+        sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
@@ -171,10 +177,9 @@ class DataSource(Part):
     tfds: Text | None = None
     test_table: FilePath | None = None
     validation_table: FilePath | None = None
-    inputs: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_inputs), Strict(False)] = Field(
-        default_factory=dict
-    )
-    target: OneOrMore[Text] = ()
+    inputs: Columns = Field(default_factory=dict)
+    target: Columns = Field(default_factory=dict)
+    sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)

@@ -176,7 +176,7 @@ def test_a_call_has_at_most_the_steps_of_an_epoch(recipe, lay_out, steps):
 
 READ_BY_NAME = {
     *("epochs", "learning_rate", "always_train", "loss", "metrics", "mixed_precision", "jit_compile"),
-    "validation_fraction",
+    *("validation_fraction", "label_smoothing"),
 }
 
 

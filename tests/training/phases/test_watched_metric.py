@@ -7,6 +7,7 @@ from finetune.errors import TrainingError
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.plateau import Plateau
 from finetune.training.phases.until import Until
+from finetune.training.phases.watched_metric import validates_after
 
 
 def test_a_metric_that_is_not_measured_is_an_error_that_names_those_that_are(tiny, rows, prepared, train):
@@ -58,3 +59,8 @@ def test_a_metric_that_is_no_number_in_every_epoch_is_an_error(tiny, rows, prepa
     x, y = rows
     with pytest.raises(TrainingError, match="`val_loss` was none in all 2 epochs, so none of them counted as progress"):
         train(model, groups, [Phase(epochs=2, **ending)], rows, validation_data=(np.full_like(x, np.nan), y))
+
+
+@pytest.mark.parametrize(("frequency", "epochs"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), ([1, 4], [0, 3])])
+def test_fit_validates_after_the_epochs_that_its_frequency_says(frequency, epochs):
+    assert [epoch for epoch in range(4) if validates_after(epoch, frequency)] == epochs
