@@ -55,10 +55,12 @@ def problem_of(builder: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         has = f"it has {quote(functions) or 'none'}.{did_you_mean(name, functions)}"
         return (f"`{module}` has no function `{name}`; {has}" if is_complete else ""), "builder"
     nodes = definitions[name]
-    is_plain = len(nodes) == 1 and nodes[0] in tree.body and isinstance(nodes[0], _Function)
-    if not is_plain or nodes[0].decorator_list or nodes[0].args.posonlyargs:  # a method is not in the body
+    function = nodes[0]
+    # A method of the same name is not in the body of the module.
+    is_only = len(nodes) == 1 and function in tree.body
+    if not is_only or not isinstance(function, _Function) or function.decorator_list or function.args.posonlyargs:
         return "", "builder"
-    return _wrong_arguments(builder, nodes[0], arguments), "arguments"
+    return _wrong_arguments(builder, function, arguments), "arguments"
 
 
 def _source_of(module: str) -> Path | str | None:

@@ -65,7 +65,7 @@ def _problem(key: str, path: Path) -> str:
     # The prefix of a checkpoint is no file itself.
     if exists or Path(f"{path}.index").is_file():
         return f"cannot be read: no permission for `{path}`." if exists and not os.access(path, os.R_OK) else ""
-    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    folder = next(parent for parent in path.parents if parent.is_dir())  # the root at last
     if folder != path.parent:
         return f"does not exist: `{path}`. The nearest folder that exists is `{folder}`."
     return f"does not exist: `{path}`.{did_you_mean(path.name, _names(folder)) or _has(folder)}"

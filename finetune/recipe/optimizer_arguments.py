@@ -32,8 +32,8 @@ class Number:
 
     def problem(self, value: Any) -> str:
         """Returns the rule that a value breaks, as a predicate; empty if it breaks none."""
-        if value is None and self.optional:
-            return ""
+        if value is None:
+            return "" if self.optional else "must be a number"
         if type(value) not in ((int,) if self.whole else (int, float)):
             return "must be a whole number" if self.whole else "must be a number"
         rules = [

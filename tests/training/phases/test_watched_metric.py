@@ -58,7 +58,7 @@ def test_a_metric_that_is_no_number_in_every_epoch_is_an_error(tiny, rows, prepa
     groups = prepared(model)
     x, y = rows
     with pytest.raises(TrainingError, match="`val_loss` was none in all 2 epochs, so none of them counted as progress"):
-        train(model, groups, [Phase(epochs=2, **ending)], rows, validation_data=(np.full_like(x, np.nan), y))
+        train(model, groups, [Phase(epochs=2, **ending)], rows, validation_data=(x, y, np.full(len(x), np.nan)))
 
 
 @pytest.mark.parametrize(("frequency", "epochs"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), ([1, 4], [0, 3])])
