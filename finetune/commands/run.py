@@ -30,6 +30,7 @@ from finetune.results.run_folder import (
 )
 from finetune.results.tables import plan_text
 from finetune.training.callbacks import LastWeights
+from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
@@ -57,6 +58,8 @@ class RunResult:
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         seconds: Wall time of each stage.
+        data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
+            memory.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
     """
@@ -69,6 +72,7 @@ class RunResult:
     not_opened: str
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
 
@@ -149,6 +153,7 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        wait = DataWait()
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -159,8 +164,11 @@ def _run(
                 folder=folder,
                 console=console,
                 proof=proof,
+                wait=wait,
                 weights=weights,
             )
+        if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
+            console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -191,6 +199,7 @@ def _run(
         not_opened=not_opened,
         warnings=warnings,
         seconds=clock.seconds,
+        data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
     )
@@ -263,9 +272,13 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
+    waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem = {"not_opened": result.not_opened} if result.not_opened else {}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
-    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
+    write_json(
+        result.folder / "result.json",
+        {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},
+    )
 
 
 class _Clock:
