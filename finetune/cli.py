@@ -4,8 +4,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +13,7 @@ import typer
 from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
+from finetune.results.lenient_output import lenient
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -340,9 +339,7 @@ def _start(
 
 def main() -> None:
     """Runs the command line; exits as `_EXIT_CODES` says."""
-    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, too, and never an error
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with stoppable():
@@ -356,6 +353,10 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
     """Prints an error, and returns the exit code of the process."""
     stop = stopped()
     if isinstance(error, SystemExit) and not (stop and error.code):
+        sys.stdout.flush()
+        if not error.code and (failure := getattr(sys.stdout, "failure", None)):
+            print(f"error: Part of the output could not be written: {failure.strerror}.", file=sys.stderr)
+            return 1
         return error.code
     if debug:
         print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
@@ -366,7 +367,6 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
         text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
         print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
     if stop:  # whatever else it is: typer turns the exception into an exit, and TensorFlow into an error of its own
-        with suppress(OSError):  # after SIGHUP the terminal may be gone
-            print(printable_lines(str(stop)), file=sys.stderr, flush=True)
+        print(printable_lines(str(stop)), file=sys.stderr)
         return stop.exit_code
     return error.exit_code if isinstance(error, FinetuneError) else 1

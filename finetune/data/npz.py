@@ -1,5 +1,6 @@
 """Reads examples from NumPy's `.npz` files."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from finetune.data.examples import ARRAY_NAMES, Examples, check_examples
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.files.size_limits import check_zip
 
 _REQUIRED = ARRAY_NAMES[:4]
 _ADVICE = "Write it with `numpy.savez`, arrays of numbers or text, not of Python objects."
@@ -59,9 +61,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         neighbours = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
         raise DataError(f"The data file `{path}` does not exist. {neighbours}{did_you_mean(path.name, others)}")
     try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
         with path.open("rb") as file:  # opened here because `numpy.load` leaves damaged files open
             loaded = np.load(file, allow_pickle=False)
             arrays = None if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except FinetuneError:
+        raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
         raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
     if arrays is None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.data.npz import read_npz
-from finetune.errors import DataError
+from finetune.errors import DataError, FinetuneError
 
 
 def arrays(**changes):
@@ -155,3 +155,9 @@ def test_weights_of_the_rows_and_names_of_the_classes_are_read(write):
     assert examples.train.weights.tolist() == [0, 1, 2, 3]
     assert examples.test.weights is None
     assert examples.class_names == ("cat", "dog")
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", x_train=np.zeros((110_000_000,), "uint8"))
+    with pytest.raises(FinetuneError, match=r"`.*bomb.npz` holds 110,000,\d+. If you trust it, raise the limit"):
+        read_npz(tmp_path / "bomb.npz")
