@@ -16,6 +16,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.data.examples import describe
+from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
@@ -147,7 +148,10 @@ def _run(
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
         _write_plan(folder, layout)
-        write_json(folder / "data.json", describe(layout.examples))
+        leaked = leaked_rows(layout.examples)
+        write_json(folder / "data.json", describe(layout.examples) | ({"leaked_rows": leaked} if leaked else {}))
+        if leaked:
+            console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
         if range_test:
             write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
