@@ -4,30 +4,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from finetune.build.audio_source import audio_examples
+from finetune.build.augment import with_augmentation
 from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
+from finetune.build.keep import with_kept_rows
 from finetune.build.keras_source import keras_examples
 from finetune.build.source_keys import loss_names
-from finetune.build.source_splits import examples_as_asked
+from finetune.build.source_splits import npz_examples
 from finetune.build.table_source import table_examples
 from finetune.build.tfds_source import tfds_examples
 from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
 from finetune.data.labels import class_weights
-from finetune.data.npz import read_npz
 from finetune.data.targets import number_text_targets
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.keras_private import fresh_names
 from finetune.models.builders import call_builder
-from finetune.recipe.loader import place_of, placed, resolve_path
+from finetune.recipe.loader import place_of, placed
 from finetune.recipe.schema import Recipe
 
 
@@ -96,7 +98,7 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     source = recipe.data
     if source.npz:
         with placed(recipe, "data", "npz"):
-            examples = examples_as_asked(recipe, read_npz(resolve_path(recipe, source.npz)))
+            examples = npz_examples(recipe, source.npz)
     elif source.images:
         with placed(recipe, "data", "images"):
             examples = image_examples(recipe, source.images, network)
@@ -121,7 +123,8 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
             examples = builder_examples(recipe, call_builder(source.builder, source.arguments), network)
     with placed(recipe, "train", "loss"):
         examples = number_text_targets(examples, loss_names(recipe))
-    return _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+    examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+    return with_augmentation(recipe, with_kept_rows(recipe, examples))
 
 
 def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:
@@ -166,9 +169,9 @@ def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes shuffled full batches of the training rows, for measurements."""
-    x, y = examples.x_train, examples.y_train
-    weights = examples.weights_train
-    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed, sample_weight=weights)
+    options: Any = {"batch_size": recipe.train.batch_size, "seed": recipe.seed}
+    options |= {"sample_weight": examples.weights_train, "augmentation": examples.augmentation}
+    return measurement_batches(examples.x_train, examples.y_train, **options)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:

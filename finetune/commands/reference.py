@@ -12,7 +12,9 @@ from finetune.build.data import precision
 from finetune.build.model import build_model_and_examples, build_network, with_head
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
+from finetune.files.size_limits import check_zip
 from finetune.models.builders import check_model, load_keras_file
+from finetune.pretrained.formats.detect import is_zip
 from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import load_recipe
@@ -86,9 +88,13 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _read_inputs(path: Path) -> dict[str, np.ndarray]:
     try:
+        if is_zip(path):
+            check_zip(path)
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except FinetuneError:
+        raise
     except Exception as error:  # NumPy raises many kinds of errors over a damaged file
         raise FinetuneError(
             f"Inputs are read from a `.npy` or `.npz` file of plain arrays. `{path}` cannot be read: {reason(error)}."

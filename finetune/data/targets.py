@@ -59,7 +59,7 @@ def read_target(
         outputs: How many values the network gives for a row, where that is known.
 
     Raises:
-        DataError: A target is missing, or the loss needs numbers where there is text.
+        DataError: A target is missing, or the values are not what the loss takes.
     """
     columns = [table.column(name) for name in names]
     _check_present(columns, table)
@@ -75,9 +75,26 @@ def read_target(
         return Target(matrix, tuple(names) if is_labels else (), about | {"kind": LABELS if is_labels else NUMBERS})
     [column] = columns
     of_classes = family in (SPARSE, ONE_HOT, BINARY) or class_names or written == "category"
-    if written == "number" or not of_classes:
+    if written == "number" or not of_classes or _is_probability(column, family, written):
         return Target(_numbers(column, loss), (), about | {"kind": NUMBERS})
+    if not class_names and written != "category" and _has_fractions(column):
+        count = len(np.unique(column.values))
+        raise DataError(
+            f"The loss `{loss}` takes classes. The target `{column.name}` has numbers with fractions, {count:,} "
+            f"different, such as `{column.values[np.flatnonzero(column.values % 1)[0]]:g}`. For numbers take "
+            f"`mean_squared_error`; if they are names of classes, set `types: {{{column.name}: category}}`."
+        )
     return class_target(column.texts().tolist(), loss, class_names, ordered=column.whole, about=about, outputs=outputs)
+
+
+def _has_fractions(column: Column) -> bool:
+    return column.kind == "number" and bool((column.values % 1 != 0).any())
+
+
+def _is_probability(column: Column, family: str, written: str | None) -> bool:
+    """Whether targets of a binary loss lie between its two classes, as labels that several people voted on do."""
+    is_within = _has_fractions(column) and column.values.min() >= 0 and column.values.max() <= 1
+    return family == BINARY and written is None and is_within
 
 
 def class_target(

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import keras
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
+from finetune.files.hdf5_check import check_hdf5
+from finetune.files.size_limits import check_zip
 
 
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
@@ -24,6 +27,8 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
     # Bound first, so that a `TypeError` raised inside the function is not taken for a wrong argument.
     try:
         inspect.signature(function).bind(**arguments)
+    except ValueError:
+        pass  # it has no signature: a class or function that is not written in Python
     except TypeError as error:
         raise FinetuneError(
             f"A builder is called with the `arguments` of the recipe. `{builder}`: {error}. It accepts "
@@ -75,6 +80,7 @@ def load_keras_file(path: Path) -> keras.Model:
             f"`keras_file` is a file that `model.save` wrote. `{path}` does not exist."
             f"{did_you_mean(path.name, others) or f' In the same folder: {quote(others)}.' if others else ''}"
         )
+    _check_content(path)
     # `compile=False`: the recipe brings its own optimizer, and the saved one may need classes that are not installed.
     try:
         model: Any = keras.saving.load_model(path, compile=False)
@@ -84,6 +90,27 @@ def load_keras_file(path: Path) -> keras.Model:
             "the file has weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."
         ) from error
     return model
+
+
+def _check_content(path: Path) -> None:
+    """Checks the weights in a `.keras` or `.h5` file before Keras opens them; what is neither is left to Keras.
+
+    Raises:
+        FinetuneError: As `finetune.files.hdf5_check.check_hdf5` does.
+    """
+    try:
+        is_archive = zipfile.is_zipfile(path)
+        if is_archive:
+            check_zip(path)
+        check_hdf5(path, "model.weights.h5" if is_archive else "")
+    except ValueError as error:
+        if isinstance(error, FinetuneError):
+            raise
+        raise FinetuneError(
+            f"`keras_file` must be complete and undamaged. `{path}` is not: {error}. Copy it again."
+        ) from error
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return  # Keras says what is wrong
 
 
 def check_model(model: Any, source: str) -> keras.Model:

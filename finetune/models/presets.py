@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
+from finetune.files.hdf5_check import check_hdf5
 from finetune.models.heads import inputs_of
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
@@ -33,6 +34,8 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
     """
     keras_hub = _keras_hub()
     kind = _task_class(keras_hub, preset) if whole_task else keras_hub.models.Backbone
+    for path in sorted(Path(preset).glob("*.h5")):  # of a local folder; KerasHub would open them at once
+        check_hdf5(path)
     fixed = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
     try:
         network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.errors import RestoreError, did_you_mean, quote, reason
+from finetune.errors import FinetuneError, RestoreError, did_you_mean, quote, reason
+from finetune.files.size_limits import check_zip
 from finetune.pretrained.formats.detect import is_zip
 
 # Room for the order in which other libraries and machines sum float32, and far below what a wrong layout changes.
@@ -63,9 +64,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zip(path):
             raise ValueError("it is not an npz file")
+        check_zip(path)
         # `allow_pickle=False`: reading a pickle runs the code in it.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except FinetuneError:
+        raise
     except Exception as error:  # over damaged files NumPy and zipfile raise anything
         raise RestoreError(
             f"A file of reference outputs is an npz with plain arrays. `{path}` cannot be read: {reason(error)}. "

@@ -5,17 +5,20 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from finetune.errors import quote
+from finetune.recipe.augment import AugmentLayer
 from finetune.recipe.data_files import Feature, Files
 from finetune.recipe.fields import (
     Arguments,
     Count,
     FilePath,
     ListOf,
+    OneOrMore,
     Part,
     Text,
     choice,
     fault,
     one_of,
+    pick,
 )
 from finetune.recipe.model import Builder
 
@@ -28,6 +31,7 @@ _KEYS_OF = {  # keys that only some sources have
     "resize": _OF_IMAGES,
     "value_range": (*_OF_IMAGES, "keras_dataset"),
     "on_error": ("images", "audio", "tfrecord", "tfds", "builder"),
+    "keep": (*_OF_IMAGES, "audio"),
     "test_table": ("table",),
     "validation_table": ("table",),
     "inputs": _WITH_NAMES,
@@ -88,12 +92,18 @@ class TokenizerSpec(Part):
     """How text becomes token ids.
 
     Attributes:
-        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
-        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0.
+        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT. A KerasHub preset brings its own.
+        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0. Required with `file`.
     """
 
-    file: FilePath
-    length: Count
+    file: FilePath | None = None
+    length: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "TokenizerSpec":
+        if self.file and self.length is None:
+            raise fault("is missing. Add it under `data.tokenizer`", at=("length",))
+        return self
 
 
 def _check_class_weight(value: Any) -> Any:
@@ -118,6 +128,12 @@ def _check_columns(value: Any, info: ValidationInfo) -> Any:
             rule = f"must be a column, a list of columns, or these for each {part} of the network by its name"
             raise fault(rule, received=value)
     return {str(name): tuple(names) for name, names in columns.items()}
+
+
+def _check_keep(value: Any) -> Any:
+    modes = ("off", "memory", "disk")
+    value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
+    return pick(value, modes)
 
 
 Columns = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_columns), Strict(False)]
@@ -163,6 +179,10 @@ class DataSource(Part):
         data_dir: The folder of prepared data sets; by default that of TensorFlow Datasets.
         split: Which rows test and validate.
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
+        augment: Keras layers that change the training rows, such as `[{layer: RandomFlip, mode: horizontal}]`: a row
+            looks different in every epoch. Rows to test and to validate on, and the saved model, have no part in it.
+        keep: Where rows that are decoded one by one, such as images in files, are kept after the first time: `memory`,
+            or `disk`, a temporary file as large as all decoded rows; `off` decodes them in every epoch.
         on_error: `stop` at a row that cannot be read, or `skip` all such rows: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
@@ -197,6 +217,8 @@ class DataSource(Part):
     data_dir: FilePath | None = None
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
+    augment: OneOrMore[AugmentLayer] = ()
+    keep: Annotated[Literal["off", "memory", "disk"], BeforeValidator(_check_keep)] = "off"
     on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 

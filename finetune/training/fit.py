@@ -29,9 +29,11 @@ from finetune.training.callbacks import (
     StopAtSignal,
     TensorBoardLog,
 )
+from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
+from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
@@ -78,6 +80,7 @@ def train(
     folder: Path,
     console: Console,
     proof: FrozenRecords | None = None,
+    wait: DataWait | None = None,
     weights: LastWeights | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
@@ -93,6 +96,7 @@ def train(
         folder: The run folder.
         console: Where to print.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
+        wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
 
     Returns:
@@ -105,7 +109,7 @@ def train(
         WriteError: The metrics cannot be written.
     """
     weights = weights or LastWeights(last_weights(folder))
-    fit = _RunFit(model, groups, phases, examples, options, folder, console, weights)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights)
     loop = run_phases(
         model,
         groups,
@@ -118,6 +122,7 @@ def train(
             batch_size=options.batch_size,
             seed=options.seed,
             sample_weight=examples.weights_train,
+            augmentation=examples.augmentation,
         ).take(AUTO_RGN_BATCHES),
         proof=proof,
         on_phase=fit.announce,
@@ -178,8 +183,10 @@ class _RunFit:
         options: FitOptions,
         folder: Path,
         console: Console,
+        wait: DataWait | None,
         weights: LastWeights,
     ):
+        self.wait = wait if reads_from_disk(examples) else None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
@@ -194,7 +201,10 @@ class _RunFit:
             self.progress,
             self.metrics,
             TensorBoardLog(folder / "tensorboard", self.report),
+            # Where the loss shows it, the guard says in which step; and before the weights are saved.
+            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
             weights,
+            *([self.wait] if self.wait else []),
         ]
         self.data = CachedBatches(
             model,
@@ -207,6 +217,7 @@ class _RunFit:
             folder=folder / "features",
             report=self.report,
             leaves=[leaf for group in groups for leaf in group.leaves],
+            augmentation=examples.augmentation,
         )
 
     def report(self, sentence: str) -> None:
@@ -250,6 +261,8 @@ class _RunFit:
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
+        if self.wait and self.data.reads_rows:
+            batches = self.wait.timed(batches)
         share = self.options.steps_per_execution == "auto"
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         with deferred():  # a signal stops between two steps

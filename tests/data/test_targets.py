@@ -73,6 +73,25 @@ def test_a_row_without_a_target_is_named():
         read(texts("a", ""), SPARSE)
 
 
+def test_numbers_with_fractions_are_no_classes():
+    for loss in (SPARSE, "categorical_crossentropy"):
+        with pytest.raises(DataError) as error:
+            read(numbers(1, 1.5, 2.25, 1.5), loss)
+        assert str(error.value) == (
+            f"The loss `{loss}` takes classes. The target `n` has numbers with fractions, 3 different, such as `1.5`. For "
+            "numbers take `mean_squared_error`; if they are names of classes, set `types: {n: category}`."
+        )
+    assert read(numbers(1, 1.5, 1.5), SPARSE, types={"n": "category"}).class_names == ("1", "1.5")
+    assert read(numbers(1, 1.5, 1.5), SPARSE, class_names=["1", "1.5"]).values.tolist() == [0, 1, 1]
+
+
+def test_fractions_between_two_classes_are_probabilities():
+    soft = read(numbers(0.25, 1, 0), BINARY)
+    assert (soft.values.tolist(), soft.class_names, soft.about["kind"]) == ([0.25, 1, 0], (), "numbers")
+    with pytest.raises(DataError, match=r"has numbers with fractions, 2 different, such as `1\.5`"):
+        read(numbers(0, 1.5), BINARY)
+
+
 def test_a_loss_of_numbers_and_a_target_of_text_do_not_fit():
     with pytest.raises(DataError, match=r"The loss `mse` takes numbers\. The target `t` is text, such as `a`, `b`"):
         read(texts("a", "b"), "mse")

@@ -218,3 +218,19 @@ def test_a_model_with_layers_of_unknown_classes_says_which(tmp_path):
     keras.Sequential([keras.Input((2,)), Unheard(1)]).save(tmp_path / "own.keras")
     keras.saving.get_custom_objects().pop("test_models>Unheard")
     assert "Unheard" in problem(load_keras_file, tmp_path / "own.keras")
+
+
+def test_a_file_of_keras_is_checked_before_keras_opens_it(tmp_path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="d")]).save(tmp_path / "m.keras")
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["layers"] = h5py.ExternalLink("/etc/passwd", "/layers")
+    with zipfile.ZipFile(tmp_path / "m.keras") as old, zipfile.ZipFile(tmp_path / "linked.keras", "w") as new:
+        for name in ("config.json", "metadata.json"):
+            new.writestr(name, old.read(name))
+        new.write(tmp_path / "w.h5", "model.weights.h5")
+    with pytest.raises(FinetuneError, match=r"point to another file: `/layers \(a link to another file\)`"):
+        load_keras_file(tmp_path / "linked.keras")
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("x", (10**9,), "float32", chunks=(10**6,), compression="gzip")
+    with pytest.raises(FinetuneError, match=r"`.*bomb.h5` holds 4,000,000,000"):
+        load_keras_file(tmp_path / "bomb.h5")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from finetune.errors import RestoreError
+from finetune.errors import FinetuneError, RestoreError
 from finetune.pretrained.reference_outputs import as_arrays, compare_outputs, outputs_of, read_reference
 
 
@@ -121,3 +121,9 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path):
     np.save(tmp_path / "r.npy", np.zeros(2))
     for name in ("r.npz", "p.npz", "r.npy"):
         assert f"{name}` cannot be read: " in refused(read_reference, tmp_path / name)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "bomb.npz", input=np.zeros((110_000_000,), "uint8"), output=np.zeros(1))
+    with pytest.raises(FinetuneError, match=r"`.*bomb.npz` holds 110,000,\d+. If you trust it, raise the limit"):
+        read_reference(tmp_path / "bomb.npz")

@@ -25,9 +25,9 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from finetune.errors import RestoreError
+from finetune.files.hdf5_check import check_hdf5
+from finetune.files.size_limits import check_zip
 from finetune.pretrained.automatic_names import is_automatic_name, without_number
-from finetune.pretrained.formats.crash_probe import runs_without_crash
 from finetune.pretrained.formats.detect import is_zip, zip_members
 from finetune.pretrained.formats.tensor_roles import OTHER, WEIGHT, role_of_path
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
@@ -52,7 +52,12 @@ def read_keras_archive(path: Path) -> WeightFile:
     """Reads the weights of a `.keras` file. They stay in memory as long as the result exists.
 
     The configuration in the file is not read: the network in it may hold code.
+
+    Raises:
+        FinetuneError: As `finetune.files.hdf5_check.check_hdf5` does, or it unpacks to too much.
     """
+    check_zip(path)
+    check_hdf5(path, _WEIGHTS_IN_ZIP)
     with zipfile.ZipFile(path) as archive:
         content = archive.read(_WEIGHTS_IN_ZIP)
     return WeightFile(str(path), "keras", *_keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
@@ -62,20 +67,10 @@ def read_hdf5(path: Path) -> WeightFile:
     """Reads Keras weights from HDF5 in either of the two layouts.
 
     Raises:
+        FinetuneError: As `finetune.files.hdf5_check.check_hdf5` does.
         ValueError: The file is damaged in a way that crashes the HDF5 library.
     """
-    return _without_crash(partial(_read_hdf5, path))
-
-
-def _without_crash(read: Callable[[], WeightFile]) -> WeightFile:
-    # HDF5 has no checksum of the file, so damage cannot be recognised beforehand. A `.keras` file needs no probe: its
-    # zip archive has checksums.
-    if not runs_without_crash(read):
-        raise ValueError("it crashes the HDF5 library")
-    return read()
-
-
-def _read_hdf5(path: Path) -> WeightFile:
+    check_hdf5(path)
     open_file = partial(h5py.File, path)
     with open_file() as file:
         root = "model_weights" if "model_weights" in file else "/"  # a whole model, or its weights alone
@@ -91,8 +86,10 @@ def read_keras_shards(index: Path, files: Sequence[Path]) -> WeightFile:
     Raises:
         ValueError: A file is damaged in a way that crashes the HDF5 library.
     """
+    for path in files:
+        check_hdf5(path)
     open_files = [partial(h5py.File, path) for path in files]
-    return _without_crash(lambda: WeightFile(str(index), "keras-weights", *_keras3_tensors(*open_files)))
+    return WeightFile(str(index), "keras-weights", *_keras3_tensors(*open_files))
 
 
 def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
@@ -104,16 +101,11 @@ def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
 
 
 def _dtype(dataset: Any) -> str:
-    return str(dataset.attrs.get("dtype", dataset.dtype.name))  # HDF5 has no bfloat16: Keras notes it as an attribute
+    # HDF5 has no bfloat16, so Keras notes it as an attribute; any other attribute of this name says nothing.
+    return "bfloat16" if str(dataset.attrs.get("dtype")) == "bfloat16" else dataset.dtype.name
 
 
 def _tensor(open_file: _Open, dataset: Any, name: str, **known: Any) -> StoredTensor:
-    if dataset.external or dataset.is_virtual:
-        # Else a file of weights could read any file of whoever opens it.
-        raise RestoreError(
-            f"A weight file must hold its values itself. `{dataset.name}` points to another file. Save the weights "
-            "again."
-        )
     read = partial(_read_dataset, open_file, dataset.name)
     return StoredTensor(name, tuple(dataset.shape), _dtype(dataset), read, **known)
 

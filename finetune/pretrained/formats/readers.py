@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.errors import RestoreError, reason
+from finetune.errors import FinetuneError, RestoreError, reason
 from finetune.pretrained.formats.archives import UnpackedArchive, unpack
 from finetune.pretrained.formats.detect import (
     is_checkpoint_index,
@@ -118,15 +118,33 @@ def _read(path: Path, *, archives: bool) -> WeightFile:
         return _read_archive(file)
     read = next((read for is_kind, read in _FORMATS if is_kind(file)), None)
     if read is None:
-        with file.open("rb") as opened:
-            start = opened.read(24)
-        received = f"it begins with `{start!r}`" if start else "it is empty"
         # Of the three files of a checkpoint users pick the largest, `ckpt.data-00000-of-00001`.
         prefix = re.sub(r"\.(data-\d+-of-\d+|meta)$", "", str(file))
         advice = f" Give the checkpoint's prefix, `{prefix}`." if Path(f"{prefix}.index").is_file() else ""
-        raise RestoreError(f"{_KNOWN}. `{file}` is not in one of these formats: {received}.{advice}")
+        raise RestoreError(f"{_KNOWN}. `{file}` is not in one of these formats: {_content(file)}.{advice}")
     with _undamaged(path):
         return read(file)
+
+
+# How files begin that come in place of weights.
+_OTHERS = (
+    (b"version https://git-lfs", "it is a Git LFS pointer. Fetch the file itself with `git lfs pull`"),
+    (b"<!doctype html", "it is a web page, as servers send it in place of a file. Download it again"),
+    (b"<html", "it is a web page, as servers send it in place of a file. Download it again"),
+    (b"\x89png", "it is an image"),
+    (b"\xff\xd8\xff", "it is an image"),
+    (b"%pdf", "it is a PDF document"),
+)
+
+
+def _content(file: Path) -> str:
+    """Says what a file of another format is, without a byte of it: a recipe may name any file of whoever runs it."""
+    with file.open("rb") as opened:
+        start = opened.read(1024)
+    if not start:
+        return "it is empty"
+    known = next((name for magic, name in _OTHERS if start.lower().lstrip().startswith(magic)), None)
+    return known or ("it is text" if start.isascii() and b"\0" not in start else "it begins like none of them")
 
 
 @contextmanager
@@ -134,7 +152,7 @@ def _undamaged(path: str | Path) -> Iterator[None]:
     """Turns whatever a reader raises into one message: over damaged files the formats' libraries raise anything."""
     try:
         yield
-    except RestoreError:
+    except FinetuneError:
         raise
     except Exception as error:
         raise RestoreError(
@@ -154,7 +172,7 @@ def _read_archive(file: Path) -> WeightFile:
         try:
             # Archives inside are not unpacked: some are made to contain themselves.
             weight_file = _read(unpacked.folder, archives=False)
-        except RestoreError as error:
+        except FinetuneError as error:
             # The user knows the archive, not the temporary folder.
             raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
     tensors, others = (

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from finetune.errors import RestoreError, quote
+from finetune.files.size_limits import check_header, check_zip
 from finetune.pretrained.formats.tensor_roles import split_by_role, with_roles
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
@@ -57,6 +58,8 @@ def read_safetensors_shards(index: Path, weight_map: Mapping[str, str], files: M
 
 
 def _safetensors(path: Path) -> Iterator[StoredTensor]:
+    with path.open("rb") as opened:
+        check_header(path, int.from_bytes(opened.read(8), "little"))
     try:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -115,7 +118,9 @@ def read_npz(path: Path) -> WeightFile:
 
     Raises:
         RestoreError: The file holds Python objects, which could run code when they are read.
+        FinetuneError: It unpacks to too much.
     """
+    check_zip(path)
     with zipfile.ZipFile(path) as archive:
         headers = {name.removesuffix(".npy"): _npy_header(archive, name) for name in archive.namelist()}
     objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]

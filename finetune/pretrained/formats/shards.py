@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import RestoreError, quote
+from finetune.files.size_limits import check_header
 from finetune.pretrained.formats.keras_files import read_keras_shards
 from finetune.pretrained.formats.safetensors_and_npz import read_safetensors_shards
 from finetune.pretrained.formats.weight_file import WeightFile
-
-_MOST_BYTES = 100_000_000  # of an index; that of the largest published models has less than a tenth
 
 
 def read_shards(path: Path) -> WeightFile:
@@ -25,10 +24,9 @@ def read_shards(path: Path) -> WeightFile:
     Raises:
         RestoreError: A file is missing, is in another folder, lacks a weight that the index lists, or is of another
             format.
-        ValueError: The index is too large.
+        FinetuneError: The index is too large.
     """
-    if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"an index has at most {_MOST_BYTES:,} bytes, and this file is larger")
+    check_header(path, path.stat().st_size)
     # Safetensors: a file name for each weight. Keras: for each object, a file name or a list of them.
     weight_map = json.loads(path.read_bytes())["weight_map"]
     file_lists = (names if type(names) is list else [names] for names in weight_map.values())

@@ -69,11 +69,22 @@ def test_an_empty_file_is_refused(tmp_path):
     assert "is not in one of these formats: it is empty." in refused(tmp_path / "m.h5")
 
 
-def test_a_file_that_is_no_weights_is_refused_with_how_it_begins(tmp_path):
-    (tmp_path / "m.h5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1")
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "it is a Git LFS pointer. Fetch the file itself"),
+        (b"<!DOCTYPE html><title>Sign in</title>", "it is a web page, as servers send it in place of a file."),
+        (b"\x89PNG\r\n\x1a\n", "it is an image."),
+        (b"root:x:0:0:secret", "it is text."),
+        (b"\x00\x01secret\xff", "it begins like none of them."),
+    ],
+)
+def test_a_file_that_is_no_weights_is_refused_with_its_kind_and_none_of_its_bytes(tmp_path, content, kind):
+    (tmp_path / "m.h5").write_bytes(content)
     message = refused(tmp_path / "m.h5")
     assert message.startswith("Known formats are `.keras`, Keras' `.weights.h5`")
-    assert "it begins with `b'version https://git-lfs.'`" in message
+    assert f"is not in one of these formats: {kind}" in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize("name", ["whole.keras", "only.weights.h5", "legacy.h5", "ckpts/ckpt-1.index"])
@@ -83,7 +94,10 @@ def test_a_truncated_file_is_refused(folder, name, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     message = refused(path)
-    assert "must be complete and undamaged" in message or "is not in one of these formats: it begins with" in message
+    assert (
+        "must be complete and undamaged" in message
+        or "is not in one of these formats: it begins like none of them." in message
+    )
 
 
 def test_a_file_without_weights_is_refused(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from keras import layers
 from safetensors.numpy import save_file
 
-from finetune.errors import RestoreError
-from finetune.pretrained.formats import shards
+from finetune.errors import FinetuneError, RestoreError
+from finetune.files import size_limits
 from finetune.pretrained.formats.readers import read_weights
 
 # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
@@ -107,8 +107,9 @@ def test_a_damaged_file_of_keras_weights_is_refused(tmp_path):
 
 
 def test_an_index_of_absurd_size_is_refused_before_it_is_parsed(sharded, monkeypatch):
-    monkeypatch.setattr(shards, "_MOST_BYTES", 50)
-    assert "an index has at most 50 bytes, and this file is larger" in refused(sharded)
+    monkeypatch.setattr(size_limits, "MOST_HEADER_BYTES", 50)
+    with pytest.raises(FinetuneError, match=r"A table of contents may have 50 bytes\. That of `.*index.json` has "):
+        read_weights(sharded)
 
 
 def test_an_index_of_several_formats_is_refused(sharded):
