@@ -70,7 +70,7 @@ def training_batches(
 
     def batches(indices: Any, offset: Any) -> Any:
         if any(array.take_row for array in tf.nest.flatten((inputs, others))):
-            return _batches_by_row((inputs, *others), indices, batch_size)
+            return _batches_by_row(inputs, others, indices, offset, batch_size)
 
         def batch(step: Any) -> tuple[Any, ...]:
             chosen = indices[step * batch_size : (step + 1) * batch_size]
@@ -82,17 +82,18 @@ def training_batches(
     return epochs.flat_map(batches).with_options(lean_options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _batches_by_row(arrays: tuple[Any, ...], indices: Any, batch_size: int) -> tf.data.Dataset:
+def _batches_by_row(inputs: Any, others: tuple[Any, ...], indices: Any, offset: Any, batch_size: int) -> Any:
     """Returns the batches of an epoch, of which each row that is worth it is made by a thread of its own."""
-    flat = tf.nest.flatten(arrays)
+    # Inputs may hold several versions of the rows, of which this epoch uses the one at `offset`.
+    flat = [(array, offset) for array in tf.nest.flatten(inputs)] + [(array, 0) for array in tf.nest.flatten(others)]
 
     def rows_at(index: Any) -> tuple[Any, ...]:
-        return index, *(array.take_row(index) for array in flat if array.take_row)
+        return index, *(array.take_row(index + shift) for array, shift in flat if array.take_row)
 
     def batch(chosen: Any, *made: Any) -> Any:
         ready = iter(made)
-        parts = [next(ready) if array.take_row else array.take(chosen) for array in flat]
-        return tf.nest.pack_sequence_as(arrays, parts)
+        parts = [next(ready) if array.take_row else array.take(chosen + shift) for array, shift in flat]
+        return tf.nest.pack_sequence_as((inputs, *others), parts)
 
     # Autotuning would begin with a single thread, and stay there for long.
     by_row = tf.data.Dataset.from_tensor_slices(indices).map(rows_at, num_parallel_calls=os.cpu_count())

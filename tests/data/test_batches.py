@@ -130,6 +130,16 @@ def test_rows_made_by_threads_come_in_the_same_batches_as_arrays():
             np.testing.assert_array_equal(left, right)
 
 
+def test_rows_made_by_threads_come_in_the_version_of_the_epoch():
+    versions = np.concatenate([X, X + 100])
+    made = Rows(22, lambda indices: tf.gather(versions, indices), take_row=lambda index: tf.gather(versions, index))
+    options = {"batch_size": 4, "seed": 3, "passes": 2}
+    both = [training_batches({"a": x, "b": versions}, Y, **options).take(9) for x in (versions, made)]
+    for expected, batch in zip(*both, strict=True):
+        for left, right in zip(tf.nest.flatten(expected), tf.nest.flatten(batch), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
 def test_rows_made_by_threads_are_made_only_when_they_are_chosen():
     made = Rows(11, lambda indices: tf.gather(X, indices), take_row=lambda index: tf.gather(X, index))
     chosen = select({"x": made}, np.array([3, 5, 8]))
