@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.sequences import one_or_more
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,9 +24,10 @@ def check(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequ
     """
     # Before pydantic is imported: its search for plugins takes a tenth of the time of this command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.recipe.code_consent import check_graph_allowed
     from finetune.recipe.loader import load_recipe
 
-    load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    check_graph_allowed(load_recipe(recipe, overrides=overrides, allow_code=allow_code), one_or_more(allow_code))
 
 
 def check_deep(

@@ -38,4 +38,10 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     total = f"{listing['parameters']:,} parameters, {size_text(listing['bytes'])} ({types})"
     lines = [f"{printable(listing['path'])}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
-    return "\n".join([*lines, f"no weights: {others}"] if others else lines)
+    lines += [f"no weights: {others}"] if others else []
+    if "operations" in listing:
+        counts = listing["operations"]
+        names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in counts.items())
+        outside = ", ".join(f"{name} ({kind})" for name, kind in listing["outside"].items())
+        lines += [f"graph: {sum(counts.values()):,} operations: {names}", f"reach outside of it: {outside or 'none'}"]
+    return "\n".join(lines)
