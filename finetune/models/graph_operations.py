@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from tensorflow.core.protobuf import meta_graph_pb2
+
 from finetune.errors import FinetuneError, reason
 from finetune.keras_private import parse_saved_model
 from finetune.models.outside_operations import READS, RESTORES, SAVES, reaches
@@ -73,7 +75,8 @@ class _Graph:
         self.functions = {function.signature.name: function for function in self.library.function}
         self.inner = {name: {node.name: node for node in f.node_def} for name, f in self.functions.items()}
         self.object_graph = meta_graph.object_graph_def
-        self.assets = {asset.tensor_info.name for asset in meta_graph.asset_file_def if _is_inside(asset.filename)}
+        self.asset_files = _asset_files(meta_graph)
+        self.assets = {asset.tensor_info.name for asset in self.asset_files if _is_inside(asset.filename)}
         # Which nodes call a function, or hand it to an operation that does.
         self.users: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         for owner, node in self.nodes():
@@ -189,9 +192,15 @@ class _Graph:
         if number < 0:  # the caller passes the path
             return False
         held = self.object_graph.nodes[bound[number]]
-        files = self.meta.asset_file_def
+        files = self.asset_files
         place = held.asset.asset_file_def_index if held.HasField("asset") else -1
         return 0 <= place < len(files) and _is_inside(files[place].filename)
+
+
+def _asset_files(meta_graph: Any) -> list[Any]:
+    """Returns the list of assets; TensorFlow 1 keeps it in a collection, which counts if there is no other list."""
+    packed = meta_graph.collection_def["saved_model_assets"].any_list.value
+    return list(meta_graph.asset_file_def) or [meta_graph_pb2.AssetFileDef.FromString(each.value) for each in packed]
 
 
 def _node(tensor: str) -> str:

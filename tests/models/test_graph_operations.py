@@ -71,14 +71,14 @@ def test_the_saver_and_a_table_of_the_own_assets_do_not_count_also_when_saved_ag
 def test_a_table_in_a_graph_of_tensorflow_1_is_clean_if_its_words_were_saved_with_it(tmp_path, as_asset, found):
     (tmp_path / "vocabulary.txt").write_text("a\nb\n")
     v1 = tf.compat.v1
-    with tf.Graph().as_default() as graph, v1.Session() as session:
+    with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.string, (None,), "x")
         columns = (tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER)
         table = tf.lookup.StaticHashTable(tf.lookup.TextFileInitializer(str(tmp_path / "vocabulary.txt"), *columns), -1)
         y = tf.gather(v1.get_variable("w", (2,), use_resource=True), tf.maximum(table.lookup(x), 0))
         session.run([v1.global_variables_initializer(), v1.tables_initializer()])
-        if as_asset:
-            v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, graph.get_tensor_by_name("asset_path:0"))
+        if not as_asset:
+            v1.get_collection_ref(v1.GraphKeys.ASSET_FILEPATHS).clear()
         builder = v1.saved_model.Builder(str(tmp_path / "v1"))
         builder.add_meta_graph_and_variables(
             session,
