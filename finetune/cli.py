@@ -3,6 +3,7 @@
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
@@ -12,17 +13,22 @@ import typer
 
 from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
+from finetune.interruption import stoppable, stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_EXIT_CODES = (
+    "Exit codes: 0; 2 for bad input, where nothing is written; 1 when training or writing failed; 130 after Ctrl-C, "
+    "143 after SIGTERM and 129 after SIGHUP, where `run` first saves the weights. A second signal ends it at once."
+)
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for each layer group.\n\n"
     "Start with `finetune check recipe.yaml` (is it valid?), then `finetune plan recipe.yaml` (what will happen "
-    "to every weight?), then `finetune run recipe.yaml`.",
+    "to every weight?), then `finetune run recipe.yaml`.\n\n" + _EXIT_CODES,
 )
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
@@ -322,26 +328,34 @@ def _start() -> None:
 
 
 def main() -> None:
-    """Runs the command line; exits 2 on bad input, 1 when training failed, 130 on Ctrl-C."""
+    """Runs the command line; exits as `_EXIT_CODES` says."""
     for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, too, and never an error
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    try:
-        app(arguments)
-    except SystemExit as done:
-        if done.code == 130:  # typer has caught Ctrl-C
-            print("stopped", file=sys.stderr)
-        raise
-    except Exception as error:
-        expected = isinstance(error, FinetuneError)
-        if len(arguments) < len(sys.argv) - 1:  # `--debug` was there
-            print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-        elif expected:
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            # A fault of finetune itself: a line that says how to see more, instead of a traceback.
-            text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
-            print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
-        sys.exit(error.exit_code if expected else 1)
+    with stoppable():
+        try:
+            app(arguments)
+        except BaseException as error:
+            sys.exit(_reported(error, debug=len(arguments) < len(sys.argv) - 1))
+
+
+def _reported(error: BaseException, *, debug: bool) -> int | str | None:
+    """Prints an error, and returns the exit code of the process."""
+    stop = stopped()
+    if isinstance(error, SystemExit) and not (stop and error.code):
+        return error.code
+    if debug:
+        print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    if isinstance(error, FinetuneError) and not debug:
+        print(f"error: {error}", file=sys.stderr)
+    elif not stop and not debug:
+        # A fault of finetune itself: a line that says how to see more, instead of a traceback.
+        text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
+        print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
+    if stop:  # whatever else it is: typer turns the exception into an exit, and TensorFlow into an error of its own
+        with suppress(OSError):  # after SIGHUP the terminal may be gone
+            print(printable_lines(str(stop)), file=sys.stderr, flush=True)
+        return stop.exit_code
+    return error.exit_code if isinstance(error, FinetuneError) else 1

@@ -70,6 +70,16 @@ class TrainingError(FinetuneError, RuntimeError):
     exit_code = 1
 
 
+class LockError(FinetuneError, RuntimeError):
+    """Another run writes the folder; nothing in it is changed."""
+
+
+class WriteError(FinetuneError, OSError):
+    """A file cannot be written: the disk is full, or its folder is gone or another run's."""
+
+    exit_code = 1
+
+
 def quote(names: Iterable[object], *, limit: int = 5) -> str:
     """Lists names in backticks, `limit` at most.
 

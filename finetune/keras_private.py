@@ -12,11 +12,13 @@ The sections follow the folders of the package. A reader who wants to know how t
 """
 
 import contextlib
+import importlib
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import tensorflow as tf
@@ -91,6 +93,26 @@ def read_record(path: str, offset: int) -> bytes:
         tf.errors.OpError: There is no record, or it is damaged.
     """
     return tf_record.tf_record_random_reader(path).read(offset)[0]
+
+
+@contextlib.contextmanager
+def local_datasets(name: str, find: Callable[[str], str]) -> Iterator[None]:
+    """Lets a data set of `keras.datasets` read local files in the block, in place of those that Keras downloads.
+
+    Replaces `get_file` in `keras.src.datasets`. The public `path` of `load_data` is a name below Keras' own folder, and
+    a file there that is not Keras' own is downloaded again and overwritten.
+
+    Args:
+        name: Name of the data set, such as `mnist`.
+        find: Returns the local file, or folder, for the name of the file that Keras asks for.
+    """
+    module: Any = importlib.import_module(f"keras.src.datasets.{name}")
+    before = module.get_file
+    module.get_file = lambda fname, *args, **kwargs: find(fname)
+    try:
+        yield
+    finally:
+        module.get_file = before
 
 
 # -- groups/ ----------------------------------------------------------------------------------------------------------
@@ -470,6 +492,57 @@ def loss_of_outputs(loss: Any, output_names: Any) -> Any:
     Uses `keras.src.trainers.compile_utils.CompileLoss`, which `compile` makes of a structure of losses.
     """
     return compile_utils.CompileLoss(loss, output_names=output_names)
+
+
+# -- training/ --------------------------------------------------------------------------------------------------------
+
+
+def weights_in_memory(model: keras.Model) -> memoryview:
+    """Returns the content of the `.weights.h5` file that `model.save_weights` would write.
+
+    Uses `saving_lib.H5IOStore` and `saving_lib._save_state`, of which `save_weights` consists. It takes paths alone,
+    and HDF5 crashes the process where the disk is full.
+    """
+    content = io.BytesIO()
+    store = saving_lib.H5IOStore(content, mode="w")
+    saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path="", visited_saveables=set())
+    store.close()
+    return content.getbuffer()
+
+
+def save_model_to(model: keras.Model, file: BinaryIO) -> None:
+    """Writes the `.keras` file that `model.save` would write to an open file.
+
+    Uses `saving_lib._save_model_to_fileobj`. `model.save` takes paths alone; for a large model it then lets HDF5 write
+    to a file beside the path, which crashes the process where the disk is full. It makes that file in the folder of
+    `file.name`, and works in memory where there is none, as here.
+    """
+    saving_lib._save_model_to_fileobj(model, _Nameless(file), "h5")
+
+
+class _Nameless(io.RawIOBase):
+    """A file without the attribute `name`."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def write(self, data: Any, /) -> int:
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, position: int, whence: int = 0, /) -> int:
+        return self._file.seek(position, whence)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 # -- training/phases/ -------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -261,21 +263,53 @@ def test_training_that_fails_exits_1_with_advice_alone(recipe):
 
 
 @pytest.mark.slow
-def test_ctrl_c_exits_130_with_one_line_and_keeps_what_is_there(recipe):
-    command = [sys.executable, "-m", "finetune", "run", "tiny.yaml", "--out", "out", "--set", "train.epochs=100000"]
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_a_signal_saves_the_weights_says_so_in_one_line_and_leaves_no_other_files(recipe, tmp_path, number, name, code):
+    (tmp_path / "tmp").mkdir()
+    more = ["--set", "train.epochs=100000", "--set", "train.cache=disk"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, "-m", "finetune", "run", "tiny.yaml", "--out", "out", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, "TMPDIR": str(tmp_path / "tmp")},
     ) as process:
         for line in process.stdout:
             if line.startswith("epoch     20/"):
-                process.send_signal(signal.SIGINT)
+                assert Path("out/.lock").exists()
+                process.send_signal(number)
                 break
         process.stdout.read()
-        assert process.stderr.read() == "stopped\n"
-    assert process.returncode == 130
-    assert {"recipe.yaml", "plan.json", "metrics.csv", "checkpoints"} <= {path.name for path in Path("out").iterdir()}
-    assert Path("out/metrics.csv").read_text().count("\n") >= 20
-    assert not Path("out/result.json").exists()
+        error = process.stderr.read()
+    assert process.returncode == code
+    told = re.fullmatch(
+        rf"stopped by {name}\. The weights after epoch (\d+)(?: and (\d) of 4 steps of epoch \d+)? are in "
+        r"`out/checkpoints/last\.weights\.h5`\.\n",
+        error,
+    )
+    assert told, error
+    with h5py.File("out/checkpoints/last.weights.h5") as file:
+        assert int(file["optimizer/vars/0"][()]) == 4 * int(told[1]) + int(told[2] or 0)
+    assert Path("out/metrics.csv").read_text().count("\n") == int(told[1]) + 1
+    assert {path.name for path in Path("out").iterdir()} == {
+        *(
+            "recipe.yaml",
+            "plan.txt",
+            "plan.json",
+            "restore.json",
+            "data.json",
+            "metrics.csv",
+            "tensorboard",
+            "checkpoints",
+        )
+    }
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_exit_codes_are_in_the_help():
+    said = " ".join(finetune("--help").stdout.split())
+    assert "Exit codes: 0; 2 for bad input" in said
+    assert "130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP" in said
 
 
 @pytest.mark.slow
@@ -288,7 +322,7 @@ threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert (done.returncode, done.stderr) == (130, "stopped\n")
+    assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
 
 @pytest.mark.slow

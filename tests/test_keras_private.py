@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ import tensorflow as tf
 
 import finetune
 from finetune import keras_private as private
+from finetune.recipe.data import KERAS_DATASETS
 
 PACKAGE = Path(finetune.__file__).parent
 HOOKS = {name: hook for name, hook in vars(private).items() if inspect.isfunction(hook) and not name.startswith("_")}
@@ -101,6 +104,19 @@ def _():
         path.write_bytes(damaged)
         with pytest.raises(tf.errors.DataLossError):
             private.read_record(str(path), 0)
+
+
+@checks(private.local_datasets)
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path, rows = Path(folder) / "own.npz", np.zeros((2, 28, 28), np.uint8)
+        np.savez(path, x_train=rows, y_train=[1, 2], x_test=rows, y_test=[3, 4])
+        with private.local_datasets("mnist", lambda name: str(path)):
+            (_, y), _ = keras.datasets.mnist.load_data()
+        assert y.tolist() == [1, 2]
+        for name in KERAS_DATASETS:
+            module = importlib.import_module(f"keras.src.datasets.{name}")
+            assert module.get_file is keras.utils.get_file
 
 
 # -- groups/ ----------------------------------------------------------------------------------------------------------
@@ -523,6 +539,35 @@ def take_initial_epoch():
         assert private.take_initial_epoch(model, callback) == 3
         assert callback._current_epoch == 3
         assert private.take_initial_epoch(model, callback) == 0, "a later `fit` begins where its arguments say"
+
+
+@checks(private.weights_in_memory)
+def weights_in_memory():
+    model = compiled()
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_weights(f"{folder}/a.weights.h5")
+        Path(folder, "b.weights.h5").write_bytes(private.weights_in_memory(model))
+        with h5py.File(f"{folder}/a.weights.h5") as a, h5py.File(f"{folder}/b.weights.h5") as b:
+            names: list[list[str]] = [[], []]
+            a.visit(names[0].append)
+            b.visit(names[1].append)
+            assert names[0] == names[1]
+            assert all(np.array_equal(a[n][()], b[n][()]) for n in names[0] if isinstance(a[n], h5py.Dataset))
+
+
+@checks(private.save_model_to)
+def save_model_to():
+    model = compiled()
+    with tempfile.TemporaryDirectory() as folder:
+        little = mock.patch.object(keras.src.saving.saving_lib, "is_memory_sufficient", return_value=False)
+        no_file = mock.patch.object(tempfile, "NamedTemporaryFile", side_effect=AssertionError("HDF5 gets a file"))
+        with little, no_file, Path(folder, "a.keras").open("wb") as file:
+            private.save_model_to(model, file)
+        again = keras.models.load_model(f"{folder}/a.keras")
+        assert np.array_equal(again.get_weights()[0], model.get_weights()[0])
+        with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+            private.save_model_to(model, full)
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

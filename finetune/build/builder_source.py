@@ -24,7 +24,7 @@ FORMS = (
     "`y_test`, or with `train` and `test`; a data frame; a `tf.data.Dataset`, a `PyDataset`; or anything with a length "
     "whose items are `(x, y)` or dicts"
 )
-_OF_TABLES = ("types", "tokenizer", "size", "resize", "value_range")
+_OF_TABLES = ("types", "sample_weight", "tokenizer", "size", "resize", "value_range", "sample_rate", "length")
 _OF_NAMES = ("inputs", "target")
 _READ_ONCE = "read once and kept: order of an epoch from the seed alone; what it draws at random is drawn once"
 

@@ -4,20 +4,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune.build.audio_source import audio_examples
+from finetune.build.augment import with_augmentation
 from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
+from finetune.build.keep import with_kept_rows
+from finetune.build.keras_source import keras_examples
+from finetune.build.source_keys import loss_names
 from finetune.build.source_splits import examples_as_asked
 from finetune.build.table_source import table_examples
+from finetune.build.tfds_source import tfds_examples
 from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
 from finetune.data.labels import class_weights
 from finetune.data.npz import read_npz
+from finetune.data.targets import number_text_targets
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.keras_private import fresh_names
@@ -98,6 +106,15 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     elif source.table:
         with placed(recipe, "data", "table"):
             examples = table_examples(recipe, source.table, network)
+    elif source.audio:
+        with placed(recipe, "data", "audio"):
+            examples = audio_examples(recipe, source.audio, network)
+    elif source.keras_dataset:
+        with placed(recipe, "data", "keras_dataset"):
+            examples = keras_examples(recipe, source.keras_dataset, network)
+    elif source.tfds:
+        with placed(recipe, "data", "tfds"):
+            examples = tfds_examples(recipe, source.tfds, network)
     elif source.tfrecord:
         with placed(recipe, "data", "tfrecord"):
             examples = tfrecord_examples(recipe, source.tfrecord, network)
@@ -105,7 +122,10 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
         assert source.builder  # the schema requires exactly one source
         with placed(recipe, "data", "builder"):
             examples = builder_examples(recipe, call_builder(source.builder, source.arguments), network)
-    return _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+    with placed(recipe, "train", "loss"):
+        examples = number_text_targets(examples, loss_names(recipe))
+    examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+    return with_augmentation(recipe, with_kept_rows(recipe, examples))
 
 
 def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:
@@ -113,9 +133,11 @@ def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:
     if not weights:
         return examples
     with placed(recipe, "data", "class_weight"):
+        if not isinstance(examples.y_train, np.ndarray):
+            raise DataError("it is for a network with a single output and its targets in memory. Remove it.")
+        of_rows = class_weights(examples.y_train, weights, examples.class_names)
         if examples.weights_train is not None:
-            raise DataError("the training rows have weights already. Remove one of the two.")
-        of_rows = class_weights(np.asarray(examples.y_train), weights, examples.class_names)
+            of_rows = of_rows * np.asarray(examples.weights_train, np.float32)  # as scikit-learn has it
     return replace(examples, weights_train=of_rows)
 
 
@@ -148,9 +170,9 @@ def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes shuffled full batches of the training rows, for measurements."""
-    x, y = examples.x_train, examples.y_train
-    weights = examples.weights_train
-    return measurement_batches(x, y, batch_size=recipe.train.batch_size, seed=recipe.seed, sample_weight=weights)
+    options: Any = {"batch_size": recipe.train.batch_size, "seed": recipe.seed}
+    options |= {"sample_weight": examples.weights_train, "augmentation": examples.augmentation}
+    return measurement_batches(examples.x_train, examples.y_train, **options)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:

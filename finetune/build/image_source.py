@@ -7,10 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.build.source_keys import class_names_of, limited_rows, network_inputs, split_as_asked
+from finetune.build.source_keys import class_targets, limited_rows, network_inputs, split_as_asked
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import find_images, image_rows
-from finetune.data.labels import encode_classes
 from finetune.data.row_checks import read_every_row
 from finetune.data.rows import select
 from finetune.data.splits import split_by_column
@@ -41,7 +40,7 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
         about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
         x, files = select(x, kept), [files[row] for row in kept]
     labels = [file.label for file in files]
-    y, class_names = encode_classes(labels, recipe.train.loss.name.lower(), class_names_of(recipe))
+    target = class_targets(recipe, labels, network)
     if any(file.split for file in files):
         if source.split:
             raise DataError(
@@ -51,10 +50,10 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     else:
         names = [file.path.relative_to(place).as_posix() for file in files]
         indices = split_as_asked(recipe, len(files), labels, names)
-    splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
-    about = {"kind": "images", "folder": str(place), **about}
+    splits = {name: Split(x, target.values).select(rows) for name, rows in indices.items()}
+    about = {"kind": "images", "folder": str(place), "target": target.about, **about}
     places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
-    return make_examples(**splits, class_names=class_names, source=about, places=places)
+    return make_examples(**splits, class_names=target.class_names, source=about, places=places)
 
 
 def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:

@@ -23,7 +23,7 @@ from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
-from finetune.recipe.loader import with_values
+from finetune.recipe.loader import placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
@@ -40,7 +40,7 @@ class Layout:
     """Everything a run needs, with the weights restored and the model compiled; nothing is trained yet.
 
     Attributes:
-        recipe: The recipe.
+        recipe: The recipe, with losses and metrics in place of `auto`.
         model: The compiled model.
         examples: What it is trained and tested on.
         tree: The layer tree of the model.
@@ -52,6 +52,7 @@ class Layout:
         length: Epochs and steps of the whole run.
         plan: What will happen to every weight.
         restored: What was restored; `None` for a recipe without `restore`.
+        chosen: Sentences on the losses and metrics that were chosen in place of `auto`.
         phases_block: The phases as YAML, where the recipe names a strategy of phases.
     """
 
@@ -66,6 +67,7 @@ class Layout:
     length: RunLength
     plan: Plan
     restored: RestoreReport | None
+    chosen: tuple[str, ...]
     phases_block: str | None
 
     @property
@@ -91,9 +93,9 @@ def build_layout(recipe: Recipe) -> Layout:
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
-    model, examples = build_model_and_examples(recipe)
+    recipe, model, examples, chosen = build_model_and_examples(recipe)
     tree = layer_tree(model)
-    return _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree))
+    return _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), chosen)
 
 
 def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
@@ -108,7 +110,7 @@ def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     """
     recipe = scaled(layout.recipe, layout.factors(peaks))  # the recipe in the run folder has the new rates, too
     recipe = with_values(recipe, {("train", "learning_rate"): None})
-    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored)
+    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, layout.chosen)
 
 
 def _lay_out(
@@ -117,6 +119,7 @@ def _lay_out(
     examples: Examples,
     tree: LayerTree,
     restore: Callable[[], RestoreReport | None],
+    chosen: tuple[str, ...],
 ) -> Layout:
     """Works out the layout; `restore` puts the pretrained weights into the model and is called on the way."""
     # What the groups are: `listed` as the recipe means them, `specs` with those that `always_train` adds.
@@ -144,10 +147,11 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
-    with unreadable_rows_named(examples):
+    with placed(recipe, "data"), unreadable_rows_named(examples):
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
-    try_examples(model, examples, trial)
+    with placed(recipe, "train", "loss"):
+        try_examples(model, examples, trial)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
@@ -164,5 +168,6 @@ def _lay_out(
         length=length,
         plan=plan,
         restored=restored,
+        chosen=chosen,
         phases_block=phases_block(written_phases) if names_strategy else None,
     )

@@ -1,12 +1,15 @@
 """From the `model` of a recipe to the network."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from finetune.build.data import build_examples
+from finetune.build.objectives import with_chosen_losses, with_logits
 from finetune.data.examples import Examples
 from finetune.data.labels import count_outputs
+from finetune.data.loss_families import activation_for
+from finetune.errors import DataError
 from finetune.groups.layer_tree import LayerTree
 from finetune.models.applications import make_application, top_layers
 from finetune.models.builders import call_builder, check_model, load_keras_file
@@ -16,6 +19,7 @@ from finetune.models.hub_models import make_hub_model
 from finetune.models.presets import make_preset
 from finetune.pretrained.restore import restore
 from finetune.recipe.loader import placed, resolve_path, resolve_place
+from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
 
 
@@ -71,24 +75,52 @@ def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = 
         return network
     with placed(recipe, "model", "head"):
         settings = dict(head)
+        loss = by_output(recipe.train.loss).get("")
         if head.classes == "auto":
-            settings["classes"] = count_outputs(examples, recipe.train.loss.name)
+            if loss is None:
+                raise DataError("`classes: auto` is for a single output, and `train.loss` has several. Write a number.")
+            settings["classes"] = count_outputs(examples, loss.name)
+        if head.activation is None and loss and loss.name == "auto":
+            raise DataError(
+                "`loss: auto` is chosen by the targets, which are not read here, and it decides in which activation "
+                "the head ends. Write the name of the loss, or the `activation`."
+            )
+        if head.activation is None and loss:
+            settings["activation"] = activation_for(loss.name, settings["classes"])
         # The layer around a hub module has selected its output already; a preset still has all of them.
         key = recipe.model.output_key if recipe.model.preset else None
         return add_head(network, output_key=key, **settings)
 
 
-def build_model_and_examples(recipe: Recipe) -> tuple[keras.Model, Examples]:
+class Built(NamedTuple):
+    """The model and the examples of a recipe.
+
+    Attributes:
+        recipe: The recipe, with losses and metrics in place of `auto`.
+        model: The model.
+        examples: The examples.
+        chosen: Sentences on the losses and metrics that were chosen.
+    """
+
+    recipe: Recipe
+    model: keras.Model
+    examples: Examples
+    chosen: tuple[str, ...]
+
+
+def build_model_and_examples(recipe: Recipe) -> Built:
     """Builds the model and the examples of a recipe, which need each other.
 
     The size of images is by default that of the network's input, and the width of the head that of the targets.
 
     Raises:
-        FinetuneError: As `build_network`, `build_examples` and `with_head`.
+        FinetuneError: As `build_network`, `build_examples`, `with_chosen_losses` and `with_head`.
     """
     network = build_network(recipe)
     examples = build_examples(recipe, network)
-    return with_head(recipe, network, examples), examples
+    chosen = with_chosen_losses(recipe, network, examples)
+    model = with_head(chosen.recipe, network, examples)
+    return Built(with_logits(chosen, model, examples), model, examples, chosen.sentences)
 
 
 def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:

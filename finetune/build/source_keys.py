@@ -1,6 +1,6 @@
 """Keys of `data` that mean the same whatever the source: `limit`, `class_names`, `split`; and what a network takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -8,10 +8,14 @@ import numpy as np
 
 from finetune.data.examples import SPLITS
 from finetune.data.indexed import ItemNames
+from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of
 from finetune.data.splits import Indices, split_rows
+from finetune.data.targets import AUTO, Target, class_target, kind_of_array
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.data import SplitSpec
 from finetune.recipe.loader import resolve_path
+from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
 
 Part = TypeVar("Part")
@@ -22,6 +26,50 @@ def network_inputs(network: Any) -> Mapping[str, Any]:
     is_known = isinstance(network, keras.Function | keras.Sequential)
     tensors: list[Any] = list(getattr(network, "inputs", None) or ()) if is_known else []
     return {tensor.name: tensor for tensor in tensors} if len(tensors) > 1 else {"": tensors[0] if tensors else None}
+
+
+def output_widths(recipe: Recipe, network: Any) -> dict[str, int | None]:
+    """Returns how many values the network gives for each output by its name; `None` where that is not known yet.
+
+    Args:
+        recipe: The recipe, whose `head` counts where it has one.
+        network: The network without that head, or `None`.
+    """
+    if recipe.model.head:
+        classes = recipe.model.head.classes
+        return {"": classes if isinstance(classes, int) else None}
+    outputs = getattr(network, "output", None) if isinstance(network, keras.Function) else None
+    if isinstance(network, keras.Sequential) and getattr(network, "outputs", None):
+        outputs = network.outputs[0]
+    named = by_output_name(network, outputs)
+    shapes = {name: getattr(named.get(name), "shape", ()) for name in output_names(network)}
+    return {name: shape[-1] if len(shape) > 1 else None for name, shape in shapes.items()}
+
+
+def loss_names(recipe: Recipe) -> dict[str, str]:
+    """Returns the name of the loss of each output by its name; the name of an only output is empty."""
+    return {name: loss.name for name, loss in by_output(recipe.train.loss).items()}
+
+
+def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target:
+    """Turns the class of each row into what the loss of the recipe takes.
+
+    Args:
+        recipe: The recipe.
+        labels: Name of the class of each row.
+        network: The network, which decides where the loss is `auto`.
+
+    Raises:
+        DataError: A row has a class that `class_names` does not name, or the loss takes numbers.
+    """
+    losses, widths = loss_names(recipe), output_widths(recipe, network)
+    if len(losses) > 1 or len(widths) > 1:
+        raise DataError(
+            "These data have a class for each row, and so a network for them has a single output. The recipe has "
+            f"{max(len(losses), len(widths))}. Read a table, whose `target` names a column for each output."
+        )
+    [loss], [width] = losses.values(), widths.values()
+    return class_target(labels, loss, class_names_of(recipe), outputs=width)
 
 
 def item_names(recipe: Recipe, network: Any) -> ItemNames:
@@ -46,7 +94,12 @@ def item_names(recipe: Recipe, network: Any) -> ItemNames:
             f"{quote(name or 'its only input' for name in inputs)}. Received: {quote(several or written)}."
             f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
         )
-    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target, column)
+    if list(source.target) not in ([], [""]):
+        raise DataError(
+            f"`target` by the names of outputs, {quote(source.target)}, is for the columns of a table. Give rows whose "
+            "target is a dict by the names of the outputs."
+        )
+    return ItemNames({name: parts[0] for name, parts in written.items()}, source.target.get("", ()), column)
 
 
 def limited_rows(recipe: Recipe, rows: int) -> np.ndarray:
@@ -69,9 +122,15 @@ def class_names_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
-def is_loss_of_classes(recipe: Recipe) -> bool:
-    """Whether the targets of the recipe's loss are classes or labels, not numbers."""
-    return any(word in recipe.train.loss.name.lower() for word in ("crossentropy", "hinge"))
+def has_classes(recipe: Recipe, y: Any) -> bool:
+    """Whether targets are classes or labels, not numbers: by the recipe's loss, or by their values where it is `auto`.
+
+    Args:
+        recipe: The recipe.
+        y: The targets, an array of numbers.
+    """
+    loss = loss_names(recipe).get("", AUTO)
+    return kind_of_array(y, None)[0] != NUMBERS if loss == AUTO else family_of(loss) in (SPARSE, ONE_HOT, BINARY)
 
 
 def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices:

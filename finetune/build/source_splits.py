@@ -6,11 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from finetune.build.source_keys import class_names_of, is_loss_of_classes, limited_rows, named_by_splits, split_as_asked
+from finetune.build.source_keys import (
+    class_names_of,
+    has_classes,
+    limited_rows,
+    loss_names,
+    named_by_splits,
+    split_as_asked,
+)
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
-from finetune.data.labels import encode_classes
+from finetune.data.loss_families import NUMBERS, family_of
 from finetune.data.row_checks import read_every_row
 from finetune.data.splits import Indices, split_by_column
+from finetune.data.targets import AUTO, class_target
 from finetune.errors import DataError, quote
 from finetune.recipe.schema import Recipe
 
@@ -128,13 +136,15 @@ def _numbered(
     if not isinstance(first, np.ndarray):
         return parts, class_names
     if first.dtype.kind in "US":
-        if not is_loss_of_classes(recipe):
+        loss = loss_names(recipe).get("", AUTO)
+        if family_of(loss) == NUMBERS:
             raise DataError(
-                f"`{recipe.train.loss.name}` takes numbers, and the targets are text such as "
+                f"`{loss}` takes numbers, and the targets are text such as "
                 f"{quote(first.ravel()[:2])}. Choose a loss of classes, such as `sparse_categorical_crossentropy`."
             )
         texts = [str(each) for y in targets.values() for each in np.asarray(y).ravel()]
-        encoded, class_names = encode_classes(texts, recipe.train.loss.name.lower(), class_names)
+        target = class_target(texts, loss, class_names)
+        encoded, class_names = target.values, target.class_names
         ends = np.cumsum([len(y) for y in targets.values()])
         for (name, y), end in zip(targets.items(), ends, strict=True):
             parts[name] = replace(parts[name], split=replace(parts[name].split, y=encoded[end - len(y) : end]))
@@ -157,13 +167,13 @@ def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> In
         )
     if split and split.column and not split.by:
         return split_by_column([str(each) for each in np.asarray(rows.column).ravel()], split.column)
-    has_classes = isinstance(y, np.ndarray) and (class_names or is_loss_of_classes(recipe))
+    of_classes = isinstance(y, np.ndarray) and (class_names or has_classes(recipe, y))
     labels = None
-    if has_classes and y.ndim == 1:
+    if of_classes and y.ndim == 1:
         labels = y
-    elif has_classes and y.ndim == 2 and y.shape[1] == 1:
+    elif of_classes and y.ndim == 2 and y.shape[1] == 1:
         labels = y[:, 0]
-    elif has_classes and y.ndim == 2 and (y.sum(axis=1) == 1).all():  # a column for each class
+    elif of_classes and y.ndim == 2 and (y.sum(axis=1) == 1).all():  # a column for each class
         labels = y.argmax(axis=1)
     keys = rows.column if rows.column is not None else rows.places or [str(row) for row in range(count)]
     return split_as_asked(recipe, count, labels, keys)

@@ -7,12 +7,22 @@ import keras
 import numpy as np
 
 from finetune import keras_private
+from finetune.build.audio_source import network_sounds
 from finetune.build.image_source import network_images
-from finetune.build.source_keys import class_names_of, limited_rows, named_by_splits, network_inputs, split_as_asked
-from finetune.data.columns import feature_vectors, targets, token_ids
+from finetune.build.source_keys import (
+    class_names_of,
+    limited_rows,
+    loss_names,
+    named_by_splits,
+    network_inputs,
+    output_widths,
+    split_as_asked,
+)
+from finetune.data.columns import feature_vectors, token_ids
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.splits import split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
+from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -60,21 +70,73 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
-    y, class_names = targets(table, source.target, recipe.train.loss.name.lower(), class_names_of(recipe))
+    targets = _targets(recipe, table, network)
     if len(parts) > 1:
         ends = np.cumsum([len(part) for part in parts.values()])
         indices = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
     elif source.split and source.split.column and not source.split.by:
         indices = split_by_column(table.column(source.split.column).texts().tolist(), source.split.column)
     else:
-        labels = table.column(source.target[0]).texts() if class_names and len(source.target) == 1 else None
+        columns = next(iter(source.target.values()))
+        is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
+        labels = table.column(columns[0]).texts() if is_of_classes else None
         keys = table.column(source.split.column).texts() if source.split and source.split.column else None
         indices = split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
     x, columns = _table_inputs(recipe, table, indices["train"], network)
-    splits = {name: Split(x, y).select(rows) for name, rows in indices.items()}
-    about = {"kind": "table", "file": str(table.path), "target": list(source.target), "inputs": columns}
+    y = {name: target.values for name, target in targets.items()}
+    named = {name: target.about | {"class_names": list(target.class_names)} for name, target in targets.items()}
+    is_single = list(targets) == [""]
+    rows_of = Split(x, y[""] if is_single else y, _weights(recipe, table))
+    splits = {name: rows_of.select(rows) for name, rows in indices.items()}
+    about = {"kind": "table", "file": str(table.path), "inputs": columns}
+    about |= {"target": targets[""].about if is_single else named}
+    class_names = targets[""].class_names if is_single else ()
     places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
+
+
+def _targets(recipe: Recipe, table: Table, network: keras.Model | None) -> dict[str, Target]:
+    """Returns the targets of each output of the network by its name."""
+    written, losses = recipe.data.target, loss_names(recipe)
+    widths = output_widths(recipe, network)
+    if set(written) != set(widths):
+        several = len(widths) > 1
+        wrong = sorted(set(written) - set(widths) - {""})
+        shown = f"of each of its outputs: {quote(widths)}" if several else "of its only output, without a name"
+        received = quote(name or "a column without a name" for name in written)
+        raise DataError(
+            f"`target` names the column {shown}. Received: {received}."
+            f"{did_you_mean(wrong[0], list(widths)) if wrong and several else ''}"
+        )
+    if len(written) > 1 and recipe.data.class_names + tuple(filter(None, [recipe.data.class_names_file])):
+        raise DataError("`class_names` are for a single target, and here are several. Remove it: the names are sorted.")
+    return {
+        name: read_target(
+            table,
+            columns,
+            losses.get(name, losses.get("", "auto")),
+            class_names_of(recipe),
+            types=recipe.data.types,
+            outputs=widths[name],
+        )
+        for name, columns in written.items()
+    }
+
+
+def _weights(recipe: Recipe, table: Table) -> np.ndarray | None:
+    """Returns the weight of each row, if the recipe names their column."""
+    if not recipe.data.sample_weight:
+        return None
+    column = table.column(recipe.data.sample_weight)
+    wrong = np.flatnonzero(column.missing | (column.values < 0)) if column.kind == "number" else np.arange(len(table))
+    if len(wrong):
+        raise DataError(
+            f"The weight of a row is a number of at least 0. `{column.name}` has {quote(column.texts()[wrong[:3]])} in "
+            f"{table.places_of(wrong)}. Correct these rows, or remove `sample_weight`."
+        )
+    if not column.values.any():
+        raise DataError(f"Some row must have a weight above 0. `{column.name}` is 0 in every row.")
+    return column.values.astype(np.float32)
 
 
 def _table_inputs(
@@ -111,6 +173,11 @@ def _input(
     shape, dtype = getattr(network_input, "shape", None), getattr(network_input, "dtype", None)
     column = columns[0]
     kind = types.get(column.name, "")
+    if len(columns) == 1 and column.kind == "text" and kind == "audio":
+        rows, about = network_sounds(
+            recipe, [table.path.parent / name for name in column.values.tolist()], network_input
+        )
+        return rows, {column.name: {"kind": "audio", **about}}
     if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
         folder = table.path.parent
         return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)

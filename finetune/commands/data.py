@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from rich.console import Console
 
 from finetune.build.data import build_examples, precision
 from finetune.build.model import build_network
+from finetune.build.objectives import with_chosen_losses
 from finetune.data.examples import Examples, describe, leaves, summary
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
 from finetune.results.tables import classes_table, columns_table
 
 _SHOWN = 24  # images on the sheet
+_COLUMNS = 8
 
 
 def show_data(
@@ -42,12 +45,16 @@ def show_data(
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
-        examples = build_examples(loaded, build_network(loaded))
+        network = build_network(loaded)
+        examples = build_examples(loaded, network)
+        chosen = with_chosen_losses(loaded, network, examples)
     described = describe(examples)
     console.print(f"data: {summary(examples)}", markup=False)
     for key, value in described["source"].items():
-        if key != "inputs":
+        if key not in ("inputs", "target"):
             console.print(f"  {key}: {value}", markup=False)
+    for sentence in chosen.sentences:
+        console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))
     if "rows_of_classes" in described:
@@ -60,8 +67,10 @@ def show_data(
 
 
 def _draw(examples: Examples, path: Path) -> int:
-    """Draws the first training images of each class in turn; returns how many."""
+    """Draws the first training images of each class in turn, also as epochs see them; returns how many."""
     y = examples.y_train
+    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == len(examples.class_names):
+        y = y.argmax(1)  # one-hot
     labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
     # The first row of each class, then the second, and so on.
     turns = np.zeros(len(labels), int)
@@ -75,5 +84,31 @@ def _draw(examples: Examples, path: Path) -> int:
         return 0
     names = examples.class_names
     texts = [names[int(labels[row])] if names else str(labels[row]) for row in rows]
-    write_contact_sheet(list(pictures[0]), texts, path)
+    shown = list(pictures[0])
+    if examples.augmentation:
+        # Below: what the first of them look like in three epochs.
+        spaces = -len(shown) % _COLUMNS
+        shown += [np.full_like(shown[0], shown[0].max())] * spaces
+        texts += [""] * spaces
+        for epoch in range(3):
+            images, labels = _augmented(examples, rows[:_COLUMNS], epoch)
+            shown += images
+            texts += labels
+    write_contact_sheet(shown, texts, path, columns=_COLUMNS)
     return len(rows)
+
+
+def _augmented(examples: Examples, rows: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[str]]:
+    """Returns rows as they look in an epoch, filled up to a line of the sheet, and texts for them."""
+    split, augmentation = examples.train.select(rows), examples.augmentation
+    assert augmentation
+    data = split.first(len(rows))
+
+    @tf.function(autograph=False)
+    def changed() -> Any:
+        return augmentation.rows(data, tf.constant(epoch, tf.int64), tf.constant(rows, tf.int64), 0)
+
+    images = list(tf.nest.flatten(changed()[0])[augmentation.leaf].numpy())
+    spaces = _COLUMNS - len(images)
+    texts = [f"epoch {epoch + 1}"] * len(images) + [""] * spaces
+    return images + [np.full_like(images[0], images[0].max())] * spaces, texts

@@ -9,7 +9,10 @@ from finetune.build.data import precision
 from finetune.build.layout import Layout, build_layout
 from finetune.data.examples import summary
 from finetune.recipe.loader import load_recipe
+from finetune.results.formatting import size_text
+from finetune.results.run_folder import free_bytes
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
+from finetune.training.saving import disk_need
 
 
 def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Layout:
@@ -39,17 +42,20 @@ def print_model(layout: Layout, console: Console) -> None:
         console.print(layout.restored.summary(), markup=False)
 
 
-def print_plan(layout: Layout, console: Console, *, every_weight: bool = False) -> None:
-    """Prints the model, a table of the groups, the phases and the advice.
+def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, out: Path | None = None) -> None:
+    """Prints the model, a table of the groups, the phases, the room on the disk and the advice.
 
     Args:
         layout: The layout of the run.
         console: Where to print.
         every_weight: Whether the table has a row for every weight instead of every group.
+        out: The run folder; `None` for one below `runs`.
     """
     print_model(layout, console)
     if layout.examples.source:
         console.print(f"data: {summary(layout.examples)}", markup=False)
+    for sentence in layout.chosen:
+        console.print(sentence, markup=False, highlight=False)
     data, length = layout.plan.to_json(), layout.length
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND
     console.print(f"plan: {length.epochs} epochs of {length.steps_per_epoch} steps. {legend}")
@@ -62,5 +68,8 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False) 
         console.print(
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
         )
+    needed, _ = disk_need(layout.model, length.epochs)
+    free = free_bytes(out or Path("runs"))
+    console.print(f"disk: a run takes up to {size_text(needed)}; {size_text(free)} are free", markup=False)
     for advice in layout.plan.advice:
         console.print(f"advice: {advice}", markup=False)

@@ -115,8 +115,8 @@ def _from_recipe(
     recipe = load_recipe(path, overrides=overrides, allow_code=allow_code)
     with precision(recipe):
         if rows is None:
-            model, examples = build_model_and_examples(recipe)
-            rows = _by_name(examples.test.first(_ROWS)[0])
+            built = build_model_and_examples(recipe)
+            model, rows = built.model, _by_name(built.examples.test.first(_ROWS)[0])
         else:
             model = with_head(recipe, build_network(recipe))
         report = restore_weights(recipe, model, verify=False)  # the reference that `verify` names is yet to be written

@@ -3,7 +3,7 @@
 import csv
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,27 @@ from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.data.examples import describe
 from finetune.data.row_checks import unreadable_rows_named
-from finetune.errors import DataError, TrainingError
+from finetune.errors import DataError, TrainingError, WriteError
+from finetune.interruption import Stopped, stoppable
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
-from finetune.results.run_folder import check_run_folder, make_run_folder, replacing, write_json, write_text
+from finetune.results.run_folder import (
+    check_room,
+    check_run_folder,
+    open_run_folder,
+    write_json,
+    write_text,
+)
 from finetune.results.tables import plan_text
-from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, train
+from finetune.training.callbacks import LastWeights
+from finetune.training.data_wait import DataWait, advice_on_wait
+from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.reopened import open_again
+from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
 _EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
@@ -45,6 +55,8 @@ class RunResult:
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         seconds: Wall time of each stage.
+        data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
+            memory.
         phases: A record for each phase; empty where the recipe has no phases.
         model: The fine-tuned model.
     """
@@ -56,6 +68,7 @@ class RunResult:
     frozen_tensors: int
     not_opened: str
     seconds: dict[str, float]
+    data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     model: keras.Model = field(repr=False)
 
@@ -83,9 +96,28 @@ def run(
 
     Raises:
         FinetuneError: The input is wrong; nothing is written then.
-        TrainingError: Training fails.
+        TrainingError: Training fails; the weights of the finished steps are saved.
+        LockError: Another run writes the folder; nothing is written then.
+        WriteError: A file cannot be written.
+        Stopped: A signal asks the process to end: Ctrl-C, SIGTERM or SIGHUP. Its text says what was saved.
     """
-    console, clock, out = console or Console(quiet=True), _Clock(), None if out is None else Path(out)
+    console, out = console or Console(quiet=True), None if out is None else Path(out)
+    with stoppable(), ExitStack() as held:
+        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, console, held)
+
+
+def _run(
+    recipe: str | Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    allow_code: Sequence[str],
+    overwrite: bool,
+    recalibrate: bool,
+    console: Console,
+    held: ExitStack,
+) -> RunResult:
+    """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
+    clock = _Clock()
     with clock("load"):
         loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
         check_run_folder(out, overwrite=overwrite)
@@ -96,7 +128,7 @@ def run(
         if layout.rates_to_measure:
             with clock("lr_range"):
                 layout, range_test = with_measured_rates(layout, console)
-        print_plan(layout, console)
+        print_plan(layout, console, out=out)
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
@@ -106,7 +138,10 @@ def run(
             metrics_before = _evaluate(layout)
 
         # Nothing has been written so far: a run that fails above leaves no folder.
-        folder = make_run_folder(out, name=Path(recipe).stem, overwrite=overwrite)
+        check_room(out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=overwrite)
+        folder = held.enter_context(open_run_folder(out, name=Path(recipe).stem, overwrite=overwrite))
+        weights = LastWeights(last_weights(folder))
+        held.enter_context(_kept_at_a_signal(weights))
         _write_plan(folder, layout)
         write_json(folder / "data.json", describe(layout.examples))
         if range_test:
@@ -114,6 +149,7 @@ def run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        wait = DataWait()
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -124,7 +160,11 @@ def run(
                 folder=folder,
                 console=console,
                 proof=proof,
+                wait=wait,
+                weights=weights,
             )
+        if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
+            console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -134,7 +174,7 @@ def run(
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
-            _save(layout.model, folder)
+            _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
             _draw_curves(folder, records)
@@ -152,6 +192,7 @@ def run(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         seconds=clock.seconds,
+        data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
     )
@@ -159,6 +200,16 @@ def run(
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
+
+
+@contextmanager
+def _kept_at_a_signal(weights: LastWeights) -> Iterator[None]:
+    """Lets a signal before or after training say which weights are saved."""
+    try:
+        yield
+    except Stopped as stop:
+        stop.kept = stop.kept or weights.keep()
+        raise
 
 
 def _fit_options(layout: Layout) -> FitOptions:
@@ -174,22 +225,14 @@ def _evaluate(layout: Layout) -> dict[str, float]:
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
-def _save(model: keras.Model, folder: Path) -> None:
-    weights = folder / "checkpoints" / "last.weights.h5"
-    advice = f"Its weights are in `{weights}`. Correct the `get_config` of the model or layer to save the whole model."
+def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
+    advice = f"{weights.keep()} Correct the `get_config` of the model or layer to save the whole model."
     rule = "A trained model is saved whole, so that plain Keras can load it."
-    with explained(TrainingError, rule, advice), replacing(folder / "model.keras") as path, _without_optimizer(model):
-        model.save(path)
-
-
-@contextmanager
-def _without_optimizer(model: keras.Model) -> Iterator[None]:
-    """Lets the model be saved without its optimizer, so that plain Keras loads it where finetune is not installed."""
-    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:
-        yield
-    finally:
-        model.optimizer, model.compiled = optimizer, True
+        with explained(TrainingError, rule, advice):
+            save_model(model, folder / "model.keras")
+    except WriteError as error:
+        raise WriteError(f"{error} {weights.keep()}") from error
 
 
 def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
@@ -212,8 +255,12 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
+    waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem = {"not_opened": result.not_opened} if result.not_opened else {}
-    write_json(result.folder / "result.json", {**{name: getattr(result, name) for name in names}, **problem, **phases})
+    write_json(
+        result.folder / "result.json",
+        {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},
+    )
 
 
 class _Clock:

@@ -6,12 +6,16 @@ looks at examples without training on them. All of them take rows by index, from
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from finetune.data.augmentation import Augmentation
 from finetune.data.rows import count_rows, rows_of, take
 from finetune.errors import DataError
+
+_ORDERED_AT_ONCE = 2**20  # rows
 
 
 def training_batches(
@@ -22,8 +26,11 @@ def training_batches(
     shuffle: bool = True,
     seed: int = 0,
     first_epoch: int = 0,
+    first_step: int = 0,
     sample_weight: Any = None,
     passes: int = 1,
+    augmentation: Augmentation | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns the batches of one epoch after another, without end, in a reproducible order.
 
@@ -40,12 +47,17 @@ def training_batches(
         shuffle: Whether every epoch has an order of its own.
         seed: Seed of the order.
         first_epoch: Number of the epoch to begin with, >= 0.
+        first_step: Number of the batch to begin with in that epoch, from 0 and below the steps of an epoch: the batches
+            are those that follow when as many are skipped, and take no time to find.
         sample_weight: Weights of the rows, or `None`.
         passes: How many versions of the inputs `x` holds, one after another, shape `(passes * rows, ...)`; epochs use
             them in turn.
+        augmentation: How the rows are changed in every epoch, if they are.
+        share: A worker's number, from 0, and the number of workers: each gets its contiguous part of every batch, and
+            `batch_size` is that of all workers together.
 
     Raises:
-        DataError: The arrays do not fit together, are empty, or `batch_size` or `first_epoch` is out of range.
+        DataError: The arrays do not fit together, are empty, or a number is out of range.
 
     Example:
         >>> rows = tf.range(5)
@@ -56,47 +68,147 @@ def training_batches(
     inputs = rows_of(x)
     others = rows_of((y,) if sample_weight is None else (y, sample_weight))
     rows = count_rows(inputs, others, passes)
+    _check_position(rows, batch_size, first_epoch, first_step, share)
+    steps = steps_per_epoch(rows, batch_size)
+    # Blending takes whole batches, which a worker then takes its part of.
+    blends = augmentation is not None and bool(augmentation.batch_layers)
+    part_of = _whole if blends or share == (0, 1) else lambda indices: _part(indices, share)
+    make_order, indices_at = _orders(rows, shuffle, seed)
+    by_row = augmentation is not None or any(array.take_row for array in tf.nest.flatten((inputs, others)))
+
+    def batches(epoch: Any, order: Any) -> Any:
+        # The version of this epoch begins at that row of the inputs.
+        offset = epoch % passes * rows
+        start = tf.where(epoch == first_epoch, tf.constant(first_step, tf.int64), 0)
+        numbers = tf.data.Dataset.range(start, steps)
+
+        def chosen(step: Any) -> Any:
+            return part_of(indices_at(order, epoch, step * batch_size, tf.minimum((step + 1) * batch_size, rows)))
+
+        if by_row:
+            size = batch_size if part_of is _whole else _bounds(batch_size, share)[1] - _bounds(batch_size, share)[0]
+            indices = numbers.map(chosen).unbatch()
+            return _made_by_row((inputs, *others), numbers, indices, size, epoch, augmentation)
+
+        def batch(step: Any) -> tuple[Any, ...]:
+            indices = chosen(step)
+            return take(inputs, indices + offset), *take(others, indices)
+
+        return numbers.map(batch)
+
+    epochs: Any = tf.data.Dataset.range(first_epoch, 2**62).map(lambda epoch: (epoch, make_order(epoch)))
+    epochs = epochs.prefetch(1)  # the next order is made in advance
+    every = epochs.flat_map(batches).with_options(lean_options())
+    if blends and share != (0, 1):
+        every = every.map(lambda *data: tf.nest.map_structure(lambda part: _part(part, share), data))
+    return every.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_position(rows: int, batch_size: int, first_epoch: int, first_step: int, share: tuple[int, int]) -> None:
     if batch_size < 1 or first_epoch < 0:
         raise DataError(
             f"`batch_size` must be at least 1 and `first_epoch` at least 0. Received {batch_size} and {first_epoch}."
         )
+    steps = steps_per_epoch(rows, batch_size)
+    if not 0 <= first_step < steps:
+        raise DataError(
+            f"`first_step` must be from 0 to {steps - 1}, since an epoch has {steps} batches. Received {first_step}."
+        )
+    (worker, workers), last = share, rows - (steps - 1) * batch_size
+    if not 0 <= worker < workers:
+        raise DataError(
+            f"`share` must be the number of a worker, from 0, and the number of workers. Received {worker} and "
+            f"{workers}."
+        )
+    if workers > last:
+        raise DataError(
+            f"Every worker must get a row of every batch. The last of an epoch has {last} rows, {rows:,} rows in "
+            f"batches of {batch_size}, and there are {workers} workers. Choose another `batch_size`."
+        )
 
-    def order(epoch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+
+def _whole(indices: Any) -> Any:
+    return indices
+
+
+def _part(values: Any, share: tuple[int, int]) -> Any:
+    """Returns a worker's contiguous part of the rows of a batch; the parts differ by a row at most."""
+    start, stop = _bounds(tf.shape(values, tf.int64)[0], share)
+    return values[start:stop]
+
+
+def _bounds(rows: Any, share: tuple[int, int]) -> tuple[Any, Any]:
+    worker, workers = share
+    return worker * rows // workers, (worker + 1) * rows // workers
+
+
+def _orders(rows: int, shuffle: bool, seed: int) -> tuple[Callable[[Any], Any], Callable[..., Any]]:
+    """Returns how the order of an epoch is made, and a function of it that gives the rows at some places in it.
+
+    Up to `_ORDERED_AT_ONCE` rows the order is made as a whole. Making that of 10 million rows takes seconds and 160 MB,
+    so beyond it each row is computed from its place, by a permutation that is a function of (seed, epoch).
+    """
+    stateless: Any = tf.random  # TensorFlow's stubs do not know `experimental`
+
+    def whole(epoch: Any) -> Any:
         indices: Any = tf.range(rows, dtype=tf.int64)
-        if shuffle:
-            stateless: Any = tf.random  # TensorFlow's stubs do not know `experimental`
-            indices = stateless.experimental.stateless_shuffle(indices, tf.stack([seed % 2**63, epoch]))
-        return indices, epoch % passes * rows  # the version of this epoch begins at that row of the inputs
+        return (
+            stateless.experimental.stateless_shuffle(indices, tf.stack([seed % 2**63, epoch])) if shuffle else indices
+        )
 
-    def batches(indices: Any, offset: Any) -> Any:
-        if any(array.take_row for array in tf.nest.flatten((inputs, others))):
-            return _batches_by_row((inputs, *others), indices, batch_size)
+    if rows <= _ORDERED_AT_ONCE:
+        return whole, lambda order, epoch, start, stop: order[start:stop]
 
-        def batch(step: Any) -> tuple[Any, ...]:
-            chosen = indices[step * batch_size : (step + 1) * batch_size]
-            return take(inputs, chosen + offset), *take(others, chosen)
+    def at(order: Any, epoch: Any, start: Any, stop: Any) -> Any:
+        places = tf.range(start, stop, dtype=tf.int64)
+        if not shuffle:
+            return places
+        # Two words of 32 bits are what TensorFlow takes, so seed and epoch are hashed into them.
+        key = stateless.experimental.stateless_fold_in(tf.constant([seed % 2**63, 0], tf.int64), epoch)
+        key = tf.cast(tf.math.floormod(key, 2**32), tf.uint32)
+        return stateless.experimental.index_shuffle(places, key, tf.constant(rows - 1, tf.int64))
 
-        return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch)
-
-    epochs: Any = tf.data.Dataset.range(first_epoch, 2**62).map(order).prefetch(1)  # the next order is made in advance
-    return epochs.flat_map(batches).with_options(lean_options()).prefetch(tf.data.AUTOTUNE)
+    return lambda epoch: tf.constant(0, tf.int64), at
 
 
-def _batches_by_row(arrays: tuple[Any, ...], indices: Any, batch_size: int) -> tf.data.Dataset:
-    """Returns the batches of an epoch, of which each row that is worth it is made by a thread of its own."""
+def _made_by_row(
+    arrays: tuple[Any, ...],
+    steps: tf.data.Dataset,
+    indices: tf.data.Dataset,
+    batch_size: int,
+    epoch: Any,
+    augmentation: Augmentation | None,
+) -> tf.data.Dataset:
+    """Returns the batches of an epoch, of which each row that is worth it is made by a thread of its own.
+
+    Args:
+        arrays: Inputs, targets and, where there are some, weights.
+        steps: The number of each batch.
+        indices: The number of each row, in the order of the epoch.
+        batch_size: Rows in a batch.
+        epoch: The epoch.
+        augmentation: How the rows are changed, if they are.
+    """
     flat = tf.nest.flatten(arrays)
+    changed = augmentation.leaf if augmentation else None
+    alone = [place for place, array in enumerate(flat) if array.take_row or place == changed]
 
-    def rows_at(index: Any) -> tuple[Any, ...]:
-        return index, *(array.take_row(index) for array in flat if array.take_row)
+    def row(place: int, index: Any) -> Any:
+        array = flat[place]
+        value = array.take_row(index) if array.take_row else array.take(index[tf.newaxis])[0]
+        return augmentation.row(value, epoch, index) if augmentation and place == changed else value
 
-    def batch(chosen: Any, *made: Any) -> Any:
+    def batch(step: Any, chosen: Any, *made: Any) -> Any:
         ready = iter(made)
-        parts = [next(ready) if array.take_row else array.take(chosen) for array in flat]
-        return tf.nest.pack_sequence_as(arrays, parts)
+        parts = [next(ready) if place in alone else array.take(chosen) for place, array in enumerate(flat)]
+        data = tf.nest.pack_sequence_as(arrays, parts)
+        return augmentation.batch(data, epoch, step) if augmentation else data
 
     # Autotuning would begin with a single thread, and stay there for long.
-    by_row = tf.data.Dataset.from_tensor_slices(indices).map(rows_at, num_parallel_calls=os.cpu_count())
-    return by_row.batch(batch_size).map(batch)
+    rows = indices.map(
+        lambda index: (index, *(row(place, index) for place in alone)), num_parallel_calls=os.cpu_count()
+    )
+    return tf.data.Dataset.zip((steps, rows.batch(batch_size))).map(lambda step, of_batch: batch(step, *of_batch))
 
 
 def batches_in_order(
@@ -119,7 +231,15 @@ def batches_in_order(
     return batches.take(count).apply(tf.data.experimental.assert_cardinality(count))
 
 
-def measurement_batches(x: Any, y: Any, *, batch_size: int, seed: int, sample_weight: Any = None) -> tf.data.Dataset:
+def measurement_batches(
+    x: Any,
+    y: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    sample_weight: Any = None,
+    augmentation: Augmentation | None = None,
+) -> tf.data.Dataset:
     """Returns shuffled full batches, for measurements that compare batches with each other.
 
     Each iteration over it has an order of its own. Rows that do not fill a batch are left out, so that the noise of a
@@ -131,13 +251,20 @@ def measurement_batches(x: Any, y: Any, *, batch_size: int, seed: int, sample_we
         batch_size: Rows in a batch, >= 1.
         seed: Seed of the orders.
         sample_weight: Weights of the rows, or `None`.
+        augmentation: How the rows are changed, if they are; anew in each iteration.
     """
     inputs = rows_of(x)
     others = rows_of((y,) if sample_weight is None else (y, sample_weight))
     rows = count_rows(inputs, others, 1)
     order = tf.data.Dataset.range(rows).shuffle(rows, seed=seed)
     batches = order.batch(min(batch_size, rows), drop_remainder=True)
-    return batches.map(lambda chosen: (take(inputs, chosen), *take(others, chosen)))
+    if augmentation is None:
+        return batches.map(lambda chosen: (take(inputs, chosen), *take(others, chosen)))
+    # In place of the epoch and the step: a number that no other batch has.
+    numbers = tf.data.Dataset.random(seed=seed % 2**63, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip((batches, numbers)).map(
+        lambda chosen, number: augmentation.rows((take(inputs, chosen), *take(others, chosen)), number, chosen, 0)
+    )
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

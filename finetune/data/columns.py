@@ -11,13 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.data.labels import encode_classes
-from finetune.data.table_files import Column, Table
+from finetune.data.table_files import Column
 from finetune.errors import DataError, quote
 
 _to_array: Any = keras.ops.convert_to_numpy
 
-KINDS = ("number", "category", "text", "image")
+KINDS = ("number", "category", "text", "image", "audio")
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
 
 
@@ -142,47 +141,3 @@ def token_ids(
         "vocabulary": encoder.get_vocab_size(),
     }
     return ids, mask, about
-
-
-def targets(
-    table: Table, names: Sequence[str], loss: str, class_names: Sequence[str] = ()
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Turns target columns into what a loss takes.
-
-    Args:
-        table: The table.
-        names: The columns: one of classes, of labels separated by `|`, or of numbers; or several, of numbers.
-        loss: Name of the loss, which decides between classes and numbers.
-        class_names: Names of all classes in the order of their numbers; by default those that occur, sorted.
-
-    Returns:
-        The targets, and the names of the classes, none for numbers.
-
-    Raises:
-        DataError: A target is missing, or the loss needs numbers where there is text.
-    """
-    columns = [table.column(name) for name in names]
-    for column in columns:
-        if column.missing.any():
-            rows = np.flatnonzero(column.missing)
-            raise DataError(
-                f"Every row needs a target. `{column.name}` is missing in {len(rows):,} of {len(table):,} rows: "
-                f"{table.places_of(rows)}. Remove these rows, or fill them in."
-            )
-    if len(columns) > 1:
-        matrix = np.stack([_number_targets(column, loss) for column in columns], axis=1)
-        return matrix, tuple(names) if "binary" in loss else ()
-    [column] = columns
-    if "crossentropy" in loss or "hinge" in loss or class_names:
-        return encode_classes(column.texts().tolist(), loss, class_names, ordered=column.whole)
-    return _number_targets(column, loss), ()
-
-
-def _number_targets(column: Column, loss: str) -> np.ndarray:
-    if column.kind != "number":
-        raise DataError(
-            f"The loss `{loss}` takes numbers. The target `{column.name}` is text, such as "
-            f"{quote(dict.fromkeys(column.values.tolist()), limit=3)}. For classes take the loss "
-            "`sparse_categorical_crossentropy`."
-        )
-    return column.values.astype(np.float32)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.augmentation import Augmentation
 from finetune.data.batches import batches_in_order
 from finetune.data.rows import Rows, rows_of, select, take
 from finetune.errors import DataError
 
 SPLITS = ("train", "test", "validation")
+FEW_ROWS = 5  # a class with fewer is reported
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class Examples:
         class_names: Name of the class of each label from 0 on, where they are known.
         source: Where the rows come from and how they were read, as plain data.
         places: Where each row of a split is, such as `reviews.csv:1042`, by the name of the split, where that is known.
+        augmentation: How the training rows are changed in every epoch, if they are.
     """
 
     x_train: Any
@@ -82,6 +85,7 @@ class Examples:
     class_names: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
 
     @property
     def train(self) -> Split:
@@ -137,11 +141,21 @@ def describe(examples: Examples) -> dict[str, Any]:
     return described
 
 
+def rare_classes(examples: Examples) -> dict[str, int]:
+    """Returns how many training rows each class has that has fewer than 5, by its name."""
+    y, names = examples.y_train, examples.class_names
+    if not names or not isinstance(y, np.ndarray) or y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0:
+        return {}
+    counts = np.bincount(y, minlength=len(names))
+    return {name: int(count) for name, count in zip(names, counts, strict=False) if count < FEW_ROWS}
+
+
 def summary(examples: Examples) -> str:
     """Returns the number of rows of each split and of classes, and which rows were skipped, as a sentence."""
     rows = f"{len(examples.train):,} rows to train on, {len(examples.test):,} to test"
     rows += f", {len(examples.validation):,} to validate" if examples.validation else ""
     rows += f"; {len(examples.class_names)} classes" if examples.class_names else ""
+    rows += f", {few} of them with fewer than {FEW_ROWS} training rows" if (few := len(rare_classes(examples))) else ""
     if skipped := examples.source.get("skipped"):
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         rows += f"; {len(skipped)} skipped that cannot be read: {', '.join(f'`{name}`' for name in skipped[:5])}{more}"

@@ -8,7 +8,6 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from finetune.data.examples import SPLITS
+from finetune.data.class_folders import ClassFile, find_files
 from finetune.data.rows import Rows
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 RESIZES = ("pad", "crop", "stretch")
@@ -27,76 +26,13 @@ _PILLOW = 0  # in place of a reduction: TensorFlow would decode the file otherwi
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """A file and the class of its folder.
-
-    Attributes:
-        path: The file.
-        label: Name of the folder of its class, relative to the folder of all classes.
-        split: The split of its folder, if the folders are named after splits; else empty.
-    """
-
-    path: Path
-    label: str
-    split: str = ""
-
-
-def find_images(folder: str | Path) -> list[ImageFile]:
-    """Lists the images in folders of classes, sorted, hidden files left out.
-
-    Args:
-        folder: Holds a folder for each class; or folders named `train`, `test` and `validation`, of which each does.
+def find_images(folder: str | Path) -> list[ClassFile]:
+    """Lists the images in folders of classes, sorted; see `finetune.data.class_folders.find_files`.
 
     Raises:
         DataError: There is no such folder, there are no folders of classes, or a class has no images.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        others = sorted(other.name for other in folder.parent.glob("*") if other.is_dir())
-        raise DataError(f"Images lie in a folder. `{folder}` is none.{did_you_mean(folder.name, others)}")
-    inside = _subfolders(folder)
-    of_splits = [each for each in inside if each.name in SPLITS]
-    if not any(each.name == "train" for each in of_splits):
-        return _of_classes(folder, "")
-    if len(of_splits) < len(inside):
-        others = [each.name for each in inside if each not in of_splits]
-        raise DataError(
-            f"Beside a folder `train` there may only be {quote(SPLITS[1:])}. `{folder}` also holds {quote(others)}."
-            f"{did_you_mean(others[0], SPLITS)} Move them into `train`, or rename it."
-        )
-    return [file for each in of_splits for file in _of_classes(each, each.name)]
-
-
-def _of_classes(folder: Path, split: str) -> list[ImageFile]:
-    classes = _subfolders(folder)
-    if not classes:
-        images = sum(path.suffix.lower() in ENDINGS for path in folder.iterdir())
-        raise DataError(
-            f"Images lie in a folder for each class, such as `{folder / 'cat'}`. `{folder}` holds no folders, and "
-            f"{images} images. Move the images of each class into a folder of its name, or name the files in a table: "
-            "`data: {table: labels.csv}`."
-        )
-    files, empty = [], []
-    for each in classes:
-        paths = sorted(path for path in each.rglob("*") if _is_image(path, each))
-        files += [ImageFile(path, each.name, split) for path in paths]
-        empty += [] if paths else [each.name]
-    if empty:
-        raise DataError(
-            f"Every folder of a class must hold images ({', '.join(ENDINGS)}). {quote(empty)} in `{folder}` hold none. "
-            "Remove the folders, or fill them."
-        )
-    return files
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _is_image(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in ENDINGS and not hidden and path.is_file()
+    return find_files(folder, ENDINGS, "images", "cat")
 
 
 def image_rows(

@@ -156,7 +156,7 @@ def _lazy(items: "_Items", position: int, structure: Any, kept: np.ndarray, refe
 def _leaf_rows(items: "_Items", place: tuple[int, int], example: Any, kept: np.ndarray, reference: int) -> Rows:
     """Returns the rows of an array; `place` says which of the parts it is in, and which of the arrays of that part."""
     example = _value(example)
-    is_text = example.dtype.kind in "US"
+    is_text = example.dtype.kind in "USO"
     floats = example.dtype.kind == "f" and keras.config.floatx() != "bfloat16"
     dtype = np.dtype(keras.config.floatx()) if floats else example.dtype
     kind: Any = tf.string if is_text else tf.as_dtype(dtype)
@@ -192,8 +192,8 @@ def _leaf_rows(items: "_Items", place: tuple[int, int], example: Any, kept: np.n
 
 
 def _value(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, bytes):
-        leaf = leaf.decode("utf-8", "surrogateescape")
+    if isinstance(leaf, bytes):  # an array of bytes would lose zeros at their end
+        return np.array(leaf, object)
     array = as_array(leaf)
     assert isinstance(array, np.ndarray)
     return array

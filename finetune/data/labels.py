@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from finetune.data.examples import Examples
+from finetune.data.loss_families import BINARY, NUMBERS, SPARSE, UNKNOWN, family_of
 from finetune.errors import DataError, did_you_mean, quote
 
 
@@ -48,11 +49,17 @@ def encode_classes(
         The targets, shape `(rows,)` or `(rows, classes)`, and the names of the classes.
 
     Raises:
-        DataError: A row has a class that is not among `class_names`.
+        DataError: A row has a class that is not among `class_names`, or the loss takes numbers.
     """
+    family = family_of(loss)
+    if family == NUMBERS:
+        raise DataError(
+            f"The loss `{loss}` takes numbers. The targets are names of classes, such as "
+            f"{quote(dict.fromkeys(values), limit=3)}. Take the loss `sparse_categorical_crossentropy`, or `auto`."
+        )
     if ordered and not class_names:
         class_names = tuple(sorted(set(values), key=int))
-    if "binary" in loss and ("|" in "".join(values) or len(set(class_names or values)) > 2):
+    if family == BINARY and ("|" in "".join(values) or len(set(class_names or values)) > 2):
         labels = [[label for label in value.split("|") if label] for value in values]
         numbers, names = number_labels([label for row in labels for label in row], class_names)
         matrix, rows = (
@@ -62,16 +69,16 @@ def encode_classes(
         matrix[rows, numbers] = 1
         return matrix, names
     numbers, names = number_labels(values, class_names)
-    if "binary" in loss:
+    if family == BINARY:
         return numbers.astype(np.float32), names
-    return (numbers, names) if "sparse" in loss else (np.eye(len(names), dtype=np.float32)[numbers], names)
+    return (numbers, names) if family in (SPARSE, UNKNOWN) else (np.eye(len(names), dtype=np.float32)[numbers], names)
 
 
 def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:
     """Returns the weight of each row by its class, as Keras' `class_weight` applies it.
 
     Args:
-        labels: Number of the class of each row, shape `(rows,)`.
+        labels: Number of the class of each row, shape `(rows,)`; or a target for each class, of which one is 1.
         weights: `balanced`, which gives every class the same sum, and all rows the mean 1; or the weight of each class
             by its name, or by its number where classes have no names. Classes that are not named have weight 1.
         class_names: Name of each class by its number; may be empty.
@@ -82,10 +89,17 @@ def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_
     Raises:
         DataError: The labels are not numbers of classes, or a class is not known.
     """
+    shape, dtype = labels.shape, labels.dtype
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and set(np.unique(labels).tolist()) <= {0, 1} and (labels.sum(axis=1) == 1).all():
+        labels = labels.argmax(axis=1)  # a target for each class, as Keras takes it, too
+    # A binary loss takes its labels 0 and 1 as floats.
+    labels = labels.astype(np.int64) if labels.ndim == 1 and set(np.unique(labels).tolist()) <= {0, 1} else labels
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise DataError(
             "`class_weight` needs a class for each row: whole numbers of shape (rows,). The targets have type "
-            f"`{labels.dtype}` and shape {labels.shape}. Remove `class_weight`, or give the rows weights."
+            f"`{dtype}` and shape {shape}. Remove `class_weight`, or give the rows weights."
         )
     count = max(int(labels.max()) + 1, len(class_names))
     if isinstance(weights, str):  # n / (classes that occur * rows of the class), as scikit-learn has it
@@ -123,6 +137,6 @@ def count_outputs(examples: Examples | None, loss: str) -> int:
         )
     if y.ndim > 1:
         return y.shape[-1]
-    if y.dtype.kind not in "iub" or "binary" in loss.lower():
+    if y.dtype.kind not in "iub" or family_of(loss) == BINARY:
         return 1
     return max(len(examples.class_names), int(y.max()) + 1)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.data.examples import SPLITS, Examples, Split, leaves
+from finetune.data.examples import FEW_ROWS, SPLITS, Examples, Split, leaves, rare_classes
 from finetune.data.rows import Rows, rows_of, take
 from finetune.errors import DataError, FinetuneError, reason
 
 _BATCH = 64
-_FEW_ROWS = 5
 # A sound row must not be taken for a damaged one, and be skipped, because the machine ran out of memory.
 _NOT_OF_A_ROW = (MemoryError, tf.errors.ResourceExhaustedError, tf.errors.CancelledError)
 
@@ -130,7 +129,7 @@ def problems_of(
         if of_split.not_finite:
             rows = _places(examples, name, of_split.not_finite)
             problems.append(f"{_rows(of_split.not_finite)} of `{name}` with values that are not finite: {rows}")
-    return problems + _repeated(examples, facts) + _rare_classes(examples, splits), facts["train"].ranges
+    return problems + _repeated(examples, facts) + _rare_classes(examples), facts["train"].ranges
 
 
 def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
@@ -150,16 +149,11 @@ def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
     return problems
 
 
-def _rare_classes(examples: Examples, splits: dict[str, Split]) -> list[str]:
-    y, names = splits["train"].y, examples.class_names
-    if not names or not isinstance(y, np.ndarray) or y.ndim != 1 or y.min() < 0:
-        return []
-    counts = np.bincount(y.astype(int), minlength=len(names))
-    rare = [f"`{name}` ({count})" for name, count in zip(names, counts, strict=False) if count < _FEW_ROWS]
+def _rare_classes(examples: Examples) -> list[str]:
+    rare = [f"`{name}` ({count})" for name, count in rare_classes(examples).items()]
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    return (
-        [f"{len(rare)} classes have fewer than {_FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"] if rare else []
-    )
+    listed = f"{len(rare)} classes have fewer than {FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"
+    return [listed] if rare else []
 
 
 def _rows(numbers: Sized) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from finetune.errors import quote
+from finetune.recipe.augment import AugmentLayer
 from finetune.recipe.data_files import Feature, Files
 from finetune.recipe.fields import (
     Arguments,
@@ -17,6 +18,7 @@ from finetune.recipe.fields import (
     choice,
     fault,
     one_of,
+    pick,
 )
 from finetune.recipe.model import Builder
 
@@ -29,15 +31,17 @@ _KEYS_OF = {  # keys that only some sources have
     "resize": _OF_IMAGES,
     "value_range": (*_OF_IMAGES, "keras_dataset"),
     "on_error": ("images", "audio", "tfrecord", "tfds", "builder"),
+    "keep": (*_OF_IMAGES, "audio"),
     "test_table": ("table",),
     "validation_table": ("table",),
     "inputs": _WITH_NAMES,
     "target": _WITH_NAMES,
+    "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
-    "sample_rate": ("audio", "table"),
-    "length": ("audio", "table", "keras_dataset"),
+    "sample_rate": ("audio", "table", "builder"),
+    "length": ("audio", "table", "builder", "keras_dataset"),
     "path": ("keras_dataset",),
     "as_": ("tfds",),
     "splits": ("tfds",),
@@ -108,15 +112,25 @@ def _check_class_weight(value: Any) -> Any:
     )
 
 
-def _check_inputs(value: Any) -> Any:
-    """Returns the columns of each input by its name; the name of a network's only input is empty."""
+def _check_columns(value: Any, info: ValidationInfo) -> Any:
+    """Returns the columns of each input or output by its name; the name of a network's only one is empty."""
     by_name = value if isinstance(value, dict) else {"": value}
     columns = {name: [each] if isinstance(each, str) else each for name, each in by_name.items()}
     for names in columns.values():
         if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
-            rule = "must be a column, a list of columns, or these for each input of the network by its name"
+            part = "input" if info.field_name == "inputs" else "output"
+            rule = f"must be a column, a list of columns, or these for each {part} of the network by its name"
             raise fault(rule, received=value)
     return {str(name): tuple(names) for name, names in columns.items()}
+
+
+def _check_keep(value: Any) -> Any:
+    modes = ("off", "memory", "disk")
+    value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
+    return pick(value, modes)
+
+
+Columns = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_columns), Strict(False)]
 
 
 class DataSource(Part):
@@ -137,7 +151,9 @@ class DataSource(Part):
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
             numbers and categories become a vector, a column of text becomes token ids, of image files images.
-        target: The column of the target, or several columns of numbers.
+        target: The column of the target, or several columns of numbers; or those of each output by its name in the
+            network.
+        sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
@@ -157,6 +173,10 @@ class DataSource(Part):
         data_dir: The folder of prepared data sets; by default that of TensorFlow Datasets.
         split: Which rows test and validate.
         class_weight: `balanced`, or the weight of each class in the loss, by its name.
+        augment: Keras layers that change the training rows, such as `[{layer: RandomFlip, mode: horizontal}]`: a row
+            looks different in every epoch. Rows to test and to validate on, and the saved model, have no part in it.
+        keep: Where rows that are decoded one by one, such as images in files, are kept after the first time: `memory`,
+            or `disk`, a temporary file as large as all decoded rows; `off` decodes them in every epoch.
         on_error: `stop` at a row that cannot be read, or `skip` all such rows: each is then read once beforehand.
         limit: At most so many rows, taken evenly from the source before it is split.
     """
@@ -171,10 +191,9 @@ class DataSource(Part):
     tfds: Text | None = None
     test_table: FilePath | None = None
     validation_table: FilePath | None = None
-    inputs: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_check_inputs), Strict(False)] = Field(
-        default_factory=dict
-    )
-    target: OneOrMore[Text] = ()
+    inputs: Columns = Field(default_factory=dict)
+    target: Columns = Field(default_factory=dict)
+    sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
@@ -192,6 +211,8 @@ class DataSource(Part):
     data_dir: FilePath | None = None
     split: SplitSpec | None = None
     class_weight: Annotated[Any, BeforeValidator(_check_class_weight)] = None
+    augment: OneOrMore[AugmentLayer] = ()
+    keep: Annotated[Literal["off", "memory", "disk"], BeforeValidator(_check_keep)] = "off"
     on_error: Annotated[Literal["stop", "skip"], choice("stop", "skip")] = "stop"
     limit: Count | None = None
 

@@ -102,7 +102,7 @@ def _blocks(part: type[Part], path: str) -> Iterator[Block]:
     keys, inner = [], []
     for name, field in part.model_fields.items():
         written = field.alias or name
-        keys.append(Key(written, _values(hints[name]), _default(field), notes.get(name, "")))
+        keys.append(Key(written, _values(hints[name]), _default(field), notes.get(written, notes.get(name, ""))))
         inner += [(f"{path}.{written}".lstrip("."), each) for each in _parts(hints[name])]
     about = re.sub(r"\s+", " ", (part.__doc__ or "").partition("\n\n")[0])
     yield Block(path, about, tuple(keys))
@@ -139,6 +139,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    value = value.name if isinstance(value, Named) else value
     if value is None or value in ((), {}):
         return ""
     return value if isinstance(value, str) else json.dumps(value)

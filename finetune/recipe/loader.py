@@ -14,7 +14,7 @@ from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 from finetune.recipe.text import Node, Place, Problem, dump, parse
-from finetune.recipe.yaml_tree import follow, report, with_value
+from finetune.recipe.yaml_tree import follow, report, tree_of, with_value
 from finetune.sequences import one_or_more
 
 # Code that a recipe may name without permission: it only makes networks and data sets. The other modules of Keras are
@@ -65,7 +65,7 @@ def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> 
     # The tree is changed too, not only the values, so that `place_of` and later changes start from the new values.
     tree: Node = recipe._tree
     for keys, value in values.items():
-        tree = with_value(tree, keys, Node(value, follow(tree, keys)[0].place))
+        tree = with_value(tree, keys, tree_of(value, follow(tree, keys)[0].place))
     changed = Recipe.model_validate(_with_folders(tree))
     changed._tree = tree
     changed._allowed_code = recipe.allowed_code

@@ -25,7 +25,11 @@ _RULES = {
     "less_than": "must be less than {lt:g}",
     "less_than_equal": "must be {le:g} or less",
 }
-_INSERTED = {"<number>", "<schedule>", "<list>", "<strategy>", "arguments", "[key]"}  # steps that pydantic inserts
+# Steps that pydantic inserts.
+_INSERTED = {
+    *("<number>", "<schedule>", "<list>", "<strategy>", "<loss>", "<losses>", "<metrics>", "<by output>"),
+    *("arguments", "[key]"),
+}
 
 
 def problems_of(error: ValidationError, tree: Node) -> Iterator[Problem]:

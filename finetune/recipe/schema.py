@@ -10,9 +10,11 @@ from typing import Annotated, Any, ClassVar, get_args
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from finetune.recipe.augment import MIXING_LAYERS
 from finetune.recipe.data import DataSource
 from finetune.recipe.fields import Part, RecipePath, fault
 from finetune.recipe.groups import Groups
+from finetune.recipe.losses import by_output
 from finetune.recipe.model import ModelSource
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
@@ -73,6 +75,7 @@ class Recipe(Part):
         if self.phases is not None:
             self._check_phases()
         self._check_orders()
+        self._check_blending()
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:
@@ -91,6 +94,18 @@ class Recipe(Part):
                 "needs a model that code builds, and `model` is a `keras_file`, which does not hold the order in which "
             )
             raise fault(f"{rule}the variables were made. Name the weights by `prefixes`", at=("groups", place, "order"))
+
+    def _check_blending(self) -> None:
+        place = next((n for n, each in enumerate(self.data.augment) if each.layer in MIXING_LAYERS), None)
+        names = [loss.name for loss in by_output(self.train.loss).values()]
+        takes_numbers = [name for name in names if name.lower().startswith(("sparse", "circle", "auto"))]
+        if place is not None and takes_numbers:
+            raise fault(
+                f"blends the targets of two rows, which have a place for each class then, and "
+                f"`loss: {takes_numbers[0]}` takes the number of a single class. Write `loss: "
+                "categorical_crossentropy` under `train`",
+                at=("data", "augment", place),
+            )
 
     def _check_phases(self) -> None:
         """Checks what can be checked without the model; groups made by a strategy have no names yet."""

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from finetune.recipe.fields import Count, OneOrMore, OpenShare, Part, Positive, choice, fault, one_of, pick
-from finetune.recipe.optimizers import Named
+from finetune.recipe.fields import Count, OpenShare, Part, Positive, choice, fault, one_of, pick
+from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
 
 
 def _check_auto(value: Any) -> Any:
@@ -38,8 +38,11 @@ class Train(Part):
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then give only their ratios.
         always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
-        loss: A loss of Keras.
-        metrics: Metrics of Keras.
+        loss: A loss of Keras, or a loss for each output of the network by its name. `auto` chooses it by the targets.
+        metrics: Metrics of Keras, or these for each output by its name. `auto` chooses them by the targets, which is
+            the default where `loss` is `auto`.
+        label_smoothing: Share of a label that is spread evenly over all classes, in [0, 1). The loss of test and
+            validation rows is smoothed, too, as in Keras.
         clipnorm: Largest norm of each gradient. At most one of the three ways to clip may be set.
         clipvalue: Largest absolute value in a gradient.
         global_clipnorm: Largest norm of all gradients of all groups together.
@@ -62,8 +65,9 @@ class Train(Part):
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
     always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
-    loss: Named
-    metrics: OneOrMore[Named] = ()
+    loss: Loss = AUTO
+    metrics: Metrics = ()
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clipnorm: Positive | None = None
     clipvalue: Positive | None = None
     global_clipnorm: Positive | None = None
@@ -78,6 +82,23 @@ class Train(Part):
     jit_compile: bool = False
     shuffle: bool = True
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_metrics(cls, value: Any) -> Any:
+        """Without `metrics`, those of a loss that is chosen are chosen, too."""
+        if not isinstance(value, dict) or value.get("loss") not in (None, "auto"):
+            return value
+        return {"metrics": ["auto"]} | value
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _check_smoothing(cls, value: float, info: ValidationInfo) -> float:
+        losses = by_output(info.data["loss"]) if value and "loss" in info.data else {}
+        twice = next((named.name for named in losses.values() if "label_smoothing" in named.arguments), None)
+        if twice:
+            raise fault(f"is an argument of `loss: {twice}`, too. Remove one of the two", about="key")
+        return value
 
     @field_validator("global_clipnorm")
     @classmethod

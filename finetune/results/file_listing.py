@@ -21,6 +21,7 @@ def listing_text(listing: Mapping[str, Any]) -> str:
         (
             *(printable(row["name"]), row["role"], shape_text(row["shape"])),
             *(printable(row["dtype"]), f"{row['parameters']:,}"),
+            # Strings have no fixed size, so no number of bytes is shown for them.
             "" if row["dtype"] == "string" else size_text(row["bytes"]),
         )
         for row in [*listing["weights"], *listing["others"]]
@@ -37,6 +38,7 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     types = ", ".join(f"{count} {printable(name)}" for name, count in listing["dtypes"].items())
     total = f"{listing['parameters']:,} parameters, {size_text(listing['bytes'])} ({types})"
     lines = [f"{printable(listing['path'])}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
+    # Slots, counters and averages are listed, and not counted among the weights: they are no part of the model.
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
     lines += [f"no weights: {others}"] if others else []
     if "operations" in listing:

@@ -28,6 +28,7 @@ def rate_text(rate: float) -> str:
     >>> rate_text(0.00123), rate_text(0.25)
     ('1.2e-3', '0.25')
     """
+    # Elsewhere always with an exponent: `0.0012` and `0.00012` are easily taken for each other.
     if 0.1 <= rate < 100:
         return f"{rate:.2g}"
     mantissa, _, exponent = f"{rate:.1e}".partition("e")

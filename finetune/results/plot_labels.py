@@ -49,7 +49,9 @@ def draw_labels(axis: Axes, labels: Sequence[PointLabel], *, axes_height: float)
     Returns:
         The number of lines, each `LINE_HEIGHT` high.
     """
+    # All below counts on this order: left to right, as in the sketch at the top.
     labels = sorted(labels, key=lambda label: label.x)
+    # Drawn once to be measured, and moved to their lines afterwards: only a drawn text knows its width.
     texts = [
         axis.annotate(
             label.text,
@@ -72,6 +74,7 @@ def draw_labels(axis: Axes, labels: Sequence[PointLabel], *, axes_height: float)
     lines += reversed(_assign_lines(xs[middle:][::-1], widths[middle:][::-1]))
     for number, (label, text, line) in enumerate(zip(labels, texts, lines, strict=True)):
         to_left = number < middle
+        # In the axes' own coordinates, where 1 is the upper edge and inches are divided by the height.
         bottom = 1 + (0.03 + LINE_HEIGHT * line) / axes_height
         text.xy = (label.x, bottom)
         text.set(ha="right" if to_left else "left", x=-3 if to_left else 3)
@@ -102,6 +105,7 @@ def _assign_lines(xs: Sequence[float], widths: Sequence[float]) -> list[int]:
 
 def _draw_leader(axis: Axes, label: PointLabel, top: float) -> None:
     low, high = axis.get_ylim()
+    # A point above the picture, as of a divergence that was cut off, has its leader end at the edge.
     bottom = (min(label.y, high) - low) / (high - low)
     (line,) = axis.plot([label.x] * 2, [bottom, top], transform=axis.get_xaxis_transform(), zorder=1.5)
     line.set(color=label.colour, linewidth=0.9, clip_on=False)

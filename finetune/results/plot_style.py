@@ -38,9 +38,11 @@ _STYLE: Any = {
 @contextmanager
 def style() -> Iterator[None]:
     """Draws in the style of all pictures within the block, whatever the settings of the machine."""
+    # Imported here and not at the top, as in all of these modules: a command without pictures must not wait for it.
     import matplotlib as mpl
 
     with mpl.rc_context():
+        # A matplotlibrc of the machine would change sizes, on which the layout counts.
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         yield
@@ -82,6 +84,7 @@ def finish(figure: Figure, path: Path | None) -> Figure:
         text.set_text(printable_lines(text.get_text()))
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
+        # SVG for papers, PNG for everything that shows no SVG.
         for ending, metadata in (("png", {}), ("svg", {"Date": None})):
             with replacing(stem.with_name(f"{stem.name}.{ending}")) as temporary:
                 figure.savefig(temporary, format=ending, metadata=metadata)
@@ -129,9 +132,12 @@ def loss_limits(smoothed: Iterable[float | None], losses: Iterable[float | None]
     smoothed, losses = _finite(smoothed), _finite(losses)
     if not len(smoothed):
         return 0.0, 1.0
+    # What comes after the minimum is the divergence, which is to be cut off.
     falling = smoothed[: int(np.argmin(smoothed)) + 1]
+    # Quantiles, since a single batch may be far off; of the first half, since the second may diverge.
     usual = np.quantile(losses[: max(len(losses) // 2, 1)], (0.02, 0.98))
     start = max(falling.max(), usual[1])
+    # How far above the start; the last of the three keeps a flat curve from filling the picture with its noise.
     rise = max((falling.max() - smoothed.min()) / 2, np.ptp(usual), 0.1 * abs(start))
     low = min(smoothed.min(), np.quantile(losses, 0.02))
     return float(low), float(min(start + rise, max(start, smoothed.max())))

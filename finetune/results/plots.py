@@ -70,6 +70,7 @@ def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], 
             labels += _mark_chosen(axis, curve, verdict, name if many else None, number)
             labels += [] if many else _mark_rules(axis, curve, verdict)
             _mark_divergence(axis, verdict, number if many else None)
+        # The order matters: limits, labels (counted in pixels), and the size of the figure, which grows around them.
         _scale(axis, list(curves.values()))  # before the labels, which are laid out in pixels
         if len(curves) == 1 and "group_rates" not in next(iter(curves.values())):
             axis.set_xlabel(f"learning rate of {next(iter(curves))} alone")
@@ -99,6 +100,7 @@ def plot_training(
         The figure; notebooks show it.
     """
     panels = _panels(history_rows)
+    # Up to three panels beside each other: more would be too small to read on a page.
     columns = min(max(len(panels), 1), 3)
     lines = max(-(-len(panels) // columns), 1)
     epochs = [int(row.get("epoch", number)) for number, row in enumerate(history_rows, start=1)]
@@ -117,6 +119,7 @@ def plot_training(
 
 def _draw_curve(axis: Axes, curve: Curve, summary: str | None, number: int) -> None:
     """Draws the losses, the smoothed losses and the band of repeats; `summary` names one curve of several."""
+    # With several curves, losses of the batches are pale and have no entry in the legend: they only show the noise.
     rates, losses, smoothed = (as_floats(curve[key]) for key in ("rates", "losses", "smoothed"))
     line = line_style(number)
     repeats = curve.get("repeats") or ()
@@ -131,6 +134,7 @@ def _draw_curve(axis: Axes, curve: Curve, summary: str | None, number: int) -> N
 
 def _band(repeats: Sequence[Sequence[float | None]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the lowest and the highest of the repeats at each step that all of them made."""
+    # A repeat that diverged ended earlier; beyond it there is no band of all.
     shortest = min(map(len, repeats))
     losses = np.array([as_floats(repeat)[:shortest] for repeat in repeats])
     return losses.min(axis=0), losses.max(axis=0)
@@ -174,6 +178,7 @@ def _mark_chosen(axis: Axes, curve: Curve, verdict: Verdict, name: str | None, n
 def _on_curve(rate: float, curve: Curve) -> tuple[float, float]:
     rates, smoothed = as_floats(curve["rates"]), as_floats(curve["smoothed"])
     known = np.isfinite(smoothed)
+    # Between two steps the curve is straight on the logarithmic axis, so it is interpolated there.
     return rate, float(np.interp(math.log(rate), np.log(rates[known]), smoothed[known]))
 
 
@@ -189,11 +194,13 @@ def _scale(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
     axis.set_ylabel("loss")
+    # A fixed place, as wide numbers would push it out of the picture: the axes do not move (see the inches above).
     axis.yaxis.set_label_coords(-0.85 / _AXES_WIDTH, 0.5)
     axis.yaxis.set_major_formatter("{x:.6g}")
     rates = np.log(np.concatenate([as_floats(curve["rates"]) for curve in curves]))
     room = max(np.ptp(rates) * 0.02, 0.1)
     axis.set_xlim(math.exp(rates.min() - room), math.exp(rates.max() + room))
+    # Every curve must be seen whole, whatever the others do.
     lows, highs = zip(*(loss_limits(curve["smoothed"], curve["losses"]) for curve in curves), strict=True)
     low, high = min(lows), max(highs)
     room = max((high - low) * 0.06, abs(high) * 0.01, 1e-9)
@@ -211,6 +218,7 @@ def _add_group_axes(axis: Axes, curve: Curve) -> int:
     others: dict[str, tuple[float, list[str]]] = {}
     for name, values in (curve.get("group_rates") or {}).items():
         ratios = as_floats(values) / rates
+        # Within a thousandth: the rates are those of float32 variables, and an axis is read no closer.
         if np.allclose(ratios, 1, rtol=1e-3):
             swept.append(name)
         elif ratios[0] > 0 and np.allclose(ratios, ratios[0], rtol=1e-3):
@@ -218,6 +226,7 @@ def _add_group_axes(axis: Axes, curve: Curve) -> int:
     if swept:
         axis.set_xlabel(f"learning rate of {_names(swept)}")
     shown = list(reversed(others.values()))
+    # First, last, and some between: the ends are what a reader compares.
     if len(shown) >= _MOST_AXES:
         shown = [shown[i] for i in np.linspace(0, len(shown) - 1, _MOST_AXES - 1).astype(int)]
     for place, (ratio, names) in enumerate(shown, start=1):
@@ -241,6 +250,7 @@ def _refusals(verdicts: Mapping[str, Verdict]) -> str:
 def _lay_out(figure: Figure, axis: Axes, label_lines: int, axes_below: int, refusals: str) -> None:
     """Makes room above the axes for the labels, below them for more axes, the legend and the reasons."""
     handles, labels = axis.get_legend_handles_labels()
+    # In two columns where the entries are short enough for half of the width.
     columns = 2 if max(map(len, labels)) < 45 else 1
     legend = _TEXT_LINE * -(-len(handles) // columns) + 0.1
     reasons = 0.2 * len(refusals.splitlines())
@@ -262,6 +272,7 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     panels: dict[str, list[str]] = {}
     measured = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, Real))
     keys = [key for key in measured if key not in ("epoch", "phase")]
+    # The loss first, the rates last; `sorted` is stable, so the metrics between stay in the order of the file.
     for key in sorted(keys, key=lambda key: (not key.endswith("loss"), key.startswith(_RATE))):
         title = "learning rate" if key.startswith(_RATE) else key.removeprefix("val_")
         panels.setdefault(title, []).append(key)
@@ -277,12 +288,14 @@ def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epoch
     for number, (key, values) in enumerate(columns.items()):
         label = "validation" if key.startswith("val_") else key.removeprefix(_RATE) if is_rates else "training"
         line = line_style(number) if count <= len(COLOURS) else {"color": gradient(number / (count - 1))}
+        # Without points where there are so many epochs that points would hide the line.
         marker = "o" if len(epochs) < 50 else ""
         shown = label if number in named else None
         axis.plot(epochs, values, label=shown, linewidth=2, marker=marker, markersize=4.5, **line)
     axis.set_title(title, loc="left")
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    # Half an epoch at each side, so that a run of a single epoch shows a point in the middle.
     axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     if is_rates:
         axis.set_yscale("log")
@@ -303,5 +316,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str, trained: Mapping[int, S
     if not key.startswith(_RATE):
         return values
     group = key.removeprefix(_RATE)
+    # A row without a phase is of a run without phases, whose only phase is the first.
     frozen = [trained is not None and group not in trained.get(row.get("phase", 1), ()) for row in rows]
+    # A rate of 0 (the first step of a warm-up) has no place on a logarithmic axis.
     return np.where((values > 0) & ~np.array(frozen, bool), values, np.nan)

@@ -1,80 +1,104 @@
 """The run folder.
 
-It is created only after everything was checked, so that bad input leaves nothing behind. Each file is written under
-another name and then renamed: a reader sees the whole file or none.
+It is created only after everything was checked, so that bad input leaves nothing behind, and locked while a run writes
+it. Each file is written under another name, brought to the disk, and then renamed: a reader sees the whole file or
+none, and a disk that is full costs the new file, not the old one.
 """
 
 import csv
+import errno
 import json
 import os
+import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError, printable
+from finetune.errors import FinetuneError, WriteError, printable
+from finetune.results.formatting import size_text
+from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, locked
 
+# What `--overwrite` deletes. A file that a run writes and that is missing here would be left from an older run.
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-    *("data.json", "model.keras", "result.json", "plots"),
+    *("data.json", "model.keras", "result.json", "plots", "features"),
 )
+_WRITING = ".writing-"  # begins the name of a file that is being written
 
 
-def check_run_folder(out: Path | None, *, overwrite: bool = False) -> None:
-    """Checks that `make_run_folder` will succeed later; changes nothing.
+def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bool = False) -> None:
+    """Checks that `open_run_folder` will succeed later; changes nothing.
 
     Args:
         out: The folder the user asked for; `None` for a numbered folder below `runs`.
         overwrite: Whether it may contain files.
+        is_locked: Whether this process holds the lock of the folder.
 
     Raises:
         FinetuneError: `out` is a file, cannot be created, or is not empty and `overwrite` is false.
+        LockError: Another run writes to it.
     """
+    if out and not is_locked:
+        check_unlocked(out)
+    # `lexists`: a link that leads nowhere is in the way as well, and `exists` would not see it.
     folder = out or Path("runs")
     if os.path.lexists(folder) and not folder.is_dir():
         name = f"`--out {out}`" if out else "`runs`"
         raise FinetuneError(f"A run is written to a folder. {name} is a file. Choose another folder with `--out`.")
+    # The nearest folder that exists decides whether the others can be made; the root always exists.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise FinetuneError(
             f"A run needs a folder that can be created and written to. `{folder}` cannot: `{existing}` is "
             f"{'write-protected' if existing.is_dir() else 'a file'}. Choose another folder with `--out`."
         )
-    if out and existing == out and not overwrite and any(out.iterdir()):
+    if out and existing == out and not overwrite and any(path.name != LOCK_FILE for path in out.iterdir()):
         raise FinetuneError(
             f"A run does not overwrite files. `--out {out}` is not empty. Choose another folder, remove `--out` "
             "for a new numbered folder, or add `--overwrite`."
         )
 
 
-def make_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Path:
-    """Creates the folder that a run writes to.
+@contextmanager
+def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Iterator[Path]:
+    """Creates the folder that a run writes to, and holds its lock for the time of the block.
 
     Args:
         out: The folder the user asked for; `None` creates the first `runs/<name>-<number>` that does not exist.
         name: Name of the recipe.
         overwrite: Whether the files of an earlier run in `out` are removed first. Other files always stay.
 
-    Returns:
+    Yields:
         The folder.
 
     Raises:
         FinetuneError: As `check_run_folder` does.
     """
+    # Again: minutes may have passed since the command began, and another run may have taken the folder.
     check_run_folder(out, overwrite=overwrite)
     try:
-        if out is None:
-            return _first_free(Path("runs"), name)
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / "recipe.yaml").is_file() and (out / "plan.txt").is_file():  # else it was not a run
-            _remove_run(out)
+        folder = _first_free(Path("runs"), name) if out is None else out
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FinetuneError(
-            f"A run needs a folder that can be created and written to. `{error.filename}`: {error.strerror}. Choose "
-            "another folder with `--out`."
-        ) from error
-    return out
+        raise _cannot_be_created(error) from error
+    with locked(folder):
+        check_run_folder(out, overwrite=overwrite, is_locked=True)  # again: a run may have begun and ended meanwhile
+        try:
+            if _is_run(folder):
+                for path in _run_files(folder):
+                    _remove(path)
+        except OSError as error:
+            raise _cannot_be_created(error) from error
+        yield folder
+
+
+def _cannot_be_created(error: OSError) -> FinetuneError:
+    return FinetuneError(
+        f"A run needs a folder that can be created and written to. `{error.filename}`: {error.strerror}. Choose "
+        "another folder with `--out`."
+    )
 
 
 def _first_free(parent: Path, name: str) -> Path:
@@ -89,12 +113,56 @@ def _first_free(parent: Path, name: str) -> Path:
             return folder
 
 
-def _remove_run(folder: Path) -> None:
-    for path in (folder / name for name in RUN_FILES):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and (folder / "plan.txt").is_file()
+
+
+def _run_files(folder: Path) -> list[Path]:
+    """Returns what an earlier run has written to a folder, and what it was writing when it was killed."""
+    return [path for name in RUN_FILES if os.path.lexists(path := folder / name)] + list(folder.glob(f"{_WRITING}*"))
+
+
+def _remove(path: Path) -> None:
+    # A link is removed, never what it leads to.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, total: int, largest: int, *, overwrite: bool = False) -> None:
+    """Checks that a run will find room on the disk; changes nothing.
+
+    Args:
+        folder: The run folder, which need not exist.
+        total: Bytes that the run writes, at most at once.
+        largest: Bytes of its largest file.
+        overwrite: Whether the files of an earlier run in the folder are removed first.
+
+    Raises:
+        WriteError: The disk has less room, or the process may not write files as large.
+    """
+    free = free_bytes(folder)
+    if overwrite and _is_run(folder):
+        freed = (path for part in _run_files(folder) for path in (part, *part.rglob("*")))
+        free += sum(path.lstat().st_size for path in freed if path.is_file())
+    if total > free:
+        raise WriteError(
+            f"A run checks before training that the disk has room for its files. They take about {size_text(total)} at "
+            f"`{folder}`, where {size_text(free)} are free. Free some space, or choose another folder with `--out`."
+        )
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and largest > limit:
+        raise WriteError(
+            f"A run checks before training that its files can be written. The largest takes about "
+            f"{size_text(largest)}, and this process may write files of {size_text(limit)}. Raise the limit "
+            "(`ulimit -f unlimited`)."
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Returns the bytes that are free for this user where a folder is, or will be created."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -107,15 +175,22 @@ def _finite(data: Any) -> Any:
         return {str(key): _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
+    # `data != data` is true for NaN alone.
     if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
         return None
     return data
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV; the columns are the keys of all rows in order of appearance."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, durable: bool = True) -> None:
+    """Writes rows as CSV; the columns are the keys of all rows in order of appearance.
+
+    Args:
+        path: The file.
+        rows: A mapping for each row.
+        durable: As for `replacing`.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, durable=durable) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writerow({column: printable(column) for column in columns})
         writer.writerows(rows)
@@ -128,12 +203,44 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path with the same ending, which is renamed to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{path.name}")
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path with the same ending, which is renamed to `path` when the block ends without an error.
+
+    Args:
+        path: The file.
+        durable: Whether the content is on the disk before it takes the name, so that not even a loss of power leaves
+            half a file. Takes milliseconds.
+
+    Raises:
+        WriteError: The file cannot be written, or the folder is no longer that which this process has locked.
+    """
+    check_held(path)
+    temporary = path.with_name(f"{_WRITING}{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        check_held(path)
         os.replace(temporary, path)
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(_not_written(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    """Returns the message for a file that could not be written."""
+    if error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        advice = f"This process may write files of {size_text(limit)}: raise the limit (`ulimit -f unlimited`)"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"{size_text(free_bytes(path.parent))} are free there: free some space, or choose another folder"
+    else:
+        advice = "Choose a folder that exists and can be written to"
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"Files are written whole or not at all. `{path}` could not be written: {reason}. {advice}."

@@ -22,7 +22,9 @@ def group_table(plan: Plan) -> Table:
     table = _table("group", "layers", "parameters", "optimizer", "learning rate", "decay", "BatchNorm", "restored")
     for name in plan["groups"]:
         rows = [row for row in plan["weights"] if row["group"] == name]
+        # What is trained has the optimizer and the rate of its group; the rest are statistics, or frozen in the model.
         trained = next((row for row in rows if row["learning_rate"]), None)
+        # Biases and normalization have none, so a group has at most one that is not 0.
         decays = sorted({row["weight_decay"] for row in rows if row["weight_decay"]})
         _add_row(
             table,
@@ -42,6 +44,7 @@ def weight_table(plan: Plan) -> Table:
     """A row for each weight."""
     table = _table("weight", "group", "shape", "optimizer", "learning rate", "decay", "BatchNorm", "restored from")
     for row in plan["weights"]:
+        # Why it is not trained, the most precise reason first.
         untrained = row.get("frozen_by") or ("frozen" if row["frozen"] else "not trainable")
         _add_row(
             table,
@@ -99,6 +102,7 @@ def rules_table(verdict: Mapping[str, Any]) -> Table:
 def norms_table(norms: Mapping[str, tuple[float, float]], rates: Mapping[str, float]) -> Table:
     """A row for each group: mean and standard deviation of its relative gradient norm, and the suggested rate."""
     table = _table("group", "|gradient| / |weights|", "of the largest", "learning rate")
+    # Auto-RGN gives the group with the largest norm the peak rate, so that column is its factor.
     largest = max(mean for mean, _ in norms.values())
     for name, (mean, deviation) in norms.items():
         rate = f"{rates[name]:.3g}" if name in rates else "frozen"
@@ -114,6 +118,7 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
             if not isinstance(about, Mapping):  # images have a single setting for all
                 _add_row(table, column, name, "image", str(about), "")
             elif "categories" in about:
+                # Some of them are enough to see what a column was taken for; `data.json` has all.
                 shown = ", ".join(category or "(missing)" for category in about["categories"][:6])
                 more = f" and {len(about['categories']) - 6} more" if len(about["categories"]) > 6 else ""
                 _add_row(table, column, name, "category", shown + more, str(about["missing"]))
@@ -150,6 +155,7 @@ def plan_text(plan: Plan) -> str:
 def as_text(table: Table) -> str:
     """A table as plain text, as wide as it needs to be."""
     out = StringIO()
+    # A file has no width to wrap at, and must not depend on the terminal in which the command ran.
     Console(file=out, width=10_000, color_system=None).print(table)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
@@ -181,6 +187,7 @@ def _add_row(table: Table, *cells: str) -> None:
 
 
 def _mode(row: Mapping[str, Any]) -> str:
+    # The mode alone: `plan.json` has what follows the comma, which explains it.
     return (row["batch_normalization"] or "").partition(",")[0]
 
 
@@ -189,6 +196,7 @@ def _rates(rates: Sequence[float]) -> str:
 
 
 def _span(rows: Sequence[Mapping[str, Any]]) -> str:
+    # A weight without a layer stands for itself. `dict`, not `set`: the order is that of the model.
     layers: Iterable[str] = dict.fromkeys(row["name"].rpartition("/")[0] or row["name"] for row in rows)
     names = list(layers)
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)})"

@@ -34,11 +34,13 @@ def terminal_plot(
     Returns:
         Lines of at most `width` characters, without colours and without a newline at the end.
     """
+    # Logarithms, as the rates of a sweep grow by a factor: steps are then equally wide.
     xs, values = np.log(as_floats(rates)), as_floats(losses)
     low, high = loss_limits(values, values)
     highest, lowest = f"{high:.4g}", f"{low:.4g}"
     margin = max(len(highest), len(lowest))
     columns, lines = max(width, 30) - margin - 1, max(height, 6) - (2 if mark is None else 3)
+    # A braille character has 2 x 4 dots, so the curve is drawn at twice the width and four times the height.
     across, down = (1, 1) if ascii_only else (2, 4)  # dots in a character
     dots = _dots(xs, values, low, high, (lines * down, columns * across))
     rows = ["".join("*" if dot else " " for dot in row) for row in dots] if ascii_only else _as_braille(dots)
@@ -61,10 +63,12 @@ def _dots(xs: np.ndarray, values: np.ndarray, low: float, high: float, shape: tu
     known = np.isfinite(values)
     if not known.any():
         return dots
+    # A value for each column of dots; none before the first finite loss and after the last.
     curve = np.interp(np.linspace(xs[0], xs[-1], shape[1]), xs[known], values[known], left=math.nan, right=math.nan)
     drops = (high - curve) / (high - low or 1.0) * (shape[0] - 1)
     for column in np.flatnonzero(np.isfinite(drops)):
         here, before = drops[column], drops[max(column - 1, 0)]
+        # From the height of the column before to this height, so that a steep part has no holes.
         ends = np.rint(np.clip(sorted([here, here if np.isnan(before) else before]), -1, shape[0])).astype(int)
         dots[max(ends[0], 0) : ends[1] + 1, column] = True
     return dots
@@ -79,12 +83,14 @@ def _as_braille(dots: np.ndarray) -> list[str]:
 
 def _place(x: float, xs: np.ndarray, columns: int) -> int:
     """Returns the column of a logarithmic rate, within the drawing."""
+    # `or 1.0`: a curve of a single step has no width.
     share = (x - xs[0]) / (np.ptp(xs) or 1.0)
     return int(np.clip(round(share * (columns - 1)), 0, columns - 1))
 
 
 def _ticks(xs: np.ndarray, columns: int) -> str:
     """Writes as many powers of ten as there is room for; the ends, where there are fewer than two."""
+    # 1e-6: an end that is a power of ten, but for rounding, gets its mark.
     powers = range(math.ceil(xs[0] / math.log(10) - 1e-6), math.floor(xs[-1] / math.log(10) + 1e-6) + 1)
     rates = [10.0**power for power in powers[:: max(1, math.ceil(len(powers) * 8 / columns))]]
     line = ""

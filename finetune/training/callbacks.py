@@ -7,20 +7,23 @@ rates from the logs.
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboard.summary import Writer
 
-from finetune.errors import printable
+from finetune.errors import WriteError, printable, reason
+from finetune.interruption import stopped
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
-from finetune.results.run_folder import replacing, write_csv
+from finetune.results.run_folder import write_csv
+from finetune.results.run_lock import check_held
 from finetune.training.fast.steps_per_call import steps_done
+from finetune.training.saving import save_elsewhere, save_weights
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _RATE = "learning_rate/"
@@ -70,15 +73,21 @@ class MetricsFile(keras.callbacks.Callback):
     """Writes a CSV row for every epoch. The file is complete after each of them.
 
     Keras' CSVLogger fixes its columns in the first epoch and appends to a file that an interruption leaves incomplete.
+    Where the file cannot be written training goes on, and the next epoch writes all rows.
+
+    Args:
+        path: The file.
+        report: Called with a sentence where the file cannot be written.
 
     Attributes:
         phase: Number of the phase, which gets a column; `None` for a run that shows no phases.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, report: Callable[[str], None] = lambda sentence: None):
         super().__init__()
         self.path = path
         self.phase: int | None = None
+        self.warned = _Warned(report)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.phase in (None, 1):  # `fit` is called once a phase, and the rows of all phases belong in the file
@@ -87,7 +96,38 @@ class MetricsFile(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         phase = {} if self.phase is None else {"phase": self.phase}
         self._rows.append({"epoch": epoch + 1, **phase, **{key: float(value) for key, value in (logs or {}).items()}})
+        with self.warned.of(WriteError):
+            # An epoch may take less than a millisecond, and bringing a file to the disk takes several.
+            write_csv(self.path, self._rows, durable=False)
+
+    def write(self) -> None:
+        """Writes the rows of all epochs once more.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
         write_csv(self.path, self._rows)
+
+
+class _Warned:
+    """Reports the first of several errors in a row, after each of which training goes on."""
+
+    def __init__(self, report: Callable[[str], None]):
+        self.report = report
+        self.failing = False
+
+    @contextmanager
+    def of(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Takes errors of these kinds for reasons to try again after a later epoch."""
+        try:
+            yield
+        except kinds as error:
+            if not self.failing:
+                said = str(error) if isinstance(error, WriteError) else reason(error) + "."
+                self.report(f"warning: {said} Training goes on; a later epoch tries again.")
+            self.failing = True
+        else:
+            self.failing = False
 
 
 class LastWeights(keras.callbacks.Callback):
@@ -95,66 +135,143 @@ class LastWeights(keras.callbacks.Callback):
 
     The file is complete at all times: a new one is written beside it and then takes its place, where Keras'
     ModelCheckpoint overwrites it. Saving takes at most a hundredth of the training time. Where epochs are so short that
-    it would take more, some epochs are skipped, but neither the first nor the last.
+    it would take more, some epochs are skipped, but neither the first nor the last. Where it fails training goes on,
+    and the former file stays.
+
+    Args:
+        path: The file.
+        report: Called with a sentence where the file cannot be written.
+
+    Attributes:
+        saved: What the file holds, such as `epoch 3`; empty before it is written.
+        saved_to: Where that is: `path`, or a file in another folder.
+        unsaved: Whether the weights are finite and newer than the file.
     """
 
     _SHARE = 0.01  # of the time, for saving
     _FIRST_SECONDS = 0.0  # before the first file; a test sets it higher
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, report: Callable[[str], None] = lambda sentence: None):
         super().__init__()
-        self.path = path
+        self.path = self.saved_to = path
+        self.saved = ""
+        self.warned = _Warned(report)
+        self.unsaved = False
+        self._moment, self._steps = "", 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._next = time.monotonic() + self._FIRST_SECONDS  # earliest time of the next file
-        self._unsaved = False  # whether the weights are finite and newer than the file
+        self.unsaved = False
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch, self._steps, self._loss = epoch, 0, None
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._steps, self._loss = batch + 1, (logs or {}).get("loss")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
+        self.unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
+        self._moment, self._steps = f"epoch {epoch + 1}", 0
         if time.monotonic() >= self._next:
             self._save()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._save()
 
+    def keep(self) -> str:
+        """Saves what is not saved yet, if need be in another folder, and says in a sentence what is saved and where.
+
+        It is called where training breaks off, and where the file could not be written at its end.
+        """
+        if self._steps and math.isfinite(float(1.0 if self._loss is None else self._loss)):
+            of_all = f" of {steps}" if (steps := (self.params or {}).get("steps")) else ""
+            before = f"epoch {self._epoch} and " if self._epoch else ""
+            self._moment, self.unsaved = f"{before}{self._steps}{of_all} steps of epoch {self._epoch + 1}", True
+        try:
+            self._save()
+            if self.unsaved and (elsewhere := save_elsewhere(_model(self), self.path.absolute().parents[1].name)):
+                self.saved, self.saved_to, self.unsaved = self._moment, elsewhere, False
+        except Exception as error:  # training broke off in a way that does not even let the weights be read
+            return f"The weights could not be saved: {reason(error)}."
+        lost = f" Those after {self._moment} could not be saved anywhere." if self.unsaved else ""
+        if not self.saved:
+            return f"No weights are saved.{lost}"
+        return f"The weights after {self.saved} are in `{self.saved_to}`.{lost}"
+
     def _save(self) -> None:
-        if self._unsaved:
+        if self.unsaved:
             begun = time.monotonic()
-            with replacing(self.path) as temporary:
-                _model(self).save_weights(temporary)
+            with self.warned.of(WriteError):
+                save_weights(_model(self), self.path)
+                self.saved, self.saved_to, self.unsaved = self._moment, self.path, False
             now = time.monotonic()
-            self._next, self._unsaved = now + (now - begun) / self._SHARE, False
+            self._next = now + (now - begun) / self._SHARE
+
+
+class StopAtSignal(keras.callbacks.Callback):
+    """Raises `Stopped` at the end of a step, or of a step of the validation, where a signal asks the process to end.
+
+    Put it last in the list of callbacks, so that an epoch which is over is in the files of the others.
+    """
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # The last step of an epoch lets the epoch end.
+        if stopped() and batch + 1 != (self.params or {}).get("steps"):
+            self._stop()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stop()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if stop := stopped():
+            raise stop
 
 
 class TensorBoardLog(keras.callbacks.Callback):
     """Writes `epoch_<name>` for every epoch, as Keras' TensorBoard does, without slowing the steps down.
 
-    A thread of TensorBoard's own writes the files. Keras' callback takes most of a millisecond in each step and several
-    at the end of an epoch, and writes the rate of every group twice.
+    Keras' callback takes most of a millisecond in each step and several at the end of an epoch, and writes the rate of
+    every group twice. Where a file cannot be written training goes on, and a later epoch begins another file.
 
     Args:
         folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
+        report: Called with a sentence where a file cannot be written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, report: Callable[[str], None] = lambda sentence: None):
         super().__init__()
         self.folder = folder
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._writers: dict[str, Writer] = {}
+        self.warned = _Warned(report)
+        self._writers: dict[str, Any] = {}
+        self._next, self._gap = 0, 1  # the epoch to write next, and epochs to wait after another failure
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for key, value in (logs or {}).items():
-            part = "validation" if key.startswith("val_") else "train"
-            if part not in self._writers:
-                self._writers[part] = Writer(str(self.folder / part))
-            self._writers[part].add_scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), epoch)
-        for writer in self._writers.values():
-            writer.flush()
+        if epoch < self._next:
+            return
+        with self.warned.of(WriteError, OSError, tf.errors.OpError):
+            try:
+                check_held(self.folder)
+                for key, value in (logs or {}).items():
+                    part = "validation" if key.startswith("val_") else "train"
+                    if part not in self._writers:
+                        self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
+                    with self._writers[part].as_default():
+                        tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
+                for writer in self._writers.values():
+                    writer.flush()
+            except (OSError, tf.errors.OpError):
+                # A record may be written in part, so another file is begun. Each may be empty: soon few are tried.
+                self._writers, self._next, self._gap = {}, epoch + self._gap, 2 * self._gap
+                raise
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with suppress(OSError, tf.errors.OpError):
+            for writer in self._writers.values():
+                writer.close()
+        self._writers = {}
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):

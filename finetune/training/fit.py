@@ -17,16 +17,19 @@ from rich.console import Console
 
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples
-from finetune.errors import TrainingError
+from finetune.errors import FinetuneError, TrainingError, WriteError, reason
 from finetune.groups.selectors import LayerGroup
+from finetune.interruption import Stopped, deferred
 from finetune.training.callbacks import (
     LastWeights,
     LearningRateLogger,
     MetricsFile,
     ProgressLine,
     StopAtNonFiniteLoss,
+    StopAtSignal,
     TensorBoardLog,
 )
+from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
@@ -35,7 +38,6 @@ from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
-from finetune.training.try_examples import explained
 
 SEE_WHERE = "The option `--debug` shows where."
 
@@ -77,6 +79,8 @@ def train(
     folder: Path,
     console: Console,
     proof: FrozenRecords | None = None,
+    wait: DataWait | None = None,
+    weights: LastWeights | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -91,14 +95,20 @@ def train(
         folder: The run folder.
         console: Where to print.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
+        wait: Adds up how long training waits for rows that are made when they are taken.
+        weights: Saves the weights, and says afterwards where they are.
 
     Returns:
         One record for each phase.
 
     Raises:
-        TrainingError: Training breaks off, or a loss is not a finite number.
+        TrainingError: Training breaks off, or a loss is not a finite number. The weights of the finished steps are
+            saved.
+        Stopped: A signal asks the process to end. The weights are saved, and `kept` says so.
+        WriteError: The metrics cannot be written.
     """
-    fit = _RunFit(model, groups, phases, examples, options, folder, console)
+    weights = weights or LastWeights(last_weights(folder))
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights)
     loop = run_phases(
         model,
         groups,
@@ -111,6 +121,7 @@ def train(
             batch_size=options.batch_size,
             seed=options.seed,
             sample_weight=examples.weights_train,
+            augmentation=examples.augmentation,
         ).take(AUTO_RGN_BATCHES),
         proof=proof,
         on_phase=fit.announce,
@@ -119,9 +130,7 @@ def train(
     with (
         _tidied(model, folder / "features"),
         fit.progress,
-        explained(
-            TrainingError, "Training stopped with an error.", f"{SEE_WHERE} What was written so far is in `{folder}`."
-        ),
+        fit.finished_steps_kept(),
         closing(loop),
     ):
         for record in loop:
@@ -132,6 +141,12 @@ def train(
     if fit.guard.stopped_at:
         epoch, step, loss = fit.guard.stopped_at
         check_finite(loss, f"in epoch {epoch}, step {step}", folder)
+    if fit.weights.unsaved:
+        fit.report(f"warning: {fit.weights.keep()}")
+    try:
+        fit.metrics.write()
+    except WriteError as error:
+        raise WriteError(f"{error} {fit.weights.keep()}") from error
     return tuple(records)
 
 
@@ -164,20 +179,26 @@ class _RunFit:
         options: FitOptions,
         folder: Path,
         console: Console,
+        wait: DataWait | None,
+        weights: LastWeights,
     ):
+        self.wait = wait if reads_from_disk(examples) else None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
-        self.metrics = MetricsFile(folder / "metrics.csv")
+        self.metrics = MetricsFile(folder / "metrics.csv", self.report)
+        self.weights = weights
+        weights.warned.report = self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             LearningRateLogger(),  # before all that read the rates from the logs
             self.guard,
             self.progress,
             self.metrics,
-            TensorBoardLog(folder / "tensorboard"),
-            LastWeights(folder / "checkpoints" / "last.weights.h5"),
+            TensorBoardLog(folder / "tensorboard", self.report),
+            weights,
+            *([self.wait] if self.wait else []),
         ]
         self.data = CachedBatches(
             model,
@@ -188,9 +209,36 @@ class _RunFit:
             shuffle=options.shuffle,
             seed=options.seed,
             folder=folder / "features",
-            report=lambda sentence: console.print(sentence, highlight=False, markup=False),
+            report=self.report,
             leaves=[leaf for group in groups for leaf in group.leaves],
+            augmentation=examples.augmentation,
         )
+
+    def report(self, sentence: str) -> None:
+        """Prints a sentence."""
+        self.console.print(sentence, highlight=False, markup=False)
+
+    @contextmanager
+    def finished_steps_kept(self) -> Iterator[None]:
+        """Saves the weights of the finished steps where training breaks off, and says so in the error.
+
+        Raises:
+            Stopped: A signal asks the process to end.
+            TrainingError: For any error that is not a `FinetuneError` itself.
+        """
+        try:
+            yield
+        except Stopped as stop:
+            stop.kept = self.weights.keep()
+            raise
+        except FinetuneError:
+            self.weights.keep()
+            raise
+        except Exception as error:
+            raise TrainingError(
+                f"Training stopped with an error. {type(error).__name__}: {reason(error)}. {self.weights.keep()} "
+                f"{SEE_WHERE} What was written so far is in `{self.weights.path.parents[1]}`."
+            ) from error
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
@@ -207,24 +255,32 @@ class _RunFit:
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
+        if self.wait and self.data.reads_rows:
+            batches = self.wait.timed(batches)
         share = self.options.steps_per_execution == "auto"
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
-        self.model.fit(
-            batches,
-            steps_per_epoch=self.options.steps_per_epoch,
-            epochs=epochs,
-            initial_epoch=initial_epoch,
-            validation_data=self.validation,
-            shuffle=False,  # the batches come shuffled
-            verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-            callbacks=[*self.observers, *sharing, *callbacks],
-        )
+        with deferred():  # a signal stops between two steps
+            self.model.fit(
+                batches,
+                steps_per_epoch=self.options.steps_per_epoch,
+                epochs=epochs,
+                initial_epoch=initial_epoch,
+                validation_data=self.validation,
+                shuffle=False,  # the batches come shuffled
+                verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
+                callbacks=[*self.observers, *sharing, *callbacks, StopAtSignal()],
+            )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:
         """Yields what each later phase trains, and its layers in inference mode, as far as known now."""
         for phase in self.phases[start.number :]:
             state = state_of(self.model, self.groups, phase)
             yield [leaf.variable for leaf in state.trained], state.inference_layers
+
+
+def last_weights(folder: Path) -> Path:
+    """Returns the file of the latest weights in a run folder."""
+    return folder / "checkpoints" / "last.weights.h5"
 
 
 def check_finite(loss: float, where: str, folder: Path) -> None:

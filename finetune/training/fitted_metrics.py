@@ -107,7 +107,7 @@ class Conversion:
         if self.one_hot:
             labels = ops.reshape(ops.cast(y_true, "int32"), ops.shape(y_pred)[:-1])
             y_true = ops.one_hot(labels, self.outputs, dtype=y_pred.dtype)
-        if self.add_axis:
+        if self.add_axis and len(y_true.shape) < len(y_pred.shape):  # Keras gives arrays that axis, but not datasets
             y_true = ops.expand_dims(y_true, -1)
         if self.probabilities:
             y_pred = {"sigmoid": ops.sigmoid, "softmax": ops.softmax}[self.probabilities](y_pred)

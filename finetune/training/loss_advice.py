@@ -5,13 +5,14 @@ off at 0 and 1, stays finite, and trains to nothing. With `from_logits: true` it
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune.models.output_activation import PROBABILITIES, output_activations
+from finetune.models.output_names import output_names
 
 # Losses of probabilities that have no `from_logits`.
 _OF_PROBABILITIES = ("kldivergence", "kullbackleiblerdivergence", "kld", "dice", "tversky")
@@ -50,13 +51,14 @@ def advice_on_loss(model: Any, x: Any) -> Iterator[str]:
         model: A compiled model with its pretrained weights.
         x: Inputs of some rows, on which outputs are looked at whose activation the graph does not show.
     """
-    logits = takes_logits(model.loss)
-    if logits is None:
-        return
-    name = str(getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss))
-    activations = output_activations(model)
-    for index, activation in enumerate(activations):
-        where = f"output {index + 1} of the network" if len(activations) > 1 else "the network"
+    names = output_names(model)
+    for index, activation in enumerate(output_activations(model)):
+        loss = model.loss.get(names[index]) if isinstance(model.loss, Mapping) and index < len(names) else model.loss
+        logits = takes_logits(loss)
+        if logits is None:
+            continue
+        name = str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
+        where = f"output {index + 1} of the network" if len(output_activations(model)) > 1 else "the network"
         if logits and activation in PROBABILITIES:
             yield (
                 f"`loss: {{name: {name}, from_logits: true}}` takes logits, and {where} ends in `{activation}`. Remove "

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from finetune.data.examples import Examples
 from finetune.errors import DataError, FinetuneError, quote, reason
+from finetune.training.target_checks import check_targets
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
     sizes = _sizes(model, "output_shape") or ()
     x, y = examples.train.first(next(rows for rows in (2, 3, 5, 7, 11, 13) if rows not in sizes))
     _check_shape(model, x)
+    _check_text(model, x)
     with explained(DataError, "Examples must fit the model.", f"{_forms(model, y)} Change the data or the model."):
-        return Trial(x, y, model(x, training=False))
+        try:
+            return Trial(x, y, model(x, training=False))
+        except Exception:  # of TensorFlow or Keras: shown below where the number of tokens is not the cause
+            _check_length(model, x)
+            raise
 
 
 def try_examples(model: keras.Model, examples: Examples, trial: Trial | None = None) -> None:
-    """Sends a few rows through the model, its loss and its metrics, and checks all labels of a sparse loss.
+    """Sends a few rows through the model, its loss and its metrics, and checks the targets.
 
     Args:
         model: A compiled model; nothing in it changes.
@@ -55,7 +61,7 @@ def try_examples(model: keras.Model, examples: Examples, trial: Trial | None = N
     """
     trial = trial or try_model(model, examples)
     x, y = trial.x, trial.y
-    _check_labels(model, examples)
+    check_targets(model, examples, y, trial.outputs)
     with explained(DataError, "Examples must fit the model and its loss.", _advice(model, y)):
         model.compute_loss(x, y, trial.outputs, training=False)
     advice = "Choose metrics for targets and outputs of this form."
@@ -85,6 +91,46 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
         raise kind(f"{rule} {type(error).__name__}: {reason(error)}. {advice}") from error
 
 
+def _check_text(model: keras.Model, x: Any) -> None:
+    """Refuses text, such as paths of files, where the network takes numbers."""
+    inputs = getattr(model, "inputs", None) if isinstance(model, keras.Function | keras.Sequential) else None
+    takes_text = inputs is None or any(keras.backend.standardize_dtype(each.dtype) == "string" for each in inputs)
+    for array in [] if takes_text else tf.nest.flatten(x):
+        if array.dtype == tf.string:
+            shown = [each.decode(errors="replace") for each in np.asarray(array).reshape(-1)[:2].tolist()]
+            raise DataError(
+                f"`{model.name}` takes numbers. The inputs are text, such as {quote(shown)}. Paths of images are read "
+                "from a table (`types: {column: image}`) or a folder (`images:`); text becomes ids by a `tokenizer`."
+            )
+
+
+def _check_length(model: keras.Model, x: Any) -> None:
+    """Says how many tokens a network takes, where rows have more: a table of positions has an end."""
+    ids = [array for array in tf.nest.flatten(x) if array.dtype.is_integer and array.shape.rank == 2]
+    if not ids or max(array.shape[1] for array in ids) < 2:
+        return
+    length = max(array.shape[1] for array in ids)
+
+    def takes(tokens: int) -> bool:
+        cut = tf.nest.map_structure(lambda array: array[:, :tokens] if array.shape.rank == 2 else array, x)
+        try:
+            model(cut, training=False)
+        except Exception:  # of TensorFlow or Keras: the caller shows it where length is not the cause
+            return False
+        return True
+
+    if not takes(1):
+        return
+    low, high = 1, length  # the first is taken, the second is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if takes(middle) else (low, middle)
+    raise DataError(
+        f"A row has at most as many tokens as the network has positions. `{model.name}` takes {low:,} tokens, and the "
+        f"rows have {length:,}. Set `data.tokenizer.length: {low}`, or cut the rows."
+    )
+
+
 def _check_shape(model: keras.Model, x: Any) -> None:
     model_sizes = _sizes(model, "input_shape")
     # Several inputs, or a subclassed model, which only shows its shapes when it is called.
@@ -99,29 +145,6 @@ def _check_shape(model: keras.Model, x: Any) -> None:
             f"Examples must have the shape that the model takes. `{model.name}` takes {_shown(model_sizes)} per row; "
             f"the data have {_shown(sizes)}. Change the data or the model."
         )
-
-
-def _check_labels(model: keras.Model, examples: Examples) -> None:
-    # A loss may be a name, an object or a function.
-    loss = getattr(model.loss, "name", None) or getattr(model.loss, "__name__", model.loss)
-    sizes = _sizes(model, "output_shape")
-    if loss == "sparse_categorical_crossentropy" and sizes and sizes[-1] is not None:
-        allowed = {*range(sizes[-1]), getattr(model.loss, "ignore_class", None)}
-        rule = "Labels must be the numbers of the classes, from 0."
-        bounds = f"The model gives {sizes[-1]} classes, so they are `0` to `{sizes[-1] - 1}`"
-        advice = "Number the labels from 0, or give the model's head more classes."
-    elif loss in ("binary_crossentropy", "binary_focal_crossentropy"):
-        allowed = None  # every number between, as smoothed labels are
-        rule, bounds = f"The labels of `{loss}` must be from 0 to 1.", "Outside of that its value falls without end"
-        advice = "Number the labels 0 and 1, or take the loss of a regression, such as `mse`."
-    else:
-        return
-    for name in ("y_train", "y_test", "y_validation"):
-        labels = getattr(examples, name)
-        known = np.unique(labels).tolist() if isinstance(labels, np.ndarray) and labels.dtype.kind in "biuf" else []
-        wrong = [label for label in known if (label not in allowed if allowed else not 0 <= label <= 1)]
-        if wrong:
-            raise DataError(f"{rule} {bounds}; `{name}` also holds {quote(wrong)}. {advice}")
 
 
 def _advice(model: keras.Model, y: Any) -> str:

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from finetune.build.compile import compile_model
 from finetune.data.examples import Examples
@@ -50,6 +51,18 @@ def test_metrics_are_known_by_every_name_of_keras_and_logged_under_it(compiled):
     metrics = f"[acc, {top}, sparse_categorical_accuracy, SparseCategoricalCrossentropy]"
     names = {"loss", "acc", "sparse_top_k_categorical_accuracy", "sparse_categorical_accuracy"}
     assert logged(compiled(f"train.metrics={metrics}")) == {*names, "SparseCategoricalCrossentropy"}
+
+
+@pytest.mark.parametrize("name", ["mae", "MAE", "mean_absolute_error", "MeanAbsoluteError"])
+def test_a_metric_has_the_value_of_keras_under_each_of_its_names(recipe, lay_out, name):
+    x, y = X + np.arange(6)[:, np.newaxis], np.array([1.0, 0, 5, 2, 2, 9], "float32")
+    np.savez("numbers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, name="only")]).save("one.keras")
+    groups = "groups=[{name: all, rest: true, optimizer: sgd, learning_rate: 1.0}]"
+    train = f"train={{epochs: 1, loss: mse, metrics: [{name}]}}"
+    model = lay_out(recipe, "model.keras_file=one.keras", "data.npz=numbers.npz", groups, train).model
+    reported = model.evaluate(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), verbose=0, return_dict=True)[name]
+    assert reported == pytest.approx(np.abs(model.predict(x, verbose=0)[:, 0] - y).mean(), rel=1e-5)
 
 
 def test_a_class_is_found_however_its_name_is_cut_into_words(compiled):

@@ -141,9 +141,9 @@ def test_balanced_classes_weigh_the_training_rows_alone(recipe):
     assert examples.weights_test is None
 
 
-def test_rows_are_weighted_in_one_way(recipe):
+def test_weights_of_rows_and_of_classes_are_multiplied(recipe):
     x, y = np.zeros((10, 6), "float32"), np.arange(10) % 2
-    np.savez("counted.npz", x_train=x, y_train=y, x_test=x, y_test=y, weights_train=np.ones(10))
-    overrides = ["data={npz: counted.npz, class_weight: balanced}"]
-    with pytest.raises(RecipeError, match=r"`data\.class_weight`: the training rows have weights already"):
-        build_examples(load_recipe(recipe, overrides=overrides))
+    np.savez("counted.npz", x_train=x, y_train=y, x_test=x, y_test=y, weights_train=np.arange(10.0))
+    overrides = ["data={npz: counted.npz, class_weight: {1: 3.0}}"]
+    weights = build_examples(load_recipe(recipe, overrides=overrides)).weights_train
+    assert weights.tolist() == [0, 3, 2, 9, 4, 15, 6, 21, 8, 27]

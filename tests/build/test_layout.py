@@ -171,7 +171,7 @@ def test_steps_in_a_call_divide_the_epoch_where_keras_makes_the_calls(recipe, la
 
 READ_BY_NAME = {
     *("epochs", "learning_rate", "always_train", "loss", "metrics", "mixed_precision", "jit_compile"),
-    "validation_fraction",
+    *("validation_fraction", "label_smoothing"),
 }
 
 

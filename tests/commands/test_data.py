@@ -46,3 +46,14 @@ def test_data_without_images_give_no_sheet(recipe):
     _, said = shown(recipe, sheet=sheet)
     assert "no sheet is written: there are no images" in said
     assert not sheet.exists()
+
+
+def test_augmented_rows_are_on_the_sheet_below_the_images(photos):
+    plain, augmented = photos.parent / "plain.png", photos.parent / "augmented.png"
+    shown(photos, sheet=plain)
+    shown(photos, "data.augment=[{layer: RandomInvert, factor: 1.0}]", sheet=augmented)
+    before, after = (np.asarray(Image.open(path)).astype(int) for path in (plain, augmented))
+    assert after.shape[0] == before.shape[0] + 3 * (before.shape[0] - 8) // 2  # 2 lines of images, and 3 epochs
+    np.testing.assert_allclose(after[8:120, 8:120], before[8:120, 8:120], atol=5)  # black is that of the whole sheet
+    below = after[8 + 2 * 134 : 120 + 2 * 134, 8:120]
+    np.testing.assert_allclose(below, 255 - before[8:120, 8:120], atol=5)

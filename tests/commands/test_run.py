@@ -14,7 +14,7 @@ from rich.console import Console
 
 import finetune
 from finetune.checksum import checksum
-from finetune.errors import DataError, FinetuneError, TrainingError
+from finetune.errors import DataError, FinetuneError, RecipeError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
 
@@ -270,7 +270,10 @@ def other_rows(rows):
         ({"x": lambda x: x[:, :5]}, "`tiny` takes `6` values per row; the data have `5` values"),
         ({"y_train": lambda y: y + 1}, "`y_train` also holds `3`"),
         ({"y_test": lambda y: y + 1}, "`y_test` also holds `3`"),
-        ({"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]}, "Check that `loss` fits the targets."),
+        (
+            {"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]},
+            "takes the number of the class of each row.",
+        ),
     ],
 )
 def test_examples_that_do_not_fit_are_bad_input_for_run_and_plan(recipe, other_rows, change, told):
@@ -279,9 +282,10 @@ def test_examples_that_do_not_fit_are_bad_input_for_run_and_plan(recipe, other_r
         lambda: finetune.run(recipe, "out", overrides=[override]),
         lambda: finetune.plan(recipe, overrides=[override]),
     ):
-        with pytest.raises(DataError) as error:
+        with pytest.raises(RecipeError) as error:
             call()
         assert told in str(error.value)
+        assert str(error.value).startswith("tiny.yaml:")
         assert "\n" not in str(error.value)
     assert not Path("out").exists()
 
@@ -403,7 +407,7 @@ def test_a_model_that_cannot_be_saved_whole_keeps_its_weights(odd):
     assert str(error.value).startswith(
         "A trained model is saved whole, so that plain Keras can load it. NotImplementedError: "
     )
-    assert f"Its weights are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
+    assert f"The weights after epoch 2 are in `{Path('out/checkpoints/last.weights.h5')}`" in str(error.value)
     assert Path("out/checkpoints/last.weights.h5").is_file()
     assert not Path("out/model.keras").exists()
 

@@ -1,3 +1,4 @@
+import time
 from itertools import chain
 
 import keras
@@ -135,3 +136,83 @@ def test_rows_made_by_threads_are_made_only_when_they_are_chosen():
     chosen = select({"x": made}, np.array([3, 5, 8]))
     [(x, y)] = batches_in_order(chosen, Y[[3, 5, 8]], batch_size=4)
     np.testing.assert_array_equal(x["x"], X[y])
+
+
+# -- Position in an epoch, and parts of the batches -------------------------------------------------------------------
+
+
+@pytest.fixture(params=["made as a whole", "computed from the place"])
+def orders(request, monkeypatch):
+    if request.param == "computed from the place":
+        monkeypatch.setattr("finetune.data.batches._ORDERED_AT_ONCE", 0)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 1), (11, 4), (12, 4), (30, 7)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_holds_every_row_once_and_beginning_at_a_step_is_skipping_to_it(
+    orders, rows, batch_size, shuffle, by_row
+):
+    y, steps = np.arange(rows), steps_per_epoch(rows, batch_size)
+    tensor = tf.constant(y)
+    x = Rows(rows, lambda at: tf.gather(tensor, at), take_row=(lambda at: tensor[at]) if by_row else None)
+    options = {"batch_size": batch_size, "seed": 2**40 + 3, "shuffle": shuffle}
+    whole = [(x.numpy().tolist(), y.numpy().tolist()) for x, y in training_batches(x, y, **options).take(3 * steps)]
+    for epoch in range(3):
+        batches = whole[epoch * steps : (epoch + 1) * steps]
+        assert sorted(chain(*(labels for _, labels in batches))) == y.tolist()
+        assert all(made == labels for made, labels in batches)
+    for first_step in range(steps):
+        later = training_batches(x, y, first_epoch=1, first_step=first_step, **options).take(2 * steps - first_step)
+        assert [y.numpy().tolist() for _, y in later] == [labels for _, labels in whole[steps + first_step :]]
+
+
+def test_every_epoch_has_an_order_of_its_own_also_where_it_is_computed(orders):
+    first, second = (targets(training_batches(Y, Y, batch_size=11, first_epoch=n), 1)[0] for n in (0, 1))
+    assert first != second
+    assert first != targets(training_batches(Y, Y, batch_size=11, seed=1), 1)[0]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (4, 3), (5, 2), (11, 4)])
+def test_the_shares_of_all_workers_are_the_global_batches(orders, batch_size, workers, by_row):
+    if by_row:
+        tensor = tf.constant(X)
+        x = Rows(11, lambda at: tf.gather(tensor, at), take_row=lambda at: tensor[at])
+    else:
+        x = X
+    if 11 % batch_size and 11 % batch_size < workers:
+        with pytest.raises(DataError, match="Every worker must get a row of every batch"):
+            training_batches(x, Y, batch_size=batch_size, share=(0, workers))
+        return
+    count = 2 * steps_per_epoch(11, batch_size)
+    whole = targets(training_batches(x, Y, batch_size=batch_size), count)
+    shares = [
+        targets(training_batches(x, Y, batch_size=batch_size, share=(worker, workers)), count)
+        for worker in range(workers)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    sizes = [[len(part) for part in parts] for parts in zip(*shares, strict=True)]
+    assert all(max(each) - min(each) <= 1 for each in sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"first_step": 3}, "`first_step` must be from 0 to 2, since an epoch has 3 batches. Received 3."),
+        ({"first_step": -1}, "`first_step` must be from 0 to 2, since an epoch has 3 batches. Received -1."),
+        ({"share": (2, 2)}, "`share` must be the number of a worker, from 0, and the number of workers. Received 2"),
+    ],
+)
+def test_a_position_or_a_share_that_does_not_exist_is_an_error(options, said):
+    with pytest.raises(DataError) as caught:
+        training_batches(X, Y, batch_size=4, **options)
+    assert str(caught.value).startswith(said)
+
+
+def test_any_step_of_ten_million_rows_is_there_within_a_second():
+    y = tf.range(10**7)
+    begin = time.perf_counter()
+    [(x, labels)] = training_batches(y, y, batch_size=32, first_epoch=7, first_step=300_000).take(1)
+    assert time.perf_counter() - begin < 1
+    assert x.shape == labels.shape == (32,)

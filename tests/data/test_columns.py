@@ -1,10 +1,10 @@
-"""Columns: what becomes of numbers, categories, text and targets, and that nothing is fitted to the test rows."""
+"""Columns: what becomes of numbers, categories and text, and that nothing is fitted to the test rows."""
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from finetune.data.columns import feature_vectors, targets, token_ids
+from finetune.data.columns import feature_vectors, token_ids
 from finetune.data.table_files import Column, Table
 from finetune.errors import DataError
 
@@ -64,12 +64,6 @@ def test_large_numbers_that_differ_little_stay_different():
     assert fitted["n"]["mean"] == 1.7e9 + 49.5
 
 
-def test_classes_as_numbers_with_a_decimal_point_come_in_their_order():
-    y, names = targets(table(Column("n", "number", np.array([0.0, 10.0, 2.0, 1.0]), whole=True)), ["n"], SPARSE)
-    assert y.tolist() == [0, 3, 2, 1]
-    assert names == ("0", "1", "2", "10")
-
-
 def test_text_is_no_number_and_no_category_of_a_thousand_values():
     with pytest.raises(DataError, match=r"`t` also holds `x`\. Correct them, or make it a category: `types: \{t: cat"):
         feature_vectors([texts("1", "x", "2", "3")], {"t": "number"}, TRAIN)
@@ -108,41 +102,3 @@ def test_a_tokenizer_that_is_none_is_an_error(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match=r"must be a `tokenizer.json` or a `vocab.txt`\. Reading it failed"):
         token_ids(["a"], tmp_path / "bad.json", 3)
-
-
-# -- Targets ----------------------------------------------------------------------------------------------------------
-
-SPARSE, BINARY = "sparse_categorical_crossentropy", "binary_crossentropy"
-
-
-@pytest.mark.parametrize(
-    ("column", "loss", "expected", "names"),
-    [
-        (texts("b", "a", "b"), SPARSE, [1, 0, 1], ("a", "b")),
-        (numbers(10, 2, 10), SPARSE, [1, 0, 1], ("2", "10")),
-        (texts("b", "a", "b"), BINARY, [1.0, 0.0, 1.0], ("a", "b")),
-        (texts("b", "a", "b"), "categorical_crossentropy", [[0, 1], [1, 0], [0, 1]], ("a", "b")),
-        (texts("x|y", "z", "y"), BINARY, [[1, 1, 0], [0, 0, 1], [0, 1, 0]], ("x", "y", "z")),
-        (numbers(1.5, 2, -3), "mse", [1.5, 2, -3], ()),
-    ],
-)
-def test_the_loss_says_what_becomes_of_a_target(column, loss, expected, names):
-    y, class_names = targets(table(column), [column.name], loss)
-    assert y.tolist() == expected
-    assert class_names == names
-
-
-def test_several_columns_are_several_targets():
-    y, names = targets(table(numbers(1, 0, name="a"), numbers(0, 1, name="b")), ["a", "b"], BINARY)
-    assert y.tolist() == [[1, 0], [0, 1]]
-    assert names == ("a", "b")
-
-
-def test_a_row_without_a_target_is_named():
-    with pytest.raises(DataError, match=r"`t` is missing in 1 of 2 rows: `a\.csv:3`"):
-        targets(table(texts("a", "")), ["t"], SPARSE)
-
-
-def test_a_loss_of_numbers_and_a_target_of_text_do_not_fit():
-    with pytest.raises(DataError, match=r"The loss `mse` takes numbers\. The target `t` is text, such as `a`, `b`"):
-        targets(table(texts("a", "b")), ["t"], "mse")

@@ -124,6 +124,14 @@ def test_examples_are_made_of_splits_and_give_them_back():
     assert len(examples.train) == 4
 
 
+def test_classes_with_few_rows_are_in_the_summary():
+    split = Split(np.ones((9, 2)), np.array([0] * 5 + [1] * 4))
+    assert summary(make_examples(split, split, class_names=("a", "b"))) == (
+        "9 rows to train on, 9 to test; 2 classes, 1 of them with fewer than 5 training rows"
+    )
+    assert summary(make_examples(split.select(slice(5)), split, class_names=("a",))).endswith("; 1 classes")
+
+
 def test_rows_that_were_skipped_are_in_the_summary():
     split = Split(np.ones((4, 2)), np.arange(4))
     assert summary(make_examples(split, split)) == "4 rows to train on, 4 to test"

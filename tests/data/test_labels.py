@@ -55,7 +55,14 @@ def test_a_class_that_does_not_exist_is_an_error_with_the_nearest():
 
 def test_targets_that_are_no_classes_have_no_class_weights():
     with pytest.raises(DataError, match=r"type `float32` and shape \(2,\)"):
-        class_weights(np.ones(2, "float32"), "balanced", ())
+        class_weights(np.array([0.5, 2], "float32"), "balanced", ())
+    with pytest.raises(DataError, match=r"type `float32` and shape \(2, 2\)"):
+        class_weights(np.ones((2, 2), "float32"), "balanced", ())
+
+
+@pytest.mark.parametrize("labels", [np.array([0.0, 1, 1, 1]), np.eye(2)[[0, 1, 1, 1]], np.array([[0], [1], [1], [1]])])
+def test_labels_of_every_form_that_keras_takes_have_class_weights(labels):
+    np.testing.assert_allclose(class_weights(labels, "balanced", ("a", "b")), [2, 2 / 3, 2 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +89,20 @@ def test_a_head_cannot_be_sized_by_no_examples_or_by_several_targets():
         count_outputs(None, "mse")
     with pytest.raises(DataError, match="There is a `dict`"):
         count_outputs(Examples(1, {"a": 1}, 1, 1), "mse")
+
+
+def test_two_classes_are_0_and_1_for_every_binary_loss_and_for_a_hinge():
+    for loss in ("bce", "BinaryCrossentropy", "hinge", "squared_hinge"):
+        assert encode_classes(["b", "a"], loss)[0].tolist() == [1, 0]
+
+
+def test_names_of_classes_are_refused_under_a_loss_of_numbers():
+    with pytest.raises(DataError) as caught:
+        encode_classes(["cat", "dog", "cat"], "mse")
+    assert str(caught.value) == (
+        "The loss `mse` takes numbers. The targets are names of classes, such as `cat`, `dog`. Take the loss "
+        "`sparse_categorical_crossentropy`, or `auto`."
+    )
 
 
 def test_labels_of_a_binary_loss_may_be_none_at_all():

@@ -81,7 +81,9 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
         source = DataSource.model_validate(TABLE | {"inputs": written})
         assert source.inputs == read
         assert DataSource.model_validate(source.model_dump(by_alias=True)) == source
-    assert source.target == ("kind",)
+    assert source.target == {"": ("kind",)}
+    several = DataSource.model_validate(TABLE | {"target": {"species": "kind", "size": ["a", "b"]}})
+    assert several.target == {"species": ("kind",), "size": ("a", "b")}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
         ({"inputs": None}, "is missing. Name columns of the table"),
         ({"target": None}, "is missing. Name columns of the table"),
         ({"inputs": {"a": []}}, "must be a column, a list of columns, or these for each input of the network"),
+        ({"target": {"a": 3}}, "must be a column, a list of columns, or these for each output of the network"),
         ({"types": {"age": "numbr"}}, 'is not a known value. Received: `"numbr"`. Did you mean `number`'),
         ({"split": {"by": "group"}}, "needs `column`, the column whose values say which rows belong together"),
         (

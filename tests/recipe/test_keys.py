@@ -36,7 +36,7 @@ def test_values_are_those_that_the_schema_accepts():
 
 
 def test_defaults_are_written_as_yaml_and_required_keys_say_so():
-    assert key("train", "loss").default == "required"
+    assert (key("train", "loss").default, key("train", "metrics").default) == ("auto", "")
     assert (key("train", "shuffle").default, key("train", "cache").default) == ("true", "auto")
     assert (key("train", "epochs").default, key("data", "class_names").default) == ("", "")
     assert key("restore", "from").default == "required"

@@ -81,7 +81,7 @@ def problems(model, text):
         (("train",), [1], "must be a mapping. Received: `[1]`."),
         (("train", "epoch"), 3, "is not a known key. Did you mean `epochs`?"),
         (("train", 3), 3, "is a key, and keys are text. Put it in quotes."),
-        (("train", "loss"), ..., "is missing. Add it under `train`."),
+        (("train", "loss"), {"name": "auto", "delta": 1}, "takes no arguments where it is `auto`. Write the name of what you want, or `auto` alone."),
         (("data", "npz"), 3, "must be text. Received: `3`. Put it in quotes."),
         (("data", "npz"), "", 'must not be empty. Received: `""`.'),
         (("restore", "exclude"), {"a": 1}, 'must be text. Received: `{"a": 1}`.'),
@@ -103,8 +103,8 @@ def test_a_learning_rate_of_zero_gets_the_advice_to_freeze_the_group(complaint):
 
 
 def test_a_missing_key_has_the_place_of_the_mapping_that_lacks_it():
-    write(TEXT.replace("  loss: mse\n", ""))
-    assert said() == ["recipe.yaml:12:1: `train.loss` is missing. Add it under `train`."]
+    write(TEXT.replace("  epochs", "  # epochs"))
+    assert said() == ["recipe.yaml:12:1: `train.epochs` is missing. Add it under `train`."]
     write(TEXT[: TEXT.index("train:")])
     assert said() == ["recipe.yaml:1:1: `train` is missing. Add it."]
 
@@ -112,7 +112,6 @@ def test_a_missing_key_has_the_place_of_the_mapping_that_lacks_it():
 def test_a_misspelt_key_has_its_own_place_and_gets_the_nearest_key():
     write(TEXT.replace("  loss", "  los"))
     assert said() == [
-        "recipe.yaml:12:1: `train.loss` is missing. Add it under `train`.",
         "recipe.yaml:14:3: `train.los` is not a known key. Did you mean `loss`?",
     ]
 

@@ -1,21 +1,32 @@
 import csv
+import errno
 import json
 import math
+import os
+import resource
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, LockError, WriteError
 from finetune.results.run_folder import (
     RUN_FILES,
+    check_room,
     check_run_folder,
-    make_run_folder,
+    open_run_folder,
     replacing,
     write_csv,
     write_json,
     write_text,
 )
+
+
+def make_run_folder(out, **more):
+    """The folder of a run that ends at once."""
+    with open_run_folder(out, **more) as folder:
+        return folder
 
 
 @pytest.fixture
@@ -153,6 +164,87 @@ def test_the_temporary_name_keeps_the_ending_by_which_keras_knows_the_format(her
     with replacing(here / "deep" / "last.weights.h5") as temporary:
         assert temporary.name.endswith(".weights.h5")
         temporary.touch()
+
+
+def test_a_folder_is_locked_while_a_run_writes_it_and_holds_no_lock_afterwards(here):
+    with open_run_folder(Path("out"), name="x"):
+        for refused in (check_run_folder, lambda out, **more: make_run_folder(out, name="x", **more)):
+            for overwrite in (False, True):
+                with pytest.raises(LockError, match=rf"`{here / 'out'}` is in use: process {os.getpid()} on "):
+                    refused(Path("out"), overwrite=overwrite)
+        assert os.listdir("out") == [".lock"]
+    assert os.listdir("out") == []
+
+
+def test_files_that_a_killed_run_was_writing_are_removed_with_the_run(here):
+    a_run(here / "out")
+    (here / "out" / ".writing-model.keras").write_text("half")
+    (here / "out" / ".lock").write_text("{")  # as a process leaves it that is killed while it writes it
+    make_run_folder(Path("out"), name="x", overwrite=True)
+    assert os.listdir("out") == []
+
+
+def test_a_run_whose_folder_is_removed_writes_nothing_in_its_place(here):
+    with open_run_folder(Path("out"), name="x"):
+        shutil.rmtree("out")
+        with pytest.raises(WriteError) as error:
+            write_text(Path("out/metrics.csv"), "1")
+        assert str(error.value) == (
+            f"A run writes to the folder that it has locked. `{here / 'out'}` was removed or moved while a run wrote "
+            "it; `metrics.csv` is lost."
+        )
+        assert not Path("out").exists()
+        with open_run_folder(Path("out"), name="x"), pytest.raises(LockError):
+            check_run_folder(Path("out"), overwrite=True)
+
+
+@pytest.mark.parametrize("total", [10**18, 1000])
+def test_room_on_the_disk_is_checked_before_anything_is_written(here, total):
+    if total == 1000:
+        check_room(Path("a/b"), total, total)
+        return
+    with pytest.raises(WriteError) as error:
+        check_room(Path("a/b"), total, total)
+    assert "They take about 1e+06 TB at `a/b`, where " in str(error.value)
+    assert str(error.value).endswith(" are free. Free some space, or choose another folder with `--out`.")
+
+
+def test_files_of_the_former_run_count_as_room(here, monkeypatch):
+    a_run(here / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 95, 5))
+    check_room(here / "out", 5 + 3 * len(RUN_FILES), 1, overwrite=True)
+    for more, overwrite in ((6, True), (0, False)):
+        with pytest.raises(WriteError):
+            check_room(here / "out", 5 + 3 * len(RUN_FILES) + more, 1, overwrite=overwrite)
+
+
+def test_the_limit_of_a_process_on_the_size_of_files_is_an_error_before_and_while_writing(here):
+    write_text(here / "a.txt", "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(WriteError, match=r"The largest takes about 2 kB, and this process may write files of 1 kB"):
+            check_room(here, 3000, 2000)
+        with pytest.raises(WriteError) as error:
+            write_text(here / "a.txt", "new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == (
+        f"Files are written whole or not at all. `{here / 'a.txt'}` could not be written: {os.strerror(errno.EFBIG)}. "
+        "This process may write files of 1 kB: raise the limit (`ulimit -f unlimited`)."
+    )
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "old")]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_the_former_file_and_says_how_much_is_free(here, code):
+    write_text(here / "a.txt", "old")
+    with (
+        pytest.raises(WriteError, match=r"\. [0-9.]+ [kMGT]B are free there: free some space"),
+        replacing(here / "a.txt"),
+    ):
+        raise OSError(code, os.strerror(code))
+    assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "old")]
 
 
 def test_names_of_columns_hold_no_control_characters(here):

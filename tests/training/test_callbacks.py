@@ -1,6 +1,8 @@
 import csv
 import os
 import pty
+import resource
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
@@ -12,17 +14,21 @@ import tensorflow as tf
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from finetune.interruption import Stopped, deferred, stoppable
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.schedules import exponential_decay
+from finetune.training import callbacks
 from finetune.training.callbacks import (
     LastWeights,
     LearningRateLogger,
     MetricsFile,
     ProgressLine,
     StopAtNonFiniteLoss,
+    StopAtSignal,
     TensorBoardLog,
     learning_rates,
 )
+from finetune.training.saving import save_weights
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -120,36 +126,150 @@ def test_weights_of_an_epoch_that_broke_do_not_replace_the_last_good_ones(tiny, 
     assert path.read_bytes() == good
 
 
-class SlowToSave(keras.Sequential):
-    saved_at = ()
+@pytest.fixture
+def saved_at(monkeypatch):
+    """Makes saving take 0.3 s; the steps after which it was done."""
+    steps = []
 
-    def save_weights(self, *arguments, **more):
-        self.saved_at = (*self.saved_at, int(self.optimizer.iterations))
+    def slow(model, path):
+        steps.append(int(model.optimizer.iterations))
         time.sleep(0.3)
-        super().save_weights(*arguments, **more)
+        save_weights(model, path)
+
+    monkeypatch.setattr(callbacks, "save_weights", slow)
+    return steps
 
 
-def test_where_epochs_are_short_few_are_saved_but_always_the_last(tiny, rows, tmp_path, monkeypatch):
-    model = compiled(SlowToSave(tiny().layers))
-    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
-    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=5)
-    assert model.saved_at == (3, 15)  # between the first and the last there were not 30 s
+def test_where_epochs_are_short_few_are_saved_but_always_the_last(tiny, rows, tmp_path, saved_at):
+    fit(compiled(tiny()), rows, LastWeights(tmp_path / "last.weights.h5"), epochs=5)
+    assert saved_at == [3, 15]  # between the first and the last there were not 30 s
 
 
-def test_a_training_of_less_than_a_second_is_saved_once(tiny, rows, tmp_path, monkeypatch):
-    model = compiled(SlowToSave(tiny().layers))
+def test_a_training_of_less_than_a_second_is_saved_once(tiny, rows, tmp_path, monkeypatch, saved_at):
     monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 60.0)
-    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
-    assert model.saved_at == (9,)
+    fit(compiled(tiny()), rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
+    assert saved_at == [9]
 
 
 @pytest.mark.slow
-def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(LastWeights, "_FIRST_SECONDS", 0.0)
+def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypatch, saved_at):
     monkeypatch.setattr(LastWeights, "_SHARE", 1e9)
-    model = compiled(SlowToSave(tiny().layers))
-    fit(model, rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
-    assert model.saved_at == (3, 6, 9)
+    fit(compiled(tiny()), rows, LastWeights(tmp_path / "last.weights.h5"), epochs=3)
+    assert saved_at == [3, 6, 9]
+
+
+# -- Files that cannot be written -------------------------------------------------------------------------------------
+
+
+def small_files(limit):
+    """Limits the size of files that this process may write; returns what undoes it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def at_epochs(first, last, limit):
+    """A callback that lets files be no larger in some epochs than a limit in bytes."""
+    undo = []
+    return keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: undo.append(small_files(limit)) if epoch == first else None,
+        on_epoch_end=lambda epoch, logs: undo.pop()() if epoch == last else None,
+    )
+
+
+def test_metrics_that_cannot_be_written_for_a_while_are_complete_afterwards_and_one_line_says_so(tiny, rows, tmp_path):
+    said = []
+    path = tmp_path / "metrics.csv"
+    fit(compiled(tiny()), rows, MetricsFile(path, said.append), at_epochs(1, 3, 50), epochs=5)
+    assert path.read_text().count("\n") == 6
+    (line,) = said
+    assert line.startswith(f"warning: Files are written whole or not at all. `{path}` could not be written: File too")
+    assert line.endswith(" Training goes on; a later epoch tries again.")
+
+
+def test_logs_for_tensorboard_that_cannot_be_written_for_a_while_go_on_in_another_file(tiny, rows, tmp_path):
+    said = []
+    log = TensorBoardLog(tmp_path / "logs", said.append)
+    fit(compiled(tiny()), rows, log, at_epochs(1, 1, 200), epochs=4)
+    assert [step for step, _ in curves(tmp_path / "logs" / "train")["epoch_loss"]] == [0, 2, 3]
+    assert len(said) == 1
+    assert "Training goes on" in said[0]
+
+
+def test_after_several_failures_few_epochs_try_to_write_a_log(tiny, rows, tmp_path):
+    (tmp_path / "logs").write_text("in the way")
+    said = []
+    log = TensorBoardLog(tmp_path / "logs", said.append)
+    for epoch in range(100):
+        log.on_epoch_end(epoch, {"loss": 1.0})
+    assert (len(said), log._gap) == (1, 128)
+
+
+def test_weights_that_cannot_be_written_keep_the_former_file_and_are_saved_elsewhere_at_the_end(
+    tiny, rows, tmp_path, monkeypatch
+):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    said = []
+    last = LastWeights(tmp_path / "run" / "checkpoints" / "last.weights.h5", said.append)
+    model = compiled(tiny())
+    fit(model, rows, last, epochs=1)
+    before = last.path.read_bytes()
+    undo = small_files(1000)
+    try:
+        fit(model, rows, last, epochs=2)
+        assert (
+            last.keep()
+            == f"The weights after epoch 1 are in `{last.path}`. Those after epoch 2 could not be saved anywhere."
+        )
+    finally:
+        undo()
+    assert last.path.read_bytes() == before
+    assert [line[:50] for line in said] == ["warning: Files are written whole or not at all. `/"]
+    last.path.unlink()
+    last.path.parent.rmdir()
+    last.path.parent.write_text("a file in the way of the folder")
+    sentence = last.keep()
+    (saved,) = (tmp_path / "tmp").iterdir()
+    assert sentence == f"The weights after epoch 2 are in `{saved}`."
+    again = compiled(tiny())
+    again.load_weights(saved)
+    np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
+
+
+# -- Signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [(5, "epoch 1 and 2 of 3 steps of epoch 2"), (3, "epoch 1"), (2, "2 of 3 steps of epoch 1")],
+)
+def test_a_signal_stops_between_two_steps_and_the_weights_of_that_moment_are_kept(tiny, rows, tmp_path, step, sentence):
+    model, last, steps = compiled(tiny()), LastWeights(tmp_path / "last.weights.h5"), []
+    send = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda number, logs: os.kill(os.getpid(), signal.SIGTERM) if len(steps) == step else None,
+        on_train_batch_begin=lambda number, logs: steps.append(number),
+    )
+
+    def work():
+        with deferred():
+            fit(model, rows, last, send, StopAtSignal(), epochs=9)
+
+    with pytest.raises(Stopped), stoppable():
+        work()
+    assert int(model.optimizer.iterations) == step
+    assert last.keep() == f"The weights after {sentence} are in `{last.path}`."
+    again = compiled(tiny())
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(last.path)
+    assert int(again.optimizer.iterations) == step
+
+
+def test_without_a_signal_nothing_stops_and_before_the_first_step_no_weights_are_saved(tiny, rows, tmp_path):
+    last = LastWeights(tmp_path / "last.weights.h5")
+    assert last.keep() == "No weights are saved."
+    with stoppable():
+        assert len(fit(compiled(tiny()), rows, last, StopAtSignal(), validation_split=0.3)["loss"]) == 2
 
 
 def curves(folder):

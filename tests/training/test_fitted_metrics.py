@@ -222,3 +222,13 @@ def test_accuracy_of_several_labels_comes_with_a_note():
 @pytest.mark.parametrize(("y", "outputs"), [({"a": 1}, np.zeros((2, 3))), (np.zeros(2), [np.zeros((2, 3))] * 2)])
 def test_several_outputs_have_no_single_task(y, outputs):
     assert task_of(y, outputs, loss="mse", logits=False) is None
+
+
+@pytest.mark.parametrize("targets", ["arrays", "dataset"])
+def test_a_metric_of_a_single_number_is_right_for_arrays_to_which_keras_adds_an_axis_and_for_datasets(targets):
+    x, y = np.arange(6, dtype="float32")[:, np.newaxis], np.array([1.0, 0, 5, 2, 2, 9], "float32")
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    task = task_of(y, model(x), loss="mse", logits=False)
+    model.compile(loss="mse", metrics=[fit_metric("mae", keras.losses.mean_absolute_error, {}, task)])
+    data = (x, y) if targets == "arrays" else (tf.data.Dataset.from_tensor_slices((x, y)).batch(4),)
+    assert model.evaluate(*data, verbose=0)[1] == pytest.approx(np.abs(x[:, 0] - y).mean())

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune.data.augmentation import Augmentation
 from finetune.data.batches import training_batches
 from finetune.data.examples import Split
 from finetune.groups.layer_tree import Leaf
@@ -35,6 +36,10 @@ class CachedBatches:
         folder: Where features on disk go.
         report: Called with a sentence that says what is kept, or why nothing is.
         leaves: All weights of the model, where they are known already.
+        augmentation: How the rows are changed in every epoch, if they are. Nothing is cached then.
+
+    Attributes:
+        reads_rows: Whether the latest batches hold the rows themselves and not their features.
     """
 
     def __init__(
@@ -50,14 +55,16 @@ class CachedBatches:
         folder: Path,
         report: Callable[[str], None],
         leaves: Sequence[Leaf] | None = None,
+        augmentation: Augmentation | None = None,
     ):
         self._model: Any = model
         self._rows, self._mode, self._passes, self._report = rows, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._options["sample_weight"] = rows.weights
         self._store = FeatureStore(folder)
-        self._leaves = leaves
+        self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}
+        self.reads_rows = True  # whether the latest batches hold the rows themselves
 
     def batches(
         self,
@@ -78,8 +85,9 @@ class CachedBatches:
         """
         options = {**self._options, "first_epoch": first_epoch}
         features = self._features(epochs - first_epoch, inference, later)
+        self.reads_rows = isinstance(features, NoCut)
         if isinstance(features, NoCut):
-            return training_batches(self._rows.x, self._rows.y, **options)
+            return training_batches(self._rows.x, self._rows.y, augmentation=self._augmentation, **options)
         # On features the model begins behind the cut. That is another function to compile, which is kept for phases
         # that train the same weights.
         key = self._model.train_function, features.cut.computed
@@ -98,6 +106,10 @@ class CachedBatches:
             later_cuts = [
                 find_cut(self._model, trained=trained, inference=layers, leaves=leaves) for trained, layers in later
             ]
+        if self._augmentation and isinstance(cut, Cut):
+            cut = NoCut("`data.augment` changes the rows in every epoch")
+            self._report(f"cache: not used, because {cut.reason}")
+            return cut
         features = cached_features(
             cut,
             self._rows.x,

@@ -36,10 +36,12 @@ class AutoRgn(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
+        # Compiled once for a phase: the weights that are trained are the same in all of its epochs.
         self._ratios = self._ratios or ratio_function(model, self.groups)
         with no_trace(model):  # the measurement runs the model in training mode, which updates statistics and seeds
             measured = [self._ratios(*batch).numpy() for batch in self.batches]  # shape `(batches, groups)`
         norms = {group.name: column for group, column in zip(self.groups, np.transpose(measured), strict=True)}
+        # rate of a group = rate * mean norm of the group / largest mean norm; without a gradient there is no ratio.
         check_ratios(norms)
         optimizer = unwrap(model.optimizer)
         for name, share in auto_rgn({name: float(column.mean()) for name, column in norms.items()}, 1.0).items():

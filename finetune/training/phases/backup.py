@@ -31,6 +31,7 @@ class PhaseBackup(keras.callbacks.Callback):
     def restore(self, model: keras.Model) -> int:
         """Loads weights and optimizer, if there is a backup; returns the epoch with which to go on, else 0."""
         self.callback.set_model(model)
+        # Keras' callback looks for its files when a `fit` begins, and leaves the epoch in an attribute of the model.
         self.callback.on_train_begin()
         return take_initial_epoch(model, self.callback)
 
@@ -67,6 +68,7 @@ def with_phase_backups(callbacks: Any) -> tuple[list[keras.callbacks.Callback], 
     Args:
         callbacks: As `fit` takes them: a callback, several in any structure, or `None`.
     """
+    # `fit` takes any structure of callbacks, so a backup may be deep in a list of lists.
     flat = keras.tree.flatten(callbacks) if callbacks else []
     made: list[keras.callbacks.Callback] = [
         PhaseBackup(c) if isinstance(c, keras.callbacks.BackupAndRestore) else c for c in flat

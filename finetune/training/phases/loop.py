@@ -4,7 +4,6 @@ If you are reading, `_PhaseLoop.begin` and `_PhaseLoop.train` are what happens i
 any function that fits; `train_phases` is the public entry, which fits with `model.fit`.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import keras
 
-from finetune.errors import GroupError, did_you_mean, quote
+from finetune.errors import GroupError
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
@@ -29,12 +28,12 @@ from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn
 from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
-from finetune.training.phases.phase_data import PhaseData
+from finetune.training.phases.phase_data import PhaseData, check_fit_arguments
 from finetune.training.phases.phase_length import EpochWatch, StopAfterSteps
 from finetune.training.phases.plateau import plateau_callbacks
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 from finetune.training.phases.until import until_callbacks
-from finetune.training.phases.watched_metric import Validates
+from finetune.training.phases.watched_metric import Validates, validates_after
 
 
 def train_phases(
@@ -94,7 +93,8 @@ def train_phases(
         >>> records[0].frozen_tensors, records[0].frozen_unchanged
         (2, True)
     """
-    _check_fit(fit)
+    check_fit_arguments(fit)
+    # Phases announce themselves through `on_phase`; Keras' own lines appear on request.
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
     steps = steps_in_epoch(x, batch_size or 32, fit)
     if isinstance(phases, str | Mapping):
@@ -112,6 +112,7 @@ def train_phases(
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
         phase = start.phase
+        # A generator is read on from phase to phase, so it must be known how many batches a phase takes.
         planned = phase.steps or (steps and (phase.epochs or 0) * steps)
         inputs = data.inputs(steps=planned or None, looks_ahead=phase.auto_rgn is not None)
         of_phase = [FastLoop(), *callbacks, *more["callbacks"]]
@@ -125,7 +126,7 @@ def train_phases(
             phases,
             fit_phase,
             gradient_batches=lambda: data,
-            validates=lambda epoch: _validates(epoch, settings.get("validation_freq", 1)),
+            validates=lambda epoch: validates_after(epoch, settings.get("validation_freq", 1)),
             proof=proof,
             restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
             on_phase=on_phase,
@@ -135,30 +136,10 @@ def train_phases(
         for backup in backups:
             backup.finish()
     finally:
+        # Also after an error: the model is left as `groups` says, and a later `fit` compiles its step anew.
         freeze(model, groups)
         model.make_train_function(force=True)
     return records
-
-
-def _check_fit(fit: Mapping[str, Any]) -> None:
-    """Checks that the arguments for `fit` are some that phases do not decide."""
-    if "initial_epoch" in fit:
-        raise GroupError(
-            "`train_phases` begins with the first epoch of the first phase. Received "
-            f"`initial_epoch={fit['initial_epoch']}`. Remove it, and pass the phases that are still to be trained."
-        )
-    known = [name for name in inspect.signature(keras.Model.fit).parameters if name != "self"]
-    unknown = [name for name in fit if name not in known]
-    if unknown:
-        raise GroupError(
-            f"`train_phases` takes its own arguments and those of `model.fit`. Received {quote(unknown)}. `fit` takes "
-            f"{quote(known, limit=20)}.{did_you_mean(unknown[0], known)}"
-        )
-
-
-def _validates(epoch: int, frequency: Any) -> bool:
-    """Whether `fit` validates after an epoch, counted from 0, as its `validation_freq` says: a number, or epochs."""
-    return (epoch + 1) % frequency == 0 if isinstance(frequency, int) else epoch + 1 in frequency
 
 
 def run_phases(
@@ -200,10 +181,12 @@ def run_phases(
         GroupError: The phases do not fit the groups, or the optimizer is not a `GroupedOptimizer`.
         TrainingError: Other code changed what is trainable.
     """
+    # Not `every`: a caller may train some groups elsewhere, and a list that goes on with a run is shorter.
     check_phases(groups, phases, every=False)
     loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenRecords())
     try:
         with loop.model.distribute_strategy.scope():
+            # Slots of all groups are made before the first phase is traced, also of those that it freezes.
             loop.model.optimizer.build(model.trainable_variables)
         first, is_begun = loop.find_backup(restore)
         for number, phase in enumerate(phases, start=1):
@@ -239,9 +222,8 @@ class _PhaseLoop:
         self.validates = validates
         self.optimizer = grouped_optimizer(model)
         self.sets_rates = any(phase.sets_rates for phase in phases)
-        self.measured_on: Iterable[tuple[Any, ...]] | None = (
-            None  # made once: every iteration over it has its own order
-        )
+        # Batches that `auto_rgn` measures over; made once, as every iteration over them has its own order.
+        self.measured_on: Iterable[tuple[Any, ...]] | None = None
         self.restarted: set[str] = set()  # groups that entered after the first phase, with fresh slots and a clock
         self.functions: dict[Hashable, Callable[..., Any]] = {}
         self.state: PhaseState | None = None  # of the latest phase
@@ -254,12 +236,15 @@ class _PhaseLoop:
         Returns:
             The number of the phase to go on with, and whether the backup was made in the middle of it.
         """
+        # A model that was trained before has the phase of that training, which is not that of a backup.
         self.optimizer.saved_state.phase = None
+        # The optimizer's state, and with it the position, is read by `restore`; so the order matters.
         epoch, position = restore(), self.optimizer.saved_state.phase
         check_position(position, epoch, self.phases)
         if position is None:
             return 1, False
         phase = self.phases[position.number - 1]
+        # A backup at the very end of a phase is of a phase that is over: its successor begins.
         steps, epochs = self.steps_made() - position.step, epoch - position.epoch
         is_over = steps >= phase.steps if phase.steps else epochs >= (phase.epochs or 0)
         self.epoch = epoch if is_over else position.epoch
@@ -268,6 +253,7 @@ class _PhaseLoop:
     def skip(self, phase: Phase) -> None:
         """Passes over a phase that was trained before the backup."""
         names = phase.names(self.groups)
+        # In a run without an interruption `begin` restarted these; their clocks came with the backup.
         if self.trained is not None:
             self.restarted |= {*names} - {*self.trained}
         self.trained = names
@@ -312,7 +298,9 @@ class _PhaseLoop:
         trained = {id(leaf.variable) for leaf in state.trained}
         # More than `phase.train` where normalization layers also train in the other groups.
         changing = [group.name for group in self.groups if any(id(leaf.variable) in trained for leaf in group.leaves)]
+        # With Auto-RGN all groups begin with one rate, which the callback then shares out.
         rates = dict.fromkeys(changing, phase.auto_rgn) if phase.auto_rgn else dict(phase.rates)
+        # Groups that were trained in the phase before are warm.
         warmed = tuple(entering) if phase.warmup_steps else ()
         for name in self.optimizer.group_names if self.sets_rates else ():
             warmup_steps = phase.warmup_steps if name in warmed else 0
@@ -320,6 +308,8 @@ class _PhaseLoop:
             self.optimizer.reschedule(name, rates.get(name), from_now=from_now, warmup_steps=warmup_steps)
         if self.sets_rates:
             self.optimizer.reset_rates()
+        # By identity: two schedules with equal settings are two constants of a traced step. In the order of the names,
+        # not in that in which the rates are written.
         schedules = tuple(sorted((name, id(rate)) for name, rate in rates.items() if callable(rate)))
         numbers = tuple(sorted(name for name, rate in rates.items() if not callable(rate)))
         return phase.clock, schedules, numbers, (phase.warmup_steps, warmed) if warmed else ()
@@ -329,6 +319,7 @@ class _PhaseLoop:
         phase, state, title = start.phase, start.state, f"phase {start.number}"
         began, first_step = time.monotonic(), self.steps_made()
         before = self.proof.begin(state.frozen)
+        # After every epoch and not only at the end: hours of training in a wrong state would be lost.
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
         # A phase that goes on where a backup was made has begun before.
         position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)

@@ -76,6 +76,7 @@ def _phase(spec: PhaseSpec, strategy: str, steps_per_epoch: int | None) -> Phase
 
 def _schedule(rate: Any, steps: int) -> Any:
     """Makes a schedule over the whole phase; a strategy has no other (`total_fraction` is 1)."""
+    # A fraction is of the run, whose length only a recipe knows; here the length is given in steps.
     settings = {key: value for key, value in rate.model_dump().items() if key not in ("schedule", "total_fraction")}
     return make_schedule(rate.schedule, total_steps=steps, **settings)
 

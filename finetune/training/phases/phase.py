@@ -59,6 +59,7 @@ class Phase:
     reduce_on_plateau: Plateau | None = None
 
     def __post_init__(self) -> None:
+        # A single name stands for a list of one: as a sequence, `head` would be four letters.
         if self.train != ALL:
             object.__setattr__(self, "train", one_or_more(self.train))
         object.__setattr__(self, "dropout_groups", one_or_more(self.dropout_groups))
@@ -66,12 +67,14 @@ class Phase:
     @property
     def sets_rates(self) -> bool:
         """Whether the rates of this phase can differ from those that the optimizers were made with."""
+        # Only then rates are written at all: a run that asks for none of this keeps the bits of a plain `fit`.
         return bool(
             self.rates or self.auto_rgn or self.warmup_steps or self.reduce_on_plateau or self.clock != CLOCKS[0]
         )
 
     def names(self, groups: Sequence[LayerGroup]) -> tuple[str, ...]:
         """Returns the names of the groups that it trains, input to output."""
+        # In the order of the groups, whatever the order in `train`: tables, slots and reports go from input to output.
         return tuple(g.name for g in groups if not g.frozen and (self.train == ALL or g.name in self.train))
 
 
@@ -83,6 +86,7 @@ def state_of(model: keras.Model, groups: Sequence[LayerGroup], phase: Phase) -> 
         groups: All of its layer groups.
         phase: The phase; it must fit the groups.
     """
+    # The rules are in `freezing.py`, for phases and for a plain `freeze` alike.
     return phase_state(
         model,
         groups,
@@ -105,6 +109,7 @@ def frozen_in_all(model: keras.Model, groups: Sequence[LayerGroup], phases: Sequ
         phases: The phases of the run, at least one.
     """
     each = [{id(leaf.variable) for leaf in state_of(model, groups, phase).frozen} for phase in phases]
+    # Frozen in every phase: what a single phase trains or updates may change in the run.
     always = set.intersection(*each)
     leaves = [leaf for group in groups for leaf in group.leaves if group.frozen or leaf.frozen_by]
     return tuple(leaf for leaf in leaves if id(leaf.variable) in always)
@@ -128,9 +133,11 @@ def check_phases(groups: Sequence[LayerGroup], phases: Sequence[Phase], *, every
         problems = ["Training needs at least one phase. Received none. Pass `[Phase(epochs=1)]`, for example."]
     trained = {name for phase in phases for name in phase.names(groups)}
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
+    # Not beside other problems: a misspelled name makes its group idle, and one message says enough.
     if idle and every and not problems:
         problems = [f"no phase trains {quote(idle)}. Add a phase that does, or set `frozen: true` in the group."]
     if problems:
+        # All problems at once, so that a list is corrected in one go; more than five are one mistake made often.
         raise GroupError("\n".join(problems[:5]))
 
 
@@ -157,6 +164,7 @@ def _problems(groups: Sequence[LayerGroup], phase: Phase) -> Iterator[str]:
     if phase.clock not in CLOCKS:
         yield f"`clock` must be one of {quote(CLOCKS)}. Received `{phase.clock}`.{did_you_mean(phase.clock, CLOCKS)}"
     for name, mode in phase.batch_norm.items():
+        # gamma and beta have a rate only if their group has one in this phase, or all normalization trains.
         may_learn = name in phase.names(groups) or (phase.always_train_normalization and name not in frozen)
         if mode not in BATCH_NORM_MODES:
             yield (
@@ -174,12 +182,14 @@ def _number_problems(phase: Phase) -> Iterator[str]:
     """Yields a sentence for every rate that is none, and for every length that is no whole number in its bounds."""
     rates = {f"`rates` of `{name}`": rate for name, rate in phase.rates.items() if not callable(rate)}
     for what, rate in (rates | ({} if phase.auto_rgn is None else {"auto_rgn": phase.auto_rgn})).items():
+        # The same check, and the same words, as for the rates of an optimizer.
         try:
             check_rate(rate, what)
         except GroupError as error:
             yield str(error)
     for name, least in (("epochs", 1), ("steps", 1), ("warmup_steps", 0)):
         value = getattr(phase, name)
+        # `True` is an `int` in Python, and no length.
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if value is not None and not (is_whole and int(value) >= least):
             yield f"`{name}` must be a whole number >= {least}. Received `{value!r}`."

@@ -4,6 +4,7 @@
 batch: a generator is read on from phase to phase, and a dataset is opened once an epoch, as in a single `fit`.
 """
 
+import inspect
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +16,32 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.errors import GroupError, did_you_mean, quote
 from finetune.training.fit_data import fit_batches
 from finetune.training.snapshot import unchanged_random_state
+
+
+def check_fit_arguments(fit: Mapping[str, Any]) -> None:
+    """Checks that the arguments for `fit` are some that phases do not decide.
+
+    Args:
+        fit: The arguments by name.
+
+    Raises:
+        GroupError: Phases decide an argument, or `fit` does not have it.
+    """
+    if "initial_epoch" in fit:
+        raise GroupError(
+            "`train_phases` begins with the first epoch of the first phase. Received "
+            f"`initial_epoch={fit['initial_epoch']}`. Remove it, and pass the phases that are still to be trained."
+        )
+    known = [name for name in inspect.signature(keras.Model.fit).parameters if name != "self"]
+    unknown = [name for name in fit if name not in known]
+    if unknown:
+        raise GroupError(
+            f"`train_phases` takes its own arguments and those of `model.fit`. Received {quote(unknown)}. `fit` takes "
+            f"{quote(known, limit=20)}.{did_you_mean(unknown[0], known)}"
+        )
 
 
 class PhaseData:
@@ -50,6 +75,7 @@ class PhaseData:
             size = int(self.x.cardinality())
             self.stream = Stream(lambda: iter(self.x), size if size > 0 else None)
             read = tf.data.Dataset.from_generator(self.stream.read, output_signature=self.x.element_spec)
+            # `from_generator` forgets the length, by which Keras plans the epoch and draws its progress bar.
             if size != tf.data.UNKNOWN_CARDINALITY:
                 read = read.apply(tf.data.experimental.assert_cardinality(size))
             return read.with_options(self.x.options())
@@ -64,6 +90,7 @@ class PhaseData:
         if self.stream:
             return iter([self._weighed(batch) for batch in self.stream.peek(self.measured)])
         if self._first is None:
+            # A shuffled dataset or a `PyDataset` may draw numbers, which training must draw as if nobody had looked.
             with unchanged_random_state():
                 self._first = list(self._read_first())
         return iter(self._first)
@@ -75,6 +102,7 @@ class PhaseData:
             yield from (self._weighed(self.x[number]) for number in numbers)
             return
         arrays = (self.x, self.y, self.fit.get("sample_weight"))
+        # The rows of the validation are not trained on, so they are not measured over either.
         if split := self.fit.get("validation_split"):
             arrays = keras_private.split_for_validation(arrays, split)
         x, y, weight = arrays
@@ -85,6 +113,7 @@ class PhaseData:
         """Returns a batch as `fit` trains on it: with weights of its rows where there are weights of classes."""
         parts: Any = keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)
         x, y, weight = parts
+        # Keras refuses weights of rows and of classes together, so a batch with its own stays as it is.
         if (of_classes := self.fit.get("class_weight")) and weight is None:
             return keras_private.with_class_weights((x, tf.convert_to_tensor(y), None), of_classes)
         return x, y, weight
@@ -123,6 +152,7 @@ class Stream:
             with self._lock:
                 if not self._ahead and not self._take():
                     return
+                # Not inside the next line: whoever gets the batch may take its time, and must not hold the lock.
                 batch = self._ahead.popleft()
             yield batch
 

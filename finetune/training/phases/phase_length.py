@@ -40,6 +40,7 @@ class StopAfterSteps(keras.callbacks.Callback):
     def __init__(self, steps: int):
         super().__init__()
         self.steps = steps
+        # Keras counts the batches of each epoch from 0.
         self._of_former_epochs = self._made = self._first = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -47,6 +48,7 @@ class StopAfterSteps(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._first = batch
+        # A call may make several steps; without a limit the last call would make more than are left.
         limit_next_call(self.model, self.steps - self._of_former_epochs - batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -54,5 +56,6 @@ class StopAfterSteps(keras.callbacks.Callback):
         # A call of Keras' own function may be planned beyond the end of the epoch.
         self._made = self._of_former_epochs + min(done, (self.params or {}).get("steps") or done)
         if self._made >= self.steps:
+            # As Keras' own callbacks end a `fit`: it goes on to the end of the batch, validates, and stops.
             model: Any = self.model
             model.stop_training = True

@@ -40,6 +40,7 @@ def plateau_callbacks(
     """
     if plateau is None:
         return []
+    # It writes `learning_rate` of the optimizer, which scales all groups by the same ratio; see `GroupedOptimizer`.
     reduce = _ReduceOnPlateau(
         monitor=plateau.monitor,
         factor=plateau.factor,
@@ -49,6 +50,7 @@ def plateau_callbacks(
         cooldown=plateau.cooldown,
         verbose=0,
     )
+    # First the check: without the metric, the other would never lower a rate, and say nothing.
     return [MetricExists(plateau.monitor, "reduce_on_plateau", validates), reduce]
 
 
@@ -56,5 +58,6 @@ class _ReduceOnPlateau(keras.callbacks.ReduceLROnPlateau):
     """Keras' own, except that it does not warn of epochs without validation."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # Epochs without it do not count for the patience either; `MetricExists` has seen to real mistakes.
         if self.monitor in (logs or {}):
             super().on_epoch_end(epoch, logs)

@@ -60,11 +60,13 @@ def with_phases(
         settings: Settings of every group that is not frozen for good, by its name.
         lengths: Epochs and steps of each phase, in the order of `phases`.
     """
+    # The same function as in training decides, so that the plan cannot promise something else.
     states = [state_of(model, groups, phase) for phase in phases]
     starts = [sum(steps for _, steps in lengths[:place]) for place in range(len(phases))]  # first step of each
     names = [set(phase.names(groups)) for phase in phases]
 
     def rate_in(place: int, group: str) -> Callable[[int], float]:
+        # As in the loop: a group warms up when the phase before did not train it.
         warms = place == 0 or group not in names[place - 1]
         return _rate_of(phases[place], group, settings[group], starts[place], warms=warms)
 
@@ -85,9 +87,11 @@ def _rate_of(phase: Phase, group: str, settings: GroupSettings, start: int, *, w
 
     A rate that warms up is multiplied by `min(step / warmup_steps, 1)`, as `GroupedOptimizer.reschedule` does it.
     """
+    # What `_PhaseLoop.set_rates` does: Auto-RGN replaces the rates of the phase, and these replace those of the groups.
     rate: Any = phase.auto_rgn or phase.rates.get(group, settings.learning_rate)
 
     def at(step: int) -> float:
+        # A schedule counts from the start of the phase or of the run, as its clock says.
         moment: Any = step if phase.clock == "phase" else start + step
         now: Any = rate(moment) if callable(rate) else rate
         value = float(now)
@@ -104,6 +108,7 @@ def _planned(
     rate: Callable[[str], Callable[[int], float]],
 ) -> PlannedPhase:
     epochs, steps = length
+    # First, middle and last step, as in the table of groups; the schedule is called, nothing is estimated.
     rates = {name: (at(0), at((steps - 1) // 2), at(steps - 1)) for name in phase.names(groups) for at in [rate(name)]}
     return PlannedPhase(
         train=phase.names(groups),
@@ -137,6 +142,7 @@ def _in_phases(
     lengths: Sequence[tuple[int, int]],
     rate_in: Callable[[int, str], Callable[[int], float]],
 ) -> PlannedWeight:
+    # Each mode once, in the order of the phases.
     modes = list(
         dict.fromkeys(state.batch_norm_modes[row.group] for state in states if row.group in state.batch_norm_modes)
     )
@@ -150,6 +156,7 @@ def _in_phases(
         return replace(row, batch_normalization=mode, **untrained)
     # First, middle and last of the steps in which the weight trains, which may lie in several phases.
     counts = [lengths[place][1] for place in places]
+    # Counted over the steps in which the weight trains, not over those of the run between them.
     middle = (sum(counts) - 1) // 2
     at = next(n for n in range(len(places)) if middle < sum(counts[: n + 1]))
     rates = (
@@ -162,6 +169,7 @@ def _in_phases(
 
 def _advice(groups: Sequence[LayerGroup], phases: Sequence[Phase]) -> list[str]:
     trained = {name for phase in phases for name in phase.names(groups)}
+    # No error as in `check_phases`: a plan of some phases of a run is worth reading.
     idle = [group.name for group in groups if not group.frozen and group.name not in trained]
     if not idle:
         return []

@@ -32,6 +32,7 @@ class PhaseStart:
     state: PhaseState
 
     def __str__(self) -> str:
+        # Either is given, never both; see `check_phases`.
         length = f"{self.phase.epochs} epoch" if self.phase.epochs else f"{self.phase.steps} step"
         plural = "" if (self.phase.epochs or self.phase.steps) == 1 else "s"
         return (
@@ -73,4 +74,5 @@ class PhaseRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the phase as `result.json` holds it."""
+        # `asdict` has no properties, and readers of the file should not have to know that an empty list is good.
         return {**asdict(self), "frozen_unchanged": self.frozen_unchanged}

@@ -45,6 +45,7 @@ def until_callbacks(until: Until | None, validates: Validates = lambda epoch: Tr
         mode=until.mode,
         restore_best_weights=until.restore_best,
     )
+    # First the check: without the metric, the other would never stop the phase, and say nothing.
     return [MetricExists(until.monitor, "until", validates), early_stopping]
 
 
@@ -52,5 +53,6 @@ class _EarlyStopping(keras.callbacks.EarlyStopping):
     """Keras' own, except that it does not warn of epochs without validation."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        # Epochs without it do not count for the patience either; `MetricExists` has seen to real mistakes.
         if self.monitor in (logs or {}):
             super().on_epoch_end(epoch, logs)

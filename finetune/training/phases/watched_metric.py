@@ -10,6 +10,12 @@ from finetune.errors import TrainingError, did_you_mean, quote
 Validates = Callable[[int], bool]
 
 
+def validates_after(epoch: int, frequency: Any) -> bool:
+    """Whether `fit` validates after an epoch, counted from 0, as its `validation_freq` says: a number, or epochs."""
+    # Keras counts epochs from 1 here, over all phases: a list of epochs is of the whole run.
+    return (epoch + 1) % frequency == 0 if isinstance(frequency, int) else epoch + 1 in frequency
+
+
 class MetricExists(keras.callbacks.Callback):
     """Checks that a metric is measured. Keras would only warn, and the phase would never end."""
 
@@ -20,6 +26,7 @@ class MetricExists(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.monitor.startswith("val_") and not self.validates(epoch):
             return
+        # Rates are in the logs for the loggers, and would never be what someone watches.
         measured = [name for name in logs or {} if not name.startswith("learning_rate/")]
         if self.monitor not in measured:
             advice = " Metrics that begin with `val_` need validation examples." * self.monitor.startswith("val_")

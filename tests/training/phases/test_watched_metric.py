@@ -6,6 +6,7 @@ from finetune.errors import TrainingError
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.plateau import Plateau
 from finetune.training.phases.until import Until
+from finetune.training.phases.watched_metric import validates_after
 
 
 def test_a_metric_that_is_not_measured_is_an_error_that_names_those_that_are(tiny, rows, prepared, train):
@@ -46,3 +47,8 @@ def test_until_and_plateau_wait_over_epochs_without_validation(tiny, rows, frequ
             validation_data=rows,
             validation_freq=frequency,
         )
+
+
+@pytest.mark.parametrize(("frequency", "epochs"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), ([1, 4], [0, 3])])
+def test_fit_validates_after_the_epochs_that_its_frequency_says(frequency, epochs):
+    assert [epoch for epoch in range(4) if validates_after(epoch, frequency)] == epochs

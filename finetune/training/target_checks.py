@@ -1,0 +1,97 @@
+"""Targets that a loss does not take, said in the user's words before TensorFlow says it in its own.
+
+TensorFlow names shapes of tensors, and only where they cannot be broadcast: targets of another form often train, on a
+loss that means nothing.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune.data.examples import SPLITS, Examples
+from finetune.data.loss_families import ONE_HOT, SPARSE, family_of, plain_name
+from finetune.errors import DataError, quote
+from finetune.models.output_names import by_output_name
+
+_OF_LABELS = ("binarycrossentropy", "binaryfocalcrossentropy")
+
+
+def check_targets(model: keras.Model, examples: Examples, y: Any, outputs: Any) -> None:
+    """Checks the form of the targets of every output, and that labels are those of its classes.
+
+    Args:
+        model: A compiled model.
+        examples: What it will be trained and tested on.
+        y: Targets of a few rows.
+        outputs: Outputs of the model for them.
+
+    Raises:
+        DataError: The loss takes other targets.
+    """
+    losses = by_output_name(model, model.loss)
+    targets = by_output_name(model, y)
+    for output, values in by_output_name(model, outputs).items():
+        loss = losses.get(output, losses.get(""))
+        name = str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
+        target, shape = targets.get(output), tuple(getattr(values, "shape", ()))
+        if target is None or not hasattr(target, "shape") or not shape:
+            continue
+        of_output = f" of output `{output}`" if output else ""
+        _check_form(name, target, shape, of_output)
+        _check_labels(name, loss, dict(_every_target(model, examples, output)), shape[-1], of_output)
+
+
+def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) -> None:
+    """Checks targets of text, one-hot targets of a sparse loss, and numbers of classes for a loss of one-hot ones."""
+    family, classes, axes = family_of(loss), shape[-1], tuple(target.shape)
+    if str(getattr(target.dtype, "name", target.dtype)) == "string":
+        shown = [each.decode(errors="replace") for each in np.asarray(target).reshape(-1)[:3].tolist()]
+        raise DataError(
+            f"The loss `{loss}` takes numbers. The targets{of_output} are text, such as {quote(shown)}. Number the "
+            "classes from 0."
+        )
+    is_one_hot = len(axes) == len(shape) and axes[-1] == classes and classes > 1
+    if family == SPARSE and is_one_hot:
+        raise DataError(
+            f"The loss `{loss}` takes the number of the class of each row. The targets{of_output} have {classes} "
+            "values a row, a target for each class. Take `categorical_crossentropy`, or number the classes."
+        )
+    if plain_name(loss) != "crossentropy" and family == ONE_HOT and classes > 1 and not is_one_hot:
+        if len(axes) == len(shape) - 1 or (len(axes) == len(shape) and axes[-1] == 1):
+            raise DataError(
+                f"The loss `{loss}` takes {classes} values a row, a target for each class. The targets{of_output} are "
+                "a single number a row. Take `sparse_categorical_crossentropy`."
+            )
+        if len(axes) == len(shape):
+            raise DataError(
+                f"The loss `{loss}` takes a target for each class. The model gives {classes} classes{of_output}, and "
+                f"the targets have {axes[-1]} values a row. Give the head as many classes."
+            )
+
+
+def _every_target(model: Any, examples: Examples, output: str) -> Iterator[tuple[str, np.ndarray]]:
+    for split in SPLITS:
+        y = by_output_name(model, getattr(examples, f"y_{split}")).get(output)
+        if isinstance(y, np.ndarray) and y.dtype.kind in "biuf":
+            yield (f"y_{split}", y)
+
+
+def _check_labels(loss: str, about: Any, targets: dict[str, np.ndarray], classes: int, of_output: str) -> None:
+    if plain_name(loss) == "sparsecategoricalcrossentropy":
+        allowed = {*range(classes), getattr(about, "ignore_class", None)}
+        rule = "Labels must be the numbers of the classes, from 0."
+        bounds = f"The model gives {classes} classes{of_output}, so they are `0` to `{classes - 1}`"
+        advice = "Number the labels from 0, or give the model's head more classes."
+    elif plain_name(loss) in _OF_LABELS:
+        allowed = None  # every number between, as smoothed labels are
+        rule, bounds = f"The labels of `{loss}` must be from 0 to 1.", "Outside of that its value falls without end"
+        advice = "Number the labels 0 and 1, or take the loss of a regression, such as `mse`."
+    else:
+        return
+    for name, labels in targets.items():
+        known = np.unique(labels).tolist()
+        wrong = [label for label in known if (label not in allowed if allowed else not 0 <= label <= 1)]
+        if wrong:
+            raise DataError(f"{rule} {bounds}; `{name}` also holds {quote(wrong)}. {advice}")
