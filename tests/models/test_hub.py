@@ -325,7 +325,10 @@ def test_the_axes_of_an_output_that_the_module_does_not_tell_can_be_given(tmp_pa
     tf.saved_model.save(Vague(), str(tmp_path / "vague"))
     with pytest.raises(ValueError, match=r"Add `output_shape`, without the batch"):
         HubLayer(tmp_path / "vague", allow_operations="PyFunc")(keras.Input((6,)))
-    assert HubLayer(tmp_path / "vague", allow_operations="PyFunc", output_shape=[6])(keras.Input((6,))).shape == (None, 6)
+    assert HubLayer(tmp_path / "vague", allow_operations="PyFunc", output_shape=[6])(keras.Input((6,))).shape == (
+        None,
+        6,
+    )
 
 
 @pytest.mark.slow
