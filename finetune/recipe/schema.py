@@ -76,6 +76,9 @@ class Recipe(Part):
             self._check_phases()
         self._check_orders()
         self._check_blending()
+        if self.data.tokenizer and not self.data.tokenizer.file and not self.model.preset:
+            rule = "is missing. Only a KerasHub preset (`model.preset`) brings its own tokenizer"
+            raise fault(rule, at=("data", "tokenizer", "file"))
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:

@@ -82,6 +82,10 @@ def finish(figure: Figure, path: Path | None) -> Figure:
     for artist in figure.findobj(lambda artist: hasattr(artist, "set_text")):
         text: Any = artist
         text.set_text(printable_lines(text.get_text()))
+    # The axes are placed once and not for each file, which took a fifth of the time of a picture.
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         # SVG for papers, PNG for everything that shows no SVG.

@@ -312,14 +312,14 @@ def test_a_run_that_was_killed_goes_on_in_the_epoch_of_its_backup_to_the_same_en
         return model, train(model, groups, phases, rows, shuffle=False, callbacks=[backup, *callbacks])
 
     expected, _ = trained()
-    for killed, left in ((2, [1, 2]), (3, [2]), (4, [1])):
+    for moment, killed, left in (("begin", 2, [1, 2]), ("end", 2, [2]), ("begin", 4, [1])):
 
         def kill(epoch, logs, killed=killed):
             if epoch == killed:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            trained(keras.callbacks.LambdaCallback(on_epoch_begin=kill))
+            trained(keras.callbacks.LambdaCallback(**{f"on_epoch_{moment}": kill}))
         resumed, records = trained()
         assert [record.epochs for record in records] == left
         for one, other in zip(resumed.get_weights(), expected.get_weights(), strict=True):
