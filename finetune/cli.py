@@ -4,6 +4,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,7 +61,7 @@ def run(
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
-    _start()
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.run import run as run_recipe
 
     console = _console()
@@ -91,7 +92,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.plan import plan as plan_recipe
     from finetune.commands.plan import print_plan
 
@@ -130,7 +131,7 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
@@ -163,7 +164,7 @@ def suggest(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Suggest groups with rates in proportion to their relative gradient norms (surgical fine-tuning's Auto-RGN)."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.suggest import suggest_groups
 
     console = _console(stderr=out is None)  # then the block alone is on standard output, to be piped
@@ -188,6 +189,9 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
+    ] = None,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
@@ -195,7 +199,7 @@ def check(
     from finetune.commands.check import check as check_recipe
     from finetune.commands.check import check_deep
 
-    check_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         _start()
         problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
@@ -216,7 +220,7 @@ def data(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Show what was understood of the data: splits, types of columns, classes, and some images."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.data import show_data
 
     show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=_console())
@@ -317,9 +321,20 @@ def _console(*, stderr: bool = False) -> "Console":
     return plain_console(stderr=stderr, width=width)
 
 
-def _start() -> None:
+def _start(
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Starts TensorFlow, which takes seconds, after whatever can be checked without it."""
+    from finetune.commands.check import check as check_recipe
     from finetune.startup import start_tensorflow
 
+    if recipe is not None:
+        check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out, overwrite=overwrite)
     start_tensorflow()
 
 

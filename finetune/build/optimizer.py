@@ -13,7 +13,7 @@ import keras
 from finetune.build.data import RunLength
 from finetune.build.groups import place_of_group
 from finetune.build.rates import build_rate
-from finetune.errors import GroupError, RecipeError, did_you_mean, quote, reason
+from finetune.errors import GroupError, RecipeError, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.grouped import GroupedOptimizer
@@ -24,14 +24,6 @@ from finetune.recipe.groups import GroupSpec
 from finetune.recipe.optimizers import OptimizerSpec
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
-
-# Keras' optimizers take these as `**kwargs`, so their signatures do not show them.
-_OF_EVERY_OPTIMIZER = ("weight_decay", "clipnorm", "clipvalue")
-# What holds for all groups together is written under `train`.
-_NOT_OF_A_GROUP = (
-    *("learning_rate", "name", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    *("loss_scale_factor", "gradient_accumulation_steps"),
-)
 
 
 def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength) -> dict[str, GroupSettings]:
@@ -104,42 +96,18 @@ def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.
         learning_rate: A number or a Keras schedule.
 
     Raises:
-        RecipeError: The optimizer does not take an argument, or not with this value.
+        RecipeError: Keras does not accept an argument; the recipe has checked those that it knows.
     """
     by_name = {name.lower(): value for name, value in vars(keras.optimizers).items() if inspect.isclass(value)}
     by_name |= {"momentum": Momentum, "tf1rmsprop": TF1RMSprop}  # as TF1 has them
     kind: Any = by_name[spec.name.replace("_", "")]
-    parameters = inspect.signature(kind).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}
-    # The defaults say what kind of value an argument takes: Keras' signatures have no types.
-    defaults = {**defaults, **{name: defaults.get(name) for name in _OF_EVERY_OPTIMIZER}}
-    unknown = [name for name in spec.arguments if name not in defaults]
-    if unknown:
-        raise RecipeError(
-            f"`{spec.name}` does not take {quote(unknown)}. It takes {quote(defaults, limit=20)}."
-            f"{did_you_mean(unknown[0], list(defaults))}"
-        )
-    arguments = {name: _as_float(value, defaults[name]) for name, value in spec.arguments.items()}
-    wrong = [name for name, value in arguments.items() if not _is_like(name, value, defaults[name])]
-    if wrong:
-        received = ", ".join(f"`{name}: {arguments[name]}`" for name in wrong)
-        usual = ", ".join(f"`{name}: {defaults[name]}`" for name in wrong)
-        raise RecipeError(f"`{spec.name}` received {received}. The usual values are {usual}. Use values of that kind.")
+    # Keras insists on a float where its default is one, and YAML writes `momentum: 0`.
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    arguments = {
+        name: float(value) if type(value) is int and type(defaults.get(name)) is float else value
+        for name, value in spec.arguments.items()
+    }
     try:
         return kind(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"`{spec.name}` does not accept its arguments. Keras says: {reason(error)}.") from error
-
-
-def _as_float(value: Any, default: Any) -> Any:
-    """Makes an integer a float where the default is one: YAML writes `momentum: 0`, and Keras insists on a float."""
-    return float(value) if type(value) is int and type(default) is float else value
-
-
-def _is_like(name: str, value: Any, default: Any) -> bool:
-    """Whether a value is of its default's kind; with another kind Keras fails only in the middle of the first step."""
-    if value is None and default is None:
-        return True
-    if name in _OF_EVERY_OPTIMIZER or type(default) in (int, float):
-        return type(value) in (int, float)
-    return type(value) is bool or type(default) is not bool

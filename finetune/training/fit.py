@@ -33,6 +33,7 @@ from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
+from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
@@ -197,6 +198,8 @@ class _RunFit:
             self.progress,
             self.metrics,
             TensorBoardLog(folder / "tensorboard", self.report),
+            # Where the loss shows it, the guard says in which step; and before the weights are saved.
+            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
             weights,
             *([self.wait] if self.wait else []),
         ]

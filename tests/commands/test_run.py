@@ -536,3 +536,42 @@ def test_a_model_that_plain_keras_does_not_open_is_told_and_recorded(tiny_files,
     assert "A `Lambda` layer is code" in result.not_opened
     assert read_json(Path("out/result.json"))["not_opened"] == result.not_opened
     assert Path("out/checkpoints/last.weights.h5").is_file()
+
+
+def test_a_moving_variance_that_becomes_no_number_fails_the_run(recipe, tmp_path, monkeypatch):
+    poison = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: (
+            poison.model.get_layer("bn").moving_variance.assign(
+                np.full(poison.model.get_layer("bn").moving_variance.shape, np.nan)
+            )
+            if epoch == 1
+            else None
+        )
+    )
+    monkeypatch.setattr("finetune.training.fit.LearningRateLogger", lambda: poison)
+    with pytest.raises(
+        TrainingError, match=r"Since epoch 2 \(all were finite after epoch 1\), .*`bn/moving_variance` \(group `stem`\)"
+    ):
+        finetune.run(recipe, tmp_path / "out", overrides=["train.epochs=3"])
+    assert not (tmp_path / "out" / "model.keras").exists()
+
+
+def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path):
+    out = StringIO()
+    result = finetune.run(
+        recipe,
+        tmp_path / "out",
+        overrides=[
+            "train.loss=mse",
+            "train.metrics=",
+            "groups.head.optimizer=sgd",
+            "groups.head.learning_rate=1e8",
+            "train.epochs=1",
+        ],
+        console=Console(file=out, width=300),
+    )
+    assert result.metrics["loss"] > 10 * result.metrics_before["loss"], "the test needs a loss that grows"
+    (warning,) = result.warnings
+    assert warning.startswith("the test loss is ")
+    assert f"warning: {warning}" in out.getvalue()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["warnings"] == [warning]

@@ -101,7 +101,8 @@ def _read_dataset(open_file: _Open, key: str) -> np.ndarray:
 
 
 def _dtype(dataset: Any) -> str:
-    return str(dataset.attrs.get("dtype", dataset.dtype.name))  # HDF5 has no bfloat16: Keras notes it as an attribute
+    # HDF5 has no bfloat16, so Keras notes it as an attribute; any other attribute of this name says nothing.
+    return "bfloat16" if str(dataset.attrs.get("dtype")) == "bfloat16" else dataset.dtype.name
 
 
 def _tensor(open_file: _Open, dataset: Any, name: str, **known: Any) -> StoredTensor:
