@@ -17,6 +17,7 @@ from finetune.build.rates import build_rate
 from finetune.errors import GroupError, RecipeError, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
+from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
 from finetune.optimizers.tf1_rmsprop import TF1RMSprop
@@ -119,7 +120,7 @@ def _check_rate(rate: Any, steps: int) -> None:
     """Checks that a schedule gives a finite rate in the first, the middle and the last step."""
     for step in sorted({0, steps // 2, max(steps - 1, 0)}) if callable(rate) else ():
         try:
-            value = float(rate(step))
+            value = as_float(rate(step))
         except OverflowError:
             value = inf
         if not isfinite(value):
