@@ -1,5 +1,6 @@
 """The `finetune` command: options and printing. The work is done below."""
 
+import signal
 import sys
 import traceback
 import warnings
@@ -342,11 +343,15 @@ def main() -> None:
     sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    code: int | str | None = 0
     with stoppable():
         try:
-            app(arguments)
+            app(arguments)  # always raises: click ends with `SystemExit`
         except BaseException as error:
-            sys.exit(_reported(error, debug=len(arguments) < len(sys.argv) - 1))
+            code = _reported(error, debug=len(arguments) < len(sys.argv) - 1)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal while Python shuts down prints no traceback
+    sys.exit(code)
 
 
 def _reported(error: BaseException, *, debug: bool) -> int | str | None:
