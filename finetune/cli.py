@@ -41,7 +41,11 @@ Override = Annotated[
 ]
 AllowCode = Annotated[
     list[str],
-    typer.Option("--allow-code", metavar="PACKAGE", help="Allow the recipe to run code of this package. Repeatable."),
+    typer.Option(
+        "--allow-code",
+        metavar="CODE",
+        help="Allow code to run: a package that the recipe names, or `hub:HANDLE`, a SavedModel's graph. Repeatable.",
+    ),
 ]
 
 

@@ -206,6 +206,21 @@ def is_safe_mode():
             assert private.is_safe_mode() is safe
 
 
+@checks(private.parse_saved_model)
+def parse_saved_model():
+    with tempfile.TemporaryDirectory() as folder:
+        module = tf.Module()
+        module.v = tf.Variable(1.0, name="v")
+        tf.saved_model.save(module, folder)
+        assert private.parse_saved_model(folder).meta_graphs[0].object_graph_def.nodes[1].variable.name == "v"
+
+
+@checks(private.is_registered_operation)
+def is_registered_operation():
+    assert all(map(private.is_registered_operation, ("MatMul", "ReadFile", "_Arg")))
+    assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 

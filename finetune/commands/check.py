@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.sequences import one_or_more
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,6 +40,7 @@ def check(
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from finetune.errors import RecipeError
     from finetune.recipe.builder_source import builder_problems
+    from finetune.recipe.code_consent import check_graph_allowed
     from finetune.recipe.keras_names import unknown_names
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.named_files import missing_files
@@ -46,6 +49,7 @@ def check(
     problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
     if problems:
         raise RecipeError("\n".join(problems))
+    check_graph_allowed(loaded, one_or_more(allow_code))
     if out is not None:
         from finetune.results.run_folder import check_run_folder
 

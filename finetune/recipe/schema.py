@@ -45,6 +45,12 @@ class Recipe(Part):
     phases: Phases | None = None
     train: Train
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
+    _allowed_code: tuple[str, ...] | None = PrivateAttr(default=None)
+
+    @property
+    def allowed_code(self) -> tuple[str, ...] | None:
+        """What `--allow-code` names, for the graphs of SavedModels; `None` for a recipe of the caller's own."""
+        return self._allowed_code
 
     @field_validator("train", mode="wrap")
     @classmethod
