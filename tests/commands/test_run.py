@@ -579,20 +579,17 @@ def test_a_moving_variance_that_becomes_no_number_fails_the_run(recipe, tmp_path
     assert not (tmp_path / "out" / "model.keras").exists()
 
 
-def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path):
+def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path, rows):
+    x, y = rows[0], rows[0][:, :1]
+    np.savez(tmp_path / "numbers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, name="head")]).save(tmp_path / "linear.keras")
     out = StringIO()
-    result = finetune.run(
-        recipe,
-        tmp_path / "out",
-        overrides=[
-            "train.loss=mse",
-            "train.metrics=",
-            "groups.head.optimizer=sgd",
-            "groups.head.learning_rate=1e8",
-            "train.epochs=1",
-        ],
-        console=Console(file=out, width=300),
-    )
+    overrides = [
+        *(f"model.keras_file={tmp_path / 'linear.keras'}", f"data.npz={tmp_path / 'numbers.npz'}", "train.epochs=1"),
+        *("train.loss=mse", "train.metrics=", "groups=[{name: all, rest: true, optimizer: sgd, learning_rate: 100}]"),
+    ]
+    console = Console(file=out, width=300)
+    result = finetune.run(recipe, tmp_path / "out", overrides=overrides, console=console)
     assert result.metrics["loss"] > 10 * result.metrics_before["loss"], "the test needs a loss that grows"
     (warning,) = result.warnings
     assert warning.startswith("the test loss is ")
