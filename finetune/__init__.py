@@ -14,6 +14,7 @@ _MODULES = {
     "Examples": "data.examples",
     "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
+    "FiniteWeights": "training.finite_weights",
     "FrozenProof": "training.frozen_proof",
     "GroupedOptimizer": "optimizers.grouped",
     "HubLayer": "models.hub",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger
     from finetune.training.fast.fast_loop import FastLoop as FastLoop
+    from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test

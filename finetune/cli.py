@@ -1,10 +1,10 @@
 """The `finetune` command: options and printing. The work is done below."""
 
+import signal
 import sys
 import traceback
 import warnings
-from contextlib import suppress
-from io import TextIOWrapper
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ import typer
 from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
+from finetune.results.lenient_output import lenient
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,11 @@ Override = Annotated[
 ]
 AllowCode = Annotated[
     list[str],
-    typer.Option("--allow-code", metavar="PACKAGE", help="Allow the recipe to run code of this package. Repeatable."),
+    typer.Option(
+        "--allow-code",
+        metavar="CODE",
+        help="Allow code to run: a package that the recipe names, or `hub:HANDLE`, a SavedModel's graph. Repeatable.",
+    ),
 ]
 
 
@@ -60,7 +65,7 @@ def run(
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
-    _start()
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.run import run as run_recipe
 
     console = _console()
@@ -91,7 +96,7 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.plan import plan as plan_recipe
     from finetune.commands.plan import print_plan
 
@@ -130,7 +135,7 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
@@ -163,7 +168,7 @@ def suggest(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Suggest groups with rates in proportion to their relative gradient norms (surgical fine-tuning's Auto-RGN)."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.suggest import suggest_groups
 
     console = _console(stderr=out is None)  # then the block alone is on standard output, to be piped
@@ -188,6 +193,9 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
+    ] = None,
     overrides: Override = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
@@ -195,7 +203,7 @@ def check(
     from finetune.commands.check import check as check_recipe
     from finetune.commands.check import check_deep
 
-    check_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         _start()
         problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
@@ -216,7 +224,7 @@ def data(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Show what was understood of the data: splits, types of columns, classes, and some images."""
-    _start()
+    _start(recipe, overrides, allow_code)
     from finetune.commands.data import show_data
 
     show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=_console())
@@ -317,30 +325,47 @@ def _console(*, stderr: bool = False) -> "Console":
     return plain_console(stderr=stderr, width=width)
 
 
-def _start() -> None:
+def _start(
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Starts TensorFlow, which takes seconds, after whatever can be checked without it."""
+    from finetune.commands.check import check as check_recipe
     from finetune.startup import start_tensorflow
 
+    if recipe is not None:
+        check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out, overwrite=overwrite)
     start_tensorflow()
 
 
 def main() -> None:
     """Runs the command line; exits as `_EXIT_CODES` says."""
-    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, too, and never an error
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    code: int | str | None = 0
     with stoppable():
         try:
-            app(arguments)
+            app(arguments)  # always raises: click ends with `SystemExit`
         except BaseException as error:
-            sys.exit(_reported(error, debug=len(arguments) < len(sys.argv) - 1))
+            code = _reported(error, debug=len(arguments) < len(sys.argv) - 1)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal while Python shuts down prints no traceback
+    sys.exit(code)
 
 
 def _reported(error: BaseException, *, debug: bool) -> int | str | None:
     """Prints an error, and returns the exit code of the process."""
     stop = stopped()
     if isinstance(error, SystemExit) and not (stop and error.code):
+        sys.stdout.flush()
+        if not error.code and (failure := getattr(sys.stdout, "failure", None)):
+            print(f"error: Part of the output could not be written: {failure.strerror}.", file=sys.stderr)
+            return 1
         return error.code
     if debug:
         print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
@@ -351,7 +376,6 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
         text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")
         print(f"error: {text}. `--debug` shows where; please report it.", file=sys.stderr)
     if stop:  # whatever else it is: typer turns the exception into an exit, and TensorFlow into an error of its own
-        with suppress(OSError):  # after SIGHUP the terminal may be gone
-            print(printable_lines(str(stop)), file=sys.stderr, flush=True)
+        print(printable_lines(str(stop)), file=sys.stderr)
         return stop.exit_code
     return error.exit_code if isinstance(error, FinetuneError) else 1

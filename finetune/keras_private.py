@@ -29,6 +29,7 @@ from keras.src.trainers import compile_utils, data_adapters
 from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
 from tensorflow.python.eager import context
+from tensorflow.python.framework import op_def_registry
 from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
 
@@ -209,6 +210,24 @@ def is_safe_mode() -> bool:
     return bool(serialization_lib.in_safe_mode())
 
 
+def parse_saved_model(folder: str) -> Any:
+    """Returns a SavedModel as a protocol buffer, by `tf.__internal__.saved_model.parse_saved_model`.
+
+    It is what `tf.saved_model.load` itself reads: whoever looks into another file of the folder would be shown another
+    graph than the one that runs.
+    """
+    return tf.__internal__.saved_model.parse_saved_model(folder)
+
+
+def is_registered_operation(name: str) -> bool:
+    """Whether TensorFlow itself has an operation, not a library that was loaded into it.
+
+    Operations of other libraries are not in `tf.raw_ops`, and neither are internal ones such as `_Arg`, which
+    `op_def_registry` has; there the libraries' are, too.
+    """
+    return hasattr(tf.raw_ops, name) or (name.startswith("_") and op_def_registry.get(name) is not None)
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +281,25 @@ def floor_of_plateau() -> float:
             break
         frame = frame.f_back
     return 0.0
+
+
+def graph_of_step() -> Any:
+    """Returns the graph of the function that is being traced, from within `apply`.
+
+    A `LossScaleOptimizer` calls `apply` in a branch of its own, whose graph is another one in every call; the graph
+    around it is in `FuncGraph.outer_graph`, for which there is no public name. Looks for the optimizer among the
+    callers, with Python's `sys._getframe`.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    frame = sys._getframe(1)
+    for _ in range(32):
+        if isinstance(frame.f_locals.get("self"), keras.optimizers.LossScaleOptimizer):
+            around = getattr(graph, "outer_graph", None)
+            return around if hasattr(around, "outer_graph") else graph  # else its condition was a constant
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return graph
 
 
 def skip_reduction(optimizer: keras.optimizers.Optimizer) -> None:

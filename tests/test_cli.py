@@ -306,6 +306,17 @@ def test_a_signal_saves_the_weights_says_so_in_one_line_and_leaves_no_other_file
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_output_that_cannot_be_written_does_not_end_the_training_and_is_said_at_the_end(recipe):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "finetune", "run", "tiny.yaml", "--out", "out"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: Part of the output could not be written: No space left on device.\n",
+    )
+    assert Path("out/result.json").exists()
+
+
 def test_the_exit_codes_are_in_the_help():
     said = " ".join(finetune("--help").stdout.split())
     assert "Exit codes: 0; 2 for bad input" in said

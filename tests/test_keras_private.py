@@ -206,6 +206,21 @@ def is_safe_mode():
             assert private.is_safe_mode() is safe
 
 
+@checks(private.parse_saved_model)
+def parse_saved_model():
+    with tempfile.TemporaryDirectory() as folder:
+        module = tf.Module()
+        module.v = tf.Variable(1.0, name="v")
+        tf.saved_model.save(module, folder)
+        assert private.parse_saved_model(folder).meta_graphs[0].object_graph_def.nodes[1].variable.name == "v"
+
+
+@checks(private.is_registered_operation)
+def is_registered_operation():
+    assert all(map(private.is_registered_operation, ("MatMul", "ReadFile", "_Arg")))
+    assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +295,25 @@ def floor_of_plateau():
             callback.on_epoch_end(epoch, {"loss": 1.0})
         model.optimizer.learning_rate = 0.5
     assert floors == [0.125, 0.0] * 2
+
+
+@checks(private.graph_of_step)
+def check_graph_of_step():
+    seen = []
+
+    class Noting(keras.optimizers.SGD):
+        def apply(self, grads, trainable_variables=None):
+            seen.append((private.graph_of_step(), tf.compat.v1.get_default_graph()))
+            return super().apply(grads, trainable_variables)
+
+    variable = keras.Variable([1.0])
+    for optimizer in (Noting(0.1), keras.optimizers.LossScaleOptimizer(Noting(0.1))):
+        optimizer.build([variable])
+        function = tf.function(lambda apply=optimizer.apply: apply([variable * 1.0], [variable]), autograph=False)
+        graph = function.get_concrete_function().graph
+        assert seen[-1][0] is graph
+    assert seen[0][1] is seen[0][0]  # no scaling: the function itself
+    assert seen[-1][1] is not seen[-1][0]  # a branch
 
 
 @checks(private.skip_reduction)

@@ -45,8 +45,7 @@ def builder_examples(recipe: Recipe, returned: Any, network: keras.Model | None)
     if isinstance(returned, Examples):
         _check_unused(recipe, *_OF_TABLES, *_OF_NAMES)
         arrays: dict[str, Any] = {name: as_arrays(getattr(returned, name), name) for name in ARRAY_NAMES}
-        about = {"kind": "builder", "builder": recipe.data.builder, **returned.source}
-        return examples_as_asked(recipe, replace(returned, **arrays, source=about))
+        return examples_as_asked(recipe, replace(returned, **arrays))
     parts, class_names = _parts(returned)
     tables = {name: part for name, part in parts.items() if isinstance(part, Table)}
     if len(tables) == len(parts):

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from finetune.build.data import steps_per_epoch
 from finetune.data.examples import Examples
 from finetune.data.loss_families import plain_name
 from finetune.errors import DataError, RecipeError, quote, reason
@@ -48,7 +49,7 @@ def compile_model(
         RecipeError: Keras knows no such loss or metric, it does not accept its arguments, or a metric does not fit the
             targets.
     """
-    train = recipe.train
+    train, steps = recipe.train, steps_per_epoch(recipe, examples)
     losses = {name: _loss(recipe, name, named) for name, named in by_output(train.loss).items()}
     tasks = _tasks(recipe, model, losses, examples, trial)
     metrics = {
@@ -59,7 +60,8 @@ def compile_model(
         optimizer=optimizer,
         loss=losses[""] if list(losses) == [""] else losses,  # pyright: ignore[reportArgumentType] - Keras' default is a str
         metrics=metrics[""] if list(metrics) == [""] else metrics,
-        steps_per_execution=1 if train.steps_per_execution == "auto" else train.steps_per_execution,
+        # More steps than an epoch has would share no more calls, and Keras' own loop writes each of them into a graph.
+        steps_per_execution=min(1 if train.steps_per_execution == "auto" else train.steps_per_execution, steps),
         jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
     )
     notes = [

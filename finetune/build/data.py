@@ -17,20 +17,19 @@ from finetune.build.image_source import image_examples
 from finetune.build.keep import with_kept_rows
 from finetune.build.keras_source import keras_examples
 from finetune.build.source_keys import loss_names
-from finetune.build.source_splits import examples_as_asked
+from finetune.build.source_splits import npz_examples
 from finetune.build.table_source import table_examples
 from finetune.build.tfds_source import tfds_examples
 from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
 from finetune.data.labels import class_weights
-from finetune.data.npz import read_npz
 from finetune.data.targets import number_text_targets
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.keras_private import fresh_names
 from finetune.models.builders import call_builder
-from finetune.recipe.loader import place_of, placed, resolve_path
+from finetune.recipe.loader import place_of, placed
 from finetune.recipe.schema import Recipe
 
 
@@ -99,7 +98,7 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     source = recipe.data
     if source.npz:
         with placed(recipe, "data", "npz"):
-            examples = examples_as_asked(recipe, read_npz(resolve_path(recipe, source.npz)))
+            examples = npz_examples(recipe, source.npz)
     elif source.images:
         with placed(recipe, "data", "images"):
             examples = image_examples(recipe, source.images, network)

@@ -4,7 +4,7 @@ If you are reading for the first time, read `_lay_out`: its lines are the order 
 is ready to train. The modules beside this one do the single steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import keras
@@ -18,12 +18,14 @@ from finetune.build.phases import build_phases, phase_length, phase_specs, shows
 from finetune.build.restore import restore_weights
 from finetune.data.examples import Examples
 from finetune.data.row_checks import unreadable_rows_named
+from finetune.errors import RecipeError
+from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
-from finetune.recipe.loader import placed, with_values
+from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
@@ -132,12 +134,14 @@ def _lay_out(
     written_phases = phase_specs(recipe, listed)
     lengths = [phase_length(phase, steps_per_epoch(recipe, examples)) for phase in written_phases]
     length = total_length(lengths)
+    _check_updates(recipe, lengths)
 
     # How the groups are trained, in the run and in each phase. Beyond these lines the recipe has no fault any more.
     settings = build_settings(recipe, specs, length)
     phases = build_phases(recipe, written_phases, specs, groups, length, examples)
 
     restored = restore()  # after the checks: a file of many gigabytes is not read for a recipe with a fault
+    _check_finite(recipe, tree)
     sources = pretrained_sources(recipe, tree)
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
@@ -171,3 +175,30 @@ def _lay_out(
         chosen=chosen,
         phases_block=phases_block(written_phases) if names_strategy else None,
     )
+
+
+def _check_finite(recipe: Recipe, tree: LayerTree) -> None:
+    """Checks the weights with which training would begin; those of `restore` were checked before they were assigned."""
+    wrong = problems_in(tree.leaves)
+    if wrong:
+        raise RecipeError(
+            f"{place_of(recipe, 'model')}: `model`: weights and statistics of a network must be finite numbers, and "
+            f"variances not negative. It has others: {listed(wrong)}. Take a network that works, or restore these "
+            "weights."
+        )
+
+
+def _check_updates(recipe: Recipe, lengths: Sequence[RunLength]) -> None:
+    """Checks that batches are not accumulated for so long that a phase, or the whole run, ends without an update."""
+    batches = recipe.train.gradient_accumulation_steps
+    begin = 0
+    for number, length in enumerate(lengths if batches else (), start=1):
+        end = begin + length.steps
+        if batches and end // batches == begin // batches:
+            where = f"phase {number} has {length.steps}" if len(lengths) > 1 else f"the run has {length.steps}"
+            place = place_of(recipe, "train", "gradient_accumulation_steps")
+            raise RecipeError(
+                f"{place}: `train.gradient_accumulation_steps` makes an update of the weights after every {batches:,} "
+                f"batches, and {where} in all: it would train nothing. Accumulate fewer batches, or train for longer."
+            )
+        begin = end

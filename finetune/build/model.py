@@ -13,6 +13,7 @@ from finetune.errors import DataError
 from finetune.groups.layer_tree import LayerTree
 from finetune.models.applications import make_application, top_layers
 from finetune.models.builders import call_builder, check_model, load_keras_file
+from finetune.models.graph_consent import require_consent
 from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
 from finetune.models.presets import make_preset
@@ -39,12 +40,16 @@ def build_network(recipe: Recipe) -> keras.Model:
             return _build_application(recipe, source.application, source.weights or "none")
     if source.hub:
         with placed(recipe, "model", "hub"):
+            handle, allowed = resolve_place(recipe, source.hub), recipe.allowed_code
+            if allowed is not None:
+                require_consent(handle, allowed, written=source.hub)
             return make_hub_model(
-                resolve_place(recipe, source.hub),
+                handle,
                 signature=source.signature,
                 output_key=source.output_key,
                 input_shape=source.input_shape,
                 output_shape=source.output_shape,
+                allow_operations=() if allowed is None else None,
             )
     if source.preset:
         with placed(recipe, "model", "preset"):

@@ -6,6 +6,7 @@ A learning rate goes this way: written in a `GroupSpec`, made a number or a Kera
 
 import inspect
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
 import keras
@@ -13,9 +14,10 @@ import keras
 from finetune.build.data import RunLength
 from finetune.build.groups import place_of_group
 from finetune.build.rates import build_rate
-from finetune.errors import GroupError, RecipeError, did_you_mean, quote, reason
+from finetune.errors import GroupError, RecipeError, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
+from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
 from finetune.optimizers.tf1_rmsprop import TF1RMSprop
@@ -24,14 +26,6 @@ from finetune.recipe.groups import GroupSpec
 from finetune.recipe.optimizers import OptimizerSpec
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
-
-# Keras' optimizers take these as `**kwargs`, so their signatures do not show them.
-_OF_EVERY_OPTIMIZER = ("weight_decay", "clipnorm", "clipvalue")
-# What holds for all groups together is written under `train`.
-_NOT_OF_A_GROUP = (
-    *("learning_rate", "name", "global_clipnorm", "use_ema", "ema_momentum", "ema_overwrite_frequency"),
-    *("loss_scale_factor", "gradient_accumulation_steps"),
-)
 
 
 def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength) -> dict[str, GroupSettings]:
@@ -57,6 +51,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
         try:
             # The rate goes into the optimizer here. Later nothing but `GroupedOptimizer` moves it.
             rate = build_rate(spec.learning_rate, length)
+            _check_rate(rate, length.steps)
             settings[spec.name] = GroupSettings(
                 optimizer=make_optimizer(spec.optimizer, rate),
                 optimizer_name=spec.optimizer.name,
@@ -104,42 +99,32 @@ def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.
         learning_rate: A number or a Keras schedule.
 
     Raises:
-        RecipeError: The optimizer does not take an argument, or not with this value.
+        RecipeError: Keras does not accept an argument; the recipe has checked those that it knows.
     """
     by_name = {name.lower(): value for name, value in vars(keras.optimizers).items() if inspect.isclass(value)}
     by_name |= {"momentum": Momentum, "tf1rmsprop": TF1RMSprop}  # as TF1 has them
     kind: Any = by_name[spec.name.replace("_", "")]
-    parameters = inspect.signature(kind).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind != p.VAR_KEYWORD and p.name not in _NOT_OF_A_GROUP}
-    # The defaults say what kind of value an argument takes: Keras' signatures have no types.
-    defaults = {**defaults, **{name: defaults.get(name) for name in _OF_EVERY_OPTIMIZER}}
-    unknown = [name for name in spec.arguments if name not in defaults]
-    if unknown:
-        raise RecipeError(
-            f"`{spec.name}` does not take {quote(unknown)}. It takes {quote(defaults, limit=20)}."
-            f"{did_you_mean(unknown[0], list(defaults))}"
-        )
-    arguments = {name: _as_float(value, defaults[name]) for name, value in spec.arguments.items()}
-    wrong = [name for name, value in arguments.items() if not _is_like(name, value, defaults[name])]
-    if wrong:
-        received = ", ".join(f"`{name}: {arguments[name]}`" for name in wrong)
-        usual = ", ".join(f"`{name}: {defaults[name]}`" for name in wrong)
-        raise RecipeError(f"`{spec.name}` received {received}. The usual values are {usual}. Use values of that kind.")
+    # Keras insists on a float where its default is one, and YAML writes `momentum: 0`.
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    arguments = {
+        name: float(value) if type(value) is int and type(defaults.get(name)) is float else value
+        for name, value in spec.arguments.items()
+    }
     try:
         return kind(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"`{spec.name}` does not accept its arguments. Keras says: {reason(error)}.") from error
 
 
-def _as_float(value: Any, default: Any) -> Any:
-    """Makes an integer a float where the default is one: YAML writes `momentum: 0`, and Keras insists on a float."""
-    return float(value) if type(value) is int and type(default) is float else value
-
-
-def _is_like(name: str, value: Any, default: Any) -> bool:
-    """Whether a value is of its default's kind; with another kind Keras fails only in the middle of the first step."""
-    if value is None and default is None:
-        return True
-    if name in _OF_EVERY_OPTIMIZER or type(default) in (int, float):
-        return type(value) in (int, float)
-    return type(value) is bool or type(default) is not bool
+def _check_rate(rate: Any, steps: int) -> None:
+    """Checks that a schedule gives a finite rate in the first, the middle and the last step."""
+    for step in sorted({0, steps // 2, max(steps - 1, 0)}) if callable(rate) else ():
+        try:
+            value = as_float(rate(step))
+        except OverflowError:
+            value = inf
+        if not isfinite(value):
+            raise GroupError(
+                f"A learning rate must be a finite number in every step. That of this schedule is `{value}` in step "
+                f"{step + 1:,} of {steps:,}. Choose another `decay_rate` or another length."
+            )

@@ -16,10 +16,12 @@ from finetune.build.source_keys import (
 )
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
 from finetune.data.loss_families import NUMBERS, family_of
+from finetune.data.npz import read_npz, read_npz_splits
 from finetune.data.row_checks import read_every_row
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.targets import AUTO, class_target
 from finetune.errors import DataError, quote
+from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -99,6 +101,23 @@ def examples_as_asked(recipe: Recipe, examples: Examples) -> Examples:
         if split is not None:
             parts[name] = SourceRows(split, places=examples.places.get(name, ()))
     return split_examples(recipe, parts, examples.source, examples.class_names)
+
+
+def npz_examples(recipe: Recipe, file: str) -> Examples:
+    """Makes examples of the arrays in a NumPy file.
+
+    Raises:
+        DataError: The file cannot be read, or its arrays do not fit together.
+    """
+    path = resolve_path(recipe, file)
+    splits, class_names = read_npz_splits(path)
+    if "" not in splits and not recipe.data.split:
+        read_npz(path)  # names what is missing
+    parts = {name: SourceRows(split) for name, split in splits.items()}
+    try:
+        return split_examples(recipe, parts, {}, class_names)
+    except DataError as error:
+        raise DataError(f"`{path}`: {error}") from None
 
 
 def _arrays(split: Split, part: str) -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,8 @@ from finetune.data.splits import split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.recipe.loader import resolve_path
+from finetune.models.preset_text import preset_token_ids
+from finetune.recipe.loader import resolve_path, resolve_place
 from finetune.recipe.schema import Recipe
 
 # Inputs of a KerasHub backbone that are made from the token ids of a single column of text.
@@ -181,7 +182,9 @@ def _input(
     if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
         folder = table.path.parent
         return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)
-    if len(columns) == 1 and (recipe.data.tokenizer or dtype == "string") and kind in ("", "text"):
+    # The network of a KerasHub preset takes token ids, and its preset says which.
+    of_preset = recipe.model.preset and column.kind == "text" and dtype == "int32"
+    if len(columns) == 1 and (recipe.data.tokenizer or of_preset or dtype == "string") and kind in ("", "text"):
         if dtype == "string":
             return column.texts().astype(object), {column.name: {"kind": "text"}}
         ids, _, about = _tokens(recipe, table, names, network)
@@ -203,8 +206,12 @@ def _input(
 def _tokens(
     recipe: Recipe, table: Table, names: Sequence[str], network: Any
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    tokenizer = recipe.data.tokenizer
-    if len(names) > 1 or tokenizer is None:
+    tokenizer, preset = recipe.data.tokenizer, recipe.model.preset
+    if preset and len(names) == 1 and not (tokenizer and tokenizer.file):
+        texts = table.column(names[0]).texts().tolist()
+        ids, about = preset_token_ids(resolve_place(recipe, preset), texts, tokenizer.length if tokenizer else None)
+        return ids, np.ones_like(ids), {names[0]: {"kind": "text", **about}}
+    if len(names) > 1 or tokenizer is None or tokenizer.file is None or tokenizer.length is None:
         raise DataError(
             f"The network takes token ids of a column of text. Received the columns {quote(names)}"
             f"{'' if tokenizer else ' and no `tokenizer`'}. Write `inputs: text` and "

@@ -5,26 +5,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.sequences import one_or_more
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def check(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> None:
-    """Reads a recipe and checks its spelling and its rules.
+def check(
+    recipe: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Reads a recipe and checks whatever shows without TensorFlow; every command that builds a model begins with it.
+
+    These are its spelling and its rules, whether the files that it names are there, whether Keras has its loss and
+    metrics, whether its builders exist and take their arguments (their source is read, not run), and whether a run may
+    write to `out`.
 
     Args:
         recipe: Path of the recipe.
         overrides: Changes to the recipe such as `"train.epochs=3"`.
         allow_code: Packages whose code the recipe may run.
+        out: The run folder; `None` does not check one.
+        overwrite: Whether `out` may be a folder that is not empty.
 
     Raises:
-        RecipeError: The recipe breaks a rule.
+        RecipeError: The recipe breaks a rule. All problems of a kind are in one message.
+        FinetuneError: A run cannot be written to `out`.
     """
     # Before pydantic is imported: its search for plugins takes a tenth of the time of this command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.errors import RecipeError
+    from finetune.recipe.builder_source import builder_problems
+    from finetune.recipe.code_consent import check_graph_allowed
+    from finetune.recipe.keras_names import unknown_names
     from finetune.recipe.loader import load_recipe
+    from finetune.recipe.named_files import missing_files
 
-    load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
+    if problems:
+        raise RecipeError("\n".join(problems))
+    check_graph_allowed(loaded, one_or_more(allow_code))
+    if out is not None:
+        from finetune.results.run_folder import check_run_folder
+
+        check_run_folder(out, overwrite=overwrite)
 
 
 def check_deep(

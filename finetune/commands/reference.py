@@ -14,6 +14,7 @@ from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
 from finetune.files.size_limits import check_zip
 from finetune.models.builders import check_model, load_keras_file
+from finetune.models.graph_consent import require_consent
 from finetune.pretrained.formats.detect import is_zip
 from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
@@ -43,7 +44,7 @@ def write_reference(
         inputs: A `.npy` file, or an `.npz` file with a single array or an array for each input of the network.
         layers: Layers whose outputs to write instead of the outputs of the network; also names of its outputs.
         overrides: Changes to the recipe such as `"restore.from=other.h5"`.
-        allow_code: Packages whose code the recipe may run.
+        allow_code: Packages whose code the recipe may run, and `hub:HANDLE` for the graph of a SavedModel.
         overwrite: Whether `out` may exist.
 
     Returns:
@@ -59,7 +60,7 @@ def write_reference(
     if Path(source).suffix in (".yaml", ".yml"):
         model, rows = _from_recipe(source, rows, layers, overrides, allow_code)
     else:
-        model = _from_file(Path(source))
+        model = _from_file(Path(source), one_or_more(allow_code))
     if rows is None:
         raise FinetuneError(
             f"Reference outputs need inputs, and `{source}` holds a network without example rows. Name a file of "
@@ -140,10 +141,11 @@ def _require_whole(report: RestoreReport, model: keras.Model) -> None:
         )
 
 
-def _from_file(path: Path) -> Any:
-    folder = path.parent if path.name == "saved_model.pb" else path
-    if not (folder / "saved_model.pb").is_file():
+def _from_file(path: Path, allow_code: Sequence[str]) -> Any:
+    folder = path.parent if path.name in ("saved_model.pb", "saved_model.pbtxt") else path
+    if not (folder / "saved_model.pb").is_file() and not (folder / "saved_model.pbtxt").is_file():
         return check_model(load_keras_file(path), str(path))
+    require_consent(folder, allow_code)
     try:
         return _callable_part(tf.saved_model.load(str(folder)))
     except Exception as error:  # TensorFlow raises many kinds of errors over a damaged folder

@@ -16,6 +16,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.data.examples import describe
+from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
@@ -31,6 +32,7 @@ from finetune.results.run_folder import (
 from finetune.results.tables import plan_text
 from finetune.training.callbacks import LastWeights
 from finetune.training.data_wait import DataWait, advice_on_wait
+from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
@@ -40,6 +42,7 @@ from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
+_DIVERGED = 10  # how many times the test loss may be that before training
 _EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
 
 
@@ -54,6 +57,8 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
+        warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         seconds: Wall time of each stage.
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
@@ -67,6 +72,8 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    keras_loop: str
+    warnings: tuple[str, ...]
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
@@ -143,7 +150,10 @@ def _run(
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
         _write_plan(folder, layout)
-        write_json(folder / "data.json", describe(layout.examples))
+        leaked = leaked_rows(layout.examples)
+        write_json(folder / "data.json", describe(layout.examples) | ({"leaked_rows": leaked} if leaked else {}))
+        if leaked:
+            console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
         if range_test:
             write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
@@ -169,6 +179,7 @@ def _run(
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             console.print(f"recalibrated: the statistics of {count} BatchNormalization layers", highlight=False)
+        check_weights(layout.tree.leaves, layout.groups, "at the end of training")
         with clock("evaluate"):
             metrics = _evaluate(layout)
             # The loss of a training step is that before its update, so the last update shows only here.
@@ -181,8 +192,9 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        if not_opened:
-            console.print(f"warning: {not_opened}", markup=False)
+        warnings = tuple(filter(None, (not_opened, _divergence(metrics_before["loss"], metrics["loss"]))))
+        for warning in warnings:
+            console.print(f"warning: {warning}", markup=False)
 
     result = RunResult(
         folder=folder,
@@ -191,6 +203,8 @@ def _run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
+        warnings=warnings,
         seconds=clock.seconds,
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
@@ -225,6 +239,16 @@ def _evaluate(layout: Layout) -> dict[str, float]:
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
+def _divergence(before: float, after: float) -> str:
+    """Returns a sentence where training has made the test loss far larger, although every number is finite."""
+    if not 0 < _DIVERGED * before < after:
+        return ""
+    return (
+        f"the test loss is {after:.3g} after training and was {before:.3g} before: training has diverged. Lower the "
+        "learning rates, or set `train.global_clipnorm: 1.0`"
+    )
+
+
 def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
     advice = f"{weights.keep()} Correct the `get_config` of the model or layer to save the whole model."
     rule = "A trained model is saved whole, so that plain Keras can load it."
@@ -256,7 +280,8 @@ def _write_result(result: RunResult) -> None:
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
-    problem = {"not_opened": result.not_opened} if result.not_opened else {}
+    problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
+    problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(
         result.folder / "result.json",
         {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},

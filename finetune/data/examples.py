@@ -13,6 +13,7 @@ from finetune.data.rows import Rows, rows_of, select, take
 from finetune.errors import DataError
 
 SPLITS = ("train", "test", "validation")
+_CHECKED_TOGETHER = 2**22  # values
 FEW_ROWS = 5  # a class with fewer is reported
 
 
@@ -210,8 +211,11 @@ def _array_problem(value: Any) -> str | None:
         return f"that is empty, shape {value.shape}"
     if value.dtype == object:
         return "of Python objects"
-    if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
-        return f"with {np.count_nonzero(~np.isfinite(value))} values that are not finite"
+    if np.issubdtype(value.dtype, np.inexact):
+        at_once = max(1, _CHECKED_TOGETHER // max(1, value[0].size))  # an array in a file need not fit into memory
+        starts = range(0, len(value), at_once)
+        count = sum(int(np.count_nonzero(~np.isfinite(value[start : start + at_once]))) for start in starts)
+        return f"with {count} values that are not finite" if count else None
     return None
 
 

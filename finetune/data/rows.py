@@ -4,6 +4,7 @@ Everything that gives examples gives `Rows`, so that the order of an epoch is ma
 """
 
 import hashlib
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +22,9 @@ _DLPACK_TYPES = (
     *(tf.bool, tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.int8, tf.int16, tf.int32, tf.int64),
     *(tf.float16, tf.float32, tf.float64),
 )
+
+
+_COPIED = 2**26  # bytes of a memory-mapped array of which rows are copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,8 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
     """
 
     def of(array: Any) -> Any:
+        if isinstance(array, np.memmap) and isinstance(chosen, np.ndarray) and array.nbytes > _COPIED:
+            array = as_rows(array)  # rows that are chosen one by one would be copied into memory
         if array is None or not isinstance(array, Rows):
             return None if array is None else array[chosen]
         indices = np.arange(array.length)[chosen]
@@ -137,7 +143,14 @@ def _mapped_rows(array: np.memmap) -> Rows:
         values: Any = tf.numpy_function(read, [indices], tf.as_dtype(dtype), stateful=False)
         return tf.ensure_shape(values, [None, *shape])  # `numpy_function` does not know it
 
-    return Rows(len(array), take)
+    fingerprint = ""
+    if array.filename and isinstance(array.base, mmap.mmap):  # of a slice it is not known where it begins
+        stat = Path(array.filename).stat()
+        place = (
+            f"{array.filename} {stat.st_size} {stat.st_mtime_ns} {array.offset} {array.shape} {array.strides} {dtype}"
+        )
+        fingerprint = hashlib.sha256(place.encode()).hexdigest()
+    return Rows(len(array), take, fingerprint)
 
 
 def _type_for_keras(dtype: np.dtype) -> np.dtype:

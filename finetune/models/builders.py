@@ -27,6 +27,8 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
     # Bound first, so that a `TypeError` raised inside the function is not taken for a wrong argument.
     try:
         inspect.signature(function).bind(**arguments)
+    except ValueError:
+        pass  # it has no signature: a class or function that is not written in Python
     except TypeError as error:
         raise FinetuneError(
             f"A builder is called with the `arguments` of the recipe. `{builder}`: {error}. It accepts "

@@ -15,6 +15,7 @@ import tensorflow as tf
 from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.groups.layer_tree import Leaf
 from finetune.keras_private import is_safe_mode
+from finetune.models.graph_consent import require_operations
 from finetune.models.hub_handles import cache_folder, resolve_handle
 from finetune.models.saved_graph import pack_graph, unpack_graph
 from finetune.models.saved_module import SavedModule, load_saved_module
@@ -91,11 +92,13 @@ class HubLayer(HubPart):
         output_key: Which of several outputs to return; by default the one named `default`, or else a dict of all.
         output_shape: Shape of the output without the batch, where the SavedModel does not contain it.
         tags: Which graph to load, where there are several, as in modules of TensorFlow 1.
+        allow_operations: Operations of the graph that may reach files, other machines, Python or the process, by name;
+            `None` allows all. The graph runs with your rights.
         kwargs: `name` and `trainable` of the layer.
 
     Raises:
-        FinetuneError: If the handle cannot be resolved, the SavedModel has no variables or nothing to call, or it has
-            no such signature or output.
+        FinetuneError: If the handle cannot be resolved, the graph has other operations that reach outside of it, the
+            SavedModel has no variables or nothing to call, or it has no such signature or output.
 
     Example:
         >>> layer = HubLayer("https://tfhub.dev/google/nnlm-en-dim50/2", name="hub")  # doctest: +SKIP
@@ -110,6 +113,7 @@ class HubLayer(HubPart):
         output_key: str | None = None,
         output_shape: Sequence[int | None] | None = None,
         tags: Iterable[str] | None = None,
+        allow_operations: Iterable[str] | None = (),
         **kwargs: Any,
     ):
         graph = kwargs.pop(
@@ -119,6 +123,8 @@ class HubLayer(HubPart):
         super().__init__(**kwargs)
         self._graph = graph
         self._folder = unpack_graph(graph, cache_folder() / "graphs") if graph else resolve_handle(handle)
+        if allow_operations is not None:
+            require_operations(self._folder, str(handle), one_or_more(allow_operations))
         settings = {"signature": signature, "tags": tags, "name": str(handle), "warns": graph is None}
         module = load_saved_module(self._folder, **settings)
         self._module = module
@@ -202,7 +208,8 @@ class HubLayer(HubPart):
                 f"`HubLayer` made from `{config.get('handle')}`. If you trust the file, load it with "
                 "`safe_mode=False`; in a recipe, name the SavedModel under `hub` and the file under `restore`."
             )
-        return cls(**config)
+        # Whoever turns the safe mode off has allowed all code in the file.
+        return cls(**config, allow_operations=None)
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         # TensorFlow calls this to learn what to save. A SavedModel needs the tables and assets of the module; in a

@@ -1,5 +1,6 @@
 """From the handle of a TensorFlow Hub module to the local folder of its SavedModel."""
 
+import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
+from finetune.files.private_folder import private_folder
 from finetune.models.unpacking import ENDINGS, is_archive, unpack
 
 _REMOTE = ("http", "https", "gs")
@@ -28,8 +30,8 @@ def resolve_handle(handle: str | Path) -> str:
     Args:
         handle: A local folder, a local `.tar`, `.tar.gz`, `.tgz` or `.zip` file, a `file://` address of either, or an
             address that tensorflow-hub resolves: it downloads the module once, into the folder that the environment
-            variable `TFHUB_CACHE_DIR` names (by default a temporary folder), and shows its progress if
-            `TFHUB_DOWNLOAD_PROGRESS` is set. Archives are unpacked into the same folder.
+            variable `TFHUB_CACHE_DIR` names (by default a temporary folder of the user's own), and shows its progress
+            if `TFHUB_DOWNLOAD_PROGRESS` is set. Archives are unpacked into the same folder.
 
     Raises:
         FinetuneError: If it does not exist, cannot be downloaded, or is not a SavedModel.
@@ -43,6 +45,9 @@ def resolve_handle(handle: str | Path) -> str:
 def _download(handle: str) -> str:
     import tensorflow_hub as hub  # here, since a local folder does not need it
 
+    is_set = "TFHUB_CACHE_DIR" in os.environ
+    # tensorflow-hub by itself takes `/tmp/tfhub_modules`, whoever made it.
+    os.environ["TFHUB_CACHE_DIR"] = str(cache_folder())
     try:
         return hub.resolve(handle)
     except Exception as error:  # urllib, tarfile and TensorFlow raise classes without a common base
@@ -51,6 +56,9 @@ def _download(handle: str) -> str:
             f"{reason(error)}. Check the address and the network; or download it elsewhere and give the local folder "
             "or `.tar.gz` file, or set `TFHUB_CACHE_DIR` to a folder into which tensorflow-hub has downloaded it."
         ) from error
+    finally:
+        if not is_set:
+            del os.environ["TFHUB_CACHE_DIR"]
 
 
 def _local(handle: str) -> Path:
@@ -77,8 +85,16 @@ def _local(handle: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Returns the folder into which tensorflow-hub downloads modules."""
-    return Path(os.environ.get("TFHUB_CACHE_DIR") or Path(tempfile.gettempdir()) / "tfhub_modules")
+    """Returns the folder into which modules are downloaded: by default a temporary one of the user's own.
+
+    Raises:
+        FinetuneError: The default folder exists and is somebody else's.
+    """
+    chosen = os.environ.get("TFHUB_CACHE_DIR")
+    if chosen:  # the user may share it with people whom he trusts
+        return Path(chosen)
+    user = os.geteuid() if hasattr(os, "geteuid") else getpass.getuser()
+    return private_folder(Path(tempfile.gettempdir()) / f"finetune-{user}")
 
 
 def _nearest(path: Path) -> str:

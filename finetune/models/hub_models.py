@@ -1,6 +1,6 @@
 """A SavedModel as a whole Keras model: a single input, the SavedModel as the layer `hub`, a single output."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ def make_hub_model(
     output_key: str | None = None,
     input_shape: Sequence[int] | None = None,
     output_shape: Sequence[int | None] | None = None,
+    allow_operations: Iterable[str] | None = (),
 ) -> keras.Model:
     """Makes a functional model from a TensorFlow Hub module or SavedModel.
 
@@ -29,12 +30,20 @@ def make_hub_model(
         output_key: Which of several outputs to return.
         input_shape: Shape of a row of the input, without the batch, where the SavedModel leaves it open.
         output_shape: Shape of a row of the output, where the SavedModel does not contain it.
+        allow_operations: Operations that may reach outside of the graph; `None` allows all.
 
     Raises:
         FinetuneError: If the SavedModel does not take a single input or return a single output, or `input_shape` is
             missing or does not fit.
     """
-    layer = HubLayer(handle, signature=signature, output_key=output_key, output_shape=output_shape, name="hub")
+    layer = HubLayer(
+        handle,
+        signature=signature,
+        output_key=output_key,
+        output_shape=output_shape,
+        allow_operations=allow_operations,
+        name="hub",
+    )
     # A call takes a tensor (key `None`) or a dict of tensors, a signature always takes inputs by name.
     key, spec = _single_input(layer.module.inputs, str(handle))
     # Keras needs the shape of the input before it calls the layer, and takes the number of rows to be open.

@@ -17,12 +17,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from finetune.errors import FinetuneError, quote, reason
+from finetune.files.private_folder import is_unchanged, private_folder, write_manifest
+from finetune.files.size_limits import MOST_BYTES, VARIABLE, allowed_bytes
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 MOST_FILES = 10_000
-MOST_BYTES = 64 * 2**30
-_MOST_RATIO = 200  # weights hardly compress: an archive that unpacks to more than this many times its size has others
-_ALWAYS_ALLOWED = 100 * 2**20  # bytes, at any ratio: a small text file may compress well
 _CHUNK = 2**20  # bytes read at a time
 # What the readers raise on damaged archives; `RuntimeError` and `NotImplementedError` for encrypted zip files.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
@@ -55,27 +54,30 @@ def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
 
     Args:
         archive: A tar or zip archive.
-        cache: Folder for unpacked archives; made when it is missing.
+        cache: Folder for unpacked archives, which nobody else may write to; made when it is missing.
         trusted: Whether it may unpack to far more than its own size; for archives that this package wrote.
 
     Returns:
         The folder; another call with the same content returns the same one.
 
     Raises:
-        FinetuneError: If the archive cannot be read, or `extract` refuses it.
+        FinetuneError: If the archive cannot be read, `extract` refuses it, or the cache is somebody else's.
     """
     with archive.open("rb") as file:
         folder = cache / hashlib.file_digest(file, "sha256").hexdigest()
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
+    private_folder(cache)
+    if os.path.lexists(folder):
+        if is_unchanged(folder):
+            return folder
+        shutil.rmtree(folder)  # incomplete: cleaners of temporary folders remove single files
     # The folder appears under its name only when it is complete: other processes may be unpacking the same archive.
     partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
     try:
         _extract_readable(archive, partial, trusted=trusted)
+        write_manifest(partial, folder.with_suffix(".json"))
         os.replace(partial, folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not is_unchanged(folder):  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -143,8 +145,7 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 def _list_within_bounds(path: Path, members: Iterable[_Member], *, trusted: bool) -> list[_Member]:
     """Lists the entries and stops at the first too many: listing a compressed tar archive unpacks all of it."""
-    by_ratio = max(_ALWAYS_ALLOWED, _MOST_RATIO * path.stat().st_size)
-    allowed = MOST_BYTES if trusted else min(MOST_BYTES, by_ratio)
+    allowed = MOST_BYTES if trusted else allowed_bytes(path.stat().st_size)
     listed, total = [], 0
     for member in members:
         listed.append(member)
@@ -152,7 +153,8 @@ def _list_within_bounds(path: Path, members: Iterable[_Member], *, trusted: bool
         if len(listed) > MOST_FILES or total > allowed:
             raise FinetuneError(
                 f"An archive may unpack to {MOST_FILES:,} files and {allowed:,} bytes. `{path}` "
-                f"({path.stat().st_size:,} bytes) has more. If you trust it, unpack it yourself and give the folder."
+                f"({path.stat().st_size:,} bytes) has more. If you trust it, unpack it yourself and give the folder, "
+                f"or raise the limit with the environment variable `{VARIABLE}=80GB`."
             )
     return listed
 

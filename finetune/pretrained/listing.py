@@ -22,12 +22,14 @@ def list_weights(path: str | Path) -> dict[str, Any]:
         `path`, `kind`, `weights` and `others` (each a list of tensors with `name`, `role`, `of`, `shape`, `dtype`,
         `parameters` and `bytes`; `of` is the weight that a slot or an average belongs to, where the file tells). Of the
         weights the sums `parameters` and `bytes`, and under `dtypes` how many there are of each type; under `roles` how
-        many tensors there are of each role.
+        many tensors there are of each role. For a SavedModel also `operations`, how often each operation is in its
+        graph, and `outside`, what those reach that reach files, other machines, Python or the process.
 
     Raises:
         RestoreError: As `finetune.pretrained.formats.readers.read_tensors` does.
     """
     weight_file = read_tensors(path)
+    graph = _operations(path) if weight_file.kind == "saved-model" else {}
     weights, others = (list(map(_row, tensors)) for tensors in (weight_file.tensors, weight_file.others))
     return {
         "path": weight_file.path,
@@ -38,7 +40,18 @@ def list_weights(path: str | Path) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in weights),
         "dtypes": dict(Counter(row["dtype"] for row in weights)),
         "roles": dict(Counter(row["role"] for row in [*weights, *others])),
+        **graph,
     }
+
+
+def _operations(path: str | Path) -> dict[str, Any]:
+    """Lists the operations in the graph of a SavedModel, which is not run."""
+    from finetune.models.graph_operations import read_operations  # TensorFlow is loaded by now
+    from finetune.models.hub_handles import resolve_handle
+
+    is_graph = Path(path).name in ("saved_model.pb", "saved_model.pbtxt")
+    graph = read_operations(resolve_handle(Path(path).parent if is_graph else path))
+    return {"operations": dict(graph.counts), "outside": dict(graph.outside)}
 
 
 def _row(tensor: StoredTensor) -> dict[str, Any]:

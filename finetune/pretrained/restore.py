@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.checksum import as_array, checksum
-from finetune.errors import RestoreError, quote, reason
+from finetune.errors import RestoreError, printable, quote, reason
+from finetune.groups.finite_values import listed, problem_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.pretrained.averages import with_averages
 from finetune.pretrained.formats.readers import read_weights
@@ -214,11 +215,19 @@ def _apply(plan: RestorePlan) -> RestoreReport:
     # Every value is read before the first is assigned: a damaged file must not leave a model half restored. The values
     # are read again to assign them, which costs less than holding all of a large file in memory.
     overflowing: dict[str, str] = {}  # what happens to the largest value, by the weight
+    wrong: list[str] = []  # weights whose values are no numbers in the file already
     checksums = []
     for pair in plan.restored:
         values = _values(plan, pair, overflowing=overflowing)
+        if pair.leaf.name not in overflowing and (problem := problem_in(pair.leaf, values, variances=False)):
+            wrong.append(f"`{printable(pair.leaf.name)}`: {problem}")
         checksums.append((checksum(values), checksum(pair.leaf.variable)))
     _require_finite(plan, tuple(overflowing.values()))
+    if wrong:
+        raise RestoreError(
+            f"Weights and statistics of a file must be finite numbers. `{plan.path}` holds others: {listed(wrong)}. "
+            "Nothing was restored. Save the file again from a network that works, or name these weights in `exclude`."
+        )
     _require_equal_copies(
         plan, {pair.leaf.name: known[0] for pair, known in zip(plan.restored, checksums, strict=True)}
     )

@@ -92,12 +92,18 @@ class TokenizerSpec(Part):
     """How text becomes token ids.
 
     Attributes:
-        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
-        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0.
+        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT. A KerasHub preset brings its own.
+        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0. Required with `file`.
     """
 
-    file: FilePath
-    length: Count
+    file: FilePath | None = None
+    length: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "TokenizerSpec":
+        if self.file and self.length is None:
+            raise fault("is missing. Add it under `data.tokenizer`", at=("length",))
+        return self
 
 
 def _check_class_weight(value: Any) -> Any:

@@ -237,7 +237,16 @@ def _compiled(text: str) -> str:
     return text
 
 
-Positive = Annotated[float, Field(gt=0)]
+def _in_float32(number: float) -> float:
+    """Refuses positive numbers that become 0 or infinite in the type in which networks are trained."""
+    if not 1.2e-38 <= number <= 3.4e38:
+        raise fault(
+            "must be between 1.2e-38 and 3.4e38: in float32, other numbers become 0 or infinite", received=number
+        )
+    return number
+
+
+Positive = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
 Rate = Positive
 NotNegative = Annotated[float, Field(ge=0)]
 AtLeastOne = Annotated[float, Field(ge=1)]

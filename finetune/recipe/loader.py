@@ -29,8 +29,8 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
         path: The YAML file.
         overrides: Changes such as `"groups.head.learning_rate=1e-3"`, applied in order. Relative paths in them are
             relative to the working directory.
-        allow_code: Packages whose code the recipe may run, see `check_code_allowed`; `None` does not check that. Give
-            a list, if empty, wherever the recipe is going to be run.
+        allow_code: What the recipe may run, see `check_code_allowed` and `finetune.recipe.code_consent`; `None` does
+            not check that. Give a list, if empty, wherever the recipe is going to be run.
 
     Returns:
         The recipe, after `extends` and overrides were applied.
@@ -53,6 +53,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
     if problems:
         raise report(problems)
     recipe._tree = tree
+    recipe._allowed_code = None if allow_code is None else tuple(one_or_more(allow_code))
     # Last, because only a valid recipe says for sure which code it names.
     if allow_code is not None:
         check_code_allowed(recipe, one_or_more(allow_code))
@@ -67,6 +68,7 @@ def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> 
         tree = with_value(tree, keys, tree_of(value, follow(tree, keys)[0].place))
     changed = Recipe.model_validate(_with_folders(tree))
     changed._tree = tree
+    changed._allowed_code = recipe.allowed_code
     return changed
 
 

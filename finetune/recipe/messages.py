@@ -91,7 +91,9 @@ def _predicate(error: ErrorDetails, context: dict[str, Any], names: list[str]) -
 
 
 def _hint(kind: str, value: Any, name: list[str]) -> str:
-    if kind in ("int_type", "float_type") and isinstance(value, str) and isinstance(read_scalar(value), int | float):
+    # Python converts at most 4300 digits; nobody needs a hint there.
+    is_short = isinstance(value, str) and len(value) < 100
+    if kind in ("int_type", "float_type") and is_short and isinstance(read_scalar(value), int | float):
         return ". Remove the quotes"
     if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f". Write `{int(value)}`"

@@ -5,11 +5,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, model_serializer, model_validator
 
 from finetune.recipe.fields import Arguments, Identifier, Part, fault, pick
+from finetune.recipe.optimizer_arguments import ARGUMENTS, check_arguments
 
-OPTIMIZERS = (
-    *("sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad", "adadelta", "adamax", "nadam", "ftrl", "lion", "lamb"),
-    *("muon", "adafactor", "schedule_free_adamw", "tf1_rmsprop"),
-)
+OPTIMIZERS = tuple(ARGUMENTS)
 _UNDER_TRAIN = "belongs under `train`: it is for all groups together"
 _MISPLACED = {
     "learning_rate": "belongs beside `optimizer`, not inside it",
@@ -66,3 +64,8 @@ class OptimizerSpec(Named):
 
     name: Annotated[Identifier, AfterValidator(_known_spelling)]
     arguments: dict[Annotated[Identifier, AfterValidator(_check_argument)], Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_values(self) -> "OptimizerSpec":
+        check_arguments(self.name, self.arguments)
+        return self

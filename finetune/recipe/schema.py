@@ -45,6 +45,12 @@ class Recipe(Part):
     phases: Phases | None = None
     train: Train
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
+    _allowed_code: tuple[str, ...] | None = PrivateAttr(default=None)
+
+    @property
+    def allowed_code(self) -> tuple[str, ...] | None:
+        """What `--allow-code` names, for the graphs of SavedModels; `None` for a recipe of the caller's own."""
+        return self._allowed_code
 
     @field_validator("train", mode="wrap")
     @classmethod
@@ -70,6 +76,9 @@ class Recipe(Part):
             self._check_phases()
         self._check_orders()
         self._check_blending()
+        if self.data.tokenizer and not self.data.tokenizer.file and not self.model.preset:
+            rule = "is missing. Only a KerasHub preset (`model.preset`) brings its own tokenizer"
+            raise fault(rule, at=("data", "tokenizer", "file"))
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:

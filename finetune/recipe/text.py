@@ -138,6 +138,7 @@ class _Reader:
         self.at = at
         self.problems = problems
         self.anchors: dict[str, Node] = {}
+        self.read = 0  # nodes so far, finished or not
 
     def document(self) -> Node:
         self.event()
@@ -170,6 +171,10 @@ class _Reader:
         # This method calls itself for each level, so depth is bounded well below the recursion limit of Python.
         if depth > MAX_DEPTH:
             raise _UnreadableError(place, f"nested more than {MAX_DEPTH} levels deep. No recipe needs that.")
+        # Before the whole is read: PyYAML takes 25 seconds for a mapping of 90,000 keys.
+        self.read += 1
+        if self.read > MAX_NODES:
+            raise _UnreadableError(place, f"more than {MAX_NODES} values before this. No recipe needs that.")
         # A tag such as `!!python/object` is never constructed: it is only reported.
         if event.tag:
             self.fail(place, f"the tag `{event.tag}` is not allowed: a recipe is plain data. Remove it.")

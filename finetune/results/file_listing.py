@@ -40,4 +40,10 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     lines = [f"{printable(listing['path'])}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
     # Slots, counters and averages are listed, and not counted among the weights: they are no part of the model.
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
-    return "\n".join([*lines, f"no weights: {others}"] if others else lines)
+    lines += [f"no weights: {others}"] if others else []
+    if "operations" in listing:
+        counts = listing["operations"]
+        names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in counts.items())
+        outside = ", ".join(f"{name} ({kind})" for name, kind in listing["outside"].items())
+        lines += [f"graph: {sum(counts.values()):,} operations: {names}", f"reach outside of it: {outside or 'none'}"]
+    return "\n".join(lines)

@@ -33,6 +33,7 @@ from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
+from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
@@ -134,6 +135,9 @@ def train(
         closing(loop),
     ):
         for record in loop:
+            if record.keras_loop and record.keras_loop not in [before.keras_loop for before in records]:
+                sentence = f"Keras' own loop made the steps, not the fast one: {record.keras_loop}"
+                console.print(sentence, highlight=False, markup=False)
             records.append(record)
             fit.progress.epochs -= record.epochs_left
             if fit.guard.stopped_at or not record.frozen_unchanged:
@@ -197,6 +201,8 @@ class _RunFit:
             self.progress,
             self.metrics,
             TensorBoardLog(folder / "tensorboard", self.report),
+            # Where the loss shows it, the guard says in which step; and before the weights are saved.
+            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
             weights,
             *([self.wait] if self.wait else []),
         ]

@@ -39,6 +39,7 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
     sizes = _sizes(model, "output_shape") or ()
     x, y = examples.train.first(next(rows for rows in (2, 3, 5, 7, 11, 13) if rows not in sizes))
     _check_shape(model, x)
+    _check_real(model, x)
     _check_text(model, x)
     with explained(DataError, "Examples must fit the model.", f"{_forms(model, y)} Change the data or the model."):
         try:
@@ -144,6 +145,18 @@ def _check_shape(model: keras.Model, x: Any) -> None:
         raise DataError(
             f"Examples must have the shape that the model takes. `{model.name}` takes {_shown(model_sizes)} per row; "
             f"the data have {_shown(sizes)}. Change the data or the model."
+        )
+
+
+def _check_real(model: keras.Model, x: Any) -> None:
+    """Refuses complex numbers for real inputs: TensorFlow would drop their imaginary part without a word."""
+    complex_parts = [part for part in tf.nest.flatten(x) if tf.is_tensor(part) and part.dtype.is_complex]
+    inputs: Any = getattr(model, "inputs", None) or ()
+    if complex_parts and inputs and not any("complex" in str(tensor.dtype) for tensor in inputs):
+        raise DataError(
+            f"Inputs must be of the kind that the model takes. `{model.name}` takes real numbers; the data have "
+            f"`{complex_parts[0].dtype.name}`. Give it the real and the imaginary part, or amplitude and phase, as two "
+            "channels."
         )
 
 

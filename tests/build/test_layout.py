@@ -165,8 +165,13 @@ def test_examples_that_do_not_fit_are_reported_before_training(recipe, problem):
 
 
 def test_steps_in_a_call_divide_the_epoch_where_keras_makes_the_calls(recipe, lay_out):
-    layout = lay_out(recipe, "train.steps_per_execution=6", "train.jit_compile=true")  # XLA needs Keras' own loop
-    assert layout.model.steps_per_execution == 2  # of an epoch of 4 steps
+    layout = lay_out(recipe, "train.steps_per_execution=3", "train.jit_compile=true")  # XLA needs Keras' own loop
+    assert layout.model.steps_per_execution == 1  # of an epoch of 4 steps
+
+
+@pytest.mark.parametrize("steps", [6, 2**31, 10**12])
+def test_a_call_has_at_most_the_steps_of_an_epoch(recipe, lay_out, steps):
+    assert lay_out(recipe, f"train.steps_per_execution={steps}").model.steps_per_execution == 4
 
 
 READ_BY_NAME = {
@@ -208,3 +213,31 @@ def test_the_plan_says_which_variables_keras_does_not_see(tmp_path, lay_out):
         sentence.startswith("Keras does not see the trainable variables in `factor.factor`")
         for sentence in lay_out(tmp_path / "r.yaml").plan.advice
     )
+
+
+# -- Numbers that are none, and settings that train nothing -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches", [9, 1000])
+def test_accumulation_over_more_batches_than_the_run_has_is_refused(recipe, problem, batches):
+    assert problem(recipe, f"train.gradient_accumulation_steps={batches}") == (
+        "--set train.gradient_accumulation_steps: `train.gradient_accumulation_steps` makes an update of the weights "
+        f"after every {batches:,} batches, and the run has 8 in all: it would train nothing. Accumulate fewer batches, "
+        "or train for longer."
+    )
+
+
+def test_accumulation_is_checked_for_each_phase(recipe, problem, lay_out):
+    phases = "phases=[{train: [head], steps: 4}, {train: [body, head], steps: 3}]"
+    assert "and phase 2 has 3 in all" in problem(recipe, "train.epochs=", phases, "train.gradient_accumulation_steps=4")
+    lay_out(recipe, "train.epochs=", phases, "train.gradient_accumulation_steps=3")
+
+
+def test_a_network_with_a_weight_that_is_no_number_is_refused(recipe, problem, tmp_path, tiny_files):
+    model = keras.models.load_model(tiny_files / "tiny.keras", compile=False)
+    model.get_layer("bn").moving_variance.assign([-1.0, *[1.0] * (model.get_layer("bn").moving_variance.shape[0] - 1)])
+    model.save(tmp_path / "bad.keras")
+    message = problem(recipe, f"model.keras_file={tmp_path / 'bad.keras'}")
+    assert message.startswith("tiny.yaml:2:8: `model`: weights and statistics of a network must be finite numbers")
+    assert "`bn/moving_variance`: 1 of " in message
+    assert "values of a variance are negative, the first at [0]: -1.0" in message

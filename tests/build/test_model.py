@@ -59,7 +59,10 @@ def names_of(tree_or_plan):
 
 
 def test_a_recipe_plans_a_saved_model_with_a_head(write, encoder_folder):
-    layout = finetune.plan(write(f"hub: {encoder_folder}, head: {{classes: 3, units: 4}}", rows(6)))
+    path = write(f"hub: {encoder_folder}, head: {{classes: 3, units: 4}}", rows(6))
+    with pytest.raises(FinetuneError, match=r"recipe.yaml:1:14: `model.hub`: The graph .* add `--allow-code hub:/"):
+        finetune.plan(path)
+    layout = finetune.plan(path, allow_code=[f"hub:{encoder_folder}"])
     assert names_of(layout.plan)[:2] == ["hub/stem/kernel", "hub/stem/bias"]
     assert names_of(layout.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
     sources = {weight.name: weight.restored_from for weight in layout.plan.weights}
@@ -75,13 +78,17 @@ def test_a_recipe_runs_a_saved_model_from_an_archive_beside_it(write, encoder, e
     path.write_text(
         path.read_text().replace("groups:\n", "groups:\n  - {name: stem, prefixes: [hub/stem, hub/bn], frozen: true}\n")
     )
-    result = finetune.run(path, tmp_path / "out")
+    allowed = {"allow_code": ["hub:encoder.tar.gz"]}  # as the recipe has it, or as a path from the working directory
+    result = finetune.run(path, tmp_path / "out", **allowed)
     assert (result.frozen_unchanged, result.frozen_tensors) == (True, 6)
     stem = layer_tree(result.model).by_name["hub/stem/kernel"].variable
     np.testing.assert_array_equal(stem.numpy(), encoder.get_layer("stem").kernel.numpy())
     again = keras.models.load_model(tmp_path / "out" / "model.keras", safe_mode=False)
     np.testing.assert_array_equal(again.predict(rows(6), verbose=0), result.model.predict(rows(6), verbose=0))
-    assert finetune.plan(tmp_path / "out" / "recipe.yaml").model.count_params() == result.model.count_params()
+    allowed = {"allow_code": [f"hub:{tmp_path}/encoder.tar.gz"]}
+    assert (
+        finetune.plan(tmp_path / "out" / "recipe.yaml", **allowed).model.count_params() == result.model.count_params()
+    )
 
 
 @pytest.mark.slow
@@ -98,7 +105,9 @@ def test_a_recipe_fine_tunes_a_text_module_on_text(write, tmp_path):
 
     tf.saved_model.save(Letters(), str(tmp_path / "letters"))
     texts = np.array(["aaa", "bbbb", "cc"] * 4)
-    result = finetune.run(write("hub: letters, head: {classes: 3}", texts), tmp_path / "out")
+    result = finetune.run(
+        write("hub: letters, head: {classes: 3}", texts), tmp_path / "out", allow_code=["hub:letters"]
+    )
     assert result.metrics["loss"] < result.metrics_before["loss"]
 
 
@@ -173,8 +182,9 @@ def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
     ],
 )
 def test_what_is_wrong_with_a_model_is_reported_in_one_message_with_its_place(write, encoder_folder, model, said):
+    path, allowed = write(model.replace("FOLDER", str(encoder_folder)), rows(6)), [f"hub:{encoder_folder}"]
     with pytest.raises(FinetuneError) as error:
-        finetune.plan(write(model.replace("FOLDER", str(encoder_folder)), rows(6)))
+        finetune.plan(path, allow_code=allowed)
     assert said.replace("FOLDER", str(encoder_folder)) in str(error.value)
     assert "recipe.yaml:1:" in str(error.value)
     assert "\n" not in str(error.value)
@@ -184,6 +194,9 @@ def test_what_is_wrong_with_a_model_is_reported_in_one_message_with_its_place(wr
 def test_the_command_line_tells_a_handle_without_a_network_in_one_line_and_exits_2(write):
     path = write("hub: 'http://127.0.0.1:1/google/encoder/1', head: {classes: 3}", rows(6))
     command = [sys.executable, "-m", "finetune", "run", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "is not downloaded before you allow it. If you trust its author, add `--allow-code hub:http" in done.stderr
+    command += ["--allow-code", "hub:http://127.0.0.1:1/google/encoder/1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.build.source_splits import SourceRows, examples_as_asked, split_examples
+from finetune.build.source_splits import SourceRows, examples_as_asked, npz_examples, split_examples
 from finetune.data.examples import Examples, Split
-from finetune.data.rows import Rows
+from finetune.data.rows import Rows, select
 from finetune.errors import DataError
 from finetune.recipe.loader import load_recipe
 
@@ -86,3 +86,25 @@ def test_rows_of_which_none_can_be_read_are_an_error(recipe):
     loaded = load_recipe(recipe, overrides=["data={builder: my.module:make, on_error: skip}"])
     with pytest.raises(DataError, match=r"none of 3 can: .*nothing there"):
         split_examples(loaded, {"": SourceRows(Split(rows, Y[:3]))}, {})
+
+
+def test_arrays_of_a_file_are_in_splits_or_are_split_as_the_recipe_says(asked, tmp_path):
+    np.savez(tmp_path / "all.npz", x=X, y=Y, class_names=["a", "b", "c"])
+    np.savez(tmp_path / "train.npz", x_train=X, y_train=Y)
+    examples = npz_examples(asked("split={test: 0.25, validation: 0.25}"), str(tmp_path / "all.npz"))
+    assert [len(split) for split in (examples.train, examples.test, examples.validation)] == [6, 3, 3]
+    assert examples.class_names == ("a", "b", "c")
+    assert len(npz_examples(asked("split={test: 0.5}"), str(tmp_path / "train.npz")).test) == 6
+    with pytest.raises(DataError, match="`x_test`, `y_test` are missing"):
+        npz_examples(asked(), str(tmp_path / "train.npz"))
+
+
+def test_rows_of_a_large_array_in_a_file_are_not_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.data.rows._COPIED", 10)
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=X.shape)
+    mapped[:] = X
+    chosen = np.array([7, 2, 5])
+    rows = select(mapped, chosen)
+    assert isinstance(rows, Rows)
+    np.testing.assert_array_equal(rows.take(tf.constant([0, 2])), X[[7, 5]].astype(np.float32))
+    assert rows.fingerprint == select(mapped, chosen).fingerprint != ""

@@ -1,4 +1,5 @@
 from io import StringIO
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -7,7 +8,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from finetune.commands.check import check, check_deep
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 
 
 def test_a_good_recipe_passes_without_a_word(recipe, capsys):
@@ -24,15 +25,43 @@ def test_faults_are_reported_with_their_place_and_overrides_count(recipe):
     check(recipe, overrides=["seed=3"])
 
 
-def test_code_of_others_is_a_fault_unless_its_package_is_allowed(recipe):
+def test_code_of_others_is_a_fault_unless_its_package_is_allowed(recipe, monkeypatch):
+    (recipe.parent / "my_package").mkdir()
+    (recipe.parent / "my_package" / "models.py").write_text("def build(): ...")
+    monkeypatch.syspath_prepend(recipe.parent.absolute())
     code = ["model={builder: my_package.models:build}"]
     with pytest.raises(RecipeError, match="--allow-code my_package"):
         check(recipe, overrides=code)
     check(recipe, overrides=code, allow_code=["my_package"])
 
 
-def test_files_that_the_recipe_names_are_not_opened(recipe):
-    check(recipe, overrides=["data.npz=nowhere.npz", "restore={from: nowhere.h5}"])
+def test_what_shows_without_tensorflow_is_told_at_once(recipe):
+    wrong = ["data.npz=nowhere.npz", "restore={from: nowhere.h5}", "train.loss=mean_sqared_error"]
+    code = "model={builder: finetune.examples.digits:smal_cnn}"
+    with pytest.raises(RecipeError) as caught:
+        check(recipe, overrides=[code, *wrong])
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "`model.builder`",
+        "`data.npz` does not exist",
+        "`restore.from` does not exist",
+        "`train.loss",
+    ]
+    assert [line.split(": ")[0] for line in lines] == [
+        "--set model",
+        "--set data.npz",
+        "--set restore",
+        "--set train.loss",
+    ]
+
+
+def test_a_taken_run_folder_is_told_by_check(recipe):
+    (recipe.parent / "taken").mkdir()
+    (recipe.parent / "taken" / "a.txt").write_text("mine")
+    with pytest.raises(FinetuneError, match="--out taken` is not empty"):
+        check(recipe, out=Path("taken"))
+    check(recipe, out=Path("taken"), overwrite=True)
+    check(recipe, out=Path("free"))
 
 
 # -- Deep -------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,11 @@ def test_a_saved_model_gives_all_outputs_of_its_default_signature(rows_file, tmp
 
     module = Two()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
-    written = write_reference(tmp_path / "m", tmp_path / "r.npz", inputs=rows_file)
+    assert "reach outside of it: none. If you trust it, add `--allow-code hub:" in refused(
+        tmp_path / "m" / "saved_model.pb", tmp_path / "r.npz", inputs=rows_file
+    )
+    allowed = [f"hub:{tmp_path}/m"]
+    written = write_reference(tmp_path / "m", tmp_path / "r.npz", inputs=rows_file, allow_code=allowed)
     assert written == {"input": (3, 6), "output/double": (3, 6), "output/sum": (3,)}
     np.testing.assert_array_equal(read_reference(tmp_path / "r.npz").outputs["sum"], [6, 6, 6])
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from finetune.data.npz import read_npz
+from finetune.data import npz
+from finetune.data.npz import read_npz, read_npz_splits
 from finetune.errors import DataError, FinetuneError
 
 
@@ -53,7 +54,7 @@ def test_examples_may_be_text(write):
 
 def test_a_missing_array_is_reported_with_the_names_found(write):
     said = message(write(y_test=None, x_validation=None, y_validation=None))
-    assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`; `y_test` are missing" in said
+    assert "must hold the arrays `x_train`, `y_train`, `x_test`, `y_test`, or `x` and `y`; `y_test` are missing" in said
     assert "It holds `x_train`, `x_test`, `y_train`." in said
 
 
@@ -81,7 +82,7 @@ def test_rows_of_another_shape_are_reported_with_both_shapes(write):
 
 
 def test_validation_inputs_without_targets_are_an_error(write):
-    assert "only one of `x_validation` and `y_validation`" in message(write(y_validation=None))
+    assert "`y_validation` are missing" in message(write(y_validation=None))
 
 
 def test_a_missing_file_is_reported_with_its_neighbours(write):
@@ -155,6 +156,43 @@ def test_weights_of_the_rows_and_names_of_the_classes_are_read(write):
     assert examples.train.weights.tolist() == [0, 1, 2, 3]
     assert examples.test.weights is None
     assert examples.class_names == ("cat", "dog")
+
+
+def test_rows_that_are_still_to_be_split_are_x_and_y(tmp_path):
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6)
+    np.savez(tmp_path / "a.npz", x=x, y=y, weights=y / 2, class_names=list("abcdef"))
+    splits, class_names = read_npz_splits(tmp_path / "a.npz")
+    assert list(splits) == [""]
+    np.testing.assert_array_equal(splits[""].x, x)
+    np.testing.assert_array_equal(splits[""].weights, y / 2)
+    assert class_names == tuple("abcdef")
+    np.savez(tmp_path / "b.npz", **{"x/ids": x, "x/mask": x, "y": y})
+    assert list(read_npz_splits(tmp_path / "b.npz")[0][""].x) == ["ids", "mask"]
+    np.savez(tmp_path / "c.npz", x=x)
+    with pytest.raises(DataError, match=r"or `x` and `y`; `y` are missing\. It holds `x`"):
+        read_npz_splits(tmp_path / "c.npz")
+
+
+def test_large_arrays_stay_in_the_file_where_it_is_not_compressed(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAPPED", 100)
+    arrays = {
+        "x_train": np.random.default_rng(0).normal(size=(40, 3)),
+        "y_train": np.arange(40),
+        "x_test": np.ones((2, 3)),
+        "y_test": np.arange(2),
+    }
+    arrays["x_validation"], arrays["y_validation"] = (
+        np.asfortranarray(np.random.default_rng(1).normal(size=(9, 3))),
+        np.arange(9),
+    )
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "b.npz", **arrays)
+    mapped, loaded = read_npz(tmp_path / "a.npz"), read_npz(tmp_path / "b.npz")
+    assert isinstance(mapped.x_train, np.memmap)
+    assert not isinstance(loaded.x_train, np.memmap)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(mapped, name), array)
+        np.testing.assert_array_equal(getattr(loaded, name), array)
 
 
 def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path):

@@ -324,8 +324,11 @@ def test_the_axes_of_an_output_that_the_module_does_not_tell_can_be_given(tmp_pa
 
     tf.saved_model.save(Vague(), str(tmp_path / "vague"))
     with pytest.raises(ValueError, match=r"Add `output_shape`, without the batch"):
-        HubLayer(tmp_path / "vague")(keras.Input((6,)))
-    assert HubLayer(tmp_path / "vague", output_shape=[6])(keras.Input((6,))).shape == (None, 6)
+        HubLayer(tmp_path / "vague", allow_operations="PyFunc")(keras.Input((6,)))
+    assert HubLayer(tmp_path / "vague", allow_operations="PyFunc", output_shape=[6])(keras.Input((6,))).shape == (
+        None,
+        6,
+    )
 
 
 @pytest.mark.slow
@@ -553,3 +556,27 @@ def test_an_archive_is_a_handle(encoder_folder, tmp_path):
         for path in encoder_folder.rglob("*"):
             file.write(path, Path("inner") / path.relative_to(encoder_folder))
     np.testing.assert_array_equal(HubLayer(tmp_path / "encoder.zip")(X), HubLayer(encoder_folder)(X))
+
+
+def test_a_graph_that_reaches_files_is_refused_until_its_operations_are_named(tmp_path, monkeypatch):
+    class Writing(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(tf.ones((6, 2)), name="w")
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 6), tf.float32)])
+        def __call__(self, x):
+            tf.io.write_file("written", "text")
+            return tf.matmul(x, self.w)
+
+    monkeypatch.chdir(tmp_path)
+    tf.saved_model.save(Writing(), "net")
+    with pytest.raises(
+        FinetuneError, match=r"by `WriteFile \(files\)`, .* name them: `allow_operations=\['WriteFile'\]`"
+    ):
+        HubLayer("net")
+    model = with_head(HubLayer("net", allow_operations=["WriteFile"], name="hub"))
+    model.save("model.keras")
+    with pytest.raises(FinetuneError, match="safe mode"):
+        keras.models.load_model("model.keras")
+    keras.models.load_model("model.keras", safe_mode=False)

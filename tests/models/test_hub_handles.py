@@ -2,6 +2,7 @@ import gc
 import hashlib
 import io
 import tarfile
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.models.hub_handles import resolve_handle
+from finetune.models.hub_handles import cache_folder, resolve_handle
 
 # tensorflow-hub leaves the responses of failed requests open.
 pytestmark = [
@@ -174,3 +175,13 @@ def test_a_download_with_paths_that_lead_out_of_it_writes_nothing_there(hub, tmp
     hub.archives["/google/encoder/1"] = data.getvalue()
     problem(address(hub))
     assert not list(tmp_path.rglob("escaped"))
+
+
+def test_without_a_setting_the_cache_is_a_temporary_folder_of_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFHUB_CACHE_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = cache_folder()
+    assert (made.parent, made.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    made.chmod(0o777)
+    with pytest.raises(FinetuneError, match="can be written to by others"):
+        cache_folder()

@@ -59,11 +59,37 @@ def test_archives_of_every_kind_are_unpacked_by_their_content(tmp_path):
 def test_the_same_content_is_unpacked_once_and_another_beside_it(tmp_path):
     one, other = tar(tmp_path / "a.tar.gz", ("x", b"1")), tar(tmp_path / "b.tar.gz", ("x", b"2"))
     first = unpack(one, tmp_path / "cache")
-    (first / "mark").touch()
+    number = first.stat().st_ino
     assert unpack(one, tmp_path / "cache") == first
-    assert (first / "mark").exists()
+    assert first.stat().st_ino == number
     assert unpack(other, tmp_path / "cache") != first
     assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda x: x.write_bytes(b"2"), lambda x: x.unlink(), lambda x: (x.parent / "y").touch()]
+)
+def test_a_folder_that_is_no_longer_what_was_unpacked_is_unpacked_again(tmp_path, harm):
+    archive = tar(tmp_path / "a.tar.gz", ("x", b"1"))
+    harm(unpack(archive, tmp_path / "cache") / "x")
+    again = unpack(archive, tmp_path / "cache")
+    assert [(path.name, path.read_bytes()) for path in again.iterdir()] == [("x", b"1")]
+
+
+def test_a_cache_that_others_can_write_to_is_not_taken(tmp_path):
+    archive = tar(tmp_path / "a.tar.gz", ("x", b"1"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").symlink_to("elsewhere")
+    assert "cache` is a link or a file. Remove it" in refused_by(archive, tmp_path / "cache")
+    (tmp_path / "elsewhere").chmod(0o777)
+    assert "elsewhere` can be written to by others" in refused_by(archive, tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def refused_by(archive, cache):
+    with pytest.raises(FinetuneError) as caught:
+        unpack(archive, cache)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["../escaped", "a/../../escaped", "/tmp/escaped", "..\\escaped", "C:\\escaped"])
@@ -128,7 +154,8 @@ def test_an_archive_that_unpacks_to_two_hundred_times_its_size_is_refused_unless
     archive = zeros(tmp_path / "x.zip", 101)
     assert refused(archive, tmp_path) == (
         f"An archive may unpack to 10,000 files and 104,857,600 bytes. `{archive}` ({archive.stat().st_size:,} bytes) has "
-        "more. If you trust it, unpack it yourself and give the folder."
+        "more. If you trust it, unpack it yourself and give the folder, or raise the limit with the environment variable "
+        "`FINETUNE_MAX_SIZE=80GB`."
     )
     assert (unpack(archive, tmp_path / "cache", trusted=True) / "weights").stat().st_size == 101 * 2**20
 

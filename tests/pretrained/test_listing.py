@@ -89,3 +89,10 @@ def test_a_file_without_weights_is_listed_as_well(tmp_path):
     np.savez(tmp_path / "m.npz", **{"global_step": np.int64(3), "optimizer/m": np.zeros(2)})
     listed = list_weights(tmp_path / "m.npz")
     assert (listed["weights"], listed["roles"]) == ([], {"counter": 1, "slot": 1})
+
+
+def test_the_operations_in_the_graph_of_a_saved_model_are_listed(encoder_folder):
+    for path in (encoder_folder, encoder_folder / "saved_model.pb"):
+        listed = list_weights(path)
+        assert listed["operations"]["MatMul"] >= 2
+        assert listed["outside"] == {}

@@ -514,11 +514,13 @@ def test_a_value_that_becomes_infinite_in_the_model_s_type_is_an_error_and_nothi
     assert np.isfinite(model.get_weights()[0].astype("float32")).all()
 
 
-def test_what_is_infinite_in_the_file_stays_so_in_a_narrower_type(tmp_path):
+def test_what_is_infinite_in_the_file_is_not_reported_as_an_overflow(tmp_path):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, name="body", dtype="float16")])
     np.savez(tmp_path / "w.npz", **{"body/kernel": np.array([[np.inf, 1.0]]), "body/bias": np.zeros(2)})
-    restore(model, tmp_path / "w.npz")
-    assert np.isinf(model.get_weights()[0][0, 0])
+    with pytest.raises(
+        RestoreError, match=r"`body/kernel`: 1 of 2 values are no finite numbers, the first at \[0, 0\]: inf"
+    ):
+        restore(model, tmp_path / "w.npz")
 
 
 def test_all_weights_that_overflow_are_named_at_once_five_at_most(tmp_path):
@@ -569,3 +571,30 @@ def test_a_shared_weight_with_two_values_in_the_file_is_an_error(tmp_path):
     )
     for old, weight in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, weight.numpy())
+
+
+# -- Values that are no numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "index", "value", "told"),
+    [
+        ("stem", 0, np.nan, "`stem/kernel`: 1 of "),
+        ("bn", 2, np.inf, "`bn/moving_mean`: 1 of "),
+        ("bn", 3, np.nan, "`bn/moving_variance`: 1 of "),
+    ],
+)
+def test_a_file_with_values_that_are_no_numbers_is_refused_and_nothing_is_assigned(
+    tiny, tmp_path, layer, index, value, told
+):
+    source, model = tiny(), tiny()
+    values = source.get_layer(layer).get_weights()
+    values[index].flat[0] = value
+    source.get_layer(layer).set_weights(values)
+    source.save_weights(tmp_path / "w.weights.h5")
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(RestoreError, match="must be finite numbers") as caught:
+        restore(model, tmp_path / "w.weights.h5")
+    assert told in str(caught.value)
+    assert all(np.array_equal(old, weight.numpy()) for old, weight in zip(before, model.weights, strict=True))
+    restore(model, tmp_path / "w.weights.h5", exclude=[layer])

@@ -93,6 +93,7 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
         ({"target": None}, "is missing. Name columns of the table"),
         ({"inputs": {"a": []}}, "must be a column, a list of columns, or these for each input of the network"),
         ({"target": {"a": 3}}, "must be a column, a list of columns, or these for each output of the network"),
+        ({"tokenizer": {"file": "vocab.txt"}}, "is missing. Add it under `data.tokenizer`"),
         ({"types": {"age": "numbr"}}, 'is not a known value. Received: `"numbr"`. Did you mean `number`'),
         ({"split": {"by": "group"}}, "needs `column`, the column whose values say which rows belong together"),
         (

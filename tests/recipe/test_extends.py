@@ -68,7 +68,7 @@ def test_a_file_that_is_not_text_is_reported():
     assert "is not UTF-8 text" in said(path="a.yaml")[0]
     Path("a.yaml").write_bytes(b"#" * 1_000_001)
     assert "A recipe must not be larger than 1,000,000 bytes." in said(path="a.yaml")[0]
-    assert "The recipe `a\0.yaml` " in said(path="a\0.yaml")[0]
+    assert "The recipe `a\\x00.yaml` " in said(path="a\0.yaml")[0]
     assert "cannot be read" in said(path="a" * 5000)[0]
     os.mkfifo("pipe")
     assert said(path="pipe") == ["A recipe is a file. Received `pipe`, which is a device or a pipe."]

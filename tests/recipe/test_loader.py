@@ -323,8 +323,8 @@ def _chains():
 
 
 _RATES_OR_SCHEDULES = _RATES | _schedules() | _chains()
-_OPTIMIZERS = st.sampled_from(OPTIMIZERS) | _joined(
-    st.sampled_from(OPTIMIZERS).map(lambda name: {"name": name}), _ARGUMENTS
+_OPTIMIZERS = st.sampled_from(OPTIMIZERS) | st.fixed_dictionaries(
+    {"name": st.sampled_from(OPTIMIZERS)}, optional={"weight_decay": st.floats(0, 1), "clipnorm": st.floats(0.1, 9)}
 )
 _TRAINED = st.fixed_dictionaries(
     {"optimizer": _OPTIMIZERS, "learning_rate": _RATES_OR_SCHEDULES}, optional={"decay_bias_and_norm": st.booleans()}

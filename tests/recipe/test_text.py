@@ -141,3 +141,10 @@ def test_plain_data_dumped_and_parsed_is_itself(data):
 def test_any_text_is_read_or_complained_about(text):
     root, said = read(text)
     assert root is not None or said
+
+
+def test_reading_ends_with_the_first_value_too_many():
+    problems = []
+    text = "".join(f"key_{n}: {n}\n" for n in range(200_000))
+    assert parse(text, lambda line, column: Place("r.yaml", line, column), problems) is None
+    assert [str(problem.place) for problem in problems] == ["r.yaml:10000:11"]

@@ -57,3 +57,12 @@ def test_names_from_the_file_cannot_forge_a_line_or_move_the_cursor():
     assert lines[0] == "a\\x1b[2J.npz: npz"
     assert any(line.startswith("x\\n99 weights, all fine\\r  weight") for line in lines)
     assert len(lines) == len(listing_text(LISTING).splitlines()) - 1
+
+
+def test_a_graph_is_listed_with_what_it_reaches():
+    graph = {"operations": {"MatMul": 1200, "ReadFile": 1}, "outside": {"ReadFile": "files"}}
+    assert listing_text(LISTING | graph).splitlines()[-2:] == [
+        "graph: 1,201 operations: MatMul x1200, ReadFile",
+        "reach outside of it: ReadFile (files)",
+    ]
+    assert listing_text(LISTING | graph | {"outside": {}}).endswith("reach outside of it: none")

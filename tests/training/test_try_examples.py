@@ -182,6 +182,13 @@ def test_what_tensorflow_says_over_a_page_becomes_one_line(rows):
     assert "__inference" not in message
 
 
+def test_complex_numbers_for_real_inputs_are_refused(tiny, rows):
+    x, y = rows
+    model = tiny()
+    with pytest.raises(DataError, match="takes real numbers; the data have `complex64`"):
+        try_model(model, Examples(x.astype("complex64"), y, x.astype("complex64"), y))
+
+
 def test_more_tokens_than_positions_are_said_with_both_numbers():
     tokens = keras.Input((None,), dtype="int32")
     places = keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1) - 1

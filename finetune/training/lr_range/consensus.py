@@ -33,6 +33,7 @@ MAX_DISAGREEMENT = 20.0
 _FLAT = 0.002  # of the loss; a smaller change is neither a fall nor a rise, even without any scatter
 _BEGUN = 0.02  # of the fall; a rule that points at an earlier step points at noise
 _LEAST_POINTS = SLIDE_WIDTH + 1  # the rule `slide` needs the most
+_MOST_STEPS = 1_000_000  # of a sweep
 _STAYS = 5  # steps for which the loss is high in a divergence; a single bad batch is not a divergence
 _FAST_BETA = 0.7  # the smoothing of the rules (0.98) shows a divergence dozens of steps late
 
@@ -95,13 +96,15 @@ class _Fall:
 
 
 def check_steps(num_steps: int) -> None:
-    """Raises a FinetuneError if a sweep of `num_steps` steps would be too short to be judged, whatever its losses."""
+    """Raises a FinetuneError if a sweep would be too short to be judged, whatever its losses, or endless."""
     least = next(n for n in range(1, 1000) if n - max(n, 6) // 10 - SKIPPED_AT_END >= _LEAST_POINTS)
     if num_steps < least:
         raise FinetuneError(
             f"A curve is judged without its first tenth and its last {SKIPPED_AT_END} steps, so it needs at least "
             f"{least} steps. Received: {num_steps}. Set `steps` higher; 100 is usual."
         )
+    if num_steps > _MOST_STEPS:
+        raise FinetuneError(f"A sweep has at most {_MOST_STEPS:,} steps. Received: {num_steps:,}. 100 is usual.")
 
 
 def average(repeats: Sequence[Array]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The metric that `until` or `reduce_on_plateau` watches must be measured."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,15 @@ def validates_after(epoch: int, frequency: Any) -> bool:
 
 
 class MetricExists(keras.callbacks.Callback):
-    """Checks that a metric is measured. Keras would only warn, and the phase would never end."""
+    """Checks that a metric is measured, and is a number. Keras would only warn, or count it as no progress."""
 
     def __init__(self, monitor: str, setting: str, validates: Validates):
         super().__init__()
         self.monitor, self.setting, self.validates = monitor, setting, validates
+        self.measured, self.finite = 0, 0  # epochs
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.measured, self.finite = 0, 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.monitor.startswith("val_") and not self.validates(epoch):
@@ -33,4 +38,14 @@ class MetricExists(keras.callbacks.Callback):
             raise TrainingError(
                 f"The metric that `{self.setting}` watches must be measured. Received `{self.monitor}`; measured are "
                 f"{quote(measured)}.{advice}{did_you_mean(self.monitor, measured)}"
+            )
+        self.measured += 1
+        self.finite += math.isfinite((logs or {})[self.monitor])
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.measured and not self.finite:
+            raise TrainingError(
+                f"The metric that `{self.setting}` watches must be a number. `{self.monitor}` was none in all "
+                f"{self.measured} epochs, so none of them counted as progress. Look at the validation examples and at "
+                "the loss, or watch another metric."
             )

@@ -1,5 +1,6 @@
 """A metric that is watched must be measured, except in epochs without validation."""
 
+import numpy as np
 import pytest
 
 from finetune.errors import TrainingError
@@ -47,6 +48,17 @@ def test_until_and_plateau_wait_over_epochs_without_validation(tiny, rows, frequ
             validation_data=rows,
             validation_freq=frequency,
         )
+
+
+@pytest.mark.parametrize(
+    "ending", [{"until": Until("val_loss", patience=1)}, {"reduce_on_plateau": Plateau("val_loss")}]
+)
+def test_a_metric_that_is_no_number_in_every_epoch_is_an_error(tiny, rows, prepared, train, ending):
+    model = tiny()
+    groups = prepared(model)
+    x, y = rows
+    with pytest.raises(TrainingError, match="`val_loss` was none in all 2 epochs, so none of them counted as progress"):
+        train(model, groups, [Phase(epochs=2, **ending)], rows, validation_data=(x, y, np.full(len(x), np.nan)))
 
 
 @pytest.mark.parametrize(("frequency", "epochs"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2]), ([1, 4], [0, 3])])

@@ -1,0 +1,73 @@
+"""Rows to test or validate on that are among the training rows, too: found cheaply, before training.
+
+Rows in memory are hashed; of images the files are, and only those whose size in bytes is that of another. Nothing is
+decoded. `finetune check --deep` reads every row of any source.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data.examples import SPLITS, Examples, leaves
+
+_HASHED_BYTES = 2**29  # at most, of arrays: about a second
+
+
+def leaked_rows(examples: Examples) -> dict[str, list[int]]:
+    """Returns the numbers of the rows of other splits whose inputs are those of a training row, by the split's name.
+
+    It is empty where none are, and where looking would cost too much.
+    """
+    splits = [name for name in SPLITS if getattr(examples, name)]
+    arrays = {name: [array for _, array in leaves("x", getattr(examples, f"x_{name}"))] for name in splits}
+    flat = [array for of_split in arrays.values() for array in of_split]
+    if all(isinstance(array, np.ndarray) and array.dtype.kind != "O" for array in flat):
+        if sum(array.nbytes for array in flat) > _HASHED_BYTES:
+            return {}
+        digests = {name: _of_arrays(of_split) for name, of_split in arrays.items()}
+    elif examples.source.get("kind") == "images" and all(examples.places.get(name) for name in splits):
+        folder = Path(str(examples.source["folder"]))
+        digests = _of_files({name: [folder / place for place in examples.places[name]] for name in splits})
+    else:
+        return {}
+    trained = {digest for digest in digests["train"] if digest}
+    leaked = {name: [n for n, digest in enumerate(digests[name]) if digest in trained] for name in splits[1:]}
+    return {name: rows for name, rows in leaked.items() if rows}
+
+
+def _of_arrays(arrays: Sequence[np.ndarray]) -> list[bytes]:
+    whole = [np.ascontiguousarray(array) for array in arrays]
+    return [
+        hashlib.blake2b(b"|".join(array[row].tobytes() for array in whole), digest_size=16).digest()
+        for row in range(len(whole[0]))
+    ]
+
+
+def _of_files(paths: dict[str, list[Path]]) -> dict[str, list[bytes]]:
+    """Returns a hash of each file by its split; an empty one where no file of another split has its size."""
+    sizes = {name: [path.stat().st_size if path.is_file() else -1 for path in files] for name, files in paths.items()}
+    others = {size for name in sizes if name != "train" for size in sizes[name]}
+    shared = {*sizes["train"]} & others - {-1}
+
+    def digest(path: Path, size: int) -> bytes:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest() if size in shared else b""
+
+    return {name: [digest(*each) for each in zip(paths[name], sizes[name], strict=True)] for name in paths}
+
+
+def warning_of_leaks(leaked: dict[str, list[int]], examples: Examples) -> str:
+    """Returns a sentence about rows that `leaked_rows` found; empty where there are none."""
+    parts = []
+    for name, rows in leaked.items():
+        places = examples.places.get(name)
+        shown = ", ".join(f"`{places[row] if places else f'row {row}'}`" for row in rows[:5])
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        parts.append(f"{len(rows):,} of {len(getattr(examples, name)):,} rows of `{name}` ({shown}{more})")
+    if not parts:
+        return ""
+    return (
+        f"warning: training rows have the same inputs as {' and '.join(parts)}, so these figures are too good. Remove "
+        "the copies, or split with `by: group`"
+    )

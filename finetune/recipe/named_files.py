@@ -1,0 +1,85 @@
+"""Files that a recipe names: whether they are there, before anything slow begins."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import did_you_mean, quote
+from finetune.recipe.loader import place_of, resolve_path, resolve_place
+from finetune.recipe.schema import PATH_FIELDS, Recipe
+
+_FILES = ("keras_file", "npz", "verify", "class_names_file", "file")
+_FOLDERS = ("images",)
+_PLACES = ("weights", "preset", "hub")  # a path, or the handle of something that is downloaded
+
+
+def missing_files(recipe: Recipe) -> Iterator[str]:
+    """Yields a sentence, with its place, for each path of a recipe where there is nothing of the right kind.
+
+    A path with `*`, `?` or `[` may be a pattern and is left to the reader of the data; so are handles and addresses.
+    """
+    for keys in PATH_FIELDS:
+        text = _value(recipe, keys)
+        if not isinstance(text, str):
+            continue
+        path = _local_path(recipe, keys[-1], text)
+        problem = path and _problem(keys[-1], path)
+        if problem:
+            place = place_of(recipe, *keys)
+            yield f"{place}: `{'.'.join(keys)}` {problem}" if place else f"`{'.'.join(keys)}` {problem}"
+
+
+def _value(recipe: Recipe, keys: tuple[str, ...]) -> Any:
+    value: Any = recipe
+    for key in keys:
+        fields = type(value).model_fields if value is not None else {}
+        # `from` is a word of Python, so its field has another name.
+        name = next((name for name, field in fields.items() if (field.alias or name) == key), None)
+        value = getattr(value, name, None) if name else None
+    return value
+
+
+def _local_path(recipe: Recipe, key: str, text: str) -> Path | None:
+    if any(character in text for character in "*?["):
+        return None
+    if key not in _PLACES:
+        return resolve_path(recipe, text)
+    place = resolve_place(recipe, text)
+    # `google/bert/1` may be a handle: only what is spelled as a path is one for sure.
+    return Path(place) if text.startswith(("/", "./", "../", "~")) or (key == "weights" and "/" in place) else None
+
+
+def _problem(key: str, path: Path) -> str:
+    try:
+        is_file, is_folder, exists = path.is_file(), path.is_dir(), os.path.lexists(path)
+    except (OSError, ValueError) as error:  # too long, a null character, no permission
+        return f"cannot be a path: {error}."
+    if exists and not is_file and not is_folder:
+        what = "a link to nothing" if path.is_symlink() and not path.exists() else "a pipe, a socket or a device"
+        return f"names a file or folder. `{path}` is {what}."
+    if key in _FILES and is_folder:
+        return f"names a file. `{path}` is a folder{_content(path)}."
+    if key in _FOLDERS and is_file:
+        return f"names a folder. `{path}` is a file."
+    # The prefix of a checkpoint is no file itself.
+    if exists or Path(f"{path}.index").is_file():
+        return f"cannot be read: no permission for `{path}`." if exists and not os.access(path, os.R_OK) else ""
+    folder = next(parent for parent in path.parents if parent.is_dir())  # the root at last
+    if folder != path.parent:
+        return f"does not exist: `{path}`. The nearest folder that exists is `{folder}`."
+    return f"does not exist: `{path}`.{did_you_mean(path.name, _names(folder)) or _has(folder)}"
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if os.access(folder, os.R_OK | os.X_OK) else []
+
+
+def _content(folder: Path) -> str:
+    names = _names(folder)
+    return f" that holds {quote(names)}" if names else " that is empty"
+
+
+def _has(folder: Path) -> str:
+    names = _names(folder)
+    return f" `{folder}` holds {quote(names)}." if names else f" `{folder}` is empty."

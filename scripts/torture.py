@@ -1,0 +1,292 @@
+"""Ends, fills up and doubles real runs, and counts what they survive: the table of docs/trust.md.
+
+    python scripts/torture.py                   everything, in about ten minutes
+    python scripts/torture.py --only disk       a kind, or a part of the name of a check
+    python scripts/torture.py --list
+
+A check is a function with `@check(kind, variants)`: it gets an empty folder and a variant, starts the `finetune`
+command, and raises where something was lost. Exits 1 where anything was.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "digits.yaml"
+STEPS_PER_EPOCH = 5
+LONG = ("--set", "train.epochs=5000")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A way to torture a run.
+
+    Attributes:
+        kind: `disk`, `signals`, `locks` ...
+        name: What is done, as words.
+        function: Called with an empty folder and a variant; raises where something was lost.
+        variants: What it is tried with.
+    """
+
+    kind: str
+    name: str
+    function: Callable[[Path, Any], None]
+    variants: Sequence[Any]
+
+
+CHECKS: list[Check] = []
+
+
+def check(kind: str, variants: Sequence[Any] = (None,)) -> Callable[[Callable[[Path, Any], None]], Any]:
+    """Registers a check; its name is that of the function."""
+
+    def register(function: Callable[[Path, Any], None]) -> Any:
+        CHECKS.append(Check(kind, function.__name__.replace("_", " "), function, variants))
+        return function
+
+    return register
+
+
+# -- Processes --------------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, *arguments: object, **more: Any) -> subprocess.Popen[str]:
+    """Starts `finetune run` of the digits in a folder, with a folder `tmp` of its own for temporary files."""
+    (folder / "tmp").mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp"), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "finetune", "run", str(RECIPE), "--out", "out", *map(str, arguments)]
+    more.setdefault(
+        "preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )  # ignored behind `&`
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **more)
+
+
+def epochs(folder: Path) -> int:
+    """The epochs in `metrics.csv`."""
+    path = folder / "out" / "metrics.csv"
+    return path.read_text().count("\n") - 1 if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Waits until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing within {seconds} seconds"
+        time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen[str], *codes: int) -> str:
+    """Waits for a process to end with one of the exit codes and without a traceback; returns what it said."""
+    error = process.communicate(timeout=180)[1]
+    assert process.returncode in codes, f"exit {process.returncode}: {error}"
+    assert "Traceback" not in error, error
+    return error
+
+
+def steps_in(path: Path) -> int:
+    """The steps that the optimizer in a file of weights has made."""
+    with h5py.File(path) as file:
+        return int(file["optimizer/vars/0"][()])  # pyright: ignore[reportIndexIssue] - h5py is untyped
+
+
+# -- Disk -------------------------------------------------------------------------------------------------------------
+
+
+@check("disk", [10_000, 100_000, 500_000])
+def no_room_is_said_before_training(folder: Path, limit: int) -> None:
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    error = ended(start(folder, *LONG, preexec_fn=small), 1)
+    assert error.count("\n") == 1, error
+    assert not (folder / "out").exists()
+
+
+@check("disk", [100, 10_000, 300_000])
+def a_limit_on_file_sizes_that_comes_in_the_middle(folder: Path, limit: int) -> None:
+    process = start(folder, "--set", "train.epochs=400")
+    wait_for(lambda: epochs(folder) > 2)
+    saved = steps_in(folder / "out/checkpoints/last.weights.h5")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    error = ended(process, 1)
+    assert "error: " in error
+    assert steps_in(folder / "out/checkpoints/last.weights.h5") >= saved, "the former checkpoint is lost"
+
+
+# In a mount namespace of its own: a small disk that is filled up in the middle of a run.
+SMALL_DISK = """
+set -e
+mkdir -p disk && mount -t tmpfs -o size=4m tmpfs disk
+"$@" --out disk/out --set train.epochs=300 >said 2>error & run=$!
+for i in $(seq 600); do [ -s disk/out/metrics.csv ] && break; sleep 0.1; done
+head -c 5m /dev/zero >disk/fill 2>/dev/null || true
+wait $run && code=0 || code=$?
+exit $code
+"""
+
+
+@check("disk")
+def a_disk_that_fills_up_in_the_middle(folder: Path, _: None) -> None:
+    run = [sys.executable, "-m", "finetune", "run", str(RECIPE)]
+    (folder / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")}
+    command = ["unshare", "--map-root-user", "--user", "--mount", "bash", "-c", SMALL_DISK, "run", *run]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    error = (folder / "error").read_text()
+    assert done.returncode == 1, f"exit {done.returncode}: {done.stderr} {error}"
+    assert error.count("\n") == 1, error
+    (weights,) = (folder / "tmp").glob("*.weights.h5")
+    assert steps_in(weights) == 300 * STEPS_PER_EPOCH
+    assert str(weights) in error
+
+
+@check("disk", ["removed", "moved", "removed and taken"])
+def a_folder_that_goes_away_in_the_middle(folder: Path, how: str) -> None:
+    process = start(folder, "--set", "train.epochs=400")
+    wait_for(lambda: epochs(folder) > 2)
+    shutil.move(folder / "out", folder / "elsewhere")
+    if how == "removed and taken":
+        (folder / "out").mkdir()
+        (folder / "out" / ".lock").write_text("{}")
+    error = ended(process, 1)
+    (weights,) = (folder / "tmp").glob("*.weights.h5")
+    assert str(weights) in error
+    assert steps_in(weights) == 400 * STEPS_PER_EPOCH
+    assert not (folder / "out").exists() or os.listdir(folder / "out") == [".lock"]
+
+
+# -- Signals ----------------------------------------------------------------------------------------------------------
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@check("signals", list(CODES))
+def the_weights_of_finished_epochs_are_saved(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, *LONG, "--set", "train.cache=disk")
+    wait_for(lambda: epochs(folder) >= 20)
+    process.send_signal(number)
+    error = ended(process, CODES[number])
+    assert error.count("\n") == 1, error
+    steps = steps_in(folder / "out/checkpoints/last.weights.h5")
+    assert 0 <= steps - epochs(folder) * STEPS_PER_EPOCH < STEPS_PER_EPOCH
+    assert not (folder / "out" / "features").exists()
+    assert not (folder / "out" / ".lock").exists()
+    assert os.listdir(folder / "tmp") == []
+
+
+@check("signals", [0.3, 1.0, 2.5, 4.0, 6.0, 8.0])
+def a_signal_at_any_moment_ends_in_a_line(folder: Path, seconds: float) -> None:
+    process = start(folder, *LONG)
+    time.sleep(seconds)
+    process.terminate()
+    error = ended(process, 143, -signal.SIGTERM if seconds < 1 else 143)  # before Python has run a line of ours
+    assert error.count("\n") <= 1, error
+    assert not (folder / "out" / ".lock").exists()
+
+
+@check("signals", [signal.SIGINT, signal.SIGTERM])
+def a_second_signal_ends_at_once(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, *LONG, "--set", "train.batch_size=1", "--set", "train.steps_per_execution=100")
+    wait_for(lambda: (folder / "out" / "plan.json").exists())
+    process.send_signal(number)
+    time.sleep(0.5)
+    process.send_signal(number)
+    process.wait(timeout=5)
+    # The first signal may have done before the second came, which then ends a Python that shuts down.
+    ended(process, CODES[number], -number)
+
+
+@check("signals", range(4))
+def a_killed_run_leaves_whole_files_and_no_lock_that_holds(folder: Path, again: int) -> None:
+    process = start(folder, *LONG)
+    wait_for(lambda: epochs(folder) > 3 * again + 1)
+    process.kill()
+    process.communicate()
+    steps_in(folder / "out/checkpoints/last.weights.h5")
+    assert epochs(folder) > 0
+    ended(start(folder, "--overwrite", "--set", "train.epochs=1"), 0)
+    assert epochs(folder) == 1
+    assert not list((folder / "out").glob(".*"))
+
+
+# -- Locks ------------------------------------------------------------------------------------------------------------
+
+
+@check("locks", [(), ("--overwrite",)])
+def a_second_run_is_refused_and_the_first_goes_on(folder: Path, more: tuple[str, ...]) -> None:
+    first = start(folder, "--set", "train.epochs=1000")
+    wait_for(lambda: epochs(folder) > 0)
+    error = ended(start(folder, "--set", "train.epochs=4", *more), 2)
+    assert f"process {first.pid} on " in error, error
+    ended(first, 0)
+    assert epochs(folder) == 1000
+
+
+@check("locks", [2, 4])
+def of_runs_that_start_together_one_gets_the_folder(folder: Path, count: int) -> None:
+    processes = [start(folder, "--overwrite", "--set", f"train.epochs={200 + n}") for n in range(count)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    # A run that comes after the end of another overwrites it; none mixes with another.
+    assert set(codes) <= {0, 2}, (codes, errors)
+    assert 0 in codes
+    assert f"epochs: {epochs(folder)}" in (folder / "out" / "recipe.yaml").read_text()
+    assert not (folder / "out" / ".lock").exists()
+
+
+# -- The table --------------------------------------------------------------------------------------------------------
+
+
+def torture(one: Check) -> tuple[int, list[str]]:
+    """Tries a check with all its variants; returns how many there were, and what was lost."""
+    lost = []
+    for variant in one.variants:
+        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+            try:
+                one.function(Path(folder), variant)
+            except Exception as error:  # whatever it is, the run did not do what it promises
+                lost.append(f"{one.name} ({variant}): {type(error).__name__} {error}")
+    return len(one.variants), lost
+
+
+def main() -> None:
+    """Runs the checks and prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="a kind, or a part of the name of a check")
+    parser.add_argument("--list", action="store_true", help="name the checks alone")
+    arguments = parser.parse_args()
+    chosen = [one for one in CHECKS if arguments.only == one.kind or arguments.only in one.name]
+    if not chosen:
+        parser.error(f"No check is called `{arguments.only}`; see `--list`.")
+    if arguments.list:
+        print("\n".join(f"{one.kind}: {one.name}" for one in chosen))
+        return
+    problems = []
+    print("| kind | check | tried | survived | lost |\n|---|---|---|---|---|")
+    for one in chosen:
+        tried, lost = torture(one)
+        problems += lost
+        print(f"| {one.kind} | {one.name} | {tried} | {tried - len(lost)} | {len(lost)} |", flush=True)
+    for problem in problems:
+        print(f"lost: {problem}", file=sys.stderr)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

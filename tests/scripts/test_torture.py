@@ -1,0 +1,45 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("torture", ROOT / "scripts" / "torture.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["torture"] = module  # its dataclass looks its own module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["torture"]
+
+
+def test_a_check_that_raises_counts_as_lost_and_says_what(script):
+    def odd_numbers_fail(folder, number):
+        assert list(folder.iterdir()) == []
+        (folder / "file").touch()
+        assert number % 2 == 0, f"{number} is odd"
+
+    tried, lost = script.torture(script.Check("arithmetic", "odd numbers", odd_numbers_fail, [1, 2, 4]))
+    assert tried == 3
+    (line,) = lost
+    assert line.startswith("odd numbers (1): AssertionError 1 is odd")
+
+
+def test_every_kind_has_checks_and_a_name_that_does_not_exist_is_an_error(script):
+    assert {"disk", "signals", "locks"} <= {check.kind for check in script.CHECKS}
+    names = [check.name for check in script.CHECKS]
+    assert len(set(names)) == len(names)
+    command = [sys.executable, ROOT / "scripts" / "torture.py", "--list", "--only", "dsk"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No check is called `dsk`" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_finds_no_room_survives(script, tmp_path):
+    script.no_room_is_said_before_training(tmp_path, 10_000)
