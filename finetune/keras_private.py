@@ -283,6 +283,25 @@ def floor_of_plateau() -> float:
     return 0.0
 
 
+def graph_of_step() -> Any:
+    """Returns the graph of the function that is being traced, from within `apply`.
+
+    A `LossScaleOptimizer` calls `apply` in a branch of its own, whose graph is another one in every call; the graph
+    around it is in `FuncGraph.outer_graph`, for which there is no public name. Looks for the optimizer among the
+    callers, with Python's `sys._getframe`.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    frame = sys._getframe(1)
+    for _ in range(32):
+        if isinstance(frame.f_locals.get("self"), keras.optimizers.LossScaleOptimizer):
+            around = getattr(graph, "outer_graph", None)
+            return around if hasattr(around, "outer_graph") else graph  # else its condition was a constant
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return graph
+
+
 def skip_reduction(optimizer: keras.optimizers.Optimizer) -> None:
     """Makes the optimizer take gradients as already summed over the replicas of a `tf.distribute` strategy.
 

@@ -297,6 +297,25 @@ def floor_of_plateau():
     assert floors == [0.125, 0.0] * 2
 
 
+@checks(private.graph_of_step)
+def check_graph_of_step():
+    seen = []
+
+    class Noting(keras.optimizers.SGD):
+        def apply(self, grads, trainable_variables=None):
+            seen.append((private.graph_of_step(), tf.compat.v1.get_default_graph()))
+            return super().apply(grads, trainable_variables)
+
+    variable = keras.Variable([1.0])
+    for optimizer in (Noting(0.1), keras.optimizers.LossScaleOptimizer(Noting(0.1))):
+        optimizer.build([variable])
+        function = tf.function(lambda apply=optimizer.apply: apply([variable * 1.0], [variable]), autograph=False)
+        graph = function.get_concrete_function().graph
+        assert seen[-1][0] is graph
+    assert seen[0][1] is seen[0][0]  # no scaling: the function itself
+    assert seen[-1][1] is not seen[-1][0]  # a branch
+
+
 @checks(private.skip_reduction)
 def skip_reduction():
     asked = []

@@ -6,6 +6,7 @@ A learning rate goes this way: written in a `GroupSpec`, made a number or a Kera
 
 import inspect
 from collections.abc import Mapping, Sequence
+from math import inf, isfinite
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from finetune.build.rates import build_rate
 from finetune.errors import GroupError, RecipeError, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
+from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
 from finetune.optimizers.tf1_rmsprop import TF1RMSprop
@@ -49,6 +51,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
         try:
             # The rate goes into the optimizer here. Later nothing but `GroupedOptimizer` moves it.
             rate = build_rate(spec.learning_rate, length)
+            _check_rate(rate, length.steps)
             settings[spec.name] = GroupSettings(
                 optimizer=make_optimizer(spec.optimizer, rate),
                 optimizer_name=spec.optimizer.name,
@@ -111,3 +114,17 @@ def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.
         return kind(learning_rate=learning_rate, **arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"`{spec.name}` does not accept its arguments. Keras says: {reason(error)}.") from error
+
+
+def _check_rate(rate: Any, steps: int) -> None:
+    """Checks that a schedule gives a finite rate in the first, the middle and the last step."""
+    for step in sorted({0, steps // 2, max(steps - 1, 0)}) if callable(rate) else ():
+        try:
+            value = as_float(rate(step))
+        except OverflowError:
+            value = inf
+        if not isfinite(value):
+            raise GroupError(
+                f"A learning rate must be a finite number in every step. That of this schedule is `{value}` in step "
+                f"{step + 1:,} of {steps:,}. Choose another `decay_rate` or another length."
+            )

@@ -57,6 +57,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         seconds: Wall time of each stage.
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
@@ -71,6 +72,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    keras_loop: str
     warnings: tuple[str, ...]
     seconds: dict[str, float]
     data_wait: float | None
@@ -201,6 +203,7 @@ def _run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         seconds=clock.seconds,
         data_wait=None if wait.share is None else round(wait.share, 4),
@@ -277,7 +280,7 @@ def _write_result(result: RunResult) -> None:
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
-    problem = {"not_opened": result.not_opened} if result.not_opened else {}
+    problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(
         result.folder / "result.json",

@@ -7,7 +7,7 @@ TF1 evaluates with an average of the weights over the last steps of training, an
 from dataclasses import replace
 
 from finetune.errors import RestoreError
-from finetune.pretrained.formats.tensor_roles import AVERAGE, WEIGHT
+from finetune.pretrained.formats.tensor_roles import AVERAGE, SLOT, WEIGHT
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 from finetune.results.formatting import counts_text
 
@@ -26,13 +26,24 @@ def with_averages(weight_file: WeightFile) -> WeightFile:
         raise RestoreError(
             "`averages` takes the moving averages in a file in place of its weights: tensors such as "
             f"`conv/kernel/ExponentialMovingAverage`. `{weight_file.path}` ({weight_file.kind}) has none; it holds "
-            f"{held(weight_file)}. Remove `averages`."
+            f"{held(weight_file)}. {_of_keras(weight_file)}Remove `averages`."
         )
     weights = {tensor.name: tensor for tensor in weight_file.tensors}
     alone = [_average(StoredTensor(of, t.shape, t.dtype, t.read), t) for of, t in averages.items() if of not in weights]
     taken = [_average(t, averages[name]) if name in averages else t for name, t in weights.items()]
     others = tuple(tensor for tensor in weight_file.others if tensor.role != AVERAGE)
     return replace(weight_file, tensors=(*taken, *alone), others=others)
+
+
+def _of_keras(weight_file: WeightFile) -> str:
+    """Returns what to do where Keras' own averages (`use_ema`) may be among the slots, which have no names there."""
+    if not (weight_file.kind.startswith("keras") and any(tensor.role == SLOT for tensor in weight_file.others)):
+        return ""
+    return (
+        "The averages of Keras' `use_ema` are slots without names, and the file does not say of which weight: load the "
+        "compiled model with Keras, call `model.optimizer.finalize_variable_values(model.trainable_variables)`, which "
+        "makes the averages the weights, save it, and restore from that file. "
+    )
 
 
 def held(weight_file: WeightFile) -> str:

@@ -135,6 +135,9 @@ def train(
         closing(loop),
     ):
         for record in loop:
+            if record.keras_loop and record.keras_loop not in [before.keras_loop for before in records]:
+                sentence = f"Keras' own loop made the steps, not the fast one: {record.keras_loop}"
+                console.print(sentence, highlight=False, markup=False)
             records.append(record)
             fit.progress.epochs -= record.epochs_left
             if fit.guard.stopped_at or not record.frozen_unchanged:

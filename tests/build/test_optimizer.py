@@ -138,3 +138,8 @@ def test_the_peak_of_a_group_is_the_first_or_highest_rate_that_is_written(recipe
     layout = lay_out(recipe, f"groups.head.learning_rate={rate}")
     assert layout.settings["head"].peak == peak
     assert layout.peaks == {"body": 1e-2, "head": peak}
+
+
+def test_a_schedule_that_overflows_is_refused(recipe, problem):
+    rate = "{schedule: exponential_decay, initial: 1e-3, decay_steps: 1, decay_rate: 1e30}"
+    assert "is `inf` in step 5 of 8" in problem(recipe, f"groups.body.learning_rate={rate}")

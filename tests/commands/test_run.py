@@ -538,6 +538,29 @@ def test_a_model_that_plain_keras_does_not_open_is_told_and_recorded(tiny_files,
     assert Path("out/checkpoints/last.weights.h5").is_file()
 
 
+def test_why_the_fast_loop_was_not_used_is_printed_once_and_recorded(tiny_files, tmp_path):
+    told = StringIO()
+    overrides = [
+        "train.jit_compile=true",
+        "train.epochs=2",
+        "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]",
+    ]
+    console = Console(file=told, width=200)
+    result = finetune.run(tiny_files / "tiny.yaml", tmp_path / "out", overrides=overrides, console=console)
+    sentence = "Keras' own loop made the steps, not the fast one: XLA compiles its step"
+    assert told.getvalue().count(sentence) == 1
+    recorded = read_json(tmp_path / "out/result.json")
+    assert result.keras_loop == recorded["keras_loop"] == "XLA compiles its step"
+    assert [phase["keras_loop"] for phase in recorded["phases"]] == ["XLA compiles its step"] * 2
+
+
+def test_nothing_is_said_of_the_fast_loop_where_it_was_used(finished):
+    result, told, _ = finished
+    assert result.keras_loop == ""
+    assert "own loop" not in told
+    assert "keras_loop" not in read_json(result.folder / "result.json")
+
+
 def test_a_moving_variance_that_becomes_no_number_fails_the_run(recipe, tmp_path, monkeypatch):
     poison = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: (
@@ -556,20 +579,17 @@ def test_a_moving_variance_that_becomes_no_number_fails_the_run(recipe, tmp_path
     assert not (tmp_path / "out" / "model.keras").exists()
 
 
-def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path):
+def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path, rows):
+    x, y = rows[0], rows[0][:, :1]
+    np.savez(tmp_path / "numbers.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(1, name="head")]).save(tmp_path / "linear.keras")
     out = StringIO()
-    result = finetune.run(
-        recipe,
-        tmp_path / "out",
-        overrides=[
-            "train.loss=mse",
-            "train.metrics=",
-            "groups.head.optimizer=sgd",
-            "groups.head.learning_rate=1e8",
-            "train.epochs=1",
-        ],
-        console=Console(file=out, width=300),
-    )
+    overrides = [
+        *(f"model.keras_file={tmp_path / 'linear.keras'}", f"data.npz={tmp_path / 'numbers.npz'}", "train.epochs=1"),
+        *("train.loss=mse", "train.metrics=", "groups=[{name: all, rest: true, optimizer: sgd, learning_rate: 100}]"),
+    ]
+    console = Console(file=out, width=300)
+    result = finetune.run(recipe, tmp_path / "out", overrides=overrides, console=console)
     assert result.metrics["loss"] > 10 * result.metrics_before["loss"], "the test needs a loss that grows"
     (warning,) = result.warnings
     assert warning.startswith("the test loss is ")

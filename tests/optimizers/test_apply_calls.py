@@ -69,3 +69,47 @@ def test_one_call_unrolled_steps_and_separate_steps_are_not():
         step()
     optimizer.apply([tf.ones(1)], [body])
     optimizer.apply([tf.ones(1)], [head])
+
+
+def test_two_calls_in_eager_steps_are_warned_of_once():
+    optimizer, body, head = two_groups()
+
+    def step():
+        optimizer.apply([tf.ones(1)], [body])
+        optimizer.apply([tf.ones(1)], [head])
+
+    step()  # might be steps of different phases
+    with pytest.warns(UserWarning, match="`apply` was called more than once in a training step"):
+        step()
+    step()  # a second warning would be an error
+
+
+def test_eager_steps_of_phases_and_overlapping_calls_are_not_warned_of():
+    optimizer, body, head = two_groups()
+    both = [body, head]
+    for trained in ([head], [head], [body], [body], both, [body], both, [head], [body], both, [body]):
+        optimizer.apply([tf.ones(1)] * len(trained), trained)
+
+
+@pytest.mark.parametrize("wrap", [keras.optimizers.LossScaleOptimizer, lambda optimizer: optimizer])
+def test_two_calls_of_a_loss_scaling_optimizer_are_warned_of_and_the_branches_of_a_condition_are_not(wrap):
+    inner, body, head = two_groups()
+    optimizer = wrap(inner)
+    optimizer.build([body, head])
+
+    @traced
+    def in_two_parts():
+        optimizer.apply([body * 1.0], [body])
+        optimizer.apply([head * 1.0], [head])
+
+    @traced
+    def either(condition):
+        tf.cond(
+            condition,
+            lambda: optimizer.apply([body * 1.0], [body]),
+            lambda: optimizer.apply([head * 1.0], [head]),
+        )
+
+    either(tf.constant(True))
+    with pytest.warns(UserWarning, match="`apply` was called more than once in a training step"):
+        in_two_parts()

@@ -179,3 +179,21 @@ def test_the_averages_that_an_optimizer_of_keras_keeps_are_taken_from_a_checkpoi
     for ours, theirs, before in zip(model.weights, source.weights, trained, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
         assert not theirs.path.endswith("kernel") or not np.array_equal(ours.numpy(), before)
+
+
+def test_the_averages_of_keras_have_no_names_and_the_message_says_how_to_get_them(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), "mse")
+    for _ in range(3):  # steps of an epoch that has not ended
+        model.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(RestoreError, match=r"The averages of Keras' `use_ema` are slots without names.*restore from"):
+        with_averages(read_weights(tmp_path / "model.keras"))
+    # What the message says.
+    again = keras.models.load_model(tmp_path / "model.keras")
+    again.optimizer.finalize_variable_values(again.trainable_variables)
+    again.save(tmp_path / "averages.keras")
+    taken = read_weights(tmp_path / "averages.keras").tensors[0].read()
+    average = next(v for v in model.optimizer.variables if "average" in v.name)
+    np.testing.assert_array_equal(taken, average)
+    assert not np.array_equal(taken, model.get_weights()[0])

@@ -29,7 +29,7 @@ from finetune.files.hdf5_check import check_hdf5
 from finetune.files.size_limits import check_zip
 from finetune.pretrained.automatic_names import is_automatic_name, without_number
 from finetune.pretrained.formats.detect import is_zip, zip_members
-from finetune.pretrained.formats.tensor_roles import OTHER, WEIGHT, role_of_path
+from finetune.pretrained.formats.tensor_roles import OTHER, SLOT, STATE, WEIGHT, role_of_path
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
 LEGACY_ROOT = "top_level_model_weights"  # the group for weights of the model itself, outside of its layers
@@ -145,6 +145,8 @@ def _keras3_tensors(*open_files: _Open) -> tuple[tuple[StoredTensor, ...], tuple
 def _role(path: str, dataset: Any) -> str:
     """Returns what a dataset of a Keras 3 file is; every weight lies in a group `vars`."""
     role = role_of_path(path.split("/"), tuple(dataset.shape))
+    if role == SLOT and path.endswith("/vars/document"):  # a `GroupedOptimizer`: what its rates follow, as text
+        return STATE
     return OTHER if role == WEIGHT and "vars" not in path.split("/")[-2:-1] else role
 
 

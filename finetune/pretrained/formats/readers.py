@@ -108,7 +108,10 @@ def read_tensors(path: str | Path) -> WeightFile:
     Raises:
         RestoreError: There is no such file, it is damaged or incomplete, or it is of no known format.
     """
-    return _read(Path(path), archives=True)
+    try:
+        return _read(Path(path), archives=True)
+    except OSError as error:  # no permission, a file of the system that cannot be read
+        raise RestoreError(f"A weight file must be readable. `{path}` is not: {error.strerror or error}.") from error
 
 
 def _read(path: Path, *, archives: bool) -> WeightFile:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from finetune.pretrained.formats.weight_file import StoredTensor
 
 WEIGHT, SLOT, AVERAGE, COUNTER = "weight", "slot", "average", "counter"
-METRIC, SEED, TEXT, COPY, OTHER = "metric", "seed", "text", "copy", "other"
-ROLES = (WEIGHT, SLOT, AVERAGE, COUNTER, METRIC, SEED, TEXT, COPY, OTHER)
+METRIC, SEED, STATE, TEXT, COPY, OTHER = "metric", "seed", "state", "text", "copy", "other"
+ROLES = (WEIGHT, SLOT, AVERAGE, COUNTER, METRIC, SEED, STATE, TEXT, COPY, OTHER)
 
 # Scalars that count or scale: TF1 (`global_step`, `beta1_power`, `local_step` of averages), Keras 2 and 3
 # (`iterations`, `learning_rate`), loss scaling (`good_steps`), and PyTorch's BatchNorm (`num_batches_tracked`).

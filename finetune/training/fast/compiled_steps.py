@@ -32,6 +32,7 @@ from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.moved_weights import captured, in_custom_gradients, shown, without_dense_gradient
 from finetune.training.fast.steps_per_call import Calls, calls_restored
+from finetune.training.fit_data import without_optionals
 from finetune.training.step import compile_state, loss_and_gradients
 
 
@@ -162,10 +163,7 @@ class FastFunction:
 
         def body(done: tf.Tensor, batch: Any) -> tuple[tf.Tensor, Any]:
             # `tf.data` keeps a missing part of a batch as an optional; the model expects `None`.
-            data = tf.nest.map_structure(
-                lambda part: None if isinstance(part, tf.experimental.Optional) else part, batch.get_value()
-            )
-            loss = step(data)
+            loss = step(without_optionals(batch.get_value()))
             done += 1
             # The last step reads no further batch, which would be lost to the next call.
             continues = tf.logical_and(done < steps, tf.math.is_finite(loss))

@@ -39,6 +39,12 @@ def takes_forward(model: Any) -> bool:
     return isinstance(model.train_function, FastFunction)
 
 
+def why_not_fast(model: Any) -> str | None:
+    """Returns why a model that was trained kept Keras' own loop; `None` if it did not."""
+    function = model.train_function
+    return function.reason if isinstance(function, FastFunction) else reason_against(model)
+
+
 class FastLoop(keras.callbacks.Callback):
     """Lets `model.fit` train in less time, with the same results bit for bit.
 

@@ -147,7 +147,7 @@ def lr_range_test(
     notes: tuple[str, ...] = ()
     with unchanged_random_state():
         weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-        batches = fit_batches(x, y, batch_size=batch_size, shuffle=True, **weights)
+        batches = fit_batches(x, y, batch_size=batch_size, shuffle=True, model=model, **weights)
         if not isinstance(x, GeneratorType):  # which cannot begin again
             batches, notes = _enough(batches, len(swept) * repeats * steps * micro_batches)
     sweeps = sweep_rates(

@@ -20,7 +20,7 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
-from finetune.training.fast.fast_loop import FastLoop, train_function
+from finetune.training.fast.fast_loop import FastLoop, train_function, why_not_fast
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
@@ -107,7 +107,7 @@ def train_phases(
         )
     phases = one_or_more(phases)
     check_phases(groups, phases)
-    data = PhaseData(x, y, settings, AUTO_RGN_BATCHES)
+    data = PhaseData(x, y, settings, AUTO_RGN_BATCHES, model)
     callbacks, backups = with_phase_backups(callbacks)
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
@@ -351,6 +351,7 @@ class _PhaseLoop:
             frozen_tensors=frozen.tensors,
             frozen_changed=frozen.changed,
             seconds=round(time.monotonic() - began, 3),
+            keras_loop=why_not_fast(self.model),
         )
 
     def auto_rgn(self, phase: Phase, state: PhaseState) -> list[keras.callbacks.Callback]:

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.errors import GroupError, did_you_mean, quote
-from finetune.training.fit_data import fit_batches
+from finetune.training.fit_data import fit_batches, preprocess, preprocesses, strings_as_tensors
 from finetune.training.snapshot import unchanged_random_state
 
 
@@ -52,10 +52,11 @@ class PhaseData:
         y: Targets of arrays.
         fit: The other arguments of `fit`.
         measured: How many batches Auto-RGN measures over before an epoch.
+        model: The model that is trained, which may make its inputs of raw rows itself.
     """
 
-    def __init__(self, x: Any, y: Any, fit: Mapping[str, Any], measured: int):
-        self.x, self.y, self.fit, self.measured = x, y, fit, measured
+    def __init__(self, x: Any, y: Any, fit: Mapping[str, Any], measured: int, model: Any = None):
+        self.x, self.y, self.fit, self.measured, self.model = x, y, fit, measured, model
         # A generator goes on from phase to phase; a dataset begins again in each.
         self.stream = Stream(lambda: x) if isinstance(x, GeneratorType) else None
         self._first: list[Any] | None = None  # batches of arrays and of a `PyDataset`, whose reading leaves no trace
@@ -104,15 +105,16 @@ class PhaseData:
         arrays = (self.x, self.y, self.fit.get("sample_weight"))
         # The rows of the validation are not trained on, so they are not measured over either.
         if split := self.fit.get("validation_split"):
+            arrays = strings_as_tensors(arrays) if preprocesses(self.model) else arrays
             arrays = keras_private.split_for_validation(arrays, split)
         x, y, weight = arrays
         settings: dict[str, Any] = {name: self.fit.get(name) for name in ("class_weight", "batch_size")}
-        yield from islice(iter(fit_batches(x, y, sample_weight=weight, **settings)), self.measured)
+        yield from islice(iter(fit_batches(x, y, sample_weight=weight, model=self.model, **settings)), self.measured)
 
     def _weighed(self, batch: Any) -> tuple[Any, ...]:
         """Returns a batch as `fit` trains on it: with weights of its rows where there are weights of classes."""
         parts: Any = keras.utils.unpack_x_y_sample_weight(tuple(batch) if isinstance(batch, list) else batch)
-        x, y, weight = parts
+        x, y, weight = preprocess(self.model, parts) if preprocesses(self.model) else parts
         # Keras refuses weights of rows and of classes together, so a batch with its own stays as it is.
         if (of_classes := self.fit.get("class_weight")) and weight is None:
             return keras_private.with_class_weights((x, tf.convert_to_tensor(y), None), of_classes)

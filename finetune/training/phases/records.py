@@ -55,6 +55,7 @@ class PhaseRecord:
         frozen_tensors: How many tensors had to stay bit-identical, fixed moving statistics included.
         frozen_changed: Names of those that did not; empty if all is well.
         seconds: Wall time.
+        keras_loop: Why Keras' own loop made the steps, and not the fast one; `None` if it did not.
     """
 
     number: int
@@ -66,6 +67,7 @@ class PhaseRecord:
     frozen_tensors: int
     frozen_changed: tuple[str, ...]
     seconds: float
+    keras_loop: str | None = None
 
     @property
     def frozen_unchanged(self) -> bool:

@@ -8,6 +8,8 @@ import pytest
 from keras import layers
 
 from finetune.errors import RestoreError
+from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.pretrained.formats.keras_files import read_keras_archive
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.restore import restore
 
@@ -281,3 +283,12 @@ def test_attention_that_keras_2_saved_under_private_attributes_is_restored(file,
     assert {weight.how for weight in report.restored} == {"structure"}
     x = np.random.default_rng(1).normal(size=(2, 5, 4)).astype("f4")
     np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_grouped_optimizer_keeps_beside_its_slots_has_a_role_of_its_own(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(GroupedOptimizer({"all": (keras.optimizers.SGD(0.1, momentum=0.9), model)}), "mse")
+    model.save(tmp_path / "model.keras")
+    roles = {tensor.name: tensor.role for tensor in read_keras_archive(tmp_path / "model.keras").others}
+    assert roles["optimizer/vars/document"] == "state"
+    assert list(roles.values()).count("slot") == 3  # two of momentum, and the steps at which the groups started

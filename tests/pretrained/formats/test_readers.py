@@ -121,3 +121,10 @@ def test_a_file_of_a_checkpoint_s_data_is_refused_with_the_name_to_give_instead(
     path = folder / "ckpts" / f"ckpt-1.{suffix}"
     path.write_bytes(b"neither HDF5 nor an index")
     assert f"Give the checkpoint's prefix, `{folder}/ckpts/ckpt-1`." in refused(path)
+
+
+def test_a_file_that_the_system_does_not_let_read_is_refused():
+    with pytest.raises(
+        RestoreError, match=r"A weight file must be readable\. `/proc/self/mem` is not: Input/output error"
+    ):
+        read_weights("/proc/self/mem")

@@ -145,3 +145,24 @@ def test_a_stream_of_known_size_begins_again_though_nobody_read_beyond_its_last_
     reader = stream.read()
     assert [next(reader), next(reader)] == ["a", "b"]
     assert stream.peek(3) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "dataset", "validation split"])
+def test_auto_rgn_measures_raw_strings_as_a_kerashub_task_trains_on_them(kind, text_classifier):
+    texts, labels = ["the good film", "a bad film", "Good fox", "bad"] * 2, np.array([1, 0] * 4)
+    x, y, fit = texts if kind == "list" else np.array(texts), labels, {"batch_size": 2}
+    if kind == "dataset":
+        x, y, fit = tf.data.Dataset.from_tensor_slices((texts, labels)).batch(2), None, {}
+    if kind == "validation split":
+        fit["validation_split"] = 0.5
+    model = text_classifier("sgd")
+    data = PhaseData(x, y, {**fit, "class_weight": {0: 1.0, 1: 3.0}}, 4, model)
+    data.inputs(steps=None, looks_ahead=True)
+    batches = list(data)
+    assert len(batches) == (2 if kind == "validation split" else 4)
+    expected = model.preprocessor(texts[:2])
+    for number, (inputs, targets, weights) in enumerate(batches):
+        np.testing.assert_array_equal(targets, [1, 0])
+        np.testing.assert_array_equal(weights, [3, 1])
+        if number % 2 == 0:
+            np.testing.assert_array_equal(inputs["token_ids"], expected["token_ids"])

@@ -24,7 +24,7 @@ def test_a_record_in_json_says_whether_all_frozen_tensors_are_unchanged():
     fields = {"number": 1, "train": ("head",), "epochs": 2, "epochs_left": 0, "steps": 6, "parameters": 27}
     record = PhaseRecord(**fields, frozen_tensors=8, frozen_changed=(), seconds=1.5)
     assert record.to_json() == {
-        **fields, "frozen_tensors": 8, "frozen_changed": (), "seconds": 1.5, "frozen_unchanged": True,
+        **fields, "frozen_tensors": 8, "frozen_changed": (), "seconds": 1.5, "frozen_unchanged": True, "keras_loop": None,
     }  # fmt: skip
     changed = PhaseRecord(**fields, frozen_tensors=8, frozen_changed=("bn/gamma",), seconds=1.5)
     assert changed.to_json()["frozen_unchanged"] is False

@@ -1,0 +1,23 @@
+"""A real network that makes its inputs of raw rows: a KerasHub task with a preprocessor."""
+
+import keras
+import pytest
+
+
+@pytest.fixture
+def text_classifier():
+    """Returns a function that makes a tiny BERT classifier of strings, compiled, always with the same weights."""
+    keras_hub = pytest.importorskip("keras_hub")
+    words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "the", "good", "bad", "film", "fox"]
+
+    def make(optimizer):
+        keras.utils.set_random_seed(0)
+        tokenizer = keras_hub.models.BertTokenizer(vocabulary=words, lowercase=True)
+        preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=6)
+        sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 8, "max_sequence_length": 6}
+        backbone = keras_hub.models.BertBackbone(vocabulary_size=len(words), dropout=0.0, **sizes)
+        model = keras_hub.models.BertTextClassifier(backbone, num_classes=2, preprocessor=preprocessor)
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    return make
