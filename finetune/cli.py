@@ -338,7 +338,8 @@ def _start(
     from finetune.startup import start_tensorflow
 
     if recipe is not None:
-        check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out, overwrite=overwrite)
+        options = {"overrides": overrides, "allow_code": allow_code, "out": out, "overwrite": overwrite}
+        check_recipe(recipe, **options, shows_graphs=True)
     start_tensorflow()
 
 

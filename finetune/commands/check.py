@@ -18,6 +18,7 @@ def check(
     allow_code: Sequence[str] = (),
     out: Path | None = None,
     overwrite: bool = False,
+    shows_graphs: bool = False,
 ) -> None:
     """Reads a recipe and checks whatever shows without TensorFlow; every command that builds a model begins with it.
 
@@ -31,6 +32,8 @@ def check(
         allow_code: Packages whose code the recipe may run.
         out: The run folder; `None` does not check one.
         overwrite: Whether `out` may be a folder that is not empty.
+        shows_graphs: Whether the caller goes on and asks for consent itself, with what the graph of a SavedModel has in
+            it; TensorFlow is needed for that.
 
     Raises:
         RecipeError: The recipe breaks a rule. All problems of a kind are in one message.
@@ -49,7 +52,8 @@ def check(
     problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
     if problems:
         raise RecipeError("\n".join(problems))
-    check_graph_allowed(loaded, one_or_more(allow_code))
+    if not shows_graphs:
+        check_graph_allowed(loaded, one_or_more(allow_code))
     if out is not None:
         from finetune.results.run_folder import check_run_folder
 
