@@ -40,9 +40,8 @@ class FiniteWeights(keras.callbacks.Callback):
     """Ends `fit` with an error when an epoch ends with a weight or statistic that is no finite number.
 
     All weights are checked before training and after every epoch, those that are frozen and moving statistics included;
-    a negative variance counts, too. A step does not become slower; an epoch by one reading of all weights (ResNet50, two
-    cores: 0.02 s).
-    Put it before callbacks that save weights.
+    a negative variance counts, too. A step does not become slower; an epoch by one reading of all weights (ResNet50,
+    two cores: 0.02 s). Put it before callbacks that save weights.
 
     Args:
         groups: All layer groups of the model, whose names are in the message.
