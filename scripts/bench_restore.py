@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 WIDTH = 2048
 BYTES = 4 * WIDTH * WIDTH
 MB = 1_000_000
@@ -45,12 +47,12 @@ def main() -> None:
 
 
 def write(path: Path, matrices: int) -> None:
-    """Writes the same matrix of random bytes under many names as a safetensors file."""
+    """Writes the same matrix of random numbers under many names as a safetensors file."""
     offsets = {f"layer_{i}.weight": (i * BYTES, (i + 1) * BYTES) for i in range(matrices)}
     header = json.dumps(
         {name: {"dtype": "F32", "shape": [WIDTH, WIDTH], "data_offsets": ends} for name, ends in offsets.items()}
     ).encode()
-    block = os.urandom(BYTES)
+    block = np.random.default_rng(0).normal(size=WIDTH * WIDTH).astype("float32").tobytes()
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for _ in range(matrices):

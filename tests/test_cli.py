@@ -136,8 +136,12 @@ def test_code_of_others_needs_to_be_allowed_by_name(recipe):
     message = refused("check", recipe, *override)
     assert "`model.builder: my_package.models:build` names code that is not part of finetune" in message
     assert "--allow-code my_package" in message
+    assert "no module `my_package` to import" in refused("check", recipe, *override, "--allow-code", "my_package")
+    assert "--allow-code my_package" in refused("check", recipe, *override, "--allow-code", "my_pack")
+    Path("my_package").mkdir()
+    Path("my_package", "__init__.py").touch()
+    Path("my_package", "models.py").write_text("def build(): ...")
     assert finetune("check", recipe, *override, "--allow-code", "my_package").returncode == 0
-    refused("check", recipe, *override, "--allow-code", "my_pack")
 
 
 def test_a_missing_recipe_is_reported_with_the_nearest_name(recipe):

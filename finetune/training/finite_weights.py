@@ -54,7 +54,7 @@ class FiniteWeights(keras.callbacks.Callback):
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
         >>> model.compile(keras.optimizers.SGD(1e30), "mse")
         >>> x = keras.ops.ones((8, 2))
-        >>> model.fit(x, 1e9 * x[:, :1], epochs=3, verbose=0, callbacks=[FiniteWeights()])
+        >>> model.fit(x, 1e9 * x[:, :1], epochs=3, verbose=0, callbacks=[FiniteWeights()])  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         finetune.errors.TrainingError: Every weight and every moving statistic must be a finite number. ...
     """

@@ -117,7 +117,7 @@ groups:
 train: {{epochs: 8, batch_size: 3, loss: sparse_categorical_crossentropy, metrics: [accuracy]}}
 """
     )
-    result = finetune.run(tmp_path / "tones.yaml", tmp_path / "out")
+    result = finetune.run(tmp_path / "tones.yaml", tmp_path / "out", allow_code=[f"hub:{basic_pitch}"])
     assert (result.frozen_unchanged, result.frozen_tensors) == (True, 6)
     assert result.metrics["accuracy"] == 1.0
     loaded = keras.models.load_model(tmp_path / "out" / "model.keras", safe_mode=False)

@@ -191,7 +191,8 @@ def test_a_model_saved_with_frozen_layers_keeps_them_frozen_after_loading_unless
     model.get_layer("stem").trainable = model.get_layer("bn").trainable = False
     model.save(tmp_path / "frozen.keras")
     loaded = keras.models.load_model(tmp_path / "frozen.keras")
-    freeze(loaded, resolve_groups(loaded, [Selector("all", rest=True)]))
+    with pytest.warns(UserWarning, match="`stem`, `bn` came with `trainable = False`"):
+        freeze(loaded, resolve_groups(loaded, [Selector("all", rest=True)]))
     assert trained_names(loaded) == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
     freeze(loaded, resolve_groups(loaded, [Selector("all", rest=True, frozen=False)]))
     assert len(trained_names(loaded)) == 8
