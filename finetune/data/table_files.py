@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.arrow_csv import read_plain_csv
 from finetune.errors import DataError, did_you_mean, quote
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
@@ -111,6 +112,8 @@ def read_table(path: str | Path) -> Table:
             f"{did_you_mean(path.name, others)}"
         )
     ending = path.suffix.lower()
+    if ending in _DELIMITERS and (table := _read_plain(path, _DELIMITERS[ending])):
+        return table
     if ending in _DELIMITERS:
         columns, lines = _read_delimited(path, _DELIMITERS[ending])
     elif ending in _LINES:
@@ -161,6 +164,25 @@ def join_tables(tables: Sequence[Table]) -> Table:
         else:
             columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]))
     return Table(tables[0].path, columns, [place for table in tables for place in table.places])
+
+
+def _read_plain(path: Path, delimiter: str) -> Table | None:
+    """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
+    _, head = next(_csv_rows(path, delimiter), (1, []))
+    names = [name.strip() for name in head]
+    if not all(names) or len(set(names)) != len(names):
+        return None
+    arrays = read_plain_csv(path, delimiter, names, MISSING)
+    rows = len(next(iter(arrays.values()))[0]) if arrays else 0
+    if not arrays or not rows:
+        return None
+    columns = {
+        name: Column(name, "number", values, bool((values == np.rint(values)).all()))  # NaN is not equal to itself
+        if is_number
+        else Column(name, "text", values)
+        for name, (values, is_number) in arrays.items()
+    }
+    return Table(path, columns, [(path.name, line) for line in range(2, rows + 2)])
 
 
 def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]], np.ndarray | None]:

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Measures how fast a CSV table is read: by finetune with and without pyarrow's help, and by pyarrow itself.
+
+python scripts/bench_tables.py                   # a million rows of 10 columns, about 80 MB
+python scripts/bench_tables.py --rows 100000
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from pyarrow import csv
+
+from finetune.data import table_files
+
+
+def main() -> None:
+    """Writes a table into a temporary folder and prints the time of each reader, the best of three."""
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    rows = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        write(path, rows)
+        print(f"{rows:,} rows of 10 columns, {path.stat().st_size / 1e6:.0f} MB")
+        peer = best(lambda: csv.read_csv(path))
+        report("pyarrow alone, its own types", peer, peer, rows)
+        report("finetune with pyarrow", best(lambda: table_files.read_table(path)), peer, rows)
+        with mock.patch.object(table_files, "read_plain_csv", return_value=None):
+            report("finetune without", best(lambda: table_files.read_table(path), times=1), peer, rows)
+
+
+def write(path: Path, rows: int) -> None:
+    """Writes a table of six columns of fractions, two of whole numbers, a category and a text."""
+    random = np.random.default_rng(0)
+    fractions, whole = random.normal(size=(rows, 6)), random.integers(0, 1000, (rows, 2))
+    towns = random.choice(["Aalen", "Bonn", "Celle", "Dessau"], rows)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("a,b,c,d,e,f,g,h,town,text\n")
+        for row in range(rows):
+            numbers = ",".join(f"{value:.6g}" for value in fractions[row])
+            file.write(f"{numbers},{whole[row, 0]},{whole[row, 1]},{towns[row]},row number {row}\n")
+
+
+def best(read: Callable[[], object], times: int = 3) -> float:
+    """Returns the least seconds of several calls."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        read()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def report(name: str, seconds: float, peer: float, rows: int) -> None:
+    """Prints a line: seconds, rows per second, and the speed as a share of pyarrow's."""
+    print(f"{name:30} {seconds:6.2f} s  {rows / seconds:12,.0f} rows/s  {peer / seconds:5.2f}x")
+
+
+if __name__ == "__main__":
+    main()

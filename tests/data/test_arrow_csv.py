@@ -1,0 +1,116 @@
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.data import table_files
+from finetune.data.arrow_csv import read_plain_csv
+from finetune.data.table_files import MISSING, read_table
+from finetune.errors import DataError
+
+PIECES = [
+    "a",
+    '"',
+    '""',
+    '"a,b"',
+    ",",
+    "\t",
+    "\n",
+    "\r\n",
+    "\r",
+    " ",
+    "0",
+    "1",
+    "7",
+    ".",
+    "-",
+    "+",
+    "e",
+    "1.5",
+    "007",
+    "1_0",
+]
+PIECES += [
+    "NA",
+    "nan",
+    "inf",
+    "Infinity",
+    "1e400",
+    "-0",
+    "0x1",
+    "é",
+    "\ufeff",
+    "\u00a0",
+    "\u2028",
+    "\x0b",
+    "\x1c",
+    "\0",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tables")
+
+
+def both(path):
+    """Returns the table as pyarrow reads it, and as Python's own reader does; `None` for a refusal."""
+    tables = []
+    for plain in (read_plain_csv, lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(table_files, "read_plain_csv", plain)
+            try:
+                tables.append(read_table(path))
+            except DataError as error:
+                tables.append(str(error))
+    return tables
+
+
+def same(one, other):
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return one.places == other.places and all(
+        (a.name, a.kind, a.whole, a.values.dtype) == (b.name, b.kind, b.whole, b.values.dtype)
+        and np.array_equal(a.values, b.values, equal_nan=a.kind == "number")
+        for a, b in zip(one.columns.values(), other.columns.values(), strict=True)
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(st.sampled_from(PIECES), max_size=3), min_size=2, max_size=2), min_size=1, max_size=5),
+    st.sampled_from([",", "\t"]),
+    st.booleans(),
+)
+def test_pyarrow_and_python_read_the_same_table_or_refuse_it_in_the_same_words(folder, rows, delimiter, ends):
+    path = folder / ("t.csv" if delimiter == "," else "t.tsv")
+    lines = [delimiter.join("".join(cell) for cell in row) for row in rows]
+    path.write_bytes((f"x{delimiter}y\n" + "\n".join(lines) + ("\n" if ends else "")).encode())
+    assert same(*both(path))
+
+
+def test_a_plain_table_is_read_by_pyarrow(tmp_path):
+    (tmp_path / "t.csv").write_text('\ufeffa,b,c\n1,"x, ""y""",007\n NA ,z,8\r\n', encoding="utf-8")
+    columns = read_plain_csv(tmp_path / "t.csv", ",", ["a", "b", "c"], MISSING)
+    assert {name: is_number for name, (_, is_number) in columns.items()} == {"a": True, "b": False, "c": False}
+    assert columns["b"][0].tolist() == ['x, "y"', "z"]
+    assert columns["c"][0].tolist() == ["007", "8"]
+    assert np.array_equal(columns["a"][0], [1, np.nan], equal_nan=True)
+    assert same(*both(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    "body", ["1,2,3\n", '"a\nb",2\n', 'a"b,2\n', "1,2\n\n3,4\n", "1\r2,3\n", "\u00a01,2\n", "1,\udcff\n"]
+)
+def test_what_the_two_might_see_differently_is_left_to_python(tmp_path, body):
+    (tmp_path / "t.csv").write_bytes(f"x,y\n{body}".encode(errors="surrogateescape"))
+    assert read_plain_csv(tmp_path / "t.csv", ",", ["x", "y"], MISSING) is None
+
+
+def test_without_pyarrow_nothing_is_read(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("x\n1\n")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert read_plain_csv(tmp_path / "t.csv", ",", ["x"], MISSING) is None
+    assert read_table(tmp_path / "t.csv").column("x").values.tolist() == [1]
