@@ -66,8 +66,9 @@ def read_plain_csv(
 
 def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool]:
     import pyarrow as pa
-    import pyarrow.compute as pc
+    from pyarrow import compute
 
+    pc: Any = compute  # its functions are made when it is imported, unseen by type checkers
     texts = pc.utf8_trim_whitespace(column)
     is_missing = pc.is_in(texts, missing)
     present = pc.if_else(is_missing, None, texts)
