@@ -98,7 +98,9 @@ def _code(kind: type) -> str:
 def _content(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_content(value[key])}" for key in sorted(value, key=str)) + "}"
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):  # their order differs from process to process
+        return "{" + ",".join(sorted(_content(item) for item in value)) + "}"
+    if isinstance(value, (list, tuple)):
         return f"[{','.join(_content(item) for item in value)}]"
     if isinstance(value, Rows) and value.fingerprint:
         return value.fingerprint

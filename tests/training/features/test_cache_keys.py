@@ -125,7 +125,17 @@ class Configured(layers.Layer):
 
 @pytest.mark.parametrize(
     ("value", "other"),
-    [(slice(1), slice(2)), (1j, 2j), (b"a", b"b"), (np.float32(1), np.float32(2)), (range(3), range(4)), (None, ...)],
+    [
+        *[
+            (slice(1), slice(2)),
+            (1j, 2j),
+            (b"a", b"b"),
+            (np.float32(1), np.float32(2)),
+            (range(3), range(4)),
+            (None, ...),
+        ],
+        *[(np.dtype("f4"), np.dtype("f8")), (np.array(1.0), np.array(2.0))],
+    ],
     ids=str,
 )
 def test_plain_values_of_every_kind_in_a_config_are_part_of_the_key(value, other):
@@ -155,3 +165,53 @@ def test_rows_that_are_read_when_needed_have_keys_only_where_they_have_a_fingerp
     assert of("a") == of("a")
     assert of("a") != of("b")
     assert of("") is None
+
+
+def key_of_configured(value, kind=Configured):
+    keras.utils.set_random_seed(0)
+    parts = [layers.Dense(4, name="a"), kind(value), layers.Dense(2, name="head")]
+    model = keras.Sequential([keras.Input((6,)), *parts])
+    model.get_layer("a").trainable = False
+    cut = find_cut(model)
+    keys = feature_keys(cut.graph.steps, {0: X})
+    return keys and keys[cut.graph.outputs[0]]
+
+
+def test_the_order_of_a_set_and_of_a_mapping_does_not_change_the_key():
+    assert [*{0, 8}] != [*{8, 0}]  # both fall on the same place of the table, and the first stays there
+    assert key_of_configured({0, 8}) == key_of_configured({8, 0}) != key_of_configured({0})
+    assert key_of_configured(frozenset([0, 8])) == key_of_configured(frozenset([8, 0]))
+    assert key_of_configured({"x": 1, 2: 3}) == key_of_configured({2: 3, "x": 1}) != key_of_configured({2: 3, "x": 2})
+    assert key_of_configured(["a", "b"]) != key_of_configured(["b", "a"])
+
+
+def test_a_class_whose_source_cannot_be_read_has_no_key():
+    names = {"Configured": Configured}
+    exec("class Hidden(Configured): pass", names)
+    names["Hidden"].__module__ = "nowhere"
+    assert key_of_configured(1, names["Hidden"]) is None
+    assert key_of_configured(1) is not None
+
+
+@pytest.mark.parametrize("package", ["keras", "tensorflow"])
+def test_another_version_of_keras_or_tensorflow_changes_the_key(package, monkeypatch):
+    before = key()
+    monkeypatch.setattr(
+        f"finetune.training.features.cache_keys.{'keras' if package == 'keras' else 'tf'}.__version__", "0"
+    )
+    assert key() != before
+
+
+def test_seeds_are_part_of_the_key_only_where_random_layers_are_run_several_times():
+    def seeded(seed, passes):
+        keras.utils.set_random_seed(0)
+        parts = [layers.Dense(4, name="a"), layers.Dropout(0.5, seed=seed, name="d"), layers.Dense(2, name="head")]
+        model = keras.Sequential([keras.Input((6,)), *parts])
+        model.get_layer("a").trainable = False
+        layer = model.get_layer("d")
+        layer.get_config = lambda: {"name": "d"}  # the seed in the config is not what is asked about
+        cut = find_cut(model)
+        return feature_keys(cut.graph.steps, {0: X}, passes=passes)[cut.graph.outputs[0]]
+
+    assert seeded(1, 1) == seeded(2, 1)
+    assert seeded(1, 2) != seeded(2, 2)

@@ -1,5 +1,6 @@
 import json
 import os
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -71,7 +72,13 @@ def lose_entry(folder):
     (folder / "k.json").write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize("damage", [damage_length, damage_bit, damage_manifest, lose_manifest, lose_entry])
+def other_manifest(folder):
+    (folder / "k.json").write_text("3")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_length, damage_bit, damage_manifest, other_manifest, lose_manifest, lose_entry]
+)
 def test_damaged_files_are_taken_for_none_and_removed(tmp_path, damage):
     folder = tmp_path / "cache"
     keep(FeatureStore(folder))
@@ -150,3 +157,34 @@ def test_a_place_that_was_asked_for_is_taken_or_none(tmp_path):
 def test_available_memory_is_what_this_machine_has_at_most():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_memory() <= total
+
+
+def test_a_gibibyte_of_the_disk_stays_free(tmp_path, monkeypatch):
+    asked = []
+    gibibyte = 2**30
+
+    def disk_usage(path):
+        asked.append(path)
+        return SimpleNamespace(free=gibibyte + 5000)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    assert choose_place(5000, "disk", tmp_path, memory=0) == ("disk", "")
+    assert choose_place(5001, "disk", tmp_path, memory=0)[0] == "off"
+    choose_place(1, "disk", tmp_path / "not" / "yet", memory=0)
+    assert set(asked) == {tmp_path}  # the folder itself, or the nearest that exists
+
+
+def test_files_may_go_into_a_folder_several_levels_of_which_do_not_exist(tmp_path):
+    keep(FeatureStore(tmp_path / "a" / "b" / "c"))
+    assert np.array_equal(read(FeatureStore(tmp_path / "a" / "b" / "c")), VALUES)
+
+
+def test_available_memory_is_the_least_of_what_the_system_and_the_container_leave(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       9000 kB\nMemFree:        1000 kB\nMemAvailable:   7000 kB\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    for limit, expected in (("max", 7000 * 1024), ("5000000", 4_000_000), ("90000000", 7000 * 1024), ("500000", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert available_memory(meminfo, tmp_path) == expected
+    pages = available_memory(tmp_path / "none", tmp_path / "none")
+    assert 0 < pages <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
