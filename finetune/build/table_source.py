@@ -189,6 +189,7 @@ def _input(
             return column.texts().astype(object), {column.name: {"kind": "text"}}
         ids, _, about = _tokens(recipe, table, names, network)
         return ids, about
+    table.check_numbers(names, types)
     vectors, fitted = feature_vectors(columns, types, train)
     width = shape[-1] if shape and len(shape) == 2 else None
     if width not in (None, vectors.shape[1]):

@@ -60,7 +60,7 @@ def encode_classes(
     if ordered and not class_names:
         class_names = tuple(sorted(set(values), key=int))
     if family == BINARY and ("|" in "".join(values) or len(set(class_names or values)) > 2):
-        labels = [[label for label in value.split("|") if label] for value in values]
+        labels = [[label for each in value.split("|") if (label := each.strip())] for value in values]
         numbers, names = number_labels([label for row in labels for label in row], class_names)
         matrix, rows = (
             np.zeros((len(values), len(names)), np.float32),

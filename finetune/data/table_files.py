@@ -76,6 +76,13 @@ class Table:
             DataError: There is none of this name.
         """
         if name not in self.columns:
+            other = next((mark for mark in ";\t|" if all(mark in known for known in self.columns)), "")
+            if len(self.columns) == 1 and other:
+                raise DataError(
+                    f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{self.path}` seems "
+                    f"to have {'tabs' if other == chr(9) else f'`{other}`'}: its first line is "
+                    f"`{next(iter(self.columns))[:80]}`. Write it again, or name it by what it is."
+                )
             raise DataError(
                 f"`{self.path}` has no column `{name}`. Its columns are {quote(self.columns, limit=12)}."
                 f"{did_you_mean(name, list(self.columns))}"
@@ -86,6 +93,29 @@ class Table:
         """Returns where the first five of some rows are, such as `reviews.csv:1042`."""
         more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
         return ", ".join("`{}:{}`".format(*self.places[row]) for row in rows[:5]) + more
+
+    def check_numbers(self, names: Sequence[str], types: Mapping[str, str]) -> None:
+        """Refuses columns of numbers in which a few values are none: nobody means them as categories or classes.
+
+        Args:
+            names: The columns to check.
+            types: Columns of which it is written what they are, by name; they are taken as that.
+
+        Raises:
+            DataError: At least 9 of 10 values of a column are numbers, and others are not.
+        """
+        for column in (self.column(name) for name in names if name not in types):
+            if column.kind == "number":
+                continue
+            is_stray = np.array([bool(text) and not _is_number(text) for text in column.texts().tolist()])
+            strays, present = np.flatnonzero(is_stray), int((~column.missing).sum())
+            if 0 < len(strays) <= present / 10:
+                raise DataError(
+                    f"`{column.name}` has numbers in {present - len(strays):,} rows, and other text in "
+                    f"{len(strays):,}: {quote(dict.fromkeys(column.values[strays].tolist()), limit=3)}, at "
+                    f"{self.places_of(strays)}. Correct them, leave the cell of a missing number empty, or set "
+                    f"`types: {{{column.name}: category}}`."
+                )
 
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
@@ -219,7 +249,10 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise _not_utf8(path, line) from error
     except csv.Error as error:
-        raise DataError(f"`{path}` must be a table of values in lines. Reading it failed: {error}.") from error
+        raise DataError(
+            f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}. Text "
+            "with a quote in it is written in quotes, and the quote twice."
+        ) from error
 
 
 def _not_utf8(path: Path, line: int) -> DataError:
@@ -289,6 +322,14 @@ def _text(value: Any) -> str:
     if isinstance(value, list):  # several labels
         return "|".join(map(str, value))
     return value.strip() if isinstance(value, str) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray | None:

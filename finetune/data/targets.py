@@ -63,6 +63,7 @@ def read_target(
     """
     columns = [table.column(name) for name in names]
     _check_present(columns, table)
+    table.check_numbers(() if class_names else names, types or {})
     about: dict[str, Any] = {"columns": list(names)}
     written = (types or {}).get(names[0]) if len(names) == 1 else None
     if loss == AUTO:
@@ -259,9 +260,11 @@ def _check_present(columns: Sequence[Column], table: Table) -> None:
     for column in columns:
         if column.missing.any():
             rows = np.flatnonzero(column.missing)
+            several = any("|" in text for text in column.texts().tolist())
+            advice = " A row that has none of the labels is written `|`." if several else ""
             raise DataError(
                 f"Every row needs a target. `{column.name}` is missing in {len(rows):,} of {len(table):,} rows: "
-                f"{table.places_of(rows)}. Remove these rows, or fill them in."
+                f"{table.places_of(rows)}. Remove these rows, or fill them in.{advice}"
             )
 
 

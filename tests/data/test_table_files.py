@@ -100,7 +100,7 @@ def test_places_are_lines_of_the_file_and_five_are_shown(tmp_path):
         ("a.csv", b"", "is empty"),
         ("a.csv", b"a,a\n1,2\n", "empty or occur twice: `a`. The first line is `a,a`"),
         ("a.csv", b"a,b\n1,x\n2,\xff\n", "Tables are text in UTF-8. `a.csv:3` holds other bytes"),
-        ("a.csv", b'a,b\n1,"x\n', "Reading it failed: unexpected end of data"),
+        ("a.csv", b'a,b\n1,"x\n', "Reading `a.csv:2` failed: unexpected end of data"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "Every line must be JSON. `a.jsonl:2` is not"),
         (
             "a.jsonl",
@@ -157,3 +157,32 @@ def test_numbers_with_a_decimal_point_can_be_whole(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1.0,0.5\n20.0,2\n")
     table = read_table(tmp_path / "a.csv")
     assert (table.column("a").whole, table.column("b").whole) == (True, False)
+
+
+def test_a_few_words_among_numbers_are_named_with_their_lines(tmp_path):
+    rows = [f"{number}.5,{number:05d},x{number}" for number in range(19)]
+    (tmp_path / "t.csv").write_text("a,zip,text\n" + "\n".join([*rows, "?,00020,y"]) + "\n")
+    table = read_table(tmp_path / "t.csv")
+    with pytest.raises(DataError) as error:
+        table.check_numbers(["a"], {})
+    assert str(error.value) == (
+        "`a` has numbers in 19 rows, and other text in 1: `?`, at `t.csv:21`. Correct them, leave the cell of a missing "
+        "number empty, or set `types: {a: category}`."
+    )
+    table.check_numbers(["a"], {"a": "category"})
+    table.check_numbers(["zip", "text"], {})  # codes with zeros in front, and text, are no numbers
+
+
+def test_a_table_with_another_separator_says_which(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match=r"seems to have `;`: its first line is `a;b`"):
+        read_table(tmp_path / "t.csv").column("a")
+    (tmp_path / "t.csv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(DataError, match=r"seems to have tabs"):
+        read_table(tmp_path / "t.csv").column("a")
+
+
+def test_an_open_quote_is_named_with_its_line(tmp_path):
+    (tmp_path / "t.csv").write_text('a,b\n1,2\n"3"x,4\n')
+    with pytest.raises(DataError, match=r"Reading `t\.csv:3` failed: .*the quote twice"):
+        read_table(tmp_path / "t.csv")

@@ -212,3 +212,13 @@ def test_text_under_a_loss_of_numbers_is_refused():
     x, y = np.zeros((2, 1)), np.array(["dog", "cat"])
     with pytest.raises(DataError, match=r"The loss `mse` takes numbers\. The targets are names of classes"):
         number_text_targets(Examples(x, y, x, y), {"": "mse"})
+
+
+def test_blanks_around_labels_are_no_part_of_them():
+    assert read(texts("red | green", "red|green", "|"), BINARY).class_names == ("green", "red")
+
+
+def test_a_row_without_labels_is_written_as_a_bar():
+    assert read(texts("a|b", "|"), BINARY).values.tolist() == [[1, 1], [0, 0]]
+    with pytest.raises(DataError, match=r"fill them in\. A row that has none of the labels is written `\|`\."):
+        read(texts("a|b", ""), BINARY)
