@@ -239,20 +239,20 @@ def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
             for row in reader:
                 if row:
                     yield reader.line_num, row
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise _not_utf8(path, line) from error
-    except csv.Error as error:
-        raise DataError(
-            f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}. "
-            "Text with a quote in it is written in quotes, and the quote twice."
-        ) from error
+        except UnicodeDecodeError as error:
+            line = path.read_bytes()[: error.start].count(b"\n") + 1
+            raise _not_utf8(path, line) from error
+        except csv.Error as error:
+            raise DataError(
+                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}. "
+                "Text with a quote in it is written in quotes, and the quote twice."
+            ) from error
 
 
 def _not_utf8(path: Path, line: int) -> DataError:
