@@ -250,8 +250,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             raise _not_utf8(path, line) from error
         except csv.Error as error:
             raise DataError(
-                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}. "
-                "Text with a quote in it is written in quotes, and the quote twice."
+                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}."
+                " Text with a quote in it is written in quotes, and the quote twice."
             ) from error
 
 
