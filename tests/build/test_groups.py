@@ -77,7 +77,7 @@ def test_a_strategy_gives_its_schedule_to_every_group_at_the_groups_own_rate(rec
 
 
 def test_rates_too_small_for_a_number_are_reported_with_their_place(recipe, problem):
-    assert problem(recipe, "groups={by: layer, peak: 1e-300, decay: 1e300, optimizer: sgd}").startswith(
+    assert problem(recipe, "groups={by: layer, peak: 1e-30, decay: 1e300, optimizer: sgd}").startswith(
         "--set groups: `groups`: Every group needs a learning rate above 0."
     )
 
