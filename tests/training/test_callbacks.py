@@ -191,7 +191,7 @@ def test_logs_for_tensorboard_that_cannot_be_written_for_a_while_go_on_in_anothe
     said = []
     log = TensorBoardLog(tmp_path / "logs", said.append)
     fit(compiled(tiny()), rows, log, at_epochs(1, 1, 200), epochs=4)
-    assert [step for step, _ in curves(tmp_path / "logs" / "train")["epoch_loss"]] == [0, 2, 3]
+    assert sorted(step for step, _ in curves(tmp_path / "logs" / "train")["epoch_loss"]) == [0, 2, 3]
     assert len(said) == 1
     assert "Training goes on" in said[0]
 
