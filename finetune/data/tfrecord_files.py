@@ -122,6 +122,6 @@ def _offsets(path: Path) -> np.ndarray:
 def _is_record(path: Path, offset: int) -> bool:
     try:
         keras_private.read_record(str(path), offset)
-    except Exception:
+    except Exception:  # TensorFlow's errors, of several classes: the answer to what is asked
         return False
     return True
