@@ -1,6 +1,6 @@
 """From the `data` of a recipe to examples and batches, and from `train` to the length of a run and its precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -85,6 +85,19 @@ def precision(recipe: Recipe) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+# How examples are made of each source, by its key: from the recipe, the value of the key, and the network.
+_EXAMPLES_OF: dict[str, Callable[[Recipe, Any, keras.Model | None], Examples]] = {
+    "npz": lambda recipe, file, network: npz_examples(recipe, file),
+    "images": image_examples,
+    "table": table_examples,
+    "audio": audio_examples,
+    "keras_dataset": keras_examples,
+    "tfds": tfds_examples,
+    "tfrecord": tfrecord_examples,
+    "builder": builder_examples,
+}
+
+
 def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Examples:
     """Reads or makes the examples, and splits and weights them as the recipe asks.
 
@@ -96,31 +109,10 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
         FinetuneError: The examples cannot be read, do not fit together, or cannot be split as the recipe says.
     """
     source = recipe.data
-    if source.npz:
-        with placed(recipe, "data", "npz"):
-            examples = npz_examples(recipe, source.npz)
-    elif source.images:
-        with placed(recipe, "data", "images"):
-            examples = image_examples(recipe, source.images, network)
-    elif source.table:
-        with placed(recipe, "data", "table"):
-            examples = table_examples(recipe, source.table, network)
-    elif source.audio:
-        with placed(recipe, "data", "audio"):
-            examples = audio_examples(recipe, source.audio, network)
-    elif source.keras_dataset:
-        with placed(recipe, "data", "keras_dataset"):
-            examples = keras_examples(recipe, source.keras_dataset, network)
-    elif source.tfds:
-        with placed(recipe, "data", "tfds"):
-            examples = tfds_examples(recipe, source.tfds, network)
-    elif source.tfrecord:
-        with placed(recipe, "data", "tfrecord"):
-            examples = tfrecord_examples(recipe, source.tfrecord, network)
-    else:
-        assert source.builder  # the schema requires exactly one source
-        with placed(recipe, "data", "builder"):
-            examples = builder_examples(recipe, call_builder(source.builder, source.arguments), network)
+    name = next(name for name in _EXAMPLES_OF if getattr(source, name))  # the schema requires exactly one source
+    with placed(recipe, "data", name):
+        value = call_builder(source.builder, source.arguments) if source.builder else getattr(source, name)
+        examples = _EXAMPLES_OF[name](recipe, value, network)
     with placed(recipe, "train", "loss"):
         examples = number_text_targets(examples, loss_names(recipe))
     examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from finetune.data.examples import SPLITS, Examples
-from finetune.data.loss_families import ONE_HOT, SPARSE, family_of, plain_name
+from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of, plain_name
 from finetune.errors import DataError, quote
 from finetune.models.output_names import by_output_name
 
@@ -69,6 +69,15 @@ def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) 
                 f"The loss `{loss}` takes a target for each class. The model gives {classes} classes{of_output}, and "
                 f"the targets have {axes[-1]} values a row. Give the head as many classes."
             )
+    values = axes[-1] if len(axes) == len(shape) else 1
+    is_a_row = len(shape) > 1 and len(axes) in (len(shape) - 1, len(shape))
+    if family in (NUMBERS, BINARY) and is_a_row and values != classes:
+        # Keras lets a single value stand for several, on either side, and trains on that without a word.
+        raise DataError(
+            f"The loss `{loss}` takes a target for each value of the output. The model gives {classes} a row"
+            f"{of_output}, and the targets have {values}. Give the head as many values (`head: {{classes: auto}}`), or "
+            "take other targets."
+        )
 
 
 def _every_target(model: Any, examples: Examples, output: str) -> Iterator[tuple[str, np.ndarray]]:

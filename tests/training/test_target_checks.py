@@ -44,6 +44,23 @@ def test_one_hot_labels_of_more_classes_than_outputs():
     )
 
 
+@pytest.mark.parametrize("loss", ["mse", "mean_absolute_error", "huber", "binary_crossentropy"])
+@pytest.mark.parametrize(("y", "outputs", "values"), [(X[:, :2], 1, 2), (X[:, 0], 3, 1), (X[:, :1], 3, 1), (X, 3, 4)])
+def test_targets_that_keras_would_repeat_to_fit_the_outputs(loss, y, outputs, values):
+    assert problem(loss, y, outputs) == (
+        f"The loss `{loss}` takes a target for each value of the output. The model gives {outputs} a row, and the "
+        f"targets have {values}. Give the head as many values (`head: {{classes: auto}}`), or take other targets."
+    )
+
+
+@pytest.mark.parametrize("y", [X[:, 0], X[:, :1]])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_single_number_fits_an_output_with_and_without_an_axis(y, shape):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1), keras.layers.Reshape(shape)])
+    model.compile("sgd", "mse")
+    try_examples(model, Examples(X, y, X, y))
+
+
 def test_labels_outside_the_head_of_an_output_by_name():
     x = keras.Input((4,))
     model = keras.Model(x, [keras.layers.Dense(3, name="kind")(x), keras.layers.Dense(1, name="size")(x)])
