@@ -4,6 +4,7 @@ A loss decides the form. Where the loss is `auto` the values decide, by rules th
 state, and `loss_for` names the loss of each kind. What was decided is kept in `Target.about`, and shown.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,6 +65,8 @@ def read_target(
     columns = [table.column(name) for name in names]
     _check_present(columns, table)
     table.check_numbers(() if class_names else names, types or {})
+    for column in () if class_names else columns:
+        _check_lists(column)
     about: dict[str, Any] = {"columns": list(names)}
     written = (types or {}).get(names[0]) if len(names) == 1 else None
     if loss == AUTO:
@@ -86,6 +89,16 @@ def read_target(
             f"`mean_squared_error`; if they are names of classes, set `types: {{{column.name}: category}}`."
         )
     return class_target(column.texts().tolist(), loss, class_names, ordered=column.whole, about=about, outputs=outputs)
+
+
+def _check_lists(column: Column) -> None:
+    """Refuses lists of quantities, as JSON may hold them, which would be taken for labels such as `1.5`."""
+    lists = [text for text in column.values.tolist() if "|" in text] if column.kind == "text" else []
+    if lists and all(re.fullmatch(r"[-+.\de|]+", text) for text in lists) and any("." in text for text in lists):
+        raise DataError(
+            f"A list in a target holds labels. Those of `{column.name}` hold numbers with fractions, such as "
+            f"`{lists[0][:60]}`. Write each number into a column of its own, and name them: `target: [y1, y2]`."
+        )
 
 
 def _has_fractions(column: Column) -> bool:

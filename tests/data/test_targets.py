@@ -222,3 +222,18 @@ def test_a_row_without_labels_is_written_as_a_bar():
     assert read(texts("a|b", "|"), BINARY).values.tolist() == [[1, 1], [0, 0]]
     with pytest.raises(DataError, match=r"fill them in\. A row that has none of the labels is written `\|`\."):
         read(texts("a|b", ""), BINARY)
+
+
+@pytest.mark.parametrize("loss", ["auto", BINARY, "mse"])
+def test_lists_of_quantities_are_not_taken_for_labels(loss):
+    with pytest.raises(DataError) as error:
+        read(texts("1.5|95.25", "2.5|3"), loss)
+    assert str(error.value) == (
+        "A list in a target holds labels. Those of `t` hold numbers with fractions, such as `1.5|95.25`. Write each "
+        "number into a column of its own, and name them: `target: [y1, y2]`."
+    )
+
+
+def test_lists_of_whole_numbers_are_labels():
+    assert read(texts("1|2", "2"), BINARY).class_names == ("1", "2")
+    assert read(texts("v1.5|v2", "v2"), BINARY).class_names == ("v1.5", "v2")
