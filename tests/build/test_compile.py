@@ -110,6 +110,8 @@ def test_arguments_that_do_not_fit_are_reported_with_what_keras_says(compiled, m
 def test_what_keras_compiles_is_what_the_recipe_says(compiled):
     model = compiled("train.steps_per_execution=3", "train.batch_size=1", "train.jit_compile=true")
     assert (model.steps_per_execution, model.jit_compile) == (3, True)
+    # Not more than an epoch has.
+    assert compiled("train.steps_per_execution=1000", "train.batch_size=1").steps_per_execution == len(X)
     assert compiled("train.steps_per_execution=auto").steps_per_execution == 1
 
 
