@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from finetune.errors import FinetuneError, GroupError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import Leaf, layer_tree
+from finetune.machine_failures import raise_machine_failure
 from finetune.sequences import one_or_more
 
 _USUAL_SIGNATURES = ("serving_default", "default")
@@ -191,6 +192,7 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
     try:
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...
+        raise_machine_failure(error, f"Loading `{name}`")
         raise FinetuneError(
             f"A SavedModel is loaded with its graph and its variables. `{name}` cannot be loaded: "
             f"{reason(error)}. Copy or download it again, or save it again with `tf.saved_model.save`."
