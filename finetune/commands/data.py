@@ -11,10 +11,13 @@ from rich.console import Console
 from finetune.build.data import build_examples, precision
 from finetune.build.model import build_network
 from finetune.build.objectives import with_chosen_losses
-from finetune.data.examples import Examples, describe, leaves, summary
+from finetune.build.source_keys import loss_names, output_widths
+from finetune.data.examples import Examples, leaves, summary
+from finetune.data.target_advice import advice_on_targets
+from finetune.data.target_facts import describe
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
-from finetune.results.tables import classes_table, columns_table
+from finetune.results.tables import classes_table, columns_table, targets_table
 
 _SHOWN = 24  # images on the sheet
 _COLUMNS = 8
@@ -48,7 +51,8 @@ def show_data(
         network = build_network(loaded)
         examples = build_examples(loaded, network)
         chosen = with_chosen_losses(loaded, network, examples)
-    described = describe(examples)
+    losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
+    described = describe(examples, losses)
     console.print(f"data: {summary(examples)}", markup=False)
     for key, value in described["source"].items():
         if key not in ("inputs", "target"):
@@ -57,8 +61,14 @@ def show_data(
         console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))
-    if "rows_of_classes" in described:
-        console.print(classes_table(described))
+    for name, loss in losses.items():
+        facts = described.get("outputs", {}).get(name, {}) if name else described
+        if "rows_of_classes" in facts:
+            console.print(classes_table(facts, name))
+        if "numbers" in facts:
+            console.print(targets_table(facts["numbers"]))
+        for advice in advice_on_targets(facts, loss, widths.get(name), output=name):
+            console.print(f"advice: {advice}", markup=False)
     if sheet:
         count = _draw(examples, sheet)
         text = f"written: {sheet}, {count} training images" if count else "no sheet is written: there are no images"

@@ -133,12 +133,20 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def classes_table(described: Mapping[str, Any]) -> Table:
-    """A row for each class: how many rows of each split it has."""
+def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
+    """A row for each class or label of an output: how many rows of each split it has."""
     splits = described["rows_of_classes"]
-    table = _table("class", *splits)
+    table = _table(f"class of {output}" if output else "class", *splits)
     for number, name in enumerate(described["class_names"]):
         _add_row(table, name, *(str(counts[number]) for counts in splits.values()))
+    return table
+
+
+def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each column of numbers that is a target: mean, spread and range in the training rows."""
+    table = _table("target", "mean", "standard deviation", "least", "greatest")
+    for name, about in columns.items():
+        _add_row(table, name, *(f"{value:.4g}" for value in about.values()))
     return table
 
 
