@@ -131,23 +131,41 @@ def describe(examples: Examples) -> dict[str, Any]:
     described: dict[str, Any] = {"source": dict(examples.source), "rows": {name: len(splits[name]) for name in splits}}
     if examples.class_names:
         described["class_names"] = list(examples.class_names)
+        numbers = {name: class_numbers(split.y, len(examples.class_names)) for name, split in splits.items()}
         described["rows_of_classes"] = {
-            name: np.bincount(split.y, minlength=len(examples.class_names)).tolist()
-            for name, split in splits.items()
-            if isinstance(split.y, np.ndarray)
-            and split.y.ndim == 1
-            and split.y.dtype.kind in "iu"
-            and split.y.min() >= 0
+            name: np.bincount(of_rows, minlength=len(examples.class_names)).tolist()
+            for name, of_rows in numbers.items()
+            if of_rows is not None
         }
     return described
 
 
+def class_numbers(y: Any, classes: int) -> np.ndarray | None:
+    """Returns the number of the class of each row, int64 of shape `(rows,)`; `None` where rows have no single class.
+
+    Args:
+        y: Targets: numbers of classes, or a target for each class, of which one is 1.
+        classes: How many classes there are; `0` where that is not known, and every whole number from 0 counts as one.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or not y.size:
+        return None
+    if y.ndim == 2 and y.shape[1] == classes > 1:
+        is_one_hot = bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+        return y.argmax(axis=1) if is_one_hot else None
+    flat = y.reshape(-1) if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1) else None
+    # A binary loss takes its labels as floats.
+    if flat is None or flat.min() < 0 or (flat.dtype.kind == "f" and not ((flat == 0) | (flat == 1)).all()):
+        return None
+    return flat.astype(np.int64)
+
+
 def rare_classes(examples: Examples) -> dict[str, int]:
     """Returns how many training rows each class has that has fewer than 5, by its name."""
-    y, names = examples.y_train, examples.class_names
-    if not names or not isinstance(y, np.ndarray) or y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0:
+    names = examples.class_names
+    numbers = class_numbers(examples.y_train, len(names)) if names else None
+    if numbers is None:
         return {}
-    counts = np.bincount(y, minlength=len(names))
+    counts = np.bincount(numbers, minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts, strict=False) if count < FEW_ROWS}
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from finetune.errors import FinetuneError, GroupError, did_you_mean, quote, reason
 from finetune.groups.layer_tree import Leaf, layer_tree
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.missing_gradients import missing_gradients, unsaved_gradients
 from finetune.sequences import one_or_more
 
@@ -214,6 +215,7 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
     try:
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...
+        raise_machine_failure(error, f"Loading `{name}`")
         raise FinetuneError(
             f"A SavedModel is loaded with its graph and its variables. `{name}` cannot be loaded: "
             f"{reason(error)}. Copy or download it again, or save it again with `tf.saved_model.save`."
