@@ -163,7 +163,7 @@ def _cast(tensor: Any, spec: Any) -> Any:
     if isinstance(dtype, tf.DType) and tensor.dtype != dtype and dtype.is_numeric and tensor.dtype.is_numeric:
         tensor = tf.cast(tensor, dtype)
     if isinstance(spec, tf.RaggedTensorSpec) and isinstance(tensor, tf.RaggedTensor):
-        return tensor.with_row_splits_dtype(spec.row_splits_dtype)
+        return tensor.with_row_splits_dtype(getattr(spec, "row_splits_dtype"))  # noqa: B009 not in TensorFlow's stubs
     return tensor
 
 
