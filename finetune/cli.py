@@ -14,6 +14,7 @@ import typer
 from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
+from finetune.machine_failures import failure_text
 from finetune.results.lenient_output import lenient
 
 if TYPE_CHECKING:
@@ -374,6 +375,8 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
         print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if isinstance(error, FinetuneError) and not debug:
         print(f"error: {error}", file=sys.stderr)
+    elif not stop and not debug and (text := failure_text(error)):
+        print(f"error: {printable_lines(text)}", file=sys.stderr)
     elif not stop and not debug:
         # A fault of finetune itself: a line that says how to see more, instead of a traceback.
         text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from finetune.build.source_keys import network_inputs
-from finetune.build.source_splits import SourceRows, split_examples
+from finetune.build.source_splits import rows_of_class_files, split_examples
 from finetune.data.audio import ENDINGS, read_head, sound_rows
 from finetune.data.class_folders import find_files
-from finetune.data.examples import Examples, Split
+from finetune.data.examples import Examples
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 from finetune.recipe.loader import resolve_path
@@ -33,13 +32,8 @@ def audio_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     files = find_files(place, ENDINGS, "WAV files", "dog")
     inputs = network_inputs(network)
     x, about = network_sounds(recipe, [file.path for file in files], inputs[""] if list(inputs) == [""] else None)
-    places = [file.path.relative_to(place).as_posix() for file in files]
-    rows = SourceRows(Split(x, np.array([file.label for file in files])), places=places)
-    splits = dict.fromkeys(file.split for file in files)
-    parts = {
-        name: rows.select(np.array([row for row, file in enumerate(files) if file.split == name])) for name in splits
-    }
-    return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about})
+    parts = rows_of_class_files(x, files, place)
+    return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about}, network=network)
 
 
 def network_sounds(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Rows, dict[str, Any]]:

@@ -28,6 +28,7 @@ from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.models.output_names import by_output_name
+from finetune.models.hub import check_gradients
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import place_of, placed, with_values
@@ -157,6 +158,8 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
+    with placed(recipe, "model"):
+        check_gradients(model)
     with placed(recipe, "data"), unreadable_rows_named(examples):
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)

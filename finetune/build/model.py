@@ -142,8 +142,8 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     network = build_network(recipe)
     examples = build_examples(recipe, network)
     chosen = with_chosen_losses(recipe, network, examples)
-    model = with_head(chosen.recipe, network, examples)
-    return Built(with_logits(chosen, model, examples), model, examples, chosen.sentences)
+    model = with_head(chosen.recipe, network, chosen.examples)
+    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)
 
 
 def keys_of_width(recipe: Recipe) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from finetune.build.data import build_examples, precision
 from finetune.build.model import build_network
 from finetune.build.objectives import with_chosen_losses
 from finetune.build.source_keys import loss_names, output_widths
-from finetune.data.examples import Examples, leaves, summary
+from finetune.data.examples import Examples, class_numbers, leaves, summary
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
 from finetune.recipe.loader import load_recipe
@@ -49,8 +49,8 @@ def show_data(
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
         network = build_network(loaded)
-        examples = build_examples(loaded, network)
-        chosen = with_chosen_losses(loaded, network, examples)
+        chosen = with_chosen_losses(loaded, network, build_examples(loaded, network))
+    examples = chosen.examples
     losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
     described = describe(examples, losses)
     console.print(f"data: {summary(examples)}", markup=False)
@@ -78,10 +78,10 @@ def show_data(
 
 def _draw(examples: Examples, path: Path) -> int:
     """Draws the first training images of each class in turn, also as epochs see them; returns how many."""
-    y = examples.y_train
-    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == len(examples.class_names):
-        y = y.argmax(1)  # one-hot
-    labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
+    labels = class_numbers(examples.y_train, len(examples.class_names))
+    if labels is None:  # their numbers are shown
+        y = examples.y_train
+        labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
     # The first row of each class, then the second, and so on.
     turns = np.zeros(len(labels), int)
     for label in np.unique(labels):

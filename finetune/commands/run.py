@@ -19,7 +19,7 @@ from finetune.commands.plan import print_plan
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
-from finetune.errors import DataError, TrainingError, WriteError
+from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
@@ -263,8 +263,8 @@ def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
     try:
         with explained(TrainingError, rule, advice):
             save_model(model, folder / "model.keras")
-    except WriteError as error:
-        raise WriteError(f"{error} {weights.keep()}") from error
+    except (WriteError, MachineError) as error:
+        raise type(error)(f"{error} {weights.keep()}") from error
 
 
 def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from finetune.data.rows import Rows
 from finetune.errors import DataError
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".wav", ".wave")
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -53,6 +54,7 @@ def read_head(path: str | Path) -> Sound:
         with Path(path).open("rb") as file:
             return _head(file)
     except (OSError, struct.error, ValueError) as error:
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` cannot be read as a WAV file: {error}.") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune.data.table_files import Column
 from finetune.errors import DataError, quote
+from finetune.machine_failures import raise_machine_failure
 
 _to_array: Any = keras.ops.convert_to_numpy
 
@@ -124,6 +125,7 @@ def token_ids(
         else:
             encoder = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises plain `Exception`
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` must be a `tokenizer.json` or a `vocab.txt`. Reading it failed: {error}.") from error
     encoder.no_padding()
     ids, mask, cut, longest = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32), 0, 0

@@ -146,6 +146,25 @@ def class_counts(y: Any, classes: int) -> list[int] | None:
     return np.bincount(labels.astype(np.int64), minlength=classes).tolist()
 
 
+def class_numbers(y: Any, classes: int) -> np.ndarray | None:
+    """Returns the number of the class of each row, int64 of shape `(rows,)`; `None` where rows have no single class.
+
+    Args:
+        y: Targets: numbers of classes, or a target for each class, of which one is 1.
+        classes: How many classes there are; `0` where that is not known, and every whole number from 0 counts as one.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or not y.size:
+        return None
+    if y.ndim == 2 and y.shape[1] == classes > 1:
+        is_one_hot = bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+        return y.argmax(axis=1) if is_one_hot else None
+    flat = y.reshape(-1) if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1) else None
+    # A binary loss takes its labels as floats.
+    if flat is None or flat.min() < 0 or (flat.dtype.kind == "f" and not ((flat == 0) | (flat == 1)).all()):
+        return None
+    return flat.astype(np.int64)
+
+
 def rare_classes(examples: Examples) -> dict[str, int]:
     """Returns how many training rows each class or label has that has fewer than 5, by its name."""
     names = examples.class_names

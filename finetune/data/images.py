@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from finetune.data.class_folders import ClassFile, find_files
 from finetune.data.rows import Rows
 from finetune.errors import DataError
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 RESIZES = ("pad", "crop", "stretch")
@@ -181,6 +182,7 @@ def _reduction(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> i
         is_empty = not (path.getbuffer().nbytes if isinstance(path, io.BytesIO) else path.stat().st_size)
         return "empty" if is_empty else "not an image"
     except Exception as error:  # Pillow raises errors of many classes over damaged files
+        raise_machine_failure(error, f"Reading `{path if isinstance(path, Path) else 'an image'}`")
         return str(error) or type(error).__name__
 
 

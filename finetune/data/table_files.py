@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.machine_failures import raise_machine_failure
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -299,6 +300,7 @@ def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
         table = parquet.read_table(path) if is_parquet else feather.read_table(path)
         return {name: table.column(name).to_pylist() for name in table.column_names}
     except Exception as error:  # pyarrow raises errors of many classes over damaged files
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
 
 
