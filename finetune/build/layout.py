@@ -27,8 +27,8 @@ from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
-from finetune.models.output_names import by_output_name
 from finetune.models.hub import check_gradients
+from finetune.models.output_names import by_output_name
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import place_of, placed, with_values
