@@ -1,6 +1,7 @@
 """`finetune data`: what was understood of the data of a recipe, without training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from finetune.build.data import build_examples, precision
 from finetune.build.model import build_network
 from finetune.build.objectives import with_chosen_losses
 from finetune.build.source_keys import loss_names, output_widths
+from finetune.data.columns import VectorWidthError
 from finetune.data.examples import Examples, class_numbers, leaves, summary
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
+from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
 from finetune.results.tables import classes_table, columns_table, targets_table
@@ -49,7 +52,8 @@ def show_data(
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
         network = build_network(loaded)
-        chosen = with_chosen_losses(loaded, network, build_examples(loaded, network))
+        with _columns_shown(console):
+            chosen = with_chosen_losses(loaded, network, build_examples(loaded, network))
     examples = chosen.examples
     losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
     described = describe(examples, losses)
@@ -74,6 +78,17 @@ def show_data(
         text = f"written: {sheet}, {count} training images" if count else "no sheet is written: there are no images"
         console.print(text, markup=False)
     return described
+
+
+@contextmanager
+def _columns_shown(console: Console) -> Iterator[None]:
+    """Shows what was read of the columns where it does not fit the network: an error alone would hide it."""
+    try:
+        yield
+    except FinetuneError as error:
+        if isinstance(error.__cause__, VectorWidthError):
+            console.print(columns_table({"": error.__cause__.fitted}))
+        raise
 
 
 def _draw(examples: Examples, path: Path) -> int:

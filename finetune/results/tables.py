@@ -121,16 +121,21 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
                 # Some of them are enough to see what a column was taken for; `data.json` has all.
                 shown = ", ".join(category or "(missing)" for category in about["categories"][:6])
                 more = f" and {len(about['categories']) - 6} more" if len(about["categories"]) > 6 else ""
-                _add_row(table, column, name, "category", shown + more, str(about["missing"]))
+                _add_row(table, column, name, "category", shown + more, _missing(about))
             elif "mean" in about:
                 fitted = f"mean {about['mean']:.4g}, standard deviation {about['variance'] ** 0.5:.4g}"
-                _add_row(table, column, name, "number", fitted, str(about["missing"]))
+                _add_row(table, column, name, "number", fitted, _missing(about))
             elif "longest" in about:
                 cut = f"at most {about['longest']} of {about['length']} tokens, {about['cut']} texts cut"
                 _add_row(table, column, name, "text", cut, "")
             else:
                 _add_row(table, column, name, about["kind"], "", "")
     return table
+
+
+def _missing(about: Mapping[str, Any]) -> str:
+    words = ", ".join(about.get("missing_words", ()))
+    return f"{about['missing']} ({words})" if words else str(about["missing"])
 
 
 def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
