@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import FinetuneError, reason
+from finetune.machine_failures import raise_machine_failure
 
 _AT_ONCE = 1024  # texts
 
@@ -31,6 +32,7 @@ def preset_token_ids(preset: str, texts: Sequence[str], length: int | None = Non
         preprocessor: Any = keras_hub.models.TextClassifierPreprocessor.from_preset(preset, **options)
         special = int(np.asarray(preprocessor([""])["padding_mask"]).sum())
     except Exception as error:  # KerasHub raises errors of many classes
+        raise_machine_failure(error, f"Loading the preprocessor of `{preset}`")
         raise FinetuneError(
             f"Text becomes token ids by the preprocessor of the preset. `{preset}` has none for text: "
             f"{type(error).__name__}: {reason(error)}. Name a tokenizer: "
