@@ -348,7 +348,9 @@ def test_steps_that_are_left_out_are_counted_in_the_result_and_told(one_bad_row)
     )
     assert result.skipped_steps == read_json(Path("out/result.json"))["skipped_steps"] == 2
     (warning,) = result.warnings
-    assert warning.startswith("2 of 8 steps were left out, since gradients were not finite; the first in epoch 1, step ")
+    assert warning.startswith(
+        "2 of 8 steps were left out, since gradients were not finite; the first in epoch 1, step "
+    )
     assert f"warning: {warning}" in told.getvalue()
     assert np.isfinite([float(row["loss"]) for row in rows_of(Path("out/metrics.csv"))]).all()
 
@@ -364,7 +366,9 @@ def test_weights_that_are_no_numbers_are_not_kept_in_place_of_those_that_were(re
     monkeypatch.setattr(fitting, "LearningRateLogger", Breaks)
     with pytest.raises(TrainingError) as caught:
         finetune.run(recipe, "out")
-    assert str(caught.value).startswith("Every weight and every moving statistic must be a finite number. Since epoch 2")
+    assert str(caught.value).startswith(
+        "Every weight and every moving statistic must be a finite number. Since epoch 2"
+    )
     assert str(caught.value).endswith(" The weights after epoch 1 are in `out/checkpoints/last.weights.h5`.")
 
 
