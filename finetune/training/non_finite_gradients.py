@@ -197,8 +197,8 @@ class NonFiniteGradients(keras.callbacks.Callback):
         self._remove()
         advice = "or leave such steps out (`skip`)" if self.answer == "stop" else "or clip the gradients"
         raise TrainingError(
-            f"Gradients must be finite numbers. {what} No such step was made: the weights are those of the step before. Look "
-            f"at the examples of that step, lower the learning rates, {advice}."
+            f"Gradients must be finite numbers. {what} No such step was made: the weights are those of the step "
+            f"before. Look at the examples of that step, lower the learning rates, {advice}."
         )
 
     def _place(self, record: Record) -> FirstLeftOut:
