@@ -53,7 +53,7 @@ class FiniteGradients:
     def __init__(self, most_in_row: int):
         self.most_in_row = most_in_row
         self.variables: list[Any] = []
-        self._record = tf.Variable(list(vars(Record()).values()), dtype=tf.int64, trainable=False)
+        self._record = tf.Variable(tf.constant([*vars(Record()).values()], tf.int64), trainable=False)
         self._protected: list[Any] = []
         self._copies: list[tf.Variable] = []
 
@@ -101,7 +101,7 @@ class FiniteGradients:
         if not pairs:
             update()  # which says that there are no gradients
             return
-        bad = tf.stack([~_all_finite(gradient) for gradient, _ in pairs])
+        bad = tf.stack([tf.logical_not(_all_finite(gradient)) for gradient, _ in pairs])
         positions = tf.constant([self._position(variable) for _, variable in pairs], tf.int64)
         is_bad, is_over = tf.reduce_any(bad), self._record.read_value()[_IN_ROW] > self.most_in_row
 
