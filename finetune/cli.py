@@ -81,6 +81,8 @@ def run(
     )
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
     if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:

@@ -59,6 +59,7 @@ def check(
     """
     # Before pydantic is imported: its search for plugins takes a tenth of the time of this command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.build.table_columns import unknown_columns
     from finetune.errors import RecipeError
     from finetune.recipe.builder_source import builder_problems
     from finetune.recipe.code_consent import check_graph_allowed
@@ -67,7 +68,7 @@ def check(
     from finetune.recipe.named_files import missing_files
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
+    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:

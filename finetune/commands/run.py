@@ -13,11 +13,12 @@ from rich.console import Console
 
 from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
+from finetune.build.source_keys import loss_names
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
-from finetune.data.examples import describe
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
+from finetune.data.target_facts import describe
 from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
 from finetune.recipe.loader import dump_recipe, load_recipe
@@ -31,6 +32,7 @@ from finetune.results.run_folder import (
 )
 from finetune.results.tables import plan_text
 from finetune.training.callbacks import LastWeights
+from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
@@ -54,6 +56,8 @@ class RunResult:
         folder: The run folder.
         metrics: Loss and metrics on the test examples after training, by name.
         metrics_before: The same before training.
+        metrics_of_mean: The same of the mean of the training targets as the answer for every row; empty where targets
+            are not in memory.
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
@@ -69,6 +73,7 @@ class RunResult:
     folder: Path
     metrics: dict[str, float]
     metrics_before: dict[str, float]
+    metrics_of_mean: dict[str, float]
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
@@ -143,6 +148,7 @@ def _run(
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
             metrics_before = _evaluate(layout)
+            metrics_of_mean = score_of_constant(layout.model, layout.examples)
 
         # Nothing has been written so far: a run that fails above leaves no folder.
         check_room(out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=overwrite)
@@ -151,7 +157,8 @@ def _run(
         held.enter_context(_kept_at_a_signal(weights))
         _write_plan(folder, layout)
         leaked = leaked_rows(layout.examples)
-        write_json(folder / "data.json", describe(layout.examples) | ({"leaked_rows": leaked} if leaked else {}))
+        described = describe(layout.examples, loss_names(layout.recipe))
+        write_json(folder / "data.json", described | ({"leaked_rows": leaked} if leaked else {}))
         if leaked:
             console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
         if range_test:
@@ -200,6 +207,7 @@ def _run(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
+        metrics_of_mean=metrics_of_mean,
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
@@ -276,7 +284,7 @@ def _write_plan(folder: Path, layout: Layout) -> None:
 
 
 def _write_result(result: RunResult) -> None:
-    names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
+    names = ("metrics", "metrics_before", "metrics_of_mean", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
