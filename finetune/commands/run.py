@@ -41,12 +41,12 @@ from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
+from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
 _DIVERGED = 10  # how many times the test loss may be that before training
-_EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _run(
                 layout.groups,
                 layout.phases,
                 layout.examples,
-                _fit_options(layout),
+                fit_options(layout),
                 folder=folder,
                 console=console,
                 proof=proof,
@@ -201,7 +201,7 @@ def _run(
             _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
-            _draw_curves(folder, records)
+            draw_curves(folder, records)
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
@@ -243,7 +243,7 @@ def _kept_at_a_signal(weights: LastWeights) -> Iterator[None]:
         raise
 
 
-def _fit_options(layout: Layout) -> FitOptions:
+def fit_options(layout: Layout) -> FitOptions:
     """Takes from `train` whatever `FitOptions` has a field for, so that no key is forgotten."""
     names = {option.name for option in fields(FitOptions)}
     options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
@@ -252,7 +252,7 @@ def _fit_options(layout: Layout) -> FitOptions:
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:
-    metrics = layout.model.evaluate(layout.examples.test.batches(_EVALUATED_ROWS), verbose=0, return_dict=True)
+    metrics = layout.model.evaluate(layout.examples.test.batches(EVALUATED_ROWS), verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
@@ -276,7 +276,7 @@ def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
         raise type(error)(f"{error} {weights.keep()}") from error
 
 
-def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
+def draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
     """Draws loss, metrics and learning rates over the epochs into `plots/training.png` and `.svg`."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
