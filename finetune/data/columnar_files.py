@@ -3,7 +3,7 @@
 Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ _ROWS = 4096  # that become Python's objects at a time
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # kinds of messages in Arrow's format
 
 
-def read_columnar(path: Path) -> dict[str, Sequence[Any]]:
+def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
     """Returns the columns of a Parquet or Feather file by name, as Python's objects.
 
     Raises:

@@ -56,7 +56,7 @@ class BoundedStream:
 
 
 @contextmanager
-def bounded_stream(path: Path) -> Iterator[BoundedStream]:
+def bounded_stream(path: Path) -> Iterator[Any]:
     """Opens a file, which gzip, bzip2 or xz may have compressed, as a stream of its content.
 
     Raises:

@@ -9,7 +9,6 @@ import lzma
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from finetune.errors import FinetuneError, quote, reason
 from finetune.files.bounded_streams import bounded_stream
 from finetune.files.private_folder import is_unchanged, private_folder, write_manifest
 from finetune.files.size_limits import MOST_BYTES, VARIABLE, allowed_bytes, check_zip_list
+from finetune.files.temporary_folders import TemporaryFolder
 from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -78,7 +78,8 @@ def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
             return folder
         shutil.rmtree(folder)  # incomplete: cleaners of temporary folders remove single files
     # The folder appears under its name only when it is complete: other processes may be unpacking the same archive.
-    partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
+    unpacking = TemporaryFolder(cache, ".unpacking-")
+    partial = unpacking.path
     try:
         _extract_readable(archive, partial, trusted=trusted)
         write_manifest(partial, folder.with_suffix(".json"))
@@ -87,7 +88,7 @@ def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
         if not is_unchanged(folder):  # otherwise another process was faster
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        unpacking.remove()
     return folder
 
 
