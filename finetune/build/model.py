@@ -54,7 +54,8 @@ def build_network(recipe: Recipe) -> keras.Model:
     if source.preset:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
+            pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
+            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
     assert source.builder  # the schema requires exactly one source
     return check_model(call_builder(source.builder, source.arguments), source.builder)
 
