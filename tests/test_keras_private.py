@@ -221,6 +221,56 @@ def is_registered_operation():
     assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
 
 
+@checks(private.has_registered_gradient)
+def has_registered_gradient():
+    assert private.has_registered_gradient("MatMul")
+    assert not private.has_registered_gradient("ResizeArea")
+    tf.RegisterGradient("GradientOfTheContract")(lambda op, upstream: upstream)
+    assert private.has_registered_gradient("GradientOfTheContract")
+
+
+@checks(private.has_gradient)
+def has_gradient():
+    @tf.function(autograph=False)
+    def nodes(x: Any) -> Any:
+        tf.raw_ops.ResizeArea(images=x, size=[2, 2])
+        tf.raw_ops.PreventGradient(input=x, message="")
+        tf.strings.lower("A")  # has no gradient and needs none
+        tf.raw_ops.IsFinite(x=x)
+        tf.function(lambda y: y)(x)
+        return tf.nn.relu(x)
+
+    graph = nodes.get_concrete_function(tf.TensorSpec((1, 4, 4, 1))).graph.as_graph_def()
+    wrong = [node.op for node in graph.node if not private.has_gradient(node)]
+    assert wrong == ["ResizeArea", "PreventGradient"]
+    assert {"StringLower", "IsFinite", "PartitionedCall", "Relu"} <= {node.op for node in graph.node}
+
+
+@checks(private.without_arguments)
+def without_arguments():
+    class Fails(keras.layers.Layer):
+        def call(self, x):
+            error = ValueError("wrong")
+            raise private.without_arguments(error) if self.name == "plain" else error
+
+    for name, message in (("plain", "^wrong$"), ("other", "Arguments received by Fails.call")):
+        with pytest.raises(ValueError, match=message):
+            Fails(name=name)(tf.ones(1))
+
+
+@checks(private.is_recorded)
+def is_recorded():
+    x, other = tf.ones(1), tf.ones(1)
+    assert not private.is_recorded([])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        assert private.is_recorded([])
+        assert private.is_recorded([other, 2.0 * x])
+        assert not private.is_recorded([other])
+        with tape.stop_recording():
+            assert not private.is_recorded([])
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from finetune.build.source_keys import network_inputs
 from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.examples import Examples, Split
 from finetune.errors import DataError, quote, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
@@ -83,6 +84,7 @@ def _load(recipe: Recipe, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]
         except DataError:
             raise
         except Exception as error:  # no network, a damaged file: errors of many classes
+            raise_machine_failure(error, f"Reading `{path or name}`")
             if path is not None:
                 raise DataError(
                     f"`{path}` cannot be read as `{name}`: {type(error).__name__}: {reason(error)}."

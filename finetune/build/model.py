@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from finetune.build.data import build_examples
 from finetune.build.objectives import with_chosen_losses, with_logits
@@ -75,7 +76,7 @@ def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = 
     if head is None:
         return network
     with placed(recipe, "model", "head"):
-        settings = dict(head)
+        settings = {key: value for key, value in head if key != "standardize"}
         loss = by_output(recipe.train.loss).get("")
         if head.classes == "auto":
             if loss is None:
@@ -88,9 +89,31 @@ def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = 
             )
         if head.activation is None and loss:
             settings["activation"] = activation_for(loss.name, settings["classes"])
+        if head.standardize:
+            settings["rescaling"] = _scale_of_targets(examples, settings["activation"], settings["classes"])
         # The layer around a hub module has selected its output already; a preset still has all of them.
         key = recipe.model.output_key if recipe.model.preset else None
         return add_head(network, output_key=key, **settings)
+
+
+def _scale_of_targets(examples: Examples | None, activation: str | None, classes: int) -> tuple[Any, Any]:
+    """Returns standard deviation and mean of the training targets, for each of the outputs of a head."""
+    y = examples.y_train if examples else None
+    if activation != "linear":
+        raise DataError(
+            "`standardize: true` is for targets that are numbers, and a head that ends without an activation. It ends "
+            f"in `{activation}`. Remove `standardize`, or take a loss of numbers such as `mean_squared_error`."
+        )
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or y.size != len(y) * classes:
+        received = f"a `{type(y).__name__}`" if not isinstance(y, np.ndarray) else f"an array of shape {y.shape}"
+        raise DataError(
+            f"`standardize: true` takes mean and spread of the training targets, {classes} for each row, in memory. "
+            f"There is {'nothing yet' if y is None else received}. Remove it."
+        )
+    columns = y.reshape(-1, classes).astype(np.float64)
+    spread, mean = columns.std(axis=0), columns.mean(axis=0)
+    spread[spread == 0] = 1.0  # a target that is constant in the training rows
+    return (float(spread[0]), float(mean[0])) if classes == 1 else (spread.tolist(), mean.tolist())
 
 
 class Built(NamedTuple):
@@ -120,8 +143,16 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     network = build_network(recipe)
     examples = build_examples(recipe, network)
     chosen = with_chosen_losses(recipe, network, examples)
-    model = with_head(chosen.recipe, network, examples)
-    return Built(with_logits(chosen, model, examples), model, examples, chosen.sentences)
+    model = with_head(chosen.recipe, network, chosen.examples)
+    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)
+
+
+def keys_of_width(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the keys of the recipe that say how many values the network gives for a row."""
+    head, source = recipe.model.head, recipe.model
+    kinds = ("builder", "keras_file", "application", "preset", "hub")
+    of_source = next(kind for kind in kinds if getattr(source, kind))
+    return ("model", "head", "classes") if head else ("model", of_source)
 
 
 def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:

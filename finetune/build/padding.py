@@ -14,6 +14,7 @@ import tensorflow as tf
 from finetune.data.examples import SPLITS, Examples, leaves
 from finetune.data.rows import Rows, rows_of, take, take_batch
 from finetune.errors import RecipeError, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
 from finetune.training.try_examples import try_model
@@ -92,6 +93,7 @@ def _effect(model: Any, examples: Examples) -> tuple[str, str]:
     try:
         received = [np.asarray(part, np.float64) for part in keras.tree.flatten(model(short, training=False))]
     except Exception as error:  # of TensorFlow or Keras: a layer that needs the length, in any way
+        raise_machine_failure(error, "Running a few texts")
         tokens = int(take(texts, chosen)[0].shape[1])
         return _REFUSED, f"`{model.name}` takes {tokens} tokens for each row ({reason(error)})"
     if [part.shape for part in expected] != [part.shape for part in received]:

@@ -6,8 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.build.audio_source import network_sounds
-from finetune.build.image_source import network_images
+from finetune.build.file_columns import kind_of_files, network_files
 from finetune.build.source_keys import (
     class_names_of,
     limited_rows,
@@ -18,13 +17,13 @@ from finetune.build.source_keys import (
     split_as_asked,
 )
 from finetune.build.text_source import IDS, is_tokenized, made_of_ids, network_tokens, text_warnings
-from finetune.data.columns import feature_vectors
+from finetune.data.columns import check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
-from finetune.data.splits import split_by_column
+from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.recipe.loader import resolve_path
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -41,8 +40,8 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     """
     source = recipe.data
     others = {"test": source.test_table, "validation": source.validation_table}
-    tables = {"train" if source.test_table else "": read_table(resolve_path(recipe, file))}
-    tables |= {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
+    files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
+    tables = {name: read_table(resolve_path(recipe, path), source.missing) for name, path in files.items()}
     return examples_of_tables(recipe, tables, network)
 
 
@@ -67,19 +66,14 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
-    targets = _targets(recipe, table, network)
-    if len(parts) > 1:
-        ends = np.cumsum([len(part) for part in parts.values()])
-        indices = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
-    elif source.split and source.split.column and not source.split.by:
-        indices = split_by_column(table.column(source.split.column).texts().tolist(), source.split.column)
-    else:
-        columns = next(iter(source.target.values()))
-        is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
-        labels = table.column(columns[0]).texts() if is_of_classes else None
-        keys = table.column(source.split.column).texts() if source.split and source.split.column else None
-        indices = split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
-    x, columns = _table_inputs(recipe, table, indices["train"], network)
+    for name in source.types:
+        table.column(name)  # a misspelt name would change nothing, in silence
+    with placed(recipe, "data", "target"):
+        targets = _targets(recipe, table, network)
+    with placed(recipe, "data", "split"):
+        indices = _indices(recipe, table, parts, targets)
+    with placed(recipe, "data", "inputs"):
+        x, columns = _table_inputs(recipe, table, indices["train"], network)
     y = {name: target.values for name, target in targets.items()}
     named = {name: target.about | {"class_names": list(target.class_names)} for name, target in targets.items()}
     is_single = list(targets) == [""]
@@ -91,6 +85,20 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     class_names = targets[""].class_names if is_single else ()
     places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
+
+
+def _indices(recipe: Recipe, table: Table, parts: Mapping[str, Table], targets: Mapping[str, Target]) -> Indices:
+    """Returns the rows of each split."""
+    if len(parts) > 1:
+        ends = np.cumsum([len(part) for part in parts.values()])
+        return {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
+    split, columns = recipe.data.split, next(iter(recipe.data.target.values()))
+    keys = table.column(split.column).texts() if split and split.column else None
+    if split and split.column and not split.by and keys is not None:
+        return split_by_column(keys.tolist(), split.column)
+    is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
+    labels = table.column(columns[0]).texts() if is_of_classes else None
+    return split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
 
 
 def _targets(recipe: Recipe, table: Table, network: keras.Model | None) -> dict[str, Target]:
@@ -179,26 +187,11 @@ def _input(
     shape, dtype = getattr(network_input, "shape", None), getattr(network_input, "dtype", None)
     column = columns[0]
     kind = types.get(column.name, "")
-    if len(columns) == 1 and column.kind == "text" and kind == "audio":
-        rows, about = network_sounds(
-            recipe, [table.path.parent / name for name in column.values.tolist()], network_input
-        )
-        return rows, {column.name: {"kind": "audio", **about}}
-    if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
-        folder = table.path.parent
-        return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)
+    if of_files := kind_of_files(columns, types, shape):
+        return network_files(recipe, table, column, of_files, network_input)
     if len(columns) == 1 and dtype == "string" and kind in ("", "text"):
         return column.texts().astype(object), {column.name: {"kind": "text"}}
     table.check_numbers(names, types)
     vectors, fitted = feature_vectors(columns, types, train)
-    width = shape[-1] if shape and len(shape) == 2 else None
-    if width not in (None, vectors.shape[1]):
-        widths = [
-            f"`{name}` {len(about['categories']) + 1 if 'categories' in about else 1}" for name, about in fitted.items()
-        ]
-        raise DataError(
-            f"The columns must make a vector as long as the network takes, {width}. They make {vectors.shape[1]} "
-            f"values: {', '.join(widths)}. A number is a value; a category has a value for each name, and another for "
-            "names that no training row has. Choose other columns, or a network with another input."
-        )
+    check_width(fitted, vectors.shape[1], shape[-1] if shape and len(shape) == 2 else None)
     return vectors, fitted

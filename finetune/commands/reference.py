@@ -13,6 +13,7 @@ from finetune.build.model import build_model_and_examples, build_network, with_h
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
 from finetune.files.size_limits import check_zip
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.builders import check_model, load_keras_file
 from finetune.models.graph_consent import require_consent
 from finetune.pretrained.formats.detect import is_zip
@@ -97,6 +98,7 @@ def _read_inputs(path: Path) -> dict[str, np.ndarray]:
     except FinetuneError:
         raise
     except Exception as error:  # NumPy raises many kinds of errors over a damaged file
+        raise_machine_failure(error, f"Reading `{path}`")
         raise FinetuneError(
             f"Inputs are read from a `.npy` or `.npz` file of plain arrays. `{path}` cannot be read: {reason(error)}."
         ) from error
@@ -149,6 +151,7 @@ def _from_file(path: Path, allow_code: Sequence[str]) -> Any:
     try:
         return _callable_part(tf.saved_model.load(str(folder)))
     except Exception as error:  # TensorFlow raises many kinds of errors over a damaged folder
+        raise_machine_failure(error, f"Loading `{folder}`")
         raise FinetuneError(f"A SavedModel must load. `{folder}` does not: {reason(error)}. Copy it again.") from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from finetune.data.examples import ARRAY_NAMES, Examples, Split, check_examples
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.files.size_limits import check_zip
+from finetune.machine_failures import raise_machine_failure
 
 MAPPED = 2**26  # bytes from which on an array stays in the file
 _LOCAL_HEADER = 30  # bytes in front of a member's name in an archive
@@ -111,6 +112,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except FinetuneError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
     if arrays is None:
         raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")

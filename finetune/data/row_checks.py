@@ -13,10 +13,9 @@ import tensorflow as tf
 from finetune.data.examples import FEW_ROWS, SPLITS, Examples, Split, leaves, rare_classes
 from finetune.data.rows import Rows, rows_of, take
 from finetune.errors import DataError, FinetuneError, reason
+from finetune.machine_failures import machine_failure, raise_machine_failure
 
 _BATCH = 64
-# A sound row must not be taken for a damaged one, and be skipped, because the machine ran out of memory.
-_NOT_OF_A_ROW = (MemoryError, tf.errors.ResourceExhaustedError, tf.errors.CancelledError)
 
 
 @dataclass
@@ -50,9 +49,10 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
         part, numbers = SplitFacts(), range(start, min(start + _BATCH, len(split)))
         try:
             batch = take(inputs, tf.constant(numbers, tf.int64))
-        except _NOT_OF_A_ROW:
+        except tf.errors.CancelledError:
             raise
-        except Exception:  # decoders raise errors of many classes; a row cannot be read: which?
+        except Exception as error:  # decoders raise errors of many classes; a row cannot be read: which?
+            raise_machine_failure(error, "Reading the rows")
             for number in numbers:
                 _note_alone(part, number, inputs)
         else:
@@ -78,9 +78,10 @@ def _widen(facts: SplitFacts, name: str, low: float, high: float) -> None:
 def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
     try:
         row = take(inputs, tf.constant([number], tf.int64))
-    except _NOT_OF_A_ROW:
+    except tf.errors.CancelledError:
         raise
     except Exception as error:  # kept, and shown as the reason why the row cannot be read
+        raise_machine_failure(error, f"Reading row {number}")
         facts.unreadable[number] = reason(error).split("{{")[0].rstrip(" [.:")
     else:
         _note(facts, range(number, number + 1), row)
@@ -179,6 +180,8 @@ def unreadable_rows_named(examples: Examples) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if machine_failure(error):  # reading all rows again would meet it, too
+            raise
         is_read = any(isinstance(leaf, Rows) and leaf.take_row for _, leaf in leaves("", examples.x_train))
         if not is_read or (isinstance(error, FinetuneError) and error.__cause__ is None):
             raise

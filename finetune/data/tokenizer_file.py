@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.machine_failures import raise_machine_failure
 
 _PADDING = ("[PAD]", "<pad>", "<PAD>", "[pad]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<blank>")
 _FILES = ("tokenizer.json", "vocab.txt")
@@ -70,6 +71,7 @@ def open_tokenizer(path: str | Path, *, pad_token: str | None = None) -> Tokeniz
         else:
             encoder = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises plain `Exception`
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(
             f"The tokenizer is a `tokenizer.json` or a `vocab.txt`. `{path}` cannot be read as such: "
             f"{_content(path) or error}. {_beside(path)}"

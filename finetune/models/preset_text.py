@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import FinetuneError, reason
+from finetune.machine_failures import raise_machine_failure
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,7 @@ def preset_text(preset: str, length: int | None = None, texts: int = 1) -> Prese
         settings["vocabulary"] = list(tokenizer.get_vocabulary())
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()
     except Exception as error:  # KerasHub raises errors of many classes
+        raise_machine_failure(error, f"Loading the preprocessor of `{preset}`")
         raise FinetuneError(
             f"Text becomes token ids by the preprocessor of the preset. `{preset}` has none for text: "
             f"{type(error).__name__}: {reason(error)}. Name a tokenizer: "

@@ -11,6 +11,7 @@ import keras
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
@@ -43,6 +44,7 @@ def make_preset(
     try:
         network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
     except Exception as error:  # KerasHub, Kaggle and Hugging Face raise classes of their own
+        raise_machine_failure(error, f"Loading `{preset}`")
         cause = f"{type(error).__name__}: {reason(error).rstrip(':')}"
         raise FinetuneError(
             f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: {cause}. "

@@ -19,6 +19,7 @@ from typing import IO, Any
 from finetune.errors import FinetuneError, quote, reason
 from finetune.files.private_folder import is_unchanged, private_folder, write_manifest
 from finetune.files.size_limits import MOST_BYTES, VARIABLE, allowed_bytes
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 MOST_FILES = 10_000
@@ -89,6 +90,7 @@ def _extract_readable(archive: Path, folder: Path, *, trusted: bool) -> None:
     try:
         extract(archive, folder, trusted=trusted)
     except _DAMAGED as error:
+        raise_machine_failure(error, f"Unpacking `{archive}`")
         raise FinetuneError(
             f"An archive is a complete {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Copy "
             "or download it again, or unpack it yourself and give the folder."

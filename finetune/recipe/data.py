@@ -39,6 +39,7 @@ _KEYS_OF = {  # keys that only some sources have
     "target": _WITH_NAMES,
     "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
+    "missing": ("table", "builder"),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
     "sample_rate": ("audio", "table", "builder"),
@@ -113,6 +114,13 @@ def _check_columns(value: Any, info: ValidationInfo) -> Any:
     return {str(name): tuple(names) for name, names in columns.items()}
 
 
+def _check_missing(value: Any) -> Any:
+    """Takes numbers and an unquoted `null` as the words that they are in a table."""
+    if not isinstance(value, list | tuple):
+        return value
+    return ["null" if each is None else str(each) if type(each) in (int, float) else each for each in value]
+
+
 def _check_keep(value: Any) -> Any:
     modes = ("off", "memory", "disk")
     value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
@@ -145,6 +153,8 @@ class DataSource(Part):
             network.
         sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
+        missing: Words that stand for a missing value in a table, beside an empty cell; by default `NA`, `N/A`, `NaN`,
+            `nan`, `null`, `NULL`, `None`. With `[]` these are classes and categories like others.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.
@@ -185,6 +195,7 @@ class DataSource(Part):
     target: Columns = Field(default_factory=dict)
     sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
+    missing: Annotated[ListOf[Text] | None, BeforeValidator(_check_missing)] = None
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
     size: Annotated[ListOf[Count], Field(min_length=2, max_length=2)] | None = None

@@ -39,6 +39,7 @@ from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
 
@@ -82,6 +83,7 @@ def train(
     proof: FrozenRecords | None = None,
     wait: DataWait | None = None,
     weights: LastWeights | None = None,
+    clock: TrainingClock | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -98,6 +100,7 @@ def train(
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
+        clock: Measures each phase, and may end it early; a run has none.
 
     Returns:
         One record for each phase.
@@ -110,6 +113,7 @@ def train(
     """
     weights = weights or LastWeights(last_weights(folder))
     fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights)
+    fit.clock = clock
     loop = run_phases(
         model,
         groups,
@@ -187,6 +191,7 @@ class _RunFit:
         weights: LastWeights,
     ):
         self.wait = wait if reads_from_disk(examples) else None
+        self.clock: TrainingClock | None = None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
@@ -261,8 +266,11 @@ class _RunFit:
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
-        if self.wait and self.data.reads_rows:
+        if self.wait and self.data.features is None:
             batches = self.wait.timed(batches)
+        clocks = [self.clock] if self.clock else []
+        for clock in clocks:
+            clock.begin_phase(self.data.features)
         share = self.options.steps_per_execution == "auto"
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         with deferred():  # a signal stops between two steps
@@ -274,7 +282,13 @@ class _RunFit:
                 validation_data=self.validation,
                 shuffle=False,  # the batches come shuffled
                 verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-                callbacks=[*self.observers, *sharing, *callbacks, StopAtSignal()],
+                callbacks=[
+                    *self.observers,
+                    *sharing,
+                    *callbacks,
+                    StopAtSignal(),
+                    *([self.clock] if self.clock else []),
+                ],
             )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:

@@ -162,6 +162,30 @@ def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
     assert [w.name for w in layout.plan.weights if w.restored_from is None] == names_of(layout.plan)[-2:]
 
 
+def test_a_head_begins_with_the_scale_of_the_targets(write, tiny_files):
+    y = np.linspace(1e5, 3e5, 12).astype("float32")
+    model = f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: auto, after: body, standardize: true}}"
+    path = write(model, rows(6), y, body="body, stem, bn")
+    path.write_text(path.read_text().replace("sparse_categorical_crossentropy, metrics: [accuracy]", "mse"))
+    layout = finetune.plan(path)
+    rescaling = layout.model.get_layer("head").get_layer("rescaling")
+    train = layout.examples.y_train.astype("float64")
+    assert (rescaling.scale, rescaling.offset) == pytest.approx((train.std(), train.mean()))
+    assert not [advice for advice in layout.plan.advice if "standardize" in advice]
+
+
+def test_a_head_of_classes_has_no_scale_of_targets(write, tiny_files):
+    path = write(
+        f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: 3, after: body, standardize: true}}", rows(6)
+    )
+    with pytest.raises(FinetuneError) as error:
+        finetune.plan(path)
+    assert "`model.head`: `standardize: true` is for targets that are numbers, and a head that ends without" in str(
+        error.value
+    )
+    assert "It ends in `softmax`. Remove `standardize`, or take a loss of numbers" in str(error.value)
+
+
 # -- Bad input --------------------------------------------------------------------------------------------------------
 
 

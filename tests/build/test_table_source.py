@@ -127,20 +127,47 @@ def test_several_inputs_are_named_as_in_the_network(people):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "place", "said"),
     [
-        (["inputs=[age, twon]", "target=kind"], "has no column `twon`"),
-        (["inputs=[age, town]", "target=kind"], "as the network takes, 1. They make 4 values: `age` 1, `town` 3."),
-        (["inputs={a: age, b: town}", "target=kind"], "The network has a single input, and `inputs` names `a`, `b`"),
-        (["inputs=age", "target=kind", "split={column: kind}"], "also holds `x`, `y`, `z`"),
-        (["inputs=age", "target=text", "class_names=[word0, word1]"], "The data also hold `word2`"),
+        (["inputs=[age, twon]", "target=kind"], "inputs", "has no column `twon`"),
+        (
+            *(["inputs=[age, town]", "target=kind"], "inputs"),
+            "as the network takes, 1. They make 4 values: 1 from the number `age`; of categories `town` 3.",
+        ),
+        (["inputs={a: age, b: town}", "target=kind"], "inputs", "The network has a single input, and `inputs` names"),
+        (["inputs=age", "target=kind", "split={column: kind}"], "split", "also holds `x`, `y`, `z`"),
+        (["inputs=age", "target=text", "class_names=[word0, word1]"], "target", "The data also hold `word2`"),
+        (["inputs=age", "target=kind", "types={twon: number}"], "table", "no column `twon`"),
+        (["inputs=age", "target=kind", "types={kind: image}"], "target", "`kind` is `image`. Write `number` or"),
+        (["inputs=[age, text]", "target=kind", "types={text: text}"], "inputs", "`text` is `text`, which needs a `tok"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_its_place(people, keys, said):
+def test_what_is_wrong_with_a_table_is_said_with_its_place(people, keys, place, said):
     with pytest.raises(RecipeError) as caught:
         table_of(people, vector_network(1), *keys)
-    assert "`data.table`: " in str(caught.value)
+    assert f"`data.{place}`: " in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_a_class_that_is_called_none_is_told_and_can_be_kept(people):
+    table = people.parent / "people.csv"
+    table.write_text(table.read_text().replace(",y,", ",None,"))
+    with pytest.raises(RecipeError) as caught:
+        table_of(people, vector_network(1), "inputs=age", "target=kind")
+    assert "`kind` is missing in 4 of 12 rows: `people.csv:3`," in str(caught.value)
+    assert "`None` counts as missing; `missing: []` keeps it as a class." in str(caught.value)
+    examples = table_of(people, vector_network(1), "inputs=age", "target=kind", "missing=[]")
+    assert examples.class_names == ("None", "x", "z")
+
+
+def test_words_for_missing_values_are_those_of_the_recipe(people):
+    table = people.parent / "people.csv"
+    table.write_text(table.read_text().replace(",B,", ",unknown,").replace("\n11,", "\n-999,"))
+    examples = table_of(people, vector_network(4), "inputs=[age, town]", "target=kind", "missing=[unknown, -999]")
+    columns = examples.source["inputs"][""]
+    assert columns["town"]["missing"] == 6
+    assert columns["town"]["missing_words"] == ["unknown"]
+    assert (columns["age"]["missing"], columns["age"]["missing_words"]) == (1, ["-999"])
 
 
 def test_inputs_that_the_network_does_not_have_are_answered_with_the_nearest(people):

@@ -73,9 +73,18 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
 def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     result, _, _ = finished
     stored = read_json(result.folder / "result.json")
-    assert set(stored) == {"metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds"}
+    assert set(stored) == {
+        "metrics",
+        "metrics_before",
+        "metrics_of_mean",
+        "frozen_unchanged",
+        "frozen_tensors",
+        "seconds",
+    }
     assert stored["metrics"] == result.metrics
     assert stored["metrics_before"] == result.metrics_before
+    assert stored["metrics_of_mean"] == result.metrics_of_mean
+    assert 0 < result.metrics_of_mean["accuracy"] < 1
     assert list(stored["metrics"]) == ["loss", "accuracy"]
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (True, 6)
     assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot"}
@@ -268,8 +277,11 @@ def other_rows(rows):
     ("change", "told"),
     [
         ({"x": lambda x: x[:, :5]}, "`tiny` takes `6` values per row; the data have `5` values"),
-        ({"y_train": lambda y: y + 1}, "`y_train` also holds `3`"),
-        ({"y_test": lambda y: y + 1}, "`y_test` also holds `3`"),
+        (
+            {"y_train": lambda y: y + 1},
+            "`model.keras_file`: A network has an output for each class. The model gives 3 classes, numbered `0` to `2`, and `y_train` has `3`, too.",
+        ),
+        ({"y_test": lambda y: y + 1}, "and `y_test` has `3`, too. These have no output. Number them from 0"),
         (
             {"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]},
             "takes the number of the class of each row.",

@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 from finetune.errors import FinetuneError, RestoreError
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.unpacking import extract
 
 
@@ -37,6 +38,7 @@ def unpack(path: Path) -> UnpackedArchive:
         extract(path, unpacked.folder)
     except Exception as error:
         unpacked.remove()  # not when the error is collected: its traceback keeps this frame alive
+        raise_machine_failure(error, f"Unpacking `{path}`")
         if isinstance(error, FinetuneError):
             raise RestoreError(str(error)) from error
         raise
