@@ -194,7 +194,8 @@ def suggest(
 def check(
     recipe: RecipePath,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
+        bool,
+        typer.Option("--deep", help="Also train on a few rows, read every row, and forecast time and memory."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
@@ -209,7 +210,7 @@ def check(
     check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         _start()
-        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
+        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console()).problems
         for problem in problems:
             print(printable_lines(f"problem: {problem}."))
         if problems:

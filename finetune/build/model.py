@@ -60,7 +60,8 @@ def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     if source.preset:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
+            pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
+            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
     assert source.builder  # the schema requires exactly one source
     with placed(recipe, "model", "builder"):
         network = call_builder(source.builder, source.arguments)
