@@ -81,6 +81,8 @@ def run(
     )
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
     if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:
@@ -192,7 +194,8 @@ def suggest(
 def check(
     recipe: RecipePath,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
+        bool,
+        typer.Option("--deep", help="Also train on a few rows, read every row, and forecast time and memory."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
@@ -207,7 +210,7 @@ def check(
     check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         _start()
-        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
+        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console()).problems
         for problem in problems:
             print(printable_lines(f"problem: {problem}."))
         if problems:

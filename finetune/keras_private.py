@@ -467,6 +467,23 @@ def variable_positions(optimizer: keras.optimizers.Optimizer) -> dict[Any, int]:
     return optimizer._trainable_variables_indices
 
 
+def call_at_overflow(optimizer: Any, function: Callable[[], None] | None) -> None:
+    """Lets a `LossScaleOptimizer` call a function in each step that it leaves out; `None` undoes that.
+
+    Replaces `LossScaleOptimizer._stateful_handle_non_finite_grads` in the instance, a branch of a conditional. Keras
+    has no other hook there: the optimizer inside is not called in such a step.
+    """
+    vars(optimizer).pop("_stateful_handle_non_finite_grads", None)
+    if function is not None:
+        halve = optimizer._stateful_handle_non_finite_grads
+
+        def handle() -> None:
+            halve()
+            function()
+
+        vars(optimizer)["_stateful_handle_non_finite_grads"] = handle
+
+
 def stored_value(variable: keras.Variable) -> Any:
     """Returns the object in which a Keras variable keeps its value: `Variable._value`, a `tf.Variable` or a view.
 

@@ -713,6 +713,21 @@ def loss_tracker():
     assert {m.name: float(m.result()) for m in model.metrics if m.name == "loss"} == {"loss": 3.0}
 
 
+@checks(private.call_at_overflow)
+def call_at_overflow():
+    calls: list[int] = []
+    weight = keras.Variable([1.0])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=8.0)
+    optimizer.build([weight])
+    private.call_at_overflow(optimizer, lambda: calls.append(1))
+    for gradient in (float("nan"), 8.0):
+        optimizer.apply([tf.constant([gradient])], [weight])
+    assert (calls, float(optimizer.dynamic_scale), float(weight[0])) == ([1], 4.0, -1.0)
+    private.call_at_overflow(optimizer, None)
+    optimizer.apply([tf.constant([float("inf")])], [weight])
+    assert (calls, float(optimizer.dynamic_scale)) == ([1], 2.0)
+
+
 @checks(private.captures)
 def captures():
     read, written, unused = (tf.Variable([1.0]) for _ in range(3))

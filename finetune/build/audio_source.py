@@ -36,13 +36,16 @@ def audio_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about}, network=network)
 
 
-def network_sounds(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Rows, dict[str, Any]]:
+def network_sounds(
+    recipe: Recipe, paths: Sequence[Path], network_input: Any, places: Sequence[str] = ()
+) -> tuple[Rows, dict[str, Any]]:
     """Returns sounds of the length that an input takes, and how they were read.
 
     Args:
         recipe: The recipe, whose `sample_rate` and `length` count where they are written.
         paths: The WAV files.
         network_input: The symbolic input of the network, or `None` where it is not known.
+        places: Where each file is named, such as `sounds.csv:17`, if anywhere.
 
     Raises:
         DataError: The input is not for sounds, or the length or the rate is not known.
@@ -65,7 +68,7 @@ def network_sounds(recipe: Recipe, paths: Sequence[Path], network_input: Any) ->
         )
     rate = recipe.data.sample_rate or _common_rate(paths, skip=recipe.data.on_error == "skip")
     options: dict[str, Any] = {"rate": rate, "length": length, "channel_axis": len(shape) == 3}
-    rows = sound_rows(paths, **options, checked=recipe.data.on_error == "stop")
+    rows = sound_rows(paths, **options, checked=recipe.data.on_error == "stop", places=places)
     return rows, {"sample_rate": rate, "length": length}
 
 

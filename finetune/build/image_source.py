@@ -35,19 +35,22 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     return split_examples(recipe, parts, {"kind": "images", "folder": str(place), **about}, network=network)
 
 
-def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
+def network_images(
+    recipe: Recipe, paths: Sequence[Path], network_input: Any, places: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """Returns images of the height, width and channels that an input takes, and how they were read.
 
     Args:
         recipe: The recipe, whose `size` counts where it is written.
         paths: The files of the images.
         network_input: The symbolic input of the network, or `None` where it is not known.
+        places: Where each file is named, such as `photos.csv:17`, if anywhere.
 
     Raises:
         DataError: The input is not for images, or the size is not known.
     """
     options = image_options(recipe, network_input)
-    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop", places=places), options
 
 
 def image_options(recipe: Recipe, network_input: Any, size: Sequence[int] | None = None) -> dict[str, Any]:

@@ -49,4 +49,7 @@ def with_kept_rows(recipe: Recipe, examples: Examples) -> Examples:
     def kept(leaf: Any) -> Any:
         return keep(leaf, forms[id(leaf)]) if id(leaf) in forms else leaf
 
-    return replace(examples, **{name: tf.nest.map_structure(kept, value) for name, value in inputs.items()})
+    about = {**examples.source, "keep": {"place": mode, "bytes": needed}}
+    return replace(
+        examples, **{name: tf.nest.map_structure(kept, value) for name, value in inputs.items()}, source=about
+    )

@@ -1,7 +1,9 @@
 """`finetune check`: is a recipe valid? Without `--deep` it answers without loading TensorFlow."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,22 @@ from finetune.sequences import one_or_more
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from finetune.build.layout import Layout
+    from finetune.training.forecast import RunForecast
+
+
+@dataclass(frozen=True)
+class DeepCheck:
+    """What `check_deep` has shown.
+
+    Attributes:
+        problems: A sentence for each kind of problem.
+        forecast: What a run takes; `None` where it would break off.
+    """
+
+    problems: list[str]
+    forecast: "RunForecast | None" = None
 
 
 def check(
@@ -41,6 +59,7 @@ def check(
     """
     # Before pydantic is imported: its search for plugins takes a tenth of the time of this command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.build.table_columns import unknown_columns
     from finetune.errors import RecipeError
     from finetune.recipe.builder_source import builder_problems
     from finetune.recipe.code_consent import check_graph_allowed
@@ -49,7 +68,7 @@ def check(
     from finetune.recipe.named_files import missing_files
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
+    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:
@@ -66,8 +85,8 @@ def check_deep(
     overrides: Sequence[str] = (),
     allow_code: Sequence[str] = (),
     console: "Console",
-) -> list[str]:
-    """Builds the model of a recipe, restores its weights, and reads every row of its data.
+) -> "DeepCheck":
+    """Rehearses a recipe on a few rows, reads every row of its data, and forecasts what a run takes.
 
     Args:
         recipe: Path of the recipe.
@@ -75,25 +94,30 @@ def check_deep(
         allow_code: Packages whose code the recipe may run.
         console: Where to print the progress.
 
-    Returns:
-        A sentence for each kind of problem with the data.
-
     Raises:
         FinetuneError: A run of the recipe would fail before it trains.
     """
     from finetune.build.data import precision
     from finetune.build.layout import build_layout
+    from finetune.commands.run import draw_curves, fit_options
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of
     from finetune.recipe.loader import load_recipe
     from finetune.training.callbacks import progress_bar
+    from finetune.training.forecast import forecast_run
+    from finetune.training.rehearsal import rehearse
 
+    begun = time.perf_counter()
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
         layout = build_layout(loaded)
-    console.print(f"data: {summary(layout.examples)}", markup=False)
+        prepared = time.perf_counter() - begun
+        console.print(f"data: {summary(layout.examples)}", markup=False)
+        with console.status("training on a few rows"):
+            training = layout.model, layout.groups, layout.phases, layout.examples, fit_options(layout)
+            rehearsal = rehearse(*training, finish=draw_curves)
     total = sum(len(split) for name in SPLITS if (split := getattr(layout.examples, name)))
-    done = 0
+    done, reading = 0, time.perf_counter()
     with progress_bar(console, "reading rows") as show:
 
         def on_rows(count: int) -> None:
@@ -102,9 +126,41 @@ def check_deep(
             show(done, total)
 
         problems, ranges = problems_of(layout.examples, on_rows)
+    row_seconds = (time.perf_counter() - reading) / total
     for name, (low, high) in ranges.items():
         console.print(f"inputs{f' `{name}`' if name else ''}: {low:.6g} to {high:.6g}", markup=False)
-    return problems + _misfits(layout.model, loaded.model.application, layout.examples.source, ranges)
+    problems += _misfits(layout.model, loaded.model.application, layout.examples.source, ranges)
+    if rehearsal.problem:
+        return DeepCheck([*problems, rehearsal.problem])
+    forecast = forecast_run(rehearsal, *training[2:], other_seconds=prepared, row_seconds=row_seconds)
+    for line in _forecast_lines(layout, forecast, len(rehearsal.examples.train)):
+        console.print(line, markup=False, highlight=False)
+    return DeepCheck(problems, forecast)
+
+
+def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -> Iterator[str]:
+    """Yields what the rehearsal has shown, in sentences."""
+    from finetune.results.formatting import size_text
+    from finetune.training.forecast import duration_text
+
+    yield (
+        f"rehearsal: {rehearsed:,} rows went forward, backward and through the metrics, and the model was evaluated, "
+        "saved and opened; its weights are unchanged"
+    )
+    many = len(forecast.phases) > 1
+    for number, phase in enumerate(forecast.phases, start=1):
+        low, high = duration_text(phase.least_seconds), duration_text(phase.most_seconds)
+        validation = f", {duration_text(phase.validation_seconds)} of it validation" if phase.validation_seconds else ""
+        yield (
+            f"forecast{f', phase {number}' if many else ''}: an epoch of {layout.length.steps_per_epoch:,} steps takes "
+            f"{duration_text(phase.epoch_seconds)} ({low} to {high}){validation}; "
+            f"{duration_text(phase.once_seconds)} more in the first"
+        )
+    measured = ", without the LR range test" if layout.rates_to_measure else ""
+    yield (
+        f"forecast: {duration_text(forecast.seconds)} for the run{measured}, and up to "
+        f"{size_text(forecast.memory_bytes)} of memory"
+    )
 
 
 def _misfits(model: Any, application: str | None, source: Any, ranges: dict[str, tuple[float, float]]) -> list[str]:

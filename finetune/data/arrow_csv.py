@@ -21,7 +21,7 @@ _ODD_UTF8 = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a", b"\xe2\x80", b"\xe2\x81", b"
 
 def read_plain_csv(
     path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str]
-) -> dict[str, tuple[np.ndarray, bool]] | None:
+) -> dict[str, tuple[np.ndarray, bool, tuple[str, ...]]] | None:
     """Reads a table whose every row is a line.
 
     Args:
@@ -31,7 +31,8 @@ def read_plain_csv(
         missing: Values that stand for none.
 
     Returns:
-        For each column by its name the values as in `finetune.data.table_files.Column`, and whether they are numbers;
+        For each column by its name the values as in `finetune.data.table_files.Column`, whether they are numbers, and
+        which words stand for none;
         `None` where pyarrow is not installed, or another reader might see other values.
     """
     try:
@@ -64,13 +65,14 @@ def read_plain_csv(
         return dict(zip(names, arrays, strict=True))
 
 
-def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool]:
+def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool, tuple[str, ...]]:
     import pyarrow as pa
     from pyarrow import compute
 
     pc: Any = compute  # its functions are made when it is imported, unseen by type checkers
     texts = pc.utf8_trim_whitespace(column)
     is_missing = pc.is_in(texts, missing)
+    words = tuple(sorted(set(pc.unique(pc.filter(texts, is_missing)).to_pylist()) - {""}))
     present = pc.if_else(is_missing, None, texts)
     if not pc.any(pc.match_substring_regex(present, "^[+-]?0[0-9]")).as_py():
         try:
@@ -78,5 +80,5 @@ def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool]:
         except pa.ArrowInvalid:
             numbers = None
         if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
-            return numbers, True
-    return pc.if_else(is_missing, "", texts).to_numpy().astype(np.str_), False
+            return numbers, True, words
+    return pc.if_else(is_missing, "", texts).to_numpy().astype(np.str_), False, words

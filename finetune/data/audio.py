@@ -163,7 +163,15 @@ def resampled(samples: np.ndarray, up: int, down: int) -> np.ndarray:
     return result
 
 
-def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: bool, checked: bool = True) -> Rows:
+def sound_rows(
+    paths: Sequence[Path],
+    *,
+    rate: int,
+    length: int,
+    channel_axis: bool,
+    checked: bool = True,
+    places: Sequence[str] = (),
+) -> Rows:
     """Returns the sounds in some WAV files as rows, float32 of shape `(length,)` or `(length, 1)`.
 
     Args:
@@ -172,12 +180,13 @@ def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: b
         length: Samples of each row; longer sounds are cut at their end, shorter ones are filled up with 0.
         channel_axis: Whether a row has a last axis of size 1, as networks of convolutions take it.
         checked: Whether the head of every file is read first, and files that are no sounds are an error.
+        places: Where each file is named, such as `sounds.csv:17`, if anywhere.
 
     Raises:
         DataError: Files cannot be read; names them.
     """
     if checked:
-        _check(paths)
+        _check(paths, places)
     names = [str(path) for path in paths]
     digest = hashlib.sha256(repr((rate, length, channel_axis)).encode())
     for name, stat in zip(names, [path.stat() for path in paths], strict=True):
@@ -201,13 +210,13 @@ def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: b
     return Rows(len(names), take, fingerprint=digest.hexdigest(), take_row=take_row)
 
 
-def _check(paths: Sequence[Path]) -> None:
+def _check(paths: Sequence[Path], places: Sequence[str]) -> None:
     broken = []
-    for path in paths:
+    for number, path in enumerate(paths):
         try:
             read_head(path)
         except DataError as error:
-            broken.append(str(error))
+            broken.append(f"`{places[number]}`: {error}" if places else str(error))
     if broken:
         more = f" So are {len(broken) - 1} more of {len(paths)}." if len(broken) > 1 else ""
         raise DataError(

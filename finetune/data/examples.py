@@ -125,19 +125,25 @@ def make_examples(train: Split, test: Split, validation: Split | None = None, **
     return Examples(**arrays, **about)
 
 
-def describe(examples: Examples) -> dict[str, Any]:
-    """Returns what is known about examples, as plain data: `data.json` of a run."""
-    splits = {name: getattr(examples, name) for name in SPLITS if getattr(examples, name)}
-    described: dict[str, Any] = {"source": dict(examples.source), "rows": {name: len(splits[name]) for name in splits}}
-    if examples.class_names:
-        described["class_names"] = list(examples.class_names)
-        numbers = {name: class_numbers(split.y, len(examples.class_names)) for name, split in splits.items()}
-        described["rows_of_classes"] = {
-            name: np.bincount(of_rows, minlength=len(examples.class_names)).tolist()
-            for name, of_rows in numbers.items()
-            if of_rows is not None
-        }
-    return described
+def class_counts(y: Any, classes: int) -> list[int] | None:
+    """Returns how many rows each class has, or each label where a row may have several.
+
+    Args:
+        y: Numbers of classes, shape `(rows,)` or `(rows, 1)`; or 0 and 1 for each class or label, `(rows, classes)`.
+        classes: How many classes there are, >= 1.
+
+    Returns:
+        A count for each class; `None` where targets are in another form, or none of these classes.
+    """
+    if not isinstance(y, np.ndarray) or y.ndim not in (1, 2) or y.dtype.kind not in "biuf":
+        return None
+    if y.ndim == 2 and y.shape[1] > 1:
+        is_counted = y.shape[1] == classes and bool(((y == 0) | (y == 1)).all())
+        return y.sum(axis=0).astype(int).tolist() if is_counted else None
+    labels = y.reshape(-1)
+    if not ((labels >= 0) & (labels < classes) & (labels == np.rint(labels))).all():
+        return None
+    return np.bincount(labels.astype(np.int64), minlength=classes).tolist()
 
 
 def class_numbers(y: Any, classes: int) -> np.ndarray | None:
@@ -160,13 +166,10 @@ def class_numbers(y: Any, classes: int) -> np.ndarray | None:
 
 
 def rare_classes(examples: Examples) -> dict[str, int]:
-    """Returns how many training rows each class has that has fewer than 5, by its name."""
+    """Returns how many training rows each class or label has that has fewer than 5, by its name."""
     names = examples.class_names
-    numbers = class_numbers(examples.y_train, len(names)) if names else None
-    if numbers is None:
-        return {}
-    counts = np.bincount(numbers, minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts, strict=False) if count < FEW_ROWS}
+    counts = class_counts(examples.y_train, len(names)) if names else None
+    return {name: count for name, count in zip(names, counts or (), strict=False) if count < FEW_ROWS}
 
 
 def summary(examples: Examples) -> str:

@@ -7,21 +7,18 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
+from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.machine_failures import raise_machine_failure
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-_LINES = (".jsonl", ".ndjson")
-_ARROW = (".parquet", ".pq", ".feather", ".arrow")
-ENDINGS = (*_DELIMITERS, *_LINES, *_ARROW)
+_LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +30,14 @@ class Column:
         kind: `number` or `text`.
         values: Shape `(rows,)`: float64 with NaN where a number is missing; or text, empty where it is missing.
         whole: Whether all numbers are there and are whole.
+        missing_words: What stands in its cells for a missing value, beside nothing: `NA`, `None` and so on.
     """
 
     name: str
     kind: str
     values: np.ndarray
     whole: bool = False
+    missing_words: tuple[str, ...] = ()
 
     @property
     def missing(self) -> np.ndarray:
@@ -77,17 +76,8 @@ class Table:
             DataError: There is none of this name.
         """
         if name not in self.columns:
-            other = next((mark for mark in ";\t|" if all(mark in known for known in self.columns)), "")
-            if len(self.columns) == 1 and other:
-                raise DataError(
-                    f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{self.path}` seems "
-                    f"to have {'tabs' if other == chr(9) else f'`{other}`'}: its first line is "
-                    f"`{next(iter(self.columns))[:80]}`. Write it again, or name it by what it is."
-                )
-            raise DataError(
-                f"`{self.path}` has no column `{name}`. Its columns are {quote(self.columns, limit=12)}."
-                f"{did_you_mean(name, list(self.columns))}"
-            )
+            first = {known: column.texts()[:_LOOKED_AT].tolist() for known, column in self.columns.items()}
+            raise DataError(unknown_column([name], self.path, first))
         return self.columns[name]
 
     def places_of(self, rows: np.ndarray) -> str:
@@ -120,22 +110,21 @@ class Table:
 
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
-        columns = {
-            name: Column(name, column.kind, column.values[rows], column.whole) for name, column in self.columns.items()
-        }
+        columns = {name: replace(column, values=column.values[rows]) for name, column in self.columns.items()}
         return Table(self.path, columns, [self.places[row] for row in rows])
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
         path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
+        missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
 
     Raises:
         DataError: The file cannot be read as such a table; with the line.
     """
-    path = Path(path)
+    path, missing = Path(path), MISSING if missing is None else missing
     if not path.is_file():
         others = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in ENDINGS)
         raise DataError(
@@ -143,13 +132,13 @@ def read_table(path: str | Path) -> Table:
             f"{did_you_mean(path.name, others)}"
         )
     ending = path.suffix.lower()
-    if ending in _DELIMITERS and (table := _read_plain(path, _DELIMITERS[ending])):
+    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing)):
         return table
-    if ending in _DELIMITERS:
-        columns, lines = _read_delimited(path, _DELIMITERS[ending])
-    elif ending in _LINES:
+    if ending in DELIMITERS:
+        columns, lines = _read_delimited(path, DELIMITERS[ending])
+    elif ending in LINES:
         columns, lines = _read_json_lines(path)
-    elif ending in _ARROW:
+    elif ending in ARROW:
         columns, lines = _read_with_pyarrow(path), None
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
@@ -157,19 +146,21 @@ def read_table(path: str | Path) -> Table:
         raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
     numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
     places = [(path.name, number) for number in numbers]
-    return Table(path, {name: _column(name, values) for name, values in columns.items()}, places)
+    return Table(path, {name: _column(name, values, missing) for name, values in columns.items()}, places)
 
 
-def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str) -> Table:
+def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
     """Makes a table of columns in memory, with the types that it would have in a file.
 
     Args:
         columns: Values of the rows by the name of the column, `None` where they are missing.
         name: What messages call the table; the first row is `<name>:1`.
+        missing: What stands for a missing value, beside `None`, NaN and empty text; by default `NA` and the like.
 
     Raises:
         DataError: There are no rows, or columns differ in length.
     """
+    missing = MISSING if missing is None else missing
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) != 1 or not max(lengths.values(), default=0):
         raise DataError(
@@ -177,7 +168,7 @@ def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str) -> Table:
             f"{', '.join(f'`{key}` {length}' for key, length in list(lengths.items())[:5]) or 'none'}."
         )
     places = [(name, number) for number in range(1, max(lengths.values()) + 1)]
-    return Table(Path(name), {key: _column(key, values) for key, values in columns.items()}, places)
+    return Table(Path(name), {key: _column(key, values, missing) for key, values in columns.items()}, places)
 
 
 def join_tables(tables: Sequence[Table]) -> Table:
@@ -189,29 +180,30 @@ def join_tables(tables: Sequence[Table]) -> Table:
     columns = {}
     for name, column in tables[0].columns.items():
         parts = [table.column(name) for table in tables]
+        words = tuple(sorted({word for part in parts for word in part.missing_words}))
         if len({part.kind for part in parts}) == 1:
             values = np.concatenate([part.values for part in parts])
-            columns[name] = Column(name, column.kind, values, all(part.whole for part in parts))
+            columns[name] = Column(name, column.kind, values, all(part.whole for part in parts), words)
         else:
-            columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]))
+            columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
     return Table(tables[0].path, columns, [place for table in tables for place in table.places])
 
 
-def _read_plain(path: Path, delimiter: str) -> Table | None:
+def _read_plain(path: Path, delimiter: str, missing: Sequence[str]) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
     _, head = next(_csv_rows(path, delimiter), (1, []))
     names = [name.strip() for name in head]
     if not all(names) or len(set(names)) != len(names):
         return None
-    arrays = read_plain_csv(path, delimiter, names, MISSING)
+    arrays = read_plain_csv(path, delimiter, names, ("", *missing))
     rows = len(next(iter(arrays.values()))[0]) if arrays else 0
     if not arrays or not rows:
         return None
     columns = {
-        name: Column(name, "number", values, bool((values == np.rint(values)).all()))  # NaN is not equal to itself
+        name: Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
         if is_number
-        else Column(name, "text", values)
-        for name, (values, is_number) in arrays.items()
+        else Column(name, "text", values, missing_words=words)
+        for name, (values, is_number, words) in arrays.items()
     }
     return Table(path, columns, [(path.name, line) for line in range(2, rows + 2)])
 
@@ -304,18 +296,20 @@ def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
         raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
 
 
-def _column(name: str, values: Sequence[Any]) -> Column:
+def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
-    texts = ["" if value is None else _text(value) for value in values]
-    texts = ["" if text in MISSING else text for text in texts]
+    # Data frames mark a missing value with NaN; it is not equal to itself.
+    texts = ["" if value is None or (isinstance(value, float) and value != value) else _text(value) for value in values]
+    words = tuple(sorted({text for text in texts if text in missing} - {""}))
+    texts = ["" if text in words else text for text in texts]
     present = [text for text in texts if text]
     numbers = _numbers(present) if present else None
     if numbers is None:
-        return Column(name, "text", np.array(texts, dtype=np.str_))
+        return Column(name, "text", np.array(texts, dtype=np.str_), missing_words=words)
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
-    return Column(name, "number", column, whole)
+    return Column(name, "number", column, whole, words)
 
 
 def _text(value: Any) -> str:

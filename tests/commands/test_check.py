@@ -1,3 +1,4 @@
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def test_a_taken_run_folder_is_told_by_check(recipe):
 
 def deep(recipe, *overrides):
     said = StringIO()
-    problems = check_deep(recipe, overrides=overrides, console=Console(file=said, width=200))
-    return problems, said.getvalue()
+    checked = check_deep(recipe, overrides=overrides, console=Console(file=said, width=200))
+    return checked.problems, said.getvalue()
 
 
 def test_sound_data_have_no_problems_and_their_range_is_shown(photos):
@@ -80,6 +81,26 @@ def test_sound_data_have_no_problems_and_their_range_is_shown(photos):
     ] == []
     assert "data: 18 rows to train on, 6 to test; 3 classes\n" in said
     assert "inputs: 0 to 250\n" in said
+
+
+def test_a_rehearsal_says_what_a_run_takes_and_changes_no_file(photos):
+    before = sorted(photos.parent.rglob("*"))
+    _, said = deep(photos, "phases=[{train: head, epochs: 2}, {train: all, steps: 30}]", "train.epochs=null")
+    lines = [line for line in said.splitlines() if line.startswith(("rehearsal", "forecast"))]
+    assert lines[0].startswith("rehearsal: 12 rows went forward, backward and through the metrics, and the model was")
+    for number, line in enumerate(lines[1:3], start=1):
+        pattern = (
+            r"an epoch of 3 steps takes [\d.]+ s \([\d.]+ s to [\d.]+ s\), [\d.]+ s of it validation; [\d.]+ s more"
+        )
+        assert re.match(rf"forecast, phase {number}: {pattern} in the first", line)
+    assert re.match(r"forecast: [\d.]+ s for the run, and up to [\d.]+ [MG]B of memory", lines[3])
+    assert sorted(photos.parent.rglob("*")) == before
+
+
+def test_what_would_break_off_training_is_a_problem_and_nothing_is_forecast(photos):
+    problems, said = deep(photos, "groups.head.learning_rate=3e38", "groups.head.optimizer=sgd")
+    assert any(problem.startswith("A loss must be a finite number. It became") for problem in problems)
+    assert "forecast" not in said
 
 
 def test_a_file_that_ends_too_early_is_named(photos):

@@ -94,7 +94,7 @@ def test_pyarrow_and_python_read_the_same_table_or_refuse_it_in_the_same_words(f
 def test_a_plain_table_is_read_by_pyarrow(tmp_path):
     (tmp_path / "t.csv").write_text('\ufeffa,b,c\n1,"x, ""y""",007\n NA ,z,8\r\n', encoding="utf-8")
     columns = read_plain_csv(tmp_path / "t.csv", ",", ["a", "b", "c"], MISSING)
-    assert {name: is_number for name, (_, is_number) in columns.items()} == {"a": True, "b": False, "c": False}
+    assert {name: is_number for name, (_, is_number, _) in columns.items()} == {"a": True, "b": False, "c": False}
     assert columns["b"][0].tolist() == ['x, "y"', "z"]
     assert columns["c"][0].tolist() == ["007", "8"]
     assert np.array_equal(columns["a"][0], [1, np.nan], equal_nan=True)
@@ -114,3 +114,14 @@ def test_without_pyarrow_nothing_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert read_plain_csv(tmp_path / "t.csv", ",", ["x"], MISSING) is None
     assert read_table(tmp_path / "t.csv").column("x").values.tolist() == [1]
+
+
+@pytest.mark.parametrize("missing", [None, [], ["x"]])
+def test_both_readers_see_the_same_missing_words(tmp_path, missing):
+    (tmp_path / "t.csv").write_text("a,b\nNA,x\n2,None\n,y\n")
+    (tmp_path / "t.jsonl").write_text('{"a": "NA", "b": "x"}\n{"a": "2", "b": "None"}\n{"b": "y"}\n')
+    with_arrow, by_python = (read_table(tmp_path / name, missing) for name in ("t.csv", "t.jsonl"))
+    for name in "ab":
+        first, second = with_arrow.column(name), by_python.column(name)
+        assert (first.kind, first.missing_words) == (second.kind, second.missing_words)
+        assert first.texts().tolist() == second.texts().tolist()

@@ -48,6 +48,7 @@ class Features:
         nbytes: Bytes kept.
         place: `memory` or `disk`.
         seconds: How long it took to compute them; 0 if they were kept already.
+        batch_seconds: How much of that a batch took, without what is compiled first.
     """
 
     cut: Cut
@@ -58,6 +59,7 @@ class Features:
     nbytes: int
     place: str
     seconds: float
+    batch_seconds: float = 0.0
 
     def batches(self, y: Any, **options: Any) -> tf.data.Dataset:
         """Returns batches `(features, y)` in the order in which `training_batches` gives `(x, y)`.
@@ -155,6 +157,7 @@ class _Work:
 
     def __init__(self, cut: Cut, x: Any, batch_size: int, passes: int, store: FeatureStore, on_batch: Any):
         self.cut, self.passes, self.store, self.on_batch = cut, passes, store, on_batch
+        self.batch_seconds = 0.0
         self.inputs = cut.graph.inputs_of(x)
         rows = {number: as_rows(array) for number, array in self.inputs.items()}
         self.rows, self.input_rows = rows[0].length, rows
@@ -242,12 +245,16 @@ class _Work:
             # The writer that is opened last is closed first, so that a value is kept only when its mask is.
             writers = [(0, n, writer(keys[n], values[n], n in masks)) for n in numbers]
             writers += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in numbers if n in masks]
+            ended = []
             for done, batch in enumerate(self.batches.repeat(self.passes)):
                 returned = run(batch)  # values and masks
                 remaining = self.rows - done % self.steps * self.batch_size  # the last batch is filled up
                 for which, number, write in writers:
                     write(returned[which][str(number)].numpy()[:remaining])
+                ended.append(time.monotonic())
                 self.on_batch(done + 1, total)
+        # The first batch starts the threads that read the rows.
+        self.batch_seconds = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else 0.0
 
     def _features(self, keys: dict[int, str], seconds: float) -> Features:
         kept = {str(number): self._kept(keys[number]) for number in self.cut.computed}
@@ -265,6 +272,7 @@ class _Work:
             nbytes=sum(array.nbytes for array in arrays),
             place=arrays[0].place,
             seconds=seconds,
+            batch_seconds=self.batch_seconds,
         )
 
     def _kept(self, key: str) -> Kept:

@@ -39,7 +39,7 @@ class CachedBatches:
         augmentation: How the rows are changed in every epoch, if they are. Nothing is cached then.
 
     Attributes:
-        reads_rows: Whether the latest batches hold the rows themselves and not their features.
+        features: The features that the latest batches hold; `None` where they hold the rows themselves.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CachedBatches:
         self._store = FeatureStore(folder)
         self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}
-        self.reads_rows = True  # whether the latest batches hold the rows themselves
+        self.features: Features | None = None
 
     def batches(
         self,
@@ -85,7 +85,7 @@ class CachedBatches:
         """
         options = {**self._options, "first_epoch": first_epoch}
         features = self._features(epochs - first_epoch, inference, later)
-        self.reads_rows = isinstance(features, NoCut)
+        self.features = None if isinstance(features, NoCut) else features
         if isinstance(features, NoCut):
             return training_batches(self._rows.x, self._rows.y, augmentation=self._augmentation, **options)
         # On features the model begins behind the cut. That is another function to compile, which is kept for phases
