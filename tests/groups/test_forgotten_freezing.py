@@ -73,7 +73,8 @@ def frozen_body(kind, optimizer):
     groups = resolve_groups(model, [Selector("body", prefixes=("body",), frozen=True), Selector("head", rest=True)])
     finetune.freeze(model, groups)
     model.compile(
-        GroupedOptimizer({"head": (keras.optimizers.Adam(0.1), groups[1])}) if optimizer == "grouped" else optimizer, "mse"
+        GroupedOptimizer({"head": (keras.optimizers.Adam(0.1), groups[1])}) if optimizer == "grouped" else optimizer,
+        "mse",
     )
     model.fit(X, np.zeros((8, 1)), verbose=0)
     return model
