@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
+from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.machine_failures import raise_machine_failure
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
@@ -143,7 +143,7 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
     elif ending in ARROW:
-        columns, lines = _read_with_pyarrow(path), None
+        columns, lines = read_columnar(path), None
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
     if not columns or not len(next(iter(columns.values()))):
@@ -264,23 +264,6 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
             lines.append(line)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
-
-
-def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise DataError(
-            f"`{path.suffix}` files are read by pyarrow, which is not installed. Install it: "
-            "`pip install 'discriminative-finetune[tables]'`."
-        ) from error
-    is_parquet = path.suffix.lower() in (".parquet", ".pq")
-    try:
-        table = parquet.read_table(path) if is_parquet else feather.read_table(path)
-        return {name: table.column(name).to_pylist() for name in table.column_names}
-    except Exception as error:  # pyarrow raises errors of many classes over damaged files
-        raise_machine_failure(error, f"Reading `{path}`")
-        raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
 
 
 def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
