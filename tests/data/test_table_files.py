@@ -95,7 +95,11 @@ def test_places_are_lines_of_the_file_and_five_are_shown(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", b"a,b\n1,2\n3\n", "for each of the 2 columns. `a.csv:3` has 1. Put text that contains a comma in double"),
+        (
+            "a.csv",
+            b"a,b\n1,2\n3\n",
+            "for each of the 2 columns. `a.csv:3` has 1. Put text that contains a comma in double",
+        ),
         ("a.csv", b"a,b\n", "A table needs rows below the names of its columns"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"a,a\n1,2\n", "empty or occur twice: `a`. The first line is `a,a`"),
