@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.delimited_text import text_array
+
 # A value in quotes, whole and in a single line. Where other quotes are left, the two readers disagree about them.
 _QUOTED = rb'(?:^|(?<=[DELIMITER\n]))"(?:[^"\r\n]|"")*+"(?=[DELIMITER\r\n]|$)'
 # What only one of the two takes for white space, for no row, or for the end of a file.
@@ -20,7 +22,7 @@ _ODD_UTF8 = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a", b"\xe2\x80", b"\xe2\x81", b"
 
 
 def read_plain_csv(
-    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str]
+    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], *, quotes: bool = True
 ) -> dict[str, tuple[np.ndarray, bool, tuple[str, ...]]] | None:
     """Reads a table whose every row is a line.
 
@@ -29,6 +31,7 @@ def read_plain_csv(
         delimiter: What is between two values, a single character.
         names: The names of the columns, all different.
         missing: Values that stand for none.
+        quotes: Whether values may be in double quotes; otherwise quotes are characters like others.
 
     Returns:
         For each column by its name the values as in `finetune.data.table_files.Column`, whether they are numbers, and
@@ -44,13 +47,13 @@ def read_plain_csv(
     quoted = _QUOTED.replace(b"DELIMITER", re.escape(delimiter.encode()))
     odd = any(each in data for each in (_ODD if data.isascii() else (*_ODD, *_ODD_UTF8)))
     odd = odd or data.startswith((b"\n", b"\r\n")) or data.count(b"\r") != data.count(b"\r\n")
-    if odd or (b'"' in data and b'"' in re.sub(quoted, b"", data)):
+    if odd or (quotes and b'"' in data and b'"' in re.sub(quoted, b"", data)):
         return None
     try:
         table = csv.read_csv(
             pa.py_buffer(data),
             csv.ReadOptions(column_names=[str(place) for place in range(len(names))], skip_rows=1),
-            csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
+            csv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False, ignore_empty_lines=False),
             csv.ConvertOptions(
                 column_types={str(place): pa.string() for place in range(len(names))},
                 strings_can_be_null=False,
@@ -81,4 +84,4 @@ def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool, tuple[str, ...
             numbers = None
         if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
             return numbers, True, words
-    return pc.if_else(is_missing, "", texts).to_numpy().astype(np.str_), False, words
+    return text_array(pc.if_else(is_missing, "", texts).to_pylist()), False, words

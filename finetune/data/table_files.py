@@ -3,10 +3,9 @@
 Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
 """
 
-import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
+from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
 from finetune.errors import DataError, did_you_mean, quote
 
@@ -60,11 +60,13 @@ class Table:
         columns: The columns by name, in their order.
         places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
             the row in files without lines.
+        warnings: What is probably not meant so.
     """
 
     path: Path
     columns: dict[str, Column]
     places: list[tuple[str, int]]
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())).values)
@@ -111,15 +113,16 @@ class Table:
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
         columns = {name: replace(column, values=column.values[rows]) for name, column in self.columns.items()}
-        return Table(self.path, columns, [self.places[row] for row in rows])
+        return Table(self.path, columns, [self.places[row] for row in rows], self.warnings)
 
 
-def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
+def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes: bool = True) -> Table:
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
         path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
         missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
+        quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
 
     Raises:
         DataError: The file cannot be read as such a table; with the line.
@@ -132,10 +135,11 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
             f"{did_you_mean(path.name, others)}"
         )
     ending = path.suffix.lower()
-    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing)):
+    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing, quotes)):
         return table
+    warnings: tuple[str, ...] = ()
     if ending in DELIMITERS:
-        columns, lines = _read_delimited(path, DELIMITERS[ending])
+        columns, lines, warnings = _read_delimited(path, DELIMITERS[ending], quotes)
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
     elif ending in ARROW:
@@ -146,7 +150,7 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
         raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
     numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
     places = [(path.name, number) for number in numbers]
-    return Table(path, {name: _column(name, values, missing) for name, values in columns.items()}, places)
+    return Table(path, {name: _column(name, values, missing) for name, values in columns.items()}, places, warnings)
 
 
 def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
@@ -186,16 +190,17 @@ def join_tables(tables: Sequence[Table]) -> Table:
             columns[name] = Column(name, column.kind, values, all(part.whole for part in parts), words)
         else:
             columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
-    return Table(tables[0].path, columns, [place for table in tables for place in table.places])
+    warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
+    return Table(tables[0].path, columns, [place for table in tables for place in table.places], warnings)
 
 
-def _read_plain(path: Path, delimiter: str, missing: Sequence[str]) -> Table | None:
+def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
-    _, head = next(_csv_rows(path, delimiter), (1, []))
+    _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
     names = [name.strip() for name in head]
     if not all(names) or len(set(names)) != len(names):
         return None
-    arrays = read_plain_csv(path, delimiter, names, ("", *missing))
+    arrays = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
     rows = len(next(iter(arrays.values()))[0]) if arrays else 0
     if not arrays or not rows:
         return None
@@ -208,9 +213,11 @@ def _read_plain(path: Path, delimiter: str, missing: Sequence[str]) -> Table | N
     return Table(path, columns, [(path.name, line) for line in range(2, rows + 2)])
 
 
-def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]], np.ndarray | None]:
+def _read_delimited(
+    path: Path, delimiter: str, quotes: bool
+) -> tuple[dict[str, Sequence[str]], np.ndarray | None, tuple[str, ...]]:
     rows, lines = [], []
-    for line, row in _csv_rows(path, delimiter):
+    for line, row in delimited_rows(path, delimiter, quotes=quotes):
         rows.append(row)
         lines.append(line)
     if not rows:
@@ -226,42 +233,22 @@ def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]
         if len(row) != len(names):
             raise DataError(
                 f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                f"{len(row)}. Put text that contains `{delimiter}` in double quotes."
+                f"{len(row)}. Put text that contains a {'tab' if delimiter == chr(9) else 'comma'} in double quotes."
             )
-    return dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False)), np.array(lines[1:], np.int64)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-        except UnicodeDecodeError as error:
-            line = path.read_bytes()[: error.start].count(b"\n") + 1
-            raise _not_utf8(path, line) from error
-        except csv.Error as error:
-            raise DataError(
-                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}."
-                " Text with a quote in it is written in quotes, and the quote twice."
-            ) from error
-
-
-def _not_utf8(path: Path, line: int) -> DataError:
-    return DataError(
-        f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
-    )
+    warnings = swallowed_rows(path, delimiter, rows[1:], lines[1:], len(names)) if quotes else ()
+    columns: dict[str, Sequence[str]] = dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False))
+    return columns, np.array(lines[1:], np.int64), warnings
 
 
 def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
     rows, lines = [], []
+    check_text(path)
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, line) from error
+                raise not_utf8(path) from error
             if not text.strip():
                 continue
             try:
@@ -288,7 +275,7 @@ def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     present = [text for text in texts if text]
     numbers = _numbers(present) if present else None
     if numbers is None:
-        return Column(name, "text", np.array(texts, dtype=np.str_), missing_words=words)
+        return Column(name, "text", text_array(texts), missing_words=words)
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
