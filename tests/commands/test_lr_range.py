@@ -189,13 +189,13 @@ def test_a_folder_with_files_is_taken_only_where_the_user_says_so(recipe):
     with pytest.raises(FinetuneError, match=r"does not overwrite files. `--out out` is not empty"):
         lr_range(recipe, out="out", overrides=TRAINABLE)
     for _ in range(2):
-        lr_range(recipe, Range(steps=20), out="out", overwrite=True, overrides=TRAINABLE)
+        lr_range(recipe, Range(steps=30), out="out", overwrite=True, overrides=TRAINABLE)
     names = ["lr_range.json", "lr_range.png", "lr_range.svg", "mine.txt"]
     assert sorted(path.name for path in Path("out").iterdir()) == names
 
 
 def test_a_folder_that_a_run_writes_is_refused_before_the_work(recipe):
-    with open_run_folder(Path("out"), name="x"), pytest.raises(LockError, match="`.*out` is in use: process"):
+    with open_run_folder(Path("out"), name="x"), pytest.raises(LockError, match=r"`.*out` is in use: process"):
         lr_range(recipe, out="out", overwrite=True, overrides=TRAINABLE)
 
 
