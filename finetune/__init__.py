@@ -20,6 +20,7 @@ _MODULES = {
     "HubLayer": "models.hub",
     "LearningRateLogger": "training.callbacks",
     "Momentum": "optimizers.tf1_momentum",
+    "NonFiniteGradients": "training.non_finite_gradients",
     "Phase": "training.phases.phase",
     "Plateau": "training.phases.plateau",
     "Selector": "groups.selectors",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
+    from finetune.training.non_finite_gradients import NonFiniteGradients as NonFiniteGradients
     from finetune.training.phases.loop import train_phases as train_phases
     from finetune.training.phases.phase import Phase as Phase
     from finetune.training.phases.plateau import Plateau as Plateau

@@ -282,6 +282,20 @@ def is_recorded(tensors: Sequence[Any]) -> bool:
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 
+def model_that_is_loaded() -> keras.Model | None:
+    """Returns the model that Keras compiles as it was when it was saved, pickled or copied, while it does so.
+
+    Keras makes an optimizer from its config without the model. So this looks among the calls that are under way, by
+    Python's `sys._getframe`, for `Trainer.compile_from_config`, which is called for nothing else.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is keras.Model.compile_from_config.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
 def step_counter(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the variable that counts the calls of `apply`: `Optimizer._iterations`.
 
@@ -451,6 +465,23 @@ def replace_known_variables(
 def variable_positions(optimizer: keras.optimizers.Optimizer) -> dict[Any, int]:
     """Returns the positions of a built optimizer's variables by key: `Optimizer._trainable_variables_indices`."""
     return optimizer._trainable_variables_indices
+
+
+def call_at_overflow(optimizer: Any, function: Callable[[], None] | None) -> None:
+    """Lets a `LossScaleOptimizer` call a function in each step that it leaves out; `None` undoes that.
+
+    Replaces `LossScaleOptimizer._stateful_handle_non_finite_grads` in the instance, a branch of a conditional. Keras
+    has no other hook there: the optimizer inside is not called in such a step.
+    """
+    vars(optimizer).pop("_stateful_handle_non_finite_grads", None)
+    if function is not None:
+        halve = optimizer._stateful_handle_non_finite_grads
+
+        def handle() -> None:
+            halve()
+            function()
+
+        vars(optimizer)["_stateful_handle_non_finite_grads"] = handle
 
 
 def stored_value(variable: keras.Variable) -> Any:

@@ -37,6 +37,7 @@ from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
@@ -63,6 +64,8 @@ class RunResult:
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
+        skipped_steps: How many steps were left out as their gradients were not finite; `None` without
+            `train.non_finite`.
         seconds: Wall time of each stage.
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
@@ -79,6 +82,7 @@ class RunResult:
     not_opened: str
     keras_loop: str
     warnings: tuple[str, ...]
+    skipped_steps: int | None
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
@@ -166,7 +170,8 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
-        wait = DataWait()
+        wait, answer = DataWait(), loaded.train.non_finite
+        non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -179,6 +184,7 @@ def _run(
                 proof=proof,
                 wait=wait,
                 weights=weights,
+                non_finite=non_finite,
             )
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
@@ -199,7 +205,9 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        warnings = tuple(filter(None, (not_opened, _divergence(metrics_before["loss"], metrics["loss"]))))
+        divergence = _divergence(metrics_before["loss"], metrics["loss"])
+        skipped = non_finite.summary() if non_finite else ""
+        warnings = tuple(filter(None, (not_opened, skipped, divergence)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -213,6 +221,7 @@ def _run(
         not_opened=not_opened,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
+        skipped_steps=non_finite.skipped if non_finite else None,
         seconds=clock.seconds,
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
@@ -287,12 +296,13 @@ def _write_result(result: RunResult) -> None:
     names = ("metrics", "metrics_before", "metrics_of_mean", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
+    skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(
         result.folder / "result.json",
-        {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},
+        {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
     )
 
 

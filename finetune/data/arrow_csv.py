@@ -1,4 +1,4 @@
-"""Reads tables of plain lines with pyarrow, many times faster than Python's reader, and columns of its tables.
+"""Reads tables of plain lines with pyarrow, many times faster than Python's reader.
 
 Only files in which both readers see the same values are read here: all others, and all faults, are left to
 `finetune.data.table_files`, which knows the line of a fault.
@@ -75,25 +75,6 @@ def read_plain_csv(
     with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
         columns = pool.map(lambda column: _typed(column, pa.array(missing)), table.columns)
         return table.num_rows, dict(zip(names, columns, strict=True))
-
-
-def arrow_numbers(column: Any, missing: Sequence[str]) -> np.ndarray | None:
-    """Returns a column of an Arrow table as float64 with NaN where a number is missing.
-
-    Args:
-        column: The column.
-        missing: Values that stand for none.
-
-    Returns:
-        Shape `(rows,)`; `None` where its type is another, or some of its values are no numbers of a table.
-    """
-    import pyarrow as pa
-
-    is_of_numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    if not is_of_numbers or any(map(_is_number, missing)):
-        return None
-    values = column.to_numpy().astype(np.float64)
-    return values if np.isfinite(values).any() and not np.isinf(values).any() else None
 
 
 def _is_number(word: str) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.arrow_csv import arrow_numbers, read_plain_csv
+from finetune.data.arrow_csv import read_plain_csv
+from finetune.data.columnar_files import read_columnar
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.machine_failures import raise_machine_failure
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
@@ -164,22 +164,19 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
     ending = path.suffix.lower()
     if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing)):
         return table
-    if ending in ARROW:
-        return _read_with_pyarrow(path, missing)
     if ending in DELIMITERS:
         columns, lines = _read_delimited(path, DELIMITERS[ending])
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
+    elif ending in ARROW:
+        columns = read_columnar(path)
+        lines = np.arange(1, len(next(iter(columns.values()), ())) + 1)
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
     if not columns or not len(lines):
-        raise _without_rows(path)
+        raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
     made = {name: _column(name, values, missing) for name, values in columns.items()}
     return Table(path, made, places_in(path.name, lines))
-
-
-def _without_rows(path: Path) -> DataError:
-    return DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
 
 
 def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
@@ -318,34 +315,6 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
             lines.append(line)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
-
-
-def _read_with_pyarrow(path: Path, missing: Sequence[str]) -> Table:
-    try:
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise DataError(
-            f"`{path.suffix}` files are read by pyarrow, which is not installed. Install it: "
-            "`pip install 'discriminative-finetune[tables]'`."
-        ) from error
-    is_parquet = path.suffix.lower() in (".parquet", ".pq")
-    try:
-        table = parquet.read_table(path) if is_parquet else feather.read_table(path)
-        columns = {name: table.column(name) for name in table.column_names}
-    except Exception as error:  # pyarrow raises errors of many classes over damaged files
-        raise_machine_failure(error, f"Reading `{path}`")
-        raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
-    if not columns or not table.num_rows:
-        raise _without_rows(path)
-
-    def made(name: str) -> Column:
-        values = arrow_numbers(columns[name], missing)
-        if values is None:
-            return _column(name, columns[name].to_pylist(), missing)
-        return Column(name, "number", values, bool((values == np.rint(values)).all()))
-
-    makers = {name: partial(made, name) for name in columns}
-    return Table(path, Columns(makers), places_in(path.name, np.arange(1, table.num_rows + 1)))
 
 
 def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:

@@ -21,6 +21,7 @@ from finetune.recipe.fields import (
     pick,
 )
 from finetune.recipe.model import Builder
+from finetune.recipe.tokenizer import TokenizerSpec
 
 _SOURCES = ("builder", "npz", "images", "table", "tfrecord", "audio", "keras_dataset", "tfds")
 _OF_IMAGES = ("images", "table", "tfrecord", "tfds", "builder")
@@ -89,24 +90,6 @@ class SplitSpec(Part):
         return self
 
 
-class TokenizerSpec(Part):
-    """How text becomes token ids.
-
-    Attributes:
-        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT. A KerasHub preset brings its own.
-        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0. Required with `file`.
-    """
-
-    file: FilePath | None = None
-    length: Count | None = None
-
-    @model_validator(mode="after")
-    def _check_length(self) -> "TokenizerSpec":
-        if self.file and self.length is None:
-            raise fault("is missing. Add it under `data.tokenizer`", at=("length",))
-        return self
-
-
 def _check_class_weight(value: Any) -> Any:
     if value is None or value == "balanced":
         return value
@@ -164,7 +147,8 @@ class DataSource(Part):
         test_table: A file with the test rows; without it, `split` says which rows test.
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
-            numbers and categories become a vector, a column of text becomes token ids, of image files images.
+            numbers and categories become a vector; a column of text, or two as a pair, become token ids; a column of
+            image files becomes images.
         target: The column of the target, or several columns of numbers; or those of each output by its name in the
             network.
         sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.

@@ -39,7 +39,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
         RecipeError: Everything that is wrong, each problem with file, line and column.
     """
     problems: list[Problem] = []
-    tree = read_tree(Path(path), problems)
+    tree = read_tree(Path(path), problems, (*Recipe.model_fields, *Recipe.keys_read_before))
     if tree is None:
         raise report(problems)
     for override in one_or_more(overrides):

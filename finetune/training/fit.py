@@ -35,6 +35,7 @@ from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
@@ -83,6 +84,7 @@ def train(
     proof: FrozenRecords | None = None,
     wait: DataWait | None = None,
     weights: LastWeights | None = None,
+    non_finite: NonFiniteGradients | None = None,
     clock: TrainingClock | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
@@ -100,6 +102,7 @@ def train(
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
+        non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
         clock: Measures each phase, and may end it early; a run has none.
 
     Returns:
@@ -112,7 +115,7 @@ def train(
         WriteError: The metrics cannot be written.
     """
     weights = weights or LastWeights(last_weights(folder))
-    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite)
     fit.clock = clock
     loop = run_phases(
         model,
@@ -189,6 +192,7 @@ class _RunFit:
         console: Console,
         wait: DataWait | None,
         weights: LastWeights,
+        non_finite: NonFiniteGradients | None,
     ):
         self.wait = wait if reads_from_disk(examples) else None
         self.clock: TrainingClock | None = None
@@ -197,17 +201,19 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.weights = weights
+        self.weights, self.non_finite = weights, non_finite
+        # Where the loss shows it, the guard says in which step.
+        self.finite_weights = FiniteWeights(groups, unless=lambda: self.guard.stopped_at)
         weights.warned.report = self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             LearningRateLogger(),  # before all that read the rates from the logs
+            *([non_finite] if non_finite else []),
             self.guard,
             self.progress,
             self.metrics,
             TensorBoardLog(folder / "tensorboard", self.report),
-            # Where the loss shows it, the guard says in which step; and before the weights are saved.
-            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
+            self.finite_weights,  # before they are saved
             weights,
             *([self.wait] if self.wait else []),
         ]
@@ -242,9 +248,11 @@ class _RunFit:
         except Stopped as stop:
             stop.kept = self.weights.keep()
             raise
-        except FinetuneError:
-            self.weights.keep()
-            raise
+        except FinetuneError as error:
+            if self.non_finite and self.non_finite.stopped_at:
+                self.weights.limit(self.non_finite.stopped_at.step - 1)  # no later step was made
+            kept = self.weights.keep(newest=not self.finite_weights.failed)
+            raise type(error)(f"{error} {kept}") from error
         except Exception as error:
             raise TrainingError(
                 f"Training stopped with an error. {type(error).__name__}: {reason(error)}. {self.weights.keep()} "
@@ -268,6 +276,8 @@ class _RunFit:
         )
         if self.wait and self.data.features is None:
             batches = self.wait.timed(batches)
+        if self.non_finite:
+            self.non_finite.set_model(self.model)  # before a step is traced, which `share_calls` does
         clocks = [self.clock] if self.clock else []
         for clock in clocks:
             clock.begin_phase(self.data.features)

@@ -70,8 +70,9 @@ def compile_state(model: Any) -> tuple[Any, ...]:
     given a schedule in place of a number, also by a file that is loaded.
     """
     optimizer = unwrap(model.optimizer)
-    rates = optimizer.saved_state.compiled if isinstance(optimizer, GroupedOptimizer) else ()
-    return (model.optimizer, keras_private.compiled_loss(model), rates, *(id(v) for v in model.trainable_variables))
+    is_grouped = isinstance(optimizer, GroupedOptimizer)
+    traced = (optimizer.saved_state.compiled, optimizer.finite_gradients) if is_grouped else ()
+    return (model.optimizer, keras_private.compiled_loss(model), traced, *(id(v) for v in model.trainable_variables))
 
 
 def grouped_train_step(

@@ -320,6 +320,58 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert "old" not in Path("out/recipe.yaml").read_text()
 
 
+@pytest.fixture
+def one_bad_row(recipe, rows):
+    """The recipe, with a row among the training rows on which the gradients overflow."""
+    x, y = rows[0].astype("float32"), rows[1]
+    x[20] = 3e38
+    np.savez("bad.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return recipe, ["data.npz=bad.npz"]
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_the_weights_before_it(one_bad_row):
+    recipe, overrides = one_bad_row
+    with pytest.raises(TrainingError) as caught:
+        finetune.run(recipe, "out", overrides=[*overrides, "train.non_finite=stop"])
+    message = str(caught.value)
+    assert message.startswith("Gradients must be finite numbers. They were not in epoch 1, step ")
+    assert "(group `body`)" in message
+    assert "steps of epoch 1 are in `out/checkpoints/last.weights.h5`." in message or "No weights are saved." in message
+    assert not Path("out/model.keras").exists()
+
+
+def test_steps_that_are_left_out_are_counted_in_the_result_and_told(one_bad_row):
+    recipe, overrides = one_bad_row
+    told = StringIO()
+    result = finetune.run(
+        recipe, "out", overrides=[*overrides, "train.non_finite=skip"], console=Console(file=told, width=400)
+    )
+    assert result.skipped_steps == read_json(Path("out/result.json"))["skipped_steps"] == 2
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "2 of 8 steps were left out, since gradients were not finite; the first in epoch 1, step "
+    )
+    assert f"warning: {warning}" in told.getvalue()
+    assert np.isfinite([float(row["loss"]) for row in rows_of(Path("out/metrics.csv"))]).all()
+
+
+def test_weights_that_are_no_numbers_are_not_kept_in_place_of_those_that_were(recipe, monkeypatch):
+    from finetune.training import fit as fitting
+
+    class Breaks(fitting.LearningRateLogger):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.get_layer("bn").moving_mean.assign([np.nan] * 8)
+
+    monkeypatch.setattr(fitting, "LearningRateLogger", Breaks)
+    with pytest.raises(TrainingError) as caught:
+        finetune.run(recipe, "out")
+    assert str(caught.value).startswith(
+        "Every weight and every moving statistic must be a finite number. Since epoch 2"
+    )
+    assert str(caught.value).endswith(" The weights after epoch 1 are in `out/checkpoints/last.weights.h5`.")
+
+
 @pytest.mark.slow
 def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples(recipe):
     last_step = "train.epochs=1", "train.batch_size=60"

@@ -1,14 +1,12 @@
 import sys
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyarrow import parquet
 
 from finetune.data import arrow_csv, table_files
-from finetune.data.arrow_csv import arrow_numbers, read_plain_csv
+from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.table_files import MISSING, read_table
 from finetune.errors import DataError
 
@@ -167,33 +165,3 @@ def test_a_column_is_made_when_it_is_asked_for(tmp_path):
     assert table.columns._made == {}
     assert table.column("b") is table.column("b")
     assert list(table.columns._made) == ["b"]
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([1, None, 2**60 + 1], "int64"),
-        ([1, 2, 3], "uint8"),
-        ([0.1, None, float("nan")], "float64"),
-        ([0.1, 2.5, None], "float32"),
-        ([1.0, float("inf"), 2.0], "float64"),
-        ([None, None, None], "int64"),
-        ([True, False, None], "bool"),
-        (["1", " 2", "NA"], "string"),
-    ],
-)
-@pytest.mark.parametrize("missing", [MISSING, ["1"]])
-def test_columns_of_parquet_have_the_values_that_their_text_has(tmp_path, values, kind, missing):
-    column = pa.array(values, kind)
-    parquet.write_table(pa.table({"x": column}), tmp_path / "t.parquet")
-    direct = read_table(tmp_path / "t.parquet", missing).column("x")
-    through_text = table_files._column("x", column.to_pylist(), missing)
-    assert (direct.kind, direct.whole, direct.missing_words) == (
-        through_text.kind,
-        through_text.whole,
-        through_text.missing_words,
-    )
-    assert np.array_equal(direct.values, through_text.values, equal_nan=direct.kind == "number")
-    assert (arrow_numbers(pa.chunked_array([column]), missing) is None) == (
-        direct.kind == "text" or kind == "string" or missing == ["1"]
-    )
