@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.delimited_text import text_array
 from finetune.data.plain_bytes import look_at_bytes
 
 _HEAD = 2**18  # bytes that show which columns are numbers
@@ -40,7 +41,7 @@ class ArrowColumn:
 
 
 def read_plain_csv(
-    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str]
+    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], *, quotes: bool = True
 ) -> tuple[int, dict[str, ArrowColumn]] | None:
     """Reads a table whose every row is a line.
 
@@ -49,6 +50,7 @@ def read_plain_csv(
         delimiter: What is between two values, a single character.
         names: The names of the columns, all different.
         missing: Values that stand for none.
+        quotes: Whether values may be in double quotes; otherwise quotes are characters like others.
 
     Returns:
         The number of rows, and each column by its name; `None` where pyarrow is not installed, or another reader might
@@ -67,9 +69,9 @@ def read_plain_csv(
     direct = plain and not about.has_codes and not any(map(_is_number, missing))
     if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1)):
         return about.lines - 1, columns
-    if not plain and not _is_read_alike(bytes(data), delimiter):
+    if not plain and not _is_read_alike(bytes(data), delimiter, quotes):
         return None
-    table = _read(pa.py_buffer(data), delimiter, dict.fromkeys(range(len(names)), pa.string()))
+    table = _read(pa.py_buffer(data), delimiter, dict.fromkeys(range(len(names)), pa.string()), quotes)
     if table is None or table.num_rows != about.lines - 1:
         return None  # a quoted value goes over several lines, or a line is empty
     with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
@@ -84,15 +86,15 @@ def _is_number(word: str) -> bool:
         return False
 
 
-def _is_read_alike(data: bytes, delimiter: str) -> bool:
+def _is_read_alike(data: bytes, delimiter: str, quotes: bool) -> bool:
     """Whether both readers see the same cells in bytes with quotes, or with other ends of lines."""
     quoted = _QUOTED.replace(b"DELIMITER", re.escape(delimiter.encode()))
     odd = any(each in data for each in (_ODD if data.isascii() else (*_ODD, *_ODD_UTF8)))
     odd = odd or data.startswith((b"\n", b"\r\n")) or data.count(b"\r") != data.count(b"\r\n")
-    return not odd and not (b'"' in data and b'"' in re.sub(quoted, b"", data))
+    return not odd and not (quotes and b'"' in data and b'"' in re.sub(quoted, b"", data))
 
 
-def _read(buffer: Any, delimiter: str, types: dict[int, Any]) -> Any:
+def _read(buffer: Any, delimiter: str, types: dict[int, Any], quotes: bool = True) -> Any:
     """Returns an Arrow table whose columns are named by their places; `None` for a fault, which Python names."""
     import pyarrow as pa
     from pyarrow import csv
@@ -101,7 +103,8 @@ def _read(buffer: Any, delimiter: str, types: dict[int, Any]) -> Any:
         return csv.read_csv(
             buffer,
             csv.ReadOptions(column_names=[str(place) for place in types], skip_rows=1),
-            csv.ParseOptions(delimiter=delimiter),  # leaves out empty lines, and so their number differs
+            # Empty lines are left out, and so their number differs.
+            csv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False),
             csv.ConvertOptions(
                 column_types={str(place): kind for place, kind in types.items()},
                 null_values=[""],
@@ -170,7 +173,7 @@ def _texts(column: Any, missing: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     pc: Any = compute
     texts = pc.utf8_trim_whitespace(column)
     is_missing = pc.is_in(texts, missing)
-    return pc.if_else(is_missing, "", texts).to_numpy().astype(np.str_), _words(texts, is_missing)
+    return text_array(pc.if_else(is_missing, "", texts).to_pylist()), _words(texts, is_missing)
 
 
 def _words(texts: Any, is_missing: Any) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
+from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, did_you_mean, quote
@@ -85,11 +85,13 @@ class Table:
         columns: The columns by name, in their order.
         places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
             the row in files without lines.
+        warnings: What is probably not meant so.
     """
 
     path: Path
     columns: Mapping[str, Column]
     places: Places
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -141,15 +143,17 @@ class Table:
         def some(name: str) -> Column:
             return replace(self.columns[name], values=self.columns[name].values[rows])
 
-        return Table(self.path, Columns({name: partial(some, name) for name in self.columns}), self.places.select(rows))
+        columns = Columns({name: partial(some, name) for name in self.columns})
+        return Table(self.path, columns, self.places.select(rows), self.warnings)
 
 
-def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
+def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes: bool = True) -> Table:
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
         path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
         missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
+        quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
 
     Raises:
         DataError: The file cannot be read as such a table; with the line.
@@ -162,10 +166,11 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
             f"{did_you_mean(path.name, others)}"
         )
     ending = path.suffix.lower()
-    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing)):
+    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing, quotes)):
         return table
+    warnings: tuple[str, ...] = ()
     if ending in DELIMITERS:
-        columns, lines = _read_delimited(path, DELIMITERS[ending])
+        columns, lines, warnings = _read_delimited(path, DELIMITERS[ending], quotes)
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
     elif ending in ARROW:
@@ -176,7 +181,7 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None) -> Table:
     if not columns or not len(lines):
         raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
     made = {name: _column(name, values, missing) for name, values in columns.items()}
-    return Table(path, made, places_in(path.name, lines))
+    return Table(path, made, places_in(path.name, lines), warnings)
 
 
 def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
@@ -221,17 +226,18 @@ def join_tables(tables: Sequence[Table]) -> Table:
             return Column(name, parts[0].kind, values, all(part.whole for part in parts), words)
         return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
 
+    warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
     columns = Columns({name: partial(joined, name) for name in tables[0].columns})
-    return Table(tables[0].path, columns, join_places([table.places for table in tables]))
+    return Table(tables[0].path, columns, join_places([table.places for table in tables]), warnings)
 
 
-def _read_plain(path: Path, delimiter: str, missing: Sequence[str]) -> Table | None:
+def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
-    _, head = next(_csv_rows(path, delimiter), (1, []))
+    _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
     names = [name.strip() for name in head]
     if not all(names) or len(set(names)) != len(names):
         return None
-    read = read_plain_csv(path, delimiter, names, ("", *missing))
+    read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
     if not read or not read[0]:
         return None
     rows, arrow = read
@@ -246,9 +252,11 @@ def _read_plain(path: Path, delimiter: str, missing: Sequence[str]) -> Table | N
     return Table(path, columns, places_in(path.name, np.arange(2, rows + 2)))
 
 
-def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]], np.ndarray]:
+def _read_delimited(
+    path: Path, delimiter: str, quotes: bool
+) -> tuple[dict[str, Sequence[str]], np.ndarray, tuple[str, ...]]:
     rows, lines = [], []
-    for line, row in _csv_rows(path, delimiter):
+    for line, row in delimited_rows(path, delimiter, quotes=quotes):
         rows.append(row)
         lines.append(line)
     if not rows:
@@ -264,42 +272,22 @@ def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]
         if len(row) != len(names):
             raise DataError(
                 f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                f"{len(row)}. Put text that contains `{delimiter}` in double quotes."
+                f"{len(row)}. Put text that contains a {'tab' if delimiter == chr(9) else 'comma'} in double quotes."
             )
-    return dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False)), np.array(lines[1:], np.int64)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-        except UnicodeDecodeError as error:
-            line = path.read_bytes()[: error.start].count(b"\n") + 1
-            raise _not_utf8(path, line) from error
-        except csv.Error as error:
-            raise DataError(
-                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}."
-                " Text with a quote in it is written in quotes, and the quote twice."
-            ) from error
-
-
-def _not_utf8(path: Path, line: int) -> DataError:
-    return DataError(
-        f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
-    )
+    warnings = swallowed_rows(path, delimiter, rows[1:], lines[1:], len(names)) if quotes else ()
+    columns: dict[str, Sequence[str]] = dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False))
+    return columns, np.array(lines[1:], np.int64), warnings
 
 
 def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
     rows, lines = [], []
+    check_text(path)
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, line) from error
+                raise not_utf8(path) from error
             if not text.strip():
                 continue
             try:
@@ -326,7 +314,7 @@ def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     present = [text for text in texts if text]
     numbers = _numbers(present) if present else None
     if numbers is None:
-        return Column(name, "text", np.array(texts, dtype=np.str_), missing_words=words)
+        return Column(name, "text", text_array(texts), missing_words=words)
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())

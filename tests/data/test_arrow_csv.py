@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 def both(path):
     """Returns the table as pyarrow reads it, and as Python's own reader does; `None` for a refusal."""
     tables = []
-    for plain in (read_plain_csv, lambda *_: None):
+    for plain in (read_plain_csv, lambda *_, **__: None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(table_files, "read_plain_csv", plain)
             try:
