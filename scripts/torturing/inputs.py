@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import struct
 import time
 from pathlib import Path
@@ -27,8 +28,11 @@ def a_small_file_that_asks_for_gigabytes_gets_none(folder: Path, name: str) -> N
 NAMES = ["\x1b[31mred", "\x1b]0;title\x07", "a\rb", "a\nerror: forged", "a\x9b2J", "a\u202ename", "\u2066a"]
 
 
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def _obeyed(text: str) -> list[str]:
-    return [c for c in text if (c < " " and c != "\n") or "\x7f" <= c <= "\x9f" or "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"]  # fmt: skip
+    return _CONTROLS.findall(text)
 
 
 @check("names", NAMES)
@@ -44,11 +48,7 @@ def names_in_weights_are_shown_escaped(folder: Path, name: str) -> None:
     assert not _obeyed(said), said
 
 
-@check("names", NAMES)
-def names_of_classes_and_files_are_escaped_wherever_they_are_written(folder: Path, name: str) -> None:
-    tiny(folder)
-    (folder / "names.json").write_text(json.dumps([name, "b"]))
-    python(folder, """
+_PHOTOS = """
 import json, keras, numpy as np
 from pathlib import Path
 from PIL import Image
@@ -60,7 +60,14 @@ for number, kind in enumerate(json.loads(Path("names.json").read_text())):
 image = keras.Input((8, 8, 3))
 pooled = keras.layers.GlobalAveragePooling2D()(image)
 keras.Model(image, keras.layers.Dense(2, activation="softmax", name="head")(pooled)).save("net.keras")
-""")  # fmt: skip
+"""
+
+
+@check("names", NAMES)
+def names_of_classes_and_files_are_escaped_wherever_they_are_written(folder: Path, name: str) -> None:
+    tiny(folder)
+    (folder / "names.json").write_text(json.dumps([name, "b"]))
+    python(folder, _PHOTOS)
     (folder / "r.yaml").write_text("""model: {keras_file: net.keras}
 data: {images: photos, split: {test: 0.3}}
 groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 1.0e-3}]
@@ -75,6 +82,7 @@ train: {epochs: 1, batch_size: 4, loss: sparse_categorical_crossentropy}
     assert "\nerror: forged" not in said
 
 
+_SCHEDULE = "{schedule: exponential_decay, initial: 1e-3, decay_epochs: 5, decay_rate: 1e300}"
 INTERNAL: list[list[str]] = [
     ["check", "r.yaml", "--set", f'train.epochs="{"9" * 5000}"'],
     ["inspect", "/proc/self/mem"],
@@ -87,12 +95,7 @@ INTERNAL: list[list[str]] = [
     ["plan", "r.yaml", "--set", "train.epochs=1000000000000000000"],
     ["plan", "r.yaml", "--set", "seed=99999999999999999999"],
     ["plan", "r.yaml", "--set", "model.head={classes: 1000000000000}"],
-    [
-        "plan",
-        "r.yaml",
-        "--set",
-        "groups.head.learning_rate={schedule: exponential_decay, initial: 1e-3, decay_epochs: 5, decay_rate: 1e300}",
-    ],  # fmt: skip
+    ["plan", "r.yaml", "--set", f"groups.head.learning_rate={_SCHEDULE}"],
     ["lr-range", "r.yaml", "--steps", "1000000000000"],
     ["lr-range", "r.yaml", "--start", "nan"],
     ["data", "r.yaml", "--sheet", "/proc/none/s.png"],
@@ -108,7 +111,11 @@ def no_input_is_an_error_of_ours(folder: Path, number: int) -> None:
     finetune(folder, *INTERNAL[number], codes=(0, 1, 2))
 
 
-_PIECES = ["", "~", "[]", "{}", "[[]]", "-1", "0", "1e400", "nan", "'", '"', "*a", "&a", "!!python/object:os.system", "\t", "\0", "9" * 400, "true", "a: b", "<<: 1", "\u202e", "- -", "?", "%", "@", "{", "]", "|", ">", "#", "1_0", ".inf", "''", "../../x", "/dev/null", "x" * 5000]  # fmt: skip
+_PIECES = [
+    *("", "~", "[]", "{}", "[[]]", "-1", "0", "1e400", "nan", "'", '"', "*a", "&a", "!!python/object:os.system"),
+    *("\t", "\0", "9" * 400, "true", "a: b", "<<: 1", "\u202e", "- -", "?", "%", "@", "{", "]", "|", ">", "#"),
+    *("1_0", ".inf", "''", "../../x", "/dev/null", "x" * 5000),
+]
 
 
 def mutated(text: str, generator: random.Random) -> str:

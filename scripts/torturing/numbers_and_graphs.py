@@ -29,13 +29,19 @@ def a_weight_that_is_no_number_never_reaches_the_saved_model(folder: Path, varia
     assert not (folder / "out" / "model.keras").exists()
 
 
+_ALL_FINITE = """
+import keras, numpy as np
+for weight in keras.models.load_model("out/model.keras").weights:
+    assert np.isfinite(weight.numpy()).all(), weight.path
+"""
+
+
 @check("numbers", ["groups.head.learning_rate=1e30", "groups.head.optimizer={name: adamw, weight_decay: 1e30}"])
 def settings_that_end_in_no_numbers_fail_the_run(folder: Path, setting: str) -> None:
     tiny(folder)
     said = finetune(folder, "run", "r.yaml", "--out", "out", "--set", setting, codes=(0, 1, 2))
     if (folder / "out" / "model.keras").exists():
-        python(folder, "import keras, numpy as np\n"
-               "for w in keras.models.load_model('out/model.keras').weights: assert np.isfinite(w.numpy()).all(), w.path")  # fmt: skip
+        python(folder, _ALL_FINITE)
         assert "warning: " in said
 
 
