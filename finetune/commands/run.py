@@ -21,7 +21,9 @@ from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
 from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
+from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.losses import by_output
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_room,
@@ -34,6 +36,7 @@ from finetune.results.tables import plan_text
 from finetune.training.callbacks import LastWeights
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
+from finetune.training.divergence import divergence, loss_of_guess
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
@@ -45,8 +48,6 @@ from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
-
-_DIVERGED = 10  # how many times the test loss may be that before training
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def _run(
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
+            located(layout.recipe, "data"),
             unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
@@ -205,9 +207,9 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        divergence = _divergence(metrics_before["loss"], metrics["loss"])
+        diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, divergence)))
+        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -256,14 +258,10 @@ def _evaluate(layout: Layout) -> dict[str, float]:
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
-def _divergence(before: float, after: float) -> str:
-    """Returns a sentence where training has made the test loss far larger, although every number is finite."""
-    if not 0 < _DIVERGED * before < after:
-        return ""
-    return (
-        f"the test loss is {after:.3g} after training and was {before:.3g} before: training has diverged. Lower the "
-        "learning rates, or set `train.global_clipnorm: 1.0`"
-    )
+def _loss_of_guess(layout: Layout) -> float | None:
+    losses, shape = by_output(layout.recipe.train.loss), layout.model.output_shape
+    is_single = list(losses) == [""] and isinstance(shape, tuple)
+    return loss_of_guess(losses[""].name, shape[-1]) if is_single else None
 
 
 def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
