@@ -54,10 +54,30 @@ _EXTRAS: tuple[dict[str, Any], ...] = (
     {"restore": {"from": "weights.npz"}},
     {"restore": {"from": "tiny.keras", "verify": "reference.npz"}},
     {"phases": "gradual_unfreezing", "train": {"epochs": 3}},
-    {"phases": [{"train": ["head"], "epochs": 1}, {"train": "all", "epochs": 1}]},
+    {"phases": [{"train": ["head"], "epochs": 1}, {"train": "all", "epochs": 1}], "train": {"epochs": None}},
     {"groups": {"by": "layer", "peak": 1e-3, "decay": 2.6, "optimizer": "adam"}},
     {"train": {"loss": "auto", "validation_fraction": 0.2}},
 )
+_FILES = (
+    "tiny.keras",
+    "pixels.keras",
+    "sound.keras",
+    "tiny.weights.h5",
+    "weights.npz",
+    "rows.npz",
+    "reference.npz",
+    "photos",
+)
+_LIKELY: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("keras_file", "from", "npz", "verify"), _FILES),
+    **dict.fromkeys(("table", "target", "inputs"), ("rows.csv", "rows.jsonl", "label", "a", ["a", "b"], "file")),
+    **dict.fromkeys(("loss", "metrics"), ("mse", "auto", "binary_crossentropy", "huber", "accuracy", "auc", "recall")),
+    **dict.fromkeys(("exclude", "prefixes", "train"), (["head"], ["body", "bn"], "all", ["stem/kernel"], ["x"], [])),
+    "seed": (0, 1, 2**32 - 1),
+    "schedule": ("exponential_decay", "cosine_decay", "one_cycle", "slanted_triangular", "piecewise_constant"),
+    "batch_size": (1, 2, 7, 1000),
+    "epochs": (1, 2),
+}
 _ODD: tuple[Any, ...] = (
     *(
         None,
@@ -158,7 +178,8 @@ def make_case(seed: int, number: int, commands: tuple[str, ...] = COMMANDS) -> C
     """
     draw = random.Random(f"{seed}:{number}")
     command = draw.choice(commands)
-    recipe = _merged(_merged(_BASE, draw.choice(_SOURCES)), draw.choice(_EXTRAS))
+    source, extra = draw.choice(_SOURCES), draw.choice(_EXTRAS)
+    recipe = _merged(_merged(_BASE, source), extra if "model" not in source or "restore" not in extra else {})
     files = _changed_files(draw) if draw.random() < 0.3 else {}
     times = 0 if files and draw.random() < 0.7 else draw.choice([1, 1, 1, 2, 3])
     is_deep = draw.random() < 0.6
@@ -229,6 +250,8 @@ def _value(draw: random.Random, path: tuple[Any, ...]) -> Any:
     kind = draw.random()
     if kind < 0.4 and _VALUES.get(key):
         return yaml.safe_load(draw.choice(_VALUES[key]))
+    if kind < 0.8 and key in _LIKELY:
+        return draw.choice(_LIKELY[key])
     if kind < 0.5 and key in ("optimizer", "name"):
         return draw.choice([*OPTIMIZERS, "adafactor", {"name": "adam", "beta_1": draw.choice(_ODD)}])
     if kind < 0.65:
@@ -420,7 +443,7 @@ def make_pristine(folder: Path) -> None:
     x, y = rng.normal(size=(60, 6)).astype("float32"), rng.integers(0, 3, 60)
     np.save(folder / "inputs.npy", x[:4])
     np.savez(folder / "rows.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
-    np.savez(folder / "reference.npz", inputs=x[:4], outputs=np.asarray(tiny(x[:4])))
+    np.savez(folder / "reference.npz", input=x[:4], output=np.asarray(tiny(x[:4])))
     rows = [{**dict(zip("abcdef", map(float, row), strict=True)), "label": int(c)} for row, c in zip(x, y, strict=True)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     text = ["a,b,c,d,e,f,label", *(",".join(map(str, row.values())) for row in rows)]
