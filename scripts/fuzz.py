@@ -114,12 +114,15 @@ def _work(seed: int, first: int, last: int, step: int, commands: Sequence[str], 
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    parent = os.getppid()
     with (out / "log.jsonl").open("a") as log:
         numbers = range(first, last, step)
         (out / "begun").write_text(str(first))
         for record in run_here(seed, numbers, commands, out / "pristine"):
             print(json.dumps(record), file=log, flush=True)
             (out / "begun").write_text(str(record["number"] + step))
+            if os.getppid() != parent:
+                return  # it was stopped, and so is this
 
 
 def _read(out: Path) -> list[dict[str, Any]]:
