@@ -15,6 +15,7 @@ from finetune.build.data import RunLength, steps_per_epoch
 from finetune.build.groups import build_groups, group_specs, with_frozen, with_normalization
 from finetune.build.model import build_model_and_examples, keys_of_width, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
+from finetune.build.padding import with_padding
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
 from finetune.build.source_keys import loss_names
@@ -166,12 +167,14 @@ def _lay_out(
     with placed(recipe, "model"):
         check_gradients(model)
     with placed(recipe, "data"), unreadable_rows_named(examples):
+        examples, notes_on_padding = with_padding(recipe, model, examples)
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
     with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
     on_targets = _advice_on_targets(recipe, model, examples, trial)
-    plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes, *on_targets))
+    notes = (*notes, *on_targets, *examples.source.get("warnings", ()), *notes_on_padding)
+    plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
     names_strategy = recipe.phases is not None and not isinstance(recipe.phases, tuple)

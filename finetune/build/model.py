@@ -23,13 +23,18 @@ from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import placed, resolve_path, resolve_place
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
+from finetune.training.try_examples import explained
 
 
 @located_at("model")
-def build_network(recipe: Recipe) -> keras.Model:
+def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     """Builds or loads the network of a recipe, without the head that the recipe may add.
 
     A network from a builder has fresh weights; from any other source it has the weights of that source.
+
+    Args:
+        recipe: The recipe.
+        waits: Whether the network of a builder may have no weights yet, until `build_for` knows the rows.
 
     Raises:
         FinetuneError: The source cannot be loaded, or does not take the arguments of the recipe. The message begins
@@ -57,9 +62,34 @@ def build_network(recipe: Recipe) -> keras.Model:
     if source.preset:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
+            pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
+            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
     assert source.builder  # the schema requires exactly one source
-    return check_model(call_builder(source.builder, source.arguments), source.builder)
+    with placed(recipe, "model", "builder"):
+        network = call_builder(source.builder, source.arguments)
+    return network if waits and isinstance(network, keras.Model) else check_model(network, source.builder)
+
+
+def build_for(recipe: Recipe, network: keras.Model, examples: Examples) -> None:
+    """Makes the weights of a network that waits for the shape of its first rows, as `fit` does.
+
+    Args:
+        recipe: The recipe.
+        network: The network, which nothing happens to if it has its weights.
+        examples: The examples.
+
+    Raises:
+        FinetuneError: The network cannot be built for such rows.
+    """
+    if network.built:
+        return
+    x, _ = examples.train.first(1)
+    rows = keras.tree.map_structure(lambda part: keras.Input(part.shape[1:], dtype=part.dtype.name), x)
+    shapes = keras.tree.map_structure(lambda part: f"{tuple(part.shape[1:])} of {part.dtype.name}", x)
+    advice = f"A row of the data is {shapes}. Change the data or the model."
+    with placed(recipe, "model", "builder"), explained(DataError, "A network takes the rows of the data.", advice):
+        network(rows)
+        check_model(network, str(recipe.model.builder))
 
 
 @located_at("model", "head")
@@ -142,8 +172,9 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     Raises:
         FinetuneError: As `build_network`, `build_examples`, `with_chosen_losses` and `with_head`.
     """
-    network = build_network(recipe)
+    network = build_network(recipe, waits=True)
     examples = build_examples(recipe, network)
+    build_for(recipe, network, examples)
     chosen = with_chosen_losses(recipe, network, examples)
     model = with_head(chosen.recipe, network, chosen.examples)
     return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from finetune.build.data import build_examples, precision
-from finetune.build.model import build_network
+from finetune.build.model import build_for, build_network
 from finetune.build.objectives import with_chosen_losses
 from finetune.build.source_keys import loss_names, output_widths
 from finetune.data.columns import VectorWidthError
@@ -51,9 +51,11 @@ def show_data(
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
-        network = build_network(loaded)
+        network = build_network(loaded, waits=True)
         with _columns_shown(console):
-            chosen = with_chosen_losses(loaded, network, build_examples(loaded, network))
+            examples = build_examples(loaded, network)
+        build_for(loaded, network, examples)
+        chosen = with_chosen_losses(loaded, network, examples)
     examples = chosen.examples
     losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
     described = describe(examples, losses)

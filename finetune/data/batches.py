@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune.data.augmentation import Augmentation
-from finetune.data.rows import count_rows, rows_of, take
+from finetune.data.rows import count_rows, rows_of, take_batch
 from finetune.errors import DataError
 
 _ORDERED_AT_ONCE = 2**20  # rows
@@ -92,7 +92,7 @@ def training_batches(
 
         def batch(step: Any) -> tuple[Any, ...]:
             indices = chosen(step)
-            return take(inputs, indices + offset), *take(others, indices)
+            return take_batch(inputs, indices + offset), *take_batch(others, indices)
 
         return numbers.map(batch)
 
@@ -200,7 +200,7 @@ def _made_by_row(
 
     def batch(step: Any, chosen: Any, *made: Any) -> Any:
         ready = iter(made)
-        parts = [next(ready) if place in alone else array.take(chosen) for place, array in enumerate(flat)]
+        parts = [next(ready) if place in alone else take_batch(array, chosen) for place, array in enumerate(flat)]
         data = tf.nest.pack_sequence_as(arrays, parts)
         return augmentation.batch(data, epoch, step) if augmentation else data
 
@@ -259,11 +259,13 @@ def measurement_batches(
     order = tf.data.Dataset.range(rows).shuffle(rows, seed=seed)
     batches = order.batch(min(batch_size, rows), drop_remainder=True)
     if augmentation is None:
-        return batches.map(lambda chosen: (take(inputs, chosen), *take(others, chosen)))
+        return batches.map(lambda chosen: (take_batch(inputs, chosen), *take_batch(others, chosen)))
     # In place of the epoch and the step: a number that no other batch has.
     numbers = tf.data.Dataset.random(seed=seed % 2**63, rerandomize_each_iteration=True)
     return tf.data.Dataset.zip((batches, numbers)).map(
-        lambda chosen, number: augmentation.rows((take(inputs, chosen), *take(others, chosen)), number, chosen, 0)
+        lambda chosen, number: augmentation.rows(
+            (take_batch(inputs, chosen), *take_batch(others, chosen)), number, chosen, 0
+        )
     )
 
 

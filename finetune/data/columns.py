@@ -5,7 +5,6 @@ data beside the arrays.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +12,6 @@ import numpy as np
 
 from finetune.data.table_files import Column
 from finetune.errors import DataError, quote
-from finetune.machine_failures import raise_machine_failure
 
 _to_array: Any = keras.ops.convert_to_numpy
 
@@ -135,57 +133,3 @@ def _is_number(text: str) -> bool:
         return bool(np.isfinite(float(text)))
     except ValueError:
         return False
-
-
-def token_ids(
-    texts: Sequence[str], tokenizer: str | Path, length: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Turns texts into token ids.
-
-    Args:
-        texts: The texts.
-        tokenizer: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
-        length: Tokens of each row; longer texts are cut, shorter ones are filled up with 0.
-
-    Returns:
-        Int32 ids and a mask that is 1 where there are tokens, both of shape `(rows, length)`; and what was done.
-
-    Raises:
-        DataError: The tokenizer cannot be read, or the package `tokenizers` is missing.
-    """
-    path = Path(tokenizer)
-    if not path.is_file():
-        raise DataError(f"The tokenizer `{path}` does not exist. Name a `tokenizer.json` or a `vocab.txt`.")
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise DataError(
-            "Text becomes token ids by the package `tokenizers`, which is not installed. Install it: "
-            "`pip install 'discriminative-finetune[text]'`."
-        ) from error
-    try:
-        if path.suffix == ".txt":
-            from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-
-            encoder: Any = BertWordPieceTokenizer(str(path), lowercase=True)
-        else:
-            encoder = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain `Exception`
-        raise_machine_failure(error, f"Reading `{path}`")
-        raise DataError(f"`{path}` must be a `tokenizer.json` or a `vocab.txt`. Reading it failed: {error}.") from error
-    encoder.no_padding()
-    ids, mask, cut, longest = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32), 0, 0
-    encoder.enable_truncation(length)
-    for row, encoding in enumerate(encoder.encode_batch([str(text) for text in texts])):
-        tokens = encoding.ids
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        cut += bool(encoding.overflowing)
-        longest = max(longest, len(tokens))
-    about = {
-        "tokenizer": str(path),
-        "length": length,
-        "cut": cut,
-        "longest": longest,
-        "vocabulary": encoder.get_vocab_size(),
-    }
-    return ids, mask, about

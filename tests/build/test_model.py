@@ -10,7 +10,10 @@ import tensorflow as tf
 
 import finetune
 from finetune import layer_tree
-from finetune.errors import FinetuneError
+from finetune.build.model import build_for
+from finetune.data.examples import Examples
+from finetune.errors import FinetuneError, RecipeError
+from finetune.recipe.loader import load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -184,6 +187,27 @@ def test_a_head_of_classes_has_no_scale_of_targets(write, tiny_files):
         error.value
     )
     assert "It ends in `softmax`. Remove `standardize`, or take a loss of numbers" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_network_that_waits_for_its_first_rows_is_built_for_them(dtype, recipe):
+    loaded = load_recipe(recipe)
+    first = keras.layers.Dense(3) if dtype == "float32" else keras.layers.Embedding(9, 3)
+    x, network = np.ones((6, 5), dtype), keras.Sequential([first, keras.layers.Dense(2)])
+    build_for(loaded, network, Examples(x, x[:, 0], x, x[:, 0]))
+    assert network.input_shape == (None, 5)
+    assert network(x).shape[-1] == 2
+
+
+def test_a_network_that_cannot_take_the_rows_is_refused_with_its_place(recipe):
+    loaded = load_recipe(recipe, overrides=["model={builder: 'finetune.examples.networks:mlp'}"])
+    x, network = np.ones((6, 5), "float32"), keras.Sequential([keras.layers.Conv2D(3, 2)])
+    with pytest.raises(RecipeError) as error:
+        build_for(loaded, network, Examples(x, x[:, 0], x, x[:, 0]))
+    assert str(error.value).startswith(
+        "--set model: `model.builder`: A network takes the rows of the data. ValueError: "
+    )
+    assert str(error.value).endswith("A row of the data is (5,) of float32. Change the data or the model.")
 
 
 # -- Bad input --------------------------------------------------------------------------------------------------------

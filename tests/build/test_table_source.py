@@ -85,15 +85,18 @@ def test_a_column_of_text_becomes_token_ids(people):
     network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(4, 2)])
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
     examples = table_of(people, network, *keys)
-    assert examples.x_train[:, 0].tolist() == (examples.y_train + 1).tolist()
-    assert examples.x_train[:, 1:].max() == 0
+    ids = examples.train.first(99)[0].numpy()
+    assert ids[:, 0].tolist() == (examples.y_train + 1).tolist()
+    assert ids[:, 1:].max() == 0
     assert examples.source["inputs"][""]["text"]["length"] == 3
 
 
 def test_a_tokenizer_of_another_network_is_refused(people):
     network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(3, 2)])
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
-    with pytest.raises(RecipeError, match=r"of which the largest has 3\. `tokenizer\.json` gives ids up to 3"):
+    with pytest.raises(
+        RecipeError, match=r"`data.tokenizer.file`: .*which has 3\. `tokenizer\.json` gives ids up to 3"
+    ):
         table_of(people, network, *keys)
 
 
@@ -103,7 +106,7 @@ def test_a_network_of_token_ids_and_a_mask_gets_both_from_the_text(people):
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
     examples = table_of(people, network, *keys)
     assert list(examples.x_train) == ["token_ids", "padding_mask"]
-    assert examples.x_train["padding_mask"].tolist() == [[1, 0, 0]] * 10
+    assert examples.train.first(99)[0]["padding_mask"].numpy().tolist() == [[1, 0, 0]] * 10
     assert "token_ids" in examples.source["inputs"]
 
 
