@@ -19,7 +19,8 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.text import Node
 from finetune.recipe.yaml_tree import follow
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def located_at(
