@@ -282,6 +282,20 @@ def is_recorded(tensors: Sequence[Any]) -> bool:
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 
+def model_that_is_loaded() -> keras.Model | None:
+    """Returns the model that Keras compiles as it was when it was saved, pickled or copied, while it does so.
+
+    Keras makes an optimizer from its config without the model. So this looks among the calls that are under way, by
+    Python's `sys._getframe`, for `Trainer.compile_from_config`, which is called for nothing else.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is keras.Model.compile_from_config.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
 def step_counter(optimizer: keras.optimizers.Optimizer) -> Any:
     """Returns the variable that counts the calls of `apply`: `Optimizer._iterations`.
 

@@ -274,6 +274,30 @@ def is_recorded():
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
 
 
+@checks(private.model_that_is_loaded)
+def model_that_is_loaded():
+    seen = []
+
+    @keras.saving.register_keras_serializable("contract")
+    class Watcher(keras.optimizers.SGD):
+        @classmethod
+        def from_config(cls, config, custom_objects=None):
+            seen.append(private.model_that_is_loaded())
+            return super().from_config(config, custom_objects)
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(Watcher(), "mse")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        loaded = keras.models.load_model(f"{folder}/model.keras")
+    copy = keras.models.clone_model(model)
+    Watcher.from_config(model.optimizer.get_config())
+    assert seen[0] is loaded
+    assert seen[1] is copy
+    assert seen[2] is None
+    assert private.model_that_is_loaded() is None
+
+
 @checks(private.step_counter)
 def step_counter():
     optimizer, (v,) = built(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
