@@ -134,6 +134,9 @@ def lr_range(
     steps: Annotated[int, typer.Option(help="Number of steps from `--start` to `--end`.")] = 100,
     repeats: Annotated[int, typer.Option(help="Number of sweeps, each on different batches; their mean is used.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder to write the curve to, as JSON, PNG and SVG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the curve in `--out`; other files there are kept.")
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write the suggested rates into the recipe. Comments are kept.")
     ] = False,
@@ -141,14 +144,21 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
-    _start(recipe, overrides, allow_code)
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = _console()
     result = measure(
-        recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console
+        recipe,
+        settings,
+        out=out,
+        overwrite=overwrite,
+        write=write,
+        overrides=overrides,
+        allow_code=allow_code,
+        console=console,
     )
     if not result.learning_rates:
         raise typer.Exit(1)
