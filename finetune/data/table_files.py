@@ -5,8 +5,9 @@ Readers give text, and what is a number is decided here, so that the same table 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
+from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
@@ -51,6 +53,29 @@ class Column:
         return np.array(["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(float(v)) for v in self.values])
 
 
+class Columns(Mapping[str, Column]):
+    """Columns by name, each of which is made when it is first asked for: a run reads a few of many.
+
+    Args:
+        makers: What makes each column, by its name.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Column]]):
+        self._makers = makers
+        self._made: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A table in memory.
@@ -64,12 +89,12 @@ class Table:
     """
 
     path: Path
-    columns: dict[str, Column]
-    places: list[tuple[str, int]]
+    columns: Mapping[str, Column]
+    places: Places
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())).values)
+        return len(self.places)
 
     def column(self, name: str) -> Column:
         """Returns a column.
@@ -112,8 +137,14 @@ class Table:
 
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
-        columns = {name: replace(column, values=column.values[rows]) for name, column in self.columns.items()}
-        return Table(self.path, columns, [self.places[row] for row in rows], self.warnings)
+        if len(rows) == len(self) and (rows == np.arange(len(rows))).all():
+            return self
+
+        def some(name: str) -> Column:
+            return replace(self.columns[name], values=self.columns[name].values[rows])
+
+        columns = Columns({name: partial(some, name) for name in self.columns})
+        return Table(self.path, columns, self.places.select(rows), self.warnings)
 
 
 def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes: bool = True) -> Table:
@@ -143,14 +174,14 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
     elif ending in ARROW:
-        columns, lines = read_columnar(path), None
+        columns = read_columnar(path)
+        lines = np.arange(1, len(next(iter(columns.values()), ())) + 1)
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
-    if not columns or not len(next(iter(columns.values()))):
+    if not columns or not len(lines):
         raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
-    numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
-    places = [(path.name, number) for number in numbers]
-    return Table(path, {name: _column(name, values, missing) for name, values in columns.items()}, places, warnings)
+    made = {name: _column(name, values, missing) for name, values in columns.items()}
+    return Table(path, made, places_in(path.name, lines), warnings)
 
 
 def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
@@ -171,7 +202,7 @@ def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: S
             f"Columns of a table have the same number of rows, and at least a row. Those of `{name}` have "
             f"{', '.join(f'`{key}` {length}' for key, length in list(lengths.items())[:5]) or 'none'}."
         )
-    places = [(name, number) for number in range(1, max(lengths.values()) + 1)]
+    places = places_in(name, np.arange(1, max(lengths.values()) + 1))
     return Table(Path(name), {key: _column(key, values, missing) for key, values in columns.items()}, places)
 
 
@@ -181,17 +212,23 @@ def join_tables(tables: Sequence[Table]) -> Table:
     Raises:
         DataError: A table lacks a column of the first.
     """
-    columns = {}
-    for name, column in tables[0].columns.items():
+    if len(tables) == 1:
+        return tables[0]
+    for name, table in ((name, table) for name in tables[0].columns for table in tables):
+        if name not in table.columns:
+            table.column(name)  # raises
+
+    def joined(name: str) -> Column:
         parts = [table.column(name) for table in tables]
         words = tuple(sorted({word for part in parts for word in part.missing_words}))
         if len({part.kind for part in parts}) == 1:
             values = np.concatenate([part.values for part in parts])
-            columns[name] = Column(name, column.kind, values, all(part.whole for part in parts), words)
-        else:
-            columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
+            return Column(name, parts[0].kind, values, all(part.whole for part in parts), words)
+        return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
+
     warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
-    return Table(tables[0].path, columns, [place for table in tables for place in table.places], warnings)
+    columns = Columns({name: partial(joined, name) for name in tables[0].columns})
+    return Table(tables[0].path, columns, join_places([table.places for table in tables]), warnings)
 
 
 def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
@@ -200,22 +237,24 @@ def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool
     names = [name.strip() for name in head]
     if not all(names) or len(set(names)) != len(names):
         return None
-    arrays = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
-    rows = len(next(iter(arrays.values()))[0]) if arrays else 0
-    if not arrays or not rows:
+    read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
+    if not read or not read[0]:
         return None
-    columns = {
-        name: Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
-        if is_number
-        else Column(name, "text", values, missing_words=words)
-        for name, (values, is_number, words) in arrays.items()
-    }
-    return Table(path, columns, [(path.name, line) for line in range(2, rows + 2)])
+    rows, arrow = read
+
+    def made(name: str) -> Column:
+        values, words = arrow[name].make()
+        if not arrow[name].is_number:
+            return Column(name, "text", values, missing_words=words)
+        return Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
+
+    columns = Columns({name: partial(made, name) for name in names})
+    return Table(path, columns, places_in(path.name, np.arange(2, rows + 2)))
 
 
 def _read_delimited(
     path: Path, delimiter: str, quotes: bool
-) -> tuple[dict[str, Sequence[str]], np.ndarray | None, tuple[str, ...]]:
+) -> tuple[dict[str, Sequence[str]], np.ndarray, tuple[str, ...]]:
     rows, lines = [], []
     for line, row in delimited_rows(path, delimiter, quotes=quotes):
         rows.append(row)
@@ -253,7 +292,7 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
             if not isinstance(row, dict):
                 raise DataError(

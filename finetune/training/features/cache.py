@@ -182,12 +182,14 @@ class _Work:
         if missing:
             extra = [number for number in afterwards if not self.store.has(keys[number])]
             run, values, masks = self._probe(steps, missing + extra)
-            place, reason = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
+            place, reason = choose_place(
+                self._nbytes(missing, values, masks), mode, self.store.folder, memory, self.store.reserve
+            )
             if place == "off":
                 raise _OffError(reason)
             # Features of later phases are a bonus: they may not push those of this phase to the disk.
             nbytes = self._nbytes(missing + extra, values, masks)
-            if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
+            if choose_place(nbytes, mode, self.store.folder, memory, self.store.reserve)[0] == place:
                 missing += extra
             elif extra:  # they do not fit: compile again, without them
                 run = _compiled(Front(self.cut, missing, steps), self.batches.element_spec)
