@@ -266,9 +266,9 @@ def _evaluate(layout: Layout) -> dict[str, float]:
 
 
 def _loss_of_guess(layout: Layout) -> float | None:
-    losses, shape = by_output(layout.recipe.train.loss), getattr(layout.model, "output_shape", None)
-    is_single = list(losses) == [""] and isinstance(shape, tuple)
-    return loss_of_guess(losses[""].name, shape[-1]) if is_single else None
+    losses, shape = by_output(layout.recipe.train.loss), getattr(layout.model, "output_shape", ())
+    is_single = list(losses) == [""] and isinstance(shape, tuple)  # a class of the user's own may not say its shape
+    return loss_of_guess(losses[""].name, next(iter(shape[::-1]), None)) if is_single else None
 
 
 def print_class_results(classes: Mapping[str, Any], output: str, console: Console) -> None:
