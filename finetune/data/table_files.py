@@ -292,7 +292,7 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
             if not isinstance(row, dict):
                 raise DataError(

@@ -190,3 +190,10 @@ def test_an_open_quote_is_named_with_its_line(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n1,2\n"3"x,4\n')
     with pytest.raises(DataError, match=r"Reading `t\.csv:3` failed: .*the quote twice"):
         read_table(tmp_path / "t.csv")
+
+
+def test_json_that_is_nested_too_deep_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1, "label": 1}\n{"a": ' + "[" * 100_000 + "]" * 100_000 + ', "label": 1}\n')
+    with pytest.raises(DataError, match=r"Every line must be JSON. `t.jsonl:2` is not: maximum recursion depth"):
+        read_table(path)
