@@ -67,6 +67,7 @@ def run(
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
     _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
+    from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
 
     console = _console()
@@ -83,6 +84,8 @@ def run(
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
     if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
         console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
     if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:
@@ -131,6 +134,9 @@ def lr_range(
     steps: Annotated[int, typer.Option(help="Number of steps from `--start` to `--end`.")] = 100,
     repeats: Annotated[int, typer.Option(help="Number of sweeps, each on different batches; their mean is used.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder to write the curve to, as JSON, PNG and SVG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the curve in `--out`; other files there are kept.")
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write the suggested rates into the recipe. Comments are kept.")
     ] = False,
@@ -138,14 +144,21 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
-    _start(recipe, overrides, allow_code)
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = _console()
     result = measure(
-        recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console
+        recipe,
+        settings,
+        out=out,
+        overwrite=overwrite,
+        write=write,
+        overrides=overrides,
+        allow_code=allow_code,
+        console=console,
     )
     if not result.learning_rates:
         raise typer.Exit(1)

@@ -41,7 +41,10 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     source = recipe.data
     others = {"test": source.test_table, "validation": source.validation_table}
     files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
-    tables = {name: read_table(resolve_path(recipe, path), source.missing) for name, path in files.items()}
+    tables = {
+        name: read_table(resolve_path(recipe, path), source.missing, quotes=source.quotes)
+        for name, path in files.items()
+    }
     return examples_of_tables(recipe, tables, network)
 
 
@@ -81,7 +84,7 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     splits = {name: rows_of.select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "inputs": columns}
     about |= {"target": targets[""].about if is_single else named}
-    about |= {"warnings": warnings} if (warnings := text_warnings(columns)) else {}
+    about |= {"warnings": warnings} if (warnings := [*table.warnings, *text_warnings(columns)]) else {}
     class_names = targets[""].class_names if is_single else ()
     places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)

@@ -20,6 +20,8 @@ from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".wav", ".wave")
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_LONGEST_FORMAT = 40  # bytes of the description of the samples that count
+_AT_ONCE = 2**24  # values of `resampled` in memory
 _WIDTH = 16  # periods of the filter of resampling on each side of a sample
 
 
@@ -66,7 +68,8 @@ def _head(file: BinaryIO) -> Sound:
     while len(chunk := file.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"fmt ":
-            content = file.read(size + size % 2)
+            content = file.read(min(size, _LONGEST_FORMAT))  # what the file says may be gigabytes
+            file.seek(size + size % 2 - len(content), 1)
             kind, channels, rate, _, block, _ = struct.unpack_from("<HHIIHH", content)
             kind = struct.unpack_from("<H", content, 24)[0] if kind == _EXTENSIBLE and size >= 26 else kind
             layout = kind, channels, rate, block
@@ -158,8 +161,12 @@ def resampled(samples: np.ndarray, up: int, down: int) -> np.ndarray:
         window = np.where(np.abs(distance) <= reach, np.cos(np.pi * distance / (2 * reach)) ** 2, 0)
         kernel = cut * np.sinc(cut * distance) * window
         begin = positions // up  # in `padded`, where the filter of that sample begins
-        pieces = np.lib.stride_tricks.sliding_window_view(padded, len(offsets))[begin]
-        result[phase::up] = pieces @ kernel
+        windows, count = (
+            np.lib.stride_tricks.sliding_window_view(padded, len(offsets)),
+            max(1, _AT_ONCE // len(offsets)),
+        )
+        pieces = [windows[begin[start : start + count]] @ kernel for start in range(0, len(begin), count)]
+        result[phase::up] = np.concatenate(pieces)
     return result
 
 

@@ -45,7 +45,7 @@ def read_head(path: Path) -> dict[str, list[str]] | None:
         else:
             names = _names_of_arrow(path) if ending in ARROW else []
         return {name: [] for name in names} or None
-    except (OSError, ValueError, TypeError, IndexError, ImportError, csv.Error):
+    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error):
         return None
 
 

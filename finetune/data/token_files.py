@@ -95,7 +95,7 @@ def kept_tokens(folder: Path, key: str) -> tuple[Rows, Rows | None, np.ndarray, 
         )
         assert ids is not None
         return ids, types, lengths, int(about["cut"]), int(about["highest"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -157,7 +157,7 @@ def _content(path: Path) -> str:
         return "it is not JSON, but binary, such as a model of SentencePiece; convert that to a `tokenizer.json`"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         line = head.decode("utf-8", "replace").splitlines()[:1]
         return f"it is not JSON; it begins with {quote(each[:60] for each in line)}"
     if not isinstance(content, dict) or "model" not in content:

@@ -80,7 +80,7 @@ def _check_arguments(kind: Any, arguments: Mapping[str, Any], preset: str) -> No
 def _task_class(keras_hub: Any, preset: str) -> Any:
     """Returns the class that the folder's `task.json` names: KerasHub loads a task only through its class."""
     name = None
-    with suppress(OSError, ValueError, AttributeError):  # no such file, no JSON, or no mapping in it
+    with suppress(OSError, ValueError, AttributeError, RecursionError):  # no such file, no JSON, no mapping in it
         name = json.loads((Path(preset) / "task.json").read_text()).get("class_name")
     kind = getattr(keras_hub.models, str(name), None)
     if kind is None:

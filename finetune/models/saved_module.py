@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune.errors import FinetuneError, GroupError, did_you_mean, quote, reason
+from finetune.files.checkpoint_index import check_index
 from finetune.groups.layer_tree import Leaf, layer_tree
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.missing_gradients import missing_gradients, unsaved_gradients
@@ -212,7 +213,10 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
     # A hub module of TensorFlow 1 has no tag on the graph for inference; without tags TensorFlow asks which to load.
     is_tf1_hub_module = tf.io.gfile.exists(f"{folder}/tfhub_module.pb")
     tags = list(one_or_more(tags)) if tags is not None else [] if is_tf1_hub_module else None
+    index = Path(folder) / "variables" / "variables.index"
     try:
+        if index.is_file():  # an address of another machine is left to TensorFlow
+            check_index(index)
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...
         raise_machine_failure(error, f"Loading `{name}`")

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from finetune.errors import FinetuneError, RestoreError, did_you_mean, quote, reason
-from finetune.files.size_limits import check_zip
+from finetune.files.npy_headers import check_arrays
 from finetune.machine_failures import raise_machine_failure
 from finetune.pretrained.formats.detect import is_zip
 
@@ -65,7 +65,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zip(path):
             raise ValueError("it is not an npz file")
-        check_zip(path)
+        check_arrays(path)
         # `allow_pickle=False`: reading a pickle runs the code in it.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

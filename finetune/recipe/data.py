@@ -40,6 +40,7 @@ _KEYS_OF = {  # keys that only some sources have
     "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
     "missing": ("table", "builder"),
+    "quotes": ("table",),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
     "sample_rate": ("audio", "table", "builder"),
@@ -155,6 +156,8 @@ class DataSource(Part):
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
         missing: Words that stand for a missing value in a table, beside an empty cell; by default `NA`, `N/A`, `NaN`,
             `nan`, `null`, `NULL`, `None`. With `[]` these are classes and categories like others.
+        quotes: Whether `"` begins a value of a CSV or TSV file that may hold separators and line breaks; with `false`
+            quotes are characters like others.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.
@@ -196,6 +199,7 @@ class DataSource(Part):
     sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     missing: Annotated[ListOf[Text] | None, BeforeValidator(_check_missing)] = None
+    quotes: bool = True
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
     size: Annotated[ListOf[Count], Field(min_length=2, max_length=2)] | None = None

@@ -62,13 +62,14 @@ def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bo
 
 
 @contextmanager
-def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Iterator[Path]:
+def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, removes: bool = True) -> Iterator[Path]:
     """Creates the folder that a run writes to, and holds its lock for the time of the block.
 
     Args:
         out: The folder the user asked for; `None` creates the first `runs/<name>-<number>` that does not exist.
         name: Name of the recipe.
-        overwrite: Whether the files of an earlier run in `out` are removed first. Other files always stay.
+        overwrite: Whether `out` may hold files.
+        removes: Whether those of an earlier run are removed first, then. Other files always stay.
 
     Yields:
         The folder.
@@ -86,7 +87,7 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> 
     with locked(folder):
         check_run_folder(out, overwrite=overwrite, is_locked=True)  # again: a run may have begun and ended meanwhile
         try:
-            if _is_run(folder):
+            if removes and _is_run(folder):
                 for path in _run_files(folder):
                     _remove(path)
         except OSError as error:

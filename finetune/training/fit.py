@@ -40,6 +40,7 @@ from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.saving import disk_need
 from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -229,6 +230,7 @@ class _RunFit:
             report=self.report,
             leaves=[leaf for group in groups for leaf in group.leaves],
             augmentation=examples.augmentation,
+            reserve=disk_need(model, options.epochs)[0],  # the weights come first
         )
 
     def report(self, sentence: str) -> None:

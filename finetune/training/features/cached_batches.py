@@ -19,7 +19,7 @@ from finetune.groups.layer_tree import Leaf
 from finetune.training.fast.fast_loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
-from finetune.training.features.store import FeatureStore
+from finetune.training.features.store import DISK_MARGIN_BYTES, FeatureStore
 
 
 class CachedBatches:
@@ -56,12 +56,13 @@ class CachedBatches:
         report: Callable[[str], None],
         leaves: Sequence[Leaf] | None = None,
         augmentation: Augmentation | None = None,
+        reserve: int = 0,
     ):
         self._model: Any = model
         self._rows, self._mode, self._passes, self._report = rows, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._options["sample_weight"] = rows.weights
-        self._store = FeatureStore(folder)
+        self._store = FeatureStore(folder, reserve=max(reserve, DISK_MARGIN_BYTES))
         self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}
         self.features: Features | None = None
