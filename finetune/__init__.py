@@ -80,7 +80,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module `finetune` has no attribute `{name}`")
-    return getattr(importlib.import_module(f"finetune.{_MODULES[name]}"), name)
+    from finetune.startup import quiet_import
+
+    with quiet_import():
+        module = importlib.import_module(f"finetune.{_MODULES[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

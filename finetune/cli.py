@@ -67,6 +67,7 @@ def run(
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
     _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
+    from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
 
     console = _console()
@@ -83,6 +84,8 @@ def run(
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
     if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
         console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
     if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:

@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +21,9 @@ from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
 from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
+from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.losses import by_output
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_room,
@@ -30,10 +32,12 @@ from finetune.results.run_folder import (
     write_json,
     write_text,
 )
-from finetune.results.tables import plan_text
+from finetune.results.tables import class_results_table, plan_text
 from finetune.training.callbacks import LastWeights
+from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
+from finetune.training.divergence import divergence, loss_of_guess
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
@@ -46,7 +50,7 @@ from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
-_DIVERGED = 10  # how many times the test loss may be that before training
+_CLASSES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class RunResult:
         metrics_before: The same before training.
         metrics_of_mean: The same of the mean of the training targets as the answer for every row; empty where targets
             are not in memory.
+        classes: Test rows, recall and precision of each class by its name, for each output by its name.
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
@@ -77,6 +82,7 @@ class RunResult:
     metrics: dict[str, float]
     metrics_before: dict[str, float]
     metrics_of_mean: dict[str, float]
+    classes: dict[str, dict[str, Any]]
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
@@ -148,6 +154,7 @@ def _run(
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
+            located(layout.recipe, "data"),
             unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
@@ -195,6 +202,7 @@ def _run(
         check_weights(layout.tree.leaves, layout.groups, "at the end of training")
         with clock("evaluate"):
             metrics = _evaluate(layout)
+            classes = results_of_classes(layout.model, layout.examples, EVALUATED_ROWS)
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
@@ -205,9 +213,9 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        divergence = _divergence(metrics_before["loss"], metrics["loss"])
+        diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, divergence)))
+        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -216,6 +224,7 @@ def _run(
         metrics=metrics,
         metrics_before=metrics_before,
         metrics_of_mean=metrics_of_mean,
+        classes=classes,
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
@@ -256,14 +265,26 @@ def _evaluate(layout: Layout) -> dict[str, float]:
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
-def _divergence(before: float, after: float) -> str:
-    """Returns a sentence where training has made the test loss far larger, although every number is finite."""
-    if not 0 < _DIVERGED * before < after:
-        return ""
-    return (
-        f"the test loss is {after:.3g} after training and was {before:.3g} before: training has diverged. Lower the "
-        "learning rates, or set `train.global_clipnorm: 1.0`"
-    )
+def _loss_of_guess(layout: Layout) -> float | None:
+    losses, shape = by_output(layout.recipe.train.loss), getattr(layout.model, "output_shape", ())
+    is_single = list(losses) == [""] and isinstance(shape, tuple)  # a class of the user's own may not say its shape
+    return loss_of_guess(losses[""].name, next(iter(shape[::-1]), None)) if is_single else None
+
+
+def print_class_results(classes: Mapping[str, Any], output: str, console: Console) -> None:
+    """Prints recall and precision of each class of an output, or of the worst where there are many.
+
+    Args:
+        classes: What `RunResult.classes` says about the output.
+        output: Name of the output; empty for the only one.
+        console: Where to print.
+    """
+    shown = classes if len(classes) <= _CLASSES_SHOWN else worst_classes(classes, _CLASSES_SHOWN // 2)
+    console.print(class_results_table(shown, output))
+    if len(shown) < len(classes):
+        console.print(
+            f"{len(classes)} classes; shown are the {len(shown)} with the least recall. `result.json` has all"
+        )
 
 
 def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
@@ -293,7 +314,7 @@ def _write_plan(folder: Path, layout: Layout) -> None:
 
 
 def _write_result(result: RunResult) -> None:
-    names = ("metrics", "metrics_before", "metrics_of_mean", "frozen_unchanged", "frozen_tensors", "seconds")
+    names = ("metrics", "metrics_before", "metrics_of_mean", "classes", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}

@@ -147,6 +147,15 @@ def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
     return table
 
 
+def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = "") -> Table:
+    """A row for each class of an output: its test rows, and recall and precision on them."""
+    table = _table(f"class of {output}" if output else "class", "test", "recall", "precision")
+    for name, about in classes.items():
+        shares = ("" if about[key] is None else f"{about[key]:.3f}" for key in ("recall", "precision"))
+        _add_row(table, name, str(about["rows"]), *shares)
+    return table
+
+
 def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each column of numbers that is a target: mean, spread and range in the training rows."""
     table = _table("target", "mean", "standard deviation", "least", "greatest")
@@ -186,6 +195,8 @@ def _table(*columns: str) -> Table:
             "train",
             "test",
             "validation",
+            "recall",
+            "precision",
         )
         # On a narrow terminal long cells are wrapped; nothing is cut off.
         fixed = right or column in ("optimizer", "BatchNorm")

@@ -77,6 +77,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
         "metrics",
         "metrics_before",
         "metrics_of_mean",
+        "classes",
         "frozen_unchanged",
         "frozen_tensors",
         "seconds",
@@ -85,6 +86,10 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     assert stored["metrics_before"] == result.metrics_before
     assert stored["metrics_of_mean"] == result.metrics_of_mean
     assert 0 < result.metrics_of_mean["accuracy"] < 1
+    assert stored["classes"] == result.classes
+    of_classes = result.classes[""].values()
+    hits = sum(of["rows"] * (of["recall"] or 0) for of in of_classes)
+    assert hits / sum(of["rows"] for of in of_classes) == pytest.approx(result.metrics["accuracy"])
     assert list(stored["metrics"]) == ["loss", "accuracy"]
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (True, 6)
     assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot"}
