@@ -61,8 +61,10 @@ def show_data(
     described = describe(examples, losses)
     console.print(f"data: {summary(examples)}", markup=False)
     for key, value in described["source"].items():
-        if key not in ("inputs", "target"):
+        if key not in ("inputs", "target", "warnings"):
             console.print(f"  {key}: {value}", markup=False)
+    for warning in described["source"].get("warnings", ()):
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     for sentence in chosen.sentences:
         console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":

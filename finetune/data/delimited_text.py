@@ -23,7 +23,7 @@ _OTHERS = {
 # Longer ones first: UTF-32 begins as UTF-16 does.
 _WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _LOOKED_AT = 4096  # bytes
-_ALIKE = 3  # lines inside of a value that are enough to look like rows
+_FEW = 100  # different values of a column by which a row is known
 _WIDEST = 2**24  # characters of an array of texts of the same width
 
 
@@ -43,15 +43,18 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     with _any_length(), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
+        begin = 1
         try:
             for row in reader:
+                begin = reader.line_num + 1
                 if row:
                     yield reader.line_num, row
         except UnicodeDecodeError as error:
             raise not_utf8(path) from error
         except csv.Error as error:
             raise DataError(
-                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}."
+                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}`"
+                f"{f', in the row that begins in line {begin},' if begin < reader.line_num else ''} failed: {error}."
                 " Text with a quote in it is written in quotes, and the quote twice. Where quotes are characters like "
                 "others, set `data.quotes: false`."
             ) from error
@@ -111,7 +114,8 @@ def swallowed_rows(
 ) -> tuple[str, ...]:
     """Returns a warning where values over several lines look like rows that an open quote has swallowed.
 
-    A text that somebody wrote has no tabs in it, and its lines do not all have as many commas as a row.
+    A text that somebody wrote has no tabs in it. Its lines may have as many commas as a row, but what is between these
+    is not what the columns hold elsewhere, where they hold a few different values.
 
     Args:
         path: The file, for the message.
@@ -120,12 +124,21 @@ def swallowed_rows(
         lines: The line where each row ends.
         columns: Values of a row, >= 1.
     """
+    several = [(row, line) for row, line in zip(rows, lines, strict=True) if any("\n" in value for value in row)]
+    if not several or columns == 1:
+        return ()
+    known = [set(column) for column in zip(*rows, strict=True)]
+    few = {place: values for place, values in enumerate(known) if len(values) <= min(_FEW, len(rows) / 2)}
+
+    def is_row(line: str) -> bool:
+        values = line.rstrip("\r").split(delimiter)
+        return len(values) == columns and all(values[place] in of for place, of in few.items())
+
     places, swallowed = [], 0
-    for row, line in zip(rows, lines, strict=True):
-        for value in row:
+    for row, line in several:
+        for value in (value for value in row if "\n" in value):
             whole = value.split("\n")[1:-1]  # without what is left of the first and the last line
-            alike = len(whole) >= _ALIKE and all(each.count(delimiter) == columns - 1 for each in whole)
-            if "\n" in value and columns > 1 and (alike or (delimiter == "\t" and delimiter in value)):
+            if delimiter in value and (delimiter == "\t" or (few and whole and all(map(is_row, whole)))):
                 places.append(f"{path.name}:{line - value.count(chr(10))}")
                 swallowed += value.count("\n")
     if not places:

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from finetune.data.delimited_text import delimited_rows, swallowed_rows, text_array
+from finetune.data.delimited_text import delimited_rows, text_array
 from finetune.data.table_files import read_table
 from finetune.errors import DataError
 
@@ -129,11 +129,17 @@ def test_a_quote_that_swallows_rows_is_a_warning_with_its_line(tmp_path):
 
 
 def test_texts_of_several_lines_are_no_warning(tmp_path):
-    poem = '"Roses are red,\nviolets, as I said,\nare blue,\nand so, my dear, are you",x'
-    assert read_table(written(tmp_path / "poems.csv", "text,label", poem, "short,y")).warnings == ()
-    swallowed = '"a\nb,x\nc,y\nd,x\ne",x'
-    assert "poems.csv:2" in read_table(written(tmp_path / "poems.csv", "text,label", swallowed)).warnings[0]
-    assert swallowed_rows(tmp_path / "a.csv", ",", [["a\nb"]], [2], 1) == ()
+    poem = '"Roses are red,\nviolets, as I said,\nand so, are you\nand so, my dear,\nit ends",x'
+    lines = ["text,label", poem, *[f"short {n},{'xy'[n % 2]}" for n in range(6)]]
+    assert read_table(written(tmp_path / "poems.csv", *lines)).warnings == ()
+    assert read_table(written(tmp_path / "one.csv", "text", '"a\nb\nc"')).warnings == ()
+    swallowed = '"a\nb,x\nc,y\nd,x\ne",x'  # lines that end in a label, as the rows do
+    assert "`poems.csv:2`" in read_table(written(tmp_path / "poems.csv", *lines[:1], swallowed, *lines[2:])).warnings[0]
+
+
+def test_the_row_in_which_a_quote_was_opened_is_named(tmp_path):
+    path = written(tmp_path / "t.csv", "text,label", "a,x", '"open,x', "b,y", 'c" d,x')
+    assert "Reading `t.csv:5`, in the row that begins in line 3, failed" in problem(path)
 
 
 def test_rows_come_with_the_line_where_they_end(tmp_path):

@@ -8,7 +8,8 @@ The features must have the bits that the model would compute in training. On a C
 depends on how many examples are computed at once (MiniLM: 16 or 40 give the same bits, 7 or 1 others), and neither on
 its position among them nor on the other examples. So all features are computed in batches of the training's size, the
 last one filled up. Training is then the same bit for bit while its batches are full; the smaller batch at the end of an
-epoch is the same to within the last bit or two of a float32.
+epoch is the same to within the last bit or two of a float32, and so are texts, whose features are computed at the full
+length.
 """
 
 import time
@@ -29,6 +30,7 @@ from finetune.errors import TrainingError, quote
 from finetune.results.formatting import size_text
 from finetune.training.features.cache_keys import feature_keys
 from finetune.training.features.cut import Cut, Front, NoCut, Tail
+from finetune.training.features.padded_features import without_padding
 from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")
@@ -265,11 +267,14 @@ class _Work:
         # Inputs that cross the cut are not copied: every pass reads the same rows.
         inputs = {str(n): _repeated(self.input_rows[n], self.passes) for n in self.cut.crossing if n in self.input_rows}
         arrays = [*kept.values(), *masks.values()]
+        values = {**inputs, **{number: array.rows for number, array in kept.items()}}
+        rows_of_masks = {number: array.rows for number, array in masks.items()}
+        values, rows_of_masks = without_padding(self.cut, self.input_rows, values, rows_of_masks, self.passes)
         return Features(
             cut=self.cut,
             tail=Tail(self.cut),
-            values={**inputs, **{number: array.rows for number, array in kept.items()}},
-            masks={number: array.rows for number, array in masks.items()},
+            values=values,
+            masks=rows_of_masks,
             passes=self.passes,
             nbytes=sum(array.nbytes for array in arrays),
             place=arrays[0].place,
