@@ -38,6 +38,7 @@ from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
+from finetune.training.input_advice import advice_on_pixels
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -167,7 +168,7 @@ def _lay_out(
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
     with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
-    on_targets = _advice_on_targets(recipe, model, examples, trial)
+    on_targets = [*_advice_on_targets(recipe, model, examples, trial), *_advice_on_images(recipe, model, trial)]
     notes = (*notes, *on_targets, *examples.source.get("warnings", ()), *notes_on_padding)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
@@ -199,6 +200,12 @@ def _advice_on_targets(recipe: Recipe, model: keras.Model, examples: Examples, t
         if values.ndim > 1:
             size = float(np.sqrt(np.mean(values**2)))
             yield from advice_on_targets(facts, loss, values.shape[-1], size, name)
+
+
+def _advice_on_images(recipe: Recipe, model: keras.Model, trial: Trial) -> Iterator[str]:
+    images = [np.asarray(x) for x in keras.tree.flatten(trial.x) if len(x.shape) == 4]
+    if images:
+        yield from advice_on_pixels(model, recipe.model.application, float(max(each.max() for each in images)))
 
 
 def _check_finite(recipe: Recipe, tree: LayerTree) -> None:

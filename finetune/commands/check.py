@@ -168,13 +168,10 @@ def _misfits(model: Any, application: str | None, source: Any, ranges: dict[str,
     import keras
 
     from finetune.keras_private import sublayers
+    from finetune.training.input_advice import advice_on_pixels
 
-    problems, (low, high) = [], next(iter(ranges.values()), (0.0, 255.0))
-    if application and high <= 2:
-        problems.append(
-            f"`{application}` takes pixels from 0 to 255, since its preprocessing is inside the model. The inputs are "
-            f"{low:.3g} to {high:.3g}. Do not scale them"
-        )
+    problems, (_, high) = [], next(iter(ranges.values()), (0.0, 255.0))
+    problems += advice_on_pixels(model, application, high)
     embeddings = [layer.input_dim for layer in sublayers(model) if isinstance(layer, keras.layers.Embedding)]
     for about in source.get("inputs", {}).values():
         for column, fitted in about.items() if isinstance(about, dict) else ():
