@@ -186,8 +186,11 @@ class GroupedOptimizer(AveragingOptimizer):
     @property
     def learning_rate(self) -> Any:
         """The rate of the last group, as a tensor. Writing it scales the rates of all groups by the same ratio."""
-        # A tensor, not the variable: `learning_rate.assign(x)` would write the last group alone.
-        return tf.convert_to_tensor(self._members.groups[-1].optimizer.learning_rate)
+        # Not the variable: with that, `learning_rate.assign(x)` would write the last group alone.
+        rate: Any = tf.convert_to_tensor(self._members.groups[-1].optimizer.learning_rate)
+        if tf.executing_eagerly():
+            rate.assign = partial(setattr, self, "learning_rate")
+        return rate
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
