@@ -1,7 +1,7 @@
 """Rows to test or validate on that are among the training rows, too: found cheaply, before training.
 
-Rows in memory are hashed; of images and sounds in folders the files are, and only those whose size in bytes is that of another. Nothing is
-decoded. `finetune check --deep` reads every row of any source.
+Rows in memory are hashed; of images and sounds in folders the files are, and only those whose size in bytes is that of
+another. Nothing is decoded. `finetune check --deep` reads every row of any source.
 """
 
 import hashlib
