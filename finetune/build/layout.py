@@ -30,14 +30,17 @@ from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.models.hub import check_gradients
 from finetune.models.output_names import by_output_name
+from finetune.planning.extreme_settings import advice_on_extremes
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
+from finetune.training.input_checks import input_problems
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -95,6 +98,7 @@ class Layout:
         return {name: peak / self.settings[name].peak for name, peak in peaks.items()}
 
 
+@located_at("model")
 def build_layout(recipe: Recipe) -> Layout:
     """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
@@ -123,6 +127,7 @@ def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, layout.chosen)
 
 
+@located_at("model")
 def _lay_out(
     recipe: Recipe,
     model: keras.Model,
@@ -153,7 +158,8 @@ def _lay_out(
     sources = pretrained_sources(recipe, tree)
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
-    plan = replace(plan, advice=(*plan.advice, *advice_on_untracked(model)))
+    extremes = advice_on_extremes(settings, dict(recipe.train), length.steps)
+    plan = replace(plan, advice=(*plan.advice, *extremes, *advice_on_untracked(model)))
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 
@@ -167,7 +173,7 @@ def _lay_out(
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
     with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
-    on_targets = _advice_on_targets(recipe, model, examples, trial)
+    on_targets = [*_advice_on_targets(recipe, model, examples, trial), *_advice_on_images(model, trial)]
     notes = (*notes, *on_targets, *examples.source.get("warnings", ()), *notes_on_padding)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
@@ -199,6 +205,13 @@ def _advice_on_targets(recipe: Recipe, model: keras.Model, examples: Examples, t
         if values.ndim > 1:
             size = float(np.sqrt(np.mean(values**2)))
             yield from advice_on_targets(facts, loss, values.shape[-1], size, name)
+
+
+def _advice_on_images(model: keras.Model, trial: Trial) -> Iterator[str]:
+    """Yields a sentence where images that are scaled already meet a network that scales them."""
+    inputs = trial.x if isinstance(trial.x, Mapping) else {"": trial.x}
+    images = {name: np.asarray(x) for name, x in inputs.items() if len(getattr(x, "shape", ())) == 4}
+    yield from input_problems(model, {name: (float(x.min()), float(x.max())) for name, x in images.items()})
 
 
 def _check_finite(recipe: Recipe, tree: LayerTree) -> None:

@@ -17,14 +17,17 @@ from finetune.models.builders import call_builder, check_model, load_keras_file
 from finetune.models.graph_consent import require_consent
 from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
+from finetune.models.preset_images import converter_sentence
 from finetune.models.presets import make_preset
 from finetune.pretrained.restore import restore
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import placed, resolve_path, resolve_place
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
 from finetune.training.try_examples import explained
 
 
+@located_at("model")
 def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     """Builds or loads the network of a recipe, without the head that the recipe may add.
 
@@ -61,7 +64,8 @@ def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
             pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
+            options: Any = {"arguments": source.arguments, "pairs": pairs, "size": recipe.data.size}
+            return make_preset(place, whole_task=source.head is None, **options)
     assert source.builder  # the schema requires exactly one source
     with placed(recipe, "model", "builder"):
         network = call_builder(source.builder, source.arguments)
@@ -90,6 +94,7 @@ def build_for(recipe: Recipe, network: keras.Model, examples: Examples) -> None:
         check_model(network, str(recipe.model.builder))
 
 
+@located_at("model", "head")
 def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = None) -> keras.Model:
     """Adds a head to the network where the recipe has `model.head`.
 
@@ -174,7 +179,8 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     build_for(recipe, network, examples)
     chosen = with_chosen_losses(recipe, network, examples)
     model = with_head(chosen.recipe, network, chosen.examples)
-    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)
+    sentences = tuple(filter(None, (converter_sentence(network), *chosen.sentences)))
+    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, sentences)
 
 
 def keys_of_width(recipe: Recipe) -> tuple[str, ...]:
@@ -197,6 +203,7 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     return model
 
 
+@located_at("model")
 def pretrained_sources(recipe: Recipe, tree: LayerTree) -> dict[str, str]:
     """Returns the source of every weight that came with the network.
 

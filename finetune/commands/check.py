@@ -99,12 +99,15 @@ def check_deep(
     """
     from finetune.build.data import precision
     from finetune.build.layout import build_layout
+    from finetune.build.source_keys import loss_names
     from finetune.commands.run import draw_curves, fit_options
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of
+    from finetune.data.target_facts import describe
     from finetune.recipe.loader import load_recipe
     from finetune.training.callbacks import progress_bar
     from finetune.training.forecast import forecast_run
+    from finetune.training.input_checks import input_notes, input_problems, rare_class_problems, target_problems
     from finetune.training.rehearsal import rehearse
 
     begun = time.perf_counter()
@@ -125,13 +128,23 @@ def check_deep(
             done += count
             show(done, total)
 
-        problems, ranges = problems_of(layout.examples, on_rows)
+        findings = problems_of(layout.examples, on_rows)
     row_seconds = (time.perf_counter() - reading) / total
-    for name, (low, high) in ranges.items():
+    for name, (low, high) in findings.ranges.items():
         console.print(f"inputs{f' `{name}`' if name else ''}: {low:.6g} to {high:.6g}", markup=False)
-    problems += _misfits(layout.model, loaded.model.application, layout.examples.source, ranges)
-    if rehearsal.problem:
-        return DeepCheck([*problems, rehearsal.problem])
+    for note in input_notes(layout.model, findings.ranges):
+        console.print(f"note: {note}", markup=False)
+    described = describe(layout.examples, loss_names(layout.recipe))
+    problems = [
+        *findings.problems,
+        *input_problems(layout.model, findings.ranges),
+        *target_problems(layout.model, findings.target_ranges),
+        *rare_class_problems(described),
+        *_misfits(layout.model, layout.examples.source),
+    ]
+    if rehearsal.problem:  # which another problem explains, if there is one that breaks off training
+        explained = target_problems(layout.model, findings.target_ranges) or findings.is_damaged
+        return DeepCheck(problems if explained else [*problems, rehearsal.problem])
     forecast = forecast_run(rehearsal, *training[2:], other_seconds=prepared, row_seconds=row_seconds)
     for line in _forecast_lines(layout, forecast, len(rehearsal.examples.train)):
         console.print(line, markup=False, highlight=False)
@@ -163,18 +176,13 @@ def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -
     )
 
 
-def _misfits(model: Any, application: str | None, source: Any, ranges: dict[str, tuple[float, float]]) -> list[str]:
-    """Compares the values of the inputs with what the network takes."""
+def _misfits(model: Any, source: Any) -> list[str]:
+    """Compares what the tokenizers of the data do with what the network takes."""
     import keras
 
     from finetune.keras_private import sublayers
 
-    problems, (low, high) = [], next(iter(ranges.values()), (0.0, 255.0))
-    if application and high <= 2:
-        problems.append(
-            f"`{application}` takes pixels from 0 to 255, since its preprocessing is inside the model. The inputs are "
-            f"{low:.3g} to {high:.3g}. Do not scale them"
-        )
+    problems = []
     embeddings = [layer.input_dim for layer in sublayers(model) if isinstance(layer, keras.layers.Embedding)]
     for about in source.get("inputs", {}).values():
         for column, fitted in about.items() if isinstance(about, dict) else ():
