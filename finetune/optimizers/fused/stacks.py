@@ -44,12 +44,9 @@ _CONSTANTS = {
     TF1RMSprop: ("rho", "momentum", "epsilon", "centered"),
     keras.optimizers.Lion: ("beta_1", "beta_2"),
 }
-# TensorFlow multiplies by `1 / steps` where Keras divides the accumulated gradients by `steps`, and by what comes after it
-# in these rules at once. What it makes of that in a stack differs in the last bit, unless `1 / steps` is exact.
-_SCALED_GRADIENTS = (
-    *(keras.optimizers.SGD, keras.optimizers.Adagrad, keras.optimizers.RMSprop),
-    *(Momentum, TF1RMSprop),
-)
+# Rules of which TensorFlow's graph optimizer rewrites the division of accumulated gradients by `steps`, in a stack
+# otherwise than for a single variable. The results differ in the last bit, unless `1 / steps` is exact.
+_REWRITTEN = (keras.optimizers.SGD, keras.optimizers.Adagrad, keras.optimizers.RMSprop, Momentum, TF1RMSprop)
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between remains in the processor's cache
 
 
@@ -206,7 +203,7 @@ def _reason_against(group: Group, variable: Any, accumulation_steps: int | None,
     if type(group.optimizer) not in _CONSTANTS:
         return f"`{type(group.optimizer).__name__}` has an update rule that is not elementwise, or not known here"
     is_exact = not accumulation_steps or accumulation_steps.bit_count() == 1
-    if not (is_exact or all_sizes) and isinstance(group.optimizer, _SCALED_GRADIENTS):
+    if not (is_exact or all_sizes) and isinstance(group.optimizer, _REWRITTEN):
         return f"a sum of {accumulation_steps} gradients is divided in another way for several variables together"
     # Keras writes the gradient of such a variable to it and never calls the rule: scales of float8 layers.
     if getattr(variable, "overwrite_with_gradient", False):
