@@ -86,8 +86,8 @@ class Momentum(keras.optimizers.Optimizer):
             _update_rows(variable, slot, gradient, rate, momentum, self.nesterov)
             return
         if not (hasattr(variable, "handle") and hasattr(slot, "handle")):  # stacked, or a view: see `fused/`
-            # The operations of TF1's kernel in its order; the kernel takes a single rate and whole variables. As written,
-            # since TensorFlow reorders products and takes out common factors in a compiled step, but not in the kernel.
+            # The operations of TF1's kernel in its order; the kernel takes a single rate and whole variables.
+            # As written: TensorFlow takes common factors out of a compiled sum, but not in the kernel.
             gradient = as_written(gradient)
             velocity = slot * momentum + gradient
             slot.assign(velocity)
