@@ -236,6 +236,9 @@ def _reason_against(group: Group, variable: Any, all_sizes: bool) -> str | None:
         return f"`{type(group.optimizer).__name__}` has an update rule that is not elementwise, or not known here"
     if not keeps_vectors(group.optimizer, tf_variable(variable)):
         return "its rule divides by a square root, the last bits of which depend on the place in an array"
+    # TensorFlow orders the factors of a product by their size, and others by where they stand in the graph.
+    if isinstance(group.optimizer, keras.optimizers.SGD) and variable.shape.num_elements() == 1:
+        return "it is one number, as its rate is, and the order of their product depends on the graph"
     # Keras writes the gradient of such a variable to it and never calls the rule: scales of float8 layers.
     if getattr(variable, "overwrite_with_gradient", False):
         return "its gradient replaces it"
