@@ -13,8 +13,8 @@ step only if what is rewritten there is rewritten here as well. These are the pl
   not of a column (`is_power_of_steps`).
 - Kernels of TF1 are not rewritten. Where their operations are written out, `as_written` keeps them.
 
-Not held is what the parent makes of gradients before the update, with every value of `fused`: the last bit may differ from
-Keras where a `loss_scale_factor` or a number of accumulated gradients is no power of two, so that dividing by it rounds.
+Not held is what is done to gradients before the update, with every value of `fused`: the last bit may differ from Keras
+where a `loss_scale_factor` or a number of accumulated gradients is no power of two, so that dividing by it rounds.
 
 See `tests/optimizers/fused/test_rewrites.py`, which holds every rule to the bits of Keras at random rates.
 """
