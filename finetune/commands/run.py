@@ -88,6 +88,7 @@ def run(
     allow_code: Sequence[str] = (),
     overwrite: bool = False,
     recalibrate: bool = False,
+    resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tunes as a recipe says and writes the run folder.
@@ -99,6 +100,7 @@ def run(
         allow_code: Packages whose code the recipe may run.
         overwrite: Whether `out` may be a folder that is not empty.
         recalibrate: Whether moving statistics are estimated again after training, as the mean over all training rows.
+        resume: Whether the run in `out` goes on where it was stopped or killed; without a run there, one begins.
         console: Where to print the progress; `None` prints nothing.
 
     Raises:
@@ -110,7 +112,7 @@ def run(
     """
     console, out = console or Console(quiet=True), None if out is None else Path(out)
     with stoppable(), ExitStack() as held:
-        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, console, held)
+        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held)
 
 
 def _run(
@@ -120,14 +122,19 @@ def _run(
     allow_code: Sequence[str],
     overwrite: bool,
     recalibrate: bool,
+    resume: bool,
     console: Console,
     held: ExitStack,
 ) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = _Clock()
     with clock("load"):
-        loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-        check_run_folder(out, overwrite=overwrite)
+        loaded = given = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+        check_run_folder(out, overwrite=overwrite, resume=resume)
+        former = former_run(out, given) if resume and out else None
+        if former:  # as it was written there: rates that were measured are in it
+            loaded = load_recipe(former.recipe, allow_code=allow_code)
+            clock.add(former.seconds)
     with precision(loaded):
         with clock("prepare"):
             layout = build_layout(loaded)

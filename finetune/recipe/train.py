@@ -58,6 +58,11 @@ class Train(Part):
         cache_passes: How many passes with different random numbers are kept, where that part augments the examples.
         jit_compile: Whether the step is compiled with XLA.
         shuffle: Whether every epoch has its own order of the training rows.
+        checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
+            most a hundredth of the time.
+        checkpoint_steps: Within an epoch, checkpoints are written after so many steps, and at no other time.
+        keep_checkpoints: Whether the last two checkpoints stay when the run is over. Each holds the weights and all
+            slots of the optimizer: with Adam, three times the size of the weights.
         validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
     """
 
@@ -81,6 +86,9 @@ class Train(Part):
     cache_passes: Count = 1
     jit_compile: bool = False
     shuffle: bool = True
+    checkpoint_seconds: Positive = 300.0
+    checkpoint_steps: Count | None = None
+    keep_checkpoints: bool = False
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="before")

@@ -28,12 +28,15 @@ RUN_FILES = (
 _WRITING = ".writing-"  # begins the name of a file that is being written
 
 
-def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bool = False) -> None:
+def check_run_folder(
+    out: Path | None, *, overwrite: bool = False, resume: bool = False, is_locked: bool = False
+) -> None:
     """Checks that `open_run_folder` will succeed later; changes nothing.
 
     Args:
         out: The folder the user asked for; `None` for a numbered folder below `runs`.
         overwrite: Whether it may contain files.
+        resume: Whether it may contain a run.
         is_locked: Whether this process holds the lock of the folder.
 
     Raises:
@@ -54,21 +57,25 @@ def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bo
             f"A run needs a folder that can be created and written to. `{folder}` cannot: `{existing}` is "
             f"{'write-protected' if existing.is_dir() else 'a file'}. Choose another folder with `--out`."
         )
-    if out and existing == out and not overwrite and any(path.name != LOCK_FILE for path in out.iterdir()):
+    if out and existing == out and not overwrite and not (resume and is_run(out)) and any(path.name != LOCK_FILE for path in out.iterdir()):
         raise FinetuneError(
             f"A run does not overwrite files. `--out {out}` is not empty. Choose another folder, remove `--out` "
-            "for a new numbered folder, or add `--overwrite`."
+            "for a new numbered folder, or add `--overwrite`"
+            + (", or `--resume` to go on with the run in it." if is_run(out) else ".")
         )
 
 
 @contextmanager
-def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> Iterator[Path]:
+def open_run_folder(
+    out: Path | None, *, name: str, overwrite: bool = False, resume: bool = False
+) -> Iterator[Path]:
     """Creates the folder that a run writes to, and holds its lock for the time of the block.
 
     Args:
         out: The folder the user asked for; `None` creates the first `runs/<name>-<number>` that does not exist.
         name: Name of the recipe.
         overwrite: Whether the files of an earlier run in `out` are removed first. Other files always stay.
+        resume: Whether an earlier run in `out` goes on: its files stay.
 
     Yields:
         The folder.
@@ -77,16 +84,17 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False) -> 
         FinetuneError: As `check_run_folder` does.
     """
     # Again: minutes may have passed since the command began, and another run may have taken the folder.
-    check_run_folder(out, overwrite=overwrite)
+    check_run_folder(out, overwrite=overwrite, resume=resume)
     try:
         folder = _first_free(Path("runs"), name) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_be_created(error) from error
     with locked(folder):
-        check_run_folder(out, overwrite=overwrite, is_locked=True)  # again: a run may have begun and ended meanwhile
+        # Again: a run may have begun and ended meanwhile.
+        check_run_folder(out, overwrite=overwrite, resume=resume, is_locked=True)
         try:
-            if _is_run(folder):
+            if is_run(folder) and not resume:
                 for path in _run_files(folder):
                     _remove(path)
         except OSError as error:
@@ -113,7 +121,8 @@ def _first_free(parent: Path, name: str) -> Path:
             return folder
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder holds a run, which may be unfinished."""
     return (folder / "recipe.yaml").is_file() and (folder / "plan.txt").is_file()
 
 
@@ -143,7 +152,7 @@ def check_room(folder: Path, total: int, largest: int, *, overwrite: bool = Fals
         WriteError: The disk has less room, or the process may not write files as large.
     """
     free = free_bytes(folder)
-    if overwrite and _is_run(folder):
+    if overwrite and is_run(folder):
         freed = (path for part in _run_files(folder) for path in (part, *part.rglob("*")))
         free += sum(path.lstat().st_size for path in freed if path.is_file())
     if total > free:

@@ -29,6 +29,8 @@ from finetune.training.callbacks import (
     StopAtSignal,
     TensorBoardLog,
 )
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.model_state import seeds
 from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
@@ -82,6 +84,7 @@ def train(
     proof: FrozenRecords | None = None,
     wait: DataWait | None = None,
     weights: LastWeights | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -98,6 +101,7 @@ def train(
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
+        checkpoint: Goes on where its file says, if there is one, and writes the next.
 
     Returns:
         One record for each phase.
@@ -109,7 +113,23 @@ def train(
         WriteError: The metrics cannot be written.
     """
     weights = weights or LastWeights(last_weights(folder))
-    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, checkpoint)
+    proof = proof or FrozenRecords()
+    records: list[PhaseRecord] = []
+    if checkpoint:
+        if checkpoint.goes_on:
+            records += [PhaseRecord.from_json(record) for record in checkpoint.document["records"]]
+            proof.take(checkpoint.document["proof"])
+            fit.progress.epochs -= sum(record.epochs_left for record in records)
+            # Written anew: what the process before has logged may reach beyond its checkpoint.
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        of_caller = checkpoint.more
+        checkpoint.more = lambda: {
+            **of_caller(),
+            "records": [record.to_json() for record in records],
+            "proof": proof.to_json(),
+            "seeds": fit.seeds,
+        }
     loop = run_phases(
         model,
         groups,
@@ -125,12 +145,13 @@ def train(
             augmentation=examples.augmentation,
         ).take(AUTO_RGN_BATCHES),
         proof=proof,
+        checkpoint=checkpoint,
         on_phase=fit.announce,
     )
-    records: list[PhaseRecord] = []
     with (
         _tidied(model, folder / "features"),
         fit.progress,
+        closing(fit.tensorboard),
         fit.finished_steps_kept(),
         closing(loop),
     ):
@@ -185,6 +206,7 @@ class _RunFit:
         console: Console,
         wait: DataWait | None,
         weights: LastWeights,
+        checkpoint: Checkpoint | None,
     ):
         self.wait = wait if reads_from_disk(examples) else None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
@@ -192,15 +214,19 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.weights = weights
+        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows[:-1])
+        self.weights, self.checkpoint = weights, checkpoint
+        self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
         weights.warned.report = self.report
+        if checkpoint:
+            checkpoint.in_phases, checkpoint.report = True, self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             LearningRateLogger(),  # before all that read the rates from the logs
             self.guard,
             self.progress,
             self.metrics,
-            TensorBoardLog(folder / "tensorboard", self.report),
+            self.tensorboard,
             # Where the loss shows it, the guard says in which step; and before the weights are saved.
             FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
             weights,
@@ -236,6 +262,8 @@ class _RunFit:
             yield
         except Stopped as stop:
             stop.kept = self.weights.keep()
+            if self.checkpoint and (kept := self.checkpoint.save()):
+                stop.kept += f" {kept}"
             raise
         except FinetuneError:
             self.weights.keep()
@@ -255,16 +283,31 @@ class _RunFit:
     def __call__(
         self, start: PhaseStart, *, epochs: int, initial_epoch: int, callbacks: Sequence[keras.callbacks.Callback]
     ) -> None:
+        first_epoch, first_step = initial_epoch, 0
+        if self.checkpoint and self.checkpoint.goes_on:
+            # Features are those of the begin of the phase, and so are the numbers of the random layers in front.
+            self.seeds = self.checkpoint.document["seeds"]
+            for variable, value in zip(seeds(self.model), self.seeds, strict=True):
+                variable.assign(value)
+            first_epoch, first_step = self.checkpoint.place(self.options.steps_per_epoch)
+        else:
+            self.seeds = [variable.numpy().tolist() for variable in seeds(self.model)]
+        trains = epochs > initial_epoch
         batches = self.data.batches(
-            first_epoch=initial_epoch,
-            epochs=epochs,
+            first_epoch=first_epoch,
+            first_step=first_step,
+            epochs=epochs - start.epoch if trains else 0,
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
         if self.wait and self.data.reads_rows:
             batches = self.wait.timed(batches)
-        share = self.options.steps_per_execution == "auto"
+        share = self.options.steps_per_execution == "auto" and trains
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
+        of_phase = [*self.observers, *sharing, *callbacks]
+        if self.checkpoint:  # behind all whose state it writes
+            self.checkpoint.callbacks = [*of_phase]
+            of_phase.append(self.checkpoint)
         with deferred():  # a signal stops between two steps
             self.model.fit(
                 batches,
@@ -274,7 +317,7 @@ class _RunFit:
                 validation_data=self.validation,
                 shuffle=False,  # the batches come shuffled
                 verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-                callbacks=[*self.observers, *sharing, *callbacks, StopAtSignal()],
+                callbacks=[*of_phase, StopAtSignal()],
             )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:
