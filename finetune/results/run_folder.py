@@ -57,7 +57,13 @@ def check_run_folder(
             f"A run needs a folder that can be created and written to. `{folder}` cannot: `{existing}` is "
             f"{'write-protected' if existing.is_dir() else 'a file'}. Choose another folder with `--out`."
         )
-    if out and existing == out and not overwrite and not (resume and is_run(out)) and any(path.name != LOCK_FILE for path in out.iterdir()):
+    if (
+        out
+        and existing == out
+        and not overwrite
+        and not (resume and only_files_of_a_run(out))
+        and any(path.name != LOCK_FILE for path in out.iterdir())
+    ):
         raise FinetuneError(
             f"A run does not overwrite files. `--out {out}` is not empty. Choose another folder, remove `--out` "
             "for a new numbered folder, or add `--overwrite`"
@@ -66,9 +72,7 @@ def check_run_folder(
 
 
 @contextmanager
-def open_run_folder(
-    out: Path | None, *, name: str, overwrite: bool = False, resume: bool = False
-) -> Iterator[Path]:
+def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
     """Creates the folder that a run writes to, and holds its lock for the time of the block.
 
     Args:
@@ -94,7 +98,7 @@ def open_run_folder(
         # Again: a run may have begun and ended meanwhile.
         check_run_folder(out, overwrite=overwrite, resume=resume, is_locked=True)
         try:
-            if is_run(folder) and not resume:
+            if not resume and is_run(folder):
                 for path in _run_files(folder):
                     _remove(path)
         except OSError as error:
@@ -124,6 +128,29 @@ def _first_free(parent: Path, name: str) -> Path:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder holds a run, which may be unfinished."""
     return (folder / "recipe.yaml").is_file() and (folder / "plan.txt").is_file()
+
+
+def check_can_resume(out: Path | None, *, overwrite: bool) -> None:
+    """Checks options: a run that goes on has a folder, whose files stay.
+
+    Raises:
+        FinetuneError: There is no folder, or it is to be overwritten.
+    """
+    if out is None:
+        raise FinetuneError("`--resume` goes on with the run in a folder. Name the folder with `--out`.")
+    if overwrite:
+        raise FinetuneError("`--resume` goes on with a run, `--overwrite` deletes it. Remove one of the two.")
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns whether a folder holds a run that has come to its end."""
+    return is_run(folder) and (folder / "result.json").is_file()
+
+
+def only_files_of_a_run(folder: Path) -> bool:
+    """Returns whether a folder holds nothing but what a run writes, which may have been killed at any moment."""
+    known = {*RUN_FILES, LOCK_FILE}
+    return all(path.name in known or path.name.startswith(_WRITING) for path in folder.iterdir())
 
 
 def _run_files(folder: Path) -> list[Path]:

@@ -121,7 +121,9 @@ def _packed(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Returns tensors and metadata. The tensors are bare bytes: the format does not know every type of NumPy's."""
     types = {name: [array.dtype.name, list(array.shape)] for name, array in saved.arrays.items()}
     header = json.dumps({"format": _FORMAT, "types": types, "document": saved.document})
-    tensors = {name: np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8) for name, array in saved.arrays.items()}
+    tensors = {
+        name: np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8) for name, array in saved.arrays.items()
+    }
     return tensors, {"checkpoint": header}
 
 

@@ -82,6 +82,8 @@ class PhaseRecord:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "PhaseRecord":
         """Returns the record that `to_json` wrote."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
         del fields["frozen_unchanged"]
         return cls(**fields)
