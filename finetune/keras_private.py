@@ -587,7 +587,8 @@ def take_initial_epoch(model: keras.Model, callback: keras.callbacks.BackupAndRe
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     """Lets the `fit` that has begun start with an epoch, counted from 0, whatever its `initial_epoch` says.
 
-    `None` takes it back, as Keras never does. Sets `Trainer._initial_epoch`, as `BackupAndRestore` does; only there does `fit` ask again after `on_train_begin`.
+    `None` takes it back, as Keras never does. Sets `Trainer._initial_epoch`, as `BackupAndRestore` does: `fit` reads it
+    after `on_train_begin`.
     """
     with tracking.DotNotTrackScope():
         model._initial_epoch = epoch

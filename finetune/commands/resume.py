@@ -71,8 +71,8 @@ def find_former_run(folder: Path, given: Recipe | None) -> FormerRun | None:
 def finished(folder: Path) -> str:
     """Returns what is said of a run that is finished."""
     return (
-        f"the run in `{folder}` is finished, and is not trained again. Its model is `{folder / 'model.keras'}`, and its "
-        "figures are in `result.json`. To train anew, choose another folder, or add `--overwrite` to `finetune run`"
+        f"the run in `{folder}` is finished, and is not trained again. Its model is `{folder / 'model.keras'}`, "
+        "and its figures are in `result.json`. To train anew, choose another folder, or add `--overwrite` to `finetune run`"
     )
 
 

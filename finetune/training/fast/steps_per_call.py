@@ -108,10 +108,10 @@ class _SkippedSteps:
         self.calls = _calls_of(model)  # the limits of a call hold for these, too
         self._model, self._function, self._left, self._read = model, model.train_function, count, read
         self._restore = restore
-        self._logs: dict[str, Any] | None = None
+        self._logs: dict[str, Any] = {}
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
-        if self._logs is None:
+        if not self._logs:
             # Keras makes the variables of the metrics while it traces its first step, which would be too late.
             spec = tf.nest.map_structure(_without_optional, iterator.element_spec)
             keras_private.build_for_training(self._model, spec)
