@@ -6,7 +6,7 @@ rates from the logs.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -245,8 +245,8 @@ class TensorBoardLog(keras.callbacks.Callback):
     Args:
         folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
         report: Called with a sentence where a file cannot be written.
-        rows: Asked for the epochs before the first that is written, as `MetricsFile.rows` has them: a run that goes on
-            has them from another process, whose files may reach beyond them.
+        rows: Asked for the epochs so far, as `MetricsFile.rows` has them: a run that goes on has the first of them from
+            another process, whose files may reach beyond them, so all are written.
     """
 
     not_resumed = ("_next", "_gap")
@@ -271,8 +271,7 @@ class TensorBoardLog(keras.callbacks.Callback):
             try:
                 check_held(self.folder)
                 earlier = [] if self._wrote else [row for row in self.rows() if row["epoch"] <= epoch]
-                for row in earlier:
-                    self._write(int(row["epoch"]) - 1, {k: v for k, v in row.items() if k not in ("epoch", "phase")})
+                self._write_rows(earlier)
                 self._write(epoch, logs or {})
                 for writer in self._writers.values():
                     writer.flush()
@@ -281,6 +280,10 @@ class TensorBoardLog(keras.callbacks.Callback):
                 # A record may be written in part, so another file is begun. Each may be empty: soon few are tried.
                 self._writers, self._next, self._gap = {}, epoch + self._gap, 2 * self._gap
                 raise
+
+    def _write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._write(int(row["epoch"]) - 1, {key: row[key] for key in row if key not in ("epoch", "phase")})
 
     def _write(self, epoch: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
@@ -291,8 +294,11 @@ class TensorBoardLog(keras.callbacks.Callback):
                 tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
 
     def close(self) -> None:
-        """Closes the files."""
-        with suppress(OSError, tf.errors.OpError):
+        """Closes the files; a run that goes on and has no epoch left writes those of the process before."""
+        with suppress(OSError, tf.errors.OpError, WriteError):
+            if not self._wrote and self._next == 0:
+                check_held(self.folder)
+                self._write_rows(self.rows())
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}

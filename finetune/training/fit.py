@@ -214,7 +214,7 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows[:-1])
+        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
         self.weights, self.checkpoint = weights, checkpoint
         self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
         weights.warned.report = self.report

@@ -198,20 +198,25 @@ class Checkpoint(keras.callbacks.Callback):
         self._pending = self.position.step > 0 and not self.position.ended
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        passed = 0
         if self._pending:  # in the middle of this epoch; Keras has reset the metrics, and callbacks have begun it anew
             self._pending = False
             self._restore_all()
+            passed = self.position.step
             skip_steps(self.model, self.position.step, read=not self._seeks, restore=self._restore_all)
-        self._now = Position(epoch, 0)
+        self._now = Position(epoch, passed)
         self._loss = None
-        self._next_step = self.every_steps or 0
+        self._next_step = passed + (self.every_steps or 0)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._first = batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = steps_done(self.model, first=self._first, last=batch)
-        self._now = replace(self._now, step=min(step, (self.params or {}).get("steps") or step))
+        step = min(step, (self.params or {}).get("steps") or step)
+        if step <= self._now.step:
+            return  # it was made before the checkpoint that this epoch goes on from, whose state the model has
+        self._now = replace(self._now, step=step)
         self._loss = (logs or {}).get("loss")
         if self._is_due(step) and not self._trained.stop_training and self._is_finite():
             self._write(self._now)
@@ -225,7 +230,9 @@ class Checkpoint(keras.callbacks.Callback):
             self._write(self._now)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._now = replace(self._now, ended=True, stopped=bool(self._trained.stop_training))
+        # A `fit` that was over in the process before, and makes no step here, was stopped there.
+        stopped = bool(self._trained.stop_training) or (self._now == self.position and self.position.stopped)
+        self._now = replace(self._now, ended=True, stopped=stopped)
         if self._is_finite():
             self._write(self._now)
         if self._sets_epoch:
