@@ -15,6 +15,7 @@ _MODULES = {
     "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
     "FiniteWeights": "training.finite_weights",
+    "Checkpoint": "training.checkpoints.checkpoint",
     "FrozenProof": "training.frozen_proof",
     "GroupedOptimizer": "optimizers.grouped",
     "HubLayer": "models.hub",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from finetune.training.fast.fast_loop import FastLoop as FastLoop
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
+    from finetune.training.checkpoints.checkpoint import Checkpoint as Checkpoint
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.phases.loop import train_phases as train_phases

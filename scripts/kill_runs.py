@@ -148,7 +148,8 @@ def end_of(folder: Path) -> dict[str, Any]:
     for phase in result.get("phases", []):
         phase.pop("seconds")
     _, saved, damaged = read_newest(folder / "checkpoints")
-    assert saved and not damaged, "the last checkpoint is damaged"
+    assert saved is not None
+    assert not damaged, "the last checkpoint is damaged"
     document = {name: saved.document[name] for name in ("position", "model")}
     return {
         "arrays": {
@@ -305,8 +306,8 @@ def main() -> int:
             break
         saved |= {"round": saved["round"] + 1, "done": []}
     print(
-        f"{count.kills} kills, {count.ends} runs, {count.different} ends with another bit, {count.lost} times more steps "
-        f"lost than those since the last checkpoint, {count.damaged} damaged files"
+        f"{count.kills} kills, {count.ends} runs, {count.different} ends with another bit, {count.lost} times more "
+        f"steps lost than those since the last checkpoint, {count.damaged} damaged files"
     )
     if options.work is None:
         shutil.rmtree(work)

@@ -72,7 +72,7 @@ def finished(folder: Path) -> str:
     """Returns what is said of a run that is finished."""
     return (
         f"the run in `{folder}` is finished, and is not trained again. Its model is `{folder / 'model.keras'}`, "
-        "and its figures are in `result.json`. To train anew, choose another folder, or add `--overwrite` to `finetune run`"
+        "and its figures are in `result.json`. To train anew, choose another folder, or use `--overwrite`"
     )
 
 

@@ -249,7 +249,7 @@ class TensorBoardLog(keras.callbacks.Callback):
             another process, whose files may reach beyond them, so all are written.
     """
 
-    not_resumed = ("_next", "_gap")
+    not_resumed = ("_wrote", "_next", "_gap")
 
     def __init__(
         self,
