@@ -23,7 +23,12 @@ from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-SETTINGS = ["train.epochs=3", "train.checkpoint_steps=1", "train.steps_per_execution=1", "train.validation_fraction=0.2"]
+SETTINGS = [
+    "train.epochs=3",
+    "train.checkpoint_steps=1",
+    "train.steps_per_execution=1",
+    "train.validation_fraction=0.2",
+]
 
 
 class KilledError(Exception):

@@ -20,7 +20,7 @@ from finetune.sequences import one_or_more
 from finetune.training.checkpoints.callback_state import callback_states, restore_callbacks
 from finetune.training.checkpoints.checkpoint_file import Saved, prune, read_newest, write_checkpoint
 from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
-from finetune.training.fast.steps_per_call import skip_steps, steps_done
+from finetune.training.fast.steps_per_call import check_calls, skip_steps, steps_done
 
 _SHARE = 0.01  # of the training time that writing takes at most, if no interval is given
 
@@ -73,7 +73,8 @@ class Checkpoint(keras.callbacks.Callback):
         damaged: Newer files, which are not.
 
     Raises:
-        TrainingError: In `fit`: the file is of another model, optimizer or groups.
+        TrainingError: In `fit`: the file is of another model, optimizer or groups; or Keras' own loop makes calls of
+            several steps that do not end where an epoch ends.
 
     Example:
         >>> import tempfile
@@ -125,6 +126,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._next_time, self._next_step = 0.0, 0
         self._loss: Any = None
         self._sets_epoch = False
+        self._ended_epoch: tuple[int, dict[str, Any]] | None = None  # which Keras' `History` does not have yet
 
     # -- What a training asks it ----------------------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._next_time, self._metrics_before_test = time.monotonic(), None
+        check_calls(self.model, (self.params or {}).get("steps"))
         if not self._pending:
             if self.in_phases and self._now.ended:  # a phase begins after another
                 self._write(replace(self._now, ended=False, stopped=False))
@@ -194,17 +197,17 @@ class Checkpoint(keras.callbacks.Callback):
             self._sets_epoch = True
         self._restore_all()
         self._now = self.position
-        # In the middle of an epoch the begin of that epoch restores once more.
-        self._pending = self.position.step > 0 and not self.position.ended
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         passed = 0
-        if self._pending:  # in the middle of this epoch; Keras has reset the metrics, and callbacks have begun it anew
-            self._pending = False
+        if self._pending:
+            self._arrive()
+        if self._pending and self.position.step:
+            # In the middle of this epoch. Keras has reset the metrics, and callbacks have begun the epoch anew.
             self._restore_all()
             passed = self.position.step
             skip_steps(self.model, self.position.step, read=not self._seeks, restore=self._restore_all)
-        self._now = Position(epoch, passed)
+        self._pending, self._now = False, Position(epoch, passed)
         self._loss = None
         self._next_step = passed + (self.every_steps or 0)
 
@@ -214,8 +217,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = steps_done(self.model, first=self._first, last=batch)
         step = min(step, (self.params or {}).get("steps") or step)
-        if step <= self._now.step:
-            return  # it was made before the checkpoint that this epoch goes on from, whose state the model has
+        if step <= self._now.step:  # it was made before the checkpoint that this epoch goes on from
+            if step + batch + 1 - self._first > self._now.step:
+                # The last of these calls: the callbacks have counted steps that they had counted before.
+                self._restore_callbacks()
+            return
         self._now = replace(self._now, step=step)
         self._loss = (logs or {}).get("loss")
         if self._is_due(step) and not self._trained.stop_training and self._is_finite():
@@ -225,11 +231,15 @@ class Checkpoint(keras.callbacks.Callback):
         self._metrics_before_test = metrics_state(self.model)  # which the evaluation begins with resetting
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._now, self._metrics_before_test = Position(epoch + 1), None
+        self._now, self._metrics_before_test, self._ended_epoch = Position(epoch + 1), None, (epoch, dict(logs or {}))
         if time.monotonic() >= self._next_time and not self._trained.stop_training and self._is_finite():
             self._write(self._now)
+        self._ended_epoch = None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._pending:  # and no epoch was left
+            self._arrive()
+            self._pending = False
         # A `fit` that was over in the process before, and makes no step here, was stopped there.
         stopped = bool(self._trained.stop_training) or (self._now == self.position and self.position.stopped)
         self._now = replace(self._now, ended=True, stopped=stopped)
@@ -257,17 +267,43 @@ class Checkpoint(keras.callbacks.Callback):
             with self._trained.distribute_strategy.scope():
                 self._trained.optimizer.build(self._trained.trainable_variables)
         restore_model(self.model, self._saved.arrays, self._saved.document["model"], source=str(self.path))
-        restore_callbacks(self._observed(), self._saved.document["callbacks"], self._saved.arrays)
+        self._restore_callbacks()
 
-    def _observed(self) -> list[keras.callbacks.Callback]:
-        history = getattr(self.model, "history", None)
-        return [*self.callbacks, *([history] if isinstance(history, keras.callbacks.History) else [])]
+    def _restore_callbacks(self) -> None:
+        assert self._saved is not None
+        restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays)
+
+    def _arrive(self) -> None:
+        """Gives Keras' `History`, which begins after this callback does, the epochs of the process before."""
+        assert self._saved is not None
+        history, saved = self._trained.history, self._saved.document["history"]
+        history.epoch = list(saved["epoch"])
+        history.history = {name: list(values) for name, values in saved["history"].items()}
+
+    def _history(self) -> dict[str, Any]:
+        history = self._trained.history
+        # Before its `on_train_begin` it has no list of epochs.
+        epochs, values = (
+            list(getattr(history, "epoch", ())),
+            {name: [*map(float, of)] for name, of in history.history.items()},
+        )
+        if self._ended_epoch:
+            epoch, logs = self._ended_epoch
+            epochs.append(epoch)
+            values |= {name: [*values.get(name, []), float(value)] for name, value in logs.items()}
+        return {"epoch": epochs, "history": values}
 
     def _write(self, position: Position) -> None:
         begun = time.monotonic()
         arrays, state = model_state(self.model)
-        states, of_callbacks = callback_states(self._observed())
-        document = {"position": asdict(position), "model": state, "callbacks": states, "more": dict(self.more())}
+        states, of_callbacks = callback_states(self.callbacks)
+        document = {
+            "position": asdict(position),
+            "model": state,
+            "callbacks": states,
+            "history": self._history(),
+            "more": dict(self.more()),
+        }
         content = Saved(arrays | (self._metrics_before_test or {}) | of_callbacks, document)
         steps = int(as_float(unwrap(self._trained.optimizer).iterations))
         try:

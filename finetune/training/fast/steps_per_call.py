@@ -140,6 +140,21 @@ class _SkippedSteps:
         return logs
 
 
+def check_calls(model: Any, steps_per_epoch: int | None) -> None:
+    """Checks that calls end where an epoch ends, so that an epoch begins with a certain batch.
+
+    Raises:
+        TrainingError: They do not.
+    """
+    if steps_per_epoch and _calls_of(model) is None and steps_per_epoch % model.steps_per_execution:
+        raise TrainingError(
+            f"An epoch must end where a call of the train function ends. Received {steps_per_epoch} steps in an epoch "
+            f"and `steps_per_execution={model.steps_per_execution}`, of which Keras' own loop makes whole calls. Choose "
+            "a number that divides the steps, or add `finetune.FastLoop()` to the callbacks, whose calls end with the "
+            "epoch."
+        )
+
+
 def _without_optional(spec: Any) -> Any:
     return None if isinstance(spec, tf.OptionalSpec) else spec
 

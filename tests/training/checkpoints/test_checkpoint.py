@@ -57,7 +57,7 @@ def made():
     return keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2, name="head")])
 
 
-def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=None, **options):
+def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=None, steps=STEPS, **options):
     model = made()
     optimizer = optimizer or (lambda: keras.optimizers.Adam(1e-2))
     model.compile(optimizer(), "mse", metrics=["mae"], steps_per_execution=steps_per_execution)
@@ -65,8 +65,8 @@ def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=None, *
     counter = Epochs()
     checkpoint = Checkpoint(folder, callbacks=[stopping, counter], **options)
     model.fit(
-        checkpoint.batches(X, Y, batch_size=3, seed=7),
-        steps_per_epoch=STEPS,
+        checkpoint.batches(X[: 3 * steps], Y[: 3 * steps], batch_size=3, seed=7),
+        steps_per_epoch=steps,
         epochs=epochs,
         verbose=0,
         validation_data=(X, Y),
@@ -154,12 +154,14 @@ def test_a_fit_that_was_stopped_trains_no_epoch_more(tmp_path):
 
 
 def test_keras_own_calls_of_several_steps_end_where_they_ended(tmp_path):
-    straight = everything(fit(tmp_path / "straight", steps_per_execution=2)[0])
-    killed(fit, tmp_path / "killed", kill=Kill(1, 3), every_steps=1, steps_per_execution=2)
-    assert everything(fit(tmp_path / "killed", steps_per_execution=2)[0]) == straight
-    killed(fit, tmp_path / "other", kill=Kill(1, 3), every_steps=1, steps_per_execution=2)
+    straight = everything(fit(tmp_path / "straight", steps_per_execution=2, steps=6)[0])
+    killed(fit, tmp_path / "killed", kill=Kill(1, 3), every_steps=1, steps_per_execution=2, steps=6)
+    assert everything(fit(tmp_path / "killed", steps_per_execution=2, steps=6)[0]) == straight
+    killed(fit, tmp_path / "other", kill=Kill(1, 3), every_steps=1, steps_per_execution=2, steps=6)
     with pytest.raises(TrainingError, match="in the middle of a call of 3 steps"):
-        fit(tmp_path / "other", steps_per_execution=3)
+        fit(tmp_path / "other", steps_per_execution=3, steps=6)
+    with pytest.raises(TrainingError, match="7 steps in an epoch and `steps_per_execution=2`"):
+        fit(tmp_path / "odd", steps_per_execution=2)
 
 
 PHASES = [
@@ -181,7 +183,7 @@ def in_phases(folder, kill=None, **options):
     return [variable.numpy().tobytes() for variable in variables], model.optimizer.learning_rates, records[-1].steps
 
 
-@pytest.mark.parametrize("moment", [(0, 3), (1, 6), (2, 1), (3, 2), (4, 5)])
+@pytest.mark.parametrize("moment", [(0, 3), (1, 6), (2, 1), (3, 2), (4, 1), (5, 5)])
 def test_phases_go_on_bit_for_bit(moment, tmp_path):
     straight = in_phases(tmp_path / "straight")
     try:

@@ -28,6 +28,7 @@ def values(model):
 
 def test_everything_comes_back_also_the_random_state():
     model = trained()
+    keras.random.uniform(())  # makes the generator
     arrays, document = model_state(model)
     document = json.loads(json.dumps(document))
     before, drawn = values(model), (random.random(), np.random.random(), float(keras.random.uniform(())))
