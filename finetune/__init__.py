@@ -64,10 +64,10 @@ if TYPE_CHECKING:
     from finetune.pretrained.restore import restore as restore
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger
+    from finetune.training.checkpoints.checkpoint import Checkpoint as Checkpoint
     from finetune.training.fast.fast_loop import FastLoop as FastLoop
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
-    from finetune.training.checkpoints.checkpoint import Checkpoint as Checkpoint
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.phases.loop import train_phases as train_phases

@@ -288,7 +288,7 @@ def test_a_signal_saves_the_weights_says_so_in_one_line_and_leaves_no_other_file
     assert process.returncode == code
     told = re.fullmatch(
         rf"stopped by {name}\. The weights after epoch (\d+)(?: and (\d) of 4 steps of epoch \d+)? are in "
-        r"`out/checkpoints/last\.weights\.h5`\.\n",
+        r"`out/checkpoints/last\.weights\.h5`\. `finetune resume out` goes on from there\.\n",
         error,
     )
     assert told, error

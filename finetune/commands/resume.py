@@ -79,6 +79,11 @@ def finished(folder: Path) -> str:
 def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Checks that the examples are those that the run was begun with, as far as `data.json` tells.
 
+    Args:
+        folder: The run folder.
+        before: What the run has noted of its examples.
+        now: The same of the examples that are read now.
+
     Raises:
         FinetuneError: They are not.
     """
@@ -92,6 +97,11 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
 
 def check_same_start(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Checks that the frozen tensors, as the recipe builds and restores them, are those that the run was begun with.
+
+    Args:
+        folder: The run folder.
+        before: The checksum of each, which the run has noted.
+        now: The checksums now, before the checkpoint is restored.
 
     Raises:
         FinetuneError: They are not.

@@ -262,8 +262,8 @@ class _RunFit:
             yield
         except Stopped as stop:
             stop.kept = self.weights.keep()
-            if self.checkpoint and (kept := self.checkpoint.save()):
-                stop.kept += f" {kept}"
+            if self.checkpoint and self.checkpoint.save():
+                stop.kept += f" `finetune resume {self.weights.path.parents[1]}` goes on from there."
             raise
         except FinetuneError:
             self.weights.keep()

@@ -49,9 +49,10 @@ def kill_at_checkpoint(monkeypatch, number):
 
 
 def killed(recipe, monkeypatch, number, *overrides, out="out"):
-    with monkeypatch.context() as patch, pytest.raises(TrainingError):
+    with monkeypatch.context() as patch:
         kill_at_checkpoint(patch, number)
-        finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
+        with pytest.raises(TrainingError):
+            finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
 
 
 def ended(folder):
@@ -60,7 +61,7 @@ def ended(folder):
     result.pop("seconds")
     for phase in result.get("phases", []):
         phase.pop("seconds")
-    rows = list(csv.DictReader(Path(folder, "metrics.csv").open()))
+    rows = list(csv.DictReader(Path(folder, "metrics.csv").read_text().splitlines()))
     return result, rows, sorted(path.name for path in Path(folder).rglob("*") if "tfevents" not in path.name)
 
 
@@ -68,17 +69,17 @@ def weights(result):
     return [variable.numpy().tobytes() for variable in result.model.variables]
 
 
-@pytest.mark.parametrize("number", [1, 6, 9, 12])
+@pytest.mark.parametrize("number", [1, 5, 8])
 def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, monkeypatch):
     straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
     killed(recipe, monkeypatch, number)
+    place = Checkpoint("out/checkpoints").position
     said = StringIO()
     console = Console(file=said, width=200)
     resumed = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True, console=console)
     assert weights(resumed) == weights(straight)
     assert ended("out") == ended("straight")
-    assert f"epoch {(number - 1) // 4 + 1}" in said.getvalue()
-    assert "going on at epoch" in said.getvalue()
+    assert f"going on at epoch {place.epoch + 1}" in said.getvalue()
 
 
 def test_phases_that_were_over_keep_their_records(recipe, monkeypatch):
@@ -133,7 +134,7 @@ def test_another_recipe_is_refused_with_what_differs(recipe, monkeypatch):
 
 
 def test_other_data_and_another_network_are_refused():
-    with pytest.raises(FinetuneError, match="`rows.train`: was 10, is 11"):
+    with pytest.raises(FinetuneError, match=r"`rows\.train`: was 10, is 11"):
         check_same_data(Path("out"), {"rows": {"train": 10}}, {"rows": {"train": 11}})
     with pytest.raises(FinetuneError, match="1 of 2 frozen tensors are others now, such as `b`"):
         check_same_start(Path("out"), {"a": "1", "b": "2"}, {"a": "1", "b": "3"})
@@ -187,9 +188,8 @@ def test_a_process_that_is_killed_goes_on(number, recipe, monkeypatch):
     assert running.wait() == (-9 if number == signal.SIGKILL else 143)
     steps = Checkpoint("out/checkpoints").position
     assert steps.epoch < 2000
-    Path("out/recipe.yaml").write_text(Path("out/recipe.yaml").read_text())
     done = subprocess.run([*command, "resume", "out"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert f"going on at epoch {steps.epoch + 1}" in done.stdout
-    rows = list(csv.DictReader(Path("out/metrics.csv").open()))
+    rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
     np.testing.assert_array_equal([int(row["epoch"]) for row in rows], np.arange(1, 2001))

@@ -43,7 +43,13 @@ def callback_states(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict
 def restore_callbacks(
     callbacks: Iterable[keras.callbacks.Callback], states: dict[str, Any], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Gives callbacks the states that `callback_states` returned; one without a state stays as it is."""
+    """Gives callbacks the states that `callback_states` returned; one without a state stays as it is.
+
+    Args:
+        callbacks: In the order of those that the states are of.
+        states: By the key of each callback.
+        arrays: What the states refer to.
+    """
     for key, callback in _keyed(callbacks):
         for name, value in states.get(key, {}).items():
             if name in set(_names_made_with(callback)) | {*getattr(callback, "not_resumed", ())}:

@@ -167,12 +167,12 @@ class Checkpoint(keras.callbacks.Callback):
             return self.position
         return Position()
 
-    def save(self) -> str:
-        """Writes a file of the present step, and says so in a sentence; empty where it cannot be written."""
+    def save(self) -> bool:
+        """Writes a file of the present step; returns whether that could be done."""
         if self._pending or not self._is_finite():
-            return ""
+            return False
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
-        return "" if self._failing else f"The whole state is in `{self.path}`."
+        return not self._failing
 
     def remove(self) -> None:
         """Removes the files of the folder."""

@@ -149,7 +149,7 @@ def check_calls(model: Any, steps_per_epoch: int | None) -> None:
     if steps_per_epoch and _calls_of(model) is None and steps_per_epoch % model.steps_per_execution:
         raise TrainingError(
             f"An epoch must end where a call of the train function ends. Received {steps_per_epoch} steps in an epoch "
-            f"and `steps_per_execution={model.steps_per_execution}`, of which Keras' own loop makes whole calls. Choose "
+            f"and `steps_per_execution={model.steps_per_execution}`, of which Keras' own loop makes whole calls. Take "
             "a number that divides the steps, or add `finetune.FastLoop()` to the callbacks, whose calls end with the "
             "epoch."
         )
