@@ -283,10 +283,8 @@ class Checkpoint(keras.callbacks.Callback):
     def _history(self) -> dict[str, Any]:
         history = self._trained.history
         # Before its `on_train_begin` it has no list of epochs.
-        epochs, values = (
-            list(getattr(history, "epoch", ())),
-            {name: [*map(float, of)] for name, of in history.history.items()},
-        )
+        epochs: list[int] = list(getattr(history, "epoch", ()))
+        values = {name: [*map(float, of)] for name, of in history.history.items()}
         if self._ended_epoch:
             epoch, logs = self._ended_epoch
             epochs.append(epoch)
