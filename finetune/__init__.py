@@ -21,6 +21,7 @@ _MODULES = {
     "HubLayer": "models.hub",
     "LearningRateLogger": "training.callbacks",
     "Momentum": "optimizers.tf1_momentum",
+    "NonFiniteGradients": "training.non_finite_gradients",
     "Phase": "training.phases.phase",
     "Plateau": "training.phases.plateau",
     "Selector": "groups.selectors",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
+    from finetune.training.non_finite_gradients import NonFiniteGradients as NonFiniteGradients
     from finetune.training.phases.loop import train_phases as train_phases
     from finetune.training.phases.phase import Phase as Phase
     from finetune.training.phases.plateau import Plateau as Plateau
@@ -80,7 +82,11 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module `finetune` has no attribute `{name}`")
-    return getattr(importlib.import_module(f"finetune.{_MODULES[name]}"), name)
+    from finetune.startup import quiet_import
+
+    with quiet_import():
+        module = importlib.import_module(f"finetune.{_MODULES[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

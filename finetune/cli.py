@@ -14,6 +14,7 @@ import typer
 from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
+from finetune.machine_failures import failure_text
 from finetune.results.lenient_output import lenient
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _run(
             )
             return
     _start(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
+    from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
 
     console = _console()
@@ -128,6 +130,10 @@ def _run(
     )
     for name, value in result.metrics.items():
         console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
     if any(phase.frozen_tensors for phase in result.phases):
         console.print("proof: the tensors frozen in each phase are bit-identical after it")
     if result.frozen_tensors:
@@ -176,6 +182,9 @@ def lr_range(
     steps: Annotated[int, typer.Option(help="Number of steps from `--start` to `--end`.")] = 100,
     repeats: Annotated[int, typer.Option(help="Number of sweeps, each on different batches; their mean is used.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder to write the curve to, as JSON, PNG and SVG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the curve in `--out`; other files there are kept.")
+    ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write the suggested rates into the recipe. Comments are kept.")
     ] = False,
@@ -183,14 +192,21 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
-    _start(recipe, overrides, allow_code)
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = _console()
     result = measure(
-        recipe, settings, out=out, write=write, overrides=overrides, allow_code=allow_code, console=console
+        recipe,
+        settings,
+        out=out,
+        overwrite=overwrite,
+        write=write,
+        overrides=overrides,
+        allow_code=allow_code,
+        console=console,
     )
     if not result.learning_rates:
         raise typer.Exit(1)
@@ -239,7 +255,8 @@ def suggest(
 def check(
     recipe: RecipePath,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also build the model, and read every row of the data once.")
+        bool,
+        typer.Option("--deep", help="Also train on a few rows, read every row, and forecast time and memory."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
@@ -254,7 +271,7 @@ def check(
     check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         _start()
-        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console())
+        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=_console()).problems
         for problem in problems:
             print(printable_lines(f"problem: {problem}."))
         if problems:
@@ -427,6 +444,8 @@ def _reported(error: BaseException, *, debug: bool) -> int | str | None:
         print(printable_lines("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     if isinstance(error, FinetuneError) and not debug:
         print(f"error: {error}", file=sys.stderr)
+    elif not stop and not debug and (text := failure_text(error)):
+        print(f"error: {printable_lines(text)}", file=sys.stderr)
     elif not stop and not debug:
         # A fault of finetune itself: a line that says how to see more, instead of a traceback.
         text = printable_lines(f"finetune failed with {type(error).__name__}: {reason(error)}")

@@ -74,6 +74,12 @@ class LockError(FinetuneError, RuntimeError):
     """Another run writes the folder; nothing in it is changed."""
 
 
+class MachineError(FinetuneError, RuntimeError):
+    """Memory, room on the disk, open files or processes have run out, or storage fails; the input may be fine."""
+
+    exit_code = 1
+
+
 class WriteError(FinetuneError, OSError):
     """A file cannot be written: the disk is full, or its folder is gone or another run's."""
 

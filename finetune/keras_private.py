@@ -28,8 +28,8 @@ from keras.src.saving import keras_saveable, saving_lib, serialization_lib
 from keras.src.trainers import compile_utils, data_adapters
 from keras.src.trainers.data_adapters import array_slicing, tf_dataset_adapter
 from keras.src.utils import tracking
-from tensorflow.python.eager import context
-from tensorflow.python.framework import op_def_registry
+from tensorflow.python.eager import context, record
+from tensorflow.python.framework import op_def_registry, ops
 from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
 
@@ -228,7 +228,72 @@ def is_registered_operation(name: str) -> bool:
     return hasattr(tf.raw_ops, name) or (name.startswith("_") and op_def_registry.get(name) is not None)
 
 
+def has_registered_gradient(name: str) -> bool:
+    """Whether this process knows a gradient of a name: that of an operation, or of `tf.RegisterGradient`.
+
+    Looks into `tensorflow.python.framework.ops.gradient_registry`.
+    """
+    try:
+        ops.gradient_registry.lookup(name)
+    except LookupError:
+        return False
+    return True
+
+
+def has_gradient(node: Any) -> bool:
+    """Whether TensorFlow can differentiate an operation, or need not, because it makes no numbers of numbers.
+
+    Calls of functions have no registered gradient, and `PreventGradient` has one that raises.
+
+    Args:
+        node: A `NodeDef`. Its operation is described by `op_def_registry`.
+    """
+    known = op_def_registry.get(node.op)
+    if known is None or node.op.endswith("PartitionedCall"):
+        return True
+    if has_registered_gradient(node.op):
+        return node.op != "PreventGradient"
+
+    def has_numbers(arguments: Any) -> bool:
+        attributes = [node.attr[name] for each in arguments for name in (each.type_attr, each.type_list_attr) if name]
+        kinds = [*(each.type for each in arguments), *(kind for a in attributes for kind in (a.type, *a.list.type))]
+        return any(tf.as_dtype(kind).is_floating or tf.as_dtype(kind).is_complex for kind in kinds if kind)
+
+    return not (has_numbers(known.input_arg) and has_numbers(known.output_arg))
+
+
+def without_arguments(error: Exception) -> Exception:
+    """Returns an error to which Keras does not add the arguments of the layer that raised it, in place of itself.
+
+    Sets `_keras_call_info_injected`, by which Keras knows an error that it has added them to.
+    """
+    vars(error)["_keras_call_info_injected"] = True
+    return error
+
+
+def is_recorded(tensors: Sequence[Any]) -> bool:
+    """Whether a `tf.GradientTape` is open, and records what is computed from some tensors if there are any.
+
+    By `tensorflow.python.eager.record`; the public API knows only tapes that one holds.
+    """
+    return record.should_record_backprop(tensors) if tensors else record.could_possibly_record()
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
+
+
+def model_that_is_loaded() -> keras.Model | None:
+    """Returns the model that Keras compiles as it was when it was saved, pickled or copied, while it does so.
+
+    Keras makes an optimizer from its config without the model. So this looks among the calls that are under way, by
+    Python's `sys._getframe`, for `Trainer.compile_from_config`, which is called for nothing else.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is keras.Model.compile_from_config.__code__:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
 
 
 def step_counter(optimizer: keras.optimizers.Optimizer) -> Any:
@@ -400,6 +465,23 @@ def replace_known_variables(
 def variable_positions(optimizer: keras.optimizers.Optimizer) -> dict[Any, int]:
     """Returns the positions of a built optimizer's variables by key: `Optimizer._trainable_variables_indices`."""
     return optimizer._trainable_variables_indices
+
+
+def call_at_overflow(optimizer: Any, function: Callable[[], None] | None) -> None:
+    """Lets a `LossScaleOptimizer` call a function in each step that it leaves out; `None` undoes that.
+
+    Replaces `LossScaleOptimizer._stateful_handle_non_finite_grads` in the instance, a branch of a conditional. Keras
+    has no other hook there: the optimizer inside is not called in such a step.
+    """
+    vars(optimizer).pop("_stateful_handle_non_finite_grads", None)
+    if function is not None:
+        halve = optimizer._stateful_handle_non_finite_grads
+
+        def handle() -> None:
+            halve()
+            function()
+
+        vars(optimizer)["_stateful_handle_non_finite_grads"] = handle
 
 
 def stored_value(variable: keras.Variable) -> Any:

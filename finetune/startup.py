@@ -1,26 +1,59 @@
 """Starts TensorFlow without the messages that it prints at start-up."""
 
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Lines of information and warnings as Abseil writes them, before TensorFlow has read the log level.
+_LOG_LINE = re.compile(rb"(?:WARNING: All log messages before absl::InitializeLog|[IW]\d{4} )")
 
 
 def start_tensorflow() -> None:
     """Imports TensorFlow and starts its runtime, with their output to the terminal suppressed.
 
-    TensorFlow's C++ writes some of its messages before it reads a log level, so the file descriptor itself is
-    redirected meanwhile. If the start fails, everything that was suppressed is printed; not so after Ctrl-C.
+    If the start fails, everything that was suppressed is printed; not so after Ctrl-C.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    with _held_output():
+        import tensorflow as tf
+
+        tf.constant(0)  # the first operation starts the runtime, which looks for devices
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Imports TensorFlow in the block without the log lines that the environment asks it not to print.
+
+    For programs of the user's: all other output of the block is kept, and the runtime is not started, since a program
+    may configure its devices after the import.
+    """
+    if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") not in ("2", "3"):  # 2 hides warnings, too
+        yield
+        return
+    with _held_output() as held:
+        yield
+    kept = [line for line in b"".join(held).splitlines(keepends=True) if not _LOG_LINE.match(line)]
+    os.write(2, b"".join(kept))
+
+
+@contextmanager
+def _held_output() -> Iterator[list[bytes]]:
+    """Holds back what is written to the terminal as errors in the block, and gives it to the caller afterwards.
+
+    TensorFlow's C++ writes some of its messages before it reads a log level, so the file descriptor itself is
+    redirected meanwhile.
+    """
+    output: list[bytes] = []
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            import tensorflow as tf
-
-            tf.constant(0)  # the first operation starts the runtime, which looks for devices
+            yield output
         except Exception:  # `KeyboardInterrupt` is not an `Exception`
             held.seek(0)
             os.write(terminal, held.read())
@@ -28,3 +61,5 @@ def start_tensorflow() -> None:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+            held.seek(0)
+            output.append(held.read())

@@ -5,7 +5,11 @@ The network and the data are those of `recipes/digits.yaml`: batches of 20, 5 st
 is largest. `fit` runs without callbacks; the steps alone run the same function on a batch that is already in memory.
 All take turns, and each figure is the median over the rounds.
 
+With `--seek`, how long it takes until the first batch is there, from its first, middle and last step, in an epoch early
+and late, and for a worker's share: with so many rows.
+
     python scripts/bench_batches.py
+    python scripts/bench_batches.py --seek 1000000 10000000
 """
 
 import argparse
@@ -25,6 +29,7 @@ from finetune.data.batches import steps_per_epoch, training_batches
 from finetune.examples.digits import small_cnn, uci_digits
 
 EPOCHS, BATCH_SIZE = 20, 20
+SEEK_BATCH = 256
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -34,11 +39,34 @@ def seconds(work: Callable[[], Any]) -> float:
     return (time.perf_counter() - begun) / EPOCHS
 
 
+def print_seeking(counts: Sequence[int], rounds: int) -> None:
+    """Prints how long the first batch takes, by the number of rows and where training begins."""
+    print("| rows | epoch | step | share | first batch, ms |\n|--:|--:|--:|---|--:|")
+    for rows in counts:
+        x = tf.range(rows)
+        steps = steps_per_epoch(rows, SEEK_BATCH)
+        places = [(epoch, step, (0, 1)) for epoch in (0, 1_000) for step in (0, steps // 2, steps - 1)]
+        for epoch, step, share in [*places, (1_000, steps // 2, (1, 4))]:
+            took = []
+            for _ in range(rounds):
+                begun = time.perf_counter()
+                next(
+                    iter(training_batches(x, x, batch_size=SEEK_BATCH, first_epoch=epoch, first_step=step, share=share))
+                )
+                took.append(1000 * (time.perf_counter() - begun))
+            print(f"| {rows:,} | {epoch:,} | {step:,} | {share[0]} of {share[1]} | {statistics.median(took):.0f} |")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of 20 epochs each (default %(default)s)")
+    parser.add_argument("--seek", type=int, nargs="*", help="measure the first batch alone, with so many rows")
     options = parser.parse_args(arguments)
+    if options.seek is not None:
+        print_seeking(options.seek or [10_000_000], options.rounds)
+        print(f"\nOn {machine()}.")
+        return 0
     examples, model = uci_digits(train_rows=100), small_cnn()
     x, y = examples.x_train, examples.y_train
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)

@@ -216,7 +216,10 @@ def test_a_run_tells_plan_epochs_metrics_proof_and_folder_and_nothing_on_stderr(
     lines = done.stdout.splitlines()
     assert lines[0] == "model: tiny, 187 parameters"
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
-    assert [line.partition(": ")[0] for line in lines[-4:]] == ["test loss", "test accuracy", "proof", "written"]
+    starts = [line.partition(": ")[0] for line in lines]
+    results = starts.index("test loss")
+    assert starts[results : results + 3] == ["test loss", "test accuracy", "without inputs"]
+    assert [line.split() for line in lines[results + 3 :]][1] == ["class", "test", "recall", "precision"]
     assert lines[-2:] == ["proof: all 6 frozen tensors are bit-identical to the start", "written: out"]
 
 

@@ -221,7 +221,81 @@ def is_registered_operation():
     assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
 
 
+@checks(private.has_registered_gradient)
+def has_registered_gradient():
+    assert private.has_registered_gradient("MatMul")
+    assert not private.has_registered_gradient("ResizeArea")
+    tf.RegisterGradient("GradientOfTheContract")(lambda op, upstream: upstream)
+    assert private.has_registered_gradient("GradientOfTheContract")
+
+
+@checks(private.has_gradient)
+def has_gradient():
+    @tf.function(autograph=False)
+    def nodes(x: Any) -> Any:
+        tf.raw_ops.ResizeArea(images=x, size=[2, 2])
+        tf.raw_ops.PreventGradient(input=x, message="")
+        tf.strings.lower("A")  # has no gradient and needs none
+        tf.raw_ops.IsFinite(x=x)
+        tf.function(lambda y: y)(x)
+        return tf.nn.relu(x)
+
+    graph = nodes.get_concrete_function(tf.TensorSpec((1, 4, 4, 1))).graph.as_graph_def()
+    wrong = [node.op for node in graph.node if not private.has_gradient(node)]
+    assert wrong == ["ResizeArea", "PreventGradient"]
+    assert {"StringLower", "IsFinite", "PartitionedCall", "Relu"} <= {node.op for node in graph.node}
+
+
+@checks(private.without_arguments)
+def without_arguments():
+    class Fails(keras.layers.Layer):
+        def call(self, x):
+            error = ValueError("wrong")
+            raise private.without_arguments(error) if self.name == "plain" else error
+
+    for name, message in (("plain", "^wrong$"), ("other", "Arguments received by Fails.call")):
+        with pytest.raises(ValueError, match=message):
+            Fails(name=name)(tf.ones(1))
+
+
+@checks(private.is_recorded)
+def is_recorded():
+    x, other = tf.ones(1), tf.ones(1)
+    assert not private.is_recorded([])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        assert private.is_recorded([])
+        assert private.is_recorded([other, 2.0 * x])
+        assert not private.is_recorded([other])
+        with tape.stop_recording():
+            assert not private.is_recorded([])
+
+
 # -- optimizers/ ------------------------------------------------------------------------------------------------------
+
+
+@checks(private.model_that_is_loaded)
+def model_that_is_loaded():
+    seen = []
+
+    @keras.saving.register_keras_serializable("contract")
+    class Watcher(keras.optimizers.SGD):
+        @classmethod
+        def from_config(cls, config, custom_objects=None):
+            seen.append(private.model_that_is_loaded())
+            return super().from_config(config, custom_objects)
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(Watcher(), "mse")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        loaded = keras.models.load_model(f"{folder}/model.keras")
+    copy = keras.models.clone_model(model)
+    Watcher.from_config(model.optimizer.get_config())
+    assert seen[0] is loaded
+    assert seen[1] is copy
+    assert seen[2] is None
+    assert private.model_that_is_loaded() is None
 
 
 @checks(private.step_counter)
@@ -655,6 +729,21 @@ def loss_tracker():
     model = compiled()
     private.loss_tracker(model).update_state(3.0, sample_weight=1)
     assert {m.name: float(m.result()) for m in model.metrics if m.name == "loss"} == {"loss": 3.0}
+
+
+@checks(private.call_at_overflow)
+def call_at_overflow():
+    calls: list[int] = []
+    weight = keras.Variable([1.0])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=8.0)
+    optimizer.build([weight])
+    private.call_at_overflow(optimizer, lambda: calls.append(1))
+    for gradient in (float("nan"), 8.0):
+        optimizer.apply([tf.constant([gradient])], [weight])
+    assert (calls, float(optimizer.dynamic_scale), float(weight[0])) == ([1], 4.0, -1.0)
+    private.call_at_overflow(optimizer, None)
+    optimizer.apply([tf.constant([float("inf")])], [weight])
+    assert (calls, float(optimizer.dynamic_scale)) == ([1], 2.0)
 
 
 @checks(private.captures)

@@ -38,7 +38,16 @@ def test_the_package_hands_out_these_names_and_no_others():
             "LearningRateLogger",
             "Momentum",
         ),
-        *("Phase", "Plateau", "Selector", "TF1RMSprop", "Transform", "Until", "discriminative_rates"),
+        *(
+            "NonFiniteGradients",
+            "Phase",
+            "Plateau",
+            "Selector",
+            "TF1RMSprop",
+            "Transform",
+            "Until",
+            "discriminative_rates",
+        ),
         *(
             "exponential_decay",
             "export_hub",

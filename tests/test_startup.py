@@ -41,3 +41,33 @@ def test_an_interrupted_start_shows_nothing_of_it(tmp_path):
     (tmp_path / "tensorflow.py").write_text("import os\nos.write(2, b'noise\\n')\nraise KeyboardInterrupt\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom finetune.startup import start_tensorflow\n"
     assert "noise\n" not in started(code + "start_tensorflow()").stderr
+
+
+def test_the_package_imports_tensorflow_without_the_lines_that_the_environment_asks_it_not_to_print():
+    code = (
+        "import finetune, sys; finetune.GroupedOptimizer\n"
+        "import tensorflow as tf; tf.config.set_logical_device_configuration(\n"
+        "    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        ")  # the runtime has not been started\n"
+        "print('after', file=sys.stderr)"
+    )
+    done = started(code, TF_CPP_MIN_LOG_LEVEL="3")
+    assert (done.returncode, done.stderr) == (0, "after\n")
+
+
+def test_other_output_of_the_import_is_kept(tmp_path):
+    lines = [
+        b"WARNING: All log messages before absl::InitializeLog() is called",
+        b"I0000 00:00 port.cc] oneDNN",
+        b"theirs",
+    ]
+    (tmp_path / "tensorflow.py").write_text(
+        f"import os\nos.write(2, {chr(10).encode().join(lines) + chr(10).encode()!r})\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from finetune.startup import quiet_import\n"
+        "with quiet_import():\n    import tensorflow"
+    )
+    assert started(code, TF_CPP_MIN_LOG_LEVEL="3").stderr == "theirs\n"
+    assert "oneDNN" in started(code, TF_CPP_MIN_LOG_LEVEL="1").stderr

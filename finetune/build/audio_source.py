@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from finetune.build.source_keys import network_inputs
-from finetune.build.source_splits import SourceRows, split_examples
+from finetune.build.source_splits import rows_of_class_files, split_examples
 from finetune.data.audio import ENDINGS, read_head, sound_rows
 from finetune.data.class_folders import find_files
-from finetune.data.examples import Examples, Split
+from finetune.data.examples import Examples
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 from finetune.recipe.loader import resolve_path
@@ -33,22 +32,20 @@ def audio_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     files = find_files(place, ENDINGS, "WAV files", "dog")
     inputs = network_inputs(network)
     x, about = network_sounds(recipe, [file.path for file in files], inputs[""] if list(inputs) == [""] else None)
-    places = [file.path.relative_to(place).as_posix() for file in files]
-    rows = SourceRows(Split(x, np.array([file.label for file in files])), places=places)
-    splits = dict.fromkeys(file.split for file in files)
-    parts = {
-        name: rows.select(np.array([row for row, file in enumerate(files) if file.split == name])) for name in splits
-    }
-    return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about})
+    parts = rows_of_class_files(x, files, place)
+    return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about}, network=network)
 
 
-def network_sounds(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Rows, dict[str, Any]]:
+def network_sounds(
+    recipe: Recipe, paths: Sequence[Path], network_input: Any, places: Sequence[str] = ()
+) -> tuple[Rows, dict[str, Any]]:
     """Returns sounds of the length that an input takes, and how they were read.
 
     Args:
         recipe: The recipe, whose `sample_rate` and `length` count where they are written.
         paths: The WAV files.
         network_input: The symbolic input of the network, or `None` where it is not known.
+        places: Where each file is named, such as `sounds.csv:17`, if anywhere.
 
     Raises:
         DataError: The input is not for sounds, or the length or the rate is not known.
@@ -71,7 +68,7 @@ def network_sounds(recipe: Recipe, paths: Sequence[Path], network_input: Any) ->
         )
     rate = recipe.data.sample_rate or _common_rate(paths, skip=recipe.data.on_error == "skip")
     options: dict[str, Any] = {"rate": rate, "length": length, "channel_axis": len(shape) == 3}
-    rows = sound_rows(paths, **options, checked=recipe.data.on_error == "stop")
+    rows = sound_rows(paths, **options, checked=recipe.data.on_error == "stop", places=places)
     return rows, {"sample_rate": rate, "length": length}
 
 

@@ -1,6 +1,6 @@
 """From whatever a builder of data returns to examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,17 @@ FORMS = (
     "`y_test`, or with `train` and `test`; a data frame; a `tf.data.Dataset`, a `PyDataset`; or anything with a length "
     "whose items are `(x, y)` or dicts"
 )
-_OF_TABLES = ("types", "sample_weight", "tokenizer", "size", "resize", "value_range", "sample_rate", "length")
+_OF_TABLES = (
+    "types",
+    "missing",
+    "sample_weight",
+    "tokenizer",
+    "size",
+    "resize",
+    "value_range",
+    "sample_rate",
+    "length",
+)
 _OF_NAMES = ("inputs", "target")
 _READ_ONCE = "read once and kept: order of an epoch from the seed alone; what it draws at random is drawn once"
 
@@ -46,7 +56,7 @@ def builder_examples(recipe: Recipe, returned: Any, network: keras.Model | None)
         _check_unused(recipe, *_OF_TABLES, *_OF_NAMES)
         arrays: dict[str, Any] = {name: as_arrays(getattr(returned, name), name) for name in ARRAY_NAMES}
         return examples_as_asked(recipe, replace(returned, **arrays))
-    parts, class_names = _parts(returned)
+    parts, class_names = _parts(returned, recipe.data.missing)
     tables = {name: part for name, part in parts.items() if isinstance(part, Table)}
     if len(tables) == len(parts):
         return examples_of_tables(recipe, tables, network)
@@ -81,10 +91,10 @@ def _by_names(returned: Mapping[str, Any]) -> Examples:
     return Examples(**arrays, class_names=tuple(map(str, returned.get("class_names", ()))))
 
 
-def _parts(returned: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _parts(returned: Any, missing: Sequence[str] | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns rows by the name of their split, empty for rows that are still to be split; and names of classes."""
     if isinstance(returned, Mapping) and any(name in SPLITS for name in returned):
-        return {str(name): _plain(part, str(name)) for name, part in returned.items()}, ()
+        return {str(name): _plain(part, str(name), missing) for name, part in returned.items()}, ()
     if isinstance(returned, tuple | list) and len(returned) == 2 and all(map(_is_pair_of_arrays, returned)):
         return {"train": tuple(returned[0]), "test": tuple(returned[1])}, ()  # as Keras' `load_data`
     splits = tf.data.Dataset | keras.utils.PyDataset
@@ -100,7 +110,7 @@ def _parts(returned: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     class_names: Any = ()
     if isinstance(returned, Mapping):
         class_names = returned.get("class_names", returned.get("target_names"))
-    return {"": _plain(returned, "table")}, () if class_names is None else tuple(map(str, class_names))
+    return {"": _plain(returned, "table", missing)}, () if class_names is None else tuple(map(str, class_names))
 
 
 def _is_pair_of_arrays(value: Any) -> bool:
@@ -111,7 +121,7 @@ def _is_short(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) in (2, 3)
 
 
-def _plain(part: Any, name: str) -> Any:
+def _plain(part: Any, name: str, missing: Sequence[str] | None) -> Any:
     """Returns rows as a pair of inputs and targets, or as a `Table`, where they are either in another form."""
     if isinstance(part, Mapping):
         for x, y in (("x", "y"), ("data", "target")):  # the second as scikit-learn has it
@@ -119,7 +129,8 @@ def _plain(part: Any, name: str) -> Any:
                 weights = part.get("sample_weight", part.get("weights"))
                 return (part[x], part[y]) if weights is None else (part[x], part[y], weights)
         if part and all(hasattr(each, "__len__") and not isinstance(each, str) for each in part.values()):
-            return table_of_columns({str(key): np.asarray(column).tolist() for key, column in part.items()}, name)
+            columns = {str(key): np.asarray(column).tolist() for key, column in part.items()}
+            return table_of_columns(columns, name, missing)
     frame: Any = part
     if not _is_table(part):
         return part
@@ -129,7 +140,7 @@ def _plain(part: Any, name: str) -> Any:
         columns = frame.to_dict("list")
     else:  # Arrow, or polars
         columns = frame.to_pydict() if hasattr(frame, "to_pydict") else frame.to_dict(as_series=False)
-    return table_of_columns({str(key): column for key, column in columns.items()}, name)
+    return table_of_columns({str(key): column for key, column in columns.items()}, name, missing)
 
 
 def _is_table(value: Any) -> bool:

@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from finetune.build.source_keys import class_targets, limited_rows, network_inputs, split_as_asked
-from finetune.data.examples import Examples, Split, make_examples
+from finetune.build.source_keys import limited_rows, network_inputs
+from finetune.build.source_splits import rows_of_class_files, split_examples
+from finetune.data.examples import Examples
 from finetune.data.images import find_images, image_rows
-from finetune.data.row_checks import read_every_row
-from finetune.data.rows import select
-from finetune.data.splits import split_by_column
 from finetune.errors import DataError
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -29,46 +26,31 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     Raises:
         DataError: The images cannot be read, or cannot be split as the recipe says.
     """
-    source, place = recipe.data, resolve_path(recipe, folder)
+    place = resolve_path(recipe, folder)
     files = find_images(place)
-    files = [files[row] for row in limited_rows(recipe, len(files))]
+    files = [files[row] for row in limited_rows(recipe, len(files))]  # first: of the others nothing is read
     shape = network_inputs(network)[""] if len(network_inputs(network)) == 1 else None
     x, about = network_images(recipe, [file.path for file in files], shape)
-    if source.on_error == "skip":
-        skipped = read_every_row(Split(x, None)).unreadable
-        kept = np.array([row for row in range(len(files)) if row not in skipped], np.int64)
-        about |= {"skipped": [files[row].path.relative_to(place).as_posix() for row in skipped]}
-        x, files = select(x, kept), [files[row] for row in kept]
-    labels = [file.label for file in files]
-    target = class_targets(recipe, labels, network)
-    if any(file.split for file in files):
-        if source.split:
-            raise DataError(
-                "the folders say which images test and validate, so `data.split` has nothing to do. Remove it."
-            )
-        indices = split_by_column([file.split for file in files], "folder")
-    else:
-        names = [file.path.relative_to(place).as_posix() for file in files]
-        indices = split_as_asked(recipe, len(files), labels, names)
-    splits = {name: Split(x, target.values).select(rows) for name, rows in indices.items()}
-    about = {"kind": "images", "folder": str(place), "target": target.about, **about}
-    places = {name: [files[row].path.relative_to(place).as_posix() for row in rows] for name, rows in indices.items()}
-    return make_examples(**splits, class_names=target.class_names, source=about, places=places)
+    parts = rows_of_class_files(x, files, place)
+    return split_examples(recipe, parts, {"kind": "images", "folder": str(place), **about}, network=network)
 
 
-def network_images(recipe: Recipe, paths: Sequence[Path], network_input: Any) -> tuple[Any, dict[str, Any]]:
+def network_images(
+    recipe: Recipe, paths: Sequence[Path], network_input: Any, places: Sequence[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """Returns images of the height, width and channels that an input takes, and how they were read.
 
     Args:
         recipe: The recipe, whose `size` counts where it is written.
         paths: The files of the images.
         network_input: The symbolic input of the network, or `None` where it is not known.
+        places: Where each file is named, such as `photos.csv:17`, if anywhere.
 
     Raises:
         DataError: The input is not for images, or the size is not known.
     """
     options = image_options(recipe, network_input)
-    return image_rows(paths, **options, checked=recipe.data.on_error == "stop"), options
+    return image_rows(paths, **options, checked=recipe.data.on_error == "stop", places=places), options
 
 
 def image_options(recipe: Recipe, network_input: Any, size: Sequence[int] | None = None) -> dict[str, Any]:

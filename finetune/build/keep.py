@@ -14,7 +14,7 @@ from finetune.errors import RecipeError
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
 from finetune.results.formatting import size_text
-from finetune.training.features.store import available_memory
+from finetune.training.features.store import DISK_MARGIN_BYTES, available_memory
 
 
 def with_kept_rows(recipe: Recipe, examples: Examples) -> Examples:
@@ -38,6 +38,8 @@ def with_kept_rows(recipe: Recipe, examples: Examples) -> Examples:
     needed = sum(leaf.length * forms[id(leaf)].nbytes for leaf in rows if id(leaf) in forms)
     folder = tempfile.gettempdir()
     room = available_memory() if mode == "memory" else shutil.disk_usage(folder).free
+    if mode == "disk":
+        room = max(0, room - DISK_MARGIN_BYTES)  # for what else is written there
     if needed > room:
         where, other = ("memory", "`disk`, or a smaller `data.size`") if mode == "memory" else (f"`{folder}`", "`off`")
         raise RecipeError(
@@ -49,4 +51,7 @@ def with_kept_rows(recipe: Recipe, examples: Examples) -> Examples:
     def kept(leaf: Any) -> Any:
         return keep(leaf, forms[id(leaf)]) if id(leaf) in forms else leaf
 
-    return replace(examples, **{name: tf.nest.map_structure(kept, value) for name, value in inputs.items()})
+    about = {**examples.source, "keep": {"place": mode, "bytes": needed}}
+    return replace(
+        examples, **{name: tf.nest.map_structure(kept, value) for name, value in inputs.items()}, source=about
+    )

@@ -2,7 +2,6 @@
 
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from finetune.build.source_keys import network_inputs
 from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.examples import Examples, Split
 from finetune.errors import DataError, quote, reason
+from finetune.files.temporary_folders import temporary_folder
+from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
@@ -73,16 +74,17 @@ def _load(recipe: Recipe, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]
     path = resolve_path(recipe, recipe.data.path) if recipe.data.path else None
     if path is not None and not path.exists():
         raise DataError(f"`path` is the local file of a data set. `{path}` does not exist.")
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         try:
             if path is None:
                 train, test = module.load_data()
             else:
-                with keras_private.local_datasets(name, _finder(name, path, Path(folder))):
+                with keras_private.local_datasets(name, _finder(name, path, folder)):
                     train, test = module.load_data()
         except DataError:
             raise
         except Exception as error:  # no network, a damaged file: errors of many classes
+            raise_machine_failure(error, f"Reading `{path or name}`")
             if path is not None:
                 raise DataError(
                     f"`{path}` cannot be read as `{name}`: {type(error).__name__}: {reason(error)}."

@@ -4,25 +4,32 @@ If you are reading for the first time, read `_lay_out`: its lines are the order 
 is ready to train. The modules beside this one do the single steps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import keras
+import numpy as np
 
 from finetune.build.compile import compile_model
 from finetune.build.data import RunLength, steps_per_epoch
 from finetune.build.groups import build_groups, group_specs, with_frozen, with_normalization
-from finetune.build.model import build_model_and_examples, pretrained_sources
+from finetune.build.model import build_model_and_examples, keys_of_width, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
+from finetune.build.padding import with_padding
 from finetune.build.phases import build_phases, phase_length, phase_specs, shows_phases, total_length
 from finetune.build.restore import restore_weights
+from finetune.build.source_keys import loss_names
 from finetune.data.examples import Examples
 from finetune.data.row_checks import unreadable_rows_named
+from finetune.data.target_advice import advice_on_targets
+from finetune.data.target_facts import describe
 from finetune.errors import RecipeError
 from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
+from finetune.models.hub import check_gradients
+from finetune.models.output_names import by_output_name
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import place_of, placed, with_values
@@ -34,7 +41,8 @@ from finetune.training.freezing import check_trainable, freeze
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
-from finetune.training.try_examples import try_examples, try_model
+from finetune.training.target_checks import WidthError
+from finetune.training.try_examples import Trial, try_examples, try_model
 
 
 @dataclass(frozen=True)
@@ -151,11 +159,16 @@ def _lay_out(
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)
+    with placed(recipe, "model"):
+        check_gradients(model)
     with placed(recipe, "data"), unreadable_rows_named(examples):
+        examples, notes_on_padding = with_padding(recipe, model, examples)
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
-    with placed(recipe, "train", "loss"):
+    with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
+    on_targets = _advice_on_targets(recipe, model, examples, trial)
+    notes = (*notes, *on_targets, *examples.source.get("warnings", ()), *notes_on_padding)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
     check_trainable(model, groups)
@@ -175,6 +188,17 @@ def _lay_out(
         chosen=chosen,
         phases_block=phases_block(written_phases) if names_strategy else None,
     )
+
+
+def _advice_on_targets(recipe: Recipe, model: keras.Model, examples: Examples, trial: Trial) -> Iterator[str]:
+    losses = loss_names(recipe)
+    described, outputs = describe(examples, losses), by_output_name(model, trial.outputs)
+    for name, loss in losses.items():
+        values = np.asarray(outputs.get(name, ()), np.float64)
+        facts = described.get("outputs", {}).get(name, {}) if name else described
+        if values.ndim > 1:
+            size = float(np.sqrt(np.mean(values**2)))
+            yield from advice_on_targets(facts, loss, values.shape[-1], size, name)
 
 
 def _check_finite(recipe: Recipe, tree: LayerTree) -> None:

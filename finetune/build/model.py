@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 
 from finetune.build.data import build_examples
 from finetune.build.objectives import with_chosen_losses, with_logits
@@ -21,12 +22,17 @@ from finetune.pretrained.restore import restore
 from finetune.recipe.loader import placed, resolve_path, resolve_place
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
+from finetune.training.try_examples import explained
 
 
-def build_network(recipe: Recipe) -> keras.Model:
+def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     """Builds or loads the network of a recipe, without the head that the recipe may add.
 
     A network from a builder has fresh weights; from any other source it has the weights of that source.
+
+    Args:
+        recipe: The recipe.
+        waits: Whether the network of a builder may have no weights yet, until `build_for` knows the rows.
 
     Raises:
         FinetuneError: The source cannot be loaded, or does not take the arguments of the recipe. The message begins
@@ -54,9 +60,34 @@ def build_network(recipe: Recipe) -> keras.Model:
     if source.preset:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments)
+            pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
+            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
     assert source.builder  # the schema requires exactly one source
-    return check_model(call_builder(source.builder, source.arguments), source.builder)
+    with placed(recipe, "model", "builder"):
+        network = call_builder(source.builder, source.arguments)
+    return network if waits and isinstance(network, keras.Model) else check_model(network, source.builder)
+
+
+def build_for(recipe: Recipe, network: keras.Model, examples: Examples) -> None:
+    """Makes the weights of a network that waits for the shape of its first rows, as `fit` does.
+
+    Args:
+        recipe: The recipe.
+        network: The network, which nothing happens to if it has its weights.
+        examples: The examples.
+
+    Raises:
+        FinetuneError: The network cannot be built for such rows.
+    """
+    if network.built:
+        return
+    x, _ = examples.train.first(1)
+    rows = keras.tree.map_structure(lambda part: keras.Input(part.shape[1:], dtype=part.dtype.name), x)
+    shapes = keras.tree.map_structure(lambda part: f"{tuple(part.shape[1:])} of {part.dtype.name}", x)
+    advice = f"A row of the data is {shapes}. Change the data or the model."
+    with placed(recipe, "model", "builder"), explained(DataError, "A network takes the rows of the data.", advice):
+        network(rows)
+        check_model(network, str(recipe.model.builder))
 
 
 def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = None) -> keras.Model:
@@ -74,7 +105,7 @@ def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = 
     if head is None:
         return network
     with placed(recipe, "model", "head"):
-        settings = dict(head)
+        settings = {key: value for key, value in head if key != "standardize"}
         loss = by_output(recipe.train.loss).get("")
         if head.classes == "auto":
             if loss is None:
@@ -87,9 +118,31 @@ def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = 
             )
         if head.activation is None and loss:
             settings["activation"] = activation_for(loss.name, settings["classes"])
+        if head.standardize:
+            settings["rescaling"] = _scale_of_targets(examples, settings["activation"], settings["classes"])
         # The layer around a hub module has selected its output already; a preset still has all of them.
         key = recipe.model.output_key if recipe.model.preset else None
         return add_head(network, output_key=key, **settings)
+
+
+def _scale_of_targets(examples: Examples | None, activation: str | None, classes: int) -> tuple[Any, Any]:
+    """Returns standard deviation and mean of the training targets, for each of the outputs of a head."""
+    y = examples.y_train if examples else None
+    if activation != "linear":
+        raise DataError(
+            "`standardize: true` is for targets that are numbers, and a head that ends without an activation. It ends "
+            f"in `{activation}`. Remove `standardize`, or take a loss of numbers such as `mean_squared_error`."
+        )
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or y.size != len(y) * classes:
+        received = f"a `{type(y).__name__}`" if not isinstance(y, np.ndarray) else f"an array of shape {y.shape}"
+        raise DataError(
+            f"`standardize: true` takes mean and spread of the training targets, {classes} for each row, in memory. "
+            f"There is {'nothing yet' if y is None else received}. Remove it."
+        )
+    columns = y.reshape(-1, classes).astype(np.float64)
+    spread, mean = columns.std(axis=0), columns.mean(axis=0)
+    spread[spread == 0] = 1.0  # a target that is constant in the training rows
+    return (float(spread[0]), float(mean[0])) if classes == 1 else (spread.tolist(), mean.tolist())
 
 
 class Built(NamedTuple):
@@ -116,11 +169,20 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     Raises:
         FinetuneError: As `build_network`, `build_examples`, `with_chosen_losses` and `with_head`.
     """
-    network = build_network(recipe)
+    network = build_network(recipe, waits=True)
     examples = build_examples(recipe, network)
+    build_for(recipe, network, examples)
     chosen = with_chosen_losses(recipe, network, examples)
-    model = with_head(chosen.recipe, network, examples)
-    return Built(with_logits(chosen, model, examples), model, examples, chosen.sentences)
+    model = with_head(chosen.recipe, network, chosen.examples)
+    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)
+
+
+def keys_of_width(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the keys of the recipe that say how many values the network gives for a row."""
+    head, source = recipe.model.head, recipe.model
+    kinds = ("builder", "keras_file", "application", "preset", "hub")
+    of_source = next(kind for kind in kinds if getattr(source, kind))
+    return ("model", "head", "classes") if head else ("model", of_source)
 
 
 def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:

@@ -11,12 +11,14 @@ import keras
 import numpy as np
 
 from finetune.build.source_keys import output_widths
-from finetune.data.examples import Examples
-from finetune.data.loss_families import plain_name
+from finetune.data.examples import Examples, class_numbers
+from finetune.data.labels import with_one_hot_targets
+from finetune.data.loss_families import ONE_HOT, SPARSE, family_of, plain_name
 from finetune.data.targets import kind_of_array, loss_for, metrics_for
-from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.errors import DataError, RecipeError, did_you_mean, quote
 from finetune.models.output_activation import PROBABILITIES, output_activations
 from finetune.models.output_names import by_output_name, output_names
+from finetune.recipe.augment import MIXING_LAYERS
 from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
@@ -32,15 +34,19 @@ class Chosen(NamedTuple):
         recipe: The recipe.
         outputs: Names of the outputs whose loss was chosen.
         sentences: What was chosen, and by which targets.
+        examples: The examples, with targets in the form that the chosen losses take.
     """
 
     recipe: Recipe
     outputs: tuple[str, ...]
     sentences: tuple[str, ...]
+    examples: Examples
 
 
 def with_chosen_losses(recipe: Recipe, network: keras.Model, examples: Examples) -> Chosen:
     """Chooses losses and metrics by the targets.
+
+    Where layers blend the rows of a batch, classes get a target each: half of a cat and half of a dog has no number.
 
     Args:
         recipe: The recipe.
@@ -55,8 +61,9 @@ def with_chosen_losses(recipe: Recipe, network: keras.Model, examples: Examples)
     _check_names(recipe, widths)
     is_loss_open = {name: loss.name == _AUTO for name, loss in losses.items()}
     is_open = any(is_loss_open.values()) or any(each.name == _AUTO for named in metrics.values() for each in named)
+    blending = next((each.layer for each in recipe.data.augment if each.layer in MIXING_LAYERS), None)
     if not is_open:
-        return Chosen(recipe, (), ())
+        return Chosen(recipe, (), (), _for_blending(recipe, blending, losses, widths, examples))
     if any(is_loss_open.values()) and list(losses) == [""]:
         losses = dict.fromkeys(widths, losses[""])
     if list(metrics) == [""]:
@@ -72,6 +79,14 @@ def with_chosen_losses(recipe: Recipe, network: keras.Model, examples: Examples)
             if names.get(name) == _AUTO:
                 names[name] = loss_for(kind, widths[name])
                 chosen.append(name)
+                if blending and family_of(names[name]) == SPARSE:
+                    if class_numbers(targets.get(name), 0) is None:
+                        raise DataError(
+                            f"`{blending}` blends the targets of two rows, which is possible where a row has a single "
+                            f"class. These have {targets[name].shape[1:]} classes a row. Remove the layer."
+                        )
+                    names[name] = loss_for(ONE_HOT, widths[name])
+                    reason += f", with a target for each class, since `{blending}` blends them"
             of_metrics[name] = _filled_in(of_metrics.get(name, []), metrics_for(kind))
             shown = [each if isinstance(each, str) else each["name"] for each in of_metrics[name]]
             of_output = f" of `{name}`" if name else ""
@@ -83,7 +98,27 @@ def with_chosen_losses(recipe: Recipe, network: keras.Model, examples: Examples)
         ("train", "loss"): _unnamed(names),
         ("train", "metrics"): _unnamed(of_metrics),
     }
-    return Chosen(with_values(recipe, values), tuple(chosen), tuple(sentences))
+    recipe = with_values(recipe, values)
+    examples = _for_blending(recipe, blending, by_output(recipe.train.loss), widths, examples)
+    return Chosen(recipe, tuple(chosen), tuple(sentences), examples)
+
+
+def _for_blending(
+    recipe: Recipe,
+    blending: str | None,
+    losses: Mapping[str, Any],
+    widths: Mapping[str, int | None],
+    examples: Examples,
+) -> Examples:
+    """Gives numbers of classes a target each, where a layer blends them and the loss takes a target for each class."""
+    targets = examples.y_train if isinstance(examples.y_train, Mapping) else {"": examples.y_train}
+    one_hot = {
+        name: widths.get(name)
+        for name, loss in losses.items()
+        if blending and family_of(loss.name) == ONE_HOT and class_numbers(targets.get(name), 0) is not None
+    }
+    with placed(recipe, "data", "augment"):
+        return with_one_hot_targets(examples, one_hot)
 
 
 def with_logits(chosen: Chosen, model: keras.Model, examples: Examples) -> Recipe:

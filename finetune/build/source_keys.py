@@ -51,13 +51,14 @@ def loss_names(recipe: Recipe) -> dict[str, str]:
     return {name: loss.name for name, loss in by_output(recipe.train.loss).items()}
 
 
-def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target:
+def class_targets(recipe: Recipe, labels: Sequence[str], network: Any, class_names: Sequence[str] = ()) -> Target:
     """Turns the class of each row into what the loss of the recipe takes.
 
     Args:
         recipe: The recipe.
         labels: Name of the class of each row.
         network: The network, which decides where the loss is `auto`.
+        class_names: Names of the classes in their order, where the recipe gives none.
 
     Raises:
         DataError: A row has a class that `class_names` does not name, or the loss takes numbers.
@@ -69,7 +70,7 @@ def class_targets(recipe: Recipe, labels: Sequence[str], network: Any) -> Target
             f"{max(len(losses), len(widths))}. Read a table, whose `target` names a column for each output."
         )
     [loss], [width] = losses.values(), widths.values()
-    return class_target(labels, loss, class_names_of(recipe), outputs=width)
+    return class_target(labels, loss, class_names_of(recipe) or class_names, outputs=width)
 
 
 def item_names(recipe: Recipe, network: Any) -> ItemNames:

@@ -2,24 +2,27 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.build.source_keys import (
     class_names_of,
+    class_targets,
     has_classes,
     limited_rows,
     loss_names,
     named_by_splits,
     split_as_asked,
 )
+from finetune.data.class_folders import ClassFile
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
 from finetune.data.loss_families import NUMBERS, family_of
 from finetune.data.npz import read_npz, read_npz_splits
 from finetune.data.row_checks import read_every_row
 from finetune.data.splits import Indices, split_by_column
-from finetune.data.targets import AUTO, class_target
+from finetune.data.targets import AUTO
 from finetune.errors import DataError, quote
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -51,7 +54,11 @@ class SourceRows:
 
 
 def split_examples(
-    recipe: Recipe, parts: Mapping[str, SourceRows], about: Mapping[str, Any], class_names: Sequence[str] = ()
+    recipe: Recipe,
+    parts: Mapping[str, SourceRows],
+    about: Mapping[str, Any],
+    class_names: Sequence[str] = (),
+    network: Any = None,
 ) -> Examples:
     """Makes examples of the rows of a source.
 
@@ -60,6 +67,7 @@ def split_examples(
         parts: Rows by the name of their split; or all rows, by an empty name, which are split as the recipe says.
         about: What is known of the source, as plain data.
         class_names: Names of the classes, where the source knows them and the recipe gives none.
+        network: The network, whose outputs decide with the loss what becomes of classes that are text.
 
     Raises:
         DataError: The splits cannot be made, or the rows of different splits do not fit together.
@@ -74,7 +82,7 @@ def split_examples(
     if recipe.data.on_error == "skip":
         parts = {name: _readable(rows) for name, rows in parts.items()}
     class_names = class_names_of(recipe) or tuple(class_names)
-    parts, class_names = _numbered(recipe, parts, class_names)
+    parts, class_names, of_target = _numbered(recipe, parts, class_names, network)
     if "" in parts:
         rows = parts[""]
         parts = {name: rows.select(chosen) for name, chosen in _indices(recipe, rows, class_names).items()}
@@ -82,10 +90,24 @@ def split_examples(
     examples = make_examples(
         **{name: rows.split for name, rows in parts.items()},
         class_names=tuple(class_names),
-        source={**about, **({"skipped": list(dict.fromkeys(skipped))} if skipped else {})},
+        source={**about, **of_target, **({"skipped": list(dict.fromkeys(skipped))} if skipped else {})},
         places={name: rows.places for name, rows in parts.items() if rows.places},
     )
     return check_examples(examples)
+
+
+def rows_of_class_files(x: Any, files: Sequence[ClassFile], folder: Path) -> dict[str, SourceRows]:
+    """Returns the rows of files in folders of classes, by the split that their folders name.
+
+    Args:
+        x: Inputs, a row for each file.
+        files: The files.
+        folder: The folder that all of them lie in.
+    """
+    places = [file.path.relative_to(folder).as_posix() for file in files]
+    rows = SourceRows(Split(x, np.array([file.label for file in files])), places=places)
+    splits = np.array([file.split for file in files])
+    return {name: rows.select(np.flatnonzero(splits == name)) for name in dict.fromkeys(splits.tolist())}
 
 
 def examples_as_asked(recipe: Recipe, examples: Examples) -> Examples:
@@ -147,13 +169,17 @@ def _readable(rows: SourceRows) -> SourceRows:
 
 
 def _numbered(
-    recipe: Recipe, parts: dict[str, SourceRows], class_names: Sequence[str]
-) -> tuple[dict[str, SourceRows], Sequence[str]]:
-    """Numbers classes that are given by name, in the form that the loss takes; checks numbers against the names."""
+    recipe: Recipe, parts: dict[str, SourceRows], class_names: Sequence[str], network: Any
+) -> tuple[dict[str, SourceRows], Sequence[str], dict[str, Any]]:
+    """Numbers classes that are given by name, in the form that the loss takes; checks numbers against the names.
+
+    Returns:
+        The rows, the names of the classes, and what is known of a target that was text.
+    """
     targets = {name: rows.split.y for name, rows in parts.items()}
     first = next(iter(targets.values()))
     if not isinstance(first, np.ndarray):
-        return parts, class_names
+        return parts, class_names, {}
     if first.dtype.kind in "US":
         loss = loss_names(recipe).get("", AUTO)
         if family_of(loss) == NUMBERS:
@@ -162,19 +188,22 @@ def _numbered(
                 f"{quote(first.ravel()[:2])}. Choose a loss of classes, such as `sparse_categorical_crossentropy`."
             )
         texts = [str(each) for y in targets.values() for each in np.asarray(y).ravel()]
-        target = class_target(texts, loss, class_names)
-        encoded, class_names = target.values, target.class_names
-        ends = np.cumsum([len(y) for y in targets.values()])
-        for (name, y), end in zip(targets.items(), ends, strict=True):
-            parts[name] = replace(parts[name], split=replace(parts[name].split, y=encoded[end - len(y) : end]))
-        return parts, class_names
+        target = class_targets(recipe, texts, network, class_names)
+        sizes = [np.asarray(y).size for y in targets.values()]
+        for (name, y), encoded in zip(targets.items(), np.split(target.values, np.cumsum(sizes)[:-1]), strict=True):
+            # Labels of the parts of a row, such as its tokens, keep their places.
+            shape = np.asarray(y).shape if np.asarray(y).ndim > 1 and np.asarray(y).shape[1:] != (1,) else (len(y),)
+            parts[name] = replace(
+                parts[name], split=replace(parts[name].split, y=encoded.reshape(*shape, *encoded.shape[1:]))
+            )
+        return parts, target.class_names, {"target": target.about}
     highest = max((int(y.max()) for y in targets.values() if len(y) and y.dtype.kind in "iu"), default=-1)
     if class_names and highest >= len(class_names):
         raise DataError(
             f"`class_names` names a class for each number from 0. There are {len(class_names)} names, and the targets "
             f"go up to {highest}. Name all classes."
         )
-    return parts, class_names
+    return parts, class_names, {}
 
 
 def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> Indices:

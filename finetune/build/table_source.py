@@ -6,9 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune import keras_private
-from finetune.build.audio_source import network_sounds
-from finetune.build.image_source import network_images
+from finetune.build.file_columns import kind_of_files, network_files
 from finetune.build.source_keys import (
     class_names_of,
     limited_rows,
@@ -18,18 +16,15 @@ from finetune.build.source_keys import (
     output_widths,
     split_as_asked,
 )
-from finetune.data.columns import feature_vectors, token_ids
+from finetune.build.text_source import IDS, is_tokenized, made_of_ids, network_tokens, text_warnings
+from finetune.data.columns import check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
-from finetune.data.splits import split_by_column
+from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.models.preset_text import preset_token_ids
-from finetune.recipe.loader import resolve_path, resolve_place
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
-
-# Inputs of a KerasHub backbone that are made from the token ids of a single column of text.
-_OF_TOKENS = ("token_ids", "padding_mask", "segment_ids")
 
 
 def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Examples:
@@ -45,8 +40,11 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     """
     source = recipe.data
     others = {"test": source.test_table, "validation": source.validation_table}
-    tables = {"train" if source.test_table else "": read_table(resolve_path(recipe, file))}
-    tables |= {name: read_table(resolve_path(recipe, path)) for name, path in others.items() if path}
+    files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
+    tables = {
+        name: read_table(resolve_path(recipe, path), source.missing, quotes=source.quotes)
+        for name, path in files.items()
+    }
     return examples_of_tables(recipe, tables, network)
 
 
@@ -71,19 +69,14 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
-    targets = _targets(recipe, table, network)
-    if len(parts) > 1:
-        ends = np.cumsum([len(part) for part in parts.values()])
-        indices = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
-    elif source.split and source.split.column and not source.split.by:
-        indices = split_by_column(table.column(source.split.column).texts().tolist(), source.split.column)
-    else:
-        columns = next(iter(source.target.values()))
-        is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
-        labels = table.column(columns[0]).texts() if is_of_classes else None
-        keys = table.column(source.split.column).texts() if source.split and source.split.column else None
-        indices = split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
-    x, columns = _table_inputs(recipe, table, indices["train"], network)
+    for name in source.types:
+        table.column(name)  # a misspelt name would change nothing, in silence
+    with placed(recipe, "data", "target"):
+        targets = _targets(recipe, table, network)
+    with placed(recipe, "data", "split"):
+        indices = _indices(recipe, table, parts, targets)
+    with placed(recipe, "data", "inputs"):
+        x, columns = _table_inputs(recipe, table, indices["train"], network)
     y = {name: target.values for name, target in targets.items()}
     named = {name: target.about | {"class_names": list(target.class_names)} for name, target in targets.items()}
     is_single = list(targets) == [""]
@@ -91,9 +84,24 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     splits = {name: rows_of.select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "inputs": columns}
     about |= {"target": targets[""].about if is_single else named}
+    about |= {"warnings": warnings} if (warnings := [*table.warnings, *text_warnings(columns)]) else {}
     class_names = targets[""].class_names if is_single else ()
     places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
+
+
+def _indices(recipe: Recipe, table: Table, parts: Mapping[str, Table], targets: Mapping[str, Target]) -> Indices:
+    """Returns the rows of each split."""
+    if len(parts) > 1:
+        ends = np.cumsum([len(part) for part in parts.values()])
+        return {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
+    split, columns = recipe.data.split, next(iter(recipe.data.target.values()))
+    keys = table.column(split.column).texts() if split and split.column else None
+    if split and split.column and not split.by and keys is not None:
+        return split_by_column(keys.tolist(), split.column)
+    is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
+    labels = table.column(columns[0]).texts() if is_of_classes else None
+    return split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
 
 
 def _targets(recipe: Recipe, table: Table, network: keras.Model | None) -> dict[str, Target]:
@@ -145,14 +153,14 @@ def _table_inputs(
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the inputs of a network, and what was fitted for each."""
     inputs, written = network_inputs(network), recipe.data.inputs
-    if set(inputs) <= set(_OF_TOKENS) and len(inputs) > 1 and list(written) == [""]:
-        ids, mask, about = _tokens(recipe, table, written[""], network)
-        made = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
-        return {name: made[name] for name in inputs}, {"token_ids": about}
-    if list(inputs) != [""] and set(written) != set(inputs):
+    made_of = made_of_ids(list(inputs), list(written))
+    named = [name for name in inputs if name not in made_of]
+    if made_of and len(named) == 1 and list(written) == [""]:
+        written = {named[0]: written[""]}
+    if list(inputs) != [""] and set(written) != set(named):
         wrong = sorted(set(written) - set(inputs) - {""})
         raise DataError(
-            f"`inputs` names the columns of each input of the network: {quote(inputs)}. Received: "
+            f"`inputs` names the columns of each input of the network: {quote(named)}. Received: "
             f"{quote(name or 'columns without the name of an input' for name in written)}."
             f"{did_you_mean(wrong[0], list(inputs)) if wrong else ''}"
         )
@@ -162,69 +170,31 @@ def _table_inputs(
         )
     made, about = {}, {}
     for name, names in written.items():
-        made[name], about[name] = _input(recipe, table, names, train, inputs[name if len(inputs) > 1 else ""], network)
-    return (made if len(inputs) > 1 else next(iter(made.values()))), about
+        network_input, alone = inputs[name if len(inputs) > 1 else ""], len(named) == 1
+        if is_tokenized(recipe, table, names, network_input, alone) or name in IDS:
+            parts, about[name] = network_tokens(recipe, table, names, network, network_input)
+            made[name] = parts["ids"]
+            made |= {other: parts[part] for other, part in made_of.items()} if name in IDS else {}
+        else:
+            made[name], about[name] = _input(recipe, table, names, train, network_input)
+    if missing := sorted(set(inputs) - set(made) - {""}):
+        raise DataError(f"The inputs {quote(missing)} are made of token ids, and there are none. Name their columns.")
+    return ({name: made[name] for name in inputs} if len(inputs) > 1 else next(iter(made.values()))), about
 
 
 def _input(
-    recipe: Recipe, table: Table, names: Sequence[str], train: np.ndarray, network_input: Any, network: Any
+    recipe: Recipe, table: Table, names: Sequence[str], train: np.ndarray, network_input: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Returns what a single input of the network takes, and what was fitted for it."""
     columns, types = [table.column(name) for name in names], recipe.data.types
     shape, dtype = getattr(network_input, "shape", None), getattr(network_input, "dtype", None)
     column = columns[0]
     kind = types.get(column.name, "")
-    if len(columns) == 1 and column.kind == "text" and kind == "audio":
-        rows, about = network_sounds(
-            recipe, [table.path.parent / name for name in column.values.tolist()], network_input
-        )
-        return rows, {column.name: {"kind": "audio", **about}}
-    if len(columns) == 1 and column.kind == "text" and (kind == "image" or (not kind and shape and len(shape) == 4)):
-        folder = table.path.parent
-        return network_images(recipe, [folder / name for name in column.values.tolist()], network_input)
-    # The network of a KerasHub preset takes token ids, and its preset says which.
-    of_preset = recipe.model.preset and column.kind == "text" and dtype == "int32"
-    if len(columns) == 1 and (recipe.data.tokenizer or of_preset or dtype == "string") and kind in ("", "text"):
-        if dtype == "string":
-            return column.texts().astype(object), {column.name: {"kind": "text"}}
-        ids, _, about = _tokens(recipe, table, names, network)
-        return ids, about
+    if of_files := kind_of_files(columns, types, shape):
+        return network_files(recipe, table, column, of_files, network_input)
+    if len(columns) == 1 and dtype == "string" and kind in ("", "text"):
+        return column.texts().astype(object), {column.name: {"kind": "text"}}
     table.check_numbers(names, types)
     vectors, fitted = feature_vectors(columns, types, train)
-    width = shape[-1] if shape and len(shape) == 2 else None
-    if width not in (None, vectors.shape[1]):
-        widths = [
-            f"`{name}` {len(about['categories']) + 1 if 'categories' in about else 1}" for name, about in fitted.items()
-        ]
-        raise DataError(
-            f"The columns must make a vector as long as the network takes, {width}. They make {vectors.shape[1]} "
-            f"values: {', '.join(widths)}. A number is a value; a category has a value for each name, and another for "
-            "names that no training row has. Choose other columns, or a network with another input."
-        )
+    check_width(fitted, vectors.shape[1], shape[-1] if shape and len(shape) == 2 else None)
     return vectors, fitted
-
-
-def _tokens(
-    recipe: Recipe, table: Table, names: Sequence[str], network: Any
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    tokenizer, preset = recipe.data.tokenizer, recipe.model.preset
-    if preset and len(names) == 1 and not (tokenizer and tokenizer.file):
-        texts = table.column(names[0]).texts().tolist()
-        ids, about = preset_token_ids(resolve_place(recipe, preset), texts, tokenizer.length if tokenizer else None)
-        return ids, np.ones_like(ids), {names[0]: {"kind": "text", **about}}
-    if len(names) > 1 or tokenizer is None or tokenizer.file is None or tokenizer.length is None:
-        raise DataError(
-            f"The network takes token ids of a column of text. Received the columns {quote(names)}"
-            f"{'' if tokenizer else ' and no `tokenizer`'}. Write `inputs: text` and "
-            "`tokenizer: {file: tokenizer.json, length: 64}`."
-        )
-    texts = table.column(names[0]).texts().tolist()
-    ids, mask, about = token_ids(texts, resolve_path(recipe, tokenizer.file), tokenizer.length)
-    layers = keras_private.sublayers(network) if network is not None else []
-    known = max((layer.input_dim for layer in layers if isinstance(layer, keras.layers.Embedding)), default=None)
-    if known and ids.max() >= known:
-        raise DataError(
-            f"Token ids must be rows of the network's embedding, of which the largest has {known:,}. "
-            f"`{tokenizer.file}` gives ids up to {ids.max():,}. Use the tokenizer that belongs to the network."
-        )
-    return ids, mask, {names[0]: {"kind": "text", **about}}

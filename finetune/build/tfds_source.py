@@ -16,6 +16,7 @@ from finetune.data.images import image_of_bytes
 from finetune.data.indexed import ItemNames, indexed_rows
 from finetune.data.rows import Rows
 from finetune.errors import DataError, did_you_mean, quote, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
@@ -43,6 +44,7 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         known = list(builder.info.splits)
     except Exception as error:  # a name that does not exist, no network, another format: errors of many classes
+        raise_machine_failure(error, f"Opening `{name}`")
         raise DataError(
             f"`tfds` names a data set. `{name}` cannot be opened: {reason(error)}. Prepare it once: `tfds.builder("
             f"'{name}', file_format='array_record').download_and_prepare()`, and name its folder with `data_dir`."
@@ -70,6 +72,7 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
         try:
             source = builder.as_data_source(split=expression, decoders=encoded or None)
         except Exception as error:  # a split that does not exist, an expression that cannot be read
+            raise_machine_failure(error, f"Opening `{name}`")
             raise DataError(
                 f"`splits` names splits of `{name}`: {quote(known)}. Received: `{expression}`: {reason(error)}."
             ) from error

@@ -18,6 +18,7 @@ from finetune.data.record_features import LOOKED_AT, Feature, check_features, lo
 from finetune.data.rows import Rows
 from finetune.data.tfrecord_files import Records, read_index, record_files
 from finetune.errors import DataError, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
@@ -116,12 +117,14 @@ class _Reader:
         try:
             read = [{name: np.asarray(value) for name, value in batch.items()} for batch in batches]
             kept, unreadable = everything, []
-        except tf.errors.OpError:
+        except tf.errors.OpError as error:
+            raise_machine_failure(error, "Reading the records")
             read, numbers, unreadable = [], [], []
             for index in range(len(records)):
                 try:
                     parsed = parse(tf.constant(records[index]), features)
                 except Exception as error:  # a damaged record, or a feature that is missing or of another type
+                    raise_machine_failure(error, f"Reading `{records.place(index)}`")
                     if self._recipe.data.on_error == "stop":
                         raise DataError(
                             f"Every record must be readable. `{records.place(index)}` is not: {reason(error)}. Write "

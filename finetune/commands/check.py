@@ -1,7 +1,9 @@
 """`finetune check`: is a recipe valid? Without `--deep` it answers without loading TensorFlow."""
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,22 @@ from finetune.sequences import one_or_more
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from finetune.build.layout import Layout
+    from finetune.training.forecast import RunForecast
+
+
+@dataclass(frozen=True)
+class DeepCheck:
+    """What `check_deep` has shown.
+
+    Attributes:
+        problems: A sentence for each kind of problem.
+        forecast: What a run takes; `None` where it would break off.
+    """
+
+    problems: list[str]
+    forecast: "RunForecast | None" = None
 
 
 def check(
@@ -43,6 +61,7 @@ def check(
     """
     # Before pydantic is imported: its search for plugins takes a tenth of the time of this command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.build.table_columns import unknown_columns
     from finetune.errors import RecipeError
     from finetune.recipe.builder_source import builder_problems
     from finetune.recipe.code_consent import check_graph_allowed
@@ -51,7 +70,7 @@ def check(
     from finetune.recipe.named_files import missing_files
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded)]
+    problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:
@@ -68,8 +87,8 @@ def check_deep(
     overrides: Sequence[str] = (),
     allow_code: Sequence[str] = (),
     console: "Console",
-) -> list[str]:
-    """Builds the model of a recipe, restores its weights, and reads every row of its data.
+) -> "DeepCheck":
+    """Rehearses a recipe on a few rows, reads every row of its data, and forecasts what a run takes.
 
     Args:
         recipe: Path of the recipe.
@@ -77,25 +96,33 @@ def check_deep(
         allow_code: Packages whose code the recipe may run.
         console: Where to print the progress.
 
-    Returns:
-        A sentence for each kind of problem with the data.
-
     Raises:
         FinetuneError: A run of the recipe would fail before it trains.
     """
     from finetune.build.data import precision
     from finetune.build.layout import build_layout
+    from finetune.build.source_keys import loss_names
+    from finetune.commands.run import draw_curves, fit_options
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of
+    from finetune.data.target_facts import describe
     from finetune.recipe.loader import load_recipe
     from finetune.training.callbacks import progress_bar
+    from finetune.training.forecast import forecast_run
+    from finetune.training.input_checks import input_notes, input_problems, rare_class_problems, target_problems
+    from finetune.training.rehearsal import rehearse
 
+    begun = time.perf_counter()
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
         layout = build_layout(loaded)
-    console.print(f"data: {summary(layout.examples)}", markup=False)
+        prepared = time.perf_counter() - begun
+        console.print(f"data: {summary(layout.examples)}", markup=False)
+        with console.status("training on a few rows"):
+            training = layout.model, layout.groups, layout.phases, layout.examples, fit_options(layout)
+            rehearsal = rehearse(*training, finish=draw_curves)
     total = sum(len(split) for name in SPLITS if (split := getattr(layout.examples, name)))
-    done = 0
+    done, reading = 0, time.perf_counter()
     with progress_bar(console, "reading rows") as show:
 
         def on_rows(count: int) -> None:
@@ -103,24 +130,61 @@ def check_deep(
             done += count
             show(done, total)
 
-        problems, ranges = problems_of(layout.examples, on_rows)
-    for name, (low, high) in ranges.items():
+        findings = problems_of(layout.examples, on_rows)
+    row_seconds = (time.perf_counter() - reading) / total
+    for name, (low, high) in findings.ranges.items():
         console.print(f"inputs{f' `{name}`' if name else ''}: {low:.6g} to {high:.6g}", markup=False)
-    return problems + _misfits(layout.model, loaded.model.application, layout.examples.source, ranges)
+    for note in input_notes(layout.model, findings.ranges):
+        console.print(f"note: {note}", markup=False)
+    described = describe(layout.examples, loss_names(layout.recipe))
+    problems = [
+        *findings.problems,
+        *input_problems(layout.model, findings.ranges),
+        *target_problems(layout.model, findings.target_ranges),
+        *rare_class_problems(described),
+        *_misfits(layout.model, layout.examples.source),
+    ]
+    if rehearsal.problem:  # which another problem explains, if there is one that breaks off training
+        explained = target_problems(layout.model, findings.target_ranges) or findings.is_damaged
+        return DeepCheck(problems if explained else [*problems, rehearsal.problem])
+    forecast = forecast_run(rehearsal, *training[2:], other_seconds=prepared, row_seconds=row_seconds)
+    for line in _forecast_lines(layout, forecast, len(rehearsal.examples.train)):
+        console.print(line, markup=False, highlight=False)
+    return DeepCheck(problems, forecast)
 
 
-def _misfits(model: Any, application: str | None, source: Any, ranges: dict[str, tuple[float, float]]) -> list[str]:
-    """Compares the values of the inputs with what the network takes."""
+def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -> Iterator[str]:
+    """Yields what the rehearsal has shown, in sentences."""
+    from finetune.results.formatting import size_text
+    from finetune.training.forecast import duration_text
+
+    yield (
+        f"rehearsal: {rehearsed:,} rows went forward, backward and through the metrics, and the model was evaluated, "
+        "saved and opened; its weights are unchanged"
+    )
+    many = len(forecast.phases) > 1
+    for number, phase in enumerate(forecast.phases, start=1):
+        low, high = duration_text(phase.least_seconds), duration_text(phase.most_seconds)
+        validation = f", {duration_text(phase.validation_seconds)} of it validation" if phase.validation_seconds else ""
+        yield (
+            f"forecast{f', phase {number}' if many else ''}: an epoch of {layout.length.steps_per_epoch:,} steps takes "
+            f"{duration_text(phase.epoch_seconds)} ({low} to {high}){validation}; "
+            f"{duration_text(phase.once_seconds)} more in the first"
+        )
+    measured = ", without the LR range test" if layout.rates_to_measure else ""
+    yield (
+        f"forecast: {duration_text(forecast.seconds)} for the run{measured}, and up to "
+        f"{size_text(forecast.memory_bytes)} of memory"
+    )
+
+
+def _misfits(model: Any, source: Any) -> list[str]:
+    """Compares what the tokenizers of the data do with what the network takes."""
     import keras
 
     from finetune.keras_private import sublayers
 
-    problems, (low, high) = [], next(iter(ranges.values()), (0.0, 255.0))
-    if application and high <= 2:
-        problems.append(
-            f"`{application}` takes pixels from 0 to 255, since its preprocessing is inside the model. The inputs are "
-            f"{low:.3g} to {high:.3g}. Do not scale them"
-        )
+    problems = []
     embeddings = [layer.input_dim for layer in sublayers(model) if isinstance(layer, keras.layers.Embedding)]
     for about in source.get("inputs", {}).values():
         for column, fitted in about.items() if isinstance(about, dict) else ():

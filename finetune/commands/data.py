@@ -1,6 +1,7 @@
 """`finetune data`: what was understood of the data of a recipe, without training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import tensorflow as tf
 from rich.console import Console
 
 from finetune.build.data import build_examples, precision
-from finetune.build.model import build_network
+from finetune.build.model import build_for, build_network
 from finetune.build.objectives import with_chosen_losses
-from finetune.data.examples import Examples, describe, leaves, summary
+from finetune.build.source_keys import loss_names, output_widths
+from finetune.data.columns import VectorWidthError
+from finetune.data.examples import Examples, class_numbers, leaves, summary
+from finetune.data.target_advice import advice_on_targets
+from finetune.data.target_facts import describe
+from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
-from finetune.results.tables import classes_table, columns_table
+from finetune.results.tables import classes_table, columns_table, targets_table
 
 _SHOWN = 24  # images on the sheet
 _COLUMNS = 8
@@ -45,20 +51,32 @@ def show_data(
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     with precision(loaded):
-        network = build_network(loaded)
-        examples = build_examples(loaded, network)
+        network = build_network(loaded, waits=True)
+        with _columns_shown(console):
+            examples = build_examples(loaded, network)
+        build_for(loaded, network, examples)
         chosen = with_chosen_losses(loaded, network, examples)
-    described = describe(examples)
+    examples = chosen.examples
+    losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
+    described = describe(examples, losses)
     console.print(f"data: {summary(examples)}", markup=False)
     for key, value in described["source"].items():
-        if key not in ("inputs", "target"):
+        if key not in ("inputs", "target", "warnings"):
             console.print(f"  {key}: {value}", markup=False)
+    for warning in described["source"].get("warnings", ()):
+        console.print(f"warning: {warning}", markup=False, highlight=False)
     for sentence in chosen.sentences:
         console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))
-    if "rows_of_classes" in described:
-        console.print(classes_table(described))
+    for name, loss in losses.items():
+        facts = described.get("outputs", {}).get(name, {}) if name else described
+        if "rows_of_classes" in facts:
+            console.print(classes_table(facts, name))
+        if "numbers" in facts:
+            console.print(targets_table(facts["numbers"]))
+        for advice in advice_on_targets(facts, loss, widths.get(name), output=name):
+            console.print(f"advice: {advice}", markup=False)
     if sheet:
         count = _draw(examples, sheet)
         text = f"written: {sheet}, {count} training images" if count else "no sheet is written: there are no images"
@@ -66,12 +84,23 @@ def show_data(
     return described
 
 
+@contextmanager
+def _columns_shown(console: Console) -> Iterator[None]:
+    """Shows what was read of the columns where it does not fit the network: an error alone would hide it."""
+    try:
+        yield
+    except FinetuneError as error:
+        if isinstance(error.__cause__, VectorWidthError):
+            console.print(columns_table({"": error.__cause__.fitted}))
+        raise
+
+
 def _draw(examples: Examples, path: Path) -> int:
     """Draws the first training images of each class in turn, also as epochs see them; returns how many."""
-    y = examples.y_train
-    if isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == len(examples.class_names):
-        y = y.argmax(1)  # one-hot
-    labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
+    labels = class_numbers(examples.y_train, len(examples.class_names))
+    if labels is None:  # their numbers are shown
+        y = examples.y_train
+        labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
     # The first row of each class, then the second, and so on.
     turns = np.zeros(len(labels), int)
     for label in np.unique(labels):

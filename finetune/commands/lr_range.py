@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from finetune.recipe.groups import Strategy
 from finetune.recipe.loader import load_recipe, place_of
 from finetune.recipe.rate_edits import check_text, scaled, scaled_text, tidy
 from finetune.recipe.schema import Recipe
-from finetune.results.run_folder import check_run_folder, replacing, write_json
+from finetune.results.run_folder import check_run_folder, open_run_folder, replacing, write_json
 from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
@@ -45,6 +46,7 @@ def lr_range(
     settings: Range = Range(),
     *,
     out: str | Path | None = None,
+    overwrite: bool = False,
     write: bool = False,
     overrides: Sequence[str] = (),
     allow_code: Sequence[str] = (),
@@ -56,6 +58,7 @@ def lr_range(
         recipe: Path of the recipe.
         settings: What is swept, and how.
         out: A folder for `lr_range.json`, `lr_range.png` and `lr_range.svg`.
+        overwrite: Whether `out` may hold files; only those three are replaced.
         write: Whether the suggested rates are written into the text of the recipe; its comments stay.
         overrides: Changes to the recipe such as `"train.batch_size=64"`.
         allow_code: Packages whose code the recipe may run.
@@ -69,20 +72,36 @@ def lr_range(
     check_steps(settings.steps)
     check_others(settings.others)
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-    check_run_folder(None if out is None else Path(out), overwrite=True)
+    folder = None if out is None else Path(out)
+    check_run_folder(folder, overwrite=overwrite)
     if write:  # before the measurement, which may take minutes
         _check_writable(loaded, Path(recipe), settings)
     with precision(loaded):
         layout = build_layout(loaded)
         print_model(layout, console)
-        result = _measure(layout, settings, console)
-    print_range_test(result, console)
-    if out is not None:
-        write_range_test(result, Path(out))
-        console.print(f"written: {Path(out) / 'lr_range.json'}, .png and .svg")
+        with _taken(folder, overwrite=overwrite):
+            result = _measure(layout, settings, console)
+            print_range_test(result, console)
+            if folder:
+                write_range_test(result, folder)
+                console.print(f"written: {folder / 'lr_range.json'}, .png and .svg", markup=False)
     if write:
         _write_rates(layout, Path(recipe), result, console)
     return result
+
+
+@contextmanager
+def _taken(folder: Path | None, *, overwrite: bool) -> Iterator[None]:
+    """Holds the lock of the folder for the results, before the measurement: nobody else may take it meanwhile."""
+    if folder is None:
+        yield
+        return
+    try:
+        with open_run_folder(folder, name="", overwrite=overwrite, removes=False):
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # empty, where nothing was measured
 
 
 def with_measured_rates(layout: Layout, console: Console) -> tuple[Layout, RangeTest]:

@@ -12,10 +12,11 @@ from finetune.build.data import precision
 from finetune.build.model import build_model_and_examples, build_network, with_head
 from finetune.build.restore import restore_weights
 from finetune.errors import FinetuneError, quote, reason
-from finetune.files.size_limits import check_zip
+from finetune.files.checkpoint_index import check_index
+from finetune.files.npy_headers import check_arrays
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.builders import check_model, load_keras_file
 from finetune.models.graph_consent import require_consent
-from finetune.pretrained.formats.detect import is_zip
 from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import load_recipe
@@ -89,14 +90,14 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 def _read_inputs(path: Path) -> dict[str, np.ndarray]:
     try:
-        if is_zip(path):
-            check_zip(path)
+        check_arrays(path)
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except FinetuneError:
         raise
     except Exception as error:  # NumPy raises many kinds of errors over a damaged file
+        raise_machine_failure(error, f"Reading `{path}`")
         raise FinetuneError(
             f"Inputs are read from a `.npy` or `.npz` file of plain arrays. `{path}` cannot be read: {reason(error)}."
         ) from error
@@ -146,9 +147,13 @@ def _from_file(path: Path, allow_code: Sequence[str]) -> Any:
     if not (folder / "saved_model.pb").is_file() and not (folder / "saved_model.pbtxt").is_file():
         return check_model(load_keras_file(path), str(path))
     require_consent(folder, allow_code)
+    index = folder / "variables" / "variables.index"
     try:
+        if index.is_file():
+            check_index(index)
         return _callable_part(tf.saved_model.load(str(folder)))
     except Exception as error:  # TensorFlow raises many kinds of errors over a damaged folder
+        raise_machine_failure(error, f"Loading `{folder}`")
         raise FinetuneError(f"A SavedModel must load. `{folder}` does not: {reason(error)}. Copy it again.") from error
 
 

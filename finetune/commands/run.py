@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,10 +17,10 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
-from finetune.data.examples import describe
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
-from finetune.errors import DataError, TrainingError, WriteError
+from finetune.data.target_facts import describe
+from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.results.plots import plot_training
@@ -32,22 +32,26 @@ from finetune.results.run_folder import (
     write_json,
     write_text,
 )
-from finetune.results.tables import plan_text
+from finetune.results.tables import class_results_table, plan_text
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.class_results import results_of_classes, worst_classes
+from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
+from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
+_CLASSES_SHOWN = 12
 _DIVERGED = 10  # how many times the test loss may be that before training
-_EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,16 @@ class RunResult:
         folder: The run folder.
         metrics: Loss and metrics on the test examples after training, by name.
         metrics_before: The same before training.
+        metrics_of_mean: The same of the mean of the training targets as the answer for every row; empty where targets
+            are not in memory.
+        classes: Test rows, recall and precision of each class by its name, for each output by its name.
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
+        skipped_steps: How many steps were left out as their gradients were not finite; `None` without
+            `train.non_finite`.
         seconds: Wall time of each stage.
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
@@ -73,11 +82,14 @@ class RunResult:
     folder: Path
     metrics: dict[str, float]
     metrics_before: dict[str, float]
+    metrics_of_mean: dict[str, float]
+    classes: dict[str, dict[str, Any]]
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
     keras_loop: str
     warnings: tuple[str, ...]
+    skipped_steps: int | None
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
@@ -159,6 +171,7 @@ def _run(
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
             metrics_before = former.document["metrics_before"] if former else _evaluate(layout)
+            metrics_of_mean = score_of_constant(layout.model, layout.examples)
 
         # Nothing has been written so far: a run that fails above leaves no folder.
         check_room(out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=overwrite)
@@ -169,7 +182,7 @@ def _run(
             check_same_start(out, former.document["checksums_before"], checksums_before)
             check_same_data(out, former.document["data"], _described(layout))
         opened_folder = open_run_folder(
-            out, name=Path(recipe).stem, overwrite=overwrite or resume, resume=former is not None
+            out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
         folder = held.enter_context(opened_folder)
         weights = LastWeights(last_weights(folder))
@@ -190,20 +203,22 @@ def _run(
             "checksums_before": checksums_before,
             "seconds": clock.so_far(),
         }
-        wait = DataWait()
+        wait, answer = DataWait(), loaded.train.non_finite
+        non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
         with clock("train"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
                 layout.groups,
                 layout.phases,
                 layout.examples,
-                _fit_options(layout),
+                fit_options(layout),
                 folder=folder,
                 console=console,
                 proof=proof,
                 wait=wait,
                 weights=weights,
                 checkpoint=checkpoint,
+                non_finite=non_finite,
             )
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
@@ -214,17 +229,20 @@ def _run(
         check_weights(layout.tree.leaves, layout.groups, "at the end of training")
         with clock("evaluate"):
             metrics = _evaluate(layout)
+            classes = results_of_classes(layout.model, layout.examples, EVALUATED_ROWS)
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
             _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
-            _draw_curves(folder, records)
+            draw_curves(folder, records)
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        warnings = tuple(filter(None, (not_opened, _divergence(metrics_before["loss"], metrics["loss"]))))
+        divergence = _divergence(metrics_before["loss"], metrics["loss"])
+        skipped = non_finite.summary() if non_finite else ""
+        warnings = tuple(filter(None, (not_opened, skipped, divergence)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -232,11 +250,14 @@ def _run(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
+        metrics_of_mean=metrics_of_mean,
+        classes=classes,
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
+        skipped_steps=non_finite.skipped if non_finite else None,
         seconds=clock.seconds,
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
@@ -260,7 +281,7 @@ def _kept_at_a_signal(weights: LastWeights) -> Iterator[None]:
         raise
 
 
-def _fit_options(layout: Layout) -> FitOptions:
+def fit_options(layout: Layout) -> FitOptions:
     """Takes from `train` whatever `FitOptions` has a field for, so that no key is forgotten."""
     names = {option.name for option in fields(FitOptions)}
     options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
@@ -269,8 +290,24 @@ def _fit_options(layout: Layout) -> FitOptions:
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:
-    metrics = layout.model.evaluate(layout.examples.test.batches(_EVALUATED_ROWS), verbose=0, return_dict=True)
+    metrics = layout.model.evaluate(layout.examples.test.batches(EVALUATED_ROWS), verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
+
+
+def print_class_results(classes: Mapping[str, Any], output: str, console: Console) -> None:
+    """Prints recall and precision of each class of an output, or of the worst where there are many.
+
+    Args:
+        classes: What `RunResult.classes` says about the output.
+        output: Name of the output; empty for the only one.
+        console: Where to print.
+    """
+    shown = classes if len(classes) <= _CLASSES_SHOWN else worst_classes(classes, _CLASSES_SHOWN // 2)
+    console.print(class_results_table(shown, output))
+    if len(shown) < len(classes):
+        console.print(
+            f"{len(classes)} classes; shown are the {len(shown)} with the least recall. `result.json` has all"
+        )
 
 
 def _divergence(before: float, after: float) -> str:
@@ -289,11 +326,11 @@ def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
     try:
         with explained(TrainingError, rule, advice):
             save_model(model, folder / "model.keras")
-    except WriteError as error:
-        raise WriteError(f"{error} {weights.keep()}") from error
+    except (WriteError, MachineError) as error:
+        raise type(error)(f"{error} {weights.keep()}") from error
 
 
-def _draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
+def draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
     """Draws loss, metrics and learning rates over the epochs into `plots/training.png` and `.svg`."""
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
@@ -311,13 +348,14 @@ def _announce(former: FormerRun, console: Console) -> None:
 
 def _described(layout: Layout) -> dict[str, Any]:
     """Returns what `data.json` says of the examples, as JSON has it."""
-    return json.loads(json.dumps(describe(layout.examples)))
+    return json.loads(json.dumps(describe(layout.examples, loss_names(layout.recipe))))
 
 
 def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
     """Writes what is known before training."""
     leaked = leaked_rows(layout.examples)
-    write_json(folder / "data.json", describe(layout.examples) | ({"leaked_rows": leaked} if leaked else {}))
+    described = describe(layout.examples, loss_names(layout.recipe))
+    write_json(folder / "data.json", described | ({"leaked_rows": leaked} if leaked else {}))
     if leaked:
         console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
     plan = layout.plan.to_json()
@@ -328,15 +366,16 @@ def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
 
 
 def _write_result(result: RunResult) -> None:
-    names = ("metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds")
+    names = ("metrics", "metrics_before", "metrics_of_mean", "classes", "frozen_unchanged", "frozen_tensors", "seconds")
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
+    skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(
         result.folder / "result.json",
-        {**{name: getattr(result, name) for name in names}, **waited, **problem, **phases},
+        {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
     )
 
 

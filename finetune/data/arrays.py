@@ -7,6 +7,7 @@ import numpy as np
 
 from finetune.data.rows import Rows
 from finetune.errors import DataError, quote
+from finetune.machine_failures import raise_machine_failure
 
 _PAD = "Pad, cut or resize the rows, as `keras.utils.pad_sequences` does."
 
@@ -29,6 +30,7 @@ def as_array(value: Any, name: str = "an array") -> np.ndarray | Rows:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
+        raise_machine_failure(error, f"Reading `{name}`")
         raise DataError(
             f"Rows must all have the same shape. `{name}` cannot become an array: {str(error).splitlines()[0]}. {_PAD}"
         ) from error

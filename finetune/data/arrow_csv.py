@@ -1,16 +1,24 @@
-"""Reads tables of plain lines with pyarrow, which is many times faster than Python's own reader.
+"""Reads tables of plain lines with pyarrow, many times faster than Python's reader.
 
 Only files in which both readers see the same values are read here: all others, and all faults, are left to
 `finetune.data.table_files`, which knows the line of a fault.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from finetune.data.delimited_text import text_array
+from finetune.data.plain_bytes import look_at_bytes
+
+_HEAD = 2**18  # bytes that show which columns are numbers
 
 # A value in quotes, whole and in a single line. Where other quotes are left, the two readers disagree about them.
 _QUOTED = rb'(?:^|(?<=[DELIMITER\n]))"(?:[^"\r\n]|"")*+"(?=[DELIMITER\r\n]|$)'
@@ -19,9 +27,22 @@ _ODD = (*(bytes([code]) for code in (0x00, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F)),
 _ODD_UTF8 = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a", b"\xe2\x80", b"\xe2\x81", b"\xe3\x80")
 
 
+@dataclass(frozen=True)
+class ArrowColumn:
+    """A column that pyarrow has read.
+
+    Attributes:
+        is_number: Whether all of its values are numbers, or missing.
+        make: Returns the values as in `finetune.data.table_files.Column`, and which words stand for missing ones.
+    """
+
+    is_number: bool
+    make: Callable[[], tuple[np.ndarray, tuple[str, ...]]]
+
+
 def read_plain_csv(
-    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str]
-) -> dict[str, tuple[np.ndarray, bool]] | None:
+    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], *, quotes: bool = True
+) -> tuple[int, dict[str, ArrowColumn]] | None:
     """Reads a table whose every row is a line.
 
     Args:
@@ -29,42 +50,106 @@ def read_plain_csv(
         delimiter: What is between two values, a single character.
         names: The names of the columns, all different.
         missing: Values that stand for none.
+        quotes: Whether values may be in double quotes; otherwise quotes are characters like others.
 
     Returns:
-        For each column by its name the values as in `finetune.data.table_files.Column`, and whether they are numbers;
-        `None` where pyarrow is not installed, or another reader might see other values.
+        The number of rows, and each column by its name; `None` where pyarrow is not installed, or another reader might
+        see other values.
     """
     try:
         import pyarrow as pa
-        from pyarrow import csv
     except ImportError:
         return None
-    data = path.read_bytes()
+    if not names or not path.stat().st_size:
+        return None
+    data = np.memmap(path, np.uint8, "r")
+    about = look_at_bytes(data, delimiter)
+    plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
+    # A number that stands for a missing value, such as -999, is looked for as text.
+    direct = plain and not about.has_codes and not any(map(_is_number, missing))
+    if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1)):
+        return about.lines - 1, columns
+    if not plain and not _is_read_alike(bytes(data), delimiter, quotes):
+        return None
+    table = _read(pa.py_buffer(data), delimiter, dict.fromkeys(range(len(names)), pa.string()), quotes)
+    if table is None or table.num_rows != about.lines - 1:
+        return None  # a quoted value goes over several lines, or a line is empty
+    with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
+        columns = pool.map(lambda column: _typed(column, pa.array(missing)), table.columns)
+        return table.num_rows, dict(zip(names, columns, strict=True))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def _is_read_alike(data: bytes, delimiter: str, quotes: bool) -> bool:
+    """Whether both readers see the same cells in bytes with quotes, or with other ends of lines."""
     quoted = _QUOTED.replace(b"DELIMITER", re.escape(delimiter.encode()))
     odd = any(each in data for each in (_ODD if data.isascii() else (*_ODD, *_ODD_UTF8)))
     odd = odd or data.startswith((b"\n", b"\r\n")) or data.count(b"\r") != data.count(b"\r\n")
-    if odd or (b'"' in data and b'"' in re.sub(quoted, b"", data)):
-        return None
+    return not odd and not (quotes and b'"' in data and b'"' in re.sub(quoted, b"", data))
+
+
+def _read(buffer: Any, delimiter: str, types: dict[int, Any], quotes: bool = True) -> Any:
+    """Returns an Arrow table whose columns are named by their places; `None` for a fault, which Python names."""
+    import pyarrow as pa
+    from pyarrow import csv
+
     try:
-        table = csv.read_csv(
-            pa.py_buffer(data),
-            csv.ReadOptions(column_names=[str(place) for place in range(len(names))], skip_rows=1),
-            csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False),
+        return csv.read_csv(
+            buffer,
+            csv.ReadOptions(column_names=[str(place) for place in types], skip_rows=1),
+            # Empty lines are left out, and so their number differs.
+            csv.ParseOptions(delimiter=delimiter, quote_char='"' if quotes else False),
             csv.ConvertOptions(
-                column_types={str(place): pa.string() for place in range(len(names))},
+                column_types={str(place): kind for place, kind in types.items()},
+                null_values=[""],
                 strings_can_be_null=False,
             ),
         )
-    except pa.ArrowInvalid:  # a row of another length, bytes that are not UTF-8: read again by whom names the line
+    except pa.ArrowInvalid:  # a row of another length, bytes that are not UTF-8, text among numbers
         return None
-    if table.num_rows != data.rstrip(b"\r\n").count(b"\n"):
-        return None  # a quoted value goes over several lines
-    with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
-        arrays = pool.map(lambda column: _values(column, pa.array(missing)), table.columns)
-        return dict(zip(names, arrays, strict=True))
 
 
-def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool]:
+def _read_numbers(
+    data: np.ndarray, delimiter: str, names: Sequence[str], missing: Sequence[str], rows: int
+) -> dict[str, ArrowColumn] | None:
+    """Reads columns that begin with numbers as numbers at once; `None` where that is not what they are.
+
+    So numbers never become text. The bytes must be plain, and no cell may begin with a `0` before a digit.
+    """
+    import pyarrow as pa
+
+    end = len(data) if len(data) <= _HEAD else int(np.flatnonzero(data[:_HEAD] == 10)[-1:].sum())
+    head = _read(pa.py_buffer(data[:end]), delimiter, dict.fromkeys(range(len(names)), pa.string()))
+    if head is None or not head.num_rows:
+        return None
+    few = [_typed(column, pa.array(missing)) for column in head.columns]
+    kinds = {place: pa.float64() if column.is_number else pa.string() for place, column in enumerate(few)}
+    # Of a column without a value in the head nothing is known.
+    if any(not column.is_number and not any(column.make()[0].tolist()) for column in few):
+        return None
+    table = _read(pa.py_buffer(data), delimiter, kinds)
+    if table is None or table.num_rows != rows:
+        return None
+    columns: dict[str, ArrowColumn] = {}
+    for name, column, kind in zip(names, table.columns, few, strict=True):
+        if not kind.is_number:
+            columns[name] = ArrowColumn(False, partial(_texts, column, pa.array(missing)))
+            continue
+        values = column.to_numpy()
+        if np.count_nonzero(np.isfinite(values)) != len(values) - column.null_count:
+            return None  # words such as `inf`
+        columns[name] = ArrowColumn(True, partial(lambda values: (values, ()), values))
+    return columns
+
+
+def _typed(column: Any, missing: Any) -> ArrowColumn:
+    """Decides what a column of text is."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -78,5 +163,22 @@ def _values(column: Any, missing: Any) -> tuple[np.ndarray, bool]:
         except pa.ArrowInvalid:
             numbers = None
         if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
-            return numbers, True
-    return pc.if_else(is_missing, "", texts).to_numpy().astype(np.str_), False
+            return ArrowColumn(True, lambda: (numbers, _words(texts, is_missing)))
+    return ArrowColumn(False, partial(_texts, column, missing))
+
+
+def _texts(column: Any, missing: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    from pyarrow import compute
+
+    pc: Any = compute
+    texts = pc.utf8_trim_whitespace(column)
+    is_missing = pc.is_in(texts, missing)
+    return text_array(pc.if_else(is_missing, "", texts).to_pylist()), _words(texts, is_missing)
+
+
+def _words(texts: Any, is_missing: Any) -> tuple[str, ...]:
+    """Returns the words that stand for missing values, beside an empty cell."""
+    from pyarrow import compute
+
+    pc: Any = compute
+    return tuple(sorted(set(pc.unique(pc.filter(texts, is_missing)).to_pylist()) - {""}))

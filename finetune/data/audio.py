@@ -16,9 +16,12 @@ import tensorflow as tf
 
 from finetune.data.rows import Rows
 from finetune.errors import DataError
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".wav", ".wave")
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_LONGEST_FORMAT = 40  # bytes of the description of the samples that count
+_AT_ONCE = 2**24  # values of `resampled` in memory
 _WIDTH = 16  # periods of the filter of resampling on each side of a sample
 
 
@@ -53,6 +56,7 @@ def read_head(path: str | Path) -> Sound:
         with Path(path).open("rb") as file:
             return _head(file)
     except (OSError, struct.error, ValueError) as error:
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` cannot be read as a WAV file: {error}.") from error
 
 
@@ -64,7 +68,8 @@ def _head(file: BinaryIO) -> Sound:
     while len(chunk := file.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"fmt ":
-            content = file.read(size + size % 2)
+            content = file.read(min(size, _LONGEST_FORMAT))  # what the file says may be gigabytes
+            file.seek(size + size % 2 - len(content), 1)
             kind, channels, rate, _, block, _ = struct.unpack_from("<HHIIHH", content)
             kind = struct.unpack_from("<H", content, 24)[0] if kind == _EXTENSIBLE and size >= 26 else kind
             layout = kind, channels, rate, block
@@ -156,12 +161,24 @@ def resampled(samples: np.ndarray, up: int, down: int) -> np.ndarray:
         window = np.where(np.abs(distance) <= reach, np.cos(np.pi * distance / (2 * reach)) ** 2, 0)
         kernel = cut * np.sinc(cut * distance) * window
         begin = positions // up  # in `padded`, where the filter of that sample begins
-        pieces = np.lib.stride_tricks.sliding_window_view(padded, len(offsets))[begin]
-        result[phase::up] = pieces @ kernel
+        windows, count = (
+            np.lib.stride_tricks.sliding_window_view(padded, len(offsets)),
+            max(1, _AT_ONCE // len(offsets)),
+        )
+        pieces = [windows[begin[start : start + count]] @ kernel for start in range(0, len(begin), count)]
+        result[phase::up] = np.concatenate(pieces)
     return result
 
 
-def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: bool, checked: bool = True) -> Rows:
+def sound_rows(
+    paths: Sequence[Path],
+    *,
+    rate: int,
+    length: int,
+    channel_axis: bool,
+    checked: bool = True,
+    places: Sequence[str] = (),
+) -> Rows:
     """Returns the sounds in some WAV files as rows, float32 of shape `(length,)` or `(length, 1)`.
 
     Args:
@@ -170,12 +187,13 @@ def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: b
         length: Samples of each row; longer sounds are cut at their end, shorter ones are filled up with 0.
         channel_axis: Whether a row has a last axis of size 1, as networks of convolutions take it.
         checked: Whether the head of every file is read first, and files that are no sounds are an error.
+        places: Where each file is named, such as `sounds.csv:17`, if anywhere.
 
     Raises:
         DataError: Files cannot be read; names them.
     """
     if checked:
-        _check(paths)
+        _check(paths, places)
     names = [str(path) for path in paths]
     digest = hashlib.sha256(repr((rate, length, channel_axis)).encode())
     for name, stat in zip(names, [path.stat() for path in paths], strict=True):
@@ -199,13 +217,13 @@ def sound_rows(paths: Sequence[Path], *, rate: int, length: int, channel_axis: b
     return Rows(len(names), take, fingerprint=digest.hexdigest(), take_row=take_row)
 
 
-def _check(paths: Sequence[Path]) -> None:
+def _check(paths: Sequence[Path], places: Sequence[str]) -> None:
     broken = []
-    for path in paths:
+    for number, path in enumerate(paths):
         try:
             read_head(path)
         except DataError as error:
-            broken.append(str(error))
+            broken.append(f"`{places[number]}`: {error}" if places else str(error))
     if broken:
         more = f" So are {len(broken) - 1} more of {len(paths)}." if len(broken) > 1 else ""
         raise DataError(

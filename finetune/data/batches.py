@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune.data.augmentation import Augmentation
-from finetune.data.rows import count_rows, rows_of, take
+from finetune.data.rows import count_rows, rows_of, take_batch
 from finetune.errors import DataError
 
 _ORDERED_AT_ONCE = 2**20  # rows
@@ -88,11 +88,11 @@ def training_batches(
         if by_row:
             size = batch_size if part_of is _whole else _bounds(batch_size, share)[1] - _bounds(batch_size, share)[0]
             indices = numbers.map(chosen).unbatch()
-            return _made_by_row((inputs, *others), numbers, indices, size, epoch, augmentation)
+            return _made_by_row((inputs, *others), numbers, indices, size, epoch, offset, augmentation)
 
         def batch(step: Any) -> tuple[Any, ...]:
             indices = chosen(step)
-            return take(inputs, indices + offset), *take(others, indices)
+            return take_batch(inputs, indices + offset), *take_batch(others, indices)
 
         return numbers.map(batch)
 
@@ -177,6 +177,7 @@ def _made_by_row(
     indices: tf.data.Dataset,
     batch_size: int,
     epoch: Any,
+    offset: Any,
     augmentation: Augmentation | None,
 ) -> tf.data.Dataset:
     """Returns the batches of an epoch, of which each row that is worth it is made by a thread of its own.
@@ -187,20 +188,25 @@ def _made_by_row(
         indices: The number of each row, in the order of the epoch.
         batch_size: Rows in a batch.
         epoch: The epoch.
+        offset: Row of the inputs with which the version of this epoch begins.
         augmentation: How the rows are changed, if they are.
     """
     flat = tf.nest.flatten(arrays)
+    offsets = [offset] * len(tf.nest.flatten(arrays[0])) + [0] * len(tf.nest.flatten(arrays[1:]))
     changed = augmentation.leaf if augmentation else None
     alone = [place for place, array in enumerate(flat) if array.take_row or place == changed]
 
     def row(place: int, index: Any) -> Any:
-        array = flat[place]
-        value = array.take_row(index) if array.take_row else array.take(index[tf.newaxis])[0]
+        array, at = flat[place], index + offsets[place]
+        value = array.take_row(at) if array.take_row else array.take(at[tf.newaxis])[0]
         return augmentation.row(value, epoch, index) if augmentation and place == changed else value
 
     def batch(step: Any, chosen: Any, *made: Any) -> Any:
         ready = iter(made)
-        parts = [next(ready) if place in alone else array.take(chosen) for place, array in enumerate(flat)]
+        parts = [
+            next(ready) if place in alone else take_batch(array, chosen + offsets[place])
+            for place, array in enumerate(flat)
+        ]
         data = tf.nest.pack_sequence_as(arrays, parts)
         return augmentation.batch(data, epoch, step) if augmentation else data
 
@@ -259,11 +265,13 @@ def measurement_batches(
     order = tf.data.Dataset.range(rows).shuffle(rows, seed=seed)
     batches = order.batch(min(batch_size, rows), drop_remainder=True)
     if augmentation is None:
-        return batches.map(lambda chosen: (take(inputs, chosen), *take(others, chosen)))
+        return batches.map(lambda chosen: (take_batch(inputs, chosen), *take_batch(others, chosen)))
     # In place of the epoch and the step: a number that no other batch has.
     numbers = tf.data.Dataset.random(seed=seed % 2**63, rerandomize_each_iteration=True)
     return tf.data.Dataset.zip((batches, numbers)).map(
-        lambda chosen, number: augmentation.rows((take(inputs, chosen), *take(others, chosen)), number, chosen, 0)
+        lambda chosen, number: augmentation.rows(
+            (take_batch(inputs, chosen), *take_batch(others, chosen)), number, chosen, 0
+        )
     )
 
 

@@ -5,7 +5,6 @@ data beside the arrays.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ from finetune.errors import DataError, quote
 
 _to_array: Any = keras.ops.convert_to_numpy
 
-KINDS = ("number", "category", "text", "image", "audio")
+VECTOR_KINDS = ("number", "category")
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
 
 
@@ -39,6 +38,14 @@ def feature_vectors(
     Raises:
         DataError: A column is text or has too many categories.
     """
+    files = {column.name: kind for column in columns if (kind := kinds.get(column.name, "number")) not in VECTOR_KINDS}
+    if files:
+        name, kind = next(iter(files.items()))
+        needs = "a `tokenizer`, or a network that takes text" if kind == "text" else f"a network that takes {kind}s"
+        raise DataError(
+            f"A vector is made of numbers and categories. `types` says that `{name}` is `{kind}`, which needs {needs}, "
+            "and an input of its own. Remove the type, or name the column for another input."
+        )
     parts, fitted = [], {}
     for column in columns:
         kind = kinds.get(column.name) or ("category" if column.kind == "text" else "number")
@@ -47,8 +54,46 @@ def feature_vectors(
         else:
             part, about = _one_hot(column, train)
         parts.append(part)
-        fitted[column.name] = {"kind": kind, "missing": int(column.missing.sum())} | about
+        words = {"missing_words": list(column.missing_words)} if column.missing_words else {}
+        fitted[column.name] = {"kind": kind, "missing": int(column.missing.sum())} | words | about
     return np.concatenate(parts, axis=1).astype(np.float32), fitted
+
+
+class VectorWidthError(DataError):
+    """The columns make a vector of another length than the network takes.
+
+    Attributes:
+        fitted: What was fitted, by the name of the column.
+    """
+
+    fitted: Mapping[str, Mapping[str, Any]]
+
+
+def check_width(fitted: Mapping[str, Mapping[str, Any]], width: int, taken: int | None) -> None:
+    """Checks that columns make a vector as long as a network takes.
+
+    Args:
+        fitted: What `feature_vectors` has fitted.
+        width: Values of a row.
+        taken: Values that the network takes; `None` where any will do.
+
+    Raises:
+        VectorWidthError: The lengths differ.
+    """
+    if taken in (None, width):
+        return
+    widths = {name: len(about["categories"]) + 1 if "categories" in about else 1 for name, about in fitted.items()}
+    wide = ", ".join(f"`{name}` {of}" for name, of in widths.items() if of > 1)
+    numbers = [name for name, of in widths.items() if of == 1]
+    parts = [f"{len(numbers)} from the number{'s' if len(numbers) > 1 else ''} {quote(numbers)}"] if numbers else []
+    parts += [f"of categories {wide}"] if wide else []
+    error = VectorWidthError(
+        f"The columns must make a vector as long as the network takes, {taken}. They make {width} values: "
+        f"{'; '.join(parts)}. A number is a value; a category has a value for each name, and another for names that no "
+        f"training row has. Choose other columns, or a network that takes {width} values."
+    )
+    error.fitted = fitted
+    raise error
 
 
 def _normalized(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -88,56 +133,3 @@ def _is_number(text: str) -> bool:
         return bool(np.isfinite(float(text)))
     except ValueError:
         return False
-
-
-def token_ids(
-    texts: Sequence[str], tokenizer: str | Path, length: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Turns texts into token ids.
-
-    Args:
-        texts: The texts.
-        tokenizer: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT.
-        length: Tokens of each row; longer texts are cut, shorter ones are filled up with 0.
-
-    Returns:
-        Int32 ids and a mask that is 1 where there are tokens, both of shape `(rows, length)`; and what was done.
-
-    Raises:
-        DataError: The tokenizer cannot be read, or the package `tokenizers` is missing.
-    """
-    path = Path(tokenizer)
-    if not path.is_file():
-        raise DataError(f"The tokenizer `{path}` does not exist. Name a `tokenizer.json` or a `vocab.txt`.")
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise DataError(
-            "Text becomes token ids by the package `tokenizers`, which is not installed. Install it: "
-            "`pip install 'discriminative-finetune[text]'`."
-        ) from error
-    try:
-        if path.suffix == ".txt":
-            from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-
-            encoder: Any = BertWordPieceTokenizer(str(path), lowercase=True)
-        else:
-            encoder = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain `Exception`
-        raise DataError(f"`{path}` must be a `tokenizer.json` or a `vocab.txt`. Reading it failed: {error}.") from error
-    encoder.no_padding()
-    ids, mask, cut, longest = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), np.int32), 0, 0
-    encoder.enable_truncation(length)
-    for row, encoding in enumerate(encoder.encode_batch([str(text) for text in texts])):
-        tokens = encoding.ids
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        cut += bool(encoding.overflowing)
-        longest = max(longest, len(tokens))
-    about = {
-        "tokenizer": str(path),
-        "length": length,
-        "cut": cut,
-        "longest": longest,
-        "vocabulary": encoder.get_vocab_size(),
-    }
-    return ids, mask, about

@@ -125,30 +125,51 @@ def make_examples(train: Split, test: Split, validation: Split | None = None, **
     return Examples(**arrays, **about)
 
 
-def describe(examples: Examples) -> dict[str, Any]:
-    """Returns what is known about examples, as plain data: `data.json` of a run."""
-    splits = {name: getattr(examples, name) for name in SPLITS if getattr(examples, name)}
-    described: dict[str, Any] = {"source": dict(examples.source), "rows": {name: len(splits[name]) for name in splits}}
-    if examples.class_names:
-        described["class_names"] = list(examples.class_names)
-        described["rows_of_classes"] = {
-            name: np.bincount(split.y, minlength=len(examples.class_names)).tolist()
-            for name, split in splits.items()
-            if isinstance(split.y, np.ndarray)
-            and split.y.ndim == 1
-            and split.y.dtype.kind in "iu"
-            and split.y.min() >= 0
-        }
-    return described
+def class_counts(y: Any, classes: int) -> list[int] | None:
+    """Returns how many rows each class has, or each label where a row may have several.
+
+    Args:
+        y: Numbers of classes, shape `(rows,)` or `(rows, 1)`; or 0 and 1 for each class or label, `(rows, classes)`.
+        classes: How many classes there are, >= 1.
+
+    Returns:
+        A count for each class; `None` where targets are in another form, or none of these classes.
+    """
+    if not isinstance(y, np.ndarray) or y.ndim not in (1, 2) or y.dtype.kind not in "biuf":
+        return None
+    if y.ndim == 2 and y.shape[1] > 1:
+        is_counted = y.shape[1] == classes and bool(((y == 0) | (y == 1)).all())
+        return y.sum(axis=0).astype(int).tolist() if is_counted else None
+    labels = y.reshape(-1)
+    if not ((labels >= 0) & (labels < classes) & (labels == np.rint(labels))).all():
+        return None
+    return np.bincount(labels.astype(np.int64), minlength=classes).tolist()
+
+
+def class_numbers(y: Any, classes: int) -> np.ndarray | None:
+    """Returns the number of the class of each row, int64 of shape `(rows,)`; `None` where rows have no single class.
+
+    Args:
+        y: Targets: numbers of classes, or a target for each class, of which one is 1.
+        classes: How many classes there are; `0` where that is not known, and every whole number from 0 counts as one.
+    """
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "biuf" or not y.size:
+        return None
+    if y.ndim == 2 and y.shape[1] == classes > 1:
+        is_one_hot = bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+        return y.argmax(axis=1) if is_one_hot else None
+    flat = y.reshape(-1) if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1) else None
+    # A binary loss takes its labels as floats.
+    if flat is None or flat.min() < 0 or (flat.dtype.kind == "f" and not ((flat == 0) | (flat == 1)).all()):
+        return None
+    return flat.astype(np.int64)
 
 
 def rare_classes(examples: Examples) -> dict[str, int]:
-    """Returns how many training rows each class has that has fewer than 5, by its name."""
-    y, names = examples.y_train, examples.class_names
-    if not names or not isinstance(y, np.ndarray) or y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0:
-        return {}
-    counts = np.bincount(y, minlength=len(names))
-    return {name: int(count) for name, count in zip(names, counts, strict=False) if count < FEW_ROWS}
+    """Returns how many training rows each class or label has that has fewer than 5, by its name."""
+    names = examples.class_names
+    counts = class_counts(examples.y_train, len(names)) if names else None
+    return {name: count for name, count in zip(names, counts or (), strict=False) if count < FEW_ROWS}
 
 
 def summary(examples: Examples) -> str:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from finetune.data.class_folders import ClassFile, find_files
 from finetune.data.rows import Rows
 from finetune.errors import DataError
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 RESIZES = ("pad", "crop", "stretch")
@@ -43,6 +44,7 @@ def image_rows(
     resize: str = "pad",
     value_range: tuple[float, float] = (0.0, 255.0),
     checked: bool = True,
+    places: Sequence[str] = (),
 ) -> Rows:
     """Returns the images of some files as rows, each of shape `(height, width, channels)`, float32.
 
@@ -58,11 +60,12 @@ def image_rows(
             fills the size; `stretch` does not keep the proportions.
         value_range: What black and white become.
         checked: Whether the head of every file is read first, and files that are not images are an error.
+        places: Where each file is named, such as `photos.csv:17`, if anywhere.
 
     Raises:
         DataError: Files cannot be read as images; names them.
     """
-    reductions = _look_at(paths, size, resize, checked)
+    reductions = _look_at(paths, size, resize, checked, places)
     names = [str(path) for path in paths]
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
     for name, stat in zip(names, [path.stat() for path in paths], strict=True):
@@ -147,7 +150,9 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
     return tf.ensure_shape(image, (*size, image.shape[-1]))
 
 
-def _look_at(paths: Sequence[Path], size: tuple[int, int], resize: str, checked: bool) -> list[int]:
+def _look_at(
+    paths: Sequence[Path], size: tuple[int, int], resize: str, checked: bool, places: Sequence[str]
+) -> list[int]:
     """Reads the head of every file; returns by how much TensorFlow reduces it while decoding, or `_PILLOW`.
 
     Raises:
@@ -155,7 +160,12 @@ def _look_at(paths: Sequence[Path], size: tuple[int, int], resize: str, checked:
     """
     with ThreadPoolExecutor(8) as pool:
         looks = list(pool.map(lambda path: _reduction(path, size, resize), paths))
-    broken = [f"`{path}` ({look})" for path, look in zip(paths, looks, strict=True) if isinstance(look, str)]
+    named = (
+        [f"`{path}`" for path in paths]
+        if not places
+        else [f"`{at}` `{path}`" for at, path in zip(places, paths, strict=True)]
+    )
+    broken = [f"{name} ({look})" for name, look in zip(named, looks, strict=True) if isinstance(look, str)]
     if broken and checked:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(
@@ -181,6 +191,7 @@ def _reduction(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> i
         is_empty = not (path.getbuffer().nbytes if isinstance(path, io.BytesIO) else path.stat().st_size)
         return "empty" if is_empty else "not an image"
     except Exception as error:  # Pillow raises errors of many classes over damaged files
+        raise_machine_failure(error, f"Reading `{path if isinstance(path, Path) else 'an image'}`")
         return str(error) or type(error).__name__
 
 

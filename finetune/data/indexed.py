@@ -19,6 +19,7 @@ from finetune.data.arrays import as_array
 from finetune.data.examples import Split
 from finetune.data.rows import Rows
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.machine_failures import raise_machine_failure
 
 # Read from several threads at once by their own documentation; others may keep a file position between two reads.
 _READ_IN_PARALLEL = ("grain", "tensorflow_datasets", "array_record")
@@ -232,9 +233,10 @@ class _Items:
         """Returns the parts of an item, or why it cannot be read."""
         try:
             return self(index)
-        except (DataError, MemoryError):
+        except DataError:
             raise
         except Exception as error:  # the source's own code, which may raise anything
+            raise_machine_failure(error, f"Reading {self.name} {index}")
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
     def _parts(self, item: Any, index: int) -> tuple[Any, Any, Any, Any]:

@@ -3,6 +3,7 @@
 import mmap
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -90,13 +91,24 @@ def kept_on_disk(rows: Rows, form: RowForm) -> Rows:
 
 def _kept(rows: Rows, form: RowForm, keep: Any, read: Any) -> Rows:
     decode: Any = rows.take_row
+    is_full = False
     # Which rows are kept: one byte each, which the graph reads without Python.
     flags = np.frombuffer(mmap.mmap(-1, rows.length), np.uint8)
     is_kept = shared_rows(flags, tf.uint8, (rows.length,))
 
     def note(index: np.ndarray, value: np.ndarray) -> np.ndarray:
-        keep(index, value)
-        flags[index] = 1  # last: another thread may look for the row now
+        nonlocal is_full
+        try:
+            keep(index, value)
+            flags[index] = 1  # last: another thread may look for the row now
+        except OSError as error:  # then the row is decoded each time, as without `keep`
+            if not is_full:
+                warnings.warn(
+                    f"Decoded rows cannot be kept on the disk any longer: {error.strerror or error}. Those that are "
+                    "not kept are decoded in each epoch.",
+                    stacklevel=1,
+                )
+            is_full = True
         return value
 
     def take_row(index: Any) -> Any:

@@ -1,11 +1,13 @@
 """Labels: names of classes become numbers, and weights make up for classes of unequal size."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from finetune.data.examples import Examples
-from finetune.data.loss_families import BINARY, NUMBERS, SPARSE, UNKNOWN, family_of
+from finetune.data.examples import SPLITS, Examples
+from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, UNKNOWN, family_of
 from finetune.errors import DataError, did_you_mean, quote
 
 
@@ -72,6 +74,33 @@ def encode_classes(
     if family == BINARY:
         return numbers.astype(np.float32), names
     return (numbers, names) if family in (SPARSE, UNKNOWN) else (np.eye(len(names), dtype=np.float32)[numbers], names)
+
+
+def with_one_hot_targets(examples: Examples, outputs: Mapping[str, int | None]) -> Examples:
+    """Gives the classes of some outputs a target each, in every split.
+
+    Args:
+        examples: The examples, whose targets of these outputs are numbers of classes, shape `(rows,)` or `(rows, 1)`.
+        outputs: How many values the network gives, by the name of the output; `None` where that is not known yet.
+    """
+    changed: dict[str, Any] = {}
+    for output, width in outputs.items():
+        targets = {split: getattr(examples, f"y_{split}") for split in SPLITS if getattr(examples, split)}
+        numbers = {split: np.asarray(y[output] if output else y) for split, y in targets.items()}
+        highest = max(int(y.max()) for y in numbers.values())
+        classes = max(width or 0, 0 if output else len(examples.class_names), highest + 1)
+        for split, y in numbers.items():
+            one_hot = np.eye(classes, dtype=np.float32)[y.reshape(-1).astype(np.int64)]
+            before = changed.get(f"y_{split}", targets[split])
+            changed[f"y_{split}"] = {**before, output: one_hot} if output else one_hot
+    if not changed:
+        return examples
+    about = examples.source.get("target")
+    if isinstance(about, Mapping):  # what `data.json` says of the form
+        of = {name: {**about.get(name, {}), "kind": ONE_HOT} for name in outputs if name}
+        about = {**about, **(of or {"kind": ONE_HOT})}
+        changed["source"] = {**examples.source, "target": about}
+    return replace(examples, **changed)
 
 
 def class_weights(labels: np.ndarray, weights: str | Mapping[str, float], class_names: Sequence[str]) -> np.ndarray:

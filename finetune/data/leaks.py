@@ -7,12 +7,16 @@ decoded. `finetune check --deep` reads every row of any source.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from finetune.data.examples import SPLITS, Examples, leaves
+from finetune.data.rows import Rows
 
 _HASHED_BYTES = 2**29  # at most, of arrays: about a second
+_AT_ONCE = 4096  # rows
 
 
 def leaked_rows(examples: Examples) -> dict[str, list[int]]:
@@ -23,8 +27,8 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
     splits = [name for name in SPLITS if getattr(examples, name)]
     arrays = {name: [array for _, array in leaves("x", getattr(examples, f"x_{name}"))] for name in splits}
     flat = [array for of_split in arrays.values() for array in of_split]
-    if all(isinstance(array, np.ndarray) and array.dtype.kind != "O" for array in flat):
-        if sum(array.nbytes for array in flat) > _HASHED_BYTES:
+    if all(_is_ready(array) for array in flat):
+        if sum(len(array) * _bytes_of_rows(array, [0])[0].nbytes for array in flat) > _HASHED_BYTES:
             return {}
         digests = {name: _of_arrays(of_split) for name, of_split in arrays.items()}
     elif examples.source.get("kind") == "images" and all(examples.places.get(name) for name in splits):
@@ -37,12 +41,24 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
     return {name: rows for name, rows in leaked.items() if rows}
 
 
-def _of_arrays(arrays: Sequence[np.ndarray]) -> list[bytes]:
-    whole = [np.ascontiguousarray(array) for array in arrays]
-    return [
-        hashlib.blake2b(b"|".join(array[row].tobytes() for array in whole), digest_size=16).digest()
-        for row in range(len(whole[0]))
-    ]
+def _is_ready(array: Any) -> bool:
+    """Whether the rows of an array can be read at once; of text an array holds no more than pointers."""
+    return array.is_ready if isinstance(array, Rows) else isinstance(array, np.ndarray) and array.dtype.kind != "O"
+
+
+def _bytes_of_rows(array: Any, rows: Sequence[int]) -> list[np.ndarray]:
+    if isinstance(array, Rows):
+        return list(np.asarray(array.take(tf.constant(rows, tf.int64))))
+    return [np.ascontiguousarray(array[row]) for row in rows]
+
+
+def _of_arrays(arrays: Sequence[Any]) -> list[bytes]:
+    digests: list[bytes] = []
+    for start in range(0, len(arrays[0]), _AT_ONCE):
+        numbers = range(start, min(start + _AT_ONCE, len(arrays[0])))
+        parts = [[row.tobytes() for row in _bytes_of_rows(array, numbers)] for array in arrays]
+        digests += [hashlib.blake2b(b"|".join(row), digest_size=16).digest() for row in zip(*parts, strict=True)]
+    return digests
 
 
 def _of_files(paths: dict[str, list[Path]]) -> dict[str, list[bytes]]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from finetune.data.examples import ARRAY_NAMES, Examples, Split, check_examples
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
-from finetune.files.size_limits import check_zip
+from finetune.files.npy_headers import check_arrays
+from finetune.machine_failures import raise_machine_failure
 
 MAPPED = 2**26  # bytes from which on an array stays in the file
 _LOCAL_HEADER = 30  # bytes in front of a member's name in an archive
@@ -100,8 +101,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         neighbours = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
         raise DataError(f"The data file `{path}` does not exist. {neighbours}{did_you_mean(path.name, others)}")
     try:
-        if zipfile.is_zipfile(path):
-            check_zip(path)
+        check_arrays(path)
         with path.open("rb") as file:  # opened here because `numpy.load` leaves damaged files open
             loaded = np.load(file, allow_pickle=False)
             arrays: Any = None
@@ -111,6 +111,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except FinetuneError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
+        raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
     if arrays is None:
         raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")

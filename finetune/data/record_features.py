@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.machine_failures import raise_machine_failure
 
 LOOKED_AT = 100  # records
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF")  # how the formats of images begin
@@ -75,6 +76,7 @@ def look_at(records: Sequence[bytes]) -> dict[str, Feature | str]:
         try:
             example.ParseFromString(record)
         except Exception as error:  # protobuf's own class moves from version to version
+            raise_machine_failure(error, f"Reading record {index}")
             raise DataError(f"Records must be `tf.train.Example`s. Record {index} is not: {error}.") from error
         for name, feature in example.features.feature.items():
             kind = feature.WhichOneof("kind")

@@ -1,7 +1,7 @@
 """Reads every row once and reports what is wrong with it: what training would find late, or never."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.data.examples import FEW_ROWS, SPLITS, Examples, Split, leaves, rare_classes
+from finetune.data.examples import SPLITS, Examples, Split, leaves
 from finetune.data.rows import Rows, rows_of, take
 from finetune.errors import DataError, FinetuneError, reason
+from finetune.machine_failures import machine_failure, raise_machine_failure
 
+Range = tuple[float, float]
 _BATCH = 64
-# A sound row must not be taken for a damaged one, and be skipped, because the machine ran out of memory.
-_NOT_OF_A_ROW = (MemoryError, tf.errors.ResourceExhaustedError, tf.errors.CancelledError)
 
 
 @dataclass
@@ -28,12 +28,14 @@ class SplitFacts:
         unreadable: Why a row cannot be read, by its number.
         not_finite: Numbers of the rows that hold values that are not finite.
         ranges: Least and greatest value of each input, by its name.
+        target_ranges: The same of targets that are read with their rows; those in memory were checked before.
     """
 
     digests: dict[int, bytes] = field(default_factory=dict)
     unreadable: dict[int, str] = field(default_factory=dict)
     not_finite: list[int] = field(default_factory=list)
-    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    target_ranges: dict[str, Range] = field(default_factory=dict)
 
 
 def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: None) -> SplitFacts:
@@ -43,18 +45,21 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
         split: The rows.
         on_rows: Called with the number of rows that were read since the last call.
     """
-    facts, inputs = SplitFacts(), rows_of(split.x)
+    facts = SplitFacts()
+    is_read = split.y is not None and any(isinstance(leaf, Rows) for _, leaf in leaves("", split.y))
+    rows = (rows_of(split.x), rows_of(split.y) if is_read else ())
 
     def read(start: int) -> SplitFacts:
         # Returns facts and no rows: those of all batches would not fit into memory.
         part, numbers = SplitFacts(), range(start, min(start + _BATCH, len(split)))
         try:
-            batch = take(inputs, tf.constant(numbers, tf.int64))
-        except _NOT_OF_A_ROW:
+            batch = take(rows, tf.constant(numbers, tf.int64))
+        except tf.errors.CancelledError:
             raise
-        except Exception:  # decoders raise errors of many classes; a row cannot be read: which?
+        except Exception as error:  # decoders raise errors of many classes; a row cannot be read: which?
+            raise_machine_failure(error, "Reading the rows")
             for number in numbers:
-                _note_alone(part, number, inputs)
+                _note_alone(part, number, rows)
         else:
             _note(part, numbers, batch)
         return part
@@ -64,57 +69,74 @@ def read_every_row(split: Split, on_rows: Callable[[int], None] = lambda count: 
             facts.digests |= part.digests
             facts.unreadable |= part.unreadable
             facts.not_finite += part.not_finite
-            for name, (low, high) in part.ranges.items():
-                _widen(facts, name, low, high)
+            _widen(facts.ranges, part.ranges)
+            _widen(facts.target_ranges, part.target_ranges)
             on_rows(len(part.digests) + len(part.unreadable))
     return facts
 
 
-def _widen(facts: SplitFacts, name: str, low: float, high: float) -> None:
-    known = facts.ranges.get(name, (low, high))
-    facts.ranges[name] = min(known[0], low), max(known[1], high)
+def _widen(ranges: dict[str, Range], others: Mapping[str, Range]) -> None:
+    for name, (low, high) in others.items():
+        known = ranges.get(name, (low, high))
+        ranges[name] = min(known[0], low), max(known[1], high)
 
 
-def _note_alone(facts: SplitFacts, number: int, inputs: Any) -> None:
+def _note_alone(facts: SplitFacts, number: int, rows: Any) -> None:
     try:
-        row = take(inputs, tf.constant([number], tf.int64))
-    except _NOT_OF_A_ROW:
+        row = take(rows, tf.constant([number], tf.int64))
+    except tf.errors.CancelledError:
         raise
     except Exception as error:  # kept, and shown as the reason why the row cannot be read
+        raise_machine_failure(error, f"Reading row {number}")
         facts.unreadable[number] = reason(error).split("{{")[0].rstrip(" [.:")
     else:
         _note(facts, range(number, number + 1), row)
 
 
-def _note(facts: SplitFacts, numbers: range, batch: Any) -> None:
-    arrays = [(name, np.asarray(tensor)) for name, tensor in leaves("", batch)]
+def _note(facts: SplitFacts, numbers: range, batch: tuple[Any, Any]) -> None:
+    inputs, targets = ([(name, np.asarray(tensor)) for name, tensor in leaves("", part)] for part in batch)
     finite = np.ones(len(numbers), bool)
-    for name, array in arrays:
-        if array.dtype.kind == "f":
-            finite &= np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if array.dtype.kind in "iuf" and array.size:
-            _widen(facts, name, float(array.min()), float(array.max()))
+    for ranges, arrays in ((facts.ranges, inputs), (facts.target_ranges, targets if tf.nest.flatten(batch[1]) else [])):
+        for name, array in arrays:
+            values = array
+            if array.dtype.kind == "f":
+                is_finite = np.isfinite(array)
+                finite &= is_finite.reshape(len(array), -1).all(axis=1)
+                values = array if is_finite.all() else array[is_finite]
+            if array.dtype.kind in "iuf" and values.size:
+                _widen(ranges, {name: (float(values.min()), float(values.max()))})
     facts.not_finite += [numbers[row] for row in np.flatnonzero(~finite)]
     for place, number in enumerate(numbers):
         digest = hashlib.sha256()
-        for name, array in arrays:
+        for name, array in inputs:
             row = array[place]
             digest.update(name.encode() + (row if isinstance(row, bytes) else np.ascontiguousarray(row).tobytes()))
         facts.digests[number] = digest.digest()
 
 
-def problems_of(
-    examples: Examples, on_rows: Callable[[int], None] = lambda count: None
-) -> tuple[list[str], dict[str, tuple[float, float]]]:
+@dataclass(frozen=True)
+class RowFindings:
+    """What reading every row of all splits has shown.
+
+    Attributes:
+        problems: A sentence for each kind of problem.
+        ranges: Least and greatest value of each input over all splits, by its name.
+        target_ranges: The same of targets that are read with their rows, by the name of the split.
+        is_damaged: Whether there are rows that cannot be read.
+    """
+
+    problems: list[str]
+    ranges: dict[str, Range]
+    target_ranges: dict[str, dict[str, Range]]
+    is_damaged: bool
+
+
+def problems_of(examples: Examples, on_rows: Callable[[int], None] = lambda count: None) -> RowFindings:
     """Reads every row of all splits.
 
     Args:
         examples: The examples.
         on_rows: Called with the number of rows that were read since the last call.
-
-    Returns:
-        A sentence for each kind of problem, and the least and the greatest value of each input of the training rows, by
-        its name.
     """
     splits = {name: split for name in SPLITS if (split := getattr(examples, name))}
     facts = {name: read_every_row(split, on_rows) for name, split in splits.items()}
@@ -129,7 +151,12 @@ def problems_of(
         if of_split.not_finite:
             rows = _places(examples, name, of_split.not_finite)
             problems.append(f"{_rows(of_split.not_finite)} of `{name}` with values that are not finite: {rows}")
-    return problems + _repeated(examples, facts) + _rare_classes(examples), facts["train"].ranges
+    ranges: dict[str, Range] = {}
+    for of_split in facts.values():
+        _widen(ranges, of_split.ranges)
+    of_targets = {name: of_split.target_ranges for name, of_split in facts.items() if of_split.target_ranges}
+    damaged = any(of_split.unreadable for of_split in facts.values())
+    return RowFindings(problems + _repeated(examples, facts), ranges, of_targets, damaged)
 
 
 def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
@@ -147,13 +174,6 @@ def _repeated(examples: Examples, facts: dict[str, SplitFacts]) -> list[str]:
                 f"{_rows(leaks)} of `{name}` among the training rows, too: {rows}. Its figures are too good"
             )
     return problems
-
-
-def _rare_classes(examples: Examples) -> list[str]:
-    rare = [f"`{name}` ({count})" for name, count in rare_classes(examples).items()]
-    more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    listed = f"{len(rare)} classes have fewer than {FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"
-    return [listed] if rare else []
 
 
 def _rows(numbers: Sized) -> str:
@@ -179,6 +199,8 @@ def unreadable_rows_named(examples: Examples) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if machine_failure(error):  # reading all rows again would meet it, too
+            raise
         is_read = any(isinstance(leaf, Rows) and leaf.take_row for _, leaf in leaves("", examples.x_train))
         if not is_read or (isinstance(error, FinetuneError) and error.__cause__ is None):
             raise

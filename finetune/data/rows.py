@@ -38,12 +38,18 @@ class Rows:
             recognised in another run.
         take_row: Returns the row at an index, shape `()`, where a row is worth a thread of its own, such as an image to
             decode; else `None`.
+        batch_width: Returns how many values of the second axis the rows of a batch need, at their indices: what follows
+            is padding in all of them, as where texts are shorter than `take` returns them. `None` where rows have no
+            padding that may be left out. Rows that share a width share the function.
+        is_ready: Whether the values lie in memory, so that taking a row is no more than a copy.
     """
 
     length: int
     take: Callable[[Any], Any]
     fingerprint: str = ""
     take_row: Callable[[Any], Any] | None = None
+    batch_width: Callable[[Any], Any] | None = None
+    is_ready: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -62,6 +68,8 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
         chosen: A slice of the rows, or their indices.
     """
 
+    widths: dict[Any, Any] = {}  # of the chosen rows, by those of all rows
+
     def of(array: Any) -> Any:
         if isinstance(array, np.memmap) and isinstance(chosen, np.ndarray) and array.nbytes > _COPIED:
             array = as_rows(array)  # rows that are chosen one by one would be copied into memory
@@ -72,9 +80,17 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
         fingerprint = f"{array.fingerprint} {digest}" if array.fingerprint else ""
         with tf.device("CPU:0"):
             places = tf.constant(indices)
-        one = array.take_row
-        take_row = None if one is None else lambda number: one(places[number])
-        return Rows(len(indices), lambda numbers: array.take(tf.gather(places, numbers)), fingerprint, take_row)
+        one, width = array.take_row, array.batch_width
+        if width is not None and width not in widths:
+            widths[width] = lambda numbers: width(tf.gather(places, numbers))
+        return Rows(
+            len(indices),
+            lambda numbers: array.take(tf.gather(places, numbers)),
+            fingerprint,
+            None if one is None else lambda number: one(places[number]),
+            None if width is None else widths[width],
+            array.is_ready,
+        )
 
     return tf.nest.map_structure(of, arrays)
 
@@ -160,6 +176,16 @@ def _type_for_keras(dtype: np.dtype) -> np.dtype:
 def take(arrays: Any, indices: Any) -> Any:
     """Returns the rows at some indices of every `Rows` in a structure."""
     return tf.nest.map_structure(lambda rows: rows.take(indices), arrays)
+
+
+def take_batch(arrays: Any, indices: Any) -> Any:
+    """Returns the rows of a batch of every `Rows` in a structure, without the padding that all of them have."""
+
+    def of(rows: Rows) -> Any:
+        values = rows.take(indices)
+        return values if rows.batch_width is None else values[:, : rows.batch_width(indices)]
+
+    return tf.nest.map_structure(of, arrays)
 
 
 def count_rows(inputs: Any, others: Any, passes: int = 1) -> int:

@@ -3,24 +3,24 @@
 Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
 """
 
-import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.data.arrow_csv import read_plain_csv
+from finetune.data.columnar_files import read_columnar
+from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
+from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, unknown_column
+from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, did_you_mean, quote
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-_LINES = (".jsonl", ".ndjson")
-_ARROW = (".parquet", ".pq", ".feather", ".arrow")
-ENDINGS = (*_DELIMITERS, *_LINES, *_ARROW)
+_LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,14 @@ class Column:
         kind: `number` or `text`.
         values: Shape `(rows,)`: float64 with NaN where a number is missing; or text, empty where it is missing.
         whole: Whether all numbers are there and are whole.
+        missing_words: What stands in its cells for a missing value, beside nothing: `NA`, `None` and so on.
     """
 
     name: str
     kind: str
     values: np.ndarray
     whole: bool = False
+    missing_words: tuple[str, ...] = ()
 
     @property
     def missing(self) -> np.ndarray:
@@ -51,6 +53,29 @@ class Column:
         return np.array(["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(float(v)) for v in self.values])
 
 
+class Columns(Mapping[str, Column]):
+    """Columns by name, each of which is made when it is first asked for: a run reads a few of many.
+
+    Args:
+        makers: What makes each column, by its name.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Column]]):
+        self._makers = makers
+        self._made: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """A table in memory.
@@ -60,14 +85,16 @@ class Table:
         columns: The columns by name, in their order.
         places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
             the row in files without lines.
+        warnings: What is probably not meant so.
     """
 
     path: Path
-    columns: dict[str, Column]
-    places: list[tuple[str, int]]
+    columns: Mapping[str, Column]
+    places: Places
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())).values)
+        return len(self.places)
 
     def column(self, name: str) -> Column:
         """Returns a column.
@@ -76,17 +103,8 @@ class Table:
             DataError: There is none of this name.
         """
         if name not in self.columns:
-            other = next((mark for mark in ";\t|" if all(mark in known for known in self.columns)), "")
-            if len(self.columns) == 1 and other:
-                raise DataError(
-                    f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{self.path}` seems "
-                    f"to have {'tabs' if other == chr(9) else f'`{other}`'}: its first line is "
-                    f"`{next(iter(self.columns))[:80]}`. Write it again, or name it by what it is."
-                )
-            raise DataError(
-                f"`{self.path}` has no column `{name}`. Its columns are {quote(self.columns, limit=12)}."
-                f"{did_you_mean(name, list(self.columns))}"
-            )
+            first = {known: column.texts()[:_LOOKED_AT].tolist() for known, column in self.columns.items()}
+            raise DataError(unknown_column([name], self.path, first))
         return self.columns[name]
 
     def places_of(self, rows: np.ndarray) -> str:
@@ -119,22 +137,28 @@ class Table:
 
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
-        columns = {
-            name: Column(name, column.kind, column.values[rows], column.whole) for name, column in self.columns.items()
-        }
-        return Table(self.path, columns, [self.places[row] for row in rows])
+        if len(rows) == len(self) and (rows == np.arange(len(rows))).all():
+            return self
+
+        def some(name: str) -> Column:
+            return replace(self.columns[name], values=self.columns[name].values[rows])
+
+        columns = Columns({name: partial(some, name) for name in self.columns})
+        return Table(self.path, columns, self.places.select(rows), self.warnings)
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes: bool = True) -> Table:
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
         path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
+        missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
+        quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
 
     Raises:
         DataError: The file cannot be read as such a table; with the line.
     """
-    path = Path(path)
+    path, missing = Path(path), MISSING if missing is None else missing
     if not path.is_file():
         others = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in ENDINGS)
         raise DataError(
@@ -142,41 +166,44 @@ def read_table(path: str | Path) -> Table:
             f"{did_you_mean(path.name, others)}"
         )
     ending = path.suffix.lower()
-    if ending in _DELIMITERS and (table := _read_plain(path, _DELIMITERS[ending])):
+    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing, quotes)):
         return table
-    if ending in _DELIMITERS:
-        columns, lines = _read_delimited(path, _DELIMITERS[ending])
-    elif ending in _LINES:
+    warnings: tuple[str, ...] = ()
+    if ending in DELIMITERS:
+        columns, lines, warnings = _read_delimited(path, DELIMITERS[ending], quotes)
+    elif ending in LINES:
         columns, lines = _read_json_lines(path)
-    elif ending in _ARROW:
-        columns, lines = _read_with_pyarrow(path), None
+    elif ending in ARROW:
+        columns = read_columnar(path)
+        lines = np.arange(1, len(next(iter(columns.values()), ())) + 1)
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
-    if not columns or not len(next(iter(columns.values()))):
+    if not columns or not len(lines):
         raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
-    numbers = range(1, len(next(iter(columns.values()))) + 1) if lines is None else lines.tolist()
-    places = [(path.name, number) for number in numbers]
-    return Table(path, {name: _column(name, values) for name, values in columns.items()}, places)
+    made = {name: _column(name, values, missing) for name, values in columns.items()}
+    return Table(path, made, places_in(path.name, lines), warnings)
 
 
-def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str) -> Table:
+def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
     """Makes a table of columns in memory, with the types that it would have in a file.
 
     Args:
         columns: Values of the rows by the name of the column, `None` where they are missing.
         name: What messages call the table; the first row is `<name>:1`.
+        missing: What stands for a missing value, beside `None`, NaN and empty text; by default `NA` and the like.
 
     Raises:
         DataError: There are no rows, or columns differ in length.
     """
+    missing = MISSING if missing is None else missing
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) != 1 or not max(lengths.values(), default=0):
         raise DataError(
             f"Columns of a table have the same number of rows, and at least a row. Those of `{name}` have "
             f"{', '.join(f'`{key}` {length}' for key, length in list(lengths.items())[:5]) or 'none'}."
         )
-    places = [(name, number) for number in range(1, max(lengths.values()) + 1)]
-    return Table(Path(name), {key: _column(key, values) for key, values in columns.items()}, places)
+    places = places_in(name, np.arange(1, max(lengths.values()) + 1))
+    return Table(Path(name), {key: _column(key, values, missing) for key, values in columns.items()}, places)
 
 
 def join_tables(tables: Sequence[Table]) -> Table:
@@ -185,39 +212,51 @@ def join_tables(tables: Sequence[Table]) -> Table:
     Raises:
         DataError: A table lacks a column of the first.
     """
-    columns = {}
-    for name, column in tables[0].columns.items():
+    if len(tables) == 1:
+        return tables[0]
+    for name, table in ((name, table) for name in tables[0].columns for table in tables):
+        if name not in table.columns:
+            table.column(name)  # raises
+
+    def joined(name: str) -> Column:
         parts = [table.column(name) for table in tables]
+        words = tuple(sorted({word for part in parts for word in part.missing_words}))
         if len({part.kind for part in parts}) == 1:
             values = np.concatenate([part.values for part in parts])
-            columns[name] = Column(name, column.kind, values, all(part.whole for part in parts))
-        else:
-            columns[name] = Column(name, "text", np.concatenate([part.texts() for part in parts]))
-    return Table(tables[0].path, columns, [place for table in tables for place in table.places])
+            return Column(name, parts[0].kind, values, all(part.whole for part in parts), words)
+        return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
+
+    warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
+    columns = Columns({name: partial(joined, name) for name in tables[0].columns})
+    return Table(tables[0].path, columns, join_places([table.places for table in tables]), warnings)
 
 
-def _read_plain(path: Path, delimiter: str) -> Table | None:
+def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
-    _, head = next(_csv_rows(path, delimiter), (1, []))
+    _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
     names = [name.strip() for name in head]
     if not all(names) or len(set(names)) != len(names):
         return None
-    arrays = read_plain_csv(path, delimiter, names, MISSING)
-    rows = len(next(iter(arrays.values()))[0]) if arrays else 0
-    if not arrays or not rows:
+    read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
+    if not read or not read[0]:
         return None
-    columns = {
-        name: Column(name, "number", values, bool((values == np.rint(values)).all()))  # NaN is not equal to itself
-        if is_number
-        else Column(name, "text", values)
-        for name, (values, is_number) in arrays.items()
-    }
-    return Table(path, columns, [(path.name, line) for line in range(2, rows + 2)])
+    rows, arrow = read
+
+    def made(name: str) -> Column:
+        values, words = arrow[name].make()
+        if not arrow[name].is_number:
+            return Column(name, "text", values, missing_words=words)
+        return Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
+
+    columns = Columns({name: partial(made, name) for name in names})
+    return Table(path, columns, places_in(path.name, np.arange(2, rows + 2)))
 
 
-def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]], np.ndarray | None]:
+def _read_delimited(
+    path: Path, delimiter: str, quotes: bool
+) -> tuple[dict[str, Sequence[str]], np.ndarray, tuple[str, ...]]:
     rows, lines = [], []
-    for line, row in _csv_rows(path, delimiter):
+    for line, row in delimited_rows(path, delimiter, quotes=quotes):
         rows.append(row)
         lines.append(line)
     if not rows:
@@ -233,47 +272,27 @@ def _read_delimited(path: Path, delimiter: str) -> tuple[dict[str, Sequence[str]
         if len(row) != len(names):
             raise DataError(
                 f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                f"{len(row)}. Put text that contains `{delimiter}` in double quotes."
+                f"{len(row)}. Put text that contains a {'tab' if delimiter == chr(9) else 'comma'} in double quotes."
             )
-    return dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False)), np.array(lines[1:], np.int64)
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-        except UnicodeDecodeError as error:
-            line = path.read_bytes()[: error.start].count(b"\n") + 1
-            raise _not_utf8(path, line) from error
-        except csv.Error as error:
-            raise DataError(
-                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}` failed: {error}."
-                " Text with a quote in it is written in quotes, and the quote twice."
-            ) from error
-
-
-def _not_utf8(path: Path, line: int) -> DataError:
-    return DataError(
-        f"Tables are text in UTF-8. `{path.name}:{line}` holds other bytes. Convert it: `iconv -f latin1 -t utf-8`."
-    )
+    warnings = swallowed_rows(path, delimiter, rows[1:], lines[1:], len(names)) if quotes else ()
+    columns: dict[str, Sequence[str]] = dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False))
+    return columns, np.array(lines[1:], np.int64), warnings
 
 
 def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
     rows, lines = [], []
+    check_text(path)
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise _not_utf8(path, line) from error
+                raise not_utf8(path) from error
             if not text.strip():
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
             if not isinstance(row, dict):
                 raise DataError(
@@ -286,34 +305,20 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
     return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
 
 
-def _read_with_pyarrow(path: Path) -> dict[str, Sequence[Any]]:
-    try:
-        from pyarrow import feather, parquet
-    except ImportError as error:
-        raise DataError(
-            f"`{path.suffix}` files are read by pyarrow, which is not installed. Install it: "
-            "`pip install 'discriminative-finetune[tables]'`."
-        ) from error
-    is_parquet = path.suffix.lower() in (".parquet", ".pq")
-    try:
-        table = parquet.read_table(path) if is_parquet else feather.read_table(path)
-        return {name: table.column(name).to_pylist() for name in table.column_names}
-    except Exception as error:  # pyarrow raises errors of many classes over damaged files
-        raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
-
-
-def _column(name: str, values: Sequence[Any]) -> Column:
+def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
-    texts = ["" if value is None else _text(value) for value in values]
-    texts = ["" if text in MISSING else text for text in texts]
+    # Data frames mark a missing value with NaN; it is not equal to itself.
+    texts = ["" if value is None or (isinstance(value, float) and value != value) else _text(value) for value in values]
+    words = tuple(sorted({text for text in texts if text in missing} - {""}))
+    texts = ["" if text in words else text for text in texts]
     present = [text for text in texts if text]
     numbers = _numbers(present) if present else None
     if numbers is None:
-        return Column(name, "text", np.array(texts, dtype=np.str_))
+        return Column(name, "text", text_array(texts), missing_words=words)
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
-    return Column(name, "number", column, whole)
+    return Column(name, "number", column, whole, words)
 
 
 def _text(value: Any) -> str:

@@ -63,6 +63,7 @@ def read_target(
         DataError: A target is missing, or the values are not what the loss takes.
     """
     columns = [table.column(name) for name in names]
+    _check_types(columns, types or {})
     _check_present(columns, table)
     table.check_numbers(() if class_names else names, types or {})
     for column in () if class_names else columns:
@@ -269,15 +270,29 @@ def _part(y: Any, output: str) -> np.ndarray:
     return y[output] if output else y
 
 
+def _check_types(columns: Sequence[Column], types: Mapping[str, str]) -> None:
+    for column in columns:
+        if types.get(column.name, "number") not in ("number", "category"):
+            raise DataError(
+                f"A target is classes, labels or numbers. `types` says that `{column.name}` is `{types[column.name]}`. "
+                "Write `number` or `category`. Masks and other pictures as targets come from a `builder`."
+            )
+
+
 def _check_present(columns: Sequence[Column], table: Table) -> None:
     for column in columns:
         if column.missing.any():
             rows = np.flatnonzero(column.missing)
+            words = (
+                f" {quote(column.missing_words)} counts as missing; `missing: []` keeps it as a class."
+                if column.missing_words
+                else ""
+            )
             several = any("|" in text for text in column.texts().tolist())
             advice = " A row that has none of the labels is written `|`." if several else ""
             raise DataError(
                 f"Every row needs a target. `{column.name}` is missing in {len(rows):,} of {len(table):,} rows: "
-                f"{table.places_of(rows)}. Remove these rows, or fill them in.{advice}"
+                f"{table.places_of(rows)}. Remove these rows, or fill them in.{words}{advice}"
             )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune import keras_private
 from finetune.errors import DataError, did_you_mean, quote
+from finetune.machine_failures import raise_machine_failure
 
 _LENGTH = struct.Struct("<Q")
 _AROUND = 16  # bytes of a record that are not data
@@ -50,6 +51,7 @@ class Records:
         try:
             return keras_private.read_record(str(path), int(self.offsets[index]))
         except Exception as error:  # TensorFlow's errors, of several classes
+            raise_machine_failure(error, f"Reading `{self.place(index)}`")
             raise DataError(f"`{self.place(index)}` is damaged, or the file has changed.") from error
 
     def place(self, index: int) -> str:
@@ -122,6 +124,7 @@ def _offsets(path: Path) -> np.ndarray:
 def _is_record(path: Path, offset: int) -> bool:
     try:
         keras_private.read_record(str(path), offset)
-    except Exception:  # TensorFlow's errors, of several classes: the answer to what is asked
+    except Exception as error:  # TensorFlow's errors, of several classes: the answer to what is asked
+        raise_machine_failure(error, f"Reading `{path}`")
         return False
     return True

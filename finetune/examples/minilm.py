@@ -30,7 +30,7 @@ def encoder(num_layers: int = 6, vocabulary: int = 30522, max_length: int = 512)
 
 
 def classifier(
-    num_classes: int = 2, num_layers: int = 6, vocabulary: int = 30522, max_length: int = 512
+    num_classes: int = 2, num_layers: int = 6, vocabulary: int = 30522, max_length: int = 512, pairs: bool = False
 ) -> keras.Model:
     """Builds the encoder with a layer `head` on top that gives the probabilities of classes.
 
@@ -39,16 +39,19 @@ def classifier(
         num_layers: As in `encoder`.
         vocabulary: As in `encoder`.
         max_length: As in `encoder`.
+        pairs: Whether the inputs are `token_ids` of two texts and `segment_ids`, 0 for tokens of the first text and 1
+            for those of the second, both of shape `(batch, length)`.
     """
-    tokens = keras.Input((None,), dtype="int32", name="tokens")
-    x = _sentence(tokens, num_layers, vocabulary, max_length)
+    tokens = keras.Input((None,), dtype="int32", name="token_ids" if pairs else "tokens")
+    types = keras.Input((None,), dtype="int32", name="segment_ids") if pairs else None
+    x = _sentence(tokens, num_layers, vocabulary, max_length, types)
     outputs = layers.Dense(num_classes, activation="softmax", dtype="float32", name="head")(x)
-    return keras.Model(tokens, outputs, name="minilm_classifier")
+    return keras.Model([tokens, types] if pairs else tokens, outputs, name="minilm_classifier")
 
 
-def _sentence(tokens: Any, num_layers: int, vocabulary: int, max_length: int) -> Any:
+def _sentence(tokens: Any, num_layers: int, vocabulary: int, max_length: int, types: Any = None) -> Any:
     present = ops.not_equal(tokens, PAD)
-    x = _embeddings(vocabulary, max_length)(tokens)
+    x = _embeddings(vocabulary, max_length, has_types=types is not None)(tokens if types is None else [tokens, types])
     for number in range(num_layers):
         x = _transformer_layer(f"layer_{number}")([x, present])
     # Mean over the tokens that are not padding, shape (batch, 384).
@@ -57,14 +60,15 @@ def _sentence(tokens: Any, num_layers: int, vocabulary: int, max_length: int) ->
     return layers.UnitNormalization(name="sentence")(mean)
 
 
-def _embeddings(vocabulary: int, max_length: int) -> keras.Model:
+def _embeddings(vocabulary: int, max_length: int, has_types: bool) -> keras.Model:
     tokens = keras.Input((None,), dtype="int32")
     ones: Any = ops.ones_like(tokens)
+    types = keras.Input((None,), dtype="int32") if has_types else ones - 1  # a single sentence: all are of type 0
     x = layers.Embedding(vocabulary, _WIDTH, name="word")(tokens)
-    x += layers.Embedding(2, _WIDTH, name="token_type")(ones - 1)  # a single sentence: all tokens are of type 0
+    x += layers.Embedding(2, _WIDTH, name="token_type")(types)
     places: Any = ops.cumsum(ones, axis=1)
     x += layers.Embedding(max_length, _WIDTH, name="position")(places - 1)
-    return keras.Model(tokens, _norm("norm")(x), name="embeddings")
+    return keras.Model([tokens, types] if has_types else tokens, _norm("norm")(x), name="embeddings")
 
 
 def _transformer_layer(name: str) -> keras.Model:

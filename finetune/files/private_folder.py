@@ -53,7 +53,7 @@ def is_unchanged(folder: Path) -> bool:
     try:
         noted = json.loads(folder.with_suffix(".json").read_text())
         return not folder.is_symlink() and noted == _hashes(folder)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

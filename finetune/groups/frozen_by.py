@@ -35,9 +35,10 @@ def reason_frozen(leaf: Leaf) -> str:
     if not leaf.trainable:
         if getattr(layer, "quantization_mode", None) and not is_batch_norm(leaf):
             return QUANTIZED
-        return BY_HAND if is_batch_norm(leaf) and not layer.trainable and not _is_marked(layer) else ""
+        is_frozen = leaf.came_frozen or not layer.trainable
+        return BY_HAND if is_batch_norm(leaf) and is_frozen and not _is_marked(layer) else ""
     if leaf.variable.trainable:
-        return ""
+        return BY_HAND if leaf.came_frozen else ""
     if getattr(layer, "lora_enabled", False) and leaf.variable.name in ("kernel", "embeddings"):
         return BY_LORA
     return "" if _is_marked(leaf.variable) else BY_HAND
@@ -75,7 +76,8 @@ def advice_on_frozen_in_file(model: keras.layers.Layer, leaves: Iterable[Leaf]) 
     names = [
         leaf.layer or leaf.name
         for leaf in leaves
-        if leaf.frozen_by == BY_HAND and (id(leaf.variable) in came_frozen or vars(leaf.variable).get(_FROM_FILE))
+        if leaf.frozen_by == BY_HAND
+        and (leaf.came_frozen or id(leaf.variable) in came_frozen or vars(leaf.variable).get(_FROM_FILE))
     ]
     if not names:
         return []

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.groups.forgotten_freezing import is_freezing_forgotten
 from finetune.keras_private import creation_number, is_trackable, layer_variables, sublayers
 from finetune.variables import tf_variable, variable_path
 
@@ -46,6 +47,7 @@ class Leaf:
         index: Its position among the weights of the owner itself, as Keras saves them (trainable weights first).
         frozen_by: Why it stays frozen in a group that is trained: what other code froze before the groups were
             resolved. Empty in a layer tree, and where nothing froze it.
+        came_frozen: Whether it is inside a layer that came with `trainable=False`, though Keras trains it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Leaf:
     owner: Any
     index: int
     frozen_by: str = ""
+    came_frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,19 +198,25 @@ def _waits_for_weights(layer: keras.layers.Layer) -> bool:
 
 
 def _walk_layer(
-    layer: keras.layers.Layer, path: str, containers: set[str], seen: set[int], by_hand: bool = True
+    layer: keras.layers.Layer,
+    path: str,
+    containers: set[str],
+    seen: set[int],
+    by_hand: bool = True,
+    came_frozen: bool = False,
 ) -> Iterator[Leaf]:
     trainable, others = layer_variables(layer)
     variables = [*trainable, *others]
     for index, (variable, name) in enumerate(zip(variables, _variable_names(layer, variables), strict=True)):
         if _is_new(variable, seen):
-            yield Leaf(_join(path, name), path, variable, index < len(trainable), layer, index)
+            yield Leaf(_join(path, name), path, variable, index < len(trainable), layer, index, came_frozen=came_frozen)
     if _is_container(layer):
         containers.add(path)
     for child, name in _named_children(layer, by_hand):
         if _is_new(child, seen):
             containers.update(_join(path, holder) for holder in _ancestors(name))
-            yield from _walk_layer(child, _join(path, name), containers, seen, by_hand or not _is_graph(child))
+            made_by_hand, is_frozen = by_hand or not _is_graph(child), came_frozen or is_freezing_forgotten(child)
+            yield from _walk_layer(child, _join(path, name), containers, seen, made_by_hand, is_frozen)
 
 
 def _is_container(layer: keras.layers.Layer) -> bool:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
+from finetune.machine_failures import raise_machine_failure
 
 # Arguments of the Keras functions that `make_application` sets itself.
 _SET_HERE = ("weights", "include_top", "input_shape", "input_tensor", "include_preprocessing", "pooling", "name")
@@ -53,6 +54,7 @@ def make_application(
             input_tensor=preprocess(pixels, module_of(function)),
         )
     except Exception as error:
+        raise_machine_failure(error, f"Making `{name}`")
         raise FinetuneError(_message(name, imagenet, error)) from error
     return keras.Model(pixels, network.output, name=name.lower())
 

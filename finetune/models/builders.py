@@ -12,6 +12,7 @@ import keras
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
 from finetune.files.size_limits import check_zip
+from finetune.machine_failures import raise_machine_failure
 
 
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
@@ -39,6 +40,7 @@ def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
     except FinetuneError:
         raise
     except Exception as error:
+        raise_machine_failure(error, f"`{builder}`")
         raise FinetuneError(
             f"A builder returns a network or examples. `{builder}` raised {type(error).__name__}: {reason(error)}. Fix "
             "it; `--debug` shows the traceback."
@@ -50,6 +52,7 @@ def _import_function(builder: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the module's code runs, and may raise anything
+        raise_machine_failure(error, f"Importing `{module_name}`")
         raise FinetuneError(
             f"A builder is a function in an importable module. `{module_name}` of `{builder}` cannot be imported: "
             f"{type(error).__name__}: {reason(error)}. Install the package, or add its folder to `PYTHONPATH`."
@@ -85,6 +88,7 @@ def load_keras_file(path: Path) -> keras.Model:
     try:
         model: Any = keras.saving.load_model(path, compile=False)
     except Exception as error:
+        raise_machine_failure(error, f"Loading `{path}`")
         raise FinetuneError(
             f"`keras_file` is a whole model as `model.save` writes it. `{path}` cannot be loaded: {reason(error)}. If "
             "the file has weights alone, build the model with `builder` and name the file under `restore: {from: ...}`."

@@ -14,6 +14,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 
 from finetune.errors import FinetuneError, reason
 from finetune.keras_private import parse_saved_model
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.outside_operations import READS, RESTORES, SAVES, reaches
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -52,6 +53,7 @@ def read_operations(folder: str) -> GraphOperations:
     try:
         saved = parse_saved_model(folder)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError
+        raise_machine_failure(error, f"Reading `{folder}`")
         raise FinetuneError(
             f"A SavedModel is a folder with a graph that can be read. `{folder}` cannot: {reason(error)}. "
             "Copy it again."

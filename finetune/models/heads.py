@@ -36,6 +36,7 @@ def add_head(
     hidden_activation: str = "relu",
     after: str | None = None,
     output_key: str | None = None,
+    rescaling: tuple[Any, Any] | None = None,
 ) -> keras.Model:
     """Puts a head on a backbone: pooling, hidden layers, and an output layer.
 
@@ -52,6 +53,7 @@ def add_head(
         hidden_activation: Activation of the hidden layers.
         after: Name of the backbone's layer whose output the head takes; the layers behind it are dropped.
         output_key: Which output to take where there are several.
+        rescaling: What the outputs are multiplied with, and what is then added: a number for each output, or for all.
 
     Returns:
         A functional model that shares the backbone's layers.
@@ -78,6 +80,8 @@ def add_head(
     x = dropped(x, "dropout")
     # float32 also under a mixed policy: the loss of probabilities rounded to 8 or 11 bits is unstable.
     x = layers.Dense(classes, activation=activation, dtype="float32", name="output")(x)
+    if rescaling is not None:
+        x = layers.Rescaling(*rescaling, dtype="float32", name="rescaling")(x)
     head = keras.Model(inputs, x, name=HEAD)
     try:
         return keras.Model(inputs_of(backbone), head(features), name=backbone.name)

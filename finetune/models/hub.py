@@ -13,12 +13,13 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import FinetuneError, did_you_mean, quote
-from finetune.groups.layer_tree import Leaf
-from finetune.keras_private import is_safe_mode
+from finetune.groups.layer_tree import Leaf, layers_in_order
+from finetune.keras_private import is_recorded, is_safe_mode, without_arguments
 from finetune.models.graph_consent import require_operations
 from finetune.models.hub_handles import cache_folder, resolve_handle
+from finetune.models.missing_gradients import refusal
 from finetune.models.saved_graph import pack_graph, unpack_graph
-from finetune.models.saved_module import SavedModule, load_saved_module
+from finetune.models.saved_module import SavedModule, describe, load_saved_module, specs_of
 from finetune.sequences import one_or_more
 
 
@@ -143,7 +144,9 @@ class HubLayer(HubPart):
         self.checkpointed: Any = tf.Module(name="checkpointed")
         self.checkpointed.by_name = {leaf.name: leaf.variable for leaf in module.leaves}
         if not self.trainable:
-            self.trainable = False  # the setter freezes the parts that were made above
+            # The setter freezes what was made above; TensorFlow's `AutoTrackable` skips it where the value is the same.
+            self.trainable = True
+            self.trainable = False
 
     @property
     def module(self) -> SavedModule:
@@ -151,22 +154,47 @@ class HubLayer(HubPart):
         return self._module
 
     def call(self, inputs: Any, training: bool = False) -> Any:
+        try:
+            return self._run(inputs, bool(training))
+        except FinetuneError as error:
+            raise without_arguments(error) from None
+
+    def _run(self, inputs: Any, training: bool) -> Any:
         # Keras collects the losses of a call anew each time; those in the SavedModel are functions of the weights.
         for loss in self._trained_regularizers():
             self.add_loss(loss())
-        is_frozen = not self.trainable_variables or any(part.has_fixed_statistics for part in self.every_part())
+        trained = self.trainable_variables
+        # Asked only where a tape is open: it looks through the whole graph.
+        is_without_gradient = is_recorded([]) and bool(self._module.missing_gradients)
+        if is_without_gradient and (trained or is_recorded(_numbers(inputs))):
+            raise FinetuneError(refusal(self.name, self._module.missing_gradients))
+        is_frozen = not trained or any(part.has_fixed_statistics for part in self.every_part())
         try:
-            outputs = self._module(inputs, training=bool(training) and not is_frozen)
+            outputs = self._module(inputs, training=training and not is_frozen)
         except ValueError as error:
             # TensorFlow's message lists every trace of the function, which fills a page.
             if "Could not find matching concrete function" not in str(error):
                 raise
+            is_dense = all(isinstance(spec, tf.TensorSpec) for spec in tf.nest.flatten(specs_of(inputs)))
+            dense = "" if is_dense else " Make the input dense: `.to_tensor()` or `tf.sparse.to_dense`."
             raise ValueError(
-                f"A SavedModel takes inputs of the shapes it was saved with. `{self.name}` takes "
-                f"{self._module.accepts()}; received "
-                f"`{tf.nest.map_structure(lambda x: f'{x.dtype.name} {x.shape}', inputs)}`."
+                f"A SavedModel takes inputs of the kinds and shapes it was saved with. `{self.name}` takes "
+                f"{self._module.accepts()}; received `{describe(specs_of(inputs))}`.{dense}"
             ) from None
-        return self._shaped(outputs if self._output_key is None else outputs[self._output_key])
+        outputs = self._shaped(outputs if self._output_key is None else outputs[self._output_key])
+        # A tape differentiates frozen layers too, and Keras drops the result.
+        return (
+            tf.nest.map_structure(tf.stop_gradient, outputs, expand_composites=True) if is_without_gradient else outputs
+        )
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
+        """Returns the outputs as symbols; Keras itself would call the module with a dense tensor for a ragged one."""
+        if not any(tensor.ragged for tensor in keras.tree.flatten(inputs)):
+            return super().compute_output_spec(inputs, training=training)
+        specs = keras.tree.map_structure(_spec, inputs)
+        with keras.StatelessScope():
+            traced = tf.function(self.call, autograph=False).get_concrete_function(specs, training=training)
+        return tf.nest.map_structure(_symbol, traced.structured_outputs)
 
     def _trained_regularizers(self) -> Iterator[Any]:
         """Yields the regularization losses of weights that are trained; Keras, too, drops those of frozen layers."""
@@ -216,6 +244,35 @@ class HubLayer(HubPart):
         # checkpoint the module would contain every weight a second time.
         children = super()._trackable_children(save_type, **kwargs)
         return {**children, "loaded": self._module.loaded} if save_type == "savedmodel" else children
+
+
+def _numbers(inputs: Any) -> list[tf.Tensor]:
+    return [each for each in tf.nest.flatten(inputs, expand_composites=True) if each.dtype.is_floating]
+
+
+def _spec(tensor: keras.KerasTensor) -> Any:
+    if tensor.ragged:
+        return tf.RaggedTensorSpec(tensor.shape, tensor.dtype, tensor.ragged_rank)
+    return (tf.SparseTensorSpec if tensor.sparse else tf.TensorSpec)(tensor.shape, tensor.dtype)
+
+
+def _symbol(tensor: Any) -> keras.KerasTensor:
+    ragged, sparse = isinstance(tensor, tf.RaggedTensor), isinstance(tensor, tf.SparseTensor)
+    return keras.KerasTensor(tensor.shape, tensor.dtype.name, sparse=sparse, ragged=ragged)
+
+
+def check_gradients(model: keras.layers.Layer) -> None:
+    """Checks that every `HubLayer` of a model that is trained can be.
+
+    Args:
+        model: A model in which what is frozen is frozen already.
+
+    Raises:
+        FinetuneError: TensorFlow cannot differentiate the graph of one.
+    """
+    for layer in (model, *layers_in_order(model)):
+        if isinstance(layer, HubLayer) and layer.trainable_variables and layer.module.missing_gradients:
+            raise FinetuneError(refusal(layer.name, layer.module.missing_gradients))
 
 
 def _pick_output(outputs: Any, key: str | None, name: str) -> str | None:

@@ -5,8 +5,6 @@ A reusable SavedModel is a callable object with `__call__(inputs, training)`, `v
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from finetune.errors import FinetuneError, reason
+from finetune.files.temporary_folders import TemporaryFolder
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.keras_private import sublayers
 from finetune.models.heads import inputs_of
@@ -59,16 +58,17 @@ def export_hub(model: keras.Model, path: str | Path) -> Path:
     call = _traced(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written next to its place and renamed when complete, so that an error leaves nothing half-written.
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    folder = TemporaryFolder(path.parent, ".exporting-")
+    temporary = folder.path
     try:
         tf.saved_model.save(_reusable(model, call), str(temporary), signatures=_signature(model, call))
         _name_variables(temporary / "saved_model.pb", layer_tree(model))
-        temporary.chmod(0o755)  # `mkdtemp` makes folders that only the user can read
+        temporary.chmod(0o755)  # a temporary folder is the user's alone
         os.replace(temporary, path)
     except (ValueError, AssertionError, TypeError) as error:
         raise FinetuneError(f"`{model.name}` cannot be exported. TensorFlow says: {reason(error)}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.remove()
     return path
 
 

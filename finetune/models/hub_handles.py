@@ -9,6 +9,7 @@ from urllib.request import url2pathname
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.private_folder import private_folder
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.unpacking import ENDINGS, is_archive, unpack
 
 _REMOTE = ("http", "https", "gs")
@@ -51,6 +52,7 @@ def _download(handle: str) -> str:
     try:
         return hub.resolve(handle)
     except Exception as error:  # urllib, tarfile and TensorFlow raise classes without a common base
+        raise_machine_failure(error, f"Downloading `{handle}`")
         raise FinetuneError(
             f"A TensorFlow Hub module is downloaded once. `{handle}` cannot be downloaded: {type(error).__name__}: "
             f"{reason(error)}. Check the address and the network; or download it elsewhere and give the local folder "

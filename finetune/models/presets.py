@@ -11,22 +11,26 @@ import keras
 
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 
 
-def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str, Any] | None = None) -> keras.Model:
-    """Makes a network from a KerasHub preset that takes a single array.
+def make_preset(
+    preset: str, *, whole_task: bool = False, arguments: Mapping[str, Any] | None = None, pairs: bool = False
+) -> keras.Model:
+    """Makes a network from a KerasHub preset that takes a single array, or token ids of pairs and their types.
 
     The network is the layer `backbone` (or `task`) of the returned model. Where it takes token ids with a mask and
     segment ids, the model takes the ids alone: the mask hides the tokenizer's padding id (0 if the preset has no
-    tokenizer), and the segment ids are 0.
+    tokenizer), and the segment ids are 0, or an input of their own for pairs of texts.
 
     Args:
         preset: A local folder, or a handle that KerasHub can resolve.
         whole_task: Whether to load the task with its head rather than the backbone alone. Needs a local folder.
         arguments: Keyword arguments for `from_preset`, e.g. `dropout`.
+        pairs: Whether rows are pairs of texts, whose tokens a network with `segment_ids` tells apart.
 
     Raises:
         FinetuneError: If KerasHub is not installed, the preset cannot be loaded or does not accept the arguments, or
@@ -40,6 +44,7 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
     try:
         network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
     except Exception as error:  # KerasHub, Kaggle and Hugging Face raise classes of their own
+        raise_machine_failure(error, f"Loading `{preset}`")
         cause = f"{type(error).__name__}: {reason(error).rstrip(':')}"
         raise FinetuneError(
             f"A preset is a folder that `save_to_preset` wrote, or a handle. `{preset}` cannot be loaded: {cause}. "
@@ -47,7 +52,7 @@ def make_preset(preset: str, *, whole_task: bool = False, arguments: Mapping[str
         ) from error
     # After loading, since only then the class whose arguments count is known.
     _check_arguments(type(network), dict(arguments or {}), preset)
-    return _with_one_input(network, lambda: _padding_id(keras_hub, preset), preset)
+    return _with_few_inputs(network, lambda: _padding_id(keras_hub, preset), preset, pairs)
 
 
 def _keras_hub() -> Any:
@@ -75,7 +80,7 @@ def _check_arguments(kind: Any, arguments: Mapping[str, Any], preset: str) -> No
 def _task_class(keras_hub: Any, preset: str) -> Any:
     """Returns the class that the folder's `task.json` names: KerasHub loads a task only through its class."""
     name = None
-    with suppress(OSError, ValueError, AttributeError):  # no such file, no JSON, or no mapping in it
+    with suppress(OSError, ValueError, AttributeError, RecursionError):  # no such file, no JSON, no mapping in it
         name = json.loads((Path(preset) / "task.json").read_text()).get("class_name")
     kind = getattr(keras_hub.models, str(name), None)
     if kind is None:
@@ -87,7 +92,7 @@ def _task_class(keras_hub: Any, preset: str) -> Any:
     return kind
 
 
-def _with_one_input(network: keras.Model, padding_id: Callable[[], int], preset: str) -> keras.Model:
+def _with_few_inputs(network: keras.Model, padding_id: Callable[[], int], preset: str, pairs: bool) -> keras.Model:
     inputs = inputs_of(network)
     if not isinstance(inputs, Mapping):
         x = keras.Input(inputs.shape[1:], dtype=inputs.dtype, name="inputs")
@@ -102,7 +107,11 @@ def _with_one_input(network: keras.Model, padding_id: Callable[[], int], preset:
     made = {"token_ids": tokens, "segment_ids": keras.ops.zeros_like(tokens)}
     if "padding_mask" in inputs:
         made["padding_mask"] = keras.ops.cast(keras.ops.not_equal(tokens, padding_id()), "int32")
-    return keras.Model(tokens, network({key: made[key] for key in inputs}), name="preset_model")
+    taken: Any = tokens
+    if pairs and "segment_ids" in inputs:
+        made["segment_ids"] = keras.Input((None,), dtype="int32", name="segment_ids")
+        taken = {"token_ids": tokens, "segment_ids": made["segment_ids"]}
+    return keras.Model(taken, network({key: made[key] for key in inputs}), name="preset_model")
 
 
 def _padding_id(keras_hub: Any, preset: str) -> int:

@@ -4,7 +4,6 @@
 """
 
 import base64
-import tempfile
 import zipfile
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from finetune.files.temporary_folders import temporary_folder
 from finetune.models.unpacking import unpack
 
 _VARIABLES = "variables"
@@ -26,15 +26,15 @@ def pack_graph(folder: str) -> str:
     Args:
         folder: The folder of the SavedModel; any address that TensorFlow can read.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(scratch) / "graph.zip"
+    with temporary_folder() as scratch:
+        archive = scratch / "graph.zip"
         _save_zeros(f"{folder}/{_VARIABLES}/{_VARIABLES}", f"{scratch}/{_VARIABLES}")
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
             files = [Path(top, name) for top, _, names in tf.io.gfile.walk(folder) for name in names]
             for name in sorted(str(path.relative_to(folder)) for path in files):
                 if not name.startswith(f"{_VARIABLES}/"):
                     file.writestr(_entry(name), tf.io.gfile.GFile(f"{folder}/{name}", "rb").read())
-            for path in sorted(Path(scratch).glob(f"{_VARIABLES}.*")):
+            for path in sorted(scratch.glob(f"{_VARIABLES}.*")):
                 file.writestr(_entry(f"{_VARIABLES}/{path.name}"), path.read_bytes())
         return base64.b64encode(archive.read_bytes()).decode("ascii")
 
@@ -42,8 +42,8 @@ def pack_graph(folder: str) -> str:
 def unpack_graph(text: str, cache: Path) -> str:
     """Writes the SavedModel that `pack_graph` turned into text to a folder below `cache`, and returns that folder."""
     data = base64.b64decode(text, validate=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(scratch) / f"{sha256(data).hexdigest()}.zip"
+    with temporary_folder() as scratch:
+        archive = scratch / f"{sha256(data).hexdigest()}.zip"
         archive.write_bytes(data)
         return str(unpack(archive, cache, trusted=True))  # zeros compress a thousandfold
 

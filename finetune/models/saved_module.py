@@ -9,13 +9,17 @@ import inspect
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from finetune.errors import FinetuneError, GroupError, did_you_mean, quote, reason
+from finetune.files.checkpoint_index import check_index
 from finetune.groups.layer_tree import Leaf, layer_tree
+from finetune.machine_failures import raise_machine_failure
+from finetune.models.missing_gradients import missing_gradients, unsaved_gradients
 from finetune.sequences import one_or_more
 
 _USUAL_SIGNATURES = ("serving_default", "default")
@@ -32,6 +36,7 @@ class SavedModule:
         leaves: Every variable, with its name in the layer tree.
         regularizers: Functions without arguments that return the module's regularization losses.
         takes_training: Whether the function takes `training`.
+        unsaved_gradients: Names of custom gradients that its operations refer to and the SavedModel does not hold.
     """
 
     loaded: Any
@@ -40,12 +45,13 @@ class SavedModule:
     leaves: tuple[Leaf, ...]
     regularizers: tuple[Any, ...]
     takes_training: bool
+    unsaved_gradients: frozenset[str] = frozenset()
 
     def __call__(self, inputs: Any, *, training: bool) -> Any:
         """Runs the module; `inputs` is a tensor, or a list or dict of them."""
         if self.signature is not None:  # signatures have no `training`: it was decided when they were saved
             return self.function(**self._named(inputs))
-        specs = next((specs for specs in self._input_specs() if _same_structure(specs, inputs)), None)
+        specs = next((specs for specs in self._input_specs() if _is_alike(specs, inputs)), None)
         inputs = tf.nest.map_structure(_cast, inputs, specs) if specs is not None else inputs
         if not self.takes_training:
             return self.function(inputs)
@@ -75,6 +81,12 @@ class SavedModule:
         specs = [self.inputs] if self.signature else self._input_specs()
         return quote(dict.fromkeys(describe(spec) for spec in specs))
 
+    @cached_property
+    def missing_gradients(self) -> list[str]:
+        """The operations for which the function cannot be differentiated; none if it can."""
+        traces = [self.function] if self.signature else self.function.concrete_functions
+        return missing_gradients(traces, self.unsaved_gradients, lambda x: self(x, training=True), self.inputs)
+
     def is_for_xla(self) -> bool:
         """Returns whether XLA can compile the graph: it cannot if there are strings, lookup tables or Python code."""
         concrete = self.function if self.signature else self.function.concrete_functions[0]
@@ -91,6 +103,12 @@ class SavedModule:
         """Returns the inputs by the names of the signature's arguments."""
         # Sorted: the order in which a loaded SavedModel lists them changes from process to process.
         specs = dict(sorted(self.function.structured_input_signature[1].items()))
+        if any(not isinstance(spec, tf.TensorSpec) for spec in tf.nest.flatten(specs_of(inputs))):
+            raise FinetuneError(
+                f"A signature takes dense tensors. `{self.signature}` takes `{describe(specs)}`; received "
+                f"`{describe(specs_of(inputs))}`. Run the module's `__call__`, which can take others (no "
+                "`signature`), or make the input dense: `.to_tensor()` or `tf.sparse.to_dense`."
+            )
         if not isinstance(inputs, dict):
             tensors = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
             inputs = dict(zip(specs, tensors, strict=True)) if len(tensors) == len(specs) else {}
@@ -118,29 +136,35 @@ def describe(spec: Any) -> str:
         return "{" + ", ".join(f"{key}: {describe(value)}" for key, value in sorted(spec.items())) + "}"
     if isinstance(spec, list | tuple):
         return "[" + ", ".join(map(describe, spec)) + "]"
-    if not isinstance(spec, tf.TensorSpec):
+    if not isinstance(spec, tf.TensorSpec | tf.RaggedTensorSpec | tf.SparseTensorSpec):
         return str(spec)
     sizes = "of any shape" if spec.shape.rank is None else "x".join("?" if n is None else str(n) for n in spec.shape)
-    return f"{spec.dtype.name} {sizes}".strip()
+    kind = {tf.RaggedTensorSpec: "ragged ", tf.SparseTensorSpec: "sparse "}.get(type(spec), "")
+    return f"{kind}{spec.dtype.name} {sizes}".strip()
 
 
-def _same_structure(spec: Any, inputs: Any) -> bool:
+def specs_of(inputs: Any) -> Any:
+    """Returns the specs of tensors, ragged and sparse ones included, in the structure that they are in."""
+    return tf.nest.map_structure(tf.type_spec_from_value, inputs)
+
+
+def _is_alike(spec: Any, inputs: Any) -> bool:
+    """Whether inputs have the structure of a trace, and ragged and sparse tensors where it has them."""
     try:
         tf.nest.assert_same_structure(spec, inputs)
     except (ValueError, TypeError):
         return False
-    return True
+    pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(specs_of(inputs)), strict=True)
+    return all(type(expected) is type(received) for expected, received in pairs)
 
 
 def _cast(tensor: Any, spec: Any) -> Any:
     """Casts numbers to the type that the module was saved with, the only one that a graph takes."""
-    if (
-        isinstance(spec, tf.TensorSpec)
-        and tensor.dtype != spec.dtype
-        and spec.dtype.is_numeric
-        and tensor.dtype.is_numeric
-    ):
-        return tf.cast(tensor, spec.dtype)
+    dtype = getattr(spec, "dtype", None)
+    if isinstance(dtype, tf.DType) and tensor.dtype != dtype and dtype.is_numeric and tensor.dtype.is_numeric:
+        tensor = tf.cast(tensor, dtype)
+    if isinstance(spec, tf.RaggedTensorSpec) and isinstance(tensor, tf.RaggedTensor):
+        return tensor.with_row_splits_dtype(getattr(spec, "row_splits_dtype"))  # noqa: B009 not in TensorFlow's stubs
     return tensor
 
 
@@ -181,6 +205,7 @@ def load_saved_module(
         leaves=_leaves(loaded, function, name),
         regularizers=tuple(getattr(loaded, "regularization_losses", ()) or ()) if calls_itself else (),
         takes_training=calls_itself and takes_training(function),
+        unsaved_gradients=unsaved_gradients(str(folder)),
     )
 
 
@@ -188,9 +213,13 @@ def _load(folder: str, tags: Iterable[str] | None, name: str) -> Any:
     # A hub module of TensorFlow 1 has no tag on the graph for inference; without tags TensorFlow asks which to load.
     is_tf1_hub_module = tf.io.gfile.exists(f"{folder}/tfhub_module.pb")
     tags = list(one_or_more(tags)) if tags is not None else [] if is_tf1_hub_module else None
+    index = Path(folder) / "variables" / "variables.index"
     try:
+        if index.is_file():  # an address of another machine is left to TensorFlow
+            check_index(index)
         return tf.saved_model.load(folder, tags=tags)
     except Exception as error:  # classes of TensorFlow and protobuf, OSError, KeyError, ...
+        raise_machine_failure(error, f"Loading `{name}`")
         raise FinetuneError(
             f"A SavedModel is loaded with its graph and its variables. `{name}` cannot be loaded: "
             f"{reason(error)}. Copy or download it again, or save it again with `tf.saved_model.save`."

@@ -5,11 +5,12 @@ of files nor their size may exceed what a model needs.
 """
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,20 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from finetune.errors import FinetuneError, quote, reason
+from finetune.files.bounded_streams import bounded_stream
 from finetune.files.private_folder import is_unchanged, private_folder, write_manifest
-from finetune.files.size_limits import MOST_BYTES, VARIABLE, allowed_bytes
+from finetune.files.size_limits import MOST_BYTES, VARIABLE, allowed_bytes, check_zip_list
+from finetune.files.temporary_folders import TemporaryFolder
+from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip")
 MOST_FILES = 10_000
 _CHUNK = 2**20  # bytes read at a time
 # What the readers raise on damaged archives; `RuntimeError` and `NotImplementedError` for encrypted zip files.
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, OSError, ValueError, RuntimeError, NotImplementedError),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
             return folder
         shutil.rmtree(folder)  # incomplete: cleaners of temporary folders remove single files
     # The folder appears under its name only when it is complete: other processes may be unpacking the same archive.
-    partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
+    unpacking = TemporaryFolder(cache, ".unpacking-")
+    partial = unpacking.path
     try:
         _extract_readable(archive, partial, trusted=trusted)
         write_manifest(partial, folder.with_suffix(".json"))
@@ -80,7 +88,7 @@ def unpack(archive: Path, cache: Path, *, trusted: bool = False) -> Path:
         if not is_unchanged(folder):  # otherwise another process was faster
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        unpacking.remove()
     return folder
 
 
@@ -89,6 +97,7 @@ def _extract_readable(archive: Path, folder: Path, *, trusted: bool) -> None:
     try:
         extract(archive, folder, trusted=trusted)
     except _DAMAGED as error:
+        raise_machine_failure(error, f"Unpacking `{archive}`")
         raise FinetuneError(
             f"An archive is a complete {quote(ENDINGS)} file. `{archive}` cannot be read: {reason(error)}. Copy "
             "or download it again, or unpack it yourself and give the folder."
@@ -119,10 +128,11 @@ def extract(path: Path, folder: Path, *, trusted: bool = False) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Iterable[_Member]]]:
     if _is_zip(path):
+        check_zip_list(path)
         with zipfile.ZipFile(path) as archive:
             yield archive, (_Member(i.filename, i.file_size, _zip_kind(i), i) for i in archive.infolist())
     else:
-        with tarfile.open(path) as archive:
+        with bounded_stream(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             yield archive, (_Member(m.name, m.size, _tar_kind(m), m) for m in archive)
 
 

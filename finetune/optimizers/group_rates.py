@@ -329,7 +329,8 @@ class GroupRates:
 
 def as_float(value: Any) -> float:
     """Returns the value of a number, a scalar tensor or a variable, also one that several replicas hold."""
-    number: Any = keras.ops.convert_to_numpy(value)
+    # A Keras variable itself makes NumPy warn of what Keras' `__array__` does not take.
+    number: Any = keras.ops.convert_to_numpy(value.value if isinstance(value, keras.Variable) else value)
     return float(number)
 
 

@@ -32,6 +32,7 @@ from finetune.errors import GroupError
 from finetune.optimizers import group_optimizers as children
 from finetune.optimizers.apply_calls import ApplyCalls
 from finetune.optimizers.clocks import Clocks
+from finetune.optimizers.finite_gradients import FiniteGradients
 from finetune.optimizers.fused.fusion import make_fusion, update_alone
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.group import make_groups
@@ -145,6 +146,7 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.starts = self._clocks.starts
         self.children.saved_state = SavedState(self, members.groups, self._rates, self._clocks)
         self._apply_calls = ApplyCalls()
+        self.finite_gradients: FiniteGradients | None = None  # set by `NonFiniteGradients`, before a step is traced
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 
@@ -184,8 +186,11 @@ class GroupedOptimizer(AveragingOptimizer):
     @property
     def learning_rate(self) -> Any:
         """The rate of the last group, as a tensor. Writing it scales the rates of all groups by the same ratio."""
-        # A tensor, not the variable: `learning_rate.assign(x)` would write the last group alone.
-        return tf.convert_to_tensor(self._members.groups[-1].optimizer.learning_rate)
+        # Not the variable: with that, `learning_rate.assign(x)` would write the last group alone.
+        rate: Any = tf.convert_to_tensor(self._members.groups[-1].optimizer.learning_rate)
+        if tf.executing_eagerly():
+            rate.assign = partial(setattr, self, "learning_rate")
+        return rate
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
@@ -324,7 +329,12 @@ class GroupedOptimizer(AveragingOptimizer):
             )
         pairs = zip(grads, variables, strict=False)
         self._apply_calls.note(self._var_key(v) for gradient, v in pairs if gradient is not None)
-        super().apply(grads if self.loss_scale_factor is None else divisible(grads), variables)
+        make = partial(super().apply, grads if self.loss_scale_factor is None else divisible(grads), variables)
+        if self.finite_gradients is None:
+            make()
+        else:
+            self.build(variables)  # before the conditional that the step is then in
+            self.finite_gradients.apply(grads, variables, make)
 
     # What follows overrides the parts of a step of Keras, in the order of the list at the top of this file.
 

@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError, did_you_mean, quote
+from finetune.groups.forgotten_freezing import freeze_again
 from finetune.groups.frozen_by import mark_from_file
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
-from finetune.keras_private import is_trackable, layer_variables, uses_weight_decay
+from finetune.keras_private import is_trackable, layer_variables, model_that_is_loaded, uses_weight_decay
 from finetune.optimizers.group import Group
-from finetune.optimizers.variable_keys import VariableKey, label, match_keys
+from finetune.optimizers.variable_keys import VariableKey, extra_variables, label, match_keys
 
 
 class Members:
@@ -39,6 +40,7 @@ class Members:
         self._awaited: dict[Any, VariableKey] = {}  # the places of variables still to come, by the keys of placeholders
         # Of a loaded optimizer: the places of variables in no group that were frozen one by one, with the variables.
         self._frozen: dict[VariableKey, Any] = {}
+        self._is_loaded = False  # by Keras, with the model that it was saved with
         self._freezes_again = False  # until its model comes, which Keras sees to while it loads it
         if not any(_is_unbuilt(group.members) for group in groups):
             self.settle()
@@ -95,6 +97,10 @@ class Members:
         """
         self._awaited = {self._key(variable): keys[id(variable)] for variable in self.order}
         self._frozen, self._freezes_again = dict.fromkeys(frozen), True
+        model = model_that_is_loaded()
+        self._is_loaded = model is not None
+        if model is not None:
+            freeze_again(model)
         self.order.sort(key=lambda variable: keys[id(variable)].position)
 
     def admit(self, variables: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -124,7 +130,13 @@ class Members:
 
     def _replace_placeholders(self, unknown: Sequence[Any]) -> list[tuple[Any, Any]]:
         placeholder_at = {self._awaited[self._key(v)]: v for v in self.order if self._key(v) in self._awaited}
-        matched = match_keys(unknown, [*placeholder_at, *(self._frozen if self._freezes_again else ())])
+        free = [*placeholder_at, *(self._frozen if self._freezes_again else ())]
+        # All that the saved model trained is known by its key: whatever else trains now was frozen there.
+        extra = extra_variables(unknown, free) if self._freezes_again and self._is_loaded else []
+        for variable in extra:
+            variable.trainable = False
+            mark_from_file(variable)
+        matched = match_keys([v for v in unknown if not any(v is other for other in extra)], free)
         if self._freezes_again:
             self._freeze_again(matched)
         replaced = [(placeholder_at[key], variable) for key, variable in matched if key in placeholder_at]

@@ -109,6 +109,37 @@ def match_keys(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[tu
     return list(zip(matched, variables, strict=True))
 
 
+def extra_variables(variables: Sequence[Any], free: Sequence[VariableKey]) -> list[Any]:
+    """Returns the variables of a loaded model that its optimizer did not know, where every key has its variable.
+
+    Keras' files lose `trainable = False` of variables, of layers that a layer makes itself, and of layers whose config
+    does not hold it. Then a model comes with more variables to train than it was saved with.
+
+    Args:
+        variables: Those of the model that train, without those that have their key already.
+        free: Keys that have no variable yet.
+
+    Returns:
+        None, where there are not more variables than keys, or where it is not certain which of them are extra.
+    """
+    if len(variables) <= len(free):
+        return []
+    paths = [(variable_path(variable).split(":")[0], tuple(variable.shape)) for variable in variables]
+    extra = dict(enumerate(variables))
+    for key in free:
+        # A path may lose or get the name of its model: `seq/a/kernel`, `a/kernel`.
+        alike = [n for n, (path, shape) in enumerate(paths) if shape == key.shape and _is_end(path, key.path)]
+        if len(alike) == 1:
+            extra.pop(alike[0], None)
+        elif alike or key.trainable:
+            return []
+    return list(extra.values())
+
+
+def _is_end(path: str, other: str) -> bool:
+    return f"/{path}".endswith(f"/{other}") or f"/{other}".endswith(f"/{path}")
+
+
 def _parts(keys: Sequence[VariableKey]) -> tuple[list[VariableKey], ...]:
     """Returns what a model may bring at once: all, or what was trainable when the config was made, or the frozen."""
     return list(keys), [key for key in keys if key.trainable], [key for key in keys if not key.trainable]

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from finetune.errors import FinetuneError, RestoreError, did_you_mean, quote, reason
-from finetune.files.size_limits import check_zip
+from finetune.files.npy_headers import check_arrays
+from finetune.machine_failures import raise_machine_failure
 from finetune.pretrained.formats.detect import is_zip
 
 # Room for the order in which other libraries and machines sum float32, and far below what a wrong layout changes.
@@ -64,13 +65,14 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         if not is_zip(path):
             raise ValueError("it is not an npz file")
-        check_zip(path)
+        check_arrays(path)
         # `allow_pickle=False`: reading a pickle runs the code in it.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FinetuneError:
         raise
     except Exception as error:  # over damaged files NumPy and zipfile raise anything
+        raise_machine_failure(error, f"Reading `{path}`")
         raise RestoreError(
             f"A file of reference outputs is an npz with plain arrays. `{path}` cannot be read: {reason(error)}. "
             "Write it with `finetune reference`."
@@ -112,6 +114,7 @@ def outputs_of(model: Any, inputs: Mapping[str, np.ndarray], layers: Sequence[st
     except RestoreError:
         raise
     except Exception as error:  # the model's own code runs, and may raise anything
+        raise_machine_failure(error, "Running the model on reference inputs")
         received = " and ".join(f"`input{'/' * bool(name)}{name}` of shape {x.shape}" for name, x in inputs.items())
         raise RestoreError(
             f"Reference inputs must be inputs of the model. It does not take {received}: {reason(error)}."

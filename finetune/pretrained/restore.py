@@ -18,6 +18,7 @@ from finetune.checksum import as_array, checksum
 from finetune.errors import RestoreError, printable, quote, reason
 from finetune.groups.finite_values import listed, problem_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.machine_failures import raise_machine_failure
 from finetune.pretrained.averages import with_averages
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.matching import RestorePlan, match
@@ -289,6 +290,7 @@ def _values(
         if array.shape != pair.tensor.shape:
             raise ValueError(f"its shape is {array.shape} instead of {pair.tensor.shape}")
     except Exception as error:  # over damaged files the formats' libraries raise anything
+        raise_machine_failure(error, f"Reading `{pair.tensor.name}` from `{plan.path}`")
         raise RestoreError(
             f"A weight file must be complete and undamaged. Reading `{pair.tensor.name}` from `{plan.path}` failed: "
             f"{reason(error) if str(error) else type(error).__name__}. {on_error}"

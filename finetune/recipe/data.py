@@ -21,6 +21,7 @@ from finetune.recipe.fields import (
     pick,
 )
 from finetune.recipe.model import Builder
+from finetune.recipe.tokenizer import TokenizerSpec
 
 _SOURCES = ("builder", "npz", "images", "table", "tfrecord", "audio", "keras_dataset", "tfds")
 _OF_IMAGES = ("images", "table", "tfrecord", "tfds", "builder")
@@ -38,6 +39,8 @@ _KEYS_OF = {  # keys that only some sources have
     "target": _WITH_NAMES,
     "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
+    "missing": ("table", "builder"),
+    "quotes": ("table",),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
     "sample_rate": ("audio", "table", "builder"),
@@ -88,24 +91,6 @@ class SplitSpec(Part):
         return self
 
 
-class TokenizerSpec(Part):
-    """How text becomes token ids.
-
-    Attributes:
-        file: A `tokenizer.json`, or the `vocab.txt` of an uncased BERT. A KerasHub preset brings its own.
-        length: Tokens of each row. Longer texts are cut, shorter ones are filled up with 0. Required with `file`.
-    """
-
-    file: FilePath | None = None
-    length: Count | None = None
-
-    @model_validator(mode="after")
-    def _check_length(self) -> "TokenizerSpec":
-        if self.file and self.length is None:
-            raise fault("is missing. Add it under `data.tokenizer`", at=("length",))
-        return self
-
-
 def _check_class_weight(value: Any) -> Any:
     if value is None or value == "balanced":
         return value
@@ -128,6 +113,13 @@ def _check_columns(value: Any, info: ValidationInfo) -> Any:
             rule = f"must be a column, a list of columns, or these for each {part} of the network by its name"
             raise fault(rule, received=value)
     return {str(name): tuple(names) for name, names in columns.items()}
+
+
+def _check_missing(value: Any) -> Any:
+    """Takes numbers and an unquoted `null` as the words that they are in a table."""
+    if not isinstance(value, list | tuple):
+        return value
+    return ["null" if each is None else str(each) if type(each) in (int, float) else each for each in value]
 
 
 def _check_keep(value: Any) -> Any:
@@ -156,11 +148,16 @@ class DataSource(Part):
         test_table: A file with the test rows; without it, `split` says which rows test.
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
-            numbers and categories become a vector, a column of text becomes token ids, of image files images.
+            numbers and categories become a vector; a column of text, or two as a pair, become token ids; a column of
+            image files becomes images.
         target: The column of the target, or several columns of numbers; or those of each output by its name in the
             network.
         sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
+        missing: Words that stand for a missing value in a table, beside an empty cell; by default `NA`, `N/A`, `NaN`,
+            `nan`, `null`, `NULL`, `None`. With `[]` these are classes and categories like others.
+        quotes: Whether `"` begins a value of a CSV or TSV file that may hold separators and line breaks; with `false`
+            quotes are characters like others.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.
@@ -201,6 +198,8 @@ class DataSource(Part):
     target: Columns = Field(default_factory=dict)
     sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
+    missing: Annotated[ListOf[Text] | None, BeforeValidator(_check_missing)] = None
+    quotes: bool = True
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
     size: Annotated[ListOf[Count], Field(min_length=2, max_length=2)] | None = None

@@ -1,5 +1,6 @@
 """Reads recipe files, and merges a recipe with the files that it extends."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -12,12 +13,14 @@ MAX_BYTES = 1_000_000
 MAX_EXTENDS = 20
 
 
-def read_tree(path: Path, problems: list[Problem]) -> Node | None:
+def read_tree(path: Path, problems: list[Problem], keys: Collection[str]) -> Node | None:
     """Reads a recipe and merges it into what it extends.
 
     Args:
         path: The recipe.
         problems: Errors in the text are appended here.
+        keys: The keys of a recipe. A file that is extended and has none of them is no recipe: nothing of what is in it
+            is shown, since a recipe may come from anywhere and name any file.
 
     Returns:
         The tree without `extends`; `None` if a file cannot be read.
@@ -25,7 +28,7 @@ def read_tree(path: Path, problems: list[Problem]) -> Node | None:
     Raises:
         RecipeError: The recipe itself is not a readable file.
     """
-    return _Files(problems).tree(path, read_text(path))
+    return _Files(problems, keys).tree(path, read_text(path))
 
 
 def read_text(path: Path) -> str:
@@ -78,6 +81,7 @@ def _yaml_files_in(folder: Path) -> str:
 @dataclass
 class _Files:
     problems: list[Problem]
+    keys: Collection[str]
     trees: dict[Path, Node | None] = field(default_factory=dict)
     opened: list[Path] = field(default_factory=list)
 
@@ -94,7 +98,13 @@ class _Files:
 
     def over_its_bases(self, path: Path, text: str) -> Node | None:
         folder = path.parent.absolute()
-        root = parse(text, lambda line, column: Place(str(path), line, column, folder), self.problems)
+        in_text: list[Problem] = []
+        root = parse(text, lambda line, column: Place(str(path), line, column, folder), in_text)
+        if len(self.opened) > 1 and not (root and isinstance(root.value, dict) and {*root.value} & {*self.keys}):
+            place = in_text[0].place if root is None else Place(str(path), 1, 1)
+            fault = "is not valid YAML here" if root is None else f"has none of the keys {quote(self.keys, limit=9)}"
+            return self.fail(place, f"a recipe can extend recipes alone, and this file {fault}. Check `extends`.")
+        self.problems += in_text
         # The problems are already reported; the files that this one extends are not read.
         if root is None:
             return None

@@ -39,7 +39,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
         RecipeError: Everything that is wrong, each problem with file, line and column.
     """
     problems: list[Problem] = []
-    tree = read_tree(Path(path), problems)
+    tree = read_tree(Path(path), problems, (*Recipe.model_fields, *Recipe.keys_read_before))
     if tree is None:
         raise report(problems)
     for override in one_or_more(overrides):
@@ -180,21 +180,22 @@ def place_of(recipe: Recipe, *keys: str | int) -> str:
 
 
 @contextmanager
-def placed(recipe: Recipe, *keys: str | int) -> Iterator[None]:
+def placed(recipe: Recipe, *keys: str | int, only: type[FinetuneError] = FinetuneError) -> Iterator[None]:
     """Puts the place of a key in front of an error in the block, unless the error has a place already.
 
     Args:
         recipe: The recipe.
         keys: The keys that lead to the value, e.g. `"model", "head"`.
+        only: The errors that get this place; others pass.
 
     Raises:
-        RecipeError: For any `FinetuneError` in the block.
+        RecipeError: For a `FinetuneError` in the block.
     """
     try:
         yield
     except RecipeError:
         raise
-    except FinetuneError as error:
+    except only as error:
         place, path = place_of(recipe, *keys), ".".join(map(str, keys))
         raise RecipeError(f"{place}: `{path}`: {error}" if place else str(error)) from error
 

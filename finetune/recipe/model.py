@@ -81,6 +81,8 @@ class Head(Part):
         activation: Of the last layer; by default `softmax`, and `sigmoid` for a single class. `linear` applies none.
         hidden_activation: Of the hidden layers.
         after: Layer of the network after which the head begins; by default its output.
+        standardize: Whether the head multiplies its outputs with the standard deviation of the training targets and
+            adds their mean, for targets that are large numbers, such as prices.
     """
 
     classes: Annotated[int | Literal["auto"], BeforeValidator(_check_classes)]
@@ -90,6 +92,7 @@ class Head(Part):
     activation: Identifier | None = None
     hidden_activation: Identifier = "relu"
     after: Text | None = None
+    standardize: bool = False
 
 
 class ModelSource(Part):

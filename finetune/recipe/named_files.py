@@ -10,8 +10,9 @@ from finetune.recipe.loader import place_of, resolve_path, resolve_place
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 
 _FILES = ("keras_file", "npz", "verify", "class_names_file", "file")
-_FOLDERS = ("images",)
+_FOLDERS = ("images", "cache")
 _PLACES = ("weights", "preset", "hub")  # a path, or the handle of something that is downloaded
+_MADE = ("cache",)  # a folder that a run makes
 
 
 def missing_files(recipe: Recipe) -> Iterator[str]:
@@ -62,6 +63,8 @@ def _problem(key: str, path: Path) -> str:
         return f"names a file. `{path}` is a folder{_content(path)}."
     if key in _FOLDERS and is_file:
         return f"names a folder. `{path}` is a file."
+    if key in _MADE and (is_folder or not exists):
+        return ""
     # The prefix of a checkpoint is no file itself.
     if exists or Path(f"{path}.index").is_file():
         return f"cannot be read: no permission for `{path}`." if exists and not os.access(path, os.R_OK) else ""

@@ -101,12 +101,12 @@ class Recipe(Part):
     def _check_blending(self) -> None:
         place = next((n for n, each in enumerate(self.data.augment) if each.layer in MIXING_LAYERS), None)
         names = [loss.name for loss in by_output(self.train.loss).values()]
-        takes_numbers = [name for name in names if name.lower().startswith(("sparse", "circle", "auto"))]
+        takes_numbers = [name for name in names if name.lower().startswith(("sparse", "circle"))]
         if place is not None and takes_numbers:
             raise fault(
                 f"blends the targets of two rows, which have a place for each class then, and "
                 f"`loss: {takes_numbers[0]}` takes the number of a single class. Write `loss: "
-                "categorical_crossentropy` under `train`",
+                "categorical_crossentropy` or `auto` under `train`",
                 at=("data", "augment", place),
             )
 

@@ -51,6 +51,9 @@ class Train(Part):
         gradient_accumulation_steps: Batches whose gradients are averaged for one update, >= 2.
         use_ema: Whether the model ends with a moving average of its weights.
         ema_momentum: Share of the old average that is kept in each step, in (0, 1).
+        non_finite: What happens to a step whose gradients are not finite numbers: with `stop` the run ends with the
+            weights before it, with `skip` the step is left out. By default it is made, and the run fails at the end of
+            the epoch, or where the loss shows it.
         mixed_precision: The type in which layers compute; `false` computes in float32.
         steps_per_execution: Steps in a call, between which no callback is called; `auto` takes as many as last a
             twentieth of a second. The results are the same.
@@ -80,6 +83,7 @@ class Train(Part):
     gradient_accumulation_steps: Annotated[Count, Field(ge=2)] | None = None
     use_ema: bool = False
     ema_momentum: OpenShare = 0.99
+    non_finite: Annotated[Literal["stop", "skip"] | None, choice("stop", "skip", None)] = None
     mixed_precision: Annotated[Literal[False, "bfloat16", "float16"], choice(False, "bfloat16", "float16")] = False
     steps_per_execution: Annotated[int | Literal["auto"], BeforeValidator(_check_count_or_auto)] = "auto"
     cache: Annotated[Literal["auto", "off", "memory", "disk"], BeforeValidator(_check_cache)] = "auto"

@@ -72,14 +72,14 @@ def check_run_folder(
 
 
 @contextmanager
-def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
+def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, removes: bool = True) -> Iterator[Path]:
     """Creates the folder that a run writes to, and holds its lock for the time of the block.
 
     Args:
         out: The folder the user asked for; `None` creates the first `runs/<name>-<number>` that does not exist.
         name: Name of the recipe.
-        overwrite: Whether the files of an earlier run in `out` are removed first. Other files always stay.
-        resume: Whether an earlier run in `out` goes on: its files stay.
+        overwrite: Whether `out` may hold files.
+        removes: Whether those of an earlier run are removed first, then. Other files always stay.
 
     Yields:
         The folder.
@@ -88,7 +88,7 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, res
         FinetuneError: As `check_run_folder` does.
     """
     # Again: minutes may have passed since the command began, and another run may have taken the folder.
-    check_run_folder(out, overwrite=overwrite, resume=resume)
+    check_run_folder(out, overwrite=overwrite)
     try:
         folder = _first_free(Path("runs"), name) if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +96,9 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, res
         raise _cannot_be_created(error) from error
     with locked(folder):
         # Again: a run may have begun and ended meanwhile.
-        check_run_folder(out, overwrite=overwrite, resume=resume, is_locked=True)
+        check_run_folder(out, overwrite=overwrite, is_locked=True)
         try:
-            if not resume and is_run(folder):
+            if removes and is_run(folder):
                 for path in _run_files(folder):
                     _remove(path)
         except OSError as error:

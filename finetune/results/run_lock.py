@@ -156,7 +156,7 @@ def _owner(descriptor: int) -> LockOwner | None:
     """Returns whom a lock file names; `None` where it is empty or damaged: written by a process that died meanwhile."""
     try:
         return LockOwner(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

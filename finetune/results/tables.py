@@ -121,10 +121,10 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
                 # Some of them are enough to see what a column was taken for; `data.json` has all.
                 shown = ", ".join(category or "(missing)" for category in about["categories"][:6])
                 more = f" and {len(about['categories']) - 6} more" if len(about["categories"]) > 6 else ""
-                _add_row(table, column, name, "category", shown + more, str(about["missing"]))
+                _add_row(table, column, name, "category", shown + more, _missing(about))
             elif "mean" in about:
                 fitted = f"mean {about['mean']:.4g}, standard deviation {about['variance'] ** 0.5:.4g}"
-                _add_row(table, column, name, "number", fitted, str(about["missing"]))
+                _add_row(table, column, name, "number", fitted, _missing(about))
             elif "longest" in about:
                 cut = f"at most {about['longest']} of {about['length']} tokens, {about['cut']} texts cut"
                 _add_row(table, column, name, "text", cut, "")
@@ -133,12 +133,34 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def classes_table(described: Mapping[str, Any]) -> Table:
-    """A row for each class: how many rows of each split it has."""
+def _missing(about: Mapping[str, Any]) -> str:
+    words = ", ".join(about.get("missing_words", ()))
+    return f"{about['missing']} ({words})" if words else str(about["missing"])
+
+
+def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
+    """A row for each class or label of an output: how many rows of each split it has."""
     splits = described["rows_of_classes"]
-    table = _table("class", *splits)
+    table = _table(f"class of {output}" if output else "class", *splits)
     for number, name in enumerate(described["class_names"]):
         _add_row(table, name, *(str(counts[number]) for counts in splits.values()))
+    return table
+
+
+def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = "") -> Table:
+    """A row for each class of an output: its test rows, and recall and precision on them."""
+    table = _table(f"class of {output}" if output else "class", "test", "recall", "precision")
+    for name, about in classes.items():
+        shares = ("" if about[key] is None else f"{about[key]:.3f}" for key in ("recall", "precision"))
+        _add_row(table, name, str(about["rows"]), *shares)
+    return table
+
+
+def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each column of numbers that is a target: mean, spread and range in the training rows."""
+    table = _table("target", "mean", "standard deviation", "least", "greatest")
+    for name, about in columns.items():
+        _add_row(table, name, *(f"{value:.4g}" for value in about.values()))
     return table
 
 
@@ -173,6 +195,8 @@ def _table(*columns: str) -> Table:
             "train",
             "test",
             "validation",
+            "recall",
+            "precision",
         )
         # On a narrow terminal long cells are wrapped; nothing is cut off.
         fixed = right or column in ("optimizer", "BatchNorm")

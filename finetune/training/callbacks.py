@@ -162,7 +162,7 @@ class LastWeights(keras.callbacks.Callback):
         self.saved = ""
         self.warned = _Warned(report)
         self.unsaved = False
-        self._moment, self._steps = "", 0
+        self._moment, self._steps, self._first = "", 0, 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._next = time.monotonic() + self._FIRST_SECONDS  # earliest time of the next file
@@ -171,8 +171,11 @@ class LastWeights(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch, self._steps, self._loss = epoch, 0, None
 
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._first = batch
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._steps, self._loss = batch + 1, (logs or {}).get("loss")
+        self._steps, self._loss = steps_done(self.model, first=self._first, last=batch), (logs or {}).get("loss")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
@@ -183,12 +186,20 @@ class LastWeights(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._save()
 
-    def keep(self) -> str:
+    def limit(self, steps: int) -> None:
+        """Says that of the epoch in which training breaks off only the first `steps` steps were made."""
+        self._steps = min(steps, self._steps)
+
+    def keep(self, *, newest: bool = True) -> str:
         """Saves what is not saved yet, if need be in another folder, and says in a sentence what is saved and where.
 
         It is called where training breaks off, and where the file could not be written at its end.
+
+        Args:
+            newest: Whether the weights of the model are worth saving; otherwise the file stays as it is.
         """
-        if self._steps and math.isfinite(float(1.0 if self._loss is None else self._loss)):
+        self.unsaved &= newest
+        if newest and self._steps and math.isfinite(float(1.0 if self._loss is None else self._loss)):
             of_all = f" of {steps}" if (steps := (self.params or {}).get("steps")) else ""
             before = f"epoch {self._epoch} and " if self._epoch else ""
             self._moment, self.unsaved = f"{before}{self._steps}{of_all} steps of epoch {self._epoch + 1}", True

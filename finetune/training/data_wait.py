@@ -68,7 +68,8 @@ class DataWait(keras.callbacks.Callback):
 
 def reads_from_disk(examples: Examples) -> bool:
     """Returns whether training rows are made when they are taken, so that training may have to wait for them."""
-    return bool(examples.augmentation) or any(isinstance(leaf, Rows) for _, leaf in leaves("", examples.x_train))
+    made = (leaf for _, leaf in leaves("", examples.x_train) if isinstance(leaf, Rows) and not leaf.is_ready)
+    return bool(examples.augmentation) or any(made)
 
 
 def advice_on_wait(share: float | None, examples: Examples, *, keeps: bool) -> str:

@@ -47,6 +47,9 @@ class FiniteWeights(keras.callbacks.Callback):
         groups: All layer groups of the model, whose names are in the message.
         unless: Asked after every epoch; while it answers yes, nothing is checked.
 
+    Attributes:
+        failed: Whether the latest check has found such a weight.
+
     Raises:
         TrainingError: In `fit`: which weight, which group, and between which steps it happened.
 
@@ -64,15 +67,21 @@ class FiniteWeights(keras.callbacks.Callback):
         self.groups, self.unless = tuple(groups), unless
         self._leaves: tuple[Leaf, ...] = ()
         self._known_good = ""
+        self.failed = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         of_groups = tuple(leaf for group in self.groups for leaf in group.leaves)
         self._leaves = of_groups or layer_tree(self.model).leaves  # groups hold every weight of a model
-        check_weights(self._leaves, self.groups, "before training")
+        self._check("before training")
         self._known_good = "before training"
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.unless():
             return
-        check_weights(self._leaves, self.groups, f"since epoch {epoch + 1} (all were finite {self._known_good})")
+        self._check(f"since epoch {epoch + 1} (all were finite {self._known_good})")
         self._known_good = f"after epoch {epoch + 1}"
+
+    def _check(self, when: str) -> None:
+        self.failed = True
+        check_weights(self._leaves, self.groups, when)
+        self.failed = False

@@ -37,10 +37,13 @@ from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
+from finetune.training.saving import disk_need
+from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
 
@@ -85,6 +88,8 @@ def train(
     wait: DataWait | None = None,
     weights: LastWeights | None = None,
     checkpoint: Checkpoint | None = None,
+    non_finite: NonFiniteGradients | None = None,
+    clock: TrainingClock | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -102,6 +107,8 @@ def train(
         wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
         checkpoint: Goes on where its file says, if there is one, and writes the next.
+        non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
+        clock: Measures each phase, and may end it early; a run has none.
 
     Returns:
         One record for each phase.
@@ -113,7 +120,8 @@ def train(
         WriteError: The metrics cannot be written.
     """
     weights = weights or LastWeights(last_weights(folder))
-    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, checkpoint)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite, checkpoint)
+    fit.clock = clock
     proof = proof or FrozenRecords()
     records: list[PhaseRecord] = []
     if checkpoint:
@@ -206,29 +214,33 @@ class _RunFit:
         console: Console,
         wait: DataWait | None,
         weights: LastWeights,
+        non_finite: NonFiniteGradients | None,
         checkpoint: Checkpoint | None,
     ):
         self.wait = wait if reads_from_disk(examples) else None
+        self.clock: TrainingClock | None = None
         self.model, self.groups, self.phases, self.options, self.console = model, groups, phases, options, console
         self.validation = examples.validation and examples.validation.batches(options.batch_size)
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
         self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
-        self.weights, self.checkpoint = weights, checkpoint
+        self.weights, self.non_finite, self.checkpoint = weights, non_finite, checkpoint
         self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
+        # Where the loss shows it, the guard says in which step.
+        self.finite_weights = FiniteWeights(groups, unless=lambda: self.guard.stopped_at)
         weights.warned.report = self.report
         if checkpoint:
             checkpoint.in_phases, checkpoint.report = True, self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             LearningRateLogger(),  # before all that read the rates from the logs
+            *([non_finite] if non_finite else []),
             self.guard,
             self.progress,
             self.metrics,
             self.tensorboard,
-            # Where the loss shows it, the guard says in which step; and before the weights are saved.
-            FiniteWeights(groups, unless=lambda: self.guard.stopped_at),
+            self.finite_weights,  # before they are saved
             weights,
             *([self.wait] if self.wait else []),
         ]
@@ -244,6 +256,7 @@ class _RunFit:
             report=self.report,
             leaves=[leaf for group in groups for leaf in group.leaves],
             augmentation=examples.augmentation,
+            reserve=disk_need(model, options.epochs)[0],  # the weights come first
         )
 
     def report(self, sentence: str) -> None:
@@ -265,9 +278,11 @@ class _RunFit:
             if self.checkpoint and self.checkpoint.save():
                 stop.kept += f" `finetune resume {self.weights.path.parents[1]}` goes on from there."
             raise
-        except FinetuneError:
-            self.weights.keep()
-            raise
+        except FinetuneError as error:
+            if self.non_finite and self.non_finite.stopped_at:
+                self.weights.limit(self.non_finite.stopped_at.step - 1)  # no later step was made
+            kept = self.weights.keep(newest=not self.finite_weights.failed)
+            raise type(error)(f"{error} {kept}") from error
         except Exception as error:
             raise TrainingError(
                 f"Training stopped with an error. {type(error).__name__}: {reason(error)}. {self.weights.keep()} "
@@ -300,8 +315,13 @@ class _RunFit:
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
-        if self.wait and self.data.reads_rows:
+        if self.wait and self.data.features is None:
             batches = self.wait.timed(batches)
+        if self.non_finite:
+            self.non_finite.set_model(self.model)  # before a step is traced, which `share_calls` does
+        clocks = [self.clock] if self.clock else []
+        for clock in clocks:
+            clock.begin_phase(self.data.features)
         share = self.options.steps_per_execution == "auto" and trains
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         of_phase = [*self.observers, *sharing, *callbacks]
@@ -317,7 +337,7 @@ class _RunFit:
                 validation_data=self.validation,
                 shuffle=False,  # the batches come shuffled
                 verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-                callbacks=[*of_phase, StopAtSignal()],
+                callbacks=[*of_phase, StopAtSignal(), *clocks],
             )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:

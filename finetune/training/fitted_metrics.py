@@ -17,6 +17,7 @@ import numpy as np
 from keras import metrics
 
 from finetune.errors import DataError, reason
+from finetune.machine_failures import raise_machine_failure
 
 ops: Any = keras.ops  # whose declared types are those of every backend
 
@@ -205,6 +206,7 @@ def try_metric(metric: metrics.Metric, y: Any, outputs: Any) -> None:
         metric.update_state(y, outputs)
         result = metric.result()
     except Exception as error:
+        raise_machine_failure(error, "Trying a metric on a few rows")
         raise DataError(
             f"does not fit the targets and the outputs of the network: {type(error).__name__}: {reason(error)}. Choose "
             "a metric for targets of this form, or change its arguments."

@@ -163,18 +163,18 @@ def freeze(model: keras.Model, groups: Sequence[LayerGroup]) -> None:
 def apply_state(model: keras.Model, state: PhaseState) -> None:
     """Puts a state into effect, whatever was in effect before, for what is traced from now on."""
     undo_inference_mode(layers_in_order(model))
-    owners = {id(leaf.owner): leaf.owner for leaf in state.leaves if isinstance(leaf.owner, keras.Layer)}
-    with_weights = [owner for owner in owners.values() if owner.weights]
+    # Not only those that have weights themselves: of the layers that a `MultiHeadAttention` holds a file says nothing.
+    with_weights = [layer for layer in layers_in_order(model) if layer.weights]
     for layer in (model, *with_weights):
         # First `False`: TensorFlow's `AutoTrackable` skips an attribute that already has the value, and then nothing
         # below the layer would be reached.
         layer.trainable = False
         layer.trainable = True
     frozen = {id(leaf.variable) for leaf in state.frozen}
-    for owner in with_weights:
-        weights = [weight for weight in owner.weights if weight.trainable] or owner.weights
+    for layer in with_weights:
+        weights = [weight for weight in layer.weights if weight.trainable] or layer.weights
         if all(id(weight) in frozen for weight in weights):
-            owner.trainable = False
+            layer.trainable = False
     for layer in state.statistics_only:  # after the loop above, which also sets what is below a frozen layer
         layer.trainable = True
     for leaf in state.frozen:  # after all layers: setting `layer.trainable` sets its variables

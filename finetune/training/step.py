@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.errors import GroupError, TrainingError, did_you_mean
+from finetune.errors import GroupError, TrainingError, did_you_mean, reason
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.saved_module import takes_training
@@ -40,6 +40,9 @@ def loss_and_gradients(
     Returns:
         The loss (not scaled), what else `forward` returned, and the gradients in the structure of `variables`; `None`
         for a variable that the loss does not depend on.
+
+    Raises:
+        TrainingError: TensorFlow cannot differentiate an operation.
     """
     with tf.GradientTape() as tape:
         # Before the forward pass: a tape records nothing of a tensor that it does not watch yet.
@@ -47,7 +50,17 @@ def loss_and_gradients(
         loss, other = forward()
         scaled = loss if optimizer is None else optimizer.scale_loss(loss)
     # A tape records `tf.Variable`s; a Keras variable holds one.
-    return loss, other, tape.gradient(scaled, tf.nest.map_structure(tf_variable, variables))
+    sources = tf.nest.map_structure(tf_variable, variables)
+    try:
+        return loss, other, tape.gradient(scaled, sources)
+    except LookupError as error:
+        what = reason(error).partition(". In general")[0]
+        raise TrainingError(
+            "A step differentiates the loss, for which TensorFlow needs the gradient of each operation between a "
+            f"trained weight and the loss. It has none for one of them: {what}. Put `tf.stop_gradient` behind it and "
+            "train what comes after it, or take another operation; a SavedModel with `tf.custom_gradient` must be "
+            "saved with `options=tf.saved_model.SaveOptions(experimental_custom_gradients=True)`."
+        ) from error
 
 
 def compile_state(model: Any) -> tuple[Any, ...]:
@@ -57,8 +70,9 @@ def compile_state(model: Any) -> tuple[Any, ...]:
     given a schedule in place of a number, also by a file that is loaded.
     """
     optimizer = unwrap(model.optimizer)
-    rates = optimizer.saved_state.compiled if isinstance(optimizer, GroupedOptimizer) else ()
-    return (model.optimizer, keras_private.compiled_loss(model), rates, *(id(v) for v in model.trainable_variables))
+    is_grouped = isinstance(optimizer, GroupedOptimizer)
+    traced = (optimizer.saved_state.compiled, optimizer.finite_gradients) if is_grouped else ()
+    return (model.optimizer, keras_private.compiled_loss(model), traced, *(id(v) for v in model.trainable_variables))
 
 
 def grouped_train_step(

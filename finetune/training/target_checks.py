@@ -4,7 +4,7 @@ TensorFlow names shapes of tensors, and only where they cannot be broadcast: tar
 loss that means nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,10 +12,15 @@ import numpy as np
 
 from finetune.data.examples import SPLITS, Examples
 from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of, plain_name
+from finetune.data.target_facts import names_of_classes
 from finetune.errors import DataError, quote
 from finetune.models.output_names import by_output_name
 
 _OF_LABELS = ("binarycrossentropy", "binaryfocalcrossentropy")
+
+
+class WidthError(DataError):
+    """The network gives more or fewer values for a row than there are targets: its head is at fault, not its loss."""
 
 
 def check_targets(model: keras.Model, examples: Examples, y: Any, outputs: Any) -> None:
@@ -40,7 +45,8 @@ def check_targets(model: keras.Model, examples: Examples, y: Any, outputs: Any) 
             continue
         of_output = f" of output `{output}`" if output else ""
         _check_form(name, target, shape, of_output)
-        _check_labels(name, loss, dict(_every_target(model, examples, output)), shape[-1], of_output)
+        labels = dict(_every_target(model, examples, output))
+        _check_labels(name, loss, labels, shape[-1], of_output, names_of_classes(examples, output))
 
 
 def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) -> None:
@@ -65,7 +71,7 @@ def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) 
                 "a single number a row. Take `sparse_categorical_crossentropy`."
             )
         if len(axes) == len(shape):
-            raise DataError(
+            raise WidthError(
                 f"The loss `{loss}` takes a target for each class. The model gives {classes} classes{of_output}, and "
                 f"the targets have {axes[-1]} values a row. Give the head as many classes."
             )
@@ -73,7 +79,7 @@ def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) 
     is_a_row = len(shape) > 1 and len(axes) in (len(shape) - 1, len(shape))
     if family in (NUMBERS, BINARY) and is_a_row and values != classes:
         # Keras lets a single value stand for several, on either side, and trains on that without a word.
-        raise DataError(
+        raise WidthError(
             f"The loss `{loss}` takes a target for each value of the output. The model gives {classes} a row"
             f"{of_output}, and the targets have {values}. Give the head as many values (`head: {{classes: auto}}`), or "
             "take other targets."
@@ -87,7 +93,9 @@ def _every_target(model: Any, examples: Examples, output: str) -> Iterator[tuple
             yield (f"y_{split}", y)
 
 
-def _check_labels(loss: str, about: Any, targets: dict[str, np.ndarray], classes: int, of_output: str) -> None:
+def _check_labels(
+    loss: str, about: Any, targets: dict[str, np.ndarray], classes: int, of_output: str, names: Sequence[str]
+) -> None:
     if plain_name(loss) == "sparsecategoricalcrossentropy":
         allowed = {*range(classes), getattr(about, "ignore_class", None)}
         rule = "Labels must be the numbers of the classes, from 0."
@@ -102,5 +110,14 @@ def _check_labels(loss: str, about: Any, targets: dict[str, np.ndarray], classes
     for name, labels in targets.items():
         known = np.unique(labels).tolist()
         wrong = [label for label in known if (label not in allowed if allowed else not 0 <= label <= 1)]
+        if wrong and allowed and all(label >= 0 and label == int(label) for label in wrong):
+            data_have = f"the data have {len(names)}: {quote(names)}" if names else f"`{name}` has {quote(wrong)}, too"
+            missing = quote(names[int(label)] for label in wrong if label < len(names)) if names else "These"
+            raise WidthError(
+                f"A network has an output for each class. The model gives {classes} classes{of_output}, numbered `0` "
+                f"to `{classes - 1}`, and {data_have}. {missing} {'have' if len(wrong) > 1 or not names else 'has'} no "
+                f"output. {'Set' if names else 'Number them from 0, set'} `head: {{classes: auto}}`, or take a network "
+                "with more outputs."
+            )
         if wrong:
             raise DataError(f"{rule} {bounds}; `{name}` also holds {quote(wrong)}. {advice}")

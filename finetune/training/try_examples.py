@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from finetune.data.examples import Examples
 from finetune.errors import DataError, FinetuneError, quote, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.training.target_checks import check_targets
 
 
@@ -44,7 +45,8 @@ def try_model(model: keras.Model, examples: Examples) -> Trial:
     with explained(DataError, "Examples must fit the model.", f"{_forms(model, y)} Change the data or the model."):
         try:
             return Trial(x, y, model(x, training=False))
-        except Exception:  # of TensorFlow or Keras: shown below where the number of tokens is not the cause
+        except Exception as error:  # of TensorFlow or Keras: shown below where the number of tokens is not the cause
+            raise_machine_failure(error, "Running the model on a few rows")
             _check_length(model, x)
             raise
 
@@ -89,6 +91,7 @@ def explained(kind: type[FinetuneError], rule: str, advice: str) -> Iterator[Non
     except FinetuneError:
         raise
     except Exception as error:
+        raise_machine_failure(error, "Running the model on a few rows")
         raise kind(f"{rule} {type(error).__name__}: {reason(error)}. {advice}") from error
 
 
@@ -116,7 +119,8 @@ def _check_length(model: keras.Model, x: Any) -> None:
         cut = tf.nest.map_structure(lambda array: array[:, :tokens] if array.shape.rank == 2 else array, x)
         try:
             model(cut, training=False)
-        except Exception:  # of TensorFlow or Keras: the caller shows it where length is not the cause
+        except Exception as error:  # of TensorFlow or Keras: the caller shows it where length is not the cause
+            raise_machine_failure(error, "Running the model on a row")
             return False
         return True
 

@@ -89,11 +89,12 @@ def test_what_does_not_fit_the_rows_has_the_line_of_the_recipe(pictures, layer, 
     assert message[message.index("r.yaml") :].startswith(said)
 
 
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "auto"])
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "Circle"])
 def test_blended_targets_need_a_loss_that_takes_them(pictures, loss):
     with pytest.raises(RecipeError) as caught:
         pictures("CutMix", loss=loss)
     assert str(caught.value).endswith(
         "`data.augment.0` blends the targets of two rows, which have a place for each class then, and "
-        f"`loss: {loss}` takes the number of a single class. Write `loss: categorical_crossentropy` under `train`."
+        f"`loss: {loss}` takes the number of a single class. Write `loss: categorical_crossentropy` or `auto` under "
+        "`train`."
     )

@@ -10,7 +10,10 @@ import tensorflow as tf
 
 import finetune
 from finetune import layer_tree
-from finetune.errors import FinetuneError
+from finetune.build.model import build_for
+from finetune.data.examples import Examples
+from finetune.errors import FinetuneError, RecipeError
+from finetune.recipe.loader import load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -160,6 +163,51 @@ def test_a_recipe_puts_a_new_head_on_a_keras_file(write, tiny_files):
     layout = finetune.plan(write(model, rows(6), body="body, stem, bn"))
     assert names_of(layout.plan)[-2:] == ["head/output/kernel", "head/output/bias"]
     assert [w.name for w in layout.plan.weights if w.restored_from is None] == names_of(layout.plan)[-2:]
+
+
+def test_a_head_begins_with_the_scale_of_the_targets(write, tiny_files):
+    y = np.linspace(1e5, 3e5, 12).astype("float32")
+    model = f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: auto, after: body, standardize: true}}"
+    path = write(model, rows(6), y, body="body, stem, bn")
+    path.write_text(path.read_text().replace("sparse_categorical_crossentropy, metrics: [accuracy]", "mse"))
+    layout = finetune.plan(path)
+    rescaling = layout.model.get_layer("head").get_layer("rescaling")
+    train = layout.examples.y_train.astype("float64")
+    assert (rescaling.scale, rescaling.offset) == pytest.approx((train.std(), train.mean()))
+    assert not [advice for advice in layout.plan.advice if "standardize" in advice]
+
+
+def test_a_head_of_classes_has_no_scale_of_targets(write, tiny_files):
+    path = write(
+        f"keras_file: {tiny_files / 'tiny.keras'}, head: {{classes: 3, after: body, standardize: true}}", rows(6)
+    )
+    with pytest.raises(FinetuneError) as error:
+        finetune.plan(path)
+    assert "`model.head`: `standardize: true` is for targets that are numbers, and a head that ends without" in str(
+        error.value
+    )
+    assert "It ends in `softmax`. Remove `standardize`, or take a loss of numbers" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_a_network_that_waits_for_its_first_rows_is_built_for_them(dtype, recipe):
+    loaded = load_recipe(recipe)
+    first = keras.layers.Dense(3) if dtype == "float32" else keras.layers.Embedding(9, 3)
+    x, network = np.ones((6, 5), dtype), keras.Sequential([first, keras.layers.Dense(2)])
+    build_for(loaded, network, Examples(x, x[:, 0], x, x[:, 0]))
+    assert network.input_shape == (None, 5)
+    assert network(x).shape[-1] == 2
+
+
+def test_a_network_that_cannot_take_the_rows_is_refused_with_its_place(recipe):
+    loaded = load_recipe(recipe, overrides=["model={builder: 'finetune.examples.networks:mlp'}"])
+    x, network = np.ones((6, 5), "float32"), keras.Sequential([keras.layers.Conv2D(3, 2)])
+    with pytest.raises(RecipeError) as error:
+        build_for(loaded, network, Examples(x, x[:, 0], x, x[:, 0]))
+    assert str(error.value).startswith(
+        "--set model: `model.builder`: A network takes the rows of the data. ValueError: "
+    )
+    assert str(error.value).endswith("A row of the data is (5,) of float32. Change the data or the model.")
 
 
 # -- Bad input --------------------------------------------------------------------------------------------------------

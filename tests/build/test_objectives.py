@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from finetune.build.data import build_batches
+from finetune.errors import RecipeError
 from finetune.recipe.loader import dump_recipe
 
 GROUPS = "groups=[{name: all, rest: true, optimizer: adam, learning_rate: 1.0e-3}]"
@@ -98,6 +100,56 @@ def test_arrays_are_read_by_their_values(recipe, lay_out):
         "loss: `sparse_categorical_crossentropy`, metrics: `accuracy`, chosen by the targets: 3 different whole numbers, "
         "and a network with 3 outputs",
     )
+
+
+MIXED = ["data.augment=[{layer: MixUp, alpha: 0.4}]", "model={keras_file: pixels.keras, head: {classes: auto}}"]
+
+
+@pytest.fixture
+def dots(recipe):
+    """Twelve images of 4x4 pixels in three classes, by number, and a network for them."""
+    x, y = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 3)).astype("float32"), np.arange(12) % 3
+    np.savez(recipe.parent / "dots.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    inputs = keras.Input((4, 4, 3))
+    keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs))).save(recipe.parent / "pixels.keras")
+    return recipe, [*AUTO, "data={npz: dots.npz}", *MIXED]
+
+
+def test_classes_that_are_blended_get_a_target_each_and_a_loss_that_takes_them(dots, lay_out):
+    recipe, overrides = dots
+    layout = lay_out(recipe, *overrides)
+    assert layout.recipe.train.loss.name == "categorical_crossentropy"
+    assert layout.examples.y_test.tolist() == np.eye(3)[np.arange(12) % 3].tolist()
+    assert layout.chosen[0].endswith(", with a target for each class, since `MixUp` blends them")
+    _, y = next(iter(build_batches(layout.recipe, layout.examples)))
+    np.testing.assert_allclose(np.sum(y, axis=1), 1, rtol=1e-6)
+    assert ((np.asarray(y) > 0).sum(axis=1) == 2).any()
+    # The resolved recipe, whose loss is written, reads the same targets.
+    (recipe.parent / "again.yaml").write_text(dump_recipe(layout.recipe, absolute_paths=True))
+    again = lay_out(recipe.parent / "again.yaml")
+    assert again.examples.y_train.tolist() == layout.examples.y_train.tolist()
+
+
+@pytest.mark.parametrize(("values", "loss"), [(np.arange(12) / 7, "mean_squared_error"), (np.eye(3), "categorical")])
+def test_targets_that_can_be_blended_stay_as_they_are(dots, lay_out, values, loss):
+    recipe, overrides = dots
+    arrays = dict(np.load(recipe.parent / "dots.npz"))
+    y = np.tile(values, (4, 1)) if values.ndim > 1 else values
+    np.savez(recipe.parent / "dots.npz", **arrays | {"y_train": y, "y_test": y})
+    layout = lay_out(recipe, *overrides)
+    assert layout.recipe.train.loss.name.startswith(loss)
+    assert layout.examples.y_train.tolist() == y.tolist()
+
+
+def test_classes_of_pixels_are_not_blended(dots, lay_out):
+    recipe, overrides = dots
+    x = np.load(recipe.parent / "dots.npz")["x_train"]
+    masks = np.arange(12 * 16).reshape(12, 4, 4) % 3
+    np.savez(recipe.parent / "dots.npz", x_train=x, y_train=masks, x_test=x, y_test=masks)
+    inputs = keras.Input((4, 4, 3))
+    keras.Model(inputs, keras.layers.Conv2D(3, 1)(inputs)).save(recipe.parent / "pixels.keras")
+    with pytest.raises(RecipeError, match=r"single class\. These have \(4, 4\) classes a row\. Remove the layer"):
+        lay_out(recipe, *overrides, "model={keras_file: pixels.keras}")
 
 
 # -- Several outputs --------------------------------------------------------------------------------------------------

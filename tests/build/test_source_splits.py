@@ -1,14 +1,24 @@
 """Rows of a source are limited, numbered and split as the recipe says."""
 
+from pathlib import Path
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.build.source_splits import SourceRows, examples_as_asked, npz_examples, split_examples
+from finetune.build.source_splits import (
+    SourceRows,
+    examples_as_asked,
+    npz_examples,
+    rows_of_class_files,
+    split_examples,
+)
+from finetune.data.class_folders import ClassFile
 from finetune.data.examples import Examples, Split
 from finetune.data.rows import Rows, select
 from finetune.errors import DataError
-from finetune.recipe.loader import load_recipe
+from finetune.recipe.loader import load_recipe, with_values
 
 X, Y = np.arange(24.0).reshape(12, 2), np.arange(12) % 3
 
@@ -49,6 +59,37 @@ def test_text_is_numbered_alike_in_all_splits(asked):
     examples = split_examples(asked(), parts, {})
     assert examples.y_test.tolist() == [2, 0]
     assert examples.class_names == ("a", "b", "c")
+
+
+def test_text_labels_of_the_parts_of_a_row_keep_their_places(asked):
+    tags = np.array(list("abcb" * 9)).reshape(12, 3)
+    parts = {"train": SourceRows(Split(X, tags)), "test": SourceRows(Split(X[:2], tags[5:7]))}
+    examples = split_examples(asked(), parts, {})
+    assert examples.y_test.tolist() == np.char.translate(tags[5:7], str.maketrans("abc", "012")).astype(int).tolist()
+    assert examples.class_names == ("a", "b", "c")
+
+
+def test_what_a_text_target_is_follows_the_outputs_of_the_network_and_is_kept(asked):
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    loaded = with_values(asked("split={test: 0.25}"), {("train", "loss"): "auto"})
+    rows = {"": SourceRows(Split(X, np.array(["no", "yes"])[Y % 2]))}
+    examples = split_examples(loaded, rows, {}, network=network)
+    assert examples.y_train.dtype == np.float32  # as the binary loss of a single output takes them
+    assert examples.source["target"] == {"kind": "classes", "reason": "2 classes"}
+    with pytest.raises(DataError, match=r"A network with a single output tells two classes apart\. The target has 3"):
+        split_examples(loaded, {"": SourceRows(Split(X, np.array(["a", "b", "c"])[Y]))}, {}, network=network)
+
+
+def test_files_of_classes_are_rows_of_the_split_of_their_folder():
+    paths = [("train", "cat", 1), ("train", "dog", 2), ("test", "cat", 3)]
+    files = [ClassFile(Path(f"/p/{split}/{label}/{n}.png"), label, split) for split, label, n in paths]
+    parts = rows_of_class_files(X[:3], files, Path("/p"))
+    assert {name: rows.places for name, rows in parts.items()} == {
+        "train": ["train/cat/1.png", "train/dog/2.png"],
+        "test": ["test/cat/3.png"],
+    }
+    assert parts["test"].split.x.tolist() == X[2:3].tolist()
+    assert parts["train"].split.y.tolist() == ["cat", "dog"]
 
 
 def test_rows_that_cannot_be_read_are_skipped_where_the_recipe_says(recipe):

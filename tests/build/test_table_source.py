@@ -85,15 +85,18 @@ def test_a_column_of_text_becomes_token_ids(people):
     network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(4, 2)])
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
     examples = table_of(people, network, *keys)
-    assert examples.x_train[:, 0].tolist() == (examples.y_train + 1).tolist()
-    assert examples.x_train[:, 1:].max() == 0
+    ids = examples.train.first(99)[0].numpy()
+    assert ids[:, 0].tolist() == (examples.y_train + 1).tolist()
+    assert ids[:, 1:].max() == 0
     assert examples.source["inputs"][""]["text"]["length"] == 3
 
 
 def test_a_tokenizer_of_another_network_is_refused(people):
     network = keras.Sequential([keras.Input((None,), dtype="int32"), keras.layers.Embedding(3, 2)])
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
-    with pytest.raises(RecipeError, match=r"of which the largest has 3\. `tokenizer\.json` gives ids up to 3"):
+    with pytest.raises(
+        RecipeError, match=r"`data.tokenizer.file`: .*which has 3\. `tokenizer\.json` gives ids up to 3"
+    ):
         table_of(people, network, *keys)
 
 
@@ -103,7 +106,7 @@ def test_a_network_of_token_ids_and_a_mask_gets_both_from_the_text(people):
     keys = ["inputs=text", "target=kind", "tokenizer={file: tokenizer.json, length: 3}"]
     examples = table_of(people, network, *keys)
     assert list(examples.x_train) == ["token_ids", "padding_mask"]
-    assert examples.x_train["padding_mask"].tolist() == [[1, 0, 0]] * 10
+    assert examples.train.first(99)[0]["padding_mask"].numpy().tolist() == [[1, 0, 0]] * 10
     assert "token_ids" in examples.source["inputs"]
 
 
@@ -124,20 +127,47 @@ def test_several_inputs_are_named_as_in_the_network(people):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "place", "said"),
     [
-        (["inputs=[age, twon]", "target=kind"], "has no column `twon`"),
-        (["inputs=[age, town]", "target=kind"], "as the network takes, 1. They make 4 values: `age` 1, `town` 3."),
-        (["inputs={a: age, b: town}", "target=kind"], "The network has a single input, and `inputs` names `a`, `b`"),
-        (["inputs=age", "target=kind", "split={column: kind}"], "also holds `x`, `y`, `z`"),
-        (["inputs=age", "target=text", "class_names=[word0, word1]"], "The data also hold `word2`"),
+        (["inputs=[age, twon]", "target=kind"], "inputs", "has no column `twon`"),
+        (
+            *(["inputs=[age, town]", "target=kind"], "inputs"),
+            "as the network takes, 1. They make 4 values: 1 from the number `age`; of categories `town` 3.",
+        ),
+        (["inputs={a: age, b: town}", "target=kind"], "inputs", "The network has a single input, and `inputs` names"),
+        (["inputs=age", "target=kind", "split={column: kind}"], "split", "also holds `x`, `y`, `z`"),
+        (["inputs=age", "target=text", "class_names=[word0, word1]"], "target", "The data also hold `word2`"),
+        (["inputs=age", "target=kind", "types={twon: number}"], "table", "no column `twon`"),
+        (["inputs=age", "target=kind", "types={kind: image}"], "target", "`kind` is `image`. Write `number` or"),
+        (["inputs=[age, text]", "target=kind", "types={text: text}"], "inputs", "`text` is `text`, which needs a `tok"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said_with_its_place(people, keys, said):
+def test_what_is_wrong_with_a_table_is_said_with_its_place(people, keys, place, said):
     with pytest.raises(RecipeError) as caught:
         table_of(people, vector_network(1), *keys)
-    assert "`data.table`: " in str(caught.value)
+    assert f"`data.{place}`: " in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_a_class_that_is_called_none_is_told_and_can_be_kept(people):
+    table = people.parent / "people.csv"
+    table.write_text(table.read_text().replace(",y,", ",None,"))
+    with pytest.raises(RecipeError) as caught:
+        table_of(people, vector_network(1), "inputs=age", "target=kind")
+    assert "`kind` is missing in 4 of 12 rows: `people.csv:3`," in str(caught.value)
+    assert "`None` counts as missing; `missing: []` keeps it as a class." in str(caught.value)
+    examples = table_of(people, vector_network(1), "inputs=age", "target=kind", "missing=[]")
+    assert examples.class_names == ("None", "x", "z")
+
+
+def test_words_for_missing_values_are_those_of_the_recipe(people):
+    table = people.parent / "people.csv"
+    table.write_text(table.read_text().replace(",B,", ",unknown,").replace("\n11,", "\n-999,"))
+    examples = table_of(people, vector_network(4), "inputs=[age, town]", "target=kind", "missing=[unknown, -999]")
+    columns = examples.source["inputs"][""]
+    assert columns["town"]["missing"] == 6
+    assert columns["town"]["missing_words"] == ["unknown"]
+    assert (columns["age"]["missing"], columns["age"]["missing_words"]) == (1, ["-999"])
 
 
 def test_inputs_that_the_network_does_not_have_are_answered_with_the_nearest(people):

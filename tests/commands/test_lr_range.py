@@ -11,7 +11,8 @@ from rich.console import Console
 import finetune
 from finetune.commands.lr_range import Range, lr_range
 from finetune.commands.plan import print_plan
-from finetune.errors import FinetuneError, GroupError, RecipeError, TrainingError
+from finetune.errors import FinetuneError, GroupError, LockError, RecipeError, TrainingError
+from finetune.results.run_folder import open_run_folder
 
 TRAINABLE = [  # all rows in a batch: no noise
     "train.batch_size=60",
@@ -180,3 +181,25 @@ def test_writing_beside_auto_says_that_auto_is_still_there(recipe, console):
     recipe.write_text(recipe.read_text().replace("{epochs: 2,", "{learning_rate: auto, epochs: 2,"))
     lr_range(recipe, write=True, overrides=TRAINABLE[:1], console=console)
     assert "`train.learning_rate: auto` is still in the recipe" in printed(console)
+
+
+def test_a_folder_with_files_is_taken_only_where_the_user_says_so(recipe):
+    Path("out").mkdir()
+    Path("out/mine.txt").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"does not overwrite files. `--out out` is not empty"):
+        lr_range(recipe, out="out", overrides=TRAINABLE)
+    for _ in range(2):
+        lr_range(recipe, Range(steps=30), out="out", overwrite=True, overrides=TRAINABLE)
+    names = ["lr_range.json", "lr_range.png", "lr_range.svg", "mine.txt"]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+
+
+def test_a_folder_that_a_run_writes_is_refused_before_the_work(recipe):
+    with open_run_folder(Path("out"), name="x"), pytest.raises(LockError, match=r"`.*out` is in use: process"):
+        lr_range(recipe, out="out", overwrite=True, overrides=TRAINABLE)
+
+
+def test_nothing_is_left_of_a_test_that_fails(recipe):
+    with pytest.raises(FinetuneError):
+        lr_range(recipe, Range(group="nobody"), out="out/deep", overrides=TRAINABLE)
+    assert not Path("out/deep").exists()

@@ -73,9 +73,23 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
 def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     result, _, _ = finished
     stored = read_json(result.folder / "result.json")
-    assert set(stored) == {"metrics", "metrics_before", "frozen_unchanged", "frozen_tensors", "seconds"}
+    assert set(stored) == {
+        "metrics",
+        "metrics_before",
+        "metrics_of_mean",
+        "classes",
+        "frozen_unchanged",
+        "frozen_tensors",
+        "seconds",
+    }
     assert stored["metrics"] == result.metrics
     assert stored["metrics_before"] == result.metrics_before
+    assert stored["metrics_of_mean"] == result.metrics_of_mean
+    assert 0 < result.metrics_of_mean["accuracy"] < 1
+    assert stored["classes"] == result.classes
+    of_classes = result.classes[""].values()
+    hits = sum(of["rows"] * (of["recall"] or 0) for of in of_classes)
+    assert hits / sum(of["rows"] for of in of_classes) == pytest.approx(result.metrics["accuracy"])
     assert list(stored["metrics"]) == ["loss", "accuracy"]
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (True, 6)
     assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot"}
@@ -268,8 +282,11 @@ def other_rows(rows):
     ("change", "told"),
     [
         ({"x": lambda x: x[:, :5]}, "`tiny` takes `6` values per row; the data have `5` values"),
-        ({"y_train": lambda y: y + 1}, "`y_train` also holds `3`"),
-        ({"y_test": lambda y: y + 1}, "`y_test` also holds `3`"),
+        (
+            {"y_train": lambda y: y + 1},
+            "`model.keras_file`: A network has an output for each class. The model gives 3 classes, numbered `0` to `2`, and `y_train` has `3`, too.",
+        ),
+        ({"y_test": lambda y: y + 1}, "and `y_test` has `3`, too. These have no output. Number them from 0"),
         (
             {"y_train": lambda y: np.eye(3)[y], "y_test": lambda y: np.eye(3)[y]},
             "takes the number of the class of each row.",
@@ -306,6 +323,58 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
         "tensorboard",
     }
     assert "old" not in Path("out/recipe.yaml").read_text()
+
+
+@pytest.fixture
+def one_bad_row(recipe, rows):
+    """The recipe, with a row among the training rows on which the gradients overflow."""
+    x, y = rows[0].astype("float32"), rows[1]
+    x[20] = 3e38
+    np.savez("bad.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return recipe, ["data.npz=bad.npz"]
+
+
+def test_a_step_that_is_not_finite_ends_the_run_with_the_weights_before_it(one_bad_row):
+    recipe, overrides = one_bad_row
+    with pytest.raises(TrainingError) as caught:
+        finetune.run(recipe, "out", overrides=[*overrides, "train.non_finite=stop"])
+    message = str(caught.value)
+    assert message.startswith("Gradients must be finite numbers. They were not in epoch 1, step ")
+    assert "(group `body`)" in message
+    assert "steps of epoch 1 are in `out/checkpoints/last.weights.h5`." in message or "No weights are saved." in message
+    assert not Path("out/model.keras").exists()
+
+
+def test_steps_that_are_left_out_are_counted_in_the_result_and_told(one_bad_row):
+    recipe, overrides = one_bad_row
+    told = StringIO()
+    result = finetune.run(
+        recipe, "out", overrides=[*overrides, "train.non_finite=skip"], console=Console(file=told, width=400)
+    )
+    assert result.skipped_steps == read_json(Path("out/result.json"))["skipped_steps"] == 2
+    (warning,) = result.warnings
+    assert warning.startswith(
+        "2 of 8 steps were left out, since gradients were not finite; the first in epoch 1, step "
+    )
+    assert f"warning: {warning}" in told.getvalue()
+    assert np.isfinite([float(row["loss"]) for row in rows_of(Path("out/metrics.csv"))]).all()
+
+
+def test_weights_that_are_no_numbers_are_not_kept_in_place_of_those_that_were(recipe, monkeypatch):
+    from finetune.training import fit as fitting
+
+    class Breaks(fitting.LearningRateLogger):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.get_layer("bn").moving_mean.assign([np.nan] * 8)
+
+    monkeypatch.setattr(fitting, "LearningRateLogger", Breaks)
+    with pytest.raises(TrainingError) as caught:
+        finetune.run(recipe, "out")
+    assert str(caught.value).startswith(
+        "Every weight and every moving statistic must be a finite number. Since epoch 2"
+    )
+    assert str(caught.value).endswith(" The weights after epoch 1 are in `out/checkpoints/last.weights.h5`.")
 
 
 @pytest.mark.slow

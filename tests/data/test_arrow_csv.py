@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import table_files
+from finetune.data import arrow_csv, table_files
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.table_files import MISSING, read_table
 from finetune.errors import DataError
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 def both(path):
     """Returns the table as pyarrow reads it, and as Python's own reader does; `None` for a refusal."""
     tables = []
-    for plain in (read_plain_csv, lambda *_: None):
+    for plain in (read_plain_csv, lambda *_, **__: None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(table_files, "read_plain_csv", plain)
             try:
@@ -93,11 +93,13 @@ def test_pyarrow_and_python_read_the_same_table_or_refuse_it_in_the_same_words(f
 
 def test_a_plain_table_is_read_by_pyarrow(tmp_path):
     (tmp_path / "t.csv").write_text('\ufeffa,b,c\n1,"x, ""y""",007\n NA ,z,8\r\n', encoding="utf-8")
-    columns = read_plain_csv(tmp_path / "t.csv", ",", ["a", "b", "c"], MISSING)
-    assert {name: is_number for name, (_, is_number) in columns.items()} == {"a": True, "b": False, "c": False}
-    assert columns["b"][0].tolist() == ['x, "y"', "z"]
-    assert columns["c"][0].tolist() == ["007", "8"]
-    assert np.array_equal(columns["a"][0], [1, np.nan], equal_nan=True)
+    rows, columns = read_plain_csv(tmp_path / "t.csv", ",", ["a", "b", "c"], MISSING)
+    assert rows == 2
+    assert {name: column.is_number for name, column in columns.items()} == {"a": True, "b": False, "c": False}
+    assert columns["b"].make()[0].tolist() == ['x, "y"', "z"]
+    assert columns["c"].make()[0].tolist() == ["007", "8"]
+    assert np.array_equal(columns["a"].make()[0], [1, np.nan], equal_nan=True)
+    assert columns["a"].make()[1] == ("NA",)
     assert same(*both(tmp_path / "t.csv"))
 
 
@@ -114,3 +116,52 @@ def test_without_pyarrow_nothing_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert read_plain_csv(tmp_path / "t.csv", ",", ["x"], MISSING) is None
     assert read_table(tmp_path / "t.csv").column("x").values.tolist() == [1]
+
+
+@pytest.mark.parametrize("missing", [None, [], ["x"], ["2"]])
+def test_both_readers_see_the_same_missing_words(tmp_path, missing):
+    (tmp_path / "t.csv").write_text("a,b\nNA,x\n2,None\n,y\n")
+    (tmp_path / "t.jsonl").write_text('{"a": "NA", "b": "x"}\n{"a": "2", "b": "None"}\n{"b": "y"}\n')
+    with_arrow, by_python = (read_table(tmp_path / name, missing) for name in ("t.csv", "t.jsonl"))
+    for name in "ab":
+        first, second = with_arrow.column(name), by_python.column(name)
+        assert (first.kind, first.missing_words) == (second.kind, second.missing_words)
+        assert first.texts().tolist() == second.texts().tolist()
+
+
+CELLS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.integers(-(10**20), 10**20).map(str),
+    st.sampled_from(["", "NA", "-0", "+5", ".5", "5.", "1e-05", "007", "-01", " 02", "inf", "x 05", "2024-01-05", "a"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=12), st.integers(1, 60))
+def test_numbers_that_are_read_at_once_are_those_of_the_cells(folder, rows, head):
+    path = folder / "n.csv"
+    path.write_text("x,y\n" + "\n".join(",".join(row) for row in rows) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrow_csv, "_HEAD", head)  # what comes behind the head may be something else
+        assert same(*both(path))
+
+
+def test_plain_numbers_never_become_text(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("a,b\n1,x\n,y\n2.5,z\n")
+    read, original = [], arrow_csv._read
+
+    def noted(data, delimiter, types):
+        read.append(types)
+        return original(data, delimiter, types)
+
+    monkeypatch.setattr(arrow_csv, "_read", noted)
+    assert same(*both(tmp_path / "t.csv"))
+    assert [str(kind) for kind in read[-1].values()] == ["double", "string"]
+
+
+def test_a_column_is_made_when_it_is_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,x\n2,y\n")
+    table = read_table(tmp_path / "t.csv")
+    assert table.columns._made == {}
+    assert table.column("b") is table.column("b")
+    assert list(table.columns._made) == ["b"]

@@ -29,6 +29,47 @@ def test_every_epoch_holds_every_row_once_and_the_last_batch_what_is_left():
     assert first != Y.tolist()
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    batch_size=st.integers(1, 14),
+    passes=st.integers(1, 3),
+    first_epoch=st.integers(0, 4),
+    data=st.data(),
+    by_row=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    shuffle=st.booleans(),
+)
+def test_the_version_of_an_epoch_is_taken_by_row_and_by_batch_from_wherever_training_begins(
+    rows, batch_size, passes, first_epoch, data, by_row, shuffle
+):
+    steps = steps_per_epoch(rows, batch_size)
+    first_step = data.draw(st.integers(0, steps - 1))
+
+    def made(values, taken_alone):
+        take_row = (lambda index: tf.gather(values, index)) if taken_alone else None
+        return Rows(len(values), lambda indices: tf.gather(values, indices), take_row=take_row)
+
+    versions = np.arange(passes * rows)
+    batches = training_batches(
+        (made(versions, by_row[0]), made(10 * versions, by_row[1])),
+        made(versions[:rows], by_row[2]),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        passes=passes,
+        first_epoch=first_epoch,
+        first_step=first_step,
+    )
+    count = 2 * steps + 1
+    plain = training_batches(versions[:rows], versions[:rows], batch_size=batch_size, shuffle=shuffle)
+    begin = first_epoch * steps + first_step
+    order = targets(plain, begin + count)[begin:]
+    for at, ((x, ten_x), y) in enumerate(batches.take(count)):
+        version = (begin + at) // steps % passes * rows
+        assert y.numpy().tolist() == order[at]
+        assert (x.numpy() - version).tolist() == order[at]
+        assert (ten_x.numpy() // 10 - version).tolist() == order[at]
+
+
 @settings(max_examples=8)
 @given(rows=st.integers(1, 30), batch_size=st.integers(1, 40), epoch=st.integers(0, 5), seed=st.integers(0, 2**70))
 def test_an_epoch_has_the_same_batches_whichever_epoch_training_began_with(rows, batch_size, epoch, seed):

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from finetune.data.columns import feature_vectors, token_ids
+from finetune.data.columns import feature_vectors
 from finetune.data.table_files import Column, Table
 from finetune.errors import DataError
 
@@ -70,35 +69,3 @@ def test_text_is_no_number_and_no_category_of_a_thousand_values():
     many = texts(*map(str, range(2000)), name="id")
     with pytest.raises(DataError, match=r"`id` has 2,000\. If it is text, name a `tokenizer`"):
         feature_vectors([many], {}, np.arange(2000))
-
-
-# -- Text -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "film": 3}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.save(str(tmp_path / "tokenizer.json"))
-    return tmp_path / "tokenizer.json"
-
-
-def test_text_becomes_ids_that_are_cut_or_filled_up(tokenizer):
-    ids, mask, about = token_ids(["good film", "film good good film", ""], tokenizer, 3)
-    assert ids.tolist() == [[2, 3, 0], [3, 2, 2], [0, 0, 0]]
-    assert mask.tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
-    assert (about["cut"], about["longest"], about["vocabulary"]) == (1, 3, 4)
-
-
-def test_a_vocabulary_of_bert_is_a_tokenizer(tmp_path):
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nfilm\n##s\n")
-    ids, _, _ = token_ids(["Good films"], tmp_path / "vocab.txt", 6)
-    assert ids.tolist() == [[2, 5, 6, 7, 3, 0]]
-
-
-def test_a_tokenizer_that_is_none_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        token_ids(["a"], tmp_path / "nothing.json", 3)
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match=r"must be a `tokenizer.json` or a `vocab.txt`\. Reading it failed"):
-        token_ids(["a"], tmp_path / "bad.json", 3)

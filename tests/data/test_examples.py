@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.data.examples import Examples, Split, check_examples, make_examples, summary
+from finetune.data.examples import Examples, Split, check_examples, class_numbers, make_examples, summary
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 
@@ -140,3 +140,23 @@ def test_rows_that_were_skipped_are_in_the_summary():
     assert said.endswith(
         "; 7 skipped that cannot be read: `a/0.png`, `a/1.png`, `a/2.png`, `a/3.png`, `a/4.png` and 2 more"
     )
+
+
+@pytest.mark.parametrize(
+    ("y", "classes", "numbers"),
+    [
+        (np.array([2, 0]), 3, [2, 0]),
+        (np.array([[2], [0]]), 3, [2, 0]),
+        (np.eye(3)[[2, 0]], 3, [2, 0]),
+        (np.array([1.0, 0.0]), 2, [1, 0]),  # of a binary loss
+        (np.array([True, False]), 0, [1, 0]),
+        (np.array([[1.0, 1.0], [0.0, 1.0]]), 2, None),  # several labels a row
+        (np.array([0.5, 1.0]), 2, None),
+        (np.array([-1, 1]), 2, None),
+        (np.zeros((2, 4, 4), int), 3, None),
+        ({"a": np.array([1])}, 2, None),
+    ],
+)
+def test_the_class_of_each_row_is_known_in_every_form_of_a_single_class(y, classes, numbers):
+    of_rows = class_numbers(y, classes)
+    assert (of_rows if of_rows is None else of_rows.tolist()) == numbers

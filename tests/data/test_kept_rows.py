@@ -1,5 +1,6 @@
 """Kept rows have the values of the rows, and each is decoded once."""
 
+import resource
 import threading
 
 import numpy as np
@@ -73,3 +74,19 @@ def test_rows_of_arrays_of_text_and_of_no_fixed_shape_are_not_kept():
     text = Rows(2, lambda at: tf.constant(["a", "b"]), take_row=lambda at: tf.constant("a"))
     loose = Rows(2, lambda at: tf.zeros((2, 1)), take_row=lambda at: tf.zeros((tf.cast(at, tf.int32) + 1,)))
     assert [form_of(each) for each in (text, loose, Rows(2, lambda at: tf.zeros((2, 1))))] == [None] * 3
+
+
+def test_a_disk_that_fills_up_costs_time_and_not_the_run():
+    values = np.random.default_rng(0).uniform(0, 200, (8, 5, 3)).astype("float32")
+    decoder = Decoder(values)
+    rows = kept_on_disk(decoder.rows, form_of(decoder.rows))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * values[0].nbytes, before[1]))
+        with pytest.warns(UserWarning, match="cannot be kept on the disk any longer: File too large. Those") as warned:
+            taken = [rows.take(tf.constant([index], tf.int64))[0] for _ in range(2) for index in range(8)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    np.testing.assert_array_equal(taken, [*values, *values])
+    assert len(warned) == 1
+    assert decoder.decoded == [*range(8), *range(3, 8)]

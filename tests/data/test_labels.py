@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Examples
-from finetune.data.labels import class_weights, count_outputs, encode_classes, number_labels
+from finetune.data.labels import class_weights, count_outputs, encode_classes, number_labels, with_one_hot_targets
 from finetune.errors import DataError
 
 
@@ -109,3 +109,16 @@ def test_labels_of_a_binary_loss_may_be_none_at_all():
     y, names = encode_classes(["a|b", "", "b"], "binary_crossentropy")
     assert y.tolist() == [[1, 1], [0, 0], [0, 1]]
     assert names == ("a", "b")
+
+
+def test_each_class_gets_a_target_in_every_split_as_wide_as_the_network():
+    y, about = np.array([[0], [2]]), {"target": {"kind": "classes"}}
+    examples = Examples(np.zeros((2, 1)), y, np.zeros((2, 1)), y[::-1], source=about)
+    made = with_one_hot_targets(examples, {"": 4})
+    assert made.y_train.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    assert made.y_test.tolist() == made.y_train[::-1].tolist()
+    assert made.source == {"target": {"kind": "one_hot"}}
+    named = Examples(np.zeros((2, 1)), {"a": y, "b": y}, np.zeros((2, 1)), {"a": y, "b": y})
+    made = with_one_hot_targets(named, {"b": None})
+    assert (made.y_train["a"] is y, made.y_train["b"].shape) == (True, (2, 3))
+    assert with_one_hot_targets(named, {}) is named

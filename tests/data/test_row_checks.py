@@ -9,7 +9,7 @@ from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import image_rows
 from finetune.data.row_checks import problems_of, read_every_row, unreadable_rows_named
 from finetune.data.rows import Rows, select
-from finetune.errors import DataError, TrainingError
+from finetune.errors import DataError, MachineError, TrainingError
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_rows_that_cannot_be_read_are_found_among_those_that_can(photos):
 
 def test_the_places_of_rows_that_cannot_be_read_are_named(photos):
     places = {"train": [f"a/{n}.jpg" for n in range(100)], "test": [f"a/{n}.jpg" for n in range(100, 200)]}
-    problems, _ = problems_of(examples_of(photos, places=places))
+    problems = problems_of(examples_of(photos, places=places)).problems
     assert problems[0].startswith("1 row of `train` that cannot be read: `a/3.jpg` (")
     assert problems[1].startswith("1 row of `test` that cannot be read: `a/150.jpg` (")
 
@@ -74,12 +74,13 @@ def test_rows_that_train_and_test_are_a_leak():
     x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
     x[15], x[4] = x[2], x[1]
     labels = np.zeros(20, np.int64)
-    problems, ranges = problems_of(Examples(x[:10], labels[:10], x[10:], labels[10:]))
+    findings = problems_of(Examples(x[:10], labels[:10], x[10:], labels[10:]))
+    problems, ranges = findings.problems, findings.ranges
     assert problems == [
         "1 row of `train` with the same inputs as another: `train` row 1",
         "1 row of `test` among the training rows, too: `test` row 5. Its figures are too good",
     ]
-    assert ranges[""] == (x[:10].min(), x[:10].max())
+    assert ranges[""] == (x.min(), x.max())
 
 
 def test_inputs_of_one_name_are_no_copies_of_another():
@@ -94,10 +95,13 @@ def test_text_is_read_too():
     assert facts.ranges == {}
 
 
-def test_classes_with_few_rows_are_named():
-    x, y = np.arange(30, dtype="float32")[:, np.newaxis], np.array([0] * 20 + [1] * 4 + [2] * 6)
-    problems, _ = problems_of(Examples(x, y, x + 99, y, class_names=("a", "b", "c", "d")))
-    assert problems == ["2 classes have fewer than 5 training rows: `b` (4), `d` (0)"]
+def test_targets_that_are_read_with_their_rows_are_looked_at_too():
+    x, masks = np.arange(3, dtype="float32")[:, np.newaxis], np.array([[0, 4], [2, 1], [3, np.nan]], np.float32)
+    examples = Examples(x, read_when_needed(masks), x[:2] + 9, read_when_needed(masks[:2]))
+    findings = problems_of(examples)
+    assert findings.target_ranges == {"train": {"": (0.0, 4.0)}, "test": {"": (0.0, 4.0)}}
+    assert findings.problems == ["1 row of `train` with values that are not finite: `train` row 2"]
+    assert problems_of(Examples(x, x, x + 9, x)).target_ranges == {}  # in memory, and checked before
 
 
 def test_a_row_that_is_not_finite_in_two_inputs_counts_once():
@@ -111,5 +115,5 @@ def test_a_machine_without_memory_does_not_make_a_row_unreadable(error):
     def take(indices):
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(MachineError, match="Reading the rows failed because there is not enough memory"):
         read_every_row(Split(Rows(3, take), np.zeros(3)))

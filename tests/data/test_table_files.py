@@ -95,11 +95,15 @@ def test_places_are_lines_of_the_file_and_five_are_shown(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", b"a,b\n1,2\n3\n", "for each of the 2 columns. `a.csv:3` has 1. Put text that contains `,` in double"),
+        (
+            "a.csv",
+            b"a,b\n1,2\n3\n",
+            "for each of the 2 columns. `a.csv:3` has 1. Put text that contains a comma in double",
+        ),
         ("a.csv", b"a,b\n", "A table needs rows below the names of its columns"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"a,a\n1,2\n", "empty or occur twice: `a`. The first line is `a,a`"),
-        ("a.csv", b"a,b\n1,x\n2,\xff\n", "Tables are text in UTF-8. `a.csv:3` holds other bytes"),
+        ("a.csv", b"a,b\n1,x\n2,\xff\n", "Tables are text in UTF-8. `a.csv:3` holds the byte 0xff at place 3"),
         ("a.csv", b'a,b\n1,"x\n', "Reading `a.csv:2` failed: unexpected end of data"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "Every line must be JSON. `a.jsonl:2` is not"),
         (
@@ -186,3 +190,10 @@ def test_an_open_quote_is_named_with_its_line(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n1,2\n"3"x,4\n')
     with pytest.raises(DataError, match=r"Reading `t\.csv:3` failed: .*the quote twice"):
         read_table(tmp_path / "t.csv")
+
+
+def test_json_that_is_nested_too_deep_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"a": 1, "label": 1}\n{"a": ' + "[" * 100_000 + "]" * 100_000 + ', "label": 1}\n')
+    with pytest.raises(DataError, match=r"Every line must be JSON. `t.jsonl:2` is not: maximum recursion depth"):
+        read_table(path)

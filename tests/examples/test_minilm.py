@@ -35,3 +35,15 @@ def test_a_classifier_has_a_head_and_opens_with_plain_keras(tmp_path):
     tokens = np.array([[5, 6, 7, 0]], "int32")
     np.testing.assert_allclose(keras.models.load_model(tmp_path / "m.keras")(tokens), model(tokens), atol=1e-6)
     assert layer_tree(model).layers[-1] == "head"
+
+
+def test_a_classifier_of_pairs_tells_its_texts_apart_and_has_the_same_weights():
+    sizes = {"num_layers": 1, "vocabulary": 50, "max_length": 16}
+    pairs, single = classifier(pairs=True, **sizes), classifier(**sizes)
+    assert [leaf.name for leaf in layer_tree(pairs).leaves] == [leaf.name for leaf in layer_tree(single).leaves]
+    pairs.set_weights(single.get_weights())
+    tokens = np.array([[5, 6, 7, 0]], "int32")
+    inputs = {"token_ids": tokens, "segment_ids": np.zeros_like(tokens)}
+    np.testing.assert_allclose(pairs(inputs), single(tokens), atol=1e-6)
+    inputs["segment_ids"] = np.array([[0, 1, 1, 0]], "int32")
+    assert np.abs(pairs(inputs).numpy() - single(tokens).numpy()).max() > 1e-5

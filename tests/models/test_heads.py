@@ -153,3 +153,14 @@ def test_a_head_that_no_memory_holds_is_refused_before_it_is_made(widths):
     backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
     with pytest.raises(FinetuneError, match="A head must fit into memory"):
         add_head(backbone, **widths)
+
+
+@pytest.mark.parametrize(("classes", "rescaling"), [(1, (2.0, 100.0)), (2, ([2.0, 3.0], [100.0, 0.0]))])
+def test_a_head_gives_outputs_of_the_scale_that_is_asked_for(classes, rescaling, tmp_path):
+    model = add_head(backbone(6), classes=classes, activation="linear", rescaling=rescaling)
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    head = model.get_layer("head")
+    plain = keras.Model(head.inputs, head.get_layer("output").output)(model.get_layer("body")(x))
+    np.testing.assert_allclose(model(x), np.asarray(plain) * rescaling[0] + rescaling[1], rtol=1e-6)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), model(x))

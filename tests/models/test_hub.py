@@ -191,12 +191,20 @@ def test_training_moves_the_statistics_and_inference_does_not(encoder_folder):
 
 def test_what_is_not_trainable_is_not_updated_statistics_included(encoder_folder):
     for layer in (HubLayer(encoder_folder, name="hub", trainable=False), HubLayer(encoder_folder, name="hub")):
-        layer.trainable = False
+        layer.trainable = False  # has no effect on the first, which has this value
         before = values(layer)
         layer(X, training=True)
         assert layer.trainable_variables == []
         assert layer.losses == []
         assert changed(layer, before) == []
+
+
+def test_a_layer_that_is_made_frozen_does_not_train_in_any_model(encoder_folder):
+    model = with_head(HubLayer(encoder_folder, name="hub", trainable=False))
+    assert [variable.name for variable in model.trainable_variables] == ["kernel", "bias"]
+    before = values(model)
+    train(model)
+    assert changed(model, before) == ["head/kernel", "head/bias"]
 
 
 @pytest.mark.slow
@@ -299,9 +307,90 @@ def test_a_wrong_signature_or_output_is_refused_with_those_that_exist(several):
 @pytest.mark.slow
 def test_an_input_of_another_shape_is_refused_with_what_is_taken(encoder_folder):
     with pytest.raises(
-        ValueError, match=r"A SavedModel takes inputs of the shapes it was saved with. `hub` takes `float32 \?x6`"
+        ValueError,
+        match=r"A SavedModel takes inputs of the kinds and shapes it was saved with. `hub` takes `float32 \?x6`",
     ):
         HubLayer(encoder_folder, name="hub")(X[:, :5])
+
+
+class SumOfRows(tf.Module):
+    """Sums the embeddings of each row's ids, or gives them back, for the kinds of tensors that it is traced with."""
+
+    def __init__(self, *specs, adds_up=True):
+        super().__init__()
+        self.table = tf.Variable(np.arange(15, dtype="float32").reshape(5, 3), name="table")
+
+        def call(ids):
+            if isinstance(ids, tf.SparseTensor):
+                return tf.sparse.sparse_dense_matmul(ids, self.table)
+            embedded = tf.ragged.map_flat_values(lambda flat: tf.gather(self.table, flat), ids)
+            return tf.reduce_sum(embedded, axis=1) if adds_up else embedded
+
+        self.__call__ = tf.function(call)
+        self.traces = [self.__call__.get_concrete_function(spec) for spec in specs]
+
+
+DENSE, RAGGED = tf.TensorSpec([None, None], tf.int32), tf.RaggedTensorSpec([None, None], tf.int32)
+IDS = tf.ragged.constant([[1, 2], [3], [0, 1, 4]])
+SUMS = [[9.0, 11.0, 13.0], [9.0, 10.0, 11.0], [15.0, 18.0, 21.0]]
+
+
+def rows_layer(path, *specs, **options):
+    tf.saved_model.save(SumOfRows(*specs, **options), str(path))
+    return HubLayer(path, name="hub")
+
+
+def ragged_model(layer, *above):
+    inputs = outputs = keras.Input((None,), dtype="int32", ragged=True)
+    for part in (layer, *above):
+        outputs = part(outputs)
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("specs", [(RAGGED,), (DENSE, RAGGED), (RAGGED, DENSE)])
+def test_ragged_rows_are_summed_and_trained_as_they_are(tmp_path, specs):
+    layer = rows_layer(tmp_path / "module", *specs)
+    for ids in (IDS, tf.cast(IDS, tf.int64), IDS.with_row_splits_dtype(tf.int32)):
+        np.testing.assert_allclose(layer(ids), SUMS)
+    model = ragged_model(layer, layers.Dense(1, use_bias=False, kernel_initializer="ones"))
+    np.testing.assert_allclose(model.predict(IDS, verbose=0), np.sum(SUMS, axis=1, keepdims=True))
+    model.compile(keras.optimizers.SGD(0.5), "mae")
+    model.fit(IDS, np.zeros((3, 1)), verbose=0)
+    # |y| is averaged over 3 rows: each row that an id is in takes 0.5 / 3 off its embedding.
+    moved = np.arange(15).reshape(5, 3) - layer.weights[0].numpy()
+    np.testing.assert_allclose(moved, np.repeat([[1], [2], [1], [1], [1]], 3, axis=1) / 6, atol=1e-6)
+
+
+def test_a_module_that_returns_ragged_rows_goes_into_a_functional_model(tmp_path):
+    model = ragged_model(rows_layer(tmp_path / "module", RAGGED, adds_up=False))
+    assert model.output.ragged
+    assert model.predict(IDS, verbose=0).to_list()[1] == [[9.0, 10.0, 11.0]]
+
+
+def test_sparse_rows_are_multiplied_as_they_are_and_cast(tmp_path):
+    layer = rows_layer(tmp_path / "module", tf.SparseTensorSpec([None, 5], tf.float32))
+    for dtype in ("float32", "int32"):
+        np.testing.assert_allclose(layer(tf.sparse.from_dense(np.eye(5, dtype=dtype)[:1] * 2)), [[0.0, 2.0, 4.0]])
+
+
+def test_rows_of_a_kind_that_the_module_was_not_saved_with_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"takes `int32 \?x\?`; received `ragged int32 3x\?`. Make the input dense: `.to_"
+    ):
+        rows_layer(tmp_path / "dense", DENSE)(IDS)
+    with pytest.raises(ValueError, match=r"takes `ragged int32 \?x\?`; received `int32 1x2`.\x1b"):
+        rows_layer(tmp_path / "ragged", RAGGED)(tf.constant([[1, 2]]))
+
+
+def test_a_signature_says_that_it_takes_dense_tensors_alone(tmp_path):
+    module = SumOfRows(RAGGED)
+    tf.saved_model.save(module, str(tmp_path / "served"), signatures=module.traces[0])
+    layer = HubLayer(tmp_path / "served", signature="serving_default")
+    assert message(lambda: layer(IDS)) == (
+        "A signature takes dense tensors. `serving_default` takes `{ids: int32 ?, ids_1: int64 ?}`; received `ragged int32 "
+        "3x?`. Run the module's `__call__`, which can take others (no `signature`), or make the input dense: "
+        "`.to_tensor()` or `tf.sparse.to_dense`."
+    )
 
 
 @pytest.mark.slow

@@ -188,11 +188,28 @@ def test_a_keras_file_holds_every_slot_once(tmp_path):
     assert sum(name.startswith("optimizer/") for name in names) == len(optimizer.variables) + 1  # and the document
 
 
-def test_the_rate_cannot_be_assigned_behind_the_other_groups_backs():
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "loss scale"])
+def test_assigning_to_the_rate_scales_all_groups_as_writing_it_does(wrap):
     optimizer = GroupedOptimizer([(SGD(0.1), variable()), (SGD(0.2), variable())])
+    outer = keras.optimizers.LossScaleOptimizer(optimizer) if wrap else optimizer
+    outer.learning_rate.assign(outer.learning_rate * 2)
+    assert list(optimizer.learning_rates.values()) == pytest.approx([0.2, 0.4])
+    outer.learning_rate.assign(np.float64(0.1))
+    assert list(optimizer.learning_rates.values()) == pytest.approx([0.05, 0.1])
+
+
+def test_a_rate_in_a_traced_function_is_a_tensor_that_cannot_be_assigned_to():
+    optimizer = GroupedOptimizer([(SGD(0.1), variable())])
+    assert float(tf.function(lambda: optimizer.learning_rate + 1.0)()) == pytest.approx(1.1)
     with pytest.raises(AttributeError, match="assign"):
-        optimizer.learning_rate.assign(0.5)
-    assert optimizer.learning_rate.numpy() == np.float32(0.2)
+        tf.function(lambda: optimizer.learning_rate.assign(0.5))()
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_reading_the_rates_gives_no_warning_of_numpy():
+    optimizer = GroupedOptimizer([(SGD(0.1), variable()), (SGD(0.2), variable())])
+    optimizer.learning_rate = 0.1
+    assert list(optimizer.learning_rates.values()) == pytest.approx([0.05, 0.1])
 
 
 def test_a_smaller_rate_makes_smaller_steps_also_of_adam():

@@ -350,10 +350,17 @@ def test_a_layer_that_was_frozen_as_a_whole_can_be_opened_after_loading(tmp_path
     assert len(trainable_paths(loaded)) == 6
 
 
-def test_a_variable_frozen_beside_bare_variables_is_an_error_that_names_the_cause(tmp_path):
+def test_a_variable_frozen_beside_bare_variables_is_frozen_again(tmp_path):
     model = make_model("a")
     model.layers[0].kernel.trainable = False
     model.compile(GroupedOptimizer({"bias": (SGD(0.1), model.layers[0].bias)}), loss="mse")
     model.save(tmp_path / "model.keras")
+    assert trainable_paths(keras.models.load_model(tmp_path / "model.keras")) == ["a/bias"]
+
+
+def test_variables_that_no_group_knows_are_an_error_where_the_model_is_not_loaded_with_its_optimizer(tmp_path):
+    model = make_model("a")
+    optimizer = GroupedOptimizer({"bias": (SGD(0.1), model.layers[0].bias)})
+    again = GroupedOptimizer.from_config(optimizer.get_config())
     expected = "frozen one by one when the model was saved: Keras' files hold only whether a layer is trainable. Load"
-    assert expected in message(lambda: keras.models.load_model(tmp_path / "model.keras"))
+    assert expected in message(lambda: again.build(make_model("a").trainable_variables))

@@ -1,6 +1,7 @@
 """Files are read or refused with a reason, and merged into the files they extend."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,36 @@ def test_a_long_chain_and_a_wide_web_of_files_end():
         write(f"extends: [{index - 1}.yaml, {index - 1}.yaml]", f"{index}.yaml")
     assert load_recipe("20.yaml").train.epochs == 10
     assert said(path="39.yaml")[0].endswith("`extends` goes through more than 20 files. Merge some of them.")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("api_key: hunter2\nnested: {password: hunter2}\n", "1:1"),
+        ("- hunter2\n", "1:1"),
+        ("hunter2", "1:1"),
+        ("", "1:1"),
+        ("root:x:0:0:hunter2:/bin/sh\nhunter2: x\n", "2:8"),
+        ("a: !hunter2 b\n", "1:1"),
+        ("a: *hunter2\n", "1:4"),
+        ("hunter2: 1\nhunter2: 2\n", "1:1"),
+    ],
+)
+def test_nothing_is_shown_of_a_file_that_is_extended_and_is_no_recipe(text, place):
+    write(text, "other.txt")
+    write("extends: other.txt\nseed: 1\n", "child.yaml")
+    (line,) = said(path="child.yaml")
+    assert line.startswith(f"other.txt:{place}: a recipe can extend recipes alone, and this file ")
+    assert "hunter2" not in line
+    assert line.endswith(" Check `extends`.")
+    assert "has none of the keys `seed`, `model`" in line or "is not valid YAML here" in line
+
+
+def test_thousands_of_unknown_keys_are_reported_in_a_moment():
+    for keys in ("\n".join(f"k{i}: 1" for i in range(9_000)), "\n".join(f"k{i}: 1" for i in range(90_000))):
+        write(TEXT + keys + "\n")
+        begin = time.process_time()
+        lines = said()
+        assert time.process_time() - begin < 4  # seconds; half of one on a quiet machine
+        assert len(lines) <= 6
+    assert lines == ["recipe.yaml:9994:8: more than 20000 values before this. No recipe needs that."]

@@ -58,3 +58,10 @@ def test_only_one_way_to_clip_is_taken(complaint, valid):
     said = complaint("train", to={**valid["train"], "clipnorm": 1.0, "global_clipnorm": 1})
     rule = "`train` takes at most one of `clipnorm`, `clipvalue`, `global_clipnorm`."
     assert said == [f"{rule} Received: `clipnorm`, `global_clipnorm`."]
+
+
+def test_steps_that_are_not_finite_stop_the_run_or_are_left_out():
+    assert [train(non_finite=answer).non_finite for answer in ("stop", "skip", None)] == ["stop", "skip", None]
+    assert train().non_finite is None
+    for answer in ("rewind", True, 3):
+        assert predicate(non_finite=answer).endswith("Choose from `stop`, `skip`, `null`.")

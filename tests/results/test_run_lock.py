@@ -121,3 +121,8 @@ def test_a_lock_that_another_run_took_meanwhile_is_not_removed(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_an_error_with_advice():
     with pytest.raises(WriteError, match=re.escape("`/proc/.lock` cannot be written: ")), locked(Path("/proc")):
         pass
+
+
+def test_a_lock_file_of_brackets_is_that_of_nobody(tmp_path):
+    (tmp_path / ".lock").write_text("[" * 4000)
+    check_unlocked(tmp_path)

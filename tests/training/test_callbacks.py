@@ -28,6 +28,7 @@ from finetune.training.callbacks import (
     TensorBoardLog,
     learning_rates,
 )
+from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.saving import save_weights
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
@@ -263,6 +264,22 @@ def test_a_signal_stops_between_two_steps_and_the_weights_of_that_moment_are_kep
     again.optimizer.build(again.trainable_variables)
     again.load_weights(last.path)
     assert int(again.optimizer.iterations) == step
+
+
+def test_what_is_kept_is_counted_in_steps_that_were_made_and_only_weights_worth_it_are_saved(tiny, rows, tmp_path):
+    model, last, seen = tiny(), LastWeights(tmp_path / "last.weights.h5"), []
+    model.compile(grouped(model), "sparse_categorical_crossentropy", steps_per_execution=4)
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(last._steps))
+    fit(model, rows, FastLoop(), last, note, epochs=1)
+    assert seen == [3]  # not the 4 that a call may have
+    last._steps, before = 3, last.path.read_bytes()
+    model.layers[-1].bias.assign([np.nan] * 3)
+    assert last.keep(newest=False) == f"The weights after epoch 1 are in `{last.path}`."
+    assert last.path.read_bytes() == before
+    last.limit(2)
+    last.limit(5)
+    assert last.keep() == f"The weights after 2 of 3 steps of epoch 1 are in `{last.path}`."
+    assert last.path.read_bytes() != before
 
 
 def test_without_a_signal_nothing_stops_and_before_the_first_step_no_weights_are_saved(tiny, rows, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from finetune.data.examples import Examples
 from finetune.errors import DataError
+from finetune.training.target_checks import WidthError
 from finetune.training.try_examples import try_examples
 
 X = np.zeros((6, 4), "float32")
@@ -69,8 +70,27 @@ def test_labels_outside_the_head_of_an_output_by_name():
     with pytest.raises(DataError) as caught:
         try_examples(model, Examples(X, y, X, y))
     assert str(caught.value) == (
-        "Labels must be the numbers of the classes, from 0. The model gives 3 classes of output `kind`, so they are `0` "
-        "to `2`; `y_train` also holds `3`. Number the labels from 0, or give the model's head more classes."
+        "A network has an output for each class. The model gives 3 classes of output `kind`, numbered `0` to `2`, and "
+        "`y_train` has `3`, too. These have no output. Number them from 0, set "
+        "`head: {classes: auto}`, or take a network with more outputs."
+    )
+
+
+def test_classes_without_an_output_are_named():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(WidthError) as caught:
+        try_examples(model, Examples(X, LABELS, X, LABELS, class_names=("cat", "cow", "dog")))
+    assert str(caught.value) == (
+        "A network has an output for each class. The model gives 2 classes, numbered `0` to `1`, and the data have 3: "
+        "`cat`, `cow`, `dog`. `dog` has no output. Set `head: {classes: auto}`, or take a network with more outputs."
+    )
+
+
+def test_labels_that_are_no_numbers_of_classes():
+    assert problem("sparse_categorical_crossentropy", LABELS - 1) == (
+        "Labels must be the numbers of the classes, from 0. The model gives 3 classes, so they are `0` to `2`; `y_train` "
+        "also holds `-1`. Number the labels from 0, or give the model's head more classes."
     )
 
 

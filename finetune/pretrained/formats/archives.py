@@ -1,11 +1,10 @@
 """Unpacks archives of weights into a temporary folder that exists as long as the weights read from it."""
 
-import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 from finetune.errors import FinetuneError, RestoreError
+from finetune.files.temporary_folders import TemporaryFolder
+from finetune.machine_failures import raise_machine_failure
 from finetune.models.unpacking import extract
 
 
@@ -21,8 +20,9 @@ class UnpackedArchive:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="finetune-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        folder = TemporaryFolder()
+        self.folder, self.remove = folder.path, folder.remove
+        self._keeps = folder
 
 
 def unpack(path: Path) -> UnpackedArchive:
@@ -37,6 +37,7 @@ def unpack(path: Path) -> UnpackedArchive:
         extract(path, unpacked.folder)
     except Exception as error:
         unpacked.remove()  # not when the error is collected: its traceback keeps this frame alive
+        raise_machine_failure(error, f"Unpacking `{path}`")
         if isinstance(error, FinetuneError):
             raise RestoreError(str(error)) from error
         raise

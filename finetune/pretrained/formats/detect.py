@@ -7,6 +7,8 @@ counts where the content cannot decide: for a zip archive too damaged to list.
 import zipfile
 from pathlib import Path
 
+from finetune.files.size_limits import check_header, check_zip_list
+
 _SSTABLE_END = bytes.fromhex("57fb808b247547db")  # magic number of LevelDB tables, little endian
 _LONGEST_HEADER = 100_000_000  # bytes; the limit in the safetensors specification
 
@@ -48,7 +50,9 @@ def zip_members(path: Path) -> list[str]:
 
     Raises:
         zipfile.BadZipFile: The archive is damaged.
+        FinetuneError: It lists too many files.
     """
+    check_zip_list(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return [name for name in archive.namelist() if not name.endswith("/")]
@@ -89,7 +93,10 @@ def is_safetensors(path: Path) -> bool:
 
 def is_shard_index(path: Path) -> bool:
     """Whether the file is the JSON index of weights in several files: it maps each weight to its file."""
-    return path.suffix == ".json" and b'"weight_map"' in path.read_bytes()
+    if path.suffix != ".json":
+        return False
+    check_header(path, path.stat().st_size)
+    return b'"weight_map"' in path.read_bytes()
 
 
 def is_saved_model(path: Path) -> bool:

@@ -3,6 +3,7 @@
 Of a weight file only the names, shapes and types are read at first; see `weight_file.StoredTensor`.
 """
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.errors import FinetuneError, RestoreError, reason
+from finetune.machine_failures import raise_machine_failure
 from finetune.pretrained.formats.archives import UnpackedArchive, unpack
 from finetune.pretrained.formats.detect import (
     is_checkpoint_index,
@@ -111,6 +113,8 @@ def read_tensors(path: str | Path) -> WeightFile:
     try:
         return _read(Path(path), archives=True)
     except OSError as error:  # no permission, a file of the system that cannot be read
+        if error.errno != errno.EIO:  # which is what files such as `/proc/self/mem` answer
+            raise_machine_failure(error, f"Reading `{path}`")
         raise RestoreError(f"A weight file must be readable. `{path}` is not: {error.strerror or error}.") from error
 
 
@@ -158,6 +162,7 @@ def _undamaged(path: str | Path) -> Iterator[None]:
     except FinetuneError:
         raise
     except Exception as error:
+        raise_machine_failure(error, f"Reading `{path}`")
         raise RestoreError(
             f"A weight file must be complete and undamaged. Reading `{path}` failed: "
             f"{reason(error) if str(error) else type(error).__name__}. Copy it again."
@@ -176,6 +181,7 @@ def _read_archive(file: Path) -> WeightFile:
             # Archives inside are not unpacked: some are made to contain themselves.
             weight_file = _read(unpacked.folder, archives=False)
         except FinetuneError as error:
+            raise_machine_failure(error, f"Reading `{file}`")
             # The user knows the archive, not the temporary folder.
             raise RestoreError(str(error).replace(f"{unpacked.folder}", str(file))) from error
     tensors, others = (

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from finetune.errors import RestoreError, quote
+from finetune.files.npy_headers import read_npy_header
 from finetune.files.size_limits import check_header, check_zip
 from finetune.pretrained.formats.tensor_roles import split_by_role, with_roles
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
@@ -141,18 +142,8 @@ def read_npz(path: Path) -> WeightFile:
 
 
 def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Returns the shape and type that an array's header promises, after checking that so many bytes follow."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read: Callable[..., Any] = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-        # Python's integers: a shape that lies may overflow those of NumPy.
-        promised, held = int(np.prod(shape, dtype=object)) * dtype.itemsize, archive.getinfo(member).file_size
-        if not dtype.hasobject and promised != held - file.tell():
-            raise ValueError(f"`{member}` promises {promised:,} bytes and holds {held - file.tell():,}")
-    return shape, dtype
+        return read_npy_header(file, archive.getinfo(member).file_size, member)
 
 
 def _read_npy(path: Path, name: str) -> np.ndarray:

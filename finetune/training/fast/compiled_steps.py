@@ -213,7 +213,8 @@ class FastFunction:
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         # Last, when everything that a step uses is in its graph.
         _keep(captured(moved))
-        return loss
+        guard = getattr(unwrap(model.optimizer), "finite_gradients", None)
+        return guard.loss_of_step(loss) if guard else loss
 
 
 class _KeptVariablesError(Exception):

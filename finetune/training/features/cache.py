@@ -8,7 +8,8 @@ The features must have the bits that the model would compute in training. On a C
 depends on how many examples are computed at once (MiniLM: 16 or 40 give the same bits, 7 or 1 others), and neither on
 its position among them nor on the other examples. So all features are computed in batches of the training's size, the
 last one filled up. Training is then the same bit for bit while its batches are full; the smaller batch at the end of an
-epoch is the same to within the last bit or two of a float32.
+epoch is the same to within the last bit or two of a float32, and so are texts, whose features are computed at the full
+length.
 """
 
 import time
@@ -29,6 +30,7 @@ from finetune.errors import TrainingError, quote
 from finetune.results.formatting import size_text
 from finetune.training.features.cache_keys import feature_keys
 from finetune.training.features.cut import Cut, Front, NoCut, Tail
+from finetune.training.features.padded_features import without_padding
 from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")
@@ -48,6 +50,7 @@ class Features:
         nbytes: Bytes kept.
         place: `memory` or `disk`.
         seconds: How long it took to compute them; 0 if they were kept already.
+        batch_seconds: How much of that a batch took, without what is compiled first.
     """
 
     cut: Cut
@@ -58,6 +61,7 @@ class Features:
     nbytes: int
     place: str
     seconds: float
+    batch_seconds: float = 0.0
 
     def batches(self, y: Any, **options: Any) -> tf.data.Dataset:
         """Returns batches `(features, y)` in the order in which `training_batches` gives `(x, y)`.
@@ -156,6 +160,7 @@ class _Work:
 
     def __init__(self, cut: Cut, x: Any, batch_size: int, passes: int, store: FeatureStore, on_batch: Any):
         self.cut, self.passes, self.store, self.on_batch = cut, passes, store, on_batch
+        self.batch_seconds = 0.0
         self.inputs = cut.graph.inputs_of(x)
         rows = {number: as_rows(array) for number, array in self.inputs.items()}
         self.rows, self.input_rows = rows[0].length, rows
@@ -178,12 +183,14 @@ class _Work:
         if missing:
             extra = [number for number in afterwards if not self.store.has(keys[number])]
             run, values, masks = self._probe(steps, missing + extra)
-            place, reason = choose_place(self._nbytes(missing, values, masks), mode, self.store.folder, memory)
+            place, reason = choose_place(
+                self._nbytes(missing, values, masks), mode, self.store.folder, memory, self.store.reserve
+            )
             if place == "off":
                 raise _OffError(reason)
             # Features of later phases are a bonus: they may not push those of this phase to the disk.
             nbytes = self._nbytes(missing + extra, values, masks)
-            if choose_place(nbytes, mode, self.store.folder, memory)[0] == place:
+            if choose_place(nbytes, mode, self.store.folder, memory, self.store.reserve)[0] == place:
                 missing += extra
             elif extra:  # they do not fit: compile again, without them
                 run = _compiled(Front(self.cut, missing, steps), self.batches.element_spec)
@@ -243,12 +250,16 @@ class _Work:
             # The writer that is opened last is closed first, so that a value is kept only when its mask is.
             writers = [(0, n, writer(keys[n], values[n], n in masks)) for n in numbers]
             writers += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in numbers if n in masks]
+            ended = []
             for done, batch in enumerate(self.batches.repeat(self.passes)):
                 returned = run(batch)  # values and masks
                 remaining = self.rows - done % self.steps * self.batch_size  # the last batch is filled up
                 for which, number, write in writers:
                     write(returned[which][str(number)].numpy()[:remaining])
+                ended.append(time.monotonic())
                 self.on_batch(done + 1, total)
+        # The first batch starts the threads that read the rows.
+        self.batch_seconds = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else 0.0
 
     def _features(self, keys: dict[int, str], seconds: float) -> Features:
         kept = {str(number): self._kept(keys[number]) for number in self.cut.computed}
@@ -257,15 +268,19 @@ class _Work:
         # Inputs that cross the cut are not copied: every pass reads the same rows.
         inputs = {str(n): _repeated(self.input_rows[n], self.passes) for n in self.cut.crossing if n in self.input_rows}
         arrays = [*kept.values(), *masks.values()]
+        values = {**inputs, **{number: array.rows for number, array in kept.items()}}
+        rows_of_masks = {number: array.rows for number, array in masks.items()}
+        values, rows_of_masks = without_padding(self.cut, self.input_rows, values, rows_of_masks, self.passes)
         return Features(
             cut=self.cut,
             tail=Tail(self.cut),
-            values={**inputs, **{number: array.rows for number, array in kept.items()}},
-            masks={number: array.rows for number, array in masks.items()},
+            values=values,
+            masks=rows_of_masks,
             passes=self.passes,
             nbytes=sum(array.nbytes for array in arrays),
             place=arrays[0].place,
             seconds=seconds,
+            batch_seconds=self.batch_seconds,
         )
 
     def _kept(self, key: str) -> Kept:

@@ -19,7 +19,7 @@ from finetune.groups.layer_tree import Leaf
 from finetune.training.fast.fast_loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
 from finetune.training.features.cut import Cut, NoCut, find_cut
-from finetune.training.features.store import FeatureStore
+from finetune.training.features.store import DISK_MARGIN_BYTES, FeatureStore
 
 
 class CachedBatches:
@@ -39,7 +39,7 @@ class CachedBatches:
         augmentation: How the rows are changed in every epoch, if they are. Nothing is cached then.
 
     Attributes:
-        reads_rows: Whether the latest batches hold the rows themselves and not their features.
+        features: The features that the latest batches hold; `None` where they hold the rows themselves.
     """
 
     def __init__(
@@ -56,15 +56,16 @@ class CachedBatches:
         report: Callable[[str], None],
         leaves: Sequence[Leaf] | None = None,
         augmentation: Augmentation | None = None,
+        reserve: int = 0,
     ):
         self._model: Any = model
         self._rows, self._mode, self._passes, self._report = rows, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
         self._options["sample_weight"] = rows.weights
-        self._store = FeatureStore(folder)
+        self._store = FeatureStore(folder, reserve=max(reserve, DISK_MARGIN_BYTES))
         self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}
-        self.reads_rows = True  # whether the latest batches hold the rows themselves
+        self.features: Features | None = None
 
     def batches(
         self,
@@ -87,7 +88,7 @@ class CachedBatches:
         """
         options = {**self._options, "first_epoch": first_epoch, "first_step": first_step}
         features = self._features(epochs, inference, later)
-        self.reads_rows = isinstance(features, NoCut)
+        self.features = None if isinstance(features, NoCut) else features
         if isinstance(features, NoCut):
             return training_batches(self._rows.x, self._rows.y, augmentation=self._augmentation, **options)
         # On features the model begins behind the cut. That is another function to compile, which is kept for phases

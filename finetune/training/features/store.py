@@ -53,10 +53,12 @@ class FeatureStore:
 
     Attributes:
         folder: Where files go; created with the first file. `None` for no files.
+        reserve: Bytes that stay free on the disk, for what else is written there.
         kept: The arrays in use, by key.
     """
 
     folder: Path | None = None
+    reserve: int = DISK_MARGIN_BYTES
     kept: dict[str, Kept] = field(default_factory=dict)
 
     def find(self, key: str) -> Kept | None:
@@ -146,7 +148,9 @@ def _writing_file(
         raise
 
 
-def choose_place(nbytes: int, mode: str, folder: Path | None, memory: int | None = None) -> tuple[str, str]:
+def choose_place(
+    nbytes: int, mode: str, folder: Path | None, memory: int | None = None, reserve: int = DISK_MARGIN_BYTES
+) -> tuple[str, str]:
     """Decides where to keep features.
 
     Args:
@@ -154,6 +158,7 @@ def choose_place(nbytes: int, mode: str, folder: Path | None, memory: int | None
         mode: `auto`, `off`, `memory` or `disk`.
         folder: Where files may go, or `None`.
         memory: Bytes of memory available; by default as reported by the system.
+        reserve: Bytes that stay free on the disk.
 
     Returns:
         `memory`, `disk` or `off`, and why it is `off`.
@@ -166,7 +171,7 @@ def choose_place(nbytes: int, mode: str, folder: Path | None, memory: int | None
     room = 0
     if folder is not None:
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        room = shutil.disk_usage(nearest).free - DISK_MARGIN_BYTES
+        room = shutil.disk_usage(nearest).free - reserve
     if mode in ("auto", "disk") and folder is not None and nbytes <= room:
         return "disk", ""
     in_memory = f"{share:.0%} of the {size_text(memory)} of memory that are available"
@@ -207,7 +212,7 @@ def _read(folder: Path, key: str) -> Kept | None:
             is_complete = os.fstat(file.fileno()).st_size == nbytes
             if is_complete and hashlib.file_digest(file, hashlib.blake2b).hexdigest() == manifest["checksum"]:
                 return Kept(file_rows(_data(folder, key), dtype, shape), nbytes, "disk", manifest["masked"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     _remove(folder, key)
     return None

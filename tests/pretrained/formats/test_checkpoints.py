@@ -132,6 +132,44 @@ def test_a_checkpoint_of_tf_keras_goes_into_a_model_of_keras_3(how, tmp_path):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.path)
 
 
+def stacked_cells(library):
+    """Cells in lists, in a wrapper and out of it, between layers in a list and a dict of a model's class."""
+    of = library.layers
+
+    class Held(library.Model):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.named = [of.Dense(3), [of.Dense(3)]], {"a": of.Dense(3), "b": of.Dense(3, name="of_b")}
+            self.below = of.RNN([of.LSTMCell(3), of.GRUCell(2)], return_sequences=True)
+            self.above = of.Bidirectional(of.RNN(of.StackedRNNCells([of.LSTMCell(2), of.LSTMCell(2)])))
+
+        def call(self, x):
+            for block in (self.blocks[0], self.blocks[1][0], *self.named.values()):
+                x = block(x)
+            return self.above(self.below(x))
+
+    model = Held()
+    model(np.zeros((1, 4, 3), "float32"))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["save_weights", "Checkpoint", "root"])
+def test_stacked_cells_and_layers_in_lists_and_dicts_of_keras_2_go_into_any_network_of_a_process(how, tmp_path):
+    source = stacked_cells(pytest.importorskip("tf_keras"))
+    scramble(source, 3)
+    path = str(tmp_path / "ckpt")
+    if how == "save_weights":
+        source.save_weights(path)
+    else:
+        (tf.train.Checkpoint(source) if how == "root" else tf.train.Checkpoint(net=source)).write(path)
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    for model in [stacked_cells(keras) for _ in range(2)]:
+        assert len(restore(model, path).restored) == len(source.weights) == 26
+        np.testing.assert_allclose(model(x).numpy(), source(x).numpy(), atol=1e-5)
+
+
 def test_the_kernel_that_keras_2_called_depthwise_is_found(tmp_path):
     with tf.Graph().as_default(), v1.Session() as session:
         kernel = v1.get_variable("deep/depthwise_kernel", (2, 2, 3, 1), initializer=v1.random_normal_initializer())

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -188,3 +189,12 @@ def test_available_memory_is_the_least_of_what_the_system_and_the_container_leav
         assert available_memory(meminfo, tmp_path) == expected
     pages = available_memory(tmp_path / "none", tmp_path / "none")
     assert 0 < pages <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_disk_keeps_room_for_the_weights_of_the_run(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    reserve = free - 5_000_000_000
+    assert choose_place(1_000_000_000, "disk", tmp_path, reserve=reserve) == ("disk", "")
+    place, why = choose_place(9_000_000_000, "disk", tmp_path, reserve=reserve)
+    assert place == "off"
+    assert "that are free in" in why

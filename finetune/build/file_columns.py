@@ -1,0 +1,78 @@
+"""Columns of a table that name files: images and sounds, each an input of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune.build.audio_source import network_sounds
+from finetune.build.image_source import network_images
+from finetune.data.table_files import Column, Table
+from finetune.errors import DataError, did_you_mean, quote
+from finetune.recipe.schema import Recipe
+
+
+def kind_of_files(columns: Sequence[Column], types: Mapping[str, str], shape: Sequence[int | None] | None) -> str:
+    """Returns which files the columns of an input name: `image`, `audio`, or nothing.
+
+    Args:
+        columns: The columns of the input.
+        types: What columns are by their names, where the recipe says so.
+        shape: Shape of the input of the network, the batch axis included, where that is known.
+
+    Raises:
+        DataError: Files are among several columns.
+    """
+    written = {column.name: types[column.name] for column in columns if types.get(column.name) in ("image", "audio")}
+    if len(columns) == 1:
+        # Without `types` it is the network that says what text means.
+        is_image = columns[0].name not in types and columns[0].kind == "text" and shape is not None and len(shape) == 4
+        return "image" if is_image else next(iter(written.values()), "")
+    if written or (shape is not None and len(shape) == 4):
+        of_network = f"The network takes {tuple(shape or ())[1:]}" if not written else ""
+        received = ", ".join(f"`{name}` is `{kind}`" for name, kind in written.items()) or of_network
+        raise DataError(
+            f"A column of files is an input of its own, and the other columns another. {received}, and `inputs` names "
+            f"{quote(column.name for column in columns)} for the same input. Name the columns of each input of the "
+            "network: `inputs: {photo: file, numbers: [age, size]}`."
+        )
+    return ""
+
+
+def network_files(
+    recipe: Recipe, table: Table, column: Column, kind: str, network_input: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the images or sounds that a column names, and how they were read.
+
+    Args:
+        recipe: The recipe.
+        table: The table, in whose folder relative names begin.
+        column: The column of names of files.
+        kind: `image` or `audio`.
+        network_input: The symbolic input of the network, or `None` where it is not known.
+
+    Raises:
+        DataError: A cell is empty, or names a file that does not exist or cannot be read; with its line in the table.
+    """
+    if column.missing.any():
+        rows = np.flatnonzero(column.missing)
+        raise DataError(
+            f"Every row names its file. `{column.name}` is empty in {len(rows):,} of {len(table):,} rows: "
+            f"{table.places_of(rows)}. Fill them in, or remove these rows."
+        )
+    paths = [table.path.parent / name for name in column.texts().tolist()]
+    absent = [row for row, path in enumerate(paths) if not path.is_file()]
+    if absent:
+        first = paths[absent[0]]
+        names = sorted(other.name for other in first.parent.glob("*")) if first.parent.is_dir() else []
+        where = "" if first.parent.is_dir() else f" The folder `{first.parent}` does not exist."
+        raise DataError(
+            f"Every row names a file. {len(absent):,} of {len(paths):,} rows of `{column.name}` name none: "
+            f"{table.places_of(np.array(absent))}, the first `{first}`.{where or did_you_mean(first.name, names)} "
+            f"Names are relative to `{table.path.parent}`. Correct them, or remove these rows."
+        )
+    places = ["{}:{}".format(*place) for place in table.places]
+    if kind == "audio":
+        rows, about = network_sounds(recipe, paths, network_input, places)
+        return rows, {column.name: {"kind": "audio", **about}}
+    return network_images(recipe, paths, network_input, places)

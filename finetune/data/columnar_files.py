@@ -1,0 +1,119 @@
+"""Reads Parquet and Feather files, a few thousand rows at a time, within the limits for small files that hold much.
+
+Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError, FinetuneError
+from finetune.files.size_limits import check_size
+from finetune.machine_failures import raise_machine_failure
+
+PARQUET_ENDINGS = (".parquet", ".pq")
+_ROWS = 4096  # that become Python's objects at a time
+_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # kinds of messages in Arrow's format
+
+
+def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
+    """Returns the columns of a Parquet or Feather file by name, as Python's objects.
+
+    Raises:
+        DataError: The file cannot be read, or pyarrow is not installed.
+        FinetuneError: It holds far more than its size.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise DataError(
+            f"`{path.suffix}` files are read by pyarrow, which is not installed. Install it: "
+            "`pip install 'discriminative-finetune[tables]'`."
+        ) from error
+    try:
+        columns: dict[str, list[Any]] = {}
+        held = 0
+        batches = _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path)
+        for batch in batches:
+            for start in range(0, batch.num_rows or 1, _ROWS):
+                for name, part in zip(batch.schema.names, batch.slice(start, _ROWS).columns, strict=True):
+                    plain = part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
+                    held += plain.nbytes
+                    check_size(path, held)
+                    columns.setdefault(name, []).extend(plain.to_pylist())
+    except FinetuneError:
+        raise
+    except Exception as error:  # pyarrow raises errors of many classes over damaged files
+        raise_machine_failure(error, f"Reading `{path}`")
+        raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
+    return columns
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        about = file.metadata
+        groups = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+        check_size(path, max(groups, 8 * about.num_rows * about.num_columns))
+        yield _no_rows(file.schema_arrow)
+        yield from file.iter_batches(_ROWS)
+
+
+def _feather(path: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    from pyarrow import feather
+
+    with path.open("rb") as file:
+        is_arrow = file.read(6) == b"ARROW1"
+    if not is_arrow:  # the first version of the format, which compresses nothing
+        yield from feather.read_table(path).to_batches()
+        return
+    check_size(path, _unpacked_bytes(path))
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
+        yield _no_rows(file.schema)
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            check_size(path, 8 * batch.num_rows * batch.num_columns)
+            yield batch
+
+
+def _no_rows(schema: Any) -> Any:
+    """Returns a batch that names the columns, which a table without rows has, too."""
+    import pyarrow as pa
+
+    return pa.record_batch([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """Returns what the compressed buffers of an Arrow file unpack to; each begins with that number, in 8 bytes."""
+    import pyarrow as pa
+    from flatbuffers.table import Table
+
+    held = 0
+    with pa.memory_map(str(path)) as source:
+        source.seek(8)
+        while True:
+            try:
+                message = pa.ipc.read_message(source)
+            except EOFError:
+                return held
+            data = message.metadata.to_pybytes()
+            table = Table(data, int.from_bytes(data[:4], "little"))
+            kind = data[table.Pos + table.Offset(6)] if table.Offset(6) else 0
+            if kind not in (_RECORD_BATCH, _DICTIONARY_BATCH):
+                continue
+            batch = Table(data, table.Indirect(table.Pos + table.Offset(8)))
+            if kind == _DICTIONARY_BATCH:
+                batch = Table(data, batch.Indirect(batch.Pos + batch.Offset(6)))
+            if not batch.Offset(10) or not batch.Offset(8):  # not compressed, or without buffers
+                continue
+            first = batch.Vector(batch.Offset(8))
+            for number in range(batch.VectorLen(batch.Offset(8))):
+                offset, length = (
+                    int.from_bytes(data[at : at + 8], "little") for at in (first + 16 * number, first + 16 * number + 8)
+                )
+                if length >= 8:
+                    held += max(
+                        0, int.from_bytes(message.body[offset : offset + 8].to_pybytes(), "little", signed=True)
+                    )

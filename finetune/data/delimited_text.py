@@ -1,0 +1,160 @@
+"""Lines of values in text files: CSV and TSV, in UTF-8, and what is said about files that are something else."""
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from finetune.errors import DataError, quote
+
+# What a file begins with that is no text.
+_OTHERS = {
+    b"PK\x03\x04": "a ZIP archive, such as a file of Excel. Save it as CSV, or unpack it",
+    b"\x1f\x8b": "compressed. Unpack it: `gunzip`",
+    b"BZh": "compressed. Unpack it: `bunzip2`",
+    b"\xfd7zXZ": "compressed. Unpack it: `unxz`",
+    b"\xd0\xcf\x11\xe0": "a file of an older Excel. Save it as CSV",
+    b"PAR1": "a Parquet file. Name it `.parquet`",
+    b"ARROW1": "a Feather file. Name it `.feather`",
+}
+# Longer ones first: UTF-32 begins as UTF-16 does.
+_WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_LOOKED_AT = 4096  # bytes
+_FEW = 100  # different values of a column by which a row is known
+_WIDEST = 2**24  # characters of an array of texts of the same width
+
+
+def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Yields the line where a row ends, counted from 1, and its values; empty lines are no rows.
+
+    Args:
+        path: The file.
+        delimiter: What is between two values, a single character.
+        quotes: Whether a value may be in double quotes, and then hold delimiters and line breaks; otherwise they are
+            characters like others.
+
+    Raises:
+        DataError: It is not text in UTF-8, or its quotes do not match.
+    """
+    check_text(path)
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    with _any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
+        begin = 1
+        try:
+            for row in reader:
+                begin = reader.line_num + 1
+                if row:
+                    yield reader.line_num, row
+        except UnicodeDecodeError as error:
+            raise not_utf8(path) from error
+        except csv.Error as error:
+            raise DataError(
+                f"`{path}` must be a table of values in lines. Reading `{path.name}:{reader.line_num}`"
+                f"{f', in the row that begins in line {begin},' if begin < reader.line_num else ''} failed: {error}."
+                " Text with a quote in it is written in quotes, and the quote twice. Where quotes are characters like "
+                "others, set `data.quotes: false`."
+            ) from error
+
+
+@contextmanager
+def _any_length() -> Iterator[None]:
+    """Lets values be longer than 131,072 characters, which is what Python's reader takes otherwise."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def check_text(path: Path) -> None:
+    """Refuses files that are no text in UTF-8, as far as their beginning shows it.
+
+    Raises:
+        DataError: Says what the file is, and how to convert it.
+    """
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_AT)
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            raise DataError(f"Tables are text in UTF-8. `{path.name}` is {what}.")
+    encoding = next((name for mark, name in _WIDE.items() if head.startswith(mark)), "")
+    zeros = [head[place::2].count(0) for place in (0, 1)]
+    if not encoding and max(zeros) > len(head) / 4:  # ASCII as UTF-16 without a mark has a zero beside each letter
+        encoding = "UTF-16LE" if zeros[1] > zeros[0] else "UTF-16BE"
+    if encoding:
+        raise DataError(
+            f"Tables are text in UTF-8. `{path.name}` is in {encoding}. Convert it: `iconv -f {encoding} -t UTF-8 "
+            f"{path.name} > utf8{path.suffix}`."
+        )
+
+
+def not_utf8(path: Path) -> DataError:
+    """Returns the error that names the first bytes of a file that are not UTF-8, with their line."""
+    data = path.read_bytes()
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        begin = data.rfind(b"\n", 0, error.start) + 1
+        line, place = data.count(b"\n", 0, error.start) + 1, error.start - begin + 1
+        near = data[max(begin, error.start - 15) : error.start + 15].split(b"\n")[0].decode("cp1252", "replace").strip()
+        return DataError(
+            f"Tables are text in UTF-8. `{path.name}:{line}` holds the byte 0x{data[error.start]:02x} at place "
+            f"{place}, which would be `{near}` in Latin-1. Convert the file: `iconv -f CP1252 -t UTF-8 {path.name} > "
+            f"utf8{path.suffix}`."
+        )
+    return DataError(f"`{path.name}` changed while it was read. Try again.")
+
+
+def swallowed_rows(
+    path: Path, delimiter: str, rows: Sequence[Sequence[str]], lines: Sequence[int], columns: int
+) -> tuple[str, ...]:
+    """Returns a warning where values over several lines look like rows that an open quote has swallowed.
+
+    A text that somebody wrote has no tabs in it. Its lines may have as many commas as a row, but what is between these
+    is not what the columns hold elsewhere, where they hold a few different values.
+
+    Args:
+        path: The file, for the message.
+        delimiter: What is between two values.
+        rows: The rows.
+        lines: The line where each row ends.
+        columns: Values of a row, >= 1.
+    """
+    several = [(row, line) for row, line in zip(rows, lines, strict=True) if any("\n" in value for value in row)]
+    if not several or columns == 1:
+        return ()
+    known = [set(column) for column in zip(*rows, strict=True)]
+    few = {place: values for place, values in enumerate(known) if len(values) <= min(_FEW, len(rows) / 2)}
+
+    def is_row(line: str) -> bool:
+        values = line.rstrip("\r").split(delimiter)
+        return len(values) == columns and all(values[place] in of for place, of in few.items())
+
+    places, swallowed = [], 0
+    for row, line in several:
+        for value in (value for value in row if "\n" in value):
+            whole = value.split("\n")[1:-1]  # without what is left of the first and the last line
+            if delimiter in value and (delimiter == "\t" or (few and whole and all(map(is_row, whole)))):
+                places.append(f"{path.name}:{line - value.count(chr(10))}")
+                swallowed += value.count("\n")
+    if not places:
+        return ()
+    return (
+        f"quotes in {quote(places)} enclose {swallowed:,} line breaks with lines that look like rows, which are not "
+        "read as rows. Where quotes are characters like others, set `data.quotes: false`",
+    )
+
+
+def text_array(texts: Sequence[str]) -> np.ndarray:
+    """Returns texts as an array, shape `(rows,)`.
+
+    Arrays of text have the width of their widest value. Where a few long texts would make that far more than all texts
+    together, the array is one of Python's own strings.
+    """
+    widest = max(map(len, texts), default=0)
+    is_wide = widest * len(texts) > _WIDEST and widest * len(texts) > 4 * sum(map(len, texts))
+    return np.array(texts, dtype=object if is_wide else np.str_)

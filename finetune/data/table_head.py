@@ -1,0 +1,93 @@
+"""The head of a table: the endings of files that are tables, and the names of their columns, without reading the rows.
+
+Nothing here needs NumPy or TensorFlow, so that a recipe with a misspelt column is refused at once.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from finetune.errors import did_you_mean, quote
+
+MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # what stands for a missing value, beside an empty cell
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+LINES = (".jsonl", ".ndjson")
+ARROW = (".parquet", ".pq", ".feather", ".arrow")
+ENDINGS = (*DELIMITERS, *LINES, *ARROW)
+_LOOKED_AT = 1000  # rows
+
+
+def read_head(path: Path) -> dict[str, list[str]] | None:
+    """Returns the columns of a table by name, with the values of the first rows where these are text.
+
+    Args:
+        path: The file.
+
+    Returns:
+        `None` where the columns are not known, or the file cannot be read: the reader of the whole table says why.
+    """
+    ending = path.suffix.lower()
+    try:
+        if ending in DELIMITERS:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = [row for row in islice(csv.reader(file, delimiter=DELIMITERS[ending]), _LOOKED_AT) if row]
+            names = [name.strip() for name in rows[0]]
+            return {
+                name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
+            }
+        if ending in LINES:
+            with path.open(encoding="utf-8-sig") as file:
+                lines = list(islice((line for line in file if line.strip()), _LOOKED_AT + 1))
+            # A line may lack keys: only at the end of the file all names are known.
+            names = [name for line in lines for name in json.loads(line)] if len(lines) <= _LOOKED_AT else []
+        else:
+            names = _names_of_arrow(path) if ending in ARROW else []
+        return {name: [] for name in names} or None
+    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error):
+        return None
+
+
+def _names_of_arrow(path: Path) -> Sequence[str]:
+    from pyarrow import ipc, parquet  # optional; its errors are kinds of `OSError` and `ValueError`
+
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return parquet.read_schema(path).names
+    with ipc.open_file(path) as file:
+        return file.schema.names
+
+
+def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Sequence[str]]) -> str:
+    """Returns what to say about columns that a table does not have.
+
+    Args:
+        unknown: The names that were written.
+        path: The table.
+        columns: Values of the first rows by the name of the column; may be empty where they are not text.
+    """
+    names = list(columns)
+    other = next((mark for mark in ";\t|" if all(mark in known for known in names)), "")
+    if len(names) == 1 and other:
+        return (
+            f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{path}` seems to have "
+            f"{'tabs' if other == chr(9) else f'`{other}`'}: its first line is `{names[0][:80]}`. Write it again, or "
+            "name it by what it is."
+        )
+    # Names of columns are no numbers, and do not occur among the values below them.
+    values = [known for known in names if _is_number(known) or known in columns[known]]
+    hint = (
+        f" Its first line seems to hold values ({quote(values, limit=3)}): write a line of names above it."
+        if values
+        else ""
+    )
+    known = f"Its columns are {quote(names, limit=12)}.{hint or did_you_mean(unknown[0], names)}"
+    return f"`{path}` has no column {quote(unknown)}. {known}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Compares the forecast of `finetune check --deep` with what the run then takes: seconds of an epoch, peak memory.
+
+The recipes are the shipped one and three that are made here: a folder of photographs for MobileNetV2, a table, and
+short texts. Forecast and run are processes of their own, and take turns. Each result is a line of a JSON file, so that
+a measurement that was interrupted goes on where it was. Other work on the machine shows in the spread: the load is
+printed beside the figures.
+
+    python scripts/bench_forecast.py --out forecast.jsonl
+    python scripts/bench_forecast.py --out forecast.jsonl --rounds 5 --cases digits photos
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ("digits", "photos", "table", "text")
+GROUPS = """
+groups:
+  - {name: head, prefixes: [head], optimizer: adam, learning_rate: 1.0e-3}
+  - {name: body, rest: true, optimizer: adam, learning_rate: 1.0e-4}
+"""
+RECIPES = {
+    "photos": f"""
+model: {{application: MobileNetV2, weights: none, input_shape: [96, 96, 3], head: {{classes: auto}}}}
+data: {{images: photos/, split: {{test: 0.1, validation: 0.1}}}}
+{GROUPS}
+train: {{epochs: 3, batch_size: 32}}
+""",
+    "table": f"""
+model: {{keras_file: table.keras, head: {{classes: auto}}}}
+data: {{table: table.csv, inputs: [a, b, c, d, e, f, g, h, town], target: kind}}
+{GROUPS}
+train: {{epochs: 4, batch_size: 64, validation_fraction: 0.1}}
+""",
+    "text": f"""
+model: {{keras_file: text.keras, head: {{classes: auto}}}}
+data: {{table: text.csv, inputs: text, target: kind, tokenizer: {{file: tokenizer.json, length: 64}}}}
+{GROUPS}
+train: {{epochs: 4, batch_size: 32}}
+""",
+}
+
+
+def make_case(name: str, folder: Path) -> Path:
+    """Writes the recipe of a case and its data into a folder, and returns the recipe."""
+    if name == "digits":
+        return ROOT / "recipes/digits.yaml"
+    import keras
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    if name == "photos":
+        from bench_data import make_images
+
+        make_images(folder / "photos", 1500)
+    elif name == "table":
+        from bench_tables import write
+
+        write(folder / "raw.csv", 40_000)
+        lines = (folder / "raw.csv").read_text().splitlines()
+        kinds = random.choice(["x", "y", "z"], len(lines))
+        body = [f"{line},{kind}" for line, kind in zip(lines[1:], kinds[1:], strict=True)]
+        (folder / "table.csv").write_text("\n".join([f"{lines[0]},kind", *body]))
+        layers = keras.layers
+        inputs = keras.Input((13,))
+        x = layers.Dense(128, activation="relu")(layers.Dense(256, activation="relu")(inputs))
+        keras.Model(inputs, x).save(folder / "table.keras")
+    else:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = [f"w{number}" for number in range(5_000)]
+        tokenizer = Tokenizer(
+            models.WordLevel({"[PAD]": 0} | {w: n for n, w in enumerate(words, 1)}, unk_token="[PAD]")
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(folder / "tokenizer.json"))
+        lines = [f"{' '.join(random.choice(words, 40))},{'ab'[number % 2]}" for number in range(6_000)]
+        (folder / "text.csv").write_text("\n".join(["text,kind", *lines]))
+        inputs = keras.Input((64,), dtype="int32")
+        x = keras.layers.Embedding(5_001, 64)(inputs)
+        x = keras.layers.Bidirectional(keras.layers.LSTM(64))(x)
+        keras.Model(inputs, x).save(folder / "text.keras")
+    (folder / "recipe.yaml").write_text(RECIPES[name])
+    return folder / "recipe.yaml"
+
+
+def forecast(recipe: Path) -> dict[str, Any]:
+    """Returns the forecast of `finetune check --deep`, made in this process."""
+    from rich.console import Console
+
+    from finetune.commands.check import check_deep
+
+    checked = check_deep(recipe, console=Console(quiet=True))
+    assert checked.forecast, checked.problems
+    return dataclasses.asdict(checked.forecast)
+
+
+def measure_forecast(recipe: Path) -> dict[str, Any]:
+    """Returns the forecast, made in a process of its own, and how long that took."""
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, __file__, "--forecast", str(recipe)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1]) | {"check_seconds": time.perf_counter() - begun}
+
+
+def measure_run(recipe: Path) -> dict[str, Any]:
+    """Runs a recipe in a process of its own; returns what an epoch takes, the run, and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "finetune", "run", str(recipe), "--out", f"{folder}/run"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout
+        ended = [time.perf_counter() for line in process.stdout if re.match(r"epoch +\d+/\d+ ", line)]
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}")
+        result = json.loads(Path(folder, "run/result.json").read_text())
+    seconds = [after - before for before, after in itertools.pairwise(ended)]
+    return {
+        "epoch_seconds": seconds,
+        "seconds": sum(result["seconds"].values()),
+        "memory_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def ratios(results: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Returns forecast divided by what was measured in the same round, for each round of a case."""
+    epoch = [
+        statistics.fmean(phase["epoch_seconds"] for phase in each["forecast"]["phases"])
+        / statistics.fmean(each["run"]["epoch_seconds"])
+        for each in results
+    ]
+    others = {
+        key: [each["forecast"][key] / each["run"][key] for each in results] for key in ("seconds", "memory_bytes")
+    }
+    return {"an epoch": epoch, "the run": others["seconds"], "peak memory": others["memory_bytes"]}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Returns the ratios of all cases, in Markdown: the median, and the least and the greatest."""
+    lines = ["| | rounds | an epoch | the run | peak memory | load |", "|---|--:|--:|--:|--:|--:|"]
+    for case in dict.fromkeys(each["case"] for each in results):
+        of_case = [each for each in results if each["case"] == case]
+        cells = [f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})" for r in ratios(of_case).values()]
+        load = statistics.fmean(each["load"] for each in of_case)
+        lines.append(f"| {case} | {len(of_case)} | {' | '.join(cells)} | {load:.1f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures what the file does not hold yet, and prints the table: forecast divided by measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("forecast.jsonl"), help="the results (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each case (default %(default)s)")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=CASES, help="which (default all)")
+    parser.add_argument("--forecast", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.forecast:
+        print(json.dumps(forecast(options.forecast)))
+        return 0
+    results = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    for case in options.cases:
+        rounds = sum(each["case"] == case for each in results)
+        if rounds >= options.rounds:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = make_case(case, Path(folder))
+            for _ in range(rounds, options.rounds):
+                load = os.getloadavg()[0]
+                each = {"case": case, "load": load, "forecast": measure_forecast(recipe), "run": measure_run(recipe)}
+                results.append(each)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(each) + "\n")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
