@@ -17,6 +17,7 @@ from finetune.keras_private import fresh_names
 from finetune.models.nearest_names import offer_names
 from finetune.models.output_activation import PROBABILITIES, output_activations
 from finetune.models.output_names import by_output_name, output_names
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of
 from finetune.recipe.losses import by_output
 from finetune.recipe.optimizers import Named
@@ -30,6 +31,7 @@ _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras chooses the class
 _NOT_NAMES = ("get", "serialize", "deserialize", "loss", "metric")  # in Keras' modules, but neither losses nor metrics
 
 
+@located_at("train")
 def compile_model(
     recipe: Recipe, model: keras.Model, optimizer: keras.optimizers.Optimizer, examples: Examples, trial: Trial
 ) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.keras_private import fresh_names
 from finetune.models.builders import call_builder
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed
 from finetune.recipe.schema import Recipe
 
@@ -98,6 +99,7 @@ _EXAMPLES_OF: dict[str, Callable[[Recipe, Any, keras.Model | None], Examples]] =
 }
 
 
+@located_at("data")
 def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Examples:
     """Reads or makes the examples, and splits and weights them as the recipe asks.
 

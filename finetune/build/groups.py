@@ -13,6 +13,7 @@ from finetune.errors import GroupError, RecipeError, did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, is_normalization
 from finetune.groups.rate_spacing import discriminative_rates, spread_rates
 from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
+from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
@@ -21,6 +22,7 @@ _BY_GROUP = ("batch_norm", "dropout")  # keys of a strategy that may hold a valu
 NORMALIZATION = "-normalization"  # ends the name of a group that `with_normalization` adds
 
 
+@located_at("groups")
 def group_specs(recipe: Recipe, tree: LayerTree) -> tuple[GroupSpec, ...]:
     """Returns the groups of a recipe as a list, a strategy written out for this model.
 
@@ -67,6 +69,7 @@ def _written_out(strategy: Strategy, tree: LayerTree) -> tuple[GroupSpec, ...]:
     )
 
 
+@located_at("groups")
 def with_normalization(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTree) -> tuple[GroupSpec, ...]:
     """Moves normalization parameters out of frozen groups, where `train.always_train: normalization` asks for that.
 
@@ -95,6 +98,7 @@ def with_normalization(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTr
     return tuple(extended)
 
 
+@located_at("groups")
 def build_groups(recipe: Recipe, specs: Sequence[GroupSpec], tree: LayerTree) -> tuple[LayerGroup, ...]:
     """Finds the weights of every group.
 

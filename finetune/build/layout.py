@@ -30,8 +30,10 @@ from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
 from finetune.models.hub import check_gradients
 from finetune.models.output_names import by_output_name
+from finetune.planning.extreme_settings import advice_on_extremes
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
@@ -95,6 +97,7 @@ class Layout:
         return {name: peak / self.settings[name].peak for name, peak in peaks.items()}
 
 
+@located_at("model")
 def build_layout(recipe: Recipe) -> Layout:
     """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
@@ -123,6 +126,7 @@ def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, layout.chosen)
 
 
+@located_at("model")
 def _lay_out(
     recipe: Recipe,
     model: keras.Model,
@@ -153,7 +157,8 @@ def _lay_out(
     sources = pretrained_sources(recipe, tree)
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
-    plan = replace(plan, advice=(*plan.advice, *advice_on_untracked(model)))
+    extremes = advice_on_extremes(settings, dict(recipe.train), length.steps)
+    plan = replace(plan, advice=(*plan.advice, *extremes, *advice_on_untracked(model)))
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 

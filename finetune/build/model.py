@@ -19,12 +19,14 @@ from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
 from finetune.models.presets import make_preset
 from finetune.pretrained.restore import restore
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import placed, resolve_path, resolve_place
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
 from finetune.training.try_examples import explained
 
 
+@located_at("model")
 def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     """Builds or loads the network of a recipe, without the head that the recipe may add.
 
@@ -90,6 +92,7 @@ def build_for(recipe: Recipe, network: keras.Model, examples: Examples) -> None:
         check_model(network, str(recipe.model.builder))
 
 
+@located_at("model", "head")
 def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = None) -> keras.Model:
     """Adds a head to the network where the recipe has `model.head`.
 
@@ -197,6 +200,7 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     return model
 
 
+@located_at("model")
 def pretrained_sources(recipe: Recipe, tree: LayerTree) -> dict[str, str]:
     """Returns the source of every weight that came with the network.
 

@@ -19,6 +19,7 @@ from finetune.errors import DataError, RecipeError, did_you_mean, quote
 from finetune.models.output_activation import PROBABILITIES, output_activations
 from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.augment import MIXING_LAYERS
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
@@ -43,6 +44,7 @@ class Chosen(NamedTuple):
     examples: Examples
 
 
+@located_at("train", "loss")
 def with_chosen_losses(recipe: Recipe, network: keras.Model, examples: Examples) -> Chosen:
     """Chooses losses and metrics by the targets.
 

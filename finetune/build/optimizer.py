@@ -22,12 +22,14 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
 from finetune.optimizers.tf1_rmsprop import TF1RMSprop
 from finetune.planning.plan import GroupSettings
+from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.optimizers import OptimizerSpec
 from finetune.recipe.rate_edits import peak_of
 from finetune.recipe.schema import Recipe
 
 
+@located_at("groups")
 def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength) -> dict[str, GroupSettings]:
     """Makes the optimizer and the schedule of every group that is not frozen.
 
@@ -66,6 +68,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
     return settings
 
 
+@located_at("groups")
 def build_optimizer(
     recipe: Recipe, groups: Sequence[LayerGroup], settings: Mapping[str, GroupSettings]
 ) -> GroupedOptimizer:

@@ -15,6 +15,7 @@ from finetune.build.rates import build_rate
 from finetune.data.examples import Examples
 from finetune.errors import GroupError, RecipeError
 from finetune.groups.selectors import LayerGroup
+from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import GroupSpec
 from finetune.recipe.loader import place_of
 from finetune.recipe.phase_spec import ALL, PhaseSpec
@@ -27,6 +28,7 @@ from finetune.training.phases.plateau import Plateau
 from finetune.training.phases.until import Until
 
 
+@located_at("phases")
 def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, ...]:
     """Returns the phases of a recipe as a list, a strategy written out for these groups.
 
@@ -79,6 +81,7 @@ def total_length(lengths: Sequence[RunLength]) -> RunLength:
     return RunLength(epochs, lengths[0].steps_per_epoch, steps)
 
 
+@located_at("phases")
 def build_phases(
     recipe: Recipe,
     phases: Sequence[PhaseSpec],

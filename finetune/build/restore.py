@@ -5,10 +5,12 @@ import keras
 from finetune.groups.layer_tree import LayerTree
 from finetune.pretrained.restore import RestoreReport, restore
 from finetune.pretrained.transforms import Transform
+from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
 
+@located_at("restore", "from")
 def restore_weights(
     recipe: Recipe, model: keras.Model, tree: LayerTree | None = None, *, verify: bool = True
 ) -> RestoreReport | None:

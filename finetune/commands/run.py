@@ -22,7 +22,9 @@ from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
 from finetune.errors import DataError, MachineError, TrainingError, WriteError
 from finetune.interruption import Stopped, stoppable
+from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.losses import by_output
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -38,6 +40,7 @@ from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
+from finetune.training.divergence import divergence, loss_of_guess
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
@@ -51,7 +54,6 @@ from finetune.training.saving import disk_need, save_model
 from finetune.training.try_examples import explained
 
 _CLASSES_SHOWN = 12
-_DIVERGED = 10  # how many times the test loss may be that before training
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _run(
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
+            located(layout.recipe, "data"),
             unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
@@ -240,9 +243,9 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        divergence = _divergence(metrics_before["loss"], metrics["loss"])
+        diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, divergence)))
+        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -294,6 +297,12 @@ def _evaluate(layout: Layout) -> dict[str, float]:
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
+def _loss_of_guess(layout: Layout) -> float | None:
+    losses, shape = by_output(layout.recipe.train.loss), getattr(layout.model, "output_shape", ())
+    is_single = list(losses) == [""] and isinstance(shape, tuple)  # a class of the user's own may not say its shape
+    return loss_of_guess(losses[""].name, next(iter(shape[::-1]), None)) if is_single else None
+
+
 def print_class_results(classes: Mapping[str, Any], output: str, console: Console) -> None:
     """Prints recall and precision of each class of an output, or of the worst where there are many.
 
@@ -308,16 +317,6 @@ def print_class_results(classes: Mapping[str, Any], output: str, console: Consol
         console.print(
             f"{len(classes)} classes; shown are the {len(shown)} with the least recall. `result.json` has all"
         )
-
-
-def _divergence(before: float, after: float) -> str:
-    """Returns a sentence where training has made the test loss far larger, although every number is finite."""
-    if not 0 < _DIVERGED * before < after:
-        return ""
-    return (
-        f"the test loss is {after:.3g} after training and was {before:.3g} before: training has diverged. Lower the "
-        "learning rates, or set `train.global_clipnorm: 1.0`"
-    )
 
 
 def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:

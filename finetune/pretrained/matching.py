@@ -215,4 +215,10 @@ def _fits(pair: Pair) -> bool:
 
 
 def _kind(dtype: str) -> str:
-    return "integer" if dtype.startswith(("int", "uint", "bool")) else "complex" if dtype.startswith("c") else "float"
+    kinds = {
+        "integer": ("int", "uint", "bool"),
+        "complex": ("complex",),
+        "text": ("str", "bytes", "object", "<U", "|S", "|O"),
+        "date": ("datetime", "timedelta", "<M", "<m"),
+    }
+    return next((kind for kind, begins in kinds.items() if dtype.startswith(begins)), "float")

@@ -158,8 +158,8 @@ def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
         )
     if by_type:
         yield (
-            "Integers, floats and complex numbers are not taken for each other: quantized weights need their scales, "
-            f"and a cast would lose parts. {_count(by_type, 'weight differs', 'weights differ')}: "
+            "Integers, floats, complex numbers, text and dates are not taken for each other: quantized weights need "
+            f"their scales, and a cast would lose parts. {_count(by_type, 'weight differs', 'weights differ')}: "
             f"{_listed(by_type, _both_shapes)}. If the numbers are right as they are, save the file again in the "
             f"model's type (`array.astype('{dtype_of(by_type[0].leaf)}')`), or exclude "
             f"{_layers([pair.leaf for pair in by_type])} to keep fresh weights there."

@@ -213,12 +213,15 @@ def check_code_allowed(recipe: Recipe, allowed: Sequence[str]) -> None:
     Raises:
         RecipeError: A builder names other code.
     """
-    refused = [
-        f"`{key}: {builder}` names code that is not part of finetune, and a recipe may come from anywhere. "
-        f"Run with `--allow-code {module.split('.')[0]}` if you trust it."
-        for key, builder, module in _untrusted(recipe)
-        if not _below(module, allowed)
-    ]
+    refused = []
+    for key, builder, module in _untrusted(recipe):
+        if not _below(module, allowed):
+            place = place_of(recipe, *key.split("."))
+            begin = f"{place}: " if place else ""
+            refused.append(
+                f"{begin}`{key}: {builder}` names code that is not part of finetune, and a recipe may come from "
+                f"anywhere. Run with `--allow-code {module.split('.')[0]}` if you trust it."
+            )
     if refused:
         raise RecipeError("\n".join(refused))
 

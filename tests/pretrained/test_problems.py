@@ -196,7 +196,7 @@ def test_integers_and_complex_numbers_are_not_taken_for_floats(tree):
     plan = match(tree, WeightFile("w.npz", "npz", tensors), exclude=["head"])
     assert [pair.leaf.name for pair in plan.shape_conflict] == ["body/kernel", "body/bias"]
     assert (
-        "Integers, floats and complex numbers are not taken for each other: quantized weights need their scales, and a "
+        "Integers, floats, complex numbers, text and dates are not taken for each other: quantized weights need their scales, and a "
         "cast would lose parts. 2 weights differ: `body/kernel` is (3, 4) float32 in the model and (3, 4) int8 in the "
         "file (`body/kernel`), `body/bias` is (4,) float32 in the model and (4,) complex64 in the file (`body/bias`). If "
         "the numbers are right as they are, save the file again in the model's type (`array.astype('float32')`), or "

@@ -598,3 +598,19 @@ def test_a_file_with_values_that_are_no_numbers_is_refused_and_nothing_is_assign
     assert told in str(caught.value)
     assert all(np.array_equal(old, weight.numpy()) for old, weight in zip(before, model.weights, strict=True))
     restore(model, tmp_path / "w.weights.h5", exclude=[layer])
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "U", "complex64", "S4"])
+def test_dates_text_and_complex_numbers_are_no_weights(tiny, tmp_path, dtype):
+    source, model = tiny(), tiny()
+    arrays = {weight.path.split("/", 1)[1]: weight.numpy() for weight in source.weights}
+    np.savez(tmp_path / "good.npz", **arrays)
+    restore(model, tmp_path / "good.npz")
+    before = [weight.numpy() for weight in model.weights]
+    arrays["body/kernel"] = (arrays["body/kernel"] * 0).astype(dtype)
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(
+        RestoreError, match=r"text and dates are not taken for each other: .* 1 weight differs: `body/kernel`"
+    ):
+        restore(model, tmp_path / "w.npz")
+    assert all(np.array_equal(old, weight.numpy()) for old, weight in zip(before, model.weights, strict=True))
