@@ -14,6 +14,7 @@ from rich.console import Console
 
 from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
+from finetune.build.source_keys import loss_names
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
