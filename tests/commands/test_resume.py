@@ -127,7 +127,7 @@ def test_another_recipe_is_refused_with_what_differs(recipe, monkeypatch):
     killed(recipe, monkeypatch, 2)
     with pytest.raises(FinetuneError) as error:
         finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.batch_size=5", "seed=8"], resume=True)
-    assert "`seed`: was 0, is 8; `train.batch_size`: was" in str(error.value)
+    assert "`seed`: was 3, is 8; `train.batch_size`: was" in str(error.value)
     assert "go on with `finetune resume out`" in str(error.value)
     # How often checkpoints are written changes no result.
     finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.checkpoint_steps=3"], resume=True)
