@@ -15,7 +15,7 @@ from finetune import __version__
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
 from finetune.machine_failures import failure_text
-from finetune.results.lenient_output import lenient
+from finetune.results.lenient_output import lenient, open_closed_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -417,6 +417,7 @@ def _start(
 
 def main() -> None:
     """Runs the command line; exits as `_EXIT_CODES` says."""
+    open_closed_streams()
     sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

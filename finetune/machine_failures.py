@@ -29,7 +29,10 @@ _NUMBERS = {
 # What libraries say in errors of their own classes. TensorFlow puts errors of Python into the text of `UnknownError`.
 _SAID = (
     (re.compile(r"MemoryError\b|std::bad_alloc|Unable to allocate|[Mm]emory allocation failed|out of memory"), _MEMORY),
-    (re.compile(r"failed to allocate memory|Cannot allocate memory|cannot allocate memory"), _MEMORY),
+    (
+        re.compile(r"failed to allocate memory|Cannot allocate memory|cannot allocate memory|failed to map segment"),
+        _MEMORY,
+    ),
     (re.compile(r"No space left on device|Disk quota exceeded"), _DISK),
     (re.compile(r"Too many open files"), _FILES),
     (re.compile(r"can't start new thread|Resource temporarily unavailable"), _PROCESSES),
@@ -57,7 +60,7 @@ def machine_failure(error: BaseException) -> tuple[str, str] | None:
             return _NUMBERS[cause.errno]
         if (match := _NUMBER.search(text)) and int(match[1]) in _NUMBERS:
             return _NUMBERS[int(match[1])]
-        if isinstance(cause, OSError | RuntimeError) or _is_of_tensorflow(cause):
+        if isinstance(cause, OSError | RuntimeError | ImportError) or _is_of_tensorflow(cause):
             for said, failure in _SAID:
                 if said.search(text):
                     return failure

@@ -1,12 +1,18 @@
 #!/usr/bin/env python3
-"""Measures how fast images are read from disk, beside what Keras reads, and how much memory that takes.
+"""Measures how fast images are read from disk, beside other systems, and how much memory that takes.
 
-Photographs are made first: smooth colours with noise, 320 x 240 pixels, as JPEG, in two class folders. Each system
-shuffles them, resizes them to 224 x 224 and makes batches of 32, in a process of its own; processes take turns. A table
-of small rows is read from memory for comparison, and the peak memory of an epoch is measured for more and more images.
+Photographs are made first: smooth colours with noise, 320 x 240 pixels, as JPEG, in two class folders; beyond a
+thousand they are further names of the first thousand files. Each system shuffles them, resizes them to 224 x 224 and
+makes batches of 32, in a process of its own; processes take turns. Images per second of processor time stand beside
+those by the clock, which other work on the machine changes. `keep` is measured in the second epoch. The peak memory is
+measured for more and more images.
 
-    python scripts/bench_data.py                         # 1,000 images
-    python scripts/bench_data.py --memory 1000 10000     # peak memory, too
+Grain and PyTorch's DataLoader, which decode with Pillow, are measured by the Python of an environment that has them:
+`pip install grain torch pillow numpy`.
+
+    python scripts/bench_data.py                                        # 1,000 images
+    python scripts/bench_data.py --peers /tmp/peers/bin/python          # beside Grain and PyTorch
+    python scripts/bench_data.py --rounds 0 --memory 1000 10000 100000  # peak memory alone
 """
 
 import argparse
@@ -23,7 +29,12 @@ from pathlib import Path
 from typing import Any
 
 SIZE, BATCH_SIZE = (224, 224), 32
-SYSTEMS = ("finetune", "finetune, stretch", "image_dataset_from_directory", "decode alone")
+TENSORFLOW = (
+    *("finetune", "keep: memory", "keep: disk", "finetune, stretch"),
+    *("image_dataset_from_directory", "tf.data", "decode"),
+)
+PEERS = ("Grain", "PyTorch DataLoader")
+DIFFERENT = 1000  # images; others are further names of them
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -35,52 +46,111 @@ def make_images(folder: Path, count: int) -> Path:
     noise = random.integers(0, 40, (240, 320, 3), dtype=np.uint8)
     for number in range(count):
         path = folder / "ab"[number % 2] / f"{number:06}.jpg"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            ramp = np.linspace(0, 150 + number % 60, 320, dtype=np.uint8)[:, np.newaxis]
-            Image.fromarray(np.roll(noise, number, axis=1) + ramp).save(path, quality=85)
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number >= DIFFERENT:
+            os.link(folder / "ab"[number % 2] / f"{number % DIFFERENT:06}.jpg", path)
+            continue
+        ramp = np.linspace(0, 150 + number % 60, 320, dtype=np.uint8)[:, np.newaxis]
+        Image.fromarray(np.roll(noise, number, axis=1) + ramp).save(path, quality=85)
     return folder
 
 
-def read(system: str, folder: Path, count: int) -> dict[str, float]:
-    """Reads `count` images once after a warm-up, in this process; returns images per second and peak memory in MB."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+def tensorflow_batches(system: str, folder: Path) -> Any:
+    """Returns the batches of a system that reads with TensorFlow; those of finetune are without end."""
     import keras
     import numpy as np
     import tensorflow as tf
 
     from finetune.data.batches import training_batches
     from finetune.data.images import find_images, image_rows
+    from finetune.data.kept_rows import form_of, kept_in_memory, kept_on_disk
 
     if system == "image_dataset_from_directory":
-        batches: Any = keras.utils.image_dataset_from_directory(
+        return keras.utils.image_dataset_from_directory(
             folder, image_size=SIZE, batch_size=BATCH_SIZE, seed=0, verbose=False
         )
-    else:
-        files = find_images(folder)
-        if system == "decode alone":
-            paths = tf.data.Dataset.from_tensor_slices([str(file.path) for file in files])
-            decoded = paths.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3), tf.data.AUTOTUNE)
-            batches = decoded.map(lambda image: image[:224, :224]).batch(BATCH_SIZE)
-        else:
-            resize = "stretch" if "stretch" in system else "pad"
-            rows = image_rows([file.path for file in files], size=SIZE, resize=resize)
-            batches = training_batches(rows, np.zeros(len(rows)), batch_size=BATCH_SIZE)
+    paths = [file.path for file in find_images(folder)]
+    if system in ("decode", "tf.data"):
+        names = tf.data.Dataset.from_tensor_slices([str(path) for path in paths]).shuffle(len(paths), seed=0)
+
+        def image(name: Any) -> Any:
+            decoded: Any = tf.io.decode_jpeg(tf.io.read_file(name), channels=3)
+            return decoded[:224, :224] if system == "decode" else tf.image.resize(decoded, SIZE)
+
+        return names.map(image, tf.data.AUTOTUNE).batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE)
+    rows = image_rows(paths, size=SIZE, resize="stretch" if "stretch" in system else "pad")
+    if system.startswith("keep"):
+        form = form_of(rows)
+        assert form
+        rows = kept_in_memory(rows, form) if "memory" in system else kept_on_disk(rows, form)
+    return training_batches(rows, np.zeros(len(rows)), batch_size=BATCH_SIZE)
+
+
+def peer_batches(system: str, folder: Path) -> Any:
+    """Returns an endless iterator over the batches of Grain or PyTorch, with a worker for each processor core."""
+    import numpy as np
+    from PIL import Image
+
+    paths = sorted(folder.glob("*/*.jpg"))
+
+    def image(path: Path) -> Any:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR), np.float32)
+
+    if system == "Grain":
+        import grain  # pyright: ignore[reportMissingImports] - of another environment
+
+        data = grain.MapDataset.source(paths).shuffle(seed=0).map(image).repeat()
+        threads = grain.ReadOptions(num_threads=os.cpu_count() or 1)
+        return iter(data.to_iter_dataset(threads).batch(BATCH_SIZE))
+    import torch  # pyright: ignore[reportMissingImports] - of another environment
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> Any:
+            return image(paths[index])
+
+    loader = torch.utils.data.DataLoader(
+        Images(), BATCH_SIZE, shuffle=True, num_workers=os.cpu_count() or 1, persistent_workers=True
+    )
+    return (batch for _ in range(2**30) for batch in loader)
+
+
+def read(system: str, folder: Path, count: int) -> dict[str, float]:
+    """Reads `count` images after a warm-up, in this process; returns images per second and peak memory in MB."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     steps = -(-count // BATCH_SIZE)
-    iterator = iter(batches.repeat())
-    for _ in range(3):  # starts the threads
+    iterator = peer_batches(system, folder) if system in PEERS else iter(tensorflow_batches(system, folder).repeat())
+    for _ in range(steps if system.startswith("keep") else 3):  # starts the threads, or decodes all
         next(iterator)
-    begun = time.perf_counter()
+    begun = time.perf_counter(), processor_seconds()
     for _ in range(steps):
         next(iterator)
-    seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"images_per_second": steps * BATCH_SIZE / seconds, "peak_mb": peak}
+    seconds, processor = time.perf_counter() - begun[0], processor_seconds() - begun[1]
+    images, peak = steps * BATCH_SIZE, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"images_per_second": images / seconds, "images_per_processor_second": images / processor, "peak_mb": peak}
 
 
-def in_a_process(system: str, folder: Path, count: int) -> dict[str, float]:
+def processor_seconds() -> float:
+    """Returns the processor time of this process, and of worker processes as far as the system says it."""
+    total = time.process_time()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == os.getpid():
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def in_a_process(system: str, folder: Path, count: int, python: str = sys.executable) -> dict[str, float]:
     """Runs `read` in a process of its own."""
-    command = [sys.executable, __file__, "--system", system, "--folder", str(folder), "--images", str(count)]
+    command = [python, __file__, "--system", system, "--folder", str(folder), "--images", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -91,30 +161,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=1000, help="images (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")
     parser.add_argument("--memory", type=int, nargs="*", default=[], help="numbers of images to measure the memory of")
+    parser.add_argument("--read", type=int, help="how many of them are read then (default: all)")
+    parser.add_argument("--peers", help="the Python of an environment with grain and torch")
     parser.add_argument("--folder", type=Path, help="where the images are kept (default: a temporary folder)")
-    parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=(*TENSORFLOW, *PEERS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.system:
         print(json.dumps(read(options.system, options.folder, options.images)))
         return 0
+    pythons = dict.fromkeys(TENSORFLOW, sys.executable) | (dict.fromkeys(PEERS, options.peers) if options.peers else {})
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary)
-        folder = make_images(root / str(options.images), options.images)
-        rounds = [
-            {system: in_a_process(system, folder, options.images) for system in SYSTEMS} for _ in range(options.rounds)
-        ]
-        reference = statistics.median(each["image_dataset_from_directory"]["images_per_second"] for each in rounds)
-        print(f"| {options.images:,} JPEG files | images/s | ratio to Keras | peak memory, MB |\n|---|--:|--:|--:|")
-        for system in SYSTEMS:
-            speed = statistics.median(each[system]["images_per_second"] for each in rounds)
-            peak = max(each[system]["peak_mb"] for each in rounds)
-            print(f"| {system} | {speed:,.0f} | {speed / reference:.2f} | {peak:,.0f} |")
+        if options.rounds:
+            folder = make_images(root / str(options.images), options.images)
+            rounds = [
+                {system: in_a_process(system, folder, options.images, python) for system, python in pythons.items()}
+                for _ in range(options.rounds)
+            ]
+            print_speed(rounds, options.images)
         if options.memory:
-            print("\n| images | peak memory of an epoch, MB |\n|--:|--:|")
+            print("\n| images | peak memory, MB |\n|--:|--:|")
         for count in options.memory:
             folder = make_images(root / str(count), count)
-            print(f"| {count:,} | {in_a_process('finetune', folder, count)['peak_mb']:,.0f} |", flush=True)
+            peak = in_a_process("finetune", folder, min(options.read or count, count))["peak_mb"]
+            print(f"| {count:,} | {peak:,.0f} |", flush=True)
     return 0
+
+
+def print_speed(rounds: Sequence[dict[str, dict[str, float]]], count: int) -> None:
+    """Prints the median of each system, and its ratio to Keras' own reader by processor time."""
+
+    def middle(system: str, figure: str) -> float:
+        return statistics.median(each[system][figure] for each in rounds)
+
+    reference = middle("image_dataset_from_directory", "images_per_processor_second")
+    print(f"| {count:,} JPEG files | images/s | a processor second | ratio to Keras | peak memory, MB |")
+    print("|---|--:|--:|--:|--:|")
+    for system in rounds[0]:
+        speed, efficiency = middle(system, "images_per_second"), middle(system, "images_per_processor_second")
+        peak = max(each[system]["peak_mb"] for each in rounds)
+        print(f"| {system} | {speed:,.0f} | {efficiency:,.0f} | {efficiency / reference:.2f} | {peak:,.0f} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Ends, fills up and doubles real runs, and counts what they survive: the table of docs/trust.md.
 
-    python scripts/torture.py                   everything, in about ten minutes
+    python scripts/torture.py                   everything, in about an hour
     python scripts/torture.py --only disk       a kind, or a part of the name of a check
     python scripts/torture.py --list
 
 A check is a function with `@check(kind, variants)`: it gets an empty folder and a variant, starts the `finetune`
-command, and raises where something was lost. Exits 1 where anything was.
+command, and raises where something was lost. Exits 1 where anything was. Other checks are in `torturing/`.
 """
 
 import argparse
@@ -17,90 +17,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
+sys.path.insert(0, str(Path(__file__).parent))
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "recipes" / "digits.yaml"
+from torturing import inputs, numbers_and_graphs, surroundings  # noqa: F401 - these register their checks
+from torturing.harness import (
+    CHECKS,
+    RECIPE,
+    ROOT,
+    Check,
+    check,
+    ended,
+    epochs,
+    start,
+    steps_in,
+    wait_for,
+)
+
 STEPS_PER_EPOCH = 5
 LONG = ("--set", "train.epochs=5000")
-
-
-@dataclass(frozen=True)
-class Check:
-    """A way to torture a run.
-
-    Attributes:
-        kind: `disk`, `signals`, `locks` ...
-        name: What is done, as words.
-        function: Called with an empty folder and a variant; raises where something was lost.
-        variants: What it is tried with.
-    """
-
-    kind: str
-    name: str
-    function: Callable[[Path, Any], None]
-    variants: Sequence[Any]
-
-
-CHECKS: list[Check] = []
-
-
-def check(kind: str, variants: Sequence[Any] = (None,)) -> Callable[[Callable[[Path, Any], None]], Any]:
-    """Registers a check; its name is that of the function."""
-
-    def register(function: Callable[[Path, Any], None]) -> Any:
-        CHECKS.append(Check(kind, function.__name__.replace("_", " "), function, variants))
-        return function
-
-    return register
-
-
-# -- Processes --------------------------------------------------------------------------------------------------------
-
-
-def start(folder: Path, *arguments: object, **more: Any) -> subprocess.Popen[str]:
-    """Starts `finetune run` of the digits in a folder, with a folder `tmp` of its own for temporary files."""
-    (folder / "tmp").mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp"), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "finetune", "run", str(RECIPE), "--out", "out", *map(str, arguments)]
-    more.setdefault(
-        "preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    )  # ignored behind `&`
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **more)
-
-
-def epochs(folder: Path) -> int:
-    """The epochs in `metrics.csv`."""
-    path = folder / "out" / "metrics.csv"
-    return path.read_text().count("\n") - 1 if path.exists() else 0
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Waits until a condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing within {seconds} seconds"
-        time.sleep(0.02)
-
-
-def ended(process: subprocess.Popen[str], *codes: int) -> str:
-    """Waits for a process to end with one of the exit codes and without a traceback; returns what it said."""
-    error = process.communicate(timeout=180)[1]
-    assert process.returncode in codes, f"exit {process.returncode}: {error}"
-    assert "Traceback" not in error, error
-    return error
-
-
-def steps_in(path: Path) -> int:
-    """The steps that the optimizer in a file of weights has made."""
-    with h5py.File(path) as file:
-        return int(file["optimizer/vars/0"][()])  # pyright: ignore[reportIndexIssue] - h5py is untyped
 
 
 # -- Disk -------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def chained(error, cause):
         (tf.errors.UnknownError(None, None, "OSError: [Errno 24] Too many open files: 'a.png'"), "too many files are open"),
         (tf.errors.UnknownError(None, None, "MemoryError: \n"), "there is not enough memory"),
         (RuntimeError("std::bad_alloc"), "there is not enough memory"),
+        (ImportError("libtensorflow_cc.so.2: failed to map segment from shared object"), "there is not enough memory"),
         (OSError("Can't read data (memory allocation failed for raw data chunk)"), "there is not enough memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "there is no room on a disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "there is no room on a disk"),

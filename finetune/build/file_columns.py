@@ -75,4 +75,5 @@ def network_files(
     if kind == "audio":
         rows, about = network_sounds(recipe, paths, network_input, places)
         return rows, {column.name: {"kind": "audio", **about}}
-    return network_images(recipe, paths, network_input, places)
+    rows, about = network_images(recipe, paths, network_input, places)
+    return rows, {column.name: {"kind": "image", **about}}

@@ -40,6 +40,7 @@ from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
+from finetune.training.input_checks import input_problems
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -172,7 +173,7 @@ def _lay_out(
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
     with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
-    on_targets = _advice_on_targets(recipe, model, examples, trial)
+    on_targets = [*_advice_on_targets(recipe, model, examples, trial), *_advice_on_images(model, trial)]
     notes = (*notes, *on_targets, *examples.source.get("warnings", ()), *notes_on_padding)
     plan = replace(plan, advice=(*plan.advice, *advice_on_loss(model, trial.x), *notes))
     divide_evenly(model, length.steps_per_epoch, *(phase.steps or 0 for phase in phases))
@@ -204,6 +205,13 @@ def _advice_on_targets(recipe: Recipe, model: keras.Model, examples: Examples, t
         if values.ndim > 1:
             size = float(np.sqrt(np.mean(values**2)))
             yield from advice_on_targets(facts, loss, values.shape[-1], size, name)
+
+
+def _advice_on_images(model: keras.Model, trial: Trial) -> Iterator[str]:
+    """Yields a sentence where images that are scaled already meet a network that scales them."""
+    inputs = trial.x if isinstance(trial.x, Mapping) else {"": trial.x}
+    images = {name: np.asarray(x) for name, x in inputs.items() if len(getattr(x, "shape", ())) == 4}
+    yield from input_problems(model, {name: (float(x.min()), float(x.max())) for name, x in images.items()})
 
 
 def _check_finite(recipe: Recipe, tree: LayerTree) -> None:

@@ -17,6 +17,7 @@ from finetune.models.builders import call_builder, check_model, load_keras_file
 from finetune.models.graph_consent import require_consent
 from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
+from finetune.models.preset_images import converter_sentence
 from finetune.models.presets import make_preset
 from finetune.pretrained.restore import restore
 from finetune.recipe.error_places import located_at
@@ -63,7 +64,8 @@ def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
         with placed(recipe, "model", "preset"):
             place = resolve_place(recipe, source.preset)
             pairs = any(len(columns) > 1 for columns in recipe.data.inputs.values())
-            return make_preset(place, whole_task=source.head is None, arguments=source.arguments, pairs=pairs)
+            options: Any = {"arguments": source.arguments, "pairs": pairs, "size": recipe.data.size}
+            return make_preset(place, whole_task=source.head is None, **options)
     assert source.builder  # the schema requires exactly one source
     with placed(recipe, "model", "builder"):
         network = call_builder(source.builder, source.arguments)
@@ -177,7 +179,8 @@ def build_model_and_examples(recipe: Recipe) -> Built:
     build_for(recipe, network, examples)
     chosen = with_chosen_losses(recipe, network, examples)
     model = with_head(chosen.recipe, network, chosen.examples)
-    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, chosen.sentences)
+    sentences = tuple(filter(None, (converter_sentence(network), *chosen.sentences)))
+    return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, sentences)
 
 
 def keys_of_width(recipe: Recipe) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from finetune.data.examples import Examples, class_numbers, leaves, summary
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
 from finetune.errors import FinetuneError
+from finetune.models.preset_images import converter_sentence
 from finetune.recipe.loader import load_recipe
 from finetune.results.contact_sheet import write_contact_sheet
 from finetune.results.tables import classes_table, columns_table, targets_table
@@ -65,7 +66,7 @@ def show_data(
             console.print(f"  {key}: {value}", markup=False)
     for warning in described["source"].get("warnings", ()):
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    for sentence in chosen.sentences:
+    for sentence in filter(None, (converter_sentence(network), *chosen.sentences)):
         console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))

@@ -209,7 +209,7 @@ def _run(
         }
         wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
-        with clock("train"), unreadable_rows_named(layout.examples):
+        with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
                 layout.groups,

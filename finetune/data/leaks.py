@@ -1,7 +1,7 @@
 """Rows to test or validate on that are among the training rows, too: found cheaply, before training.
 
-Rows in memory are hashed; of images the files are, and only those whose size in bytes is that of another. Nothing is
-decoded. `finetune check --deep` reads every row of any source.
+Rows in memory are hashed; of images and sounds in folders the files are, and only those whose size in bytes is that of
+another. Nothing is decoded. `finetune check --deep` reads every row of any source.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
         if sum(len(array) * _bytes_of_rows(array, [0])[0].nbytes for array in flat) > _HASHED_BYTES:
             return {}
         digests = {name: _of_arrays(of_split) for name, of_split in arrays.items()}
-    elif examples.source.get("kind") == "images" and all(examples.places.get(name) for name in splits):
+    elif examples.source.get("kind") in ("images", "audio") and all(examples.places.get(name) for name in splits):
         folder = Path(str(examples.source["folder"]))
         digests = _of_files({name: [folder / place for place in examples.places[name]] for name in splits})
     else:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,18 @@ from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
+from finetune.models.preset_images import converted, image_converter
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 
 
 def make_preset(
-    preset: str, *, whole_task: bool = False, arguments: Mapping[str, Any] | None = None, pairs: bool = False
+    preset: str,
+    *,
+    whole_task: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    pairs: bool = False,
+    size: Sequence[int] | None = None,
 ) -> keras.Model:
     """Makes a network from a KerasHub preset that takes a single array, or token ids of pairs and their types.
 
@@ -31,6 +37,7 @@ def make_preset(
         whole_task: Whether to load the task with its head rather than the backbone alone. Needs a local folder.
         arguments: Keyword arguments for `from_preset`, e.g. `dropout`.
         pairs: Whether rows are pairs of texts, whose tokens a network with `segment_ids` tells apart.
+        size: Height and width of images, for a network that takes any; by default those of the preset's converter.
 
     Raises:
         FinetuneError: If KerasHub is not installed, the preset cannot be loaded or does not accept the arguments, or
@@ -52,7 +59,7 @@ def make_preset(
         ) from error
     # After loading, since only then the class whose arguments count is known.
     _check_arguments(type(network), dict(arguments or {}), preset)
-    return _with_few_inputs(network, lambda: _padding_id(keras_hub, preset), preset, pairs)
+    return _with_few_inputs(network, lambda: _padding_id(keras_hub, preset), preset, pairs, size)
 
 
 def _keras_hub() -> Any:
@@ -92,9 +99,14 @@ def _task_class(keras_hub: Any, preset: str) -> Any:
     return kind
 
 
-def _with_few_inputs(network: keras.Model, padding_id: Callable[[], int], preset: str, pairs: bool) -> keras.Model:
+def _with_few_inputs(
+    network: keras.Model, padding_id: Callable[[], int], preset: str, pairs: bool, size: Sequence[int] | None
+) -> keras.Model:
     inputs = inputs_of(network)
     if not isinstance(inputs, Mapping):
+        converter = image_converter(preset) if len(inputs.shape) == 4 else None
+        if converter is not None:
+            return converted(network, inputs.shape[1:], converter, size)
         x = keras.Input(inputs.shape[1:], dtype=inputs.dtype, name="inputs")
         return keras.Model(x, network(x), name="preset_model")
     if "token_ids" not in inputs or not set(inputs) <= _TEXT_INPUTS:

@@ -4,6 +4,8 @@ None of these may end a training that has taken days, nor take its last message 
 """
 
 import errno
+import os
+import sys
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -38,6 +40,24 @@ class LenientStream(TextIOWrapper):
     def _remember(self, error: OSError) -> None:
         if error.errno != errno.EPIPE:
             self.failure = error
+
+
+def open_closed_streams() -> None:
+    """Opens the null device for each of standard input, output and error that whoever started the process has closed.
+
+    Else the next file that is opened takes the number of the stream, and messages of TensorFlow are written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def lenient(stream: TextIO) -> TextIO:

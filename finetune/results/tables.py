@@ -115,9 +115,7 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
     table = _table("column", "input", "type", "fitted to the training rows", "missing")
     for name, columns in inputs.items():
         for column, about in columns.items():
-            if not isinstance(about, Mapping):  # images have a single setting for all
-                _add_row(table, column, name, "image", str(about), "")
-            elif "categories" in about:
+            if "categories" in about:
                 # Some of them are enough to see what a column was taken for; `data.json` has all.
                 shown = ", ".join(category or "(missing)" for category in about["categories"][:6])
                 more = f" and {len(about['categories']) - 6} more" if len(about["categories"]) > 6 else ""
@@ -129,7 +127,8 @@ def columns_table(inputs: Mapping[str, Mapping[str, Any]]) -> Table:
                 cut = f"at most {about['longest']} of {about['length']} tokens, {about['cut']} texts cut"
                 _add_row(table, column, name, "text", cut, "")
             else:
-                _add_row(table, column, name, about["kind"], "", "")
+                settings = ", ".join(f"{key} {value}" for key, value in about.items() if key != "kind")
+                _add_row(table, column, name, about["kind"], settings, "")
     return table
 
 

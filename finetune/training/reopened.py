@@ -48,7 +48,7 @@ def open_again(path: Path) -> Callable[[], str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", _OPEN, path.name],
+        [sys.executable, "-P", "-c", _OPEN, path.name],  # modules that lie in the folder are not those of Keras
         cwd=path.parent,
         env=environment,
         stdout=subprocess.PIPE,

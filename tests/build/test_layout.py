@@ -241,3 +241,25 @@ def test_a_network_with_a_weight_that_is_no_number_is_refused(recipe, problem, t
     assert message.startswith("tiny.yaml:2:8: `model`: weights and statistics of a network must be finite numbers")
     assert "`bn/moving_variance`: 1 of " in message
     assert "values of a variance are negative, the first at [0]: -1.0" in message
+
+
+def test_images_that_would_be_scaled_twice_are_advice(tmp_path):
+    network = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            keras.layers.Rescaling(1 / 255, name="scaling"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, "softmax"),
+        ]
+    )
+    network.save(tmp_path / "network.keras")
+    x, y = np.random.default_rng(0).uniform(size=(8, 4, 4, 3)).astype("float32"), np.arange(8) % 2
+    np.savez(tmp_path / "rows.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {keras_file: network.keras}\ndata: {npz: rows.npz}\n"
+        "groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 1.0e-3}]\ntrain: {epochs: 1, batch_size: 8}\n"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    with precision(recipe):
+        advice = build_layout(recipe).plan.advice
+    assert any("takes pixels from 0 to 255, since `scaling` scales them. The inputs are" in each for each in advice)

@@ -33,14 +33,15 @@ def test_without_copies_nothing_is_said():
     assert warning_of_leaks({}, examples) == ""
 
 
+@pytest.mark.parametrize("kind", ["images", "audio"])
 @pytest.mark.parametrize("same_size", [True, False])
-def test_files_of_the_same_bytes_are_found(tmp_path, same_size):
+def test_files_of_the_same_bytes_are_found(tmp_path, same_size, kind):
     contents = {"0.png": b"abc", "1.png": b"abd", "2.png": b"abc", "3.png": b"abe" if same_size else b"longer"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     rows = Rows(2, lambda at: at, take_row=lambda at: at)
     places = {"train": ["0.png", "1.png"], "test": ["2.png", "3.png"]}
-    source = {"kind": "images", "folder": str(tmp_path)}
+    source = {"kind": kind, "folder": str(tmp_path)}
     examples = Examples(rows, Y[:2], rows, Y[:2], places=places, source=source)
     assert leaked_rows(examples) == {"test": [0]}
     assert "1 of 2 rows of `test` (`2.png`)" in warning_of_leaks(leaked_rows(examples), examples)

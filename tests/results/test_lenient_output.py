@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from io import StringIO
 
 import pytest
@@ -38,3 +40,22 @@ def test_text_arrives_by_lines_and_what_the_encoding_lacks_is_escaped(tmp_path):
 def test_a_stream_that_is_no_file_stays():
     stream = StringIO()
     assert lenient(stream) is stream
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_the_null_device(tmp_path, streams):
+    code = (
+        "import os, sys; from finetune.results.lenient_output import lenient, open_closed_streams\n"
+        "open_closed_streams()\n"
+        "sys.stdout, sys.stderr = lenient(sys.stdout), lenient(sys.stderr)\n"
+        "print('a'); print('b', file=sys.stderr); sys.stdin.read()\n"
+        "with open('file', 'w') as file: number = file.fileno()\n"
+        "open('number', 'w').write(f'{number} {os.dup(2) > 2}')"
+    )
+    command = f'{sys.executable} -c "$CODE" {streams}'
+    options = {"cwd": tmp_path, "env": {**os.environ, "CODE": code}, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(["bash", "-c", command], check=False, **options)
+    assert done.returncode == 0
+    number, works = (tmp_path / "number").read_text().split()
+    assert int(number) > 2
+    assert works == "True"

@@ -31,13 +31,42 @@ def test_a_check_that_raises_counts_as_lost_and_says_what(script):
 
 
 def test_every_kind_has_checks_and_a_name_that_does_not_exist_is_an_error(script):
-    assert {"disk", "signals", "locks"} <= {check.kind for check in script.CHECKS}
+    kinds = {
+        "disk",
+        "signals",
+        "locks",
+        "numbers",
+        "graphs",
+        "sound files",
+        "links",
+        "bombs",
+        "names",
+        "inputs",
+        "time",
+    }
+    assert {check.kind for check in script.CHECKS} == kinds | {"surroundings"}
     names = [check.name for check in script.CHECKS]
     assert len(set(names)) == len(names)
     command = [sys.executable, ROOT / "scripts" / "torture.py", "--list", "--only", "dsk"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "No check is called `dsk`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("a file of weights reads no other file", "virtual"),
+        ("a small file that asks for gigabytes gets none", "tar_with_a_pax_header_of_gigabytes"),
+        ("names in weights are shown escaped", "\x1b[31mred"),
+        ("check tells before tensorflow starts", "a taken folder"),
+    ],
+)
+@pytest.mark.slow
+def test_a_sample_of_the_checks_survives(script, tmp_path, name, variant):
+    (check,) = [check for check in script.CHECKS if check.name == name]
+    assert variant in check.variants
+    check.function(tmp_path, variant)
 
 
 @pytest.mark.slow

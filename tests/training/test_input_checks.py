@@ -102,3 +102,11 @@ def test_classes_with_few_training_rows_are_named():
     assert rare_class_problems({"numbers": {}}) == []
     many = {"class_names": list("abcdefgh"), "rows_of_classes": {"train": [1] * 8, "test": [1] * 8}}
     assert rare_class_problems(many)[0].endswith("`e` (1) and 3 more")
+
+
+def test_the_deviations_of_imagenet_scale_pixels():
+    scale = [1 / (255 * deviation) for deviation in (0.229, 0.224, 0.225)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(scale, name="converter")])
+    [problem] = input_problems(model, {"": (0.0, 1.0)})
+    assert "takes pixels from 0 to 255, since `converter` scales them" in problem
+    assert input_problems(model, {"": (0.0, 255.0)}) == []

@@ -44,6 +44,9 @@ _CONSTANTS = {
     TF1RMSprop: ("rho", "momentum", "epsilon", "centered"),
     keras.optimizers.Lion: ("beta_1", "beta_2"),
 }
+# Rules of which TensorFlow's graph optimizer rewrites the division of accumulated gradients by `steps`, in a stack
+# otherwise than for a single variable. The results differ in the last bit, unless `1 / steps` is exact.
+_REWRITTEN = (keras.optimizers.SGD, keras.optimizers.Adagrad, keras.optimizers.RMSprop, Momentum, TF1RMSprop)
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between remains in the processor's cache
 
 
@@ -180,7 +183,7 @@ def make_stacks(
     alone: dict[str, str] = {}
     for group in groups:
         for variable in group.variables:
-            if reason := _reason_against(group, variable, all_sizes):
+            if reason := _reason_against(group, variable, accumulation_steps, all_sizes):
                 alone[variable_path(variable)] = reason
             else:
                 traits = tuple(variable.shape), tf.as_dtype(variable.dtype), tf_variable(variable).device
@@ -194,11 +197,14 @@ def make_stacks(
     return stacks, alone
 
 
-def _reason_against(group: Group, variable: Any, all_sizes: bool) -> str | None:
+def _reason_against(group: Group, variable: Any, accumulation_steps: int | None, all_sizes: bool) -> str | None:
     if tf.distribute.has_strategy() or isinstance(tf_variable(variable), tf.distribute.DistributedValues):
         return "there may be several replicas"
     if type(group.optimizer) not in _CONSTANTS:
         return f"`{type(group.optimizer).__name__}` has an update rule that is not elementwise, or not known here"
+    is_exact = not accumulation_steps or accumulation_steps.bit_count() == 1
+    if not (is_exact or all_sizes) and isinstance(group.optimizer, _REWRITTEN):
+        return f"a sum of {accumulation_steps} gradients is divided in another way for several variables together"
     # Keras writes the gradient of such a variable to it and never calls the rule: scales of float8 layers.
     if getattr(variable, "overwrite_with_gradient", False):
         return "its gradient replaces it"

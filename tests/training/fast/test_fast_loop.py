@@ -138,3 +138,56 @@ def test_a_schedule_without_a_hash_trains_again_and_again():
     for _ in range(2):
         model.fit(x, y, verbose=0, callbacks=[FastLoop()])
     assert int(model.optimizer.iterations) == 2
+
+
+CALLBACKS = {
+    # At this rate the loss soon rises and is no number any more, so that weights of an earlier epoch are put back.
+    "early stopping": (
+        1.0,
+        {},
+        lambda path: [keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True)],
+    ),
+    "averages swapped in": (
+        0.05,
+        {"use_ema": True, "ema_momentum": 0.9},
+        lambda path: [
+            keras.callbacks.ModelCheckpoint(path / "best.weights.h5", save_weights_only=True),
+            keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+        ],
+    ),
+    "accumulation with averages": (0.05, {"use_ema": True, "gradient_accumulation_steps": 3}, lambda path: []),
+}
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_callbacks_that_exchange_the_weights_between_epochs_give_the_bits_of_keras_own_optimizer(kind, tmp_path):
+    rate, options, callbacks = CALLBACKS[kind]
+    x = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
+    results = {}
+    for way in ("keras", "fast"):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(6), layers.BatchNormalization(), layers.Dense(3)])
+        groups = [(SGD(rate), layer) for layer in model.layers]
+        model.compile(
+            SGD(rate, **options) if way == "keras" else GroupedOptimizer(groups, **options),
+            "mse",
+            steps_per_execution=2,
+        )
+        (tmp_path / way).mkdir()
+        called = [*callbacks(tmp_path / way), *([FastLoop()] if way == "fast" else [])]
+        validation = (x, x[:, :3])
+        history = model.fit(
+            x, x[:, :3], batch_size=4, epochs=4, shuffle=False, verbose=0, validation_data=validation, callbacks=called
+        )
+        losses = history.history["loss"]
+        assert kind != "early stopping" or np.nanargmin(losses) < 3
+        saved = keras.models.clone_model(model)
+        if kind == "averages swapped in":
+            saved.load_weights(tmp_path / way / "best.weights.h5")
+        results[way] = [
+            losses,
+            history.history["val_loss"],
+            *(w.numpy() for w in (*model.weights, *(saved.weights if "swapped" in kind else ()))),
+        ]
+    for expected, received in zip(results["keras"], results["fast"], strict=True):
+        np.testing.assert_array_equal(received, expected)
