@@ -93,7 +93,9 @@ def test_phases_that_were_over_keep_their_records(recipe, monkeypatch):
 
 
 def test_random_features_are_drawn_again_as_at_the_begin_of_the_phase(recipe, monkeypatch, tiny_files):
-    settings = ["groups=[{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: sgd, learning_rate: 0.01}]"]
+    settings = [
+        "groups=[{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: sgd, learning_rate: 0.01}]"
+    ]
     settings += ["train.cache=memory", "train.cache_passes=2"]
     straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, *settings])
     killed(recipe, monkeypatch, 6, *settings)
