@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 # Every public name and the module that defines it. The imports under TYPE_CHECKING say the same to type checkers;
 # `tests/test_package.py` holds the two equal.
 _MODULES = {
+    "Checkpoint": "training.checkpoints.checkpoint",
     "Examples": "data.examples",
     "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
     "FiniteWeights": "training.finite_weights",
-    "Checkpoint": "training.checkpoints.checkpoint",
     "FrozenProof": "training.frozen_proof",
     "GroupedOptimizer": "optimizers.grouped",
     "HubLayer": "models.hub",
