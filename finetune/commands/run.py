@@ -152,7 +152,7 @@ def _run(
     with clock("load"):
         loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
         check_run_folder(out, overwrite=overwrite, resume=resume)
-        written = dump_recipe(loaded, absolute_paths=True)
+        written, settings = dump_recipe(loaded, absolute_paths=True), loaded.train
         of_run = out is not None and Path(recipe).resolve() == (out / "recipe.yaml").resolve()
         former = find_former_run(out, None if of_run else loaded) if resume and out else None
         if former:  # as it was written there: rates that were measured are in it
@@ -195,10 +195,8 @@ def _run(
             _write_plan(folder, layout, console)
             if range_test:
                 write_range_test(range_test, folder / "plots")
-        settings = loaded.train
-        checkpoint = Checkpoint(
-            folder / "checkpoints", every_seconds=settings.checkpoint_seconds, every_steps=settings.checkpoint_steps
-        )
+        checkpoint = former.checkpoint if former else Checkpoint(folder / "checkpoints")
+        checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
         checkpoint.more = lambda: {
             "recipe": written,
             "recalibrate": recalibrate,

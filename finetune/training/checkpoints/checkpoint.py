@@ -137,7 +137,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def document(self) -> Mapping[str, Any]:
-        """The further data of the file that the training goes on with; empty where there is none."""
+        """The further data of the file that the training goes on with; empty where there is none, and on from there."""
         return self._saved.document["more"] if self._saved else {}
 
     def batches(self, x: Any, y: Any, *, batch_size: int, **options: Any) -> tf.data.Dataset:
@@ -207,6 +207,8 @@ class Checkpoint(keras.callbacks.Callback):
             self._restore_all()
             passed = self.position.step
             skip_steps(self.model, self.position.step, read=not self._seeks, restore=self._restore_all)
+        else:
+            self._saved = None  # as large as weights and slots together
         self._pending, self._now = False, Position(epoch, passed)
         self._loss = None
         self._next_step = passed + (self.every_steps or 0)
@@ -222,7 +224,7 @@ class Checkpoint(keras.callbacks.Callback):
                 # The last of these calls: the callbacks have counted steps that they had counted before.
                 self._restore_callbacks()
             return
-        self._now = replace(self._now, step=step)
+        self._now, self._saved = replace(self._now, step=step), None
         self._loss = (logs or {}).get("loss")
         if self._is_due(step) and not self._trained.stop_training and self._is_finite():
             self._write(self._now)
@@ -239,7 +241,7 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._pending:  # and no epoch was left
             self._arrive()
-            self._pending = False
+            self._pending, self._saved = False, None
         # A `fit` that was over in the process before, and makes no step here, was stopped there.
         stopped = bool(self._trained.stop_training) or (self._now == self.position and self.position.stopped)
         self._now = replace(self._now, ended=True, stopped=stopped)
