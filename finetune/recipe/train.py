@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from finetune.recipe.fields import Count, OpenShare, Part, Positive, choice, fault, one_of, pick
 from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
+from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
 
 def _check_auto(value: Any) -> Any:
@@ -34,6 +35,8 @@ class Train(Part):
     Attributes:
         epochs: Length of the run. Required without `phases`, and with a strategy that does not set its own `epochs`; a
             list of phases says itself how long it is.
+        until: Ends a run without phases early, as `until` of a phase does.
+        reduce_on_plateau: Lowers the rates of a run without phases, as in a phase.
         batch_size: Rows in a batch, >= 1.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then give only their ratios.
@@ -70,6 +73,8 @@ class Train(Part):
     """
 
     epochs: Count | None = None
+    until: UntilSpec | None = None
+    reduce_on_plateau: PlateauSpec | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
     always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None

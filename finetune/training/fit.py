@@ -169,6 +169,8 @@ def train(
                 console.print(sentence, highlight=False, markup=False)
             records.append(record)
             fit.progress.epochs -= record.epochs_left
+            if record.epochs_left > 0 and not fit.guard.stopped_at:
+                fit.report(_ended_early(record, phases, options.announce_phases))
             if fit.guard.stopped_at or not record.frozen_unchanged:
                 break
     if fit.guard.stopped_at:
@@ -181,6 +183,16 @@ def train(
     except WriteError as error:
         raise WriteError(f"{error} {fit.weights.keep()}") from error
     return tuple(records)
+
+
+def _ended_early(record: PhaseRecord, phases: Sequence[Phase], announced: bool) -> str:
+    """Returns a sentence about a phase that `until` has ended."""
+    what = f"phase {record.number}" if announced else "training"
+    until = phases[record.number - 1].until
+    why = f": `{until.monitor}` no longer got better" if until else ""
+    best = ", and the weights of its best epoch are back" if until and until.restore_best else ""
+    plural = "" if record.epochs_left == 1 else "s"
+    return f"{what} ended {record.epochs_left} epoch{plural} early{why}{best}"
 
 
 @contextmanager
