@@ -294,14 +294,14 @@ def main() -> int:
     chosen = [case for case in cases() if options.only in case.name]
     while True:
         for case in chosen:
+            if options.kills and count.kills >= options.kills:
+                break
             if case.name in saved["done"]:
                 continue
             problems = torture(case, work, options.per_run, saved["round"], count)
             print(f"{case.name:36} {count.kills:5} kills  {problems or 'identical'}", flush=True)
             saved["done"].append(case.name)
             state.write_text(json.dumps({**saved, "count": vars(count)}))
-            if options.kills and count.kills >= options.kills:
-                break
         if count.kills >= options.kills:
             break
         saved |= {"round": saved["round"] + 1, "done": []}
