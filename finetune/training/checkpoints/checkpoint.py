@@ -86,7 +86,8 @@ class Checkpoint(keras.callbacks.Callback):
         ...     checkpoint = Checkpoint(folder)
         ...     x, y = np.ones((8, 4), "float32"), np.ones((8, 2), "float32")
         ...     batches = checkpoint.batches(x, y, batch_size=2, seed=7)
-        ...     model.fit(batches, steps_per_epoch=4, epochs=epochs, verbose=0, callbacks=[checkpoint])
+        ...     options = {"steps_per_epoch": 4, "epochs": epochs, "shuffle": False, "verbose": 0}
+        ...     model.fit(batches, callbacks=[checkpoint], **options)
         ...     return checkpoint.position.epoch, len(model.history.epoch)
         >>> folder = tempfile.mkdtemp()
         >>> train(epochs=2)  # 2 epochs, from the beginning
