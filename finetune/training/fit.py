@@ -144,14 +144,16 @@ def train(
         phases,
         fit,
         steps_per_epoch=options.steps_per_epoch,
-        gradient_batches=lambda: measurement_batches(
-            examples.x_train,
-            examples.y_train,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            sample_weight=examples.weights_train,
-            augmentation=examples.augmentation,
-        ).take(AUTO_RGN_BATCHES),
+        gradient_batches=lambda: (
+            lambda epoch: measurement_batches(
+                examples.x_train,
+                examples.y_train,
+                batch_size=options.batch_size,
+                seed=options.seed + epoch,  # a run that goes on measures over the same
+                sample_weight=examples.weights_train,
+                augmentation=examples.augmentation,
+            ).take(AUTO_RGN_BATCHES)
+        ),
         proof=proof,
         checkpoint=checkpoint,
         on_phase=fit.announce,

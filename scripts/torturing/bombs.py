@@ -9,8 +9,8 @@ import io
 import json
 import lzma
 import os
-import struct
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -599,7 +599,10 @@ def measure(folder: Path, arguments: list[str], seconds: float = 120) -> Measure
         begun = time.monotonic()
         process = subprocess.Popen(
             [*small, sys.executable, "-m", "finetune", *arguments],
-            **{"cwd": folder, "env": environment, "stdout": said, "stderr": said},
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
             pass_fds=(writer,),
             start_new_session=True,
         )

@@ -5,7 +5,7 @@ any function that fits; `train_phases` is the public entry, which fits with `mod
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -25,7 +25,7 @@ from finetune.training.fast.fast_loop import FastLoop, train_function, why_not_f
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
-from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn
+from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn, Measured
 from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
@@ -155,7 +155,7 @@ def run_phases(
     fit: Callable[..., Any],
     *,
     steps_per_epoch: int | None = None,
-    gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None = None,
+    gradient_batches: Callable[[], Measured] | None = None,
     validates: Validates = lambda epoch: True,
     proof: FrozenRecords | None = None,
     restore: Callable[[], int] = lambda: 0,
@@ -175,7 +175,7 @@ def run_phases(
             `callbacks` as `model.fit` is.
         steps_per_epoch: Batches in an epoch, if known: a phase given in steps then has no more epochs than it needs.
         gradient_batches: Makes the batches that a phase with `auto_rgn` measures gradients over, of inputs, targets and
-            weights of rows: called once, and iterated over before every epoch.
+            weights of rows: called once, and iterated over before every epoch. Or a function of the epoch that does.
         validates: Says whether an epoch, counted from 0, is followed by a validation.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
@@ -224,7 +224,7 @@ class _PhaseLoop:
         groups: Sequence[LayerGroup],
         phases: Sequence[Phase],
         steps_per_epoch: int | None,
-        gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None,
+        gradient_batches: Callable[[], Measured] | None,
         validates: Validates,
         proof: FrozenRecords,
     ):
@@ -234,7 +234,7 @@ class _PhaseLoop:
         self.optimizer = grouped_optimizer(model)
         self.sets_rates = any(phase.sets_rates for phase in phases)
         # Batches that `auto_rgn` measures over; made once, as every iteration over them has its own order.
-        self.measured_on: Iterable[tuple[Any, ...]] | None = None
+        self.measured_on: Measured | None = None
         self.restarted: set[str] = set()  # groups that entered after the first phase, with fresh slots and a clock
         self.functions: dict[Hashable, Callable[..., Any]] = {}
         self.state: PhaseState | None = None  # of the latest phase
