@@ -77,8 +77,9 @@ class GroupedOptimizer(AveragingOptimizer):
         ema_overwrite_frequency: Updates after which the average replaces the variables; `None`: at the end of `fit`.
         loss_scale_factor: Factor on the loss, taken off the gradients again.
         fused: `auto`: small variables of one shape whose optimizers are of one kind are updated together, in any number
-            of groups, with the same results to the last bit; `off`: every variable alone; `on`: together also where it
-            does not pay. `not_fused` says which variables are updated alone, and why.
+            of groups, with the same results to the last bit (for how, see `finetune/optimizers/fused/rewrites.py`);
+            `off`: every variable alone; `on`: together also where it does not pay. `not_fused` says which variables are
+            updated alone, and why.
         merge_rows: Whether the gradients of one row of an embedding are added up before anything else, as in TF1. By
             default rules and norms get them one by one, as in Keras; see `finetune/optimizers/sparse.py`.
         name: Name of the optimizer; by default that of the groups' optimizers, as `adam`, where all have the same. It

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.optimizers.fused.rewrites import as_written
 from finetune.variables import tf_variable
 
 
@@ -86,9 +87,12 @@ class Momentum(keras.optimizers.Optimizer):
             return
         if not (hasattr(variable, "handle") and hasattr(slot, "handle")):  # stacked, or a view: see `fused/`
             # The operations of TF1's kernel in its order; the kernel takes a single rate and whole variables.
+            # As written: TensorFlow takes common factors out of a compiled sum, but not in the kernel.
+            gradient = as_written(gradient)
             velocity = slot * momentum + gradient
             slot.assign(velocity)
-            variable.assign_sub(gradient * rate + velocity * momentum * rate if self.nesterov else velocity * rate)
+            step = as_written(velocity * momentum) * rate if self.nesterov else velocity * rate
+            variable.assign_sub(as_written(gradient * rate) + step if self.nesterov else step)
             return
         # One pass over memory: accum = momentum * accum + grad; var -= lr * accum, or with nesterov as above.
         tf.raw_ops.ResourceApplyMomentum(

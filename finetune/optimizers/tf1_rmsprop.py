@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from finetune.errors import GroupError
+from finetune.optimizers.fused.rewrites import as_written
 from finetune.variables import tf_variable
 
 
@@ -133,11 +134,12 @@ def _rule(
     slots: list[Any], gradient: Any, rate: tf.Tensor, rho: tf.Tensor, momentum: tf.Tensor, epsilon: tf.Tensor
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Returns the new values of the slots, and the step to subtract: the operations of TF1's kernel in its order."""
+    # As written, since TensorFlow reorders sums and divisions by a root in a compiled step, but not the kernel.
     mean_square, velocity, *means = slots
     mean_square = mean_square + (tf.square(gradient) - mean_square) * (1 - rho)
     means = [mean + (gradient - mean) * (1 - rho) for mean in means]
-    variance = mean_square - tf.square(means[0]) if means else mean_square
-    velocity = velocity * momentum + gradient * rate / tf.sqrt(variance + epsilon)
+    variance = as_written(mean_square - as_written(tf.square(means[0]))) if means else mean_square
+    velocity = velocity * momentum + gradient * rate / as_written(tf.sqrt(variance + epsilon))
     return [mean_square, velocity, *means], velocity
 
 

@@ -67,7 +67,8 @@ def update_adam(
 
 def is_plain_adam(optimizer: keras.optimizers.Optimizer) -> bool:
     """Returns whether the optimizer's rule is the rule above; a subclass may have another."""
-    return type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW) and not optimizer.amsgrad
+    is_adam = type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW) and not optimizer.amsgrad
+    return is_adam and bool(optimizer.epsilon)  # without epsilon, TensorFlow rewrites Keras' rule: see `rewrites.py`
 
 
 def has_kernels(variable: Any) -> bool:

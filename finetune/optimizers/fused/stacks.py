@@ -2,7 +2,8 @@
 
 The rule is Keras' own optimizer, built on a `StackedVariable` instead of the variables; its slots have one axis more in
 front, and each variable's optimizer holds a `SlotView` of its entry. Keras' rules compute element by element, so the
-results are the same to the last bit. See `tests/optimizers/fused/test_stacks.py`.
+results are the same to the last bit, where TensorFlow rewrites both alike (`rewrites.py`). See
+`tests/optimizers/fused/test_stacks.py`.
 """
 
 from collections import defaultdict
@@ -24,6 +25,7 @@ from finetune.optimizers.fused.adam import (
     update_weights,
     weight_change,
 )
+from finetune.optimizers.fused.rewrites import is_power_of_steps, keeps_vectors, may_be_products
 from finetune.optimizers.fused.slots import SlotView, gather_scalars
 from finetune.optimizers.fused.stacked_variable import StackedVariable
 from finetune.optimizers.group import Group
@@ -44,9 +46,6 @@ _CONSTANTS = {
     TF1RMSprop: ("rho", "momentum", "epsilon", "centered"),
     keras.optimizers.Lion: ("beta_1", "beta_2"),
 }
-# Rules of which TensorFlow's graph optimizer rewrites the division of accumulated gradients by `steps`, in a stack
-# otherwise than for a single variable. The results differ in the last bit, unless `1 / steps` is exact.
-_REWRITTEN = (keras.optimizers.SGD, keras.optimizers.Adagrad, keras.optimizers.RMSprop, Momentum, TF1RMSprop)
 LARGEST_STACK = 2**15  # elements: 128 KiB, so that what the rule computes in between remains in the processor's cache
 
 
@@ -105,13 +104,14 @@ class Stack:
         # Bias corrections depend on the step: a scalar for all, or a column if groups started at different steps.
         steps = self._clocks.steps_of(self.groups)
         set_step_counter(self._rule, self._as_column(steps, steps.dtype) if len(steps.shape) else steps)
-        gradient = tf.stack([tf.cast(gradient, self.stacked.dtype) for gradient in gradients])
+        gradients = [tf.cast(gradient, self.stacked.dtype) for gradient in gradients]
         # Plain Adam has kernels with fewer passes over memory (`adam.py`); other rules are called as they are.
         if not (is_plain_adam(self._rule) and has_kernels(tf_variable(self._slots[0]))):
-            self._rule.update_step(gradient, self.stacked, self._rates())
+            self._call_rule(gradients)
             return
+        gradient = tf.stack(gradients)
         m, v = map(tf_variable, self._slots)
-        alpha = step_size(self._rule, self._rates())
+        alpha = self._step_sizes() if len(steps.shape) else step_size(self._rule, self._rates())
         update_moments(self._rule, m, v, gradient)
         # The kernel needs one variable for all weights; without a buffer they are apart, and get the difference.
         if self.stacked.buffer is not None:
@@ -119,8 +119,20 @@ class Stack:
         else:
             self.stacked.assign_sub(weight_change(self._rule, m, v, alpha))
 
+    def _call_rule(self, gradients: Sequence[tf.Tensor]) -> None:
+        # Products of single variables are more operations than one of the stack, and here they have other bits.
+        if isinstance(self._rule, keras.optimizers.SGD) and may_be_products(gradients):
+            rates = tf.unstack(self._rate_of_each())
+            products = [gradient * rate for gradient, rate in zip(gradients, rates, strict=True)]
+            self._rule.update_step(tf.stack(products), self.stacked, 1.0)
+        else:
+            self._rule.update_step(tf.stack(gradients), self.stacked, self._rates())
+
     def can_decay(self) -> bool:
-        """Returns whether weight decay applies to every variable."""
+        """Returns whether weight decay applies to every variable, and the stack has the bits of single ones."""
+        # Of `w * weight_decay * rate` TensorFlow multiplies the two smallest first: none of three that are one number.
+        if self.stacked.shape.num_elements() == len(self.groups):
+            return False
         return all(
             group.optimizer.weight_decay is not None and uses_weight_decay(group.optimizer, variable)
             for group, variable in zip(self.groups, self.stacked.variables, strict=True)
@@ -135,12 +147,28 @@ class Stack:
         """Returns the rate of the group, or a column with the rate of each variable if there are several groups."""
         if len(set(map(id, self.groups))) == 1:
             return tf.cast(self.groups[0].optimizer.learning_rate, self.stacked.dtype)
+        return self._as_column(self._rate_of_each())
+
+    def _rate_of_each(self) -> tf.Tensor:
+        """Returns a vector with the rate of each variable."""
         # One gather if the rates share their storage and none is scheduled; otherwise each group's rate is read once.
         rates = gather_scalars([held_rate(group.optimizer) for group in self.groups])
         if rates is None:
-            read = {group.name: tf.cast(group.optimizer.learning_rate, self.stacked.dtype) for group in self.groups}
-            rates = [read[group.name] for group in self.groups]
-        return self._as_column(rates)
+            rates = self._of_each(lambda group: tf.cast(group.optimizer.learning_rate, self.stacked.dtype))
+        return tf.cast(rates, self.stacked.dtype)
+
+    def _step_sizes(self) -> tf.Tensor:
+        """Returns a column with Adam's step size for each variable, of groups that started at different steps."""
+        # A power of a column would have other bits: see `rewrites.py`.
+        dtype = self.stacked.dtype
+        return self._as_column(
+            self._of_each(lambda g: step_size(g.optimizer, tf.cast(g.optimizer.learning_rate, dtype)))
+        )
+
+    def _of_each(self, compute: Callable[[Group], Any]) -> list[Any]:
+        """Computes something once for each group; returns it for each variable."""
+        computed = {group.name: compute(group) for group in self.groups}
+        return [computed[group.name] for group in self.groups]
 
     def _as_column(self, numbers: Any, dtype: Any = None) -> tf.Tensor:
         """Returns numbers, one per variable, in the shape `(variables, 1, ...)` that multiplies `stacked`."""
@@ -183,11 +211,15 @@ def make_stacks(
     alone: dict[str, str] = {}
     for group in groups:
         for variable in group.variables:
-            if reason := _reason_against(group, variable, accumulation_steps, all_sizes):
+            if reason := _reason_against(group, variable, all_sizes):
                 alone[variable_path(variable)] = reason
             else:
                 traits = tuple(variable.shape), tf.as_dtype(variable.dtype), tf_variable(variable).device
-                alike[kind(group.optimizer), *traits].append((group, variable))
+                # Of several groups only where a column of steps, one for each, has the bits of single steps.
+                counts = is_power_of_steps(group.optimizer, tf_variable(variable))
+                has_column = is_plain_adam(group.optimizer) and has_kernels(tf_variable(variable))
+                within = group.name if counts and not has_column else None
+                alike[kind(group.optimizer), within, *traits].append((group, variable))
     stacks = []
     for members in alike.values():
         if len(members) == 1 and not all_sizes:
@@ -197,14 +229,13 @@ def make_stacks(
     return stacks, alone
 
 
-def _reason_against(group: Group, variable: Any, accumulation_steps: int | None, all_sizes: bool) -> str | None:
+def _reason_against(group: Group, variable: Any, all_sizes: bool) -> str | None:
     if tf.distribute.has_strategy() or isinstance(tf_variable(variable), tf.distribute.DistributedValues):
         return "there may be several replicas"
     if type(group.optimizer) not in _CONSTANTS:
         return f"`{type(group.optimizer).__name__}` has an update rule that is not elementwise, or not known here"
-    is_exact = not accumulation_steps or accumulation_steps.bit_count() == 1
-    if not (is_exact or all_sizes) and isinstance(group.optimizer, _REWRITTEN):
-        return f"a sum of {accumulation_steps} gradients is divided in another way for several variables together"
+    if not keeps_vectors(group.optimizer, tf_variable(variable)):
+        return "its rule divides by a square root, the last bits of which depend on the place in an array"
     # Keras writes the gradient of such a variable to it and never calls the rule: scales of float8 layers.
     if getattr(variable, "overwrite_with_gradient", False):
         return "its gradient replaces it"

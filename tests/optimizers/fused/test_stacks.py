@@ -120,7 +120,7 @@ def test_the_slots_of_a_variable_are_its_entries_in_those_of_the_stack():
 def test_optimizers_that_differ_in_any_constant_of_their_rule_are_of_another_kind(make, other):
     assert kind(make(0.1)) == kind(make(0.2))
     assert kind(make(0.1, **other)) != kind(make(0.1))
-    members = variables(2)
+    members = variables(2, (16,))
     stacks, _ = stacks_of(group("a", make(0.1, **other), members))
     assert all(getattr(stacks[0]._rule, name) == value for name, value in other.items())
 
