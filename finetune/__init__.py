@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # Every public name and the module that defines it. The imports under TYPE_CHECKING say the same to type checkers;
 # `tests/test_package.py` holds the two equal.
 _MODULES = {
+    "Checkpoint": "training.checkpoints.checkpoint",
     "Examples": "data.examples",
     "FastLoop": "training.fast.fast_loop",
     "FinetuneError": "errors",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from finetune.pretrained.restore import restore as restore
     from finetune.pretrained.transforms import Transform as Transform
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger
+    from finetune.training.checkpoints.checkpoint import Checkpoint as Checkpoint
     from finetune.training.fast.fast_loop import FastLoop as FastLoop
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze

@@ -64,9 +64,56 @@ def run(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in `--out` where it was stopped or killed; begin one if there is none."
+        ),
+    ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
-    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite)
+    _run(recipe, out, overrides, allow_code, overwrite=overwrite, recalibrate=recalibrate, resume=resume)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Go on with a run that was stopped or killed; it ends as if nothing had happened, bit for bit."""
+    from finetune.results.run_folder import is_run
+
+    if not is_run(run):
+        raise FinetuneError(
+            f"A run goes on in its run folder. `{run}` is none: it has no `recipe.yaml` and `plan.txt`. Name the "
+            "folder that the run has printed, such as `runs/digits-1`."
+        )
+    _run(run / "recipe.yaml", run, allow_code=allow_code, resume=True)
+
+
+def _run(
+    recipe: Path,
+    out: Path | None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    recalibrate: bool = False,
+    resume: bool = False,
+) -> None:
+    """Runs a recipe, or goes on with a run, and prints what came of it."""
+    from finetune.results.run_folder import check_can_resume, is_finished
+
+    if resume:
+        check_can_resume(out, overwrite=overwrite)
+        if out and is_finished(out):
+            print(
+                printable(
+                    f"{out}: the run is finished, and is not trained again. To train anew, choose another folder."
+                )
+            )
+            return
+    _start(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
     from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
 
@@ -78,6 +125,7 @@ def run(
         allow_code=allow_code,
         overwrite=overwrite,
         recalibrate=recalibrate,
+        resume=resume,
         console=console,
     )
     for name, value in result.metrics.items():
@@ -349,13 +397,20 @@ def _start(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> None:
     """Starts TensorFlow, which takes seconds, after whatever can be checked without it."""
     from finetune.commands.check import check as check_recipe
     from finetune.startup import start_tensorflow
 
     if recipe is not None:
-        options = {"overrides": overrides, "allow_code": allow_code, "out": out, "overwrite": overwrite}
+        options = {
+            "overrides": overrides,
+            "allow_code": allow_code,
+            "out": out,
+            "overwrite": overwrite,
+            "resume": resume,
+        }
         check_recipe(recipe, **options, shows_graphs=True)
     start_tensorflow()
 

@@ -663,6 +663,19 @@ def take_initial_epoch(model: keras.Model, callback: keras.callbacks.BackupAndRe
     return epoch
 
 
+# -- training/checkpoints/ ---------------------------------------------------------------------------------------------
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Lets the `fit` that has begun start with an epoch, counted from 0, whatever its `initial_epoch` says.
+
+    `None` takes it back, as Keras never does. Sets `Trainer._initial_epoch`, as `BackupAndRestore` does: `fit` reads it
+    after `on_train_begin`.
+    """
+    with tracking.DotNotTrackScope():
+        model._initial_epoch = epoch
+
+
 # -- training/fast/ ---------------------------------------------------------------------------------------------------
 
 

@@ -634,6 +634,24 @@ def take_initial_epoch():
         assert private.take_initial_epoch(model, callback) == 0, "a later `fit` begins where its arguments say"
 
 
+@checks(private.set_initial_epoch)
+def set_initial_epoch():
+    model, begun = compiled(), []
+
+    class Begin(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            private.set_initial_epoch(self.model, 2)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            begun.append(epoch)
+
+    x, y = np.ones((2, 2)), np.ones((2, 1))
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[Begin()])
+    assert begun == [2, 3]
+    private.set_initial_epoch(model, None)
+    assert len(model.fit(x, y, epochs=1, verbose=0).epoch) == 1
+
+
 @checks(private.weights_in_memory)
 def weights_in_memory():
     model = compiled()

@@ -28,6 +28,7 @@ def test_the_name_of_an_error_can_be_had_without_tensorflow():
 def test_the_package_hands_out_these_names_and_no_others():
     assert finetune.__all__ == [
         *(
+            "Checkpoint",
             "Examples",
             "FastLoop",
             "FinetuneError",

@@ -43,7 +43,9 @@ def phase_specs(recipe: Recipe, specs: Sequence[GroupSpec]) -> tuple[PhaseSpec, 
         RecipeError: The phases do not fit the groups that a strategy of groups makes, or the length of the run.
     """
     if recipe.phases is None:
-        return (PhaseSpec(train=ALL, epochs=recipe.train.epochs),)
+        train = recipe.train
+        ends = {"until": train.until, "reduce_on_plateau": train.reduce_on_plateau}
+        return (PhaseSpec(train=ALL, epochs=train.epochs, **ends),)
     # The schema has checked all this for groups that it could see. The groups of a strategy have names only now.
     peaks = {spec.name: peak_of(spec.learning_rate) for spec in specs if not spec.frozen}
     try:
@@ -106,7 +108,7 @@ def build_phases(
     builder = _Builder(recipe, specs, groups, length)
     built: list[Phase] = []
     for index, phase in enumerate(phases):
-        place = place_of(recipe, "phases", index)
+        place = place_of(recipe, *(("phases", index) if recipe.phases else ("train",)))
         _check_monitored(phase, examples, place)
         try:
             built.append(builder.phase(phase))

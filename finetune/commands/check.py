@@ -36,6 +36,7 @@ def check(
     allow_code: Sequence[str] = (),
     out: Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     shows_graphs: bool = False,
 ) -> None:
     """Reads a recipe and checks whatever shows without TensorFlow; every command that builds a model begins with it.
@@ -50,6 +51,7 @@ def check(
         allow_code: Packages whose code the recipe may run.
         out: The run folder; `None` does not check one.
         overwrite: Whether `out` may be a folder that is not empty.
+        resume: Whether `out` may be a folder with a run that goes on.
         shows_graphs: Whether the caller goes on and asks for consent itself, with what the graph of a SavedModel has in
             it; TensorFlow is needed for that.
 
@@ -76,7 +78,7 @@ def check(
     if out is not None:
         from finetune.results.run_folder import check_run_folder
 
-        check_run_folder(out, overwrite=overwrite)
+        check_run_folder(out, overwrite=overwrite, resume=resume)
 
 
 def check_deep(

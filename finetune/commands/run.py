@@ -1,6 +1,7 @@
 """`finetune run`: load, build, restore, plan, train, prove, save. The function `run` is the story; start there."""
 
 import csv
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
+from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
@@ -26,6 +28,7 @@ from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
+    check_can_resume,
     check_room,
     check_run_folder,
     open_run_folder,
@@ -34,6 +37,7 @@ from finetune.results.run_folder import (
 )
 from finetune.results.tables import class_results_table, plan_text
 from finetune.training.callbacks import LastWeights
+from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
@@ -103,6 +107,7 @@ def run(
     allow_code: Sequence[str] = (),
     overwrite: bool = False,
     recalibrate: bool = False,
+    resume: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tunes as a recipe says and writes the run folder.
@@ -114,6 +119,7 @@ def run(
         allow_code: Packages whose code the recipe may run.
         overwrite: Whether `out` may be a folder that is not empty.
         recalibrate: Whether moving statistics are estimated again after training, as the mean over all training rows.
+        resume: Whether the run in `out` goes on where it was stopped or killed; without a run there, one begins.
         console: Where to print the progress; `None` prints nothing.
 
     Raises:
@@ -124,8 +130,10 @@ def run(
         Stopped: A signal asks the process to end: Ctrl-C, SIGTERM or SIGHUP. Its text says what was saved.
     """
     console, out = console or Console(quiet=True), None if out is None else Path(out)
+    if resume:
+        check_can_resume(out, overwrite=overwrite)
     with stoppable(), ExitStack() as held:
-        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, console, held)
+        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held)
 
 
 def _run(
@@ -135,6 +143,7 @@ def _run(
     allow_code: Sequence[str],
     overwrite: bool,
     recalibrate: bool,
+    resume: bool,
     console: Console,
     held: ExitStack,
 ) -> RunResult:
@@ -142,7 +151,14 @@ def _run(
     clock = _Clock()
     with clock("load"):
         loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
-        check_run_folder(out, overwrite=overwrite)
+        check_run_folder(out, overwrite=overwrite, resume=resume)
+        written, settings = dump_recipe(loaded, absolute_paths=True), loaded.train
+        of_run = out is not None and Path(recipe).resolve() == (out / "recipe.yaml").resolve()
+        former = find_former_run(out, None if of_run else loaded) if resume and out else None
+        if former:  # as it was written there: rates that were measured are in it
+            loaded, written = load_recipe(former.recipe, allow_code=allow_code), former.document["recipe"]
+            clock.seconds, recalibrate = dict(former.document["seconds"]), former.document["recalibrate"]
+            _announce(former, console)
     with precision(loaded):
         with clock("prepare"):
             layout = build_layout(loaded)
@@ -158,25 +174,37 @@ def _run(
             unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
-            metrics_before = _evaluate(layout)
+            metrics_before = former.document["metrics_before"] if former else _evaluate(layout)
             metrics_of_mean = score_of_constant(layout.model, layout.examples)
 
         # Nothing has been written so far: a run that fails above leaves no folder.
         check_room(out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=overwrite)
-        folder = held.enter_context(open_run_folder(out, name=Path(recipe).stem, overwrite=overwrite))
-        weights = LastWeights(last_weights(folder))
-        held.enter_context(_kept_at_a_signal(weights))
-        _write_plan(folder, layout)
-        leaked = leaked_rows(layout.examples)
-        described = describe(layout.examples, loss_names(layout.recipe))
-        write_json(folder / "data.json", described | ({"leaked_rows": leaked} if leaked else {}))
-        if leaked:
-            console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
-        if range_test:
-            write_range_test(range_test, folder / "plots")
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        if former and out:
+            check_same_start(out, former.document["checksums_before"], checksums_before)
+            check_same_data(out, former.document["data"], _described(layout))
+        opened_folder = open_run_folder(
+            out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
+        )
+        folder = held.enter_context(opened_folder)
+        weights = LastWeights(last_weights(folder))
+        held.enter_context(_kept_at_a_signal(weights))
+        if not former:
+            _write_plan(folder, layout, console)
+            if range_test:
+                write_range_test(range_test, folder / "plots")
+        checkpoint = former.checkpoint if former else Checkpoint(folder / "checkpoints")
+        checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
+        checkpoint.more = lambda: {
+            "recipe": written,
+            "recalibrate": recalibrate,
+            "data": _described(layout),
+            "metrics_before": metrics_before,
+            "checksums_before": checksums_before,
+            "seconds": clock.so_far(),
+        }
         wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
@@ -191,6 +219,7 @@ def _run(
                 proof=proof,
                 wait=wait,
                 weights=weights,
+                checkpoint=checkpoint,
                 non_finite=non_finite,
             )
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
@@ -237,6 +266,8 @@ def _run(
         model=layout.model,
     )
     _write_result(result)
+    if not settings.keep_checkpoints:
+        checkpoint.remove()
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
@@ -305,7 +336,26 @@ def draw_curves(folder: Path, records: Sequence[PhaseRecord]) -> None:
     plot_training(rows, trained=trained, path=folder / "plots" / "training")
 
 
-def _write_plan(folder: Path, layout: Layout) -> None:
+def _announce(former: FormerRun, console: Console) -> None:
+    place, damaged = former.checkpoint.position, former.checkpoint.damaged
+    for path in damaged:
+        console.print(f"warning: `{path}` is damaged, so the checkpoint before it is taken", markup=False)
+    where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
+    console.print(f"going on at {where} from `{former.checkpoint.path}`", highlight=False, markup=False)
+
+
+def _described(layout: Layout) -> dict[str, Any]:
+    """Returns what `data.json` says of the examples, as JSON has it."""
+    return json.loads(json.dumps(describe(layout.examples, loss_names(layout.recipe))))
+
+
+def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
+    """Writes what is known before training."""
+    leaked = leaked_rows(layout.examples)
+    described = describe(layout.examples, loss_names(layout.recipe))
+    write_json(folder / "data.json", described | ({"leaked_rows": leaked} if leaked else {}))
+    if leaked:
+        console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
     plan = layout.plan.to_json()
     write_text(folder / "recipe.yaml", dump_recipe(layout.recipe, absolute_paths=True))
     write_text(folder / "plan.txt", plan_text(plan))
@@ -332,9 +382,17 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._running = ("", 0.0)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
+        self._running = stage, time.monotonic()
         yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+        self.seconds, self._running = self.so_far(), ("", 0.0)
+
+    def so_far(self) -> dict[str, float]:
+        """Returns the seconds of each stage, also of the one that has not ended."""
+        stage, start = self._running
+        if not stage:
+            return self.seconds
+        return self.seconds | {stage: round(self.seconds.get(stage, 0.0) + time.monotonic() - start, 3)}

@@ -329,8 +329,9 @@ class GroupRates:
 
 def as_float(value: Any) -> float:
     """Returns the value of a number, a scalar tensor or a variable, also one that several replicas hold."""
-    # A Keras variable itself makes NumPy warn of what Keras' `__array__` does not take.
-    number: Any = keras.ops.convert_to_numpy(value.value if isinstance(value, keras.Variable) else value)
+    # NumPy warns of what the `__array__` of a Keras variable does not take, and cannot read one of several replicas.
+    held: Any = value.value if isinstance(value, keras.Variable) else value
+    number: Any = held.numpy() if hasattr(held, "numpy") else keras.ops.convert_to_numpy(held)
     return float(number)
 
 

@@ -73,6 +73,10 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _check_together(self) -> "Recipe":
         if self.phases is not None:
+            for key in ("until", "reduce_on_plateau"):
+                if getattr(self.train, key) is not None:
+                    rule = "is of a run without `phases`. Move it into the phases that it is meant for"
+                    raise fault(rule, at=("train", key), about="key")
             self._check_phases()
         self._check_orders()
         self._check_blending()

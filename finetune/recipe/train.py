@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from finetune.recipe.fields import Count, OpenShare, Part, Positive, choice, fault, one_of, pick
 from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
+from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
 
 def _check_auto(value: Any) -> Any:
@@ -34,6 +35,8 @@ class Train(Part):
     Attributes:
         epochs: Length of the run. Required without `phases`, and with a strategy that does not set its own `epochs`; a
             list of phases says itself how long it is.
+        until: Ends a run without phases early, as `until` of a phase does.
+        reduce_on_plateau: Lowers the rates of a run without phases, as in a phase.
         batch_size: Rows in a batch, >= 1.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then give only their ratios.
@@ -61,10 +64,17 @@ class Train(Part):
         cache_passes: How many passes with different random numbers are kept, where that part augments the examples.
         jit_compile: Whether the step is compiled with XLA.
         shuffle: Whether every epoch has its own order of the training rows.
+        checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
+            most a hundredth of the time.
+        checkpoint_steps: Within an epoch, checkpoints are written after so many steps, and at no other time.
+        keep_checkpoints: Whether the last two checkpoints stay when the run is over. Each holds the weights and all
+            slots of the optimizer: with Adam, three times the size of the weights.
         validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
     """
 
     epochs: Count | None = None
+    until: UntilSpec | None = None
+    reduce_on_plateau: PlateauSpec | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
     always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
@@ -85,6 +95,9 @@ class Train(Part):
     cache_passes: Count = 1
     jit_compile: bool = False
     shuffle: bool = True
+    checkpoint_seconds: Positive = 300.0
+    checkpoint_steps: Count | None = None
+    keep_checkpoints: bool = False
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="before")

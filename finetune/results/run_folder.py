@@ -28,12 +28,15 @@ RUN_FILES = (
 _WRITING = ".writing-"  # begins the name of a file that is being written
 
 
-def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bool = False) -> None:
+def check_run_folder(
+    out: Path | None, *, overwrite: bool = False, resume: bool = False, is_locked: bool = False
+) -> None:
     """Checks that `open_run_folder` will succeed later; changes nothing.
 
     Args:
         out: The folder the user asked for; `None` for a numbered folder below `runs`.
         overwrite: Whether it may contain files.
+        resume: Whether it may contain a run.
         is_locked: Whether this process holds the lock of the folder.
 
     Raises:
@@ -54,10 +57,17 @@ def check_run_folder(out: Path | None, *, overwrite: bool = False, is_locked: bo
             f"A run needs a folder that can be created and written to. `{folder}` cannot: `{existing}` is "
             f"{'write-protected' if existing.is_dir() else 'a file'}. Choose another folder with `--out`."
         )
-    if out and existing == out and not overwrite and any(path.name != LOCK_FILE for path in out.iterdir()):
+    if (
+        out
+        and existing == out
+        and not overwrite
+        and not (resume and only_files_of_a_run(out))
+        and any(path.name != LOCK_FILE for path in out.iterdir())
+    ):
         raise FinetuneError(
             f"A run does not overwrite files. `--out {out}` is not empty. Choose another folder, remove `--out` "
-            "for a new numbered folder, or add `--overwrite`."
+            "for a new numbered folder, or add `--overwrite`"
+            + (", or `--resume` to go on with the run in it." if is_run(out) else ".")
         )
 
 
@@ -85,9 +95,10 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, rem
     except OSError as error:
         raise _cannot_be_created(error) from error
     with locked(folder):
-        check_run_folder(out, overwrite=overwrite, is_locked=True)  # again: a run may have begun and ended meanwhile
+        # Again: a run may have begun and ended meanwhile.
+        check_run_folder(out, overwrite=overwrite, is_locked=True)
         try:
-            if removes and _is_run(folder):
+            if removes and is_run(folder):
                 for path in _run_files(folder):
                     _remove(path)
         except OSError as error:
@@ -114,8 +125,32 @@ def _first_free(parent: Path, name: str) -> Path:
             return folder
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder holds a run, which may be unfinished."""
     return (folder / "recipe.yaml").is_file() and (folder / "plan.txt").is_file()
+
+
+def check_can_resume(out: Path | None, *, overwrite: bool) -> None:
+    """Checks options: a run that goes on has a folder, whose files stay.
+
+    Raises:
+        FinetuneError: There is no folder, or it is to be overwritten.
+    """
+    if out is None:
+        raise FinetuneError("`--resume` goes on with the run in a folder. Name the folder with `--out`.")
+    if overwrite:
+        raise FinetuneError("`--resume` goes on with a run, `--overwrite` deletes it. Remove one of the two.")
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns whether a folder holds a run that has come to its end."""
+    return is_run(folder) and (folder / "result.json").is_file()
+
+
+def only_files_of_a_run(folder: Path) -> bool:
+    """Returns whether a folder holds nothing but what a run writes, which may have been killed at any moment."""
+    known = {*RUN_FILES, LOCK_FILE}
+    return all(path.name in known or path.name.startswith(_WRITING) for path in folder.iterdir())
 
 
 def _run_files(folder: Path) -> list[Path]:
@@ -144,7 +179,7 @@ def check_room(folder: Path, total: int, largest: int, *, overwrite: bool = Fals
         WriteError: The disk has less room, or the process may not write files as large.
     """
     free = free_bytes(folder)
-    if overwrite and _is_run(folder):
+    if overwrite and is_run(folder):
         freed = (path for part in _run_files(folder) for path in (part, *part.rglob("*")))
         free += sum(path.lstat().st_size for path in freed if path.is_file())
     if total > free:

@@ -6,7 +6,7 @@ rates from the logs.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,24 +81,28 @@ class MetricsFile(keras.callbacks.Callback):
 
     Attributes:
         phase: Number of the phase, which gets a column; `None` for a run that shows no phases.
+        rows: The rows so far. `fit` is called once a phase, and those of all phases belong in the file.
     """
+
+    not_resumed = ("phase",)
 
     def __init__(self, path: Path, report: Callable[[str], None] = lambda sentence: None):
         super().__init__()
         self.path = path
         self.phase: int | None = None
+        self.rows: list[dict[str, Any]] = []
         self.warned = _Warned(report)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if self.phase in (None, 1):  # `fit` is called once a phase, and the rows of all phases belong in the file
-            self._rows: list[dict[str, Any]] = []
+        if self.phase in (None, 1):
+            self.rows = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         phase = {} if self.phase is None else {"phase": self.phase}
-        self._rows.append({"epoch": epoch + 1, **phase, **{key: float(value) for key, value in (logs or {}).items()}})
+        self.rows.append({"epoch": epoch + 1, **phase, **{key: float(value) for key, value in (logs or {}).items()}})
         with self.warned.of(WriteError):
             # An epoch may take less than a millisecond, and bringing a file to the disk takes several.
-            write_csv(self.path, self._rows, durable=False)
+            write_csv(self.path, self.rows, durable=False)
 
     def write(self) -> None:
         """Writes the rows of all epochs once more.
@@ -106,7 +110,7 @@ class MetricsFile(keras.callbacks.Callback):
         Raises:
             WriteError: The file cannot be written.
         """
-        write_csv(self.path, self._rows)
+        write_csv(self.path, self.rows)
 
 
 class _Warned:
@@ -148,6 +152,7 @@ class LastWeights(keras.callbacks.Callback):
         unsaved: Whether the weights are finite and newer than the file.
     """
 
+    not_resumed = ("_next",)
     _SHARE = 0.01  # of the time, for saving
     _FIRST_SECONDS = 0.0  # before the first file; a test sets it higher
 
@@ -245,18 +250,29 @@ class TensorBoardLog(keras.callbacks.Callback):
     """Writes `epoch_<name>` for every epoch, as Keras' TensorBoard does, without slowing the steps down.
 
     Keras' callback takes most of a millisecond in each step and several at the end of an epoch, and writes the rate of
-    every group twice. Where a file cannot be written training goes on, and a later epoch begins another file.
+    every group twice. All phases of a run go into the same files. Where a file cannot be written training goes on, and
+    a later epoch begins another file.
 
     Args:
         folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
         report: Called with a sentence where a file cannot be written.
+        rows: Asked for the epochs so far, as `MetricsFile.rows` has them: a run that goes on has the first of them from
+            another process, whose files may reach beyond them, so all are written.
     """
 
-    def __init__(self, folder: Path, report: Callable[[str], None] = lambda sentence: None):
+    not_resumed = ("_wrote", "_next", "_gap")
+
+    def __init__(
+        self,
+        folder: Path,
+        report: Callable[[str], None] = lambda sentence: None,
+        rows: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+    ):
         super().__init__()
-        self.folder = folder
+        self.folder, self.rows = folder, rows
         self.warned = _Warned(report)
         self._writers: dict[str, Any] = {}
+        self._wrote = False
         self._next, self._gap = 0, 1  # the epoch to write next, and epochs to wait after another failure
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -265,21 +281,35 @@ class TensorBoardLog(keras.callbacks.Callback):
         with self.warned.of(WriteError, OSError, tf.errors.OpError):
             try:
                 check_held(self.folder)
-                for key, value in (logs or {}).items():
-                    part = "validation" if key.startswith("val_") else "train"
-                    if part not in self._writers:
-                        self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
-                    with self._writers[part].as_default():
-                        tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
+                earlier = [] if self._wrote else [row for row in self.rows() if row["epoch"] <= epoch]
+                self._write_rows(earlier)
+                self._write(epoch, logs or {})
                 for writer in self._writers.values():
                     writer.flush()
+                self._wrote = True
             except (OSError, tf.errors.OpError):
                 # A record may be written in part, so another file is begun. Each may be empty: soon few are tried.
                 self._writers, self._next, self._gap = {}, epoch + self._gap, 2 * self._gap
                 raise
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        with suppress(OSError, tf.errors.OpError):
+    def _write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._write(int(row["epoch"]) - 1, {key: row[key] for key in row if key not in ("epoch", "phase")})
+
+    def _write(self, epoch: int, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            part = "validation" if key.startswith("val_") else "train"
+            if part not in self._writers:
+                self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
+            with self._writers[part].as_default():
+                tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
+
+    def close(self) -> None:
+        """Closes the files; a run that goes on and has no epoch left writes those of the process before."""
+        with suppress(OSError, tf.errors.OpError, WriteError):
+            if not self._wrote and self._next == 0:
+                check_held(self.folder)
+                self._write_rows(self.rows())
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}
@@ -335,6 +365,8 @@ class ProgressLine(keras.callbacks.Callback):
     Attributes:
         trained: Names of the groups whose rates are printed; `None` for all.
     """
+
+    not_resumed = ("trained", "_drawn")
 
     def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
         super().__init__()

@@ -23,6 +23,8 @@ class DataWait(keras.callbacks.Callback):
             are in memory, which nothing waits for.
     """
 
+    not_resumed = ("_read", "_begun", "_ended")
+
     def __init__(self) -> None:
         super().__init__()
         with tf.device("CPU:0"):

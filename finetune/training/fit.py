@@ -29,6 +29,8 @@ from finetune.training.callbacks import (
     StopAtSignal,
     TensorBoardLog,
 )
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.model_state import seeds
 from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
@@ -85,6 +87,7 @@ def train(
     proof: FrozenRecords | None = None,
     wait: DataWait | None = None,
     weights: LastWeights | None = None,
+    checkpoint: Checkpoint | None = None,
     non_finite: NonFiniteGradients | None = None,
     clock: TrainingClock | None = None,
 ) -> tuple[PhaseRecord, ...]:
@@ -103,6 +106,7 @@ def train(
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         wait: Adds up how long training waits for rows that are made when they are taken.
         weights: Saves the weights, and says afterwards where they are.
+        checkpoint: Goes on where its file says, if there is one, and writes the next.
         non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
         clock: Measures each phase, and may end it early; a run has none.
 
@@ -116,29 +120,48 @@ def train(
         WriteError: The metrics cannot be written.
     """
     weights = weights or LastWeights(last_weights(folder))
-    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite)
+    fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite, checkpoint)
     fit.clock = clock
+    proof = proof or FrozenRecords()
+    records: list[PhaseRecord] = []
+    if checkpoint:
+        if checkpoint.goes_on:
+            records += [PhaseRecord.from_json(record) for record in checkpoint.document["records"]]
+            proof.take(checkpoint.document["proof"])
+            fit.progress.epochs -= sum(record.epochs_left for record in records)
+            # Written anew: what the process before has logged may reach beyond its checkpoint.
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        of_caller = checkpoint.more
+        checkpoint.more = lambda: {
+            **of_caller(),
+            "records": [record.to_json() for record in records],
+            "proof": proof.to_json(),
+            "seeds": fit.seeds,
+        }
     loop = run_phases(
         model,
         groups,
         phases,
         fit,
         steps_per_epoch=options.steps_per_epoch,
-        gradient_batches=lambda: measurement_batches(
-            examples.x_train,
-            examples.y_train,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            sample_weight=examples.weights_train,
-            augmentation=examples.augmentation,
-        ).take(AUTO_RGN_BATCHES),
+        gradient_batches=lambda: (
+            lambda epoch: measurement_batches(
+                examples.x_train,
+                examples.y_train,
+                batch_size=options.batch_size,
+                seed=options.seed + epoch,  # a run that goes on measures over the same
+                sample_weight=examples.weights_train,
+                augmentation=examples.augmentation,
+            ).take(AUTO_RGN_BATCHES)
+        ),
         proof=proof,
+        checkpoint=checkpoint,
         on_phase=fit.announce,
     )
-    records: list[PhaseRecord] = []
     with (
         _tidied(model, folder / "features"),
         fit.progress,
+        closing(fit.tensorboard),
         fit.finished_steps_kept(),
         closing(loop),
     ):
@@ -148,6 +171,8 @@ def train(
                 console.print(sentence, highlight=False, markup=False)
             records.append(record)
             fit.progress.epochs -= record.epochs_left
+            if record.epochs_left > 0 and not fit.guard.stopped_at:
+                fit.report(_ended_early(record, phases, options.announce_phases))
             if fit.guard.stopped_at or not record.frozen_unchanged:
                 break
     if fit.guard.stopped_at:
@@ -160,6 +185,16 @@ def train(
     except WriteError as error:
         raise WriteError(f"{error} {fit.weights.keep()}") from error
     return tuple(records)
+
+
+def _ended_early(record: PhaseRecord, phases: Sequence[Phase], announced: bool) -> str:
+    """Returns a sentence about a phase that `until` has ended."""
+    what = f"phase {record.number}" if announced else "training"
+    until = phases[record.number - 1].until
+    why = f": `{until.monitor}` no longer got better" if until else ""
+    best = ", and the weights of its best epoch are back" if until and until.restore_best else ""
+    plural = "" if record.epochs_left == 1 else "s"
+    return f"{what} ended {record.epochs_left} epoch{plural} early{why}{best}"
 
 
 @contextmanager
@@ -194,6 +229,7 @@ class _RunFit:
         wait: DataWait | None,
         weights: LastWeights,
         non_finite: NonFiniteGradients | None,
+        checkpoint: Checkpoint | None,
     ):
         self.wait = wait if reads_from_disk(examples) else None
         self.clock: TrainingClock | None = None
@@ -202,10 +238,14 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.weights, self.non_finite = weights, non_finite
+        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
+        self.weights, self.non_finite, self.checkpoint = weights, non_finite, checkpoint
+        self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
         # Where the loss shows it, the guard says in which step.
         self.finite_weights = FiniteWeights(groups, unless=lambda: self.guard.stopped_at)
         weights.warned.report = self.report
+        if checkpoint:
+            checkpoint.in_phases, checkpoint.report = True, self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             LearningRateLogger(),  # before all that read the rates from the logs
@@ -213,7 +253,7 @@ class _RunFit:
             self.guard,
             self.progress,
             self.metrics,
-            TensorBoardLog(folder / "tensorboard", self.report),
+            self.tensorboard,
             self.finite_weights,  # before they are saved
             weights,
             *([self.wait] if self.wait else []),
@@ -249,6 +289,8 @@ class _RunFit:
             yield
         except Stopped as stop:
             stop.kept = self.weights.keep()
+            if self.checkpoint and self.checkpoint.save():
+                stop.kept += f" `finetune resume {self.weights.path.parents[1]}` goes on from there."
             raise
         except FinetuneError as error:
             if self.non_finite and self.non_finite.stopped_at:
@@ -270,9 +312,20 @@ class _RunFit:
     def __call__(
         self, start: PhaseStart, *, epochs: int, initial_epoch: int, callbacks: Sequence[keras.callbacks.Callback]
     ) -> None:
+        first_epoch, first_step = initial_epoch, 0
+        if self.checkpoint and self.checkpoint.goes_on:
+            # Features are those of the begin of the phase, and so are the numbers of the random layers in front.
+            self.seeds = self.checkpoint.document["seeds"]
+            for variable, value in zip(seeds(self.model), self.seeds, strict=True):
+                variable.assign(value)
+            first_epoch, first_step = self.checkpoint.place(self.options.steps_per_epoch)
+        else:
+            self.seeds = [variable.numpy().tolist() for variable in seeds(self.model)]
+        trains = epochs > initial_epoch
         batches = self.data.batches(
-            first_epoch=initial_epoch,
-            epochs=epochs,
+            first_epoch=first_epoch,
+            first_step=first_step,
+            epochs=epochs - start.epoch if trains else 0,
             inference=start.state.inference_layers,
             later=self.phases_to_come(start),
         )
@@ -283,8 +336,12 @@ class _RunFit:
         clocks = [self.clock] if self.clock else []
         for clock in clocks:
             clock.begin_phase(self.data.features)
-        share = self.options.steps_per_execution == "auto"
+        share = self.options.steps_per_execution == "auto" and trains
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
+        of_phase = [*self.observers, *sharing, *callbacks]
+        if self.checkpoint:  # behind all whose state it writes
+            self.checkpoint.callbacks = [*of_phase]
+            of_phase.append(self.checkpoint)
         with deferred():  # a signal stops between two steps
             self.model.fit(
                 batches,
@@ -294,13 +351,7 @@ class _RunFit:
                 validation_data=self.validation,
                 shuffle=False,  # the batches come shuffled
                 verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-                callbacks=[
-                    *self.observers,
-                    *sharing,
-                    *callbacks,
-                    StopAtSignal(),
-                    *([self.clock] if self.clock else []),
-                ],
+                callbacks=[*of_phase, StopAtSignal(), *clocks],
             )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:

@@ -5,7 +5,7 @@ The stretches of a run are its phases, and the run as a whole: from before the f
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
@@ -72,6 +72,15 @@ class FrozenRecords:
         record = FrozenRecord(stretch, len(before), changed)
         self.records.append(record)
         return record
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns records and latest checksums, for a checkpoint."""
+        return asdict(self)
+
+    def take(self, data: dict[str, Any]) -> None:
+        """Goes on where `to_json` was called."""
+        self.records = [FrozenRecord(**{**record, "changed": tuple(record["changed"])}) for record in data["records"]]
+        self._last = dict(data["_last"])
 
     def check(self) -> None:
         """Checks all records.

@@ -79,14 +79,14 @@ class NonFiniteGradients(keras.callbacks.Callback):
 
     Example:
         >>> import numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
         >>> model.compile(GroupedOptimizer([(keras.optimizers.Adam(1e-3), model)]), "mse")
         >>> x = np.ones((32, 2))
         >>> x[3, 0] = np.nan
         >>> careful = NonFiniteGradients("skip")
         >>> history = model.fit(x, np.ones((32, 1)), batch_size=4, shuffle=False, verbose=0, callbacks=[careful])
         >>> careful.skipped, str(careful.first)
-        (1, 'epoch 1, step 1: the gradient of `dense/kernel`')
+        (1, 'epoch 1, step 1: the gradient of `head/kernel`')
     """
 
     def __init__(self, answer: str = "stop", groups: Sequence[LayerGroup] = (), *, most_in_row: int = MOST_IN_ROW):

@@ -93,8 +93,9 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     slots = sum(_nbytes(variable) for variable in optimizer.variables) if optimizer.built else 2 * weights
     headers = 2048 * 3 * len(model.variables)  # what HDF5 keeps beside the values, of weights and slots, about
     checkpoint = weights + slots + headers
-    # A new checkpoint is written while the former is still there; `model.keras` takes no more than that.
-    return 2 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
+    # A new file is written while the former are still there: two of `last.weights.h5`, three to go on from. And
+    # `model.keras` takes no more than the weights.
+    return 5 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
 
 
 def _nbytes(variable: Any) -> int:

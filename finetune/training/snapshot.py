@@ -1,7 +1,7 @@
 """A copy in memory of everything that training changes, for measurements that leave no trace."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def no_trace(model: keras.Model, more: Iterable[Any] = ()) -> Iterator[int]:
     variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables, *more]
     # An optimizer may hold variables of the model, such as seeds, and Keras' variables hold those of TensorFlow: each
     # is restored once.
-    variables = list({id(_holder(variable)): variable for variable in reversed(variables)}.values())
+    variables = list({id(holder(variable)): variable for variable in reversed(variables)}.values())
     values = [variable.numpy() for variable in variables]
     try:
         with unchanged_random_state():
@@ -39,21 +39,23 @@ def no_trace(model: keras.Model, more: Iterable[Any] = ()) -> Iterator[int]:
             variable.assign(value)
 
 
-def _holder(variable: Any) -> Any:
+def holder(variable: Any) -> Any:
+    """Returns the `tf.Variable` that a variable of Keras holds; another variable itself."""
     return keras_private.stored_value(variable) if isinstance(variable, keras.Variable) else variable
 
 
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
     """Restores the random state of Python, NumPy and Keras, and TensorFlow's seeds of eager operations."""
-    before = _random_state()
+    before = random_state()
     try:
         yield
     finally:
-        _set_random_state(before)
+        set_random_state(before)
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Returns the random state of Python, NumPy and Keras, and of TensorFlow's seeds of eager operations."""
     eager, seeds = keras_private.eager_generator(), keras_private.seed_generator()
     return {
         "python": random.getstate(),
@@ -63,10 +65,12 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts a random state back that `random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
-    if state["tensorflow"] is not None:
-        keras_private.eager_generator().setstate(state["tensorflow"])
-    if state["keras"] is not None:
-        keras_private.seed_generator().state.assign(state["keras"])
+    # Either generator may exist only since, or not yet in a process that goes on with the training of another.
+    if state["tensorflow"] is not None and (eager := keras_private.eager_generator()):
+        eager.setstate(state["tensorflow"])
+    if state["keras"] is not None and (seeds := keras_private.seed_generator()) is not None:
+        seeds.state.assign(state["keras"])

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -578,26 +579,42 @@ class Measured:
     seconds: float
 
 
+# Runs a command, writes the peak memory of its process in KiB to a file descriptor, and ends with its exit code. A
+# process inherits the peak of the one that it is forked from, so a small one is in between.
+_MEASURED = """
+import os, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+os.write(int(sys.argv[1]), str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss).encode())
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
 def measure(folder: Path, arguments: list[str], seconds: float = 120) -> Measured:
     """Runs `finetune` in a folder and measures it."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    with (folder / "said").open("w+") as said:
+    reader, writer = os.pipe()
+    small = [sys.executable, "-I", "-S", "-c", _MEASURED, str(writer)]
+    with (folder / "said").open("w+") as said, os.fdopen(reader) as peak:
         begun = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune", *arguments], cwd=folder, env=environment, stdout=said, stderr=said
+            [*small, sys.executable, "-m", "finetune", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            pass_fds=(writer,),
+            start_new_session=True,
         )
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() - begun > seconds:
-                process.kill()
-            time.sleep(0.02)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        os.close(writer)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        took = time.monotonic() - begun
         said.seek(0)
-        text = said.read()[-2000:]
-    return Measured(process.returncode, text, usage.ru_maxrss * 1024, time.monotonic() - begun)
+        return Measured(process.returncode, said.read()[-2000:], int(peak.read() or 0) * 1024, took)
 
 
 BOMBS: dict[str, Callable[[Path], Path]] = {

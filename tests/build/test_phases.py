@@ -252,3 +252,10 @@ def test_a_recipe_with_phases_dumped_and_loaded_is_itself(recipe, phases):
     wanted = load_recipe(recipe, overrides=[*([] if phases == "gradual_unfreezing" else [OPEN]), f"phases={phases}"])
     recipe.write_text(dump_recipe(wanted, absolute_paths=True))
     assert load_recipe(recipe) == wanted
+
+
+def test_until_of_a_run_without_phases_needs_the_metric_that_it_monitors(recipe):
+    with pytest.raises(
+        RecipeError, match=r"tiny.yaml:\d+:\d+: .*`until` monitors `val_loss`, but there are no validation"
+    ):
+        finetune.run(recipe, overrides=["train.until={patience: 1}"])

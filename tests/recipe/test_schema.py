@@ -93,3 +93,13 @@ def test_the_order_of_creation_needs_a_model_that_code_builds(valid, tmp_path):
         "recipe.yaml:10:10: `groups.body.order` needs a model that code builds, and `model` is a `keras_file`, which does "
         "not hold the order in which the variables were made. Name the weights by `prefixes`."
     )
+
+
+@pytest.mark.parametrize("key", ["until", "reduce_on_plateau"])
+def test_an_end_of_the_run_goes_with_no_phases(key, valid):
+    train = {"epochs": 10, "loss": "mse", key: {"patience": 1}}
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({**valid, "phases": PHASES, "train": train})
+    [error] = caught.value.errors()
+    assert error["ctx"]["at"] == ("train", key)
+    assert error["ctx"]["predicate"].startswith("is of a run without `phases`. Move it into the phases")

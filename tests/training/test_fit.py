@@ -89,3 +89,24 @@ def test_a_phase_of_steps_makes_just_these(recipe):
     finetune.run(recipe, out="out", overrides=overrides)
     told = json.loads(Path("out/result.json").read_text())["phases"]
     assert [phase["steps"] for phase in told] == [3, 6]
+
+
+@pytest.mark.parametrize(("best", "words"), [("false", ""), ("true", ", and the weights of its best epoch are back")])
+def test_a_run_without_phases_ends_when_its_metric_no_longer_gets_better(recipe, best, words):
+    from io import StringIO
+
+    from rich.console import Console
+
+    said = StringIO()
+    until = f"train.until={{monitor: loss, min_delta: 100, patience: 1, restore_best: {best}}}"
+    settings = ["train.epochs=9", until]
+    result = finetune.run(recipe, out="out", overrides=settings, console=Console(file=said, width=200))
+    rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
+    assert len(rows) == 2
+    assert f"training ended 7 epochs early: `loss` no longer got better{words}\n" in said.getvalue()
+    first = finetune.run(recipe, out="first", overrides=["train.epochs=1"])
+    same = all(
+        (one.numpy() == other.numpy()).all()
+        for one, other in zip(result.model.weights, first.model.weights, strict=True)
+    )
+    assert same == (best == "true")

@@ -82,6 +82,6 @@ def test_the_estimate_is_what_the_files_take_or_a_little_more(rows, tmp_path, dt
     weights, whole = ((tmp_path / name).stat().st_size for name in ("a.weights.h5", "a.keras"))
     total, largest = disk_need(model, epochs=3)
     assert weights <= largest <= weights + 30_000
-    assert 2 * weights + whole // 2 <= total
-    assert total <= 2 * largest + 2**20
+    assert 5 * weights + whole // 2 <= total
+    assert total <= 5 * largest + 2**20
     assert abs(before[1] - largest) < 20_000

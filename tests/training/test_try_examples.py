@@ -73,8 +73,8 @@ def test_labels_that_count_from_one_are_found_in_every_part(tiny, rows, part, ro
     labels = rows[1].copy()
     labels[rows_changed] += 1
     assert problem(compiled(tiny()), examples((rows[0], labels))) == (
-        f"Labels must be the numbers of the classes, from 0. The model gives 3 classes, so they are `0` to `2`; `{part}` also holds `3`. "
-        "Number the labels from 0, or give the model's head more classes."
+        f"A network has an output for each class. The model gives 3 classes, numbered `0` to `2`, and `{part}` has `3`, too. "
+        "These have no output. Number them from 0, set `head: {classes: auto}`, or take a network with more outputs."
     )
 
 
@@ -88,7 +88,7 @@ def test_negative_and_broken_labels_are_named(tiny, rows, label):
 
 def test_labels_of_validation_rows_are_checked_too(tiny, rows):
     data = examples(rows, x_validation=rows[0][:5], y_validation=np.full(5, 7))
-    assert "`y_validation` also holds `7`" in problem(compiled(tiny()), data)
+    assert "`y_validation` has `7`, too" in problem(compiled(tiny()), data)
 
 
 @pytest.mark.parametrize("loss", ["object", "function"])
@@ -97,14 +97,14 @@ def test_a_sparse_loss_is_known_as_object_and_as_function(tiny, rows, loss):
         "object": keras.losses.SparseCategoricalCrossentropy(),
         "function": keras.losses.sparse_categorical_crossentropy,
     }[loss]
-    assert "also holds `3`" in problem(compiled(tiny(), made), examples(rows, change_y=lambda y: y + 1))
+    assert "has `3`, too" in problem(compiled(tiny(), made), examples(rows, change_y=lambda y: y + 1))
 
 
 def test_a_class_that_the_loss_ignores_is_no_wrong_label(tiny, rows):
     loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=255)
     labels = np.where(rows[1] == 1, 255, rows[1])
     try_examples(compiled(tiny(), loss, metrics=()), examples((rows[0], labels)))  # raises nothing
-    assert "also holds `255`" in problem(compiled(tiny(), metrics=()), examples((rows[0], labels)))
+    assert "has `255`, too" in problem(compiled(tiny(), metrics=()), examples((rows[0], labels)))
 
 
 def test_a_loss_that_does_not_fit_the_targets_is_reported_in_one_line_with_both_shapes(tiny, rows):

@@ -1,12 +1,13 @@
 """How many steps of training share a call of the train function: the one place that decides and that answers.
 
 Keras calls `model.train_function` in a loop and runs the callbacks between two calls. A call of a compiled function
-costs a fixed time, so on small models several steps share a call. Four parties have a say in how many:
+costs a fixed time, so on small models several steps share a call. Five parties have a say in how many:
 
 - the user: `model.compile(steps_per_execution=n)`, which Keras reads when `fit` and `evaluate` begin;
 - `share_calls`: it times a step and chooses a number, where a run may choose for itself;
 - the end of an epoch, and the end of a phase that is given in steps: they limit the next call (`limit_next_call`);
-- a loss that is not a finite number: it ends the call early.
+- a loss that is not a finite number: it ends the call early;
+- a checkpoint in the middle of an epoch: the steps before it are passed over (`skip_steps`).
 
 Only our train function (`finetune.training.fast.compiled_steps.FastFunction`) has a `Calls`, which holds these numbers.
 Keras' own function always makes `model.steps_per_execution` steps, so the functions below do nothing to it, except for
@@ -14,7 +15,7 @@ Keras' own function always makes `model.steps_per_execution` steps, so the funct
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
@@ -23,6 +24,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune import keras_private
+from finetune.errors import TrainingError
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.snapshot import no_trace
 
@@ -82,6 +85,78 @@ def limit_next_call(model: Any, steps: int) -> None:
     """
     if calls := _calls_of(model):
         calls.limit_next(steps)
+
+
+def skip_steps(model: Any, count: int, *, read: bool, restore: Callable[[], None]) -> None:
+    """Lets the next calls of the train function pass over the first steps of an epoch, which were made before.
+
+    The callbacks see these steps pass, so what they count in an epoch is as if they had been made here.
+
+    Args:
+        model: The model that `fit` trains.
+        count: How many steps, >= 1.
+        read: Whether their batches are read from the data, which otherwise begin behind them.
+        restore: Gives the built metrics what these steps have left in them.
+    """
+    model.train_function = _SkippedSteps(model, count, read, restore)
+
+
+class _SkippedSteps:
+    """A train function that makes no step until enough were asked for, and then gives way to the one before."""
+
+    def __init__(self, model: Any, count: int, read: bool, restore: Callable[[], None]):
+        self.calls = _calls_of(model)  # the limits of a call hold for these, too
+        self._model, self._function, self._left, self._read = model, model.train_function, count, read
+        self._restore = restore
+        self._logs: dict[str, Any] = {}
+
+    def __call__(self, iterator: Any) -> dict[str, Any]:
+        if not self._logs:
+            # Keras makes the variables of the metrics while it traces its first step, which would be too late.
+            spec = tf.nest.map_structure(_without_optional, iterator.element_spec)
+            keras_private.build_for_training(self._model, spec)
+            self._restore()
+            self._logs = self._model.get_metrics_result()
+        planned = self.calls.begin() if self.calls else self._model.steps_per_execution
+        skipped = min(planned, self._left)
+        for _ in range(skipped if self._read else 0):
+            next(iterator)
+        self._left -= skipped
+        if not self._left:
+            self._model.train_function = self._function
+        if skipped == planned:
+            if self.calls:
+                self.calls.steps_made = skipped
+            return dict(self._logs)
+        if self.calls is None:
+            raise TrainingError(
+                "Keras' own loop makes whole calls of `steps_per_execution` steps. Received a checkpoint in the middle "
+                f"of a call of {planned} steps. Compile the model with the `steps_per_execution` of the training that "
+                "wrote it, or with 1."
+            )
+        self.calls.limit_next(planned - skipped)
+        logs = self._function(iterator)
+        self.calls.steps_made += skipped
+        return logs
+
+
+def check_calls(model: Any, steps_per_epoch: int | None) -> None:
+    """Checks that calls end where an epoch ends, so that an epoch begins with a certain batch.
+
+    Raises:
+        TrainingError: They do not.
+    """
+    if steps_per_epoch and _calls_of(model) is None and steps_per_epoch % model.steps_per_execution:
+        raise TrainingError(
+            f"An epoch must end where a call of the train function ends. Received {steps_per_epoch} steps in an epoch "
+            f"and `steps_per_execution={model.steps_per_execution}`, of which Keras' own loop makes whole calls. Take "
+            "a number that divides the steps, or add `finetune.FastLoop()` to the callbacks, whose calls end with the "
+            "epoch."
+        )
+
+
+def _without_optional(spec: Any) -> Any:
+    return None if isinstance(spec, tf.OptionalSpec) else spec
 
 
 def divide_evenly(model: Any, *lengths: int) -> None:

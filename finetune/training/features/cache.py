@@ -68,7 +68,8 @@ class Features:
 
         Args:
             y: The targets.
-            options: `batch_size`, `shuffle`, `seed`, `first_epoch` and `sample_weight`, as for `training_batches`.
+            options: `batch_size`, `shuffle`, `seed`, `first_epoch`, `first_step` and `sample_weight`, as
+                for `training_batches`.
         """
         return training_batches((self.values, self.masks), y, passes=self.passes, **options)
 

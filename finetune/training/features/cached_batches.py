@@ -72,6 +72,7 @@ class CachedBatches:
         *,
         first_epoch: int,
         epochs: int,
+        first_step: int = 0,
         inference: Collection[keras.layers.Layer] = (),
         later: Iterable[tuple[Collection[Any], Collection[keras.layers.Layer]]] = (),
     ) -> tf.data.Dataset:
@@ -79,13 +80,14 @@ class CachedBatches:
 
         Args:
             first_epoch: The number of the first epoch, from 0.
-            epochs: The number of the epoch after the last.
+            epochs: How many epochs are trained on the same features; 0 where no step will be made.
+            first_step: The batch of the first epoch to begin with, from 0.
             inference: Layers that run in inference mode.
             later: The trained variables and the layers in inference mode of each phase to come, as far as known: one
                 pass over the examples can compute the features for all of them. Read only if it is needed.
         """
-        options = {**self._options, "first_epoch": first_epoch}
-        features = self._features(epochs - first_epoch, inference, later)
+        options = {**self._options, "first_epoch": first_epoch, "first_step": first_step}
+        features = self._features(epochs, inference, later)
         self.features = None if isinstance(features, NoCut) else features
         if isinstance(features, NoCut):
             return training_batches(self._rows.x, self._rows.y, augmentation=self._augmentation, **options)
@@ -98,7 +100,7 @@ class CachedBatches:
         return features.batches(self._rows.y, **options)
 
     def _features(self, epochs: int, inference: Any, later: Any) -> Features | NoCut:
-        if self._mode == "off" or not takes_forward(self._model):
+        if self._mode == "off" or not epochs or not takes_forward(self._model):
             return NoCut("the cache is off")
         random, leaves = self._passes > 1, self._leaves
         cut = find_cut(self._model, inference=inference, allow_random=random, leaves=leaves)

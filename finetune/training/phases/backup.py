@@ -76,13 +76,16 @@ def with_phase_backups(callbacks: Any) -> tuple[list[keras.callbacks.Callback], 
     return made, [callback for callback in made if isinstance(callback, PhaseBackup)]
 
 
-def check_position(position: PhasePosition | None, epoch: int, phases: Sequence[Phase]) -> None:
+def check_position(
+    position: PhasePosition | None, epoch: int, phases: Sequence[Phase], what: str = "`BackupAndRestore`"
+) -> None:
     """Checks that a run can go on from a backup.
 
     Args:
         position: The phase in which the backup was made; `None` if it does not say.
         epoch: The epoch with which to go on; 0 where there is no backup.
         phases: Of this run.
+        what: Wrote the backup, for the message.
 
     Raises:
         TrainingError: The backup is of another run.
@@ -96,6 +99,6 @@ def check_position(position: PhasePosition | None, epoch: int, phases: Sequence[
     else:
         return
     raise TrainingError(
-        f"`BackupAndRestore` goes on with the run that made its backup. Received {received}. Run the same phases "
+        f"{what} goes on with the run that made its backup. Received {received}. Run the same phases "
         "with the same groups, or delete the backup to begin anew."
     )

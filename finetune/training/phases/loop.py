@@ -5,7 +5,7 @@ any function that fits; `train_phases` is the public entry, which fits with `mod
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -20,11 +20,12 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
+from finetune.training.checkpoints.checkpoint import Checkpoint, Position
 from finetune.training.fast.fast_loop import FastLoop, train_function, why_not_fast
 from finetune.training.freezing import PhaseState, apply_state, check_state, freeze
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.inference import undo_inference_mode
-from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn
+from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES, AutoRgn, Measured
 from finetune.training.phases.backup import check_position, with_phase_backups
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import Phase, check_phases, state_of
@@ -65,8 +66,8 @@ def train_phases(
         epochs: Epochs of the whole run, for a strategy; in a list each phase has its own length.
         batch_size: As for `model.fit`.
         callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the
-            training ends a phase. With a `BackupAndRestore`, a run that was interrupted goes
-            on where its backup is.
+            training ends a phase. With a `finetune.Checkpoint` or Keras' `BackupAndRestore`, a
+            training that was interrupted goes on where its file is.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
@@ -109,6 +110,8 @@ def train_phases(
     check_phases(groups, phases)
     data = PhaseData(x, y, settings, AUTO_RGN_BATCHES, model)
     callbacks, backups = with_phase_backups(callbacks)
+    checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)
+    callbacks = [callback for callback in callbacks if callback is not checkpoint]
 
     def fit_phase(start: PhaseStart, **more: Any) -> None:
         phase = start.phase
@@ -116,7 +119,9 @@ def train_phases(
         planned = phase.steps or (steps and (phase.epochs or 0) * steps)
         inputs = data.inputs(steps=planned or None, looks_ahead=phase.auto_rgn is not None)
         of_phase = [FastLoop(), *callbacks, *more["callbacks"]]
-        model.fit(inputs, y, **{**settings, **more, "callbacks": of_phase})
+        if checkpoint:  # last: what it writes is the state after all others
+            checkpoint.in_phases, checkpoint.callbacks = True, of_phase
+        model.fit(inputs, y, **{**settings, **more, "callbacks": [*of_phase, *([checkpoint] if checkpoint else [])]})
 
     records, proof = [], FrozenRecords()
     try:
@@ -129,6 +134,7 @@ def train_phases(
             validates=lambda epoch: validates_after(epoch, settings.get("validation_freq", 1)),
             proof=proof,
             restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
+            checkpoint=checkpoint,
             on_phase=on_phase,
         ):
             proof.check()
@@ -149,10 +155,11 @@ def run_phases(
     fit: Callable[..., Any],
     *,
     steps_per_epoch: int | None = None,
-    gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None = None,
+    gradient_batches: Callable[[], Measured] | None = None,
     validates: Validates = lambda epoch: True,
     proof: FrozenRecords | None = None,
     restore: Callable[[], int] = lambda: 0,
+    checkpoint: Checkpoint | None = None,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
 ) -> Generator[PhaseRecord, None, None]:
     """Trains a compiled model phase by phase. A phase is over when its record is yielded.
@@ -168,14 +175,15 @@ def run_phases(
             `callbacks` as `model.fit` is.
         steps_per_epoch: Batches in an epoch, if known: a phase given in steps then has no more epochs than it needs.
         gradient_batches: Makes the batches that a phase with `auto_rgn` measures gradients over, of inputs, targets and
-            weights of rows: called once, and iterated over before every epoch.
+            weights of rows: called once, and iterated over before every epoch. Or a function of the epoch that does.
         validates: Says whether an epoch, counted from 0, is followed by a validation.
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
+        checkpoint: Goes on where its file says, if there is one; `fit` puts it among the callbacks.
         on_phase: Called with every phase that begins.
 
     Yields:
-        The record of each phase.
+        The record of each phase; none for a phase that was over before the backup or checkpoint.
 
     Raises:
         GroupError: The phases do not fit the groups, or the optimizer is not a `GroupedOptimizer`.
@@ -188,7 +196,10 @@ def run_phases(
         with loop.model.distribute_strategy.scope():
             # Slots of all groups are made before the first phase is traced, also of those that it freezes.
             loop.model.optimizer.build(model.trainable_variables)
-        first, is_begun = loop.find_backup(restore)
+        if checkpoint and checkpoint.goes_on:
+            first, is_begun, restore = loop.find_checkpoint(checkpoint), True, lambda: checkpoint.restore(model).epoch
+        else:
+            first, is_begun = loop.find_backup(restore)
         for number, phase in enumerate(phases, start=1):
             if number < first:
                 loop.skip(phase)
@@ -213,7 +224,7 @@ class _PhaseLoop:
         groups: Sequence[LayerGroup],
         phases: Sequence[Phase],
         steps_per_epoch: int | None,
-        gradient_batches: Callable[[], Iterable[tuple[Any, ...]]] | None,
+        gradient_batches: Callable[[], Measured] | None,
         validates: Validates,
         proof: FrozenRecords,
     ):
@@ -223,12 +234,22 @@ class _PhaseLoop:
         self.optimizer = grouped_optimizer(model)
         self.sets_rates = any(phase.sets_rates for phase in phases)
         # Batches that `auto_rgn` measures over; made once, as every iteration over them has its own order.
-        self.measured_on: Iterable[tuple[Any, ...]] | None = None
+        self.measured_on: Measured | None = None
         self.restarted: set[str] = set()  # groups that entered after the first phase, with fresh slots and a clock
         self.functions: dict[Hashable, Callable[..., Any]] = {}
         self.state: PhaseState | None = None  # of the latest phase
         self.trained: tuple[str, ...] | None = None  # in the latest phase
         self.epoch = 0
+        self.place: Position | None = None  # of the checkpoint in the phase that begins
+
+    def find_checkpoint(self, checkpoint: Checkpoint) -> int:
+        """Loads a checkpoint and returns the number of the phase it was written in; also at its very end."""
+        self.place = checkpoint.restore(self.model)
+        position = self.optimizer.saved_state.phase
+        check_position(position, self.place.epoch + 1, self.phases, what="`Checkpoint`")
+        assert position
+        self.epoch = position.epoch
+        return position.number
 
     def find_backup(self, restore: Callable[[], int]) -> tuple[int, bool]:
         """Loads a backup, if there is one.
@@ -321,14 +342,19 @@ class _PhaseLoop:
         before = self.proof.begin(state.frozen)
         # After every epoch and not only at the end: hours of training in a wrong state would be lost.
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
-        # A phase that goes on where a backup was made has begun before.
+        # A phase that goes on where a backup or a checkpoint was written has begun before.
         position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)
-        steps = phase.steps - (first_step - position.step) if phase.steps else 0
-        stop = [StopAfterSteps(steps)] if steps else []
-        planned = phase.epochs - (self.epoch - position.epoch) if phase.epochs else self.epochs_for(steps)
+        place, self.place = self.place or Position(), None
+        epochs_before, steps_before = self.epoch - position.epoch, first_step - position.step
+        if self.steps_per_epoch:
+            # Not the steps of the optimizer: a loss scale passes over some.
+            steps_before = epochs_before * self.steps_per_epoch + place.step
+        # The callbacks see the steps before the place pass once more.
+        stop = [StopAfterSteps(phase.steps - steps_before + place.step)] if phase.steps else []
+        planned = phase.epochs or self.epochs_for(phase.steps or 0)
         fit(
             start,
-            epochs=self.epoch + planned,
+            epochs=self.epoch if place.ended or place.stopped else position.epoch + planned,
             initial_epoch=self.epoch,
             callbacks=[
                 *plateau_callbacks(phase.reduce_on_plateau, self.validates),
@@ -344,9 +370,9 @@ class _PhaseLoop:
         return PhaseRecord(
             number=start.number,
             train=start.train,
-            epochs=watch.epochs,
-            epochs_left=planned - watch.epochs,
-            steps=self.steps_made() - first_step,
+            epochs=epochs_before + watch.epochs,
+            epochs_left=planned - epochs_before - watch.epochs,
+            steps=self.steps_made() - position.step,
             parameters=start.parameters,
             frozen_tensors=frozen.tensors,
             frozen_changed=frozen.changed,

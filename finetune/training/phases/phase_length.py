@@ -18,6 +18,8 @@ class EpochWatch(keras.callbacks.Callback):
         epochs: Epochs begun.
     """
 
+    not_resumed = ("epochs",)
+
     def __init__(self, check: Callable[[], None]):
         super().__init__()
         self.check = check
@@ -36,6 +38,8 @@ class StopAfterSteps(keras.callbacks.Callback):
     Args:
         steps: The number, >= 1.
     """
+
+    not_resumed = ("_of_former_epochs", "_made", "_first")
 
     def __init__(self, steps: int):
         super().__init__()

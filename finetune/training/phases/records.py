@@ -78,3 +78,12 @@ class PhaseRecord:
         """Returns the phase as `result.json` holds it."""
         # `asdict` has no properties, and readers of the file should not have to know that an empty list is good.
         return {**asdict(self), "frozen_unchanged": self.frozen_unchanged}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "PhaseRecord":
+        """Returns the record that `to_json` wrote."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        del fields["frozen_unchanged"]
+        return cls(**fields)

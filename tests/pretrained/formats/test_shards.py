@@ -107,7 +107,7 @@ def test_a_damaged_file_of_keras_weights_is_refused(tmp_path):
 
 
 def test_an_index_of_absurd_size_is_refused_before_it_is_parsed(sharded, monkeypatch):
-    monkeypatch.setattr(size_limits, "MOST_HEADER_BYTES", 50)
+    monkeypatch.setattr(size_limits.check_header, "__kwdefaults__", {"most": 50})
     with pytest.raises(FinetuneError, match=r"A table of contents may have 50 bytes\. That of `.*index.json` has "):
         read_weights(sharded)
 

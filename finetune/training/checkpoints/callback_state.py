@@ -1,0 +1,109 @@
+"""What a callback remembers, as JSON and arrays: the patience that is used up, the best value so far, rows of metrics.
+
+Keras' callbacks have no such method, so it is read from their attributes: all that are plain data, except for what they
+were made with. A callback of the user's is taken along in the same way. Attributes that hold only in one process, such
+as the time of its clock, are named in `not_resumed` of the class.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+_SCALARS = (bool, int, float, str, type(None))
+
+
+class _NotPlainError(Exception):
+    """An attribute is no plain data."""
+
+
+def callback_states(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the states of callbacks, and the arrays in them.
+
+    Returns:
+        By the key of each callback, its attributes by name. And the arrays that these refer to, by name.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    states: dict[str, Any] = {}
+    for key, callback in _keyed(callbacks):
+        states[key] = {}
+        for name in _attributes(callback):
+            of_attribute: dict[str, np.ndarray] = {}
+            try:
+                states[key][name] = _plain(vars(callback)[name], f"callbacks/{key}/{name}", of_attribute)
+            except _NotPlainError:
+                continue
+            arrays |= of_attribute
+    return states, arrays
+
+
+def restore_callbacks(
+    callbacks: Iterable[keras.callbacks.Callback], states: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> None:
+    """Gives callbacks the states that `callback_states` returned; one without a state stays as it is.
+
+    Args:
+        callbacks: In the order of those that the states are of.
+        states: By the key of each callback.
+        arrays: What the states refer to.
+    """
+    for key, callback in _keyed(callbacks):
+        for name, value in states.get(key, {}).items():
+            if name in set(_names_made_with(callback)) | {*getattr(callback, "not_resumed", ())}:
+                continue  # of another version of the class
+            setattr(callback, name, _value(value, arrays))
+
+
+def _keyed(callbacks: Iterable[keras.callbacks.Callback]) -> Iterable[tuple[str, keras.callbacks.Callback]]:
+    """Yields callbacks with a key: the name of the class, and a number where there are several."""
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        yield f"{name}-{seen[name]}", callback
+
+
+def _attributes(callback: keras.callbacks.Callback) -> list[str]:
+    left_out = {"_model", "params", *_names_made_with(callback), *getattr(callback, "not_resumed", ())}
+    return [name for name in vars(callback) if name not in left_out]
+
+
+def _names_made_with(callback: keras.callbacks.Callback) -> Iterable[str]:
+    return inspect.signature(type(callback).__init__).parameters
+
+
+def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """Returns a value as JSON has it; arrays in it are put under names that begin with `name`."""
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.hasobject:
+            raise _NotPlainError
+        arrays[name] = np.array(value)
+        return {"array": name, "scalar": isinstance(value, np.generic)}
+    if type(value) in _SCALARS:
+        return value
+    if isinstance(value, list | tuple):
+        items = [_plain(item, f"{name}/{place}", arrays) for place, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if type(value) is dict:
+        pairs = [
+            [_plain(key, f"{name}/{place}/key", arrays), _plain(item, f"{name}/{place}", arrays)]
+            for place, (key, item) in enumerate(value.items())
+        ]
+        return {"dict": pairs}
+    raise _NotPlainError
+
+
+def _value(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(plain, dict):
+        return plain
+    if "array" in plain:
+        array = arrays[plain["array"]]
+        return array[()] if plain["scalar"] else array.copy()
+    if "dict" in plain:
+        return {_value(key, arrays): _value(item, arrays) for key, item in plain["dict"]}
+    if "tuple" in plain:
+        return tuple(_value(item, arrays) for item in plain["tuple"])
+    return [_value(item, arrays) for item in plain["list"]]

@@ -1,0 +1,197 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import finetune
+from finetune.cli import app
+from finetune.commands.resume import check_same_data, check_same_start, find_former_run
+from finetune.errors import FinetuneError, TrainingError
+from finetune.recipe.loader import load_recipe
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+SETTINGS = [
+    "train.epochs=3",
+    "train.checkpoint_steps=1",
+    "train.steps_per_execution=1",
+    "train.validation_fraction=0.2",
+]
+
+
+class KilledError(Exception):
+    """What stands for a process that is killed."""
+
+
+def kill_at_checkpoint(monkeypatch, number):
+    """Lets the next training end after so many checkpoints."""
+    write, left = Checkpoint._write, [number]
+
+    def counted(self, position):
+        write(self, position)
+        left[0] -= 1
+        if not left[0]:
+            raise KilledError
+
+    monkeypatch.setattr(Checkpoint, "_write", counted)
+
+
+def killed(recipe, monkeypatch, number, *overrides, out="out"):
+    with monkeypatch.context() as patch:
+        kill_at_checkpoint(patch, number)
+        with pytest.raises(TrainingError):
+            finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
+
+
+def ended(folder):
+    """Everything that a run has left, except for times."""
+    result = json.loads(Path(folder, "result.json").read_text())
+    result.pop("seconds")
+    for phase in result.get("phases", []):
+        phase.pop("seconds")
+    rows = list(csv.DictReader(Path(folder, "metrics.csv").read_text().splitlines()))
+    return result, rows, sorted(path.name for path in Path(folder).rglob("*") if "tfevents" not in path.name)
+
+
+def weights(result):
+    return [variable.numpy().tobytes() for variable in result.model.variables]
+
+
+@pytest.mark.parametrize("number", [1, 5, 8])
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, monkeypatch):
+    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
+    killed(recipe, monkeypatch, number)
+    place = Checkpoint("out/checkpoints").position
+    said = StringIO()
+    console = Console(file=said, width=200)
+    resumed = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True, console=console)
+    assert weights(resumed) == weights(straight)
+    assert ended("out") == ended("straight")
+    assert f"going on at epoch {place.epoch + 1}" in said.getvalue()
+
+
+def test_phases_that_were_over_keep_their_records(recipe, monkeypatch):
+    phases = "phases=[{train: [head], epochs: 1}, {train: all, steps: 5}, {train: all, epochs: 1}]"
+    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=null", phases])
+    killed(recipe, monkeypatch, 9, "train.epochs=null", phases)
+    resumed = finetune.run("out/recipe.yaml", out="out", resume=True)
+    assert weights(resumed) == weights(straight)
+    assert ended("out") == ended("straight")
+    assert [phase.number for phase in resumed.phases] == [1, 2, 3]
+
+
+def test_random_features_are_drawn_again_as_at_the_begin_of_the_phase(recipe, monkeypatch, tiny_files):
+    settings = [
+        "groups=[{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: sgd, learning_rate: 0.01}]"
+    ]
+    settings += ["train.cache=memory", "train.cache_passes=2"]
+    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, *settings])
+    killed(recipe, monkeypatch, 6, *settings)
+    assert weights(finetune.run("out/recipe.yaml", out="out", resume=True)) == weights(straight)
+
+
+def test_without_a_run_one_begins_and_a_finished_one_is_not_trained_again(recipe):
+    first = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)
+    assert first.folder == Path("out")
+    with pytest.raises(FinetuneError, match="the run in `out` is finished, and is not trained again"):
+        finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)
+    done = CliRunner().invoke(app, ["resume", "out"])
+    assert (done.exit_code, "is finished" in done.output) == (0, True)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, monkeypatch):
+    killed(recipe, monkeypatch, 1)
+    shutil.rmtree("out/checkpoints")
+    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
+    assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == weights(straight)
+
+
+def test_checkpoints_are_gone_after_the_run_unless_they_are_kept(recipe):
+    finetune.run(recipe, out="out", overrides=SETTINGS)
+    assert not checkpoint_files(Path("out/checkpoints"))
+    finetune.run(recipe, out="kept", overrides=[*SETTINGS, "train.keep_checkpoints=true"])
+    assert len(checkpoint_files(Path("kept/checkpoints"))) == 2
+
+
+def test_another_recipe_is_refused_with_what_differs(recipe, monkeypatch):
+    killed(recipe, monkeypatch, 2)
+    with pytest.raises(FinetuneError) as error:
+        finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.batch_size=5", "seed=8"], resume=True)
+    assert "`seed`: was 3, is 8; `train.batch_size`: was" in str(error.value)
+    assert "go on with `finetune resume out`" in str(error.value)
+    # How often checkpoints are written changes no result.
+    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.checkpoint_steps=3"], resume=True)
+
+
+def test_other_data_and_another_network_are_refused():
+    with pytest.raises(FinetuneError, match=r"`rows\.train`: was 10, is 11"):
+        check_same_data(Path("out"), {"rows": {"train": 10}}, {"rows": {"train": 11}})
+    with pytest.raises(FinetuneError, match="1 of 2 frozen tensors are others now, such as `b`"):
+        check_same_start(Path("out"), {"a": "1", "b": "2"}, {"a": "1", "b": "3"})
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkeypatch):
+    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
+    killed(recipe, monkeypatch, 6)
+    newest = checkpoint_files(Path("out/checkpoints"))[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    said = StringIO()
+    resumed = finetune.run("out/recipe.yaml", out="out", resume=True, console=Console(file=said, width=300))
+    assert weights(resumed) == weights(straight)
+    assert f"warning: `{newest}` is damaged, so the checkpoint before it is taken" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tiny.yaml", "--resume"], "Name the folder with `--out`"),
+        (["run", "tiny.yaml", "--resume", "--overwrite", "--out", "out"], "Remove one of the two"),
+        (["resume", "nowhere"], "`nowhere` is none"),
+    ],
+)
+def test_wrong_options_are_answered_before_tensorflow_starts(arguments, message, recipe):
+    done = CliRunner().invoke(app, arguments)
+    assert message in str(done.exception)
+
+
+def test_a_folder_with_other_files_is_refused(recipe, tmp_path):
+    Path("thesis").mkdir()
+    Path("thesis/chapter.txt").write_text("")
+    with pytest.raises(FinetuneError, match=r"`--out thesis` is not empty"):
+        finetune.run(recipe, out="thesis", resume=True)
+    with pytest.raises(FinetuneError, match="holds other files and no run"):
+        find_former_run(Path("thesis"), load_recipe(recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_goes_on(number, recipe, monkeypatch):
+    command = [sys.executable, "-m", "finetune"]
+    options = [text for setting in (*SETTINGS, "train.epochs=100") for text in ("--set", setting)]
+    environment = os.environ | {"PYTHONPATH": str(Path(finetune.__file__).parents[1])}
+    running = subprocess.Popen(
+        [*command, "run", "tiny.yaml", "--out", "out", *options], stdout=subprocess.DEVNULL, env=environment
+    )
+    while not checkpoint_files(Path("out/checkpoints")) and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(number)
+    assert running.wait() == (-9 if number == signal.SIGKILL else 143)
+    steps = Checkpoint("out/checkpoints").position
+    assert steps.epoch < 100
+    done = subprocess.run([*command, "resume", "out"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"going on at epoch {steps.epoch + 1}" in done.stdout
+    rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
+    np.testing.assert_array_equal([int(row["epoch"]) for row in rows], np.arange(1, 101))
