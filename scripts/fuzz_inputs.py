@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from finetune.recipe.keys import blocks
 from finetune.recipe.optimizers import OPTIMIZERS
@@ -199,8 +200,10 @@ def _keeps_the_rules(recipe: Any) -> bool:
     """Whether the schema accepts a recipe: what is wrong with it then shows only when it is built."""
     try:
         Recipe.model_validate(recipe)
-    except Exception:  # whatever a wrong recipe does to the schema is found by the other inputs
+    except ValidationError:
         return False
+    except Exception:  # not refused but broken: the command that gets the recipe shows it as an internal error
+        return True
     return True
 
 

@@ -75,7 +75,7 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
             "name it by what it is."
         )
     # Names of columns are no numbers, and do not occur among the values below them.
-    values = [known for known in names if _is_number(known) or known in columns[known]]
+    values = [known for known in names if is_number(known) or known in columns[known]]
     hint = (
         f" Its first line seems to hold values ({quote(values, limit=3)}): write a line of names above it."
         if values
@@ -85,7 +85,8 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
     return f"`{path}` has no column {quote(unknown)}. {known}"
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Returns whether Python reads a text as a number; `nan` and `inf` are such texts."""
     try:
         float(text)
     except ValueError:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from fuzz_inputs import COMMANDS, make_case, make_pristine
 
+from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
 
 
@@ -41,7 +42,7 @@ def test_every_command_and_kind_of_file_has_its_turn_and_half_of_the_recipes_kee
         (tmp_path / "recipe.yaml").write_text(case.recipe, errors="replace")
         try:
             load_recipe(tmp_path / "recipe.yaml")
-        except Exception:
+        except RecipeError:
             continue
         keeps += 1
     assert 100 < keeps < 250
