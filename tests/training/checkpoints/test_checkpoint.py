@@ -105,6 +105,13 @@ def test_it_may_be_killed_again_and_again_and_while_it_validates(straight, tmp_p
     assert everything(fit(tmp_path, every_steps=2)[0]) == straight
 
 
+def test_nothing_is_written_while_steps_that_were_made_before_pass(straight, tmp_path):
+    for kill in (Kill(2, 4), Kill(2, 1)):  # the second while the steps before the checkpoint pass
+        killed(fit, tmp_path, kill=kill, every_seconds=1e-9)
+        assert (Checkpoint(tmp_path).position.epoch, Checkpoint(tmp_path).position.step) == (2, 5)
+    assert everything(fit(tmp_path, every_seconds=1e-9)[0]) == straight
+
+
 def test_the_steps_since_the_last_checkpoint_are_made_again(straight, tmp_path):
     killed(fit, tmp_path, kill=Kill(2, 5), every_steps=4)
     assert Checkpoint(tmp_path).position.step == 4
