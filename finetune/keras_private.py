@@ -173,6 +173,30 @@ def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursiv
 
 
 @contextlib.contextmanager
+def before_variables(check: Callable[[Any], None]) -> Iterator[None]:
+    """Calls `check(variable)` in the block before memory is taken for a variable of Keras whose shape is known.
+
+    Replaces `Variable._initialize_with_initializer` of the backend. The public `tf.variable_creator_scope` sees a
+    function that makes the values, and no shape.
+
+    Args:
+        check: Gets the Keras variable, of which `shape`, `dtype` and `path` are known. What it raises ends the block.
+    """
+    kind = keras.Variable
+    initialize = kind._initialize_with_initializer
+
+    def checked(variable: Any, initializer: Any) -> None:
+        check(variable)
+        initialize(variable, initializer)
+
+    kind._initialize_with_initializer = checked
+    try:
+        yield
+    finally:
+        kind._initialize_with_initializer = initialize
+
+
+@contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
     """Names of layers and metrics made in the block start again: `dense`, `dense_1`, whatever was made before it.
 
