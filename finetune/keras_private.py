@@ -252,6 +252,15 @@ def is_registered_operation(name: str) -> bool:
     return hasattr(tf.raw_ops, name) or (name.startswith("_") and op_def_registry.get(name) is not None)
 
 
+def is_stateful_operation(name: str) -> bool:
+    """Whether an operation of TensorFlow has a state, so that it does more than compute outputs from inputs.
+
+    Looks into `tensorflow.python.framework.op_def_registry`; nothing public tells.
+    """
+    known = op_def_registry.get(name)
+    return known is None or known.is_stateful
+
+
 def has_registered_gradient(name: str) -> bool:
     """Whether this process knows a gradient of a name: that of an operation, or of `tf.RegisterGradient`.
 

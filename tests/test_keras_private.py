@@ -255,6 +255,12 @@ def is_registered_operation():
     assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
 
 
+@checks(private.is_stateful_operation)
+def is_stateful_operation():
+    assert all(map(private.is_stateful_operation, ("WriteFile", "VarHandleOp", "RandomUniform", "NoSuchOp")))
+    assert not any(map(private.is_stateful_operation, ("MatMul", "Reshape")))
+
+
 @checks(private.has_registered_gradient)
 def has_registered_gradient():
     assert private.has_registered_gradient("MatMul")
