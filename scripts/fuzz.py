@@ -8,7 +8,8 @@ such, and another worker goes on. `--out` keeps a line for each input: the same 
 
 Counted are: an *internal* error (anything but finetune's own errors and those of the command line), a *traceback* in
 the output, a *hang* (more than 5 seconds of the processor), a *crash* of the process, and a refusal *without a place*:
-neither a line of the recipe, nor an option that was typed, nor the file that was named. A last line of `0` for all of them is the goal.
+neither a line of the recipe, nor an option that was typed, nor the file that was named. A last line of `0` for all of
+them is the goal.
 """
 
 import argparse
