@@ -25,6 +25,7 @@ from finetune.files.size_limits import check_header
 _FOOTER_BYTES = 48
 _MOST_ELEMENTS = 2**48  # of a tensor; TensorFlow ends the process where their number needs more than 63 bits
 _MOST_FILES = 100_000
+_SLICES = getattr(saved_tensor_slice_pb2, "SavedTensorSlices")  # noqa: B009 - a class that TensorFlow's stubs lack
 _NUMBERS = (
     *(tf.bool, tf.int8, tf.int16, tf.int32, tf.int64, tf.uint8, tf.uint16, tf.uint32, tf.uint64),
     *(tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.complex64, tf.complex128),
@@ -70,12 +71,12 @@ def check_single_file(path: Path) -> None:
         if key:
             raise ValueError("its list of tensors is missing")
         shapes: dict[str, tuple[int, ...]] = {}
-        for tensor in saved_tensor_slice_pb2.SavedTensorSlices.FromString(value).meta.tensor:
+        for tensor in _SLICES.FromString(value).meta.tensor:
             shapes[tensor.name] = _checked_shape(tensor.name, tensor.shape)
             _checked_type(tensor.name, tensor.type)
         held: Counter[str] = Counter()
         for _, value in entries:
-            part = saved_tensor_slice_pb2.SavedTensorSlices.FromString(value).data
+            part = _SLICES.FromString(value).data
             if part.name not in shapes or len(part.slice.extent) != len(shapes[part.name]):
                 raise ValueError(f"it has numbers of `{part.name}`, which is not in its list of tensors")
             # An extent without a length is the whole of its axis.
