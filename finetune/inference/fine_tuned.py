@@ -112,7 +112,13 @@ class FineTuned:
         return evaluate_on(self, data, split=split, metrics=metrics, allow_code=allow_code)
 
     def read(self, inputs: Sequence[str | Path], *, size: int = ROWS, lines: TextIO | None = None) -> Iterator[RawRows]:
-        """Reads raw rows of files, folders and, for `-`, of lines; `size` of them in a chunk."""
+        """Reads raw rows.
+
+        Args:
+            inputs: Files, folders, or `-`.
+            size: Rows of a chunk at most, >= 1.
+            lines: What `-` reads.
+        """
         return read_raw_rows(inputs, size=size, quotes=self.record.quotes, lines=lines)
 
     def predictions(
