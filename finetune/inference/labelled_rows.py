@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.audio import ENDINGS as SOUNDS
-from finetune.data.class_folders import ClassFile, find_files
+from finetune.data.class_folders import find_files
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.images import ENDINGS as IMAGES
 from finetune.data.npz import read_npz_splits
@@ -56,9 +56,9 @@ def _of_arrays(path: Path) -> Examples:
 
 
 def _of_class_folders(folder: Path) -> tuple[RawRows, list[str]]:
-    files: Sequence[ClassFile] = find_files(folder, (*IMAGES, *SOUNDS), "images or sounds", "cat")
-    names = [str(file.path.relative_to(folder)) for file in files]
-    return RawRows({"": [file.path for file in files]}, names), [file.label for file in files]
+    files = find_files(folder, (*IMAGES, *SOUNDS), "images or sounds", "cat")
+    names = [path.relative_to(folder).as_posix() for path in files.paths]
+    return RawRows({"": list(files.paths)}, names), files.labels.tolist()
 
 
 def _joined(chunks: Sequence[RawRows]) -> RawRows:
