@@ -27,7 +27,6 @@ from finetune.training.callbacks import (
     ProgressLine,
     StopAtNonFiniteLoss,
     StopAtSignal,
-    TensorBoardLog,
 )
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.model_state import seeds
@@ -43,6 +42,7 @@ from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 from finetune.training.saving import disk_need
+from finetune.training.tensorboard_log import TensorBoardLog
 from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
