@@ -101,12 +101,16 @@ class GroupMonitor(keras.callbacks.Callback):
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The rows so far; `None` for an empty cell."""
+        return self.rows_since(0)
+
+    def rows_since(self, start: int) -> list[dict[str, Any]]:
+        """Returns the rows from a number on, counted from 0."""
         return [
             {
                 name: None if math.isnan(value) else int(value) if name in _COUNTS else float(f"{value:.6g}")
                 for name, value in zip(self.columns, row, strict=True)
             }
-            for row in self.table
+            for row in self.table[start:]
         ]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

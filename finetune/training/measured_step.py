@@ -83,10 +83,11 @@ class StepMeasurer:
         self.no_gradients = "" if replicas == 1 else "the model has several replicas"
         if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
             self.no_gradients = f"`{type(model).__name__}` has its own `train_step`"
-        self._is_traced, self._handover = False, None
-        self._compare = tf.function(self._compared, autograph=False)
-        self._read = tf.function(self._present, autograph=False)
-        self._pass = tf.function(self._passed, reduce_retracing=True, autograph=False)
+        self._handover: _Handover | None = None
+        # Traced once each, and not by `tf.function`, which warns where many phases have each their own.
+        self._read = tf.function(self._present, autograph=False).get_concrete_function()
+        self._compare = tf.function(self._compared, autograph=False).get_concrete_function(self._read()[1], self._start)
+        self._passes: dict[Any, Any] = {}  # by the spec of a batch
 
     def __call__(self, iterator: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """Makes one step and returns its logs, and loss, rates and norms as tensors."""
@@ -107,16 +108,17 @@ class StepMeasurer:
 
     def _gradients(self, batch: Any, spec: Any) -> Any:
         """Returns what `_passed` does; `None` where it cannot be traced, as only the ordinary step must be."""
-        try:
-            if not self._is_traced and self._forward is None:
-                # Keras' step makes the variables of metrics while it is traced.
-                keras_private.build_for_training(self._model, tf.nest.map_structure(without_optional, spec))
-            return self._pass(batch)
-        except Exception as error:
-            if self._is_traced:
-                raise
-            self.no_gradients = f"the loss could not be differentiated a second time: {reason(error)}"
-            return None
+        known = tf.nest.map_structure(without_optional, spec)
+        key = str(spec)
+        if key not in self._passes:
+            try:
+                if self._forward is None:  # Keras' step makes the variables of metrics while it is traced
+                    keras_private.build_for_training(self._model, known)
+                self._passes[key] = tf.function(self._passed, autograph=False).get_concrete_function(known)
+            except Exception as error:
+                self.no_gradients = f"the loss could not be differentiated a second time: {reason(error)}"
+                return None
+        return self._passes[key](batch)
 
     def norms(self, step: int, measured: tuple[Any, ...]) -> StepNorms:
         """Returns numbers by group; reading them waits for the step."""
@@ -142,7 +144,6 @@ class StepMeasurer:
             np.random.set_state(generators[1])
         for variable, value in zip(written, before, strict=True):
             variable.assign(value, read_value=False)
-        self._is_traced = True
         norms = tf.stack([global_norm(of_group) for of_group in gradients])
         # The scale of a `LossScaleOptimizer`, with which float16 gradients do not vanish.
         scale = tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float32)

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from finetune.groups.layer_tree import layers_in_order
+from finetune.keras_private import layer_variables
 
 _COST = 0.02  # of the time of the steps
 _FIXED = 2.5e-3  # seconds of a measured step that do not depend on the network (measured: 2.0 to 2.7 ms)
@@ -45,7 +46,10 @@ def automatic_interval(model: keras.Model, *, batch_size: int, steps: int) -> in
 
 def _multiplications(model: keras.Model) -> int:
     """Returns about how many a forward pass of a row makes: each weight, at each place of its layer's output."""
-    return sum(sum(prod(weight.shape) for weight in layer.weights) * _places(layer) for layer in layers_in_order(model))
+    layers = [layer for layer in layers_in_order(model) if not isinstance(layer, keras.layers.Embedding)]
+    own = [[weight for weights in layer_variables(layer) for weight in weights] for layer in layers]
+    sizes = [sum(prod(weight.shape) for weight in weights) for weights in own]
+    return sum(size * _places(layer) for size, layer in zip(sizes, layers, strict=True) if size)
 
 
 def _places(layer: Any) -> int:

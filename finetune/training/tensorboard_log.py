@@ -25,18 +25,22 @@ class TensorBoardLog(keras.callbacks.Callback):
         report: Called with a sentence where a file cannot be written.
         rows: Asked for the epochs so far, as `MetricsFile.rows` has them: a run that goes on has the first of them from
             another process, whose files may reach beyond them, so all are written.
+        rows_of_steps: Asked for the rows of a `GroupMonitor` from a number on. Each gives `batch_loss` and the values
+            of the groups at its step.
     """
 
-    not_resumed = ("_wrote", "_next", "_gap")
+    not_resumed = ("_wrote", "_next", "_gap", "_steps_written")
 
     def __init__(
         self,
         folder: Path,
         report: Callable[[str], None] = lambda sentence: None,
         rows: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
+        rows_of_steps: Callable[[int], Sequence[Mapping[str, Any]]] = lambda start: (),
     ):
         super().__init__()
-        self.folder, self.rows = folder, rows
+        self.folder, self.rows, self.rows_of_steps = folder, rows, rows_of_steps
+        self._steps_written = 0
         self.warned = FailedWrites(report)
         self._writers: dict[str, Any] = {}
         self._wrote = False
@@ -51,6 +55,7 @@ class TensorBoardLog(keras.callbacks.Callback):
                 earlier = [] if self._wrote else [row for row in self.rows() if row["epoch"] <= epoch]
                 self._write_rows(earlier)
                 self._write(epoch, logs or {})
+                self._write_steps()
                 for writer in self._writers.values():
                     writer.flush()
                 self._wrote = True
@@ -66,10 +71,20 @@ class TensorBoardLog(keras.callbacks.Callback):
     def _write(self, epoch: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             part = "validation" if key.startswith("val_") else "train"
-            if part not in self._writers:
-                self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
-            with self._writers[part].as_default():
-                tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
+            self._scalar(part, f"epoch_{key.removeprefix('val_')}", value, epoch)
+
+    def _write_steps(self) -> None:
+        for row in self.rows_of_steps(self._steps_written):
+            for key, value in row.items():
+                if value is not None and key not in ("step", "epoch", "phase"):
+                    self._scalar("train", "batch_loss" if key == "loss" else key, value, row["step"])
+            self._steps_written += 1
+
+    def _scalar(self, part: str, name: str, value: Any, step: int) -> None:
+        if part not in self._writers:
+            self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
+        with self._writers[part].as_default():
+            tf.summary.scalar(printable(name), float(value), step=step)
 
     def close(self) -> None:
         """Closes the files; a run that goes on and has no epoch left writes those of the process before."""
@@ -77,6 +92,7 @@ class TensorBoardLog(keras.callbacks.Callback):
             if not self._wrote and self._next == 0:
                 check_held(self.folder)
                 self._write_rows(self.rows())
+                self._write_steps()
             for writer in self._writers.values():
                 writer.close()
         self._writers = {}
