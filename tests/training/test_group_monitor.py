@@ -170,17 +170,6 @@ def test_float16_gradients_are_measured_without_the_scale_of_the_loss(rows):
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
-def test_a_batch_with_a_part_that_is_missing_and_last_batches_of_another_size_are_measured(rows):
-    model, groups = built()
-    compiled(model, groups)
-    batches = ((rows[0][start : start + 40], rows[1][start : start + 40], None) for start in (0, 40, 80))
-    monitor = GroupMonitor(groups, every_steps=1)
-    model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[monitor])
-    model.fit(*rows, batch_size=40, sample_weight=np.ones(90), verbose=0, callbacks=[monitor])
-    assert [row["step"] for row in monitor.rows] == [1, 2, 3, 4, 5, 6]
-    assert all(row["gradient_norm/head"] > 0 for row in monitor.rows)
-
-
 class OwnStep(keras.Sequential):
     """A class whose step may compute any loss."""
 
