@@ -112,6 +112,11 @@ def quote(names: Iterable[object], *, limit: int = 5) -> str:
 def counted(number: int, singular: str, plural: str = "") -> str:
     """Returns a number with the noun that belongs to it.
 
+    Args:
+        number: How many there are.
+        singular: The noun.
+        plural: The noun for any number but 1; by default the singular with an `s`.
+
     >>> counted(1, "epoch"), counted(1200, "epoch"), counted(1, "class", "classes")
     ('1 epoch', '1,200 epochs', '1 class')
     """

@@ -48,7 +48,13 @@ def parts_placed(recipe: Recipe) -> Iterator[None]:
 
 
 def located_text(recipe: Recipe, keys: Keys, text: str) -> str:
-    """Returns a message with the place and the name of a key; numbers in a list are in the place alone."""
+    """Returns a message with the place and the name of a key; the number in a list is in the place alone.
+
+    Args:
+        recipe: The recipe.
+        keys: The keys that lead to what the message is about.
+        text: The message.
+    """
     path = ".".join(key for key in keys if isinstance(key, str))
     return f"{place_of(recipe, *keys)}: `{path}`: ".lstrip(": ") + text
 
