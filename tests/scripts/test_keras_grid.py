@@ -25,7 +25,7 @@ def grid():
 def test_it_trains_some_layers_in_some_variants_and_keeps_what_is_done(grid, tmp_path, capsys):
     state = tmp_path / "grid.json"
     asked = [
-        "--layer",
+        "--only",
         "GlobalAveragePooling1D",
         "--variant",
         "plain",
@@ -38,12 +38,12 @@ def test_it_trains_some_layers_in_some_variants_and_keeps_what_is_done(grid, tmp
     done = json.loads(state.read_text())
     assert done["plain GlobalAveragePooling1D"] == done["masked GlobalAveragePooling1D"] == "same"
     assert done["jit_compile GlobalAveragePooling1D"] == "same, by Keras' own loop: XLA compiles its step"
-    assert "plain: 1 layers; 1 same" in capsys.readouterr().out
+    assert "plain: 1 tried; 1 same" in capsys.readouterr().out
 
     state.write_text(json.dumps({**done, "masked GlobalAveragePooling1D": "fast DIFFERS: all/kernel differs by 1"}))
     assert grid.main([*asked, "--state", str(state)]) == 1, "what is done is not run again"
     printed = capsys.readouterr().out
-    assert "masked: 1 layers; 1 fast DIFFERS" in printed
+    assert "masked: 1 tried; 1 fast DIFFERS" in printed
     assert "  GlobalAveragePooling1D: fast DIFFERS: all/kernel differs by 1" in printed
 
 
