@@ -102,8 +102,8 @@ def weight_settings() -> dict[str, dict[str, Any]]:
     for name, regularizer in members_of(keras.regularizers).items():
         options[f"regularizers.{name} kernel"] = {"kernel_regularizer": regularizer}
         if name != "OrthogonalRegularizer":  # which is for matrices
-            others = {"bias_regularizer": regularizer, "activity_regularizer": regularizer}
-            options[f"regularizers.{name} other"] = others
+            options[f"regularizers.{name} bias"] = {"bias_regularizer": regularizer}
+            options[f"regularizers.{name} activity"] = {"activity_regularizer": regularizer}
     for name, constraint in members_of(keras.constraints).items():
         options[f"constraints.{name}"] = {"kernel_constraint": constraint, "bias_constraint": constraint}
     for name, initializer in members_of(keras.initializers).items():

@@ -61,6 +61,7 @@ def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=None, s
     model = made()
     optimizer = optimizer or (lambda: keras.optimizers.Adam(1e-2))
     model.compile(optimizer(), "mse", metrics=["mae"], steps_per_execution=steps_per_execution)
+    model.optimizer.build(model.trainable_variables)  # otherwise Keras traces its step twice; one is not built below
     stopping = keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True)
     counter = Epochs()
     checkpoint = Checkpoint(folder, callbacks=[stopping, counter], **options)
