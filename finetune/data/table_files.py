@@ -50,7 +50,17 @@ class Column:
         """Returns the values as text; whole numbers have no decimal point."""
         if self.kind == "text":
             return self.values
-        return np.array(["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(float(v)) for v in self.values])
+        return np.array(["" if np.isnan(v) else cell_number(v) for v in self.values])
+
+
+def cell_number(value: float) -> str:
+    """Returns a number as text; a whole number has no decimal point."""
+    return f"{value:.0f}" if value == np.rint(value) else repr(float(value))
+
+
+def cell_text(value: Any) -> str:
+    """Returns the value of a cell as text, as a table has it: empty where it is missing, lists joined by `|`."""
+    return "" if value is None or (isinstance(value, float) and value != value) else _text(value)
 
 
 class Columns(Mapping[str, Column]):
@@ -307,8 +317,7 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
 
 def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
-    # Data frames mark a missing value with NaN; it is not equal to itself.
-    texts = ["" if value is None or (isinstance(value, float) and value != value) else _text(value) for value in values]
+    texts = [cell_text(value) for value in values]  # data frames mark a missing value with NaN
     words = tuple(sorted({text for text in texts if text in missing} - {""}))
     texts = ["" if text in words else text for text in texts]
     present = [text for text in texts if text]
