@@ -59,7 +59,8 @@ def predict(
     count = 0
     with _opened(out, sink) as file, _progress(console if out else None) as advance:
         write = _writer(file, format)
-        for count, prediction in enumerate(every, start=1):
+        for prediction in every:
+            count += 1
             write(prediction)
             problems += [prediction] if prediction.problem else []
             advance()

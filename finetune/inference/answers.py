@@ -91,12 +91,13 @@ def _numbers(record: OutputRecord, values: np.ndarray) -> Iterator[Answer]:
 
 
 def flat(answer: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns an answer as the cells of a CSV row: `label`, `probability`, `probability/<class>` and so on."""
+    """Returns an answer as the cells of a CSV row: `label`, `probability`, `label_2` and so on."""
     cells: dict[str, Any] = {}
     for name, value in answer.items():
         key = f"{prefix}{name}"
         if name == "top":
-            cells |= {f"{prefix}probability/{each['label']}": each["probability"] for each in value}
+            for number, each in enumerate(value[1:], start=2):
+                cells |= {f"{prefix}{inner}_{number}": each[inner] for inner in each}
         elif isinstance(value, Mapping):
             singular = {"probabilities": "probability", "values": "value"}.get(name, name)
             cells |= flat({f"{singular}/{inner}": each for inner, each in value.items()}, prefix)

@@ -161,7 +161,8 @@ def _picture(array: np.ndarray, place: str) -> Any:
     if plain.ndim not in (2, 3) or plain.dtype.kind not in "iuf" or (whole != plain).any():
         raise DataError(
             "A picture in memory has whole values from 0 to 255, shape (height, width) or (height, width, 3). "
-            f"`{place}` has type `{array.dtype}` and shape {array.shape}. Multiply values from 0 to 1 by 255, or name its file."
+            f"`{place}` has type `{array.dtype}` and shape {array.shape}. Multiply values from 0 to 1 by 255, or name "
+            "its file."
         )
     return Image.fromarray(whole)
 
