@@ -15,9 +15,8 @@ import yaml
 
 from finetune.data.loss_families import family_of
 from finetune.errors import FinetuneError, did_you_mean, quote
-from finetune.results.run_folder import is_finished, is_run
+from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
 
-DATA_FOLDER = "data"  # files that inputs are made with
 _FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
 
 
@@ -143,6 +142,11 @@ class RunRecord:
         """Returns where a file lies that an input is made with: in the run folder, or else where the recipe has it."""
         kept = self.folder / DATA_FOLDER / Path(path).name
         return kept if kept.is_file() else Path(path)
+
+    def kept_preset(self, preset: str) -> str:
+        """Returns the preset whose preprocessor makes token ids: what the run folder has of it, or else its name."""
+        kept = self.folder / DATA_FOLDER / PRESET_FOLDER
+        return str(kept) if kept.is_dir() else preset
 
 
 def _column_input(name: str, columns: Sequence[str], about: Mapping[str, Any]) -> InputRecord:
