@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from finetune.build.source_keys import (
     named_by_splits,
     split_as_asked,
 )
-from finetune.data.class_folders import ClassFile
+from finetune.data.class_folders import ClassFiles
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.loss_families import NUMBERS, family_of
 from finetune.data.npz import read_npz, read_npz_splits
 from finetune.data.row_checks import read_every_row
@@ -49,7 +49,7 @@ class SourceRows:
         if len(rows) == len(self.split) and (rows == np.arange(len(rows))).all():
             return self  # an array in a file stays there
         column = None if self.column is None else self.column[rows]
-        places = [self.places[row] for row in rows] if self.places else ()
+        places = RowPlaces(self.places.__getitem__, rows) if self.places else ()
         return replace(self, split=self.split.select(rows), column=column, places=places)
 
 
@@ -96,18 +96,20 @@ def split_examples(
     return check_examples(examples)
 
 
-def rows_of_class_files(x: Any, files: Sequence[ClassFile], folder: Path) -> dict[str, SourceRows]:
+def rows_of_class_files(x: Any, files: ClassFiles) -> dict[str, SourceRows]:
     """Returns the rows of files in folders of classes, by the split that their folders name.
 
     Args:
         x: Inputs, a row for each file.
         files: The files.
-        folder: The folder that all of them lie in.
     """
-    places = [file.path.relative_to(folder).as_posix() for file in files]
-    rows = SourceRows(Split(x, np.array([file.label for file in files])), places=places)
-    splits = np.array([file.split for file in files])
-    return {name: rows.select(np.flatnonzero(splits == name)) for name in dict.fromkeys(splits.tolist())}
+    rows = SourceRows(Split(x, files.labels), places=files.paths.names)
+    return {name: rows.select(np.flatnonzero(files.splits == name)) for name in dict.fromkeys(files.splits.tolist())}
+
+
+def left_out(files: ClassFiles, endings: Sequence[str]) -> dict[str, Any]:
+    """Returns what `data.json` says of files that were not taken for their ending; empty where all were."""
+    return {"warnings": warnings} if (warnings := files.warnings(endings)) else {}
 
 
 def examples_as_asked(recipe: Recipe, examples: Examples) -> Examples:

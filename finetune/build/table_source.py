@@ -19,6 +19,7 @@ from finetune.build.source_keys import (
 from finetune.build.text_source import IDS, is_tokenized, made_of_ids, network_tokens, text_warnings
 from finetune.data.columns import check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.targets import Target, read_target
@@ -86,7 +87,7 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     about |= {"target": targets[""].about if is_single else named}
     about |= {"warnings": warnings} if (warnings := [*table.warnings, *text_warnings(columns)]) else {}
     class_names = targets[""].class_names if is_single else ()
-    places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
+    places = {name: RowPlaces(table.places.text, rows) for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 

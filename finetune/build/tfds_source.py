@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from finetune.build.image_source import image_options
 from finetune.build.source_keys import item_names, network_inputs
 from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.examples import SPLITS, Examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
 from finetune.data.indexed import ItemNames, indexed_rows
 from finetune.data.rows import Rows
@@ -86,7 +88,8 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             if options
             else x
         )
-        places = [f"{expression}:{index}" for index in range(len(source)) if index not in read.unreadable]
+        kept = np.setdiff1d(np.arange(len(source)), np.array(list(read.unreadable), np.int64))
+        places = RowPlaces(lambda index, of=expression: f"{of}:{index}", kept)
         skipped = [f"{expression}:{index}" for index in read.unreadable]
         parts[split] = SourceRows(replace(read.split, x=x), read.column, places, skipped)
     label: Any = features[names.target[0]] if len(names.target) == 1 else None

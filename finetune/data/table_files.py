@@ -120,7 +120,7 @@ class Table:
     def places_of(self, rows: np.ndarray) -> str:
         """Returns where the first five of some rows are, such as `reviews.csv:1042`."""
         more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-        return ", ".join("`{}:{}`".format(*self.places[row]) for row in rows[:5]) + more
+        return ", ".join(f"`{self.places.text(row)}`" for row in rows[:5]) + more
 
     def check_numbers(self, names: Sequence[str], types: Mapping[str, str]) -> None:
         """Refuses columns of numbers in which a few values are none: nobody means them as categories or classes.
