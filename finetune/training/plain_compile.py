@@ -60,7 +60,7 @@ def _plain(value: Any, sentences: list[str]) -> Any:
         )
         options = {"from_logits": value.from_logits, "ignore_class": value.ignore_class, "axis": value.axis}
         value = keras.losses.SparseCategoricalCrossentropy(name=value.name, reduction=value.reduction, **options)
-    serialized = keras.saving.serialize_keras_object(value)
+    serialized: Any = keras.saving.serialize_keras_object(value)
     if isinstance(value, keras.losses.Loss | keras.metrics.Metric) and type(value).__module__.startswith("keras."):
         # Keras' configs lack `delta` of Huber and `axis` of some others, which would silently become the defaults.
         taken = inspect.signature(type(value)).parameters
