@@ -132,7 +132,13 @@ def _image(data: Any, decoder: Any, size: tuple[int, int], channels: int, resize
 
 
 def resized(image: Any, size: tuple[int, int], resize: str) -> Any:
-    """Returns an image of the size, float32. An image that has the size already keeps its values."""
+    """Returns an image of the size, float32. An image that has the size already keeps its values.
+
+    Args:
+        image: Shape `(height, width, channels)`, of any numbers.
+        size: Height and width in pixels.
+        resize: `pad`, `crop` or `stretch`, as for `image_rows`.
+    """
     shape: Any = tf.cast(tf.shape(image)[:2], tf.float32)
     ratios: Any = tf.constant(size, tf.float32) / shape
     if resize == "stretch":

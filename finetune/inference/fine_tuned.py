@@ -1,16 +1,20 @@
 """A finished run, loaded: raw rows in, answers out."""
 
+import importlib
+import shlex
+import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import keras
 import numpy as np
 
-from finetune.errors import DataError, reason
+from finetune.errors import DataError, FinetuneError, reason
 from finetune.inference.answers import Answer, answers
 from finetune.inference.prepared_inputs import Prepare, prepares
 from finetune.inference.raw_rows import ROWS, RawRows, raw_rows_of, read_raw_rows
@@ -19,6 +23,10 @@ from finetune.keras_private import fresh_names
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.builders import load_keras_file
 from finetune.models.output_names import by_output_name
+from finetune.recipe.code_consent import names_graph
+
+if TYPE_CHECKING:
+    from finetune.inference.evaluation import Evaluation
 
 _AHEAD = 4  # chunks that are prepared while the model runs
 
@@ -80,8 +88,37 @@ class FineTuned:
         chunks = raw_rows_of(rows, read=self.read)
         return [each.answer for each in self.predictions(chunks, top=top, threshold=threshold)]
 
+    def evaluate(
+        self,
+        data: str | Path | None = None,
+        *,
+        split: str = "test",
+        metrics: Sequence[str] = (),
+        allow_code: Sequence[str] = (),
+    ) -> "Evaluation":
+        """Evaluates the model.
+
+        Args:
+            data: A table, a folder of class folders or an `.npz` file with targets; by default the data of the recipe.
+            split: `test`, `validation` or `train`: which rows of the run's own data.
+            metrics: Names of metrics as Keras has them; by default those of the recipe. They are for each output.
+            allow_code: Code that the recipe names and that may run.
+
+        Raises:
+            FinetuneError: The data of the run have changed or are gone, or rows do not fit the model.
+        """
+        from finetune.inference.evaluation import evaluate_on
+
+        return evaluate_on(self, data, split=split, metrics=metrics, allow_code=allow_code)
+
     def read(self, inputs: Sequence[str | Path], *, size: int = ROWS, lines: TextIO | None = None) -> Iterator[RawRows]:
-        """Reads raw rows of files, folders and, for `-`, of lines; `size` of them in a chunk."""
+        """Reads raw rows.
+
+        Args:
+            inputs: Files, folders, or `-`.
+            size: Rows of a chunk at most, >= 1.
+            lines: What `-` reads.
+        """
         return read_raw_rows(inputs, size=size, quotes=self.record.quotes, lines=lines)
 
     def predictions(
@@ -144,20 +181,18 @@ class FineTuned:
             raise_machine_failure(error, "Preparing rows")
             if len(rows) == 1 and not skip:
                 raise _of_row(error, rows.places[0]) from error
-        made, problems = [], {}
+        problems: dict[int, str] = {}
         for number in range(len(rows)):
-            row = rows.row(number)
             try:
-                made.append(row)
-                self.prepare(row)
+                self.prepare(rows.row(number))
             except Exception as error:
                 raise_machine_failure(error, "Preparing rows")
-                problem = _of_row(error, row.places[0])
+                problem = _of_row(error, rows.places[number])
                 if not skip:
                     raise problem from error
-                made.pop()
                 problems[number] = str(problem)
-        return (self.prepare(_joined(made)) if made else None), problems
+        kept = [number for number in range(len(rows)) if number not in problems]
+        return (self.prepare(rows.select(kept)) if kept else None), problems
 
 
 def _of_row(error: BaseException, place: str) -> DataError:
@@ -167,22 +202,40 @@ def _of_row(error: BaseException, place: str) -> DataError:
     return DataError(f"`{place}` cannot be read: {reason(error)}.")
 
 
-def _joined(rows: Sequence[RawRows]) -> RawRows:
-    names = list(rows[0].columns)
-    columns = {name: [value for row in rows for value in row.columns[name]] for name in names}
-    return RawRows(columns, [row.places[0] for row in rows], rows[0].folder)
-
-
-def load(folder: str | Path) -> FineTuned:
+def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
     """Loads a finished run: its model, its classes, and how raw rows become inputs.
 
     Args:
         folder: The run folder, which may have been moved since.
+        allow_code: Code that may run, where the model has some: `hub:RUN` or `hub:HANDLE` for the graph of a SavedModel
+            in it, and the package of a builder whose layer classes it has.
 
     Raises:
-        FinetuneError: It is no finished run, or the model cannot be loaded.
+        FinetuneError: It is no finished run, the model cannot be loaded, or it has code that is not allowed.
     """
     record = open_record(folder)
+    source = record.recipe.get("model") or {}
+    module = str(source.get("builder") or "").partition(":")[0]
+    if module and module.partition(".")[0] in (*allow_code, "finetune"):
+        with suppress(ImportError):  # its classes may not be needed; otherwise Keras says which are missing
+            importlib.import_module(module)
+    has_graph = _has_graph(record.model_file)
+    if has_graph:
+        written = str(source.get("hub") or folder)
+        if not (names_graph(allow_code, written, written) or names_graph(allow_code, str(folder), str(folder))):
+            raise FinetuneError(
+                f"The graph of a SavedModel is code, which runs with your rights. `{record.model_file}` holds that of "
+                f"`{written}`. If you trust the run, add `--allow-code {shlex.quote(f'hub:{folder}')}`."
+            )
     with fresh_names():
-        model = load_keras_file(record.model_file)
+        model = load_keras_file(record.model_file, safe_mode=not has_graph)
     return FineTuned(record, model)
+
+
+def _has_graph(path: Path) -> bool:
+    """Returns whether a `.keras` file holds the graph of a SavedModel, which safe mode refuses."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return b'"finetune>HubLayer"' in archive.read("config.json")
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return False  # loading says what is wrong

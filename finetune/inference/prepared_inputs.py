@@ -206,14 +206,15 @@ def _samples(value: Any, length: int, place: str) -> np.ndarray:
 
 def _tokens(record: RunRecord, each: InputRecord) -> Callable[[RawRows], dict[str, np.ndarray]]:
     encode, length, pad_id = encoder_of(record, each)
+    padding = record.source.get("padding", "length")  # what the run decided
     buckets = np.array(buckets_up_to(length))
-    fixed = (record.recipe["data"].get("tokenizer") or {}).get("padding") == "length"
 
     def make(rows: RawRows) -> dict[str, np.ndarray]:
         columns = [[cell_text(value) for value in rows.columns[name]] for name in each.columns]
         ids, types, lengths, _ = encode(list(zip(*columns, strict=True)))
         longest = int(lengths.max(initial=1))
-        width = length if fixed else int(buckets[np.searchsorted(buckets, longest)])
+        bucket = int(buckets[np.searchsorted(buckets, longest)])
+        width = {"buckets": bucket, "longest": longest}.get(padding, length)
         is_token = np.arange(width) < lengths[:, np.newaxis]
         made = {"ids": np.full(is_token.shape, pad_id, np.int32), "types": np.zeros(is_token.shape, np.int32)}
         made["ids"][is_token], made["types"][is_token] = ids, types

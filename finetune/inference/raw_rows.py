@@ -19,7 +19,8 @@ from finetune.data.images import ENDINGS as IMAGES
 from finetune.data.npz import read_array, read_arrays
 from finetune.data.table_head import ARROW, DELIMITERS, LINES
 from finetune.data.table_head import ENDINGS as TABLES
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, quote
+from finetune.inference.record import check_exist
 
 ROWS = 32  # in a chunk, unless the caller asks for more
 ARRAYS = (".npz", ".npy")
@@ -42,10 +43,14 @@ class RawRows:
     def __len__(self) -> int:
         return len(self.places)
 
+    def select(self, numbers: Sequence[int] | np.ndarray) -> "RawRows":
+        """Returns the rows with some numbers, counted from 0."""
+        columns = {name: [values[number] for number in numbers] for name, values in self.columns.items()}
+        return RawRows(columns, [self.places[number] for number in numbers], self.folder)
+
     def row(self, number: int) -> "RawRows":
         """Returns a single row."""
-        columns = {name: values[number : number + 1] for name, values in self.columns.items()}
-        return RawRows(columns, self.places[number : number + 1], self.folder)
+        return self.select([number])
 
 
 def read_raw_rows(
@@ -63,7 +68,8 @@ def read_raw_rows(
     Raises:
         DataError: There is no such file, or it is of a kind that is not read.
     """
-    _check_exist(inputs)
+    check_exist(inputs)
+    _check_kinds(inputs)
     pending: list[Path] = []  # files that are rows, which share chunks
     for each in inputs:
         path = Path(each)
@@ -82,14 +88,8 @@ def read_raw_rows(
         yield _of_files(pending)
 
 
-def _check_exist(inputs: Sequence[str | Path]) -> None:
+def _check_kinds(inputs: Sequence[str | Path]) -> None:
     for path in (Path(each) for each in inputs if str(each) != "-"):
-        if not path.exists():
-            others = sorted(other.name for other in path.parent.glob("*")) if path.parent.is_dir() else []
-            raise DataError(
-                f"Rows are read from files and folders that exist, or from standard input, `-`. `{path}` does not "
-                f"exist.{did_you_mean(path.name, others)}"
-            )
         known = (*IMAGES, *SOUNDS, *TABLES, *ARRAYS)
         if not path.is_dir() and path.suffix.lower() not in known:
             raise DataError(

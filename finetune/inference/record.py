@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from finetune.data.loss_families import family_of
-from finetune.errors import FinetuneError, did_you_mean, quote
+from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
 
+FORMATS = ("jsonl", "csv")  # of predictions
 _FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
 
 
@@ -147,6 +148,50 @@ class RunRecord:
         """Returns the preset whose preprocessor makes token ids: what the run folder has of it, or else its name."""
         kept = self.folder / DATA_FOLDER / PRESET_FOLDER
         return str(kept) if kept.is_dir() else preset
+
+
+def check_prediction(
+    inputs: Sequence[str], out: Path | None, format: str | None, on_error: str, *, overwrite: bool = False
+) -> None:
+    """Checks what a command line asks of `predict`, as far as that goes without reading rows.
+
+    Args:
+        inputs: Files, folders, or `-`.
+        out: The file to write, or `None`.
+        format: `jsonl` or `csv`, or `None`.
+        on_error: `stop` or `skip`.
+        overwrite: Whether `out` may exist.
+
+    Raises:
+        FinetuneError: An option has no such value, or a file does not exist or is in the way.
+    """
+    for value, known, option in ((format, FORMATS, "--format"), (on_error, ("stop", "skip"), "--on-error")):
+        if value is not None and value not in known:
+            raise FinetuneError(
+                f"`{option}` is one of {quote(known)}. Received: `{value}`.{did_you_mean(value, known)}"
+            )
+    if out and out.is_dir():
+        raise FinetuneError(f"`--out` is a file. `{out}` is a folder. Name a file in it: `{out / 'answers.jsonl'}`.")
+    if out and out.exists() and not overwrite:
+        raise FinetuneError(
+            f"Predictions do not overwrite files. `{out}` exists. Choose another, or add `--overwrite`."
+        )
+    check_exist(inputs)
+
+
+def check_exist(inputs: Sequence[str | Path]) -> None:
+    """Checks that files and folders exist; `-` is standard input.
+
+    Raises:
+        DataError: One does not.
+    """
+    for path in (Path(each) for each in inputs if str(each) != "-"):
+        if not path.exists():
+            others = sorted(other.name for other in path.parent.glob("*")) if path.parent.is_dir() else []
+            raise DataError(
+                f"Rows are read from files and folders that exist, or from standard input, `-`. `{path}` does not "
+                f"exist.{did_you_mean(path.name, others)}"
+            )
 
 
 def _column_input(name: str, columns: Sequence[str], about: Mapping[str, Any]) -> InputRecord:

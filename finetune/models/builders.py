@@ -70,10 +70,12 @@ def _import_function(builder: str) -> Callable[..., Any]:
     return function
 
 
-def load_keras_file(path: Path) -> keras.Model:
+def load_keras_file(path: Path, *, safe_mode: bool = True) -> keras.Model:
     """Loads a whole model from a `.keras` or legacy `.h5` file, without its optimizer.
 
-    Keras' safe mode is on: code inside the file (`Lambda` layers) is not run.
+    Args:
+        path: The file.
+        safe_mode: Whether code inside the file, `Lambda` layers and graphs of SavedModels, is not run.
 
     Raises:
         FinetuneError: If the file is missing, has no whole model in it, asks for more weights than a file of its size
@@ -89,7 +91,7 @@ def load_keras_file(path: Path) -> keras.Model:
     # `compile=False`: the recipe brings its own optimizer, and the saved one may need classes that are not installed.
     try:
         with weights_of_file(path):
-            model: Any = keras.saving.load_model(path, compile=False)
+            model: Any = keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
     except FinetuneError:
         raise
     except Exception as error:
