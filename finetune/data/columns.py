@@ -98,7 +98,7 @@ def check_width(fitted: Mapping[str, Mapping[str, Any]], width: int, taken: int 
 
 def _normalized(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     if column.kind != "number":
-        wrong = [text for text in column.values.tolist() if text and not _is_number(text)][:3]
+        wrong = [text for text in column.values.tolist() if text and not is_number(text)][:3]
         raise DataError(
             f"A column of numbers holds numbers. `{column.name}` also holds {quote(wrong)}. Correct them, or make it a "
             f"category: `types: {{{column.name}: category}}`."
@@ -135,11 +135,12 @@ def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarr
     # The empty text is a missing value; the layer would take it for padding.
     layer = keras.layers.StringLookup(vocabulary=[f"={each}" for each in categories], output_mode="one_hot")
     known = set(categories)
-    same = [f"={text if text in known or not _is_number(text) else cell_number(float(text))}" for text in texts]
+    same = [f"={text if text in known or not is_number(text) else cell_number(float(text))}" for text in texts]
     return _to_array(layer(np.array(same, dtype=object)[:, np.newaxis])).reshape(len(texts), -1)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Returns whether a text is a finite number."""
     try:
         return bool(np.isfinite(float(text)))
     except ValueError:
