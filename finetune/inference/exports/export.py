@@ -222,7 +222,7 @@ def _write_side_files(fine_tuned: FineTuned, export: Export, written: Written, f
     record = fine_tuned.record
     about = {name: value for name, value in asdict(export).items() if name not in ("folder", "file") and value != {}}
     about |= {"file": written.file} | written.more
-    about["classes"] = {each.name or "output": list(each.names) for each in record.outputs if each.names}
+    about["classes"] = {each.name or "output": list(each.names) for each in record.outputs if each.kind != "numbers"}
     about["preparation"] = [
         {"input": each.name, "kind": each.kind, "columns": list(each.columns), "fitted": _relative(dict(each.fitted))}
         for each in record.inputs

@@ -33,7 +33,7 @@ def write(job: Job) -> Written:
             made[name] = _features(graph, symbols, each)
             continue
         shape, dtype = tuple(tensor.shape), tensor.dtype
-        key = graph.take(name, "prepared", dtype, f"what the model takes, {dtype} of shape {shape[1:]}", shape)
+        key = graph.take(name, "prepared", dtype, "what the model takes", shape)
         symbols[key] = made[name] = keras.Input(shape[1:], dtype=dtype, name=key)
         outside = ["files and texts are prepared outside, as Keras has no layers for it: `export.json` says how"]
     outputs = job.model(made if len(tensors) > 1 else made[next(iter(tensors))], training=False)

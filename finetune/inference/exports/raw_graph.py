@@ -117,7 +117,7 @@ def raw_graph(record: RunRecord, model: keras.Model) -> RawGraph:
 
 def _take_prepared(graph: RawGraph, name: str, tensor: Any) -> None:
     shape, dtype = tuple(tensor.shape), tensor.dtype
-    key = graph.take(name, "prepared", dtype, f"what the model takes, {dtype} of shape {shape[1:]}", shape)
+    key = graph.take(name, "prepared", dtype, "what the model takes", shape)
     graph.make(name, lambda tensors: tensors[key])
 
 
