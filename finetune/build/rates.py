@@ -22,7 +22,8 @@ def build_rate(rate: Any, length: RunLength) -> Any:
     else:
         # A class of the recipe and the function of the same name have the same arguments; a test compares the two.
         names = inspect.signature(schedule_functions()[rate.schedule]).parameters
-        schedule = make_schedule(rate.schedule, **{name: _argument(rate, name, length) for name in names})
+        arguments = {name: _argument(rate, name, length) for name in names}
+        schedule = make_schedule(rate.schedule, **arguments)
     if rate.leading_warmup:  # `inverse_square_root` and `one_cycle` warm up by themselves and have none in front
         return with_warmup(schedule, length.in_steps(*rate.leading_warmup), start=rate.warmup_from)
     return schedule
