@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from finetune.recipe.fields import Count, OpenShare, Part, Positive, choice, fault, one_of, pick
+from finetune.recipe.extensions import EXTEND, Extension
+from finetune.recipe.fields import Count, ListOf, OpenShare, Part, Positive, choice, fault, one_of, pick
 from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
 from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
@@ -67,8 +68,13 @@ class Train(Part):
         checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
             most a hundredth of the time.
         checkpoint_steps: Within an epoch, checkpoints are written after so many steps, and at no other time.
-        keep_checkpoints: Whether the last two checkpoints stay when the run is over. Each holds the weights and all
-            slots of the optimizer: with Adam, three times the size of the weights.
+        keep_checkpoints: Which checkpoints stay when the run is over: the last (`last`), from which the run can be
+            extended; the last two (`true`); or none (`false`). Each holds the weights and all slots of the optimizer:
+            with Adam, three times the size of the weights.
+        extend: What the schedules do where a run is trained for longer than planned: `stretch` (they are those of a run
+            of the new length, at the step that was reached), `append` (they are finished, and the last rate is held) or
+            `cooldown` (from there on the rates fall in a straight line to 0).
+        extensions: How a run was extended; `finetune resume` writes it.
         validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
     """
 
@@ -97,7 +103,9 @@ class Train(Part):
     shuffle: bool = True
     checkpoint_seconds: Positive = 300.0
     checkpoint_steps: Count | None = None
-    keep_checkpoints: bool = False
+    keep_checkpoints: Annotated[Literal["last"] | bool, choice("last", True, False)] = "last"
+    extend: Annotated[Literal["stretch", "append", "cooldown"], choice(*EXTEND)] = "stretch"
+    extensions: ListOf[Extension] = ()
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="before")
