@@ -1,0 +1,10 @@
+"""The `finetune` command: options and printing, a file for each family of commands. The work is done below.
+
+Importing the families registers their commands, in the order in which `--help` lists them.
+"""
+
+from finetune.cli import runs, recipes, find_rates, weight_files  # isort: skip
+from finetune.cli.application import app
+from finetune.cli.entry import main
+
+__all__ = ["app", "find_rates", "main", "recipes", "runs", "weight_files"]

@@ -1,0 +1,107 @@
+"""The command itself, the options that several commands share, and what every command begins with."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_EXIT_CODES = (
+    "Exit codes: 0; 2 for bad input, where nothing is written; 1 when training or writing failed; 130 after Ctrl-C, "
+    "143 after SIGTERM and 129 after SIGHUP, where `run` first saves the weights. A second signal ends it at once."
+)
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for each layer group.\n\n"
+    "Start with `finetune check recipe.yaml` (is it valid?), then `finetune plan recipe.yaml` (what will happen "
+    "to every weight?), then `finetune run recipe.yaml`.\n\n" + _EXIT_CODES,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable."
+    ),
+]
+AllowCode = Annotated[
+    list[str],
+    typer.Option(
+        "--allow-code",
+        metavar="CODE",
+        help="Allow code to run: a package that the recipe names, or `hub:HANDLE`, a SavedModel's graph. Repeatable.",
+    ),
+]
+
+
+def examples(*lines: str) -> str:
+    """Returns command lines for the end of a help text; `\\b` keeps Click from joining the lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Accepted anywhere on the command line.")
+    ] = False,
+) -> None:
+    """Handles the options that go without a command. The help text is in `typer.Typer(help=...)` above."""
+    if version:
+        print(f"finetune {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        # `no_args_is_help` does the same, but exits 0 or 2 depending on the version of Click.
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+def make_console(*, stderr: bool = False) -> "Console":
+    """Makes the console that a command prints to; a file or a pipe has 160 columns."""
+    from finetune.results.console import plain_console  # not at the top: `check` and `--help` must answer at once
+
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
+    return plain_console(stderr=stderr, width=width)
+
+
+def start_command(
+    recipe: Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Starts TensorFlow, which takes seconds, after whatever can be checked without it.
+
+    Args:
+        recipe: The recipe to check first; `None` for a command without.
+        overrides: Changes to it.
+        allow_code: Packages whose code it may run.
+        out: The run folder, for a command that writes to it.
+        overwrite: Whether the folder may hold files.
+        resume: Whether it may hold a run that goes on.
+    """
+    from finetune.commands.check import check as check_recipe
+    from finetune.startup import start_tensorflow
+
+    if recipe is not None:
+        options = {
+            "overrides": overrides,
+            "allow_code": allow_code,
+            "out": out,
+            "overwrite": overwrite,
+            "resume": resume,
+        }
+        check_recipe(recipe, **options, shows_graphs=True)
+    start_tensorflow()

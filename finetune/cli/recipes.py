@@ -1,0 +1,106 @@
+"""The commands that show what a recipe says and would do: `check`, `plan`, `data` and `keys`."""
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
+from finetune.errors import printable, printable_lines
+
+
+@app.command(
+    epilog=examples(
+        "finetune check recipe.yaml",
+        "finetune check recipe.yaml --deep",
+        "finetune check recipe.yaml --set groups.head.learning_rate=1e-3",
+    )
+)
+def check(
+    recipe: RecipePath,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also train on a few rows, read every row, and forecast time and memory."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also check that a run could be written to this folder.", show_default=False)
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Check a recipe's spelling and rules in a moment, without loading TensorFlow; with `--deep`, its data too."""
+    from finetune.commands.check import check as check_recipe
+    from finetune.commands.check import check_deep
+
+    check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
+    if deep:
+        start_command()
+        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=make_console()).problems
+        for problem in problems:
+            print(printable_lines(f"problem: {problem}."))
+        if problems:
+            raise typer.Exit(2)
+    print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
+
+
+@app.command(
+    epilog=examples(
+        "finetune plan recipe.yaml",
+        "finetune plan recipe.yaml --weights",
+        "finetune plan recipe.yaml --json > plan.json",
+    )
+)
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+    weights: Annotated[bool, typer.Option("--weights", help="A row for every weight instead of every group.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what would happen to every weight, on the real model, without training."""
+    start_command(recipe, overrides, allow_code)
+    from finetune.commands.plan import plan as plan_recipe
+    from finetune.commands.plan import print_plan
+
+    layout = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    if json:
+        print(dumps(layout.plan.to_json(), indent=2))
+    else:
+        print_plan(layout, make_console(), every_weight=weights)
+        if layout.phases_block:
+            print(f"\n# The strategy as a list, to paste into the recipe and edit:\n{layout.phases_block}", end="")
+
+
+@app.command(epilog=examples("finetune data recipe.yaml", "finetune data recipe.yaml --sheet images.png"))
+def data(
+    recipe: RecipePath,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A PNG file to draw some training images of each class to.", show_default=False)
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Show what was understood of the data: splits, types of columns, classes, and some images."""
+    start_command(recipe, overrides, allow_code)
+    from finetune.commands.data import show_data
+
+    show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=make_console())
+
+
+@app.command(epilog=examples("finetune keys", "finetune keys train", "finetune keys gradual_unfreezing"))
+def keys(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A key such as `train` or `data.split`, or the name of a schedule or strategy.",
+            show_default=False,
+        ),
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
+) -> None:
+    """List what can be written in a recipe: every key with its values, default and meaning."""
+    from finetune.commands.keys import show_keys
+
+    show_keys(name, as_markdown=markdown, console=make_console())

@@ -1,0 +1,107 @@
+"""The commands that train, and those that read what a run has left: options and printing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
+from finetune.errors import FinetuneError, printable
+
+
+@app.command(
+    epilog=examples(
+        "finetune run recipes/digits.yaml",
+        "finetune run recipe.yaml --out runs/first --set train.epochs=3",
+        "finetune run recipe.yaml --out runs/first --resume",
+    )
+)
+def run(
+    recipe: RecipePath,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default
+    allow_code: AllowCode = [],  # noqa: B006
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
+    ] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in `--out` where it was stopped or killed; begin one if there is none."
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
+    _run(recipe, out, overrides, allow_code, overwrite=overwrite, recalibrate=recalibrate, resume=resume)
+
+
+@app.command(epilog=examples("finetune resume runs/digits-1"))
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    allow_code: AllowCode = [],  # noqa: B006
+) -> None:
+    """Go on with a run that was stopped or killed; it ends as if nothing had happened, bit for bit."""
+    from finetune.results.run_folder import is_run
+
+    if not is_run(run):
+        raise FinetuneError(
+            f"A run goes on in its run folder. `{run}` is none: it has no `recipe.yaml` and `plan.txt`. Name the "
+            "folder that the run has printed, such as `runs/digits-1`."
+        )
+    _run(run / "recipe.yaml", run, allow_code=allow_code, resume=True)
+
+
+def _run(
+    recipe: Path,
+    out: Path | None,
+    overrides: Sequence[str] = (),
+    allow_code: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    recalibrate: bool = False,
+    resume: bool = False,
+) -> None:
+    """Runs a recipe, or goes on with a run, and prints what came of it."""
+    from finetune.results.run_folder import check_can_resume, is_finished
+
+    if resume:
+        check_can_resume(out, overwrite=overwrite)
+        if out and is_finished(out):
+            print(
+                printable(
+                    f"{out}: the run is finished, and is not trained again. To train anew, choose another folder."
+                )
+            )
+            return
+    start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
+    from finetune.commands.run import print_class_results
+    from finetune.commands.run import run as run_recipe
+
+    console = make_console()
+    result = run_recipe(
+        recipe,
+        out,
+        overrides=overrides,
+        allow_code=allow_code,
+        overwrite=overwrite,
+        recalibrate=recalibrate,
+        resume=resume,
+        console=console,
+    )
+    for name, value in result.metrics.items():
+        console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
+    if any(phase.frozen_tensors for phase in result.phases):
+        console.print("proof: the tensors frozen in each phase are bit-identical after it")
+    if result.frozen_tensors:
+        console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
+    console.print(f"written: {result.folder}")

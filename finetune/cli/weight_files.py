@@ -1,0 +1,61 @@
+"""The commands on files of weights: `inspect` and `reference`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.application import AllowCode, Overrides, app, examples, start_command
+from finetune.errors import printable
+
+
+@app.command(epilog=examples("finetune inspect pretrained.weights.h5", "finetune inspect model.safetensors --json"))
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)
+    ],
+    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """List what a file of pretrained weights holds: name, role, shape, type and size of each tensor."""
+    from finetune.commands.inspect import inspect as inspect_file
+
+    print(inspect_file(path, json=json))
+
+
+@app.command(epilog=examples("finetune reference pretrained.keras outputs.npz --input rows.npy"))
+def reference(
+    source: Annotated[
+        Path, typer.Argument(help="A whole model (.keras, .h5), a SavedModel, or a recipe.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The .npz file to write.", show_default=False)],
+    inputs: Annotated[
+        Path | None,
+        typer.Option("--input", help="A .npy or .npz file of inputs.", show_default="a recipe's first test rows"),
+    ] = None,
+    layers: Annotated[
+        list[str],
+        typer.Option(
+            "--layer", metavar="NAME", help="Write the output of this layer instead of the model's. Repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer reads the default
+    overrides: Overrides = [],  # noqa: B006
+    allow_code: AllowCode = [],  # noqa: B006
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write the outputs of a network for some inputs, for `restore.verify` to compare a restored network with."""
+    start_command()
+    from finetune.commands.reference import write_reference
+    from finetune.results.file_listing import shape_text
+
+    written = write_reference(
+        source,
+        out,
+        inputs=inputs,
+        layers=layers,
+        overrides=overrides,
+        allow_code=allow_code,
+        overwrite=overwrite,
+    )
+    for name, shape in written.items():
+        print(f"{printable(name)}: {shape_text(shape)}")
+    print(printable(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`."))

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("arguments", [["check", "tiny.yaml"], ["run", "--help"]])
+def test_check_and_help_load_neither_tensorflow_nor_keras_nor_numpy(without_tensorflow, environment, recipe, arguments):
+    command = [sys.executable, "-c", without_tensorflow, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["chek", "a.yaml"], "No such command 'chek'"),
+        (["check"], "Missing argument"),
+        (["check", "a.yaml", "--sett", "x=1"], "No such option: --sett"),
+        (["run", "a.yaml", "--out"], "requires an argument"),
+        (["check", "a.yaml", "b.yaml"], "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_with_the_usage(refused, arguments, told):
+    message = refused(*arguments)
+    assert told in message
+    assert len(message) < 400
+
+
+def test_without_a_command_the_help_is_shown(finetune):
+    done = finetune()
+    assert done.returncode == 2
+    assert "finetune check recipe.yaml" in done.stdout + done.stderr
+
+
+def test_the_help_names_every_command_and_the_version_is_the_packages(finetune):
+    shown = finetune("--help").stdout
+    assert all(f"  {command} " in shown for command in ("run", "plan", "check"))
+    assert finetune("--version").stdout == "finetune 0.1.0\n"
+
+
+def test_the_exit_codes_are_in_the_help(finetune):
+    said = " ".join(finetune("--help").stdout.split())
+    assert "Exit codes: 0; 2 for bad input" in said
+    assert "130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP" in said

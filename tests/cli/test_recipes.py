@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_a_good_recipe_is_well_written_and_the_next_command_is_named(finetune, recipe):
+    done = finetune("check", recipe)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "tiny.yaml: valid. See what it does with `finetune plan tiny.yaml`.\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_is_well_written(finetune, path):
+    done = finetune("check", path)
+    # The files of `scripts/make_movie_tables.py` are not in the repository; everything else is checked.
+    faults = [line for line in done.stderr.splitlines() if "/recipes/movie/" not in line]
+    assert (done.returncode == 0 or "/recipes/movie/" in done.stderr, faults) == (True, [])
+
+
+def test_all_problems_are_reported_at_once_with_file_line_and_column(refused, recipe):
+    text = recipe.read_text()
+    for old, new in [("seed: 3", "seed: -3"), ("momentum: 0.9}", "learning_rate: 1}"), ("epochs: 2", "epoch: 2")]:
+        assert old in text
+        text = text.replace(old, new)
+    recipe.write_text(text)
+    lines = refused("check", recipe).splitlines()
+    assert lines[0] == "error: tiny.yaml:1:7: `seed` must be 0 or more. Received: `-3`."
+    assert lines[1].startswith("tiny.yaml:8:")
+    assert lines[2:] == [
+        "tiny.yaml:11:1: `train.epochs` is missing. Add it under `train`.",
+        "tiny.yaml:11:9: `train.epoch` is not a known key. Did you mean `epochs`?",
+    ]
+
+
+def test_an_override_is_applied_and_one_that_is_wrong_is_named(finetune, refused, recipe):
+    assert (
+        finetune("check", recipe, "--set", "train.epochs=5", "--set", "groups.head.learning_rate=1e-3").returncode == 0
+    )
+    message = refused("check", recipe, "--set", "train.epochs=many", "--set", "groups.hed.learning_rate=1")
+    assert "--set train.epochs: `train.epochs` must be a whole number." in message
+    assert "Did you mean `head`?" in message
+
+
+def test_code_of_others_needs_to_be_allowed_by_name(finetune, refused, recipe):
+    override = ["--set", "model={builder: my_package.models:build}"]
+    message = refused("check", recipe, *override)
+    assert "`model.builder: my_package.models:build` names code that is not part of finetune" in message
+    assert "--allow-code my_package" in message
+    assert "no module `my_package` to import" in refused("check", recipe, *override, "--allow-code", "my_package")
+    assert "--allow-code my_package" in refused("check", recipe, *override, "--allow-code", "my_pack")
+    Path("my_package").mkdir()
+    Path("my_package", "__init__.py").touch()
+    Path("my_package", "models.py").write_text("def build(): ...")
+    assert finetune("check", recipe, *override, "--allow-code", "my_package").returncode == 0
+
+
+def test_a_missing_recipe_is_reported_with_the_nearest_name(refused, recipe):
+    assert refused("check", "tny.yaml") == "error: The recipe `tny.yaml` does not exist. Did you mean `tiny.yaml`?\n"
+
+
+@pytest.mark.slow
+def test_a_plan_as_json_is_alone_on_stdout_and_nothing_is_on_stderr(finetune, recipe):
+    done = finetune("plan", recipe, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = json.loads(done.stdout)
+    assert plan["groups"] == ["stem", "body", "head"]
+    body = next(weight for weight in plan["weights"] if weight["name"] == "body/kernel")
+    assert body["learning_rate"] == pytest.approx([1e-2, 1e-2, 5e-3])
+
+
+@pytest.mark.slow
+def test_a_plan_shows_groups_and_with_weights_every_weight(finetune, recipe):
+    groups = finetune("plan", recipe)
+    assert (groups.returncode, groups.stderr) == (0, "")
+    assert "stem, bn" in groups.stdout
+    assert "body/kernel" not in groups.stdout
+    weights = finetune("plan", recipe, "--weights").stdout
+    assert "bn/moving_variance" in weights
+    assert "0.01, 0.01, 0.005" in weights
