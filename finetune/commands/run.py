@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from rich.console import Console
 from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
+from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
@@ -26,6 +28,7 @@ from finetune.interruption import Stopped, stoppable
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
+from finetune.results.formatting import size_text
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -38,6 +41,7 @@ from finetune.results.run_folder import (
 from finetune.results.tables import class_results_table, plan_text
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
@@ -79,6 +83,7 @@ class RunResult:
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
         phases: A record for each phase; empty where the recipe has no phases.
+        extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
         model: The fine-tuned model.
     """
 
@@ -96,6 +101,7 @@ class RunResult:
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
+    extended_from: tuple[dict[str, Any], ...] = field(repr=False)
     model: keras.Model = field(repr=False)
 
 
@@ -154,9 +160,9 @@ def _run(
         check_run_folder(out, overwrite=overwrite, resume=resume)
         written, settings = dump_recipe(loaded, absolute_paths=True), loaded.train
         of_run = out is not None and Path(recipe).resolve() == (out / "recipe.yaml").resolve()
-        former = find_former_run(out, None if of_run else loaded) if resume and out else None
-        if former:  # as it was written there: rates that were measured are in it
-            loaded, written = load_recipe(former.recipe, allow_code=allow_code), former.document["recipe"]
+        former = find_former_run(out, loaded, of_run=of_run) if resume and out else None
+        if former:
+            loaded, written, settings = former.recipe, former.written, former.recipe.train
             clock.seconds, recalibrate = dict(former.document["seconds"]), former.document["recalibrate"]
             _announce(former, console)
     with precision(loaded):
@@ -182,23 +188,41 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        plan = plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch)
         if former and out:
-            check_same_start(out, former.document["checksums_before"], checksums_before)
-            check_same_data(out, former.document["data"], _described(layout))
+            before = former.document["checksums_before"]
+            same = [*before] if not former.changes else [name for name in before if name in checksums_before]
+            check_same_start(out, {name: before[name] for name in same}, checksums_before)
+            if not any(re.match(r"data\b|train\.(loss|validation)", change.key) for change in former.changes):
+                check_same_data(out, former.document["data"], _described(layout))
+            if former.changes:
+                fit_in(former.checkpoint, plan, former.changes)
+                layout.model.optimizer.build(layout.model.trainable_variables)
+                former.checkpoint.restore(layout.model)
+                checksums_before = proof.begin(frozen) | {name: before[name] for name in same}
         opened_folder = open_run_folder(
             out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
         folder = held.enter_context(opened_folder)
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
-        if not former:
+        if former and former.changes:
+            kept = keep_former(folder) if former.is_finished else ""
+            report_carried(folder, former.checkpoint.carried or (), former.changes, kept, console)
+        if not former or former.changes:
             _write_plan(folder, layout, console)
+            (folder / "result.json").unlink(missing_ok=True)  # last: until here the run is as it was
             if range_test:
                 write_range_test(range_test, folder / "plots")
+        resolved = dump_recipe(layout.recipe, absolute_paths=True)
         checkpoint = former.checkpoint if former else Checkpoint(folder / "checkpoints")
         checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
         checkpoint.more = lambda: {
             "recipe": written,
+            "resolved": resolved,
+            "epochs": layout.length.epochs,
+            "plan_of_phases": plan,
+            "extensions": [extension.model_dump() for extension in layout.recipe.train.extensions],
             "recalibrate": recalibrate,
             "data": _described(layout),
             "metrics_before": metrics_before,
@@ -264,10 +288,10 @@ def _run(
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
+        extended_from=former_ends(folder),
     )
     _write_result(result)
-    if not settings.keep_checkpoints:
-        checkpoint.remove()
+    _keep_checkpoints(checkpoint, settings, layout.model, weights, console)
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
@@ -370,11 +394,30 @@ def _write_result(result: RunResult) -> None:
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
+    problem |= {"extended_from": list(result.extended_from)} if result.extended_from else {}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(
         result.folder / "result.json",
         {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
     )
+
+
+def _keep_checkpoints(
+    checkpoint: Checkpoint, settings: Any, model: keras.Model, weights: LastWeights, console: Console
+) -> None:
+    """Removes the checkpoints of a run that is over but for those that are to stay, and says how large these are."""
+    # With averaged weights the last but one has those from which a longer training goes on.
+    kept = {True: 2, False: 0, "last": 2 if settings.use_ema else 1}[settings.keep_checkpoints]
+    checkpoint.remove(keep=kept)
+    size = sum(path.stat().st_size for path in checkpoint_files(checkpoint.folder))
+    if size:
+        weights.drop_optimizer(model)  # its state is in the checkpoint
+        console.print(
+            f"kept to train for longer: {size_text(size)} in {checkpoint.folder} (`train.keep_checkpoints: false` "
+            "removes it)",
+            highlight=False,
+            markup=False,
+        )
 
 
 class _Clock:

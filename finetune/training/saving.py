@@ -7,7 +7,7 @@ saving needs the memory of the file's size beside the model, and of twice that f
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ from finetune.keras_private import save_model_to, weights_in_memory
 from finetune.results.run_folder import replacing
 
 
-def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes the weights of a model, and its optimizer's state, to a `.weights.h5` file, whole or not at all.
+def save_weights(model: keras.Model, path: Path, *, optimizer: bool = True) -> None:
+    """Writes the weights of a model to a `.weights.h5` file, whole or not at all.
+
+    Args:
+        model: The model.
+        path: The file.
+        optimizer: Whether the file also holds the optimizer's state.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    content = weights_in_memory(model)
+    with nullcontext() if optimizer else _without_optimizer(model):
+        content = weights_in_memory(model)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
 

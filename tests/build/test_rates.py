@@ -31,8 +31,12 @@ WRITTEN = {
     "slanted_triangular": {"peak": 1e-2, "total_steps": 50, "cut_fraction": 0.2, "ratio": 10.0},
     "one_cycle": {"peak": 1e-2, "total_steps": 50, "warmup_fraction": 0.3, "div": 10.0, "final_div": 1e3},
     "warmup_stable_decay": {
-        **{"peak": 1e-2, "total_steps": 100, "decay_steps": 50, "warmup_steps": 20},
-        **{"alpha": 0.1, "shape": "1-sqrt"},
+        "peak": 1e-2,
+        "total_steps": 100,
+        "decay_steps": 50,
+        "warmup_steps": 20,
+        "alpha": 0.1,
+        "shape": "1-sqrt",
     },
     "constant": {"initial": 1e-2},
 }

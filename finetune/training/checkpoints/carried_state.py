@@ -1,4 +1,4 @@
-"""A checkpoint of one training put into another: what has the same meaning there is carried, what has not begins afresh.
+"""A checkpoint of one training put into another: what means the same there is carried, what does not begins afresh.
 
 Weights are found by their paths. A slot of an optimizer is found by the weight that it belongs to and its name,
 whatever group the weight is in now; it is carried where the rule gives it the same meaning. A group counts the steps of
