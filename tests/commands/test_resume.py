@@ -62,7 +62,9 @@ def ended(folder):
     for phase in result.get("phases", []):
         phase.pop("seconds")
     rows = list(csv.DictReader(Path(folder, "metrics.csv").read_text().splitlines()))
-    return result, rows, sorted(path.name for path in Path(folder).rglob("*") if "tfevents" not in path.name)
+    # A checkpoint holds times, too, and its name the checksum of all.
+    names = [path.name for path in Path(folder).rglob("*") if "tfevents" not in path.name]
+    return result, rows, sorted("step" if name.startswith("step-") else name for name in names)
 
 
 def weights(result):

@@ -1,12 +1,12 @@
 """A checkpoint of one training put into another: what means the same there is carried, what does not begins afresh.
 
-Weights are found by their paths. A slot of an optimizer is found by the weight that it belongs to and its name,
+Weights are found by their names in the layer tree. A slot of an optimizer is found by its weight and its own name,
 whatever group the weight is in now; it is carried where the rule gives it the same meaning. A group counts the steps of
 its bias correction for all of its weights together, so it is carried whole, or begins afresh as one that enters late.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,15 @@ from finetune.keras_private import step_counter
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.checkpoints.model_state import array_name, parts_of, path_of, set_packed_random_state
-from finetune.training.checkpoints.slot_names import OVER_ALL_GROUPS, STEPS, SlotName, read_slot_table, slot_names
+from finetune.training.checkpoints.slot_names import (
+    OVER_ALL_GROUPS,
+    STEPS,
+    SlotName,
+    read_slot_table,
+    slot_names,
+    weight_names,
+)
+from finetune.training.snapshot import holder
 
 # Rules whose slots mean the same: running means of gradients and of their squares, before the bias correction.
 _ALIKE = ({"Adam", "AdamW", "Lamb"},)
@@ -63,12 +71,14 @@ def carry_over(
         TrainingError: No weight of the model is in the checkpoint; nothing is changed then.
     """
     parts = parts_of(model)
-    of_weights = _carry_weights(parts["model"], arrays, document, source)
+    names = weight_names(model)
+    weights = {names[id(holder(variable))]: variable for variable in parts["model"]}
+    of_weights = _carry_weights(weights, arrays, document, source)
     optimizer: GroupedOptimizer = unwrap(model.optimizer)
     table, saved_state = read_slot_table(document), document["optimizer"]
     paths = document["paths"]["optimizer"]
     saved: _Slots = {row[1]: (row[0], arrays[array_name("optimizer", n)]) for n, row in enumerate(table) if row}
-    here = slot_names(optimizer, parts["model"])
+    here = slot_names(optimizer, names)
     counters = {path: arrays[array_name("optimizer", n)] for n, path in enumerate(paths) if not (table and table[n])}
     for variable in parts["optimizer"]:  # those of a loss scale; rates and starts follow below
         array = counters.get(path_of(variable))
@@ -79,7 +89,7 @@ def carry_over(
     step_counter(optimizer).assign(steps)
     of_groups, starts = _carry_groups(optimizer, parts["optimizer"], here, saved, document, int(steps))
     optimizer.saved_state.carry(saved_state, starts)
-    of_all = _carry_over_all(parts, here, saved)
+    of_all = _carry_over_all(parts["optimizer"], weights, here, saved)
     metrics = [path_of(variable) for variable in parts["metrics"]]
     if metrics == list(document["paths"]["metrics"]):
         for place, variable in enumerate(parts["metrics"]):
@@ -93,22 +103,11 @@ def _fits(variable: Any, array: np.ndarray) -> bool:
     return tuple(variable.shape) == array.shape
 
 
-def _numbered(paths: Iterable[str]) -> list[tuple[str, int]]:
-    """Returns each path with a number, as several weights may share one."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for path in paths:
-        numbered.append((path, seen[path]))
-        seen[path] += 1
-    return numbered
-
-
 def _carry_weights(
-    variables: Sequence[Any], arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], source: str
+    here: Mapping[str, Any], arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], source: str
 ) -> list[CarriedPart]:
-    keys = _numbered(document["paths"]["model"])
+    keys = document.get("names") or document["paths"]["model"]  # an older file has no names
     saved = {key: arrays[array_name("model", place)] for place, key in enumerate(keys)}
-    here = dict(zip(_numbered(map(path_of, variables)), variables, strict=True))
     carried = [key for key, variable in here.items() if key in saved and _fits(variable, saved[key])]
     if not carried:
         raise TrainingError(
@@ -120,9 +119,9 @@ def _carry_weights(
     fresh, dropped = [key for key in here if key not in set(carried)], [key for key in saved if key not in here]
     parts = [CarriedPart("weights", "carried", len(carried))]
     if fresh:
-        parts.append(CarriedPart("weights", "fresh", len(fresh), f"new, or of another shape: `{fresh[0][0]}`"))
+        parts.append(CarriedPart("weights", "fresh", len(fresh), f"new, or of another shape: `{fresh[0]}`"))
     if dropped:
-        parts.append(CarriedPart("weights", "dropped", len(dropped), f"no longer in the network: `{dropped[0][0]}`"))
+        parts.append(CarriedPart("weights", "dropped", len(dropped), f"no longer in the network: `{dropped[0]}`"))
     return parts
 
 
@@ -164,7 +163,7 @@ def _reason(name: SlotName, variable: Any, saved: _Slots, rule: str, rules: Mapp
         return "the checkpoint is of an older version, and does not say which slot belongs to which weight"
     if name not in saved:
         # The slots of another rule may have other names; the rule is then what to speak of.
-        before = next((rules[group] for key, (group, _) in saved.items() if group and key[:2] == name[:2]), rule)
+        before = next((rules[group] for key, (group, _) in saved.items() if group and key.weight == name.weight), rule)
         return f"`{before}` is now `{rule}`" if before != rule else f"{of} was not trained, or had no such slot"
     group, array = saved[name]
     before = rules.get(group, rule)
@@ -174,19 +173,18 @@ def _reason(name: SlotName, variable: Any, saved: _Slots, rule: str, rules: Mapp
 
 
 def _carry_over_all(
-    parts: Mapping[str, Sequence[Any]], here: Mapping[int, tuple[str, SlotName]], saved: _Slots
+    kept: Sequence[Any], weights: Mapping[str, Any], here: Mapping[int, tuple[str, SlotName]], saved: _Slots
 ) -> list[CarriedPart]:
     """Carries moving averages and accumulated gradients; averages that are new begin at the weights."""
-    weights = dict(zip(_numbered(map(path_of, parts["model"])), parts["model"], strict=True))
     result = []
     for slot in OVER_ALL_GROUPS:
-        variables = {here[id(v)][1]: v for v in parts["optimizer"] if id(v) in here and here[id(v)][1].slot == slot}
+        variables = {here[id(v)][1]: v for v in kept if id(v) in here and here[id(v)][1].slot == slot}
         carried = [name for name, v in variables.items() if name in saved and _fits(v, saved[name][1])]
         for name, variable in variables.items():
             if name in carried:
                 variable.assign(saved[name][1])
             elif slot == "average":
-                variable.assign(weights[name.weight, name.number])
+                variable.assign(weights[name.weight])
         fresh = len(variables) - len(carried)
         dropped = sum(name.slot == slot and name not in variables for name in saved)
         why = "it begins at the weights" if slot == "average" else "it begins at 0"

@@ -14,7 +14,7 @@ import numpy as np
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
-from finetune.training.checkpoints.slot_names import slot_table
+from finetune.training.checkpoints.slot_names import slot_table, weight_names
 from finetune.training.snapshot import holder, random_state, set_random_state
 
 
@@ -27,7 +27,7 @@ def model_state(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     document = {
         "paths": {part: [path_of(variable) for variable in variables] for part, variables in parts_of(model).items()},
         "optimizer": optimizer.saved_state.document() if isinstance(optimizer, GroupedOptimizer) else None,
-        **_slots(model, optimizer),
+        **_names(model, optimizer),
         "random": _packed(random_state()),
     }
     return arrays, document
@@ -92,10 +92,11 @@ def parts_of(model: Any) -> dict[str, list[Any]]:
     return parts
 
 
-def _slots(model: Any, optimizer: Any) -> dict[str, Any]:
-    parts = parts_of(model)
-    is_grouped = isinstance(optimizer, GroupedOptimizer)
-    return slot_table(optimizer, parts["model"], parts["optimizer"]) if is_grouped else {}
+def _names(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Returns what each weight and each slot is, for a training with other groups."""
+    parts, names = parts_of(model), weight_names(model)
+    table = slot_table(optimizer, names, parts["optimizer"]) if isinstance(optimizer, GroupedOptimizer) else {}
+    return {"names": [names[id(holder(variable))] for variable in parts["model"]], **table}
 
 
 def array_name(part: str, place: int) -> str:

@@ -4,12 +4,12 @@ A checkpoint holds it, so that the state of an optimizer can be carried into a t
 the variables have other paths and another order.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
+from finetune.groups.layer_tree import layer_tree
 from finetune.keras_private import accumulated_gradients, held_rate, known_variables, moving_averages, step_counter
 from finetune.optimizers.fused.slots import SlotView
 from finetune.optimizers.grouped import GroupedOptimizer
@@ -22,56 +22,58 @@ class SlotName(NamedTuple):
     """The name of a slot.
 
     Attributes:
-        weight: Path of the weight that the slot belongs to; empty for one of all weights of the group.
-        number: Which of several weights of that path, from 0.
+        weight: The weight that the slot belongs to, as `weight_names` has it; empty for one of all of a group.
         slot: Its name in the rule, such as `_momentums`, or one of `OVER_ALL_GROUPS`.
     """
 
     weight: str
-    number: int
     slot: str
 
 
-STEPS = SlotName("", 0, "steps")  # of the whole training
+STEPS = SlotName("", "steps")  # of the whole training
 
 
-def slot_names(optimizer: GroupedOptimizer, weights: Sequence[Any]) -> dict[int, tuple[str, SlotName]]:
+def weight_names(model: keras.Model) -> dict[int, str]:
+    """Returns the name of each variable of a model by the `id` of what it holds: those of the layer tree.
+
+    Paths would not do: several weights may share one, and it may begin with a number that Keras counts in the process.
+    """
+    names = {id(holder(leaf.variable)): leaf.name for leaf in layer_tree(model).leaves}
+    seeds = [variable for variable in model.variables if id(holder(variable)) not in names]
+    return names | {id(holder(variable)): f"seed~{place}" for place, variable in enumerate(seeds)}
+
+
+def slot_names(optimizer: GroupedOptimizer, weights: Mapping[int, str]) -> dict[int, tuple[str, SlotName]]:
     """Returns the group and the name of each slot of a built optimizer, by the `id` of the slot.
 
     The group is empty for a slot that the optimizer keeps over all groups.
 
     Args:
         optimizer: The optimizer.
-        weights: The variables of its model, in the model's order.
+        weights: What `weight_names` returns of its model.
     """
-    seen: Counter[str] = Counter()
-    named: dict[int, tuple[str, int]] = {}
-    for weight in weights:
-        path = str(getattr(weight, "path", weight.name))
-        named[id(holder(weight))] = path, seen[path]
-        seen[path] += 1
     names: dict[int, tuple[str, SlotName]] = {id(step_counter(optimizer)): ("", STEPS)}
     for slot, variables in zip(OVER_ALL_GROUPS, (moving_averages, accumulated_gradients), strict=True):
         for weight, variable in zip(known_variables(optimizer), variables(optimizer), strict=False):
             if variable is not None:
-                names[id(variable)] = "", SlotName(*named.get(id(holder(weight)), ("", 0)), slot)
+                names[id(variable)] = "", SlotName(weights.get(id(holder(weight)), ""), slot)
     for group, child in optimizer.group_optimizers.items():
         trained, rate = known_variables(child), held_rate(child)
         for slot, value in vars(child).items():
             for index, variable in _slots_in(value, len(trained)):
                 if variable is rate or variable is step_counter(child):
                     continue
-                weight = ("", 0) if index is None else named.get(id(holder(trained[index])), ("", 0))
-                names.setdefault(id(variable), (group, SlotName(*weight, slot)))
+                weight = "" if index is None else weights.get(id(holder(trained[index])), "")
+                names.setdefault(id(variable), (group, SlotName(weight, slot)))
     return names
 
 
-def slot_table(optimizer: GroupedOptimizer, weights: Sequence[Any], variables: Sequence[Any]) -> dict[str, Any]:
+def slot_table(optimizer: GroupedOptimizer, weights: Mapping[int, str], variables: Sequence[Any]) -> dict[str, Any]:
     """Returns the names of some variables of an optimizer as JSON has them, with the rule of each group.
 
     Args:
         optimizer: The optimizer.
-        weights: The variables of its model, in the model's order.
+        weights: What `weight_names` returns of its model.
         variables: Those of the optimizer; one that is no slot has `None`.
     """
     names = slot_names(optimizer, weights)
