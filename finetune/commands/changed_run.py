@@ -114,7 +114,7 @@ def fit_in(checkpoint: Checkpoint, plan: Sequence[Sequence[Any]], changes: Seque
             f"{name[0].upper()}{name[1:]} cannot end before what is made of it: {made} epochs, and the recipe says "
             f"{f'{epochs} epochs' if epochs else f'{steps} steps'}. Set a larger number."
         )
-    until = any(re.search(r"\buntil\b", change.key) for change in changes)
+    until = any(re.search(r"\b(until|time_limit_seconds)\b", change.key) for change in changes)
     is_longer = (epochs or 0) > (former_epochs or 0) or (steps or 0) > (former_steps or 0) or until
     is_over = place.ended or place.stopped
     if is_over and steps and is_longer:

@@ -49,6 +49,7 @@ from finetune.training.divergence import divergence, loss_of_guess
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.keep_best import KeepBest
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
@@ -56,6 +57,7 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
+from finetune.training.time_limit import TimeLimit
 from finetune.training.try_examples import explained
 
 _CLASSES_SHOWN = 12
@@ -83,6 +85,7 @@ class RunResult:
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
         phases: A record for each phase; empty where the recipe has no phases.
+        kept: Metric, value and place of the best weights, which the model has; `None` if it has those of the end.
         extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
         model: The fine-tuned model.
     """
@@ -102,6 +105,7 @@ class RunResult:
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     extended_from: tuple[dict[str, Any], ...] = field(repr=False)
+    kept: dict[str, Any] | None
     model: keras.Model = field(repr=False)
 
 
@@ -231,6 +235,9 @@ def _run(
         }
         wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
+        keep_best, time_limit = _keep_best(settings), None
+        if settings.time_limit_seconds:
+            time_limit = TimeLimit(settings.time_limit_seconds, layout.length.steps)
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -245,7 +252,11 @@ def _run(
                 weights=weights,
                 checkpoint=checkpoint,
                 non_finite=non_finite,
+                keep_best=keep_best,
+                time_limit=time_limit,
             )
+        if keep_best and (kept_best := keep_best.restore(layout.model)):
+            console.print(kept_best, highlight=False, markup=False)
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
@@ -268,7 +279,8 @@ def _run(
             not_opened = opened()
         diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
+        cut_off = time_limit.summary() if time_limit else ""
+        warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 
@@ -289,6 +301,7 @@ def _run(
         phases=records if layout.shows_phases else (),
         model=layout.model,
         extended_from=former_ends(folder),
+        kept=keep_best.to_json() if keep_best else None,
     )
     _write_result(result)
     _keep_checkpoints(checkpoint, settings, layout.model, weights, console)
@@ -313,6 +326,13 @@ def fit_options(layout: Layout) -> FitOptions:
     options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
     options |= {"epochs": layout.length.epochs, "steps_per_epoch": layout.length.steps_per_epoch}
     return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)
+
+
+def _keep_best(settings: Any) -> KeepBest | None:
+    if settings.keep == "last":
+        return None
+    until = settings.until
+    return KeepBest(until.monitor, until.min_delta, until.mode) if until else KeepBest("val_loss")
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:
@@ -394,6 +414,7 @@ def _write_result(result: RunResult) -> None:
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
+    problem |= {"kept": result.kept} if result.kept else {}
     problem |= {"extended_from": list(result.extended_from)} if result.extended_from else {}
     problem |= {"warnings": list(result.warnings)} if result.warnings else {}
     write_json(

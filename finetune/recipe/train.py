@@ -37,6 +37,11 @@ class Train(Part):
         epochs: Length of the run. Required without `phases`, and with a strategy that does not set its own `epochs`; a
             list of phases says itself how long it is.
         until: Ends a run without phases early, as `until` of a phase does.
+        keep: Which weights the trained model has: those of the end (`last`), or those with which the metric that
+            `until` watches, or else `val_loss`, was best (`best`).
+        evaluate_every_steps: The validation rows are also evaluated within an epoch, every so many steps; `until` and
+            `keep` then go by these evaluations, too.
+        time_limit_seconds: The training ends after so many seconds, > 0; in the last tenth the rates fall to 0.
         reduce_on_plateau: Lowers the rates of a run without phases, as in a phase.
         batch_size: Rows in a batch, >= 1.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
@@ -80,6 +85,9 @@ class Train(Part):
 
     epochs: Count | None = None
     until: UntilSpec | None = None
+    keep: Annotated[Literal["last", "best"], choice("last", "best")] = "last"
+    evaluate_every_steps: Count | None = None
+    time_limit_seconds: Positive | None = None
     reduce_on_plateau: PlateauSpec | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None

@@ -24,6 +24,7 @@ from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, loc
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
     *("data.json", "model.keras", "result.json", "plots", "features", "former", "migration.json"),
+    "evaluations.csv",
 )
 _WRITING = ".writing-"  # begins the name of a file that is being written
 

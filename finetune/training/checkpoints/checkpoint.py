@@ -179,9 +179,19 @@ class Checkpoint(keras.callbacks.Callback):
             for state in self._saved.document["callbacks"].values():
                 if "stopped_epoch" in state:  # a patience that was used up
                     state |= {"wait": 0, "stopped_epoch": 0}
+            self._undo_cooldown()
         if begins_epoch:
             self.position = replace(self.position, step=0)
         self._now = self.position
+
+    def _undo_cooldown(self) -> None:
+        """Gives the rates back what a time limit has taken off them at its end."""
+        assert self._saved is not None
+        state = self._saved.document["callbacks"].get("TimeLimit-1")
+        if state and state["reached"]:
+            for group in self._saved.document["model"]["optimizer"]["groups"].values():
+                group["scale"] /= state["factor"]
+            state |= {"factor": 1.0, "reached": False, "cools": None}
 
     def _take_weights_before_average(self) -> None:
         """Goes back to the file of the same step in which the average has not yet replaced the weights."""

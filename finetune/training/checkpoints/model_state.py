@@ -39,6 +39,13 @@ def metrics_state(model: Any) -> dict[str, np.ndarray]:
     return {array_name("metrics", place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
 
 
+def restore_metrics(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the metrics what `metrics_state` returned, which may have been before all of them were built."""
+    for place, variable in enumerate(parts_of(model)["metrics"]):
+        if (name := array_name("metrics", place)) in arrays:
+            variable.assign(arrays[name])
+
+
 def restore_model(model: Any, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], *, source: str) -> None:
     """Puts a model, its optimizer, its metrics and the random state back. Metrics that are not built yet are left out.
 

@@ -54,5 +54,9 @@ class _EarlyStopping(keras.callbacks.EarlyStopping):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Epochs without it do not count for the patience either; `MetricExists` has seen to real mistakes.
-        if self.monitor in (logs or {}):
+        self.on_evaluation(epoch, 0, logs or {})
+
+    def on_evaluation(self, epoch: int, step: int, logs: dict[str, Any]) -> None:
+        """Looks at the metrics of an evaluation, after a step of an epoch (from 0) or, for step 0, at its end."""
+        if self.monitor in logs:
             super().on_epoch_end(epoch, logs)
