@@ -40,7 +40,7 @@ def fit(seconds, *, epochs=10, steps=10, rate=1e-2):
 def test_at_the_limit_the_training_ends_and_its_rates_have_fallen_in_a_straight_line_in_proportion():
     limit, said, rates = fit(50)
     assert limit.reached
-    assert limit.steps_made == 45
+    assert limit.steps_made == 46
     assert said == [
         "cooldown: the time limit of 50 seconds ends the training before its 100 steps are made; from step 41 on the "
         "rates fall to 0"
@@ -51,7 +51,7 @@ def test_at_the_limit_the_training_ends_and_its_rates_have_fallen_in_a_straight_
     assert all(rate["b"] == pytest.approx(10 * rate["a"]) for rate in rates)
     assert limit.factor == pytest.approx(LEAST_FACTOR)
     assert limit.summary() == (
-        "The time limit of 50 seconds ended the training after 45 of 100 steps, with rates that fell to 0 in its last "
+        "The time limit of 50 seconds ended the training after 46 of 100 steps, with rates that fell to 0 in its last "
         "tenth. Allow more time, or train for fewer epochs."
     )
 
