@@ -34,6 +34,7 @@ _MODULES = {
     "freeze": "training.freezing",
     "grouped_train_step": "training.step",
     "layer_tree": "groups.layer_tree",
+    "load": "inference.fine_tuned",
     "lr_range_test": "training.lr_range.api",
     "make_schedule": "optimizers.schedules",
     "plan": "commands.plan",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from finetune.groups.rate_spacing import spread_rates as spread_rates
     from finetune.groups.selectors import Selector as Selector
     from finetune.groups.selectors import resolve_groups as resolve_groups
+    from finetune.inference.fine_tuned import load as load
     from finetune.models.hub import HubLayer as HubLayer
     from finetune.models.hub_export import export_hub as export_hub
     from finetune.optimizers.grouped import GroupedOptimizer as GroupedOptimizer

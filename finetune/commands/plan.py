@@ -8,6 +8,7 @@ from rich.console import Console
 from finetune.build.data import precision
 from finetune.build.layout import Layout, build_layout
 from finetune.data.examples import summary
+from finetune.errors import counted
 from finetune.recipe.loader import load_recipe
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import free_bytes
@@ -58,7 +59,8 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
         console.print(sentence, markup=False, highlight=False)
     data, length = layout.plan.to_json(), layout.length
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND
-    console.print(f"plan: {length.epochs} epochs of {length.steps_per_epoch} steps. {legend}")
+    of_each = counted(length.steps_per_epoch, "step")
+    console.print(f"plan: {counted(length.epochs, 'epoch')} of {of_each}. {legend}")
     console.print((weight_table if every_weight else group_table)(data))
     if layout.plan.phases:
         console.print(phase_table(data))
