@@ -46,6 +46,11 @@ class KeepBest(keras.callbacks.EarlyStopping):
             if before[0] is None or self.best != before[1]:
                 self.place = epoch + 1, step
 
+    @property
+    def _value(self) -> float:
+        best: Any = self.best  # `None` before the first evaluation
+        return float(best)
+
     def restore(self, model: keras.Model) -> str:
         """Gives the model the best weights; returns what is said of it, an empty text where nothing was measured."""
         if self.best_weights is None:
@@ -53,10 +58,10 @@ class KeepBest(keras.callbacks.EarlyStopping):
         model.set_weights(self.best_weights)
         epoch, step = self.place
         after = f"step {step} of epoch {epoch}" if step else f"epoch {epoch}"
-        return f"kept: the weights after {after}, with the best {self.monitor}, {float(self.best):.4f}"
+        return f"kept: the weights after {after}, with the best {self.monitor}, {self._value:.4f}"
 
     def to_json(self) -> dict[str, Any] | None:
         """Returns metric, value and place of the best weights; `None` where nothing was measured."""
         if self.best_weights is None:
             return None
-        return {"monitor": self.monitor, "value": float(self.best), "epoch": self.place[0], "step": self.place[1]}
+        return {"monitor": self.monitor, "value": self._value, "epoch": self.place[0], "step": self.place[1]}
