@@ -28,7 +28,17 @@ _REFUSED = {
     r"model\b(?!\.head\.classes)": "the network is another, and a run goes on with the weights of its own",
     r"restore\b": "the weights are those of the run, and nothing is restored",
 }
-_KEPT = ("result.json", "recipe.yaml", "plan.txt", "plan.json", "metrics.csv", "data.json", "model.keras", "plots")
+_KEPT = (
+    "result.json",
+    "recipe.yaml",
+    "plan.txt",
+    "plan.json",
+    "metrics.csv",
+    "steps.csv",
+    "data.json",
+    "model.keras",
+    "plots",
+)
 _OF_BATCHES = r"data\b|seed$|train\.(batch_size|shuffle|validation_fraction)$"  # what decides which rows are in a batch
 
 

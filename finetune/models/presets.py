@@ -14,7 +14,7 @@ from finetune.files.hdf5_check import check_hdf5
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
 from finetune.models.preset_images import converted, image_converter
-from finetune.models.weight_memory import weights_of_file
+from finetune.models.weight_memory import limited_to_file
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 
@@ -51,7 +51,7 @@ def make_preset(
     fixed = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
     is_folder = Path(preset).is_dir()
     try:
-        with weights_of_file(Path(preset)) if is_folder else nullcontext():
+        with limited_to_file(Path(preset)) if is_folder else nullcontext():
             network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
     except FinetuneError:
         raise
