@@ -53,7 +53,7 @@ def build_run_rate(rate: Any, length: RunLength, extensions: Sequence[Extension]
     """
     if not extensions:
         return build_rate(rate, length)
-    built = build_rate(rate, replace(length, total_steps=extensions[0].total_steps))
+    built: Any = build_rate(rate, replace(length, total_steps=extensions[0].total_steps))
     ends = [*(extension.total_steps for extension in extensions[1:]), length.steps]
     for extension, end in zip(extensions, ends, strict=True):
         begin = extension.total_steps if extension.by == "append" else extension.at_steps

@@ -49,8 +49,15 @@ def run(
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
-    overrides = _with_limit(overrides, time_limit)
-    _run(recipe, out, overrides, allow_code, overwrite=overwrite, recalibrate=recalibrate, resume=resume)
+    _run(
+        recipe,
+        out,
+        _with_limit(overrides, time_limit),
+        allow_code,
+        overwrite=overwrite,
+        recalibrate=recalibrate,
+        resume=resume,
+    )
 
 
 @app.command(epilog=examples("finetune resume runs/digits-1", "finetune resume runs/digits-1 --set train.epochs=40"))

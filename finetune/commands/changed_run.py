@@ -28,12 +28,28 @@ _REFUSED = {
     r"model\b(?!\.head\.classes)": "the network is another, and a run goes on with the weights of its own",
     r"restore\b": "the weights are those of the run, and nothing is restored",
 }
-_KEPT = ("result.json", "recipe.yaml", "plan.txt", "plan.json", "metrics.csv", "data.json", "model.keras", "plots")
+_KEPT = (
+    "result.json",
+    "recipe.yaml",
+    "plan.txt",
+    "plan.json",
+    "metrics.csv",
+    "steps.csv",
+    "data.json",
+    "model.keras",
+    "plots",
+)
 _OF_BATCHES = r"data\b|seed$|train\.(batch_size|shuffle|validation_fraction)$"  # what decides which rows are in a batch
 
 
 def check_changes(folder: Path, changes: Sequence[Change], recipe: Recipe, document: Mapping[str, Any]) -> None:
     """Checks that a run can go on with the changes to its recipe, as far as shows without the network.
+
+    Args:
+        folder: The run folder.
+        changes: The changes.
+        recipe: The changed recipe.
+        document: What the run has noted in its checkpoint.
 
     Raises:
         FinetuneError: It cannot.
@@ -81,7 +97,13 @@ def with_extension(recipe: Recipe, document: Mapping[str, Any], *, steps: int) -
 
 
 def plan_of_phases(phases: Sequence[Phase], groups: Sequence[Any], steps_per_epoch: int) -> list[list[Any]]:
-    """Returns what each phase trains, its epochs or steps, and the steps that it lasts, as a checkpoint holds it."""
+    """Returns what each phase trains, its epochs or steps, and the steps that it lasts, as a checkpoint holds it.
+
+    Args:
+        phases: The phases.
+        groups: All layer groups.
+        steps_per_epoch: Batches in an epoch.
+    """
     return [[list(p.names(groups)), p.epochs, p.steps, p.steps or (p.epochs or 0) * steps_per_epoch] for p in phases]
 
 
@@ -177,7 +199,15 @@ def _link(source: Path, target: Path) -> None:
 def report_carried(
     folder: Path, carried: Sequence[CarriedPart], changes: Sequence[Change], former: str, console: Console
 ) -> None:
-    """Prints what has changed and what became of the state, and writes `migration.json`."""
+    """Prints what has changed and what became of the state, and writes `migration.json`.
+
+    Args:
+        folder: The run folder.
+        carried: What became of the state.
+        changes: What has changed in the recipe.
+        former: Where the result so far is kept, in the run folder; empty where there was none.
+        console: Where to print.
+    """
     for change in changes:
         console.print(f"changed: {change}", highlight=False, markup=False)
     for part in carried:

@@ -10,7 +10,12 @@ from finetune.recipe.schema import Recipe
 from finetune.training.checkpoints.checkpoint_file import read_newest
 
 # Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
-FREE = (*(f"train.{key}" for key in ("checkpoint_seconds", "checkpoint_steps", "keep_checkpoints", "extend")),)
+FREE = (
+    *(
+        f"train.{key}"
+        for key in ("checkpoint_seconds", "checkpoint_steps", "keep_checkpoints", "log_every_steps", "extend")
+    ),
+)
 
 
 def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[Change]:

@@ -33,12 +33,23 @@ class KeepBest(keras.callbacks.EarlyStopping):
         self.on_evaluation(epoch, 0, logs or {})
 
     def on_evaluation(self, epoch: int, step: int, logs: dict[str, Any]) -> None:
-        """Looks at the metrics of an evaluation, after a step of an epoch (from 0) or, for step 0, at its end."""
+        """Looks at the metrics of an evaluation.
+
+        Args:
+            epoch: The epoch, from 0.
+            step: Steps of the epoch that are made; 0 at its end.
+            logs: The metrics.
+        """
         if self.monitor in logs:
             before = self.best_weights, self.best
             super().on_epoch_end(epoch, logs)
             if before[0] is None or self.best != before[1]:
                 self.place = epoch + 1, step
+
+    @property
+    def _value(self) -> float:
+        best: Any = self.best  # `None` before the first evaluation
+        return float(best)
 
     def restore(self, model: keras.Model) -> str:
         """Gives the model the best weights; returns what is said of it, an empty text where nothing was measured."""
@@ -47,10 +58,10 @@ class KeepBest(keras.callbacks.EarlyStopping):
         model.set_weights(self.best_weights)
         epoch, step = self.place
         after = f"step {step} of epoch {epoch}" if step else f"epoch {epoch}"
-        return f"kept: the weights after {after}, with the best {self.monitor}, {float(self.best):.4f}"
+        return f"kept: the weights after {after}, with the best {self.monitor}, {self._value:.4f}"
 
     def to_json(self) -> dict[str, Any] | None:
         """Returns metric, value and place of the best weights; `None` where nothing was measured."""
         if self.best_weights is None:
             return None
-        return {"monitor": self.monitor, "value": float(self.best), "epoch": self.place[0], "step": self.place[1]}
+        return {"monitor": self.monitor, "value": self._value, "epoch": self.place[0], "step": self.place[1]}

@@ -57,6 +57,12 @@ class _EarlyStopping(keras.callbacks.EarlyStopping):
         self.on_evaluation(epoch, 0, logs or {})
 
     def on_evaluation(self, epoch: int, step: int, logs: dict[str, Any]) -> None:
-        """Looks at the metrics of an evaluation, after a step of an epoch (from 0) or, for step 0, at its end."""
+        """Looks at the metrics of an evaluation.
+
+        Args:
+            epoch: The epoch, from 0.
+            step: Steps of the epoch that are made; 0 at its end.
+            logs: The metrics.
+        """
         if self.monitor in logs:
             super().on_epoch_end(epoch, logs)
