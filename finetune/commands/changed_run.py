@@ -36,6 +36,7 @@ _KEPT = (
     "metrics.csv",
     "steps.csv",
     "data.json",
+    "data",
     "model.keras",
     "plots",
 )

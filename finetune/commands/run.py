@@ -14,6 +14,7 @@ import keras
 from rich.console import Console
 
 from finetune.build.data import build_rows, precision
+from finetune.build.kept_files import keep_files
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
 from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
@@ -77,6 +78,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        left_out: What of the loss and the metrics plain Keras does not have, and so `model.keras` either, as sentences.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
@@ -98,6 +100,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    left_out: tuple[str, ...]
     keras_loop: str
     warnings: tuple[str, ...]
     skipped_steps: int | None
@@ -270,7 +273,7 @@ def _run(
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
-            _save(layout.model, folder, weights)
+            left_out = _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
             draw_curves(folder, records)
@@ -283,6 +286,8 @@ def _run(
         warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
+        for sentence in left_out:
+            console.print(f"model.keras: {sentence}", markup=False, highlight=False)
 
     result = RunResult(
         folder=folder,
@@ -293,6 +298,7 @@ def _run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        left_out=left_out,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=non_finite.skipped if non_finite else None,
@@ -362,12 +368,12 @@ def print_class_results(classes: Mapping[str, Any], output: str, console: Consol
         )
 
 
-def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
+def _save(model: keras.Model, folder: Path, weights: LastWeights) -> tuple[str, ...]:
     advice = f"{weights.keep()} Correct the `get_config` of the model or layer to save the whole model."
     rule = "A trained model is saved whole, so that plain Keras can load it."
     try:
         with explained(TrainingError, rule, advice):
-            save_model(model, folder / "model.keras")
+            return save_model(model, folder / "model.keras")
     except (WriteError, MachineError) as error:
         raise type(error)(f"{error} {weights.keep()}") from error
 
@@ -402,6 +408,7 @@ def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
         console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
     plan = layout.plan.to_json()
     write_text(folder / "recipe.yaml", dump_recipe(layout.recipe, absolute_paths=True))
+    keep_files(layout.recipe, folder)
     write_text(folder / "plan.txt", plan_text(plan))
     write_json(folder / "plan.json", plan)
     write_json(folder / "restore.json", layout.restored.to_json() if layout.restored else None)
@@ -415,8 +422,8 @@ def _write_result(result: RunResult) -> None:
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {"kept": result.kept} if result.kept else {}
-    problem |= {"extended_from": list(result.extended_from)} if result.extended_from else {}
-    problem |= {"warnings": list(result.warnings)} if result.warnings else {}
+    lists = ("extended_from", "warnings", "left_out")
+    problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
         {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
