@@ -59,14 +59,15 @@ def build_run_rate(rate: Any, length: RunLength, extensions: Sequence[Extension]
         begin = extension.total_steps if extension.by == "append" else extension.at_steps
         if begin >= end or (extension.by == "append" and not callable(built)):
             continue  # it ends before, or is constant already
-        last = float(built(begin - 1)) if callable(built) else built
+        schedule: Any = built if callable(built) else constant(built)
+        last = float(schedule(begin - 1)) if callable(built) else built
         if not last:
             raise GroupError(
                 f"a run is extended by `{extension.by}` from the rate of its last step, which is 0 in step {begin:,}. "
                 "Extend it by `stretch`, or give the group another rate."
             )
         cooled = polynomial_decay(last, end - begin, end=0.0) if extension.by == "cooldown" else constant(last)
-        built = chain([built if callable(built) else constant(built), cooled], [begin])
+        built = chain([schedule, cooled], [begin])
     return built
 
 

@@ -39,7 +39,7 @@ class EvaluateBySteps(keras.callbacks.Callback):
         self.validation, self.every, self.path, self.report = validation, every, path, report
         self.rows: list[dict[str, Any]] = []
         self.watchers: Sequence[Any] = ()
-        self.place = (0, 0)
+        self.place: tuple[int, int] = (0, 0)
         self._epoch = self._first = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
