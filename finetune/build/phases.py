@@ -126,6 +126,7 @@ def _check_validation(recipe: Recipe, examples: Examples) -> None:
     monitor = train.until.monitor if train.until else "val_loss"
     wrong = {
         "evaluate_every_steps": train.evaluate_every_steps and "evaluates the validation rows",
+        "average": train.average and "goes by the validation rows",
         "keep": train.keep == "best" and monitor.startswith("val_") and f"goes by `{monitor}`",
     }
     for key, does in wrong.items():

@@ -40,6 +40,7 @@ from finetune.results.run_folder import (
     write_text,
 )
 from finetune.results.tables import class_results_table, plan_text
+from finetune.training.averaged_weights import CollectWeights, greedy_average, said_of
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files
@@ -88,6 +89,7 @@ class RunResult:
             memory.
         phases: A record for each phase; empty where the recipe has no phases.
         kept: Metric, value and place of the best weights, which the model has; `None` if it has those of the end.
+        averaged: What of the weights was averaged, and what it is worth; `None` without `train.average`.
         extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
         model: The fine-tuned model.
     """
@@ -109,6 +111,7 @@ class RunResult:
     phases: tuple[PhaseRecord, ...] = field(repr=False)
     extended_from: tuple[dict[str, Any], ...] = field(repr=False)
     kept: dict[str, Any] | None
+    averaged: dict[str, Any] | None
     model: keras.Model = field(repr=False)
 
 
@@ -238,7 +241,7 @@ def _run(
         }
         wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
-        keep_best, time_limit = _keep_best(settings), None
+        keep_best, collect, time_limit = _keep_best(settings), _collect(settings), None
         if settings.time_limit_seconds:
             time_limit = TimeLimit(settings.time_limit_seconds, layout.length.steps)
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
@@ -255,11 +258,16 @@ def _run(
                 weights=weights,
                 checkpoint=checkpoint,
                 non_finite=non_finite,
-                keep_best=keep_best,
+                keepers=[keeper for keeper in (keep_best, collect) if keeper],
                 time_limit=time_limit,
             )
+        averaged = None
         if keep_best and (kept_best := keep_best.restore(layout.model)):
             console.print(kept_best, highlight=False, markup=False)
+        if collect and collect.kept:
+            with clock("average"):
+                averaged = _average(layout, collect)
+            console.print(said_of(averaged), highlight=False, markup=False)
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
@@ -308,6 +316,7 @@ def _run(
         model=layout.model,
         extended_from=former_ends(folder),
         kept=keep_best.to_json() if keep_best else None,
+        averaged=averaged,
     )
     _write_result(result)
     _keep_checkpoints(checkpoint, settings, layout.model, weights, console)
@@ -339,6 +348,27 @@ def _keep_best(settings: Any) -> KeepBest | None:
         return None
     until = settings.until
     return KeepBest(until.monitor, until.min_delta, until.mode) if until else KeepBest("val_loss")
+
+
+def _collect(settings: Any) -> CollectWeights | None:
+    average, until = settings.average, settings.until
+    if average is None:
+        return None
+    watches = until is not None and until.monitor.startswith("val_")
+    monitor, mode = (until.monitor, until.mode) if watches else ("val_loss", "auto")
+    return CollectWeights(average.best or average.last, monitor, mode, newest=average.last is not None)
+
+
+def _average(layout: Layout, collect: CollectWeights) -> dict[str, Any]:
+    validation, model = layout.examples.validation, layout.model
+    assert validation is not None  # as the recipe was checked
+    name, rows = collect.monitor.removeprefix("val_"), build_rows(layout.recipe, layout.examples)
+    return greedy_average(
+        model,
+        collect,
+        lambda: float(model.evaluate(validation.batches(EVALUATED_ROWS), verbose=0, return_dict=True)[name]),
+        lambda: recalibrate_statistics(model, layout.groups, rows),
+    )
 
 
 def _evaluate(layout: Layout) -> dict[str, float]:
@@ -421,7 +451,7 @@ def _write_result(result: RunResult) -> None:
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
-    problem |= {"kept": result.kept} if result.kept else {}
+    problem |= {name: of for name in ("kept", "averaged") if (of := getattr(result, name))}
     lists = ("extended_from", "warnings", "left_out")
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(

@@ -37,6 +37,23 @@ def _check_cache(value: Any) -> Any:
     return value
 
 
+class AverageSpec(Part):
+    """The mean of the weights of several moments, taken if it is better on the validation rows.
+
+    Attributes:
+        best: How many of the best evaluations, >= 2; exactly one of `best` and `last`.
+        last: How many of the last epochs, >= 2.
+    """
+
+    best: Annotated[Count, Field(ge=2)] | None = None
+    last: Annotated[Count, Field(ge=2)] | None = None
+
+    @field_validator("last")
+    @classmethod
+    def _check_one(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return one_of(value, info, "best")
+
+
 class Train(Part):
     """How long and in which way all groups are trained together.
 
@@ -46,6 +63,8 @@ class Train(Part):
         until: Ends a run without phases early, as `until` of a phase does.
         keep: Which weights the trained model has: those of the end (`last`), or those with which the metric that
             `until` watches, or else `val_loss`, was best (`best`).
+        average: The trained model has the mean of the weights of several moments, if that is better on the validation
+            rows. Each takes the memory of the weights, and room in the checkpoints.
         evaluate_every_steps: The validation rows are also evaluated within an epoch, every so many steps; `until` and
             `keep` then go by these evaluations, too.
         time_limit_seconds: The training ends after so many seconds, > 0; in the last tenth the rates fall to 0.
@@ -96,6 +115,7 @@ class Train(Part):
     epochs: Count | None = None
     until: UntilSpec | None = None
     keep: Annotated[Literal["last", "best"], choice("last", "best")] = "last"
+    average: AverageSpec | None = None
     evaluate_every_steps: Count | None = None
     time_limit_seconds: Positive | None = None
     reduce_on_plateau: PlateauSpec | None = None

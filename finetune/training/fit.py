@@ -37,7 +37,6 @@ from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.group_monitor import GroupMonitor
-from finetune.training.keep_best import KeepBest
 from finetune.training.monitor_interval import automatic_interval
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
@@ -99,7 +98,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     non_finite: NonFiniteGradients | None = None,
     clock: TrainingClock | None = None,
-    keep_best: KeepBest | None = None,
+    keepers: Sequence[keras.callbacks.Callback] = (),
     time_limit: TimeLimit | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
@@ -120,7 +119,7 @@ def train(
         checkpoint: Goes on where its file says, if there is one, and writes the next.
         non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
         clock: Measures each phase, and may end it early; a run has none.
-        keep_best: Remembers the best weights.
+        keepers: Callbacks that remember weights.
         time_limit: Ends the training after a time.
 
     Returns:
@@ -136,7 +135,7 @@ def train(
     fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite, checkpoint)
     fit.clock = clock
     # Behind those that write the metrics, and before the checkpoint, which holds their state.
-    fit.observers += [callback for callback in (keep_best, time_limit) if callback]
+    fit.observers += [*keepers, *([time_limit] if time_limit else [])]
     if time_limit:
         time_limit.report = fit.report
     proof = proof or FrozenRecords()
