@@ -354,8 +354,9 @@ def _collect(settings: Any) -> CollectWeights | None:
     average, until = settings.average, settings.until
     if average is None:
         return None
-    watches = until is not None and until.monitor.startswith("val_")
-    monitor, mode = (until.monitor, until.mode) if watches else ("val_loss", "auto")
+    monitor, mode = "val_loss", "auto"
+    if until is not None and until.monitor.startswith("val_"):
+        monitor, mode = until.monitor, until.mode
     return CollectWeights(average.best or average.last, monitor, mode, newest=average.last is not None)
 
 
