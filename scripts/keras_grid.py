@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         takes = [case for case in cases if variant in variants_of(case.kind)]
         results |= {key: done[key] for case in takes if (key := f"{variant} {case.name}") in done}
         missing = [case for case in takes if f"{variant} {case.name}" not in done]
-        for part in _parts(missing, options.together, variant):
+        # Keras compiles no model by XLA in which a layer does not allow it: there every one is tried alone.
+        for part in _parts(missing, 1 if variant == "jit_compile" else options.together):
             results |= {f"{variant} {name}": outcome for name, outcome in outcomes(part, variant).items()}
             done |= results
             if options.state:
@@ -69,15 +70,9 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(not outcome.startswith((SAME, CANNOT)) for outcome in results.values()))
 
 
-def _parts(cases: Sequence[Case], longest: int, variant: str) -> Iterator[list[Case]]:
+def _parts(cases: Sequence[Case], longest: int) -> Iterator[list[Case]]:
     """Yields cases that can share a model: of one kind, and not too many."""
-
-    def shared(case: Case) -> tuple[str, bool]:
-        # Keras compiles no model by XLA in which a layer does not allow it.
-        is_compiled = variant == "jit_compile" and isinstance(case, LayerCase) and case.make().supports_jit
-        return case.kind, is_compiled
-
-    for _, alike in groupby(sorted(cases, key=shared), key=shared):
+    for _, alike in groupby(sorted(cases, key=lambda case: case.kind), key=lambda case: case.kind):
         part = list(alike)
         for start in range(0, len(part), longest):
             yield part[start : start + longest]
