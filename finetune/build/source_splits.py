@@ -24,7 +24,7 @@ from finetune.data.row_checks import read_every_row
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.targets import AUTO
 from finetune.errors import DataError, quote
-from finetune.recipe.loader import resolve_path
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -211,10 +211,11 @@ def _numbered(
 def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> Indices:
     split, count, y = recipe.data.split, len(rows.split), rows.split.y
     if split and split.column and rows.column is None:
-        raise DataError(
-            f"`split.column` names a part of the rows, and these have no parts with names. Received: `{split.column}`. "
-            "Split them `random`, or give rows as dicts."
-        )
+        with placed(recipe, "data", "split", "column"):
+            raise DataError(
+                f"`split.column` names a part of the rows, and these have no parts with names. Received: "
+                f"`{split.column}`. Split them `random`, or give rows as dicts."
+            )
     if split and split.column and not split.by:
         return split_by_column([str(each) for each in np.asarray(rows.column).ravel()], split.column)
     of_classes = isinstance(y, np.ndarray) and (class_names or has_classes(recipe, y))

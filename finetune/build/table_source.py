@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from finetune.build.file_columns import kind_of_files, network_files
+from finetune.build.named_parts import with_rest
 from finetune.build.source_keys import (
     class_names_of,
     limited_rows,
@@ -60,7 +61,12 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     Raises:
         DataError: The splits are not known, or the columns do not fit the network or the loss.
     """
-    source, parts = recipe.data, named_by_splits(recipe, tables)
+    parts = named_by_splits(recipe, tables)
+    first = next(iter(parts.values()))
+    for name in (*recipe.data.types, *recipe.data.exclude):
+        first.column(name)  # a misspelt name would change nothing, in silence
+    recipe = with_rest(recipe, list(first.columns))
+    source = recipe.data
     if not source.inputs or not source.target:
         raise DataError(
             "Columns of a table are inputs or targets. It has "
@@ -70,8 +76,6 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
-    for name in source.types:
-        table.column(name)  # a misspelt name would change nothing, in silence
     with placed(recipe, "data", "target"):
         targets = _targets(recipe, table, network)
     with placed(recipe, "data", "split"):

@@ -18,7 +18,7 @@ from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, is_number, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, PartError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
@@ -110,11 +110,11 @@ class Table:
         """Returns a column.
 
         Raises:
-            DataError: There is none of this name.
+            PartError: There is none of this name.
         """
         if name not in self.columns:
             first = {known: column.texts()[:_LOOKED_AT].tolist() for known, column in self.columns.items()}
-            raise DataError(unknown_column([name], self.path, first))
+            raise PartError(unknown_column([name], self.path, first), name)
         return self.columns[name]
 
     def places_of(self, rows: np.ndarray) -> str:
