@@ -18,6 +18,7 @@ _MODULES = {
     "FiniteWeights": "training.finite_weights",
     "FrozenProof": "training.frozen_proof",
     "GroupedOptimizer": "optimizers.grouped",
+    "GroupMonitor": "training.group_monitor",
     "HubLayer": "models.hub",
     "LearningRateLogger": "training.callbacks",
     "Momentum": "optimizers.tf1_momentum",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
+    from finetune.training.group_monitor import GroupMonitor as GroupMonitor
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.non_finite_gradients import NonFiniteGradients as NonFiniteGradients
     from finetune.training.phases.loop import train_phases as train_phases

@@ -6,8 +6,7 @@ saving needs the memory of the file's size beside the model, and of twice that f
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import keras
 import tensorflow as tf
 
 from finetune.keras_private import save_model_to, weights_in_memory
+from finetune.results.formatting import size_text
 from finetune.results.run_folder import replacing
+from finetune.training.plain_compile import compiled_plainly, plain_compile
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
@@ -30,16 +31,22 @@ def save_weights(model: keras.Model, path: Path) -> None:
         file.write(content)
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Writes a model without its optimizer to a `.keras` file, whole or not at all.
+def save_model(model: keras.Model, path: Path) -> tuple[str, ...]:
+    """Writes a model to a `.keras` file, whole or not at all.
 
-    Plain Keras then loads it where finetune is not installed.
+    Plain Keras then loads it where finetune is not installed, compiled with its loss, its metrics and a plain
+    optimizer; see `finetune.training.plain_compile`.
+
+    Returns:
+        Sentences about what of the loss and the metrics plain Keras does not have.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    with replacing(path) as temporary, _without_optimizer(model), temporary.open("wb") as file:
+    plain = plain_compile(model)
+    with replacing(path) as temporary, compiled_plainly(model, plain), temporary.open("wb") as file:
         save_model_to(model, file)
+    return plain.sentences
 
 
 def save_elsewhere(model: keras.Model, name: str) -> Path | None:
@@ -68,15 +75,6 @@ def save_elsewhere(model: keras.Model, name: str) -> Path | None:
     return None
 
 
-@contextmanager
-def _without_optimizer(model: keras.Model) -> Iterator[None]:
-    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
-    try:
-        yield
-    finally:
-        model.optimizer, model.compiled = optimizer, True
-
-
 def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     """Estimates what a run writes, beside features, for which room is sought when their size is known.
 
@@ -96,6 +94,23 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     # A new file is written while the former are still there: two of `last.weights.h5`, three to go on from. And
     # `model.keras` takes no more than the weights.
     return 5 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
+
+
+def memory_advice(model: keras.Model, *, available: int) -> str:
+    """Returns a sentence where saving needs more memory than there is; else nothing.
+
+    Args:
+        model: A compiled model.
+        available: The bytes of memory that are available.
+    """
+    _, needed = disk_need(model, 0)  # the file is made in memory
+    if needed <= available:
+        return ""
+    return (
+        f"saving takes {size_text(needed)} of memory beside the model, and {size_text(available)} are available, so a "
+        "run may end at its first checkpoint. Use a smaller model, an optimizer with fewer slots, or a machine with "
+        "more memory."
+    )
 
 
 def _nbytes(variable: Any) -> int:
