@@ -111,7 +111,7 @@ def forecast(recipe: Path, clock: str) -> dict[str, Any]:
     begun = time.process_time()
     if clock == "processor":
         for module in (check, loop, rehearsal, training_clock):
-            vars(module)["time"] = types.SimpleNamespace(perf_counter=time.process_time)
+            vars(module)["time"] = types.SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)
     checked = check_deep(recipe, console=Console(quiet=True))
     assert checked.forecast, checked.problems
     made = dataclasses.asdict(checked.forecast)
