@@ -106,11 +106,12 @@ def forecast(recipe: Path, clock: str) -> dict[str, Any]:
     from finetune.commands import check
     from finetune.commands.check import check_deep
     from finetune.training import rehearsal, training_clock
+    from finetune.training.phases import loop
 
     begun = time.process_time()
     if clock == "processor":
-        for module in (check, rehearsal, training_clock):
-            vars(module)["time"] = types.SimpleNamespace(perf_counter=time.process_time)
+        for module in (check, loop, rehearsal, training_clock):
+            vars(module)["time"] = types.SimpleNamespace(perf_counter=time.process_time, monotonic=time.process_time)
     checked = check_deep(recipe, console=Console(quiet=True))
     assert checked.forecast, checked.problems
     made = dataclasses.asdict(checked.forecast)

@@ -16,7 +16,7 @@ from finetune.data.examples import SPLITS, Examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
 from finetune.data.indexed import ItemNames, indexed_rows, part_of
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError, PartError, did_you_mean, quote, reason
 from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import placed, resolve_path
@@ -92,11 +92,11 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             else x
         )
         kept = np.setdiff1d(np.arange(len(source)), np.array(list(read.unreadable), np.int64))
-        raw = {of: _raw(source, kept, part) for of, part in names.inputs.items()}
+        stored = {of: _stored(source, kept, part) for of, part in names.inputs.items()}
         x = (
-            {of: replace(rows, raw=raw[of]) for of, rows in x.items()}
+            {of: replace(rows, stored=stored[of]) for of, rows in x.items()}
             if isinstance(x, dict)
-            else replace(x, raw=raw[""])
+            else replace(x, stored=stored[""])
         )
         places = RowPlaces(lambda index, of=expression: f"{of}:{index}", kept)
         skipped = [f"{expression}:{index}" for index in read.unreadable]
@@ -120,14 +120,14 @@ def _names(recipe: Recipe, network: Any) -> ItemNames:
     return ItemNames({of: recipe.data.as_[0]}, recipe.data.as_[1:], column)
 
 
-def _raw(source: Any, kept: np.ndarray, part: str) -> RawRows:
+def _stored(source: Any, kept: np.ndarray, part: str) -> StoredRows:
     """Returns a feature of the items of a source as it is stored."""
 
     def read(row: int) -> bytes:
         value = part_of(source[int(kept[row])], part)
         return value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
 
-    return RawRows(read)
+    return StoredRows(read)
 
 
 def _decoded(rows: Rows, options: dict[str, Any]) -> Rows:

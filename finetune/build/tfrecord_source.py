@@ -24,7 +24,7 @@ from finetune.data.record_features import (
     make_feature,
     parse,
 )
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.data.tfrecord_files import Records, read_index, record_files
 from finetune.errors import DataError, reason
 from finetune.machine_failures import raise_machine_failure
@@ -185,5 +185,5 @@ class _Reader:
             lambda indices: several(tf.cast(indices, tf.int64)),
             fingerprint=digest.hexdigest(),
             take_row=take_row,
-            raw=RawRows(lambda row: feature_bytes(records[int(kept[row])], name)),
+            stored=StoredRows(lambda row: feature_bytes(records[int(kept[row])], name)),
         )

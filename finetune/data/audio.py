@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.file_names import file_paths
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
@@ -219,8 +219,8 @@ def sound_rows(
         samples: Any = tf.numpy_function(several, [indices], tf.float32, stateful=False)
         return tf.ensure_shape(samples, (None, *shape))
 
-    raw = RawRows(lambda row: files[row].read_bytes(), sizes)
-    return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row, raw=raw)
+    stored = StoredRows(lambda row: files[row].read_bytes(), sizes)
+    return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row, stored=stored)
 
 
 def _check(paths: Sequence[Path], places: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.data.class_folders import ClassFiles, find_files
 from finetune.data.file_names import file_paths
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
@@ -95,7 +95,7 @@ def image_rows(
         lambda indices: images(tf.cast(indices, tf.int64)),
         fingerprint=digest.hexdigest(),
         take_row=pixels,
-        raw=RawRows(lambda row: paths[row].read_bytes(), sizes),
+        stored=StoredRows(lambda row: paths[row].read_bytes(), sizes),
     )
 
 

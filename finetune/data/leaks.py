@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.examples import SPLITS, Examples, leaves
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 
 _HASHED_BYTES = 2**29  # at most: about a second
 _AT_ONCE = 4096  # rows
@@ -26,7 +26,7 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
     """
     splits = [name for name in SPLITS if getattr(examples, name)]
     arrays = {name: [array for _, array in leaves("x", getattr(examples, f"x_{name}"))] for name in splits}
-    if not all(_is_ready(array) or _raw(array) for of_split in arrays.values() for array in of_split):
+    if not all(_is_ready(array) or _stored(array) for of_split in arrays.values() for array in of_split):
         return {}
     alike = _of_the_same_sizes(arrays)
     if sum(_bytes_of(array, alike[name]) for name, of_split in arrays.items() for array in of_split) > _HASHED_BYTES:
@@ -44,14 +44,14 @@ def _is_ready(array: Any) -> bool:
     return array.is_ready if isinstance(array, Rows) else isinstance(array, np.ndarray) and array.dtype.kind != "O"
 
 
-def _raw(array: Any) -> RawRows | None:
-    return array.raw if isinstance(array, Rows) else None
+def _stored(array: Any) -> StoredRows | None:
+    return array.stored if isinstance(array, Rows) else None
 
 
 def _of_the_same_sizes(arrays: dict[str, list[Any]]) -> dict[str, np.ndarray]:
     """Returns the rows of each split that have as many bytes as a row of another; all where sizes are not known."""
     sizes = {
-        name: [raw.sizes for array in of_split if (raw := _raw(array)) and raw.sizes is not None]
+        name: [stored.sizes for array in of_split if (stored := _stored(array)) and stored.sizes is not None]
         for name, of_split in arrays.items()
     }
     if not sizes["train"]:
@@ -63,20 +63,20 @@ def _of_the_same_sizes(arrays: dict[str, list[Any]]) -> dict[str, np.ndarray]:
 
 def _bytes_of(array: Any, rows: np.ndarray) -> float:
     """Returns about how many bytes some rows have."""
-    raw = _raw(array)
+    stored = _stored(array)
     if not len(rows):
         return 0
-    if raw is None or _is_ready(array):
+    if stored is None or _is_ready(array):
         return len(rows) * _bytes_of_rows(array, [0])[0].nbytes
-    if raw.sizes is not None:
-        return int(raw.sizes[rows].sum())
+    if stored.sizes is not None:
+        return int(stored.sizes[rows].sum())
     tried = rows[:: max(1, len(rows) // _TRIED)][:_TRIED]
-    return len(rows) * sum(len(raw.read(row)) for row in tried.tolist()) / len(tried)
+    return len(rows) * sum(len(stored.read(row)) for row in tried.tolist()) / len(tried)
 
 
 def _bytes_of_rows(array: Any, rows: Sequence[int]) -> list[np.ndarray]:
-    if (raw := _raw(array)) and not _is_ready(array):
-        return [np.frombuffer(raw.read(row), np.uint8) for row in rows]
+    if (stored := _stored(array)) and not _is_ready(array):
+        return [np.frombuffer(stored.read(row), np.uint8) for row in rows]
     if isinstance(array, Rows):
         return list(np.asarray(array.take(tf.constant(rows, tf.int64))))
     return [np.ascontiguousarray(array[row]) for row in rows]

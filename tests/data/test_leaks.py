@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.leaks import leaked_rows, warning_of_leaks
-from finetune.data.rows import RawRows, Rows
+from finetune.data.rows import Rows, StoredRows
 
 X = np.random.default_rng(0).normal(size=(9, 4)).astype("float32")
 Y = np.zeros(9)
@@ -39,8 +39,10 @@ def test_without_copies_nothing_is_said():
 def raw_rows(contents, sizes=True):
     """Rows that are decoded from bytes, and the numbers of those that were read."""
     read = []
-    raw = RawRows(lambda row: read.append(row) or contents[row], np.array([*map(len, contents)]) if sizes else None)
-    return Rows(len(contents), lambda at: at, take_row=lambda at: at, raw=raw), read
+    stored = StoredRows(
+        lambda row: read.append(row) or contents[row], np.array([*map(len, contents)]) if sizes else None
+    )
+    return Rows(len(contents), lambda at: at, take_row=lambda at: at, stored=stored), read
 
 
 def test_of_rows_that_are_decoded_those_of_the_same_bytes_are_found_and_those_of_other_sizes_not_read():
