@@ -30,6 +30,7 @@ from finetune.interruption import Stopped, stoppable
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
+from finetune.recipe.schema import FORMAT
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -426,7 +427,7 @@ def _write_result(result: RunResult) -> None:
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
-        {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
+        {"format": FORMAT, **{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
     )
 
 
