@@ -256,6 +256,7 @@ def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
             importlib.import_module(module)
     has_graph = _has_graph(record.model_file)
     if has_graph:
+        importlib.import_module("finetune.models.hub")  # registers the layer that holds the graph
         written = str(source.get("hub") or folder)
         if not (names_graph(allow_code, written, written) or names_graph(allow_code, str(folder), str(folder))):
             raise FinetuneError(
