@@ -1,13 +1,16 @@
 """The commands that train, and those that read what a run has left: options and printing."""
 
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
-from finetune.errors import FinetuneError, printable
+from finetune.errors import FinetuneError, printable, printable_lines
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 
 
 @app.command(
@@ -43,7 +46,7 @@ def run(
 
 @app.command(epilog=examples("finetune resume runs/digits-1"))
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    run: RunFolder,
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Go on with a run that was stopped or killed; it ends as if nothing had happened, bit for bit."""
@@ -55,6 +58,23 @@ def resume(
             "folder that the run has printed, such as `runs/digits-1`."
         )
     _run(run / "recipe.yaml", run, allow_code=allow_code, resume=True)
+
+
+@app.command(epilog=examples("finetune report runs/digits-1"))
+def report(run: RunFolder) -> None:
+    """Write the report of a run again, as one page without scripts, from the files in its folder."""
+    from finetune.commands.report import write_report
+
+    print(printable(f"written: {write_report(run)}"))
+
+
+@app.command(epilog=examples("finetune env", "finetune env --json"))
+def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Show versions, machine, devices and settings, for a bug report."""
+    start_command()
+    from finetune.commands.env import environment, environment_text
+
+    print(dumps(environment(), indent=2) if json else printable_lines(environment_text(environment())))
 
 
 def _run(

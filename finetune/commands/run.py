@@ -15,9 +15,11 @@ from rich.console import Console
 from finetune.build.data import build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
+from finetune.commands.env import environment
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
+from finetune.commands.run_report import predicted, write_facts, write_page
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
@@ -231,7 +233,8 @@ def _run(
         check_weights(layout.tree.leaves, layout.groups, "at the end of training")
         with clock("evaluate"):
             metrics = _evaluate(layout)
-            classes = results_of_classes(layout.model, layout.examples, EVALUATED_ROWS)
+            predictions = predicted(layout, console)
+            classes = results_of_classes(layout.model, layout.examples, predictions) if predictions else {}
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
@@ -242,6 +245,8 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
+        with clock("report"):
+            write_facts(folder, layout, predictions, console)
         diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
         warnings = tuple(filter(None, (not_opened, skipped, diverged)))
@@ -266,6 +271,7 @@ def _run(
         model=layout.model,
     )
     _write_result(result)
+    write_page(folder, layout, console)
     if not settings.keep_checkpoints:
         checkpoint.remove()
     # Last, so that the folder shows what has happened even where the proof fails.
@@ -361,6 +367,7 @@ def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
     write_text(folder / "plan.txt", plan_text(plan))
     write_json(folder / "plan.json", plan)
     write_json(folder / "restore.json", layout.restored.to_json() if layout.restored else None)
+    write_json(folder / "environment.json", environment())
 
 
 def _write_result(result: RunResult) -> None:

@@ -18,6 +18,7 @@ from finetune.recipe.losses import by_output
 from finetune.recipe.model import ModelSource
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
+from finetune.recipe.report import ReportSpec
 from finetune.recipe.restore import Restore
 from finetune.recipe.train import Train
 
@@ -33,6 +34,7 @@ class Recipe(Part):
         groups: The layer groups, or a strategy that makes them.
         phases: Stretches of training, or a strategy of them; by default all groups are trained all the time.
         train: How long and in which way all groups are trained together.
+        report: What is written about the run at its end.
     """
 
     keys_read_before: ClassVar[tuple[str, ...]] = ("extends",)
@@ -44,6 +46,7 @@ class Recipe(Part):
     groups: Groups
     phases: Phases | None = None
     train: Train
+    report: ReportSpec = ReportSpec()
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
     _allowed_code: tuple[str, ...] | None = PrivateAttr(default=None)
 

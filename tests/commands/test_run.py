@@ -63,7 +63,8 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-        *("data.json", "model.keras", "result.json", "plots"),
+        *("data.json", "model.keras", "result.json", "plots", "environment.json"),
+        *("report.json", "predictions.npz", "report.html", "model_card.md"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
     assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
@@ -320,7 +321,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert f"`{Path('out/metrics.csv')}`" in str(error.value)
     assert names_in("out") == {
         *("note.txt", "recipe.yaml", "plan.txt", "plan.json", "restore.json", "data.json", "metrics.csv"),
-        "tensorboard",
+        *("tensorboard", "environment.json"),
     }
     assert "old" not in Path("out/recipe.yaml").read_text()
 
