@@ -18,6 +18,7 @@ _MODULES = {
     "FiniteWeights": "training.finite_weights",
     "FrozenProof": "training.frozen_proof",
     "GroupedOptimizer": "optimizers.grouped",
+    "GroupMonitor": "training.group_monitor",
     "HubLayer": "models.hub",
     "LearningRateLogger": "training.callbacks",
     "Momentum": "optimizers.tf1_momentum",
@@ -34,6 +35,7 @@ _MODULES = {
     "freeze": "training.freezing",
     "grouped_train_step": "training.step",
     "layer_tree": "groups.layer_tree",
+    "load": "inference.fine_tuned",
     "lr_range_test": "training.lr_range.api",
     "make_schedule": "optimizers.schedules",
     "plan": "commands.plan",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from finetune.groups.rate_spacing import spread_rates as spread_rates
     from finetune.groups.selectors import Selector as Selector
     from finetune.groups.selectors import resolve_groups as resolve_groups
+    from finetune.inference.fine_tuned import load as load
     from finetune.models.hub import HubLayer as HubLayer
     from finetune.models.hub_export import export_hub as export_hub
     from finetune.optimizers.grouped import GroupedOptimizer as GroupedOptimizer
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof
+    from finetune.training.group_monitor import GroupMonitor as GroupMonitor
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.non_finite_gradients import NonFiniteGradients as NonFiniteGradients
     from finetune.training.phases.loop import train_phases as train_phases

@@ -64,6 +64,18 @@ class DataError(FinetuneError, ValueError):
     """The examples cannot be read or do not fit the model."""
 
 
+class PartError(DataError):
+    """A part of the rows that is named, such as a column or a feature, is missing or not what it is said to be.
+
+    Attributes:
+        part: Its name; empty where the message says all.
+    """
+
+    def __init__(self, message: str, part: str = "") -> None:
+        super().__init__(message)
+        self.part = part
+
+
 class TrainingError(FinetuneError, RuntimeError):
     """Training began and failed; the input was fine."""
 
@@ -95,6 +107,20 @@ def quote(names: Iterable[object], *, limit: int = 5) -> str:
     every = [f"`{printable(name)}`" for name in names]
     shown = ", ".join(every[:limit])
     return shown if len(every) <= limit else f"{shown} and {len(every) - limit} more"
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """Returns a number with the noun that belongs to it.
+
+    Args:
+        number: How many there are.
+        singular: The noun.
+        plural: The noun for any number but 1; by default the singular with an `s`.
+
+    >>> counted(1, "epoch"), counted(1200, "epoch"), counted(1, "class", "classes")
+    ('1 epoch', '1,200 epochs', '1 class')
+    """
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:

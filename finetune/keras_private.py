@@ -173,6 +173,30 @@ def sublayers(layer: keras.layers.Layer, *, include_self: bool = False, recursiv
 
 
 @contextlib.contextmanager
+def before_variables(check: Callable[[Any], None]) -> Iterator[None]:
+    """Calls `check(variable)` in the block before memory is taken for a variable of Keras whose shape is known.
+
+    Replaces `Variable._initialize_with_initializer` of the backend. The public `tf.variable_creator_scope` sees a
+    function that makes the values, and no shape.
+
+    Args:
+        check: Gets the Keras variable, of which `shape`, `dtype` and `path` are known. What it raises ends the block.
+    """
+    kind = keras.Variable
+    initialize = kind._initialize_with_initializer
+
+    def checked(variable: Any, initializer: Any) -> None:
+        check(variable)
+        initialize(variable, initializer)
+
+    kind._initialize_with_initializer = checked
+    try:
+        yield
+    finally:
+        kind._initialize_with_initializer = initialize
+
+
+@contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
     """Names of layers and metrics made in the block start again: `dense`, `dense_1`, whatever was made before it.
 
@@ -226,6 +250,15 @@ def is_registered_operation(name: str) -> bool:
     `op_def_registry` has; there the libraries' are, too.
     """
     return hasattr(tf.raw_ops, name) or (name.startswith("_") and op_def_registry.get(name) is not None)
+
+
+def is_stateful_operation(name: str) -> bool:
+    """Whether an operation of TensorFlow has a state, so that it does more than compute outputs from inputs.
+
+    Looks into `tensorflow.python.framework.op_def_registry`; nothing public tells.
+    """
+    known = op_def_registry.get(name)
+    return known is None or known.is_stateful
 
 
 def has_registered_gradient(name: str) -> bool:

@@ -71,7 +71,7 @@ def tensorflow_batches(system: str, folder: Path) -> Any:
         return keras.utils.image_dataset_from_directory(
             folder, image_size=SIZE, batch_size=BATCH_SIZE, seed=0, verbose=False
         )
-    paths = [file.path for file in find_images(folder)]
+    paths = find_images(folder).paths
     if system in ("decode", "tf.data"):
         names = tf.data.Dataset.from_tensor_slices([str(path) for path in paths]).shuffle(len(paths), seed=0)
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         "lint": ["ruff", "check", "."],
         "types": ["basedpyright", "--level", "error"],
         "floors": ["lint-imports"],
-        "tests": ["pytest", "-n", "2", "--dist", "loadfile", "--durations", "25", *covered, *marked],
+        "tests": ["pytest", "-n", "2", "--dist", "worksteal", "--durations", "25", *covered, *marked],
     }
     failed = [name for name, command in checks.items() if not passes(name, command)]
     print(f"\n{'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}")

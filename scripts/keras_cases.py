@@ -1,4 +1,4 @@
-"""One tiny model for every public layer, loss, regularizer, constraint and initializer of Keras.
+"""One tiny model for every public layer of Keras.
 
 `layer_cases` goes through the namespace `keras.layers`. A layer that stands in a model with its default arguments, and
 whose input follows from its name (`...2D` takes images), needs no line here; for others `ARGUMENTS` and `SHAPES` say
@@ -7,7 +7,8 @@ how it is made and on what it is called. `scripts/keras_grid.py` and
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -324,14 +325,22 @@ def model_of(cases: Iterable[LayerCase], variant: str = "plain") -> keras.Model:
         cases: At least one.
         variant: One of `VARIANTS`.
     """
-    cases, policy = list(cases), keras.config.dtype_policy()
+    cases = list(cases)
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
-    keras.config.set_dtype_policy(variant if variant.startswith("mixed") else policy)
-    try:
+    with policy_of(variant):
         inputs = _input(cases[0].kind, variant)
         outputs = [case.branch(inputs, variant) for case in cases]
         return keras.Model(inputs, layers.Concatenate(name="all")(outputs) if len(outputs) > 1 else outputs[0])
+
+
+@contextmanager
+def policy_of(variant: str) -> Iterator[None]:
+    """Makes models of the precision of a variant within the block."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(variant if variant.startswith("mixed") else policy)
+    try:
+        yield
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -340,89 +349,3 @@ def variants_of(kind: str) -> list[str]:
     """Returns the variants in which a layer of a kind can be tried."""
     takes = {"masked": kind in ("sequence", "tokens"), "ragged": kind in ("tokens", "words")}
     return [variant for variant in VARIANTS if takes.get(variant, True)]
-
-
-# -- Losses, regularizers, constraints, initializers ------------------------------------------------------------------
-
-ABSTRACT = {"Loss", "Regularizer", "Constraint", "Initializer"}
-ARGUMENTS_OF_OTHERS: dict[str, Callable[[], Any]] = {
-    "CategoricalGeneralizedCrossEntropy": lambda: keras.losses.CategoricalGeneralizedCrossEntropy(0.5),
-    "STFT": lambda: keras.initializers.STFT("real"),
-}
-# Losses whose targets are classes, and those whose inputs are sequences of them.
-OF_CLASSES = ("SparseCategoricalCrossentropy", "CategoricalGeneralizedCrossEntropy", "Circle")
-OF_SEQUENCES = ("CTC",)
-
-
-def members_of(namespace: Any) -> dict[str, Any]:
-    """Makes every public member of `keras.losses`, `regularizers`, `constraints` or `initializers`, by its name.
-
-    Args:
-        namespace: One of these modules.
-
-    Raises:
-        ValueError: Names a member that cannot be made without arguments.
-    """
-    made, done = {}, set()
-    for name in dir(namespace):
-        kind = getattr(namespace, name)
-        if not inspect.isclass(kind) or name in ABSTRACT or kind in done:
-            continue
-        done.add(kind)
-        try:
-            made[name] = ARGUMENTS_OF_OTHERS.get(kind.__name__, kind)()
-        except TypeError as error:
-            raise ValueError(
-                f"`{name}` cannot be made without arguments: {error}. Add a line to `ARGUMENTS_OF_OTHERS` in "
-                "scripts/keras_cases.py."
-            ) from error
-    return made
-
-
-def model_of_losses() -> tuple[keras.Model, dict[str, Any], tf.data.Dataset]:
-    """Returns a model with an output for every loss, the losses by the names of the outputs, and batches."""
-    keras.utils.set_random_seed(1)
-    random, inputs = np.random.default_rng(0), keras.Input((4,))
-    losses, outputs, targets = members_of(keras.losses), {}, {}
-    for name in losses:
-        body = layers.Dense(4, activation="tanh", name=f"{name}_body")(inputs)
-        if name in OF_SEQUENCES:
-            outputs[name] = layers.Dense(3, name=f"{name}_head")(layers.Reshape((4, 1))(body))
-            targets[name] = random.integers(1, 3, (4, 2)).astype("int32")
-        else:
-            outputs[name] = layers.Dense(3, activation="softmax", name=f"{name}_head")(body)
-            classes = random.integers(0, 3, 4)
-            targets[name] = classes if name in OF_CLASSES else np.eye(3, dtype="float32")[classes]
-    x = random.standard_normal((4, 4)).astype("float32")
-    return keras.Model(inputs, outputs), losses, tf.data.Dataset.from_tensor_slices((x, targets)).batch(BATCH)
-
-
-def model_of_weights() -> tuple[keras.Model, tf.data.Dataset]:
-    """Returns a model in which every regularizer, constraint and initializer stands, and batches.
-
-    Each is on the kernels of two layers: one of them like others, which are updated together, one updated alone.
-    """
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((4,))
-    options: dict[str, dict[str, Any]] = {}
-    for name, regularizer in members_of(keras.regularizers).items():
-        options[f"kernel {name}"] = {"kernel_regularizer": regularizer}
-        if name != "OrthogonalRegularizer":  # which is for matrices
-            options[f"other {name}"] = {"bias_regularizer": regularizer, "activity_regularizer": regularizer}
-    constraints = members_of(keras.constraints)
-    for name, constraint in constraints.items():
-        options[name] = {"kernel_constraint": constraint, "bias_constraint": constraint}
-    for name, initializer in members_of(keras.initializers).items():
-        if name != "STFT":  # which makes kernels of a `STFTSpectrogram` only
-            options[name] = {"kernel_initializer": initializer}
-    outputs = []
-    for i, (name, settings) in enumerate(options.items()):
-        label = name.replace(" ", "_")
-        width = 6 if name in constraints else 4  # what has a constraint lies in no buffer, nor what is like it
-        alike = layers.Dense(width, activation="tanh", name=f"{label}_alike", **settings)(inputs)
-        single = {"kernel_initializer": "he_normal"} if name.startswith("Identity") else settings
-        outputs.append(layers.Dense(7 + i, name=f"{label}_alone", **single)(alike))
-    random = np.random.default_rng(0)
-    x = random.standard_normal((4, 4)).astype("float32")
-    y = random.standard_normal((4, sum(output.shape[-1] for output in outputs))).astype("float32")
-    return keras.Model(inputs, layers.Concatenate()(outputs)), tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)

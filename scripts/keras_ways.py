@@ -22,12 +22,14 @@ class Trained:
     Attributes:
         values: All variables of the model by path.
         losses: The loss of every epoch.
+        trainable: The paths of what is trained, keys of `values`.
         reason: Why the fast loop left the steps to Keras; `None` if it did not, or was not asked.
         moved: How many weights were in buffers.
     """
 
     values: dict[str, np.ndarray]
     losses: list[float]
+    trainable: tuple[str, ...]
     reason: str | None = None
     moved: int = 0
 
@@ -57,11 +59,13 @@ def train(model: Any, data: Any, way: str, rule: Any = keras.optimizers.Adam, **
     else:
         model.fit(data, shuffle=False, verbose=0, callbacks=[history, *([loop] if fast else [])])
     function = vars(model).pop("_finetune_function", None)
-    values = {f"{i} {v.path}": v.numpy() for i, v in enumerate(model.variables)}
+    paths = {id(v): f"{i} {v.path}" for i, v in enumerate(model.variables)}
+    values = {paths[id(v)]: v.numpy() for v in model.variables}
+    trainable = tuple(paths[id(v)] for v in model.trainable_variables)
     for variable, value in zip(model.variables, start, strict=True):
         variable.assign(value)
     moved = 0 if function is None else len(function.moved)
-    return Trained(values, history.history["loss"], loop.reason if fast else None, moved)
+    return Trained(values, history.history["loss"], trainable, loop.reason if fast else None, moved)
 
 
 def differences(some: Trained, others: Trained, tolerance: float = 0.0) -> list[str]:

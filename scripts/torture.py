@@ -2,6 +2,7 @@
 
     python scripts/torture.py                   everything, in about an hour
     python scripts/torture.py --only disk       a kind, or a part of the name of a check
+    python scripts/torture.py --log done.jsonl  goes on where the same command stopped, with what is not done yet
     python scripts/torture.py --list
 
 A check is a function with `@check(kind, variants)`: it gets an empty folder and a variant, starts the `finetune`
@@ -9,6 +10,7 @@ command, and raises where something was lost. Exits 1 where anything was. Other 
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -17,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -189,16 +193,38 @@ def of_runs_that_start_together_one_gets_the_folder(folder: Path, count: int) ->
 # -- The table --------------------------------------------------------------------------------------------------------
 
 
-def torture(one: Check) -> tuple[int, list[str]]:
-    """Tries a check with all its variants; returns how many there were, and what was lost."""
-    lost = []
-    for variant in one.variants:
-        with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-            try:
-                one.function(Path(folder), variant)
-            except Exception as error:  # whatever it is, the run did not do what it promises
-                lost.append(f"{one.name} ({variant}): {type(error).__name__} {error}")
-    return len(one.variants), lost
+def torture(one: Check, variant: Any) -> str:
+    """Tries a check with a variant; returns what was lost, empty where nothing was."""
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        try:
+            one.function(Path(folder), variant)
+        except Exception as error:  # whatever it is, the run did not do what it promises
+            return f"{type(error).__name__} {error}"
+    return ""
+
+
+def tried(chosen: Sequence[Check], log: Path) -> list[tuple[Check, dict[str, str]]]:
+    """Tries checks with all their variants, except what the log has.
+
+    Args:
+        chosen: The checks.
+        log: A line in JSON for each variant: `check`, `variant` and what was `lost`. The lines of a former session are
+            taken as they are.
+
+    Returns:
+        Each check with what was lost by each of its variants, as text; empty where nothing was.
+    """
+    lines = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
+    done = {(line["check"], line["variant"]): line["lost"] for line in lines}
+    results = []
+    for one in chosen:
+        for variant in one.variants:
+            if (key := (one.name, str(variant))) not in done:
+                done[key] = torture(one, variant)
+                with log.open("a") as file:
+                    print(json.dumps({"check": one.name, "variant": key[1], "lost": done[key]}), file=file)
+        results.append((one, {str(variant): done[one.name, str(variant)] for variant in one.variants}))
+    return results
 
 
 def main() -> None:
@@ -206,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="a kind, or a part of the name of a check")
     parser.add_argument("--list", action="store_true", help="name the checks alone")
+    parser.add_argument("--log", type=Path, help="file of what is done, which the same command goes on with")
     arguments = parser.parse_args()
     chosen = [one for one in CHECKS if arguments.only == one.kind or arguments.only in one.name]
     if not chosen:
@@ -213,14 +240,15 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{one.kind}: {one.name}" for one in chosen))
         return
-    problems = []
+    with tempfile.TemporaryDirectory() as folder:
+        results = tried(chosen, arguments.log or Path(folder) / "log")
     print("| kind | check | tried | survived | lost |\n|---|---|---|---|---|")
-    for one in chosen:
-        tried, lost = torture(one)
-        problems += lost
-        print(f"| {one.kind} | {one.name} | {tried} | {tried - len(lost)} | {len(lost)} |", flush=True)
+    for one, lost in results:
+        count = sum(map(bool, lost.values()))
+        print(f"| {one.kind} | {one.name} | {len(lost)} | {len(lost) - count} | {count} |")
+    problems = [f"lost: {one.name} ({name}): {text}" for one, lost in results for name, text in lost.items() if text]
     for problem in problems:
-        print(f"lost: {problem}", file=sys.stderr)
+        print(problem, file=sys.stderr)
     sys.exit(1 if problems else 0)
 
 

@@ -26,7 +26,7 @@ def test_every_example_in_the_docstrings_of_the_package_is_true():
 
 def test_failed_training_exits_1_and_all_bad_input_2():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FinetuneError)]
-    assert len(kinds) == 9
+    assert len(kinds) == 10
     failed = (TrainingError, errors.WriteError, errors.MachineError)
     assert {kind: kind.exit_code for kind in kinds} == {kind: 1 if kind in failed else 2 for kind in kinds}
 

@@ -171,6 +171,40 @@ def sublayers():
 # -- models/ ----------------------------------------------------------------------------------------------------------
 
 
+@checks(private.before_variables)
+def _():
+    seen: list[tuple[str, tuple[int, ...], str]] = []
+
+    def note(variable: Any) -> None:
+        assert not hasattr(variable, "_value") or variable._value is None, "memory is taken already"
+        seen.append((variable.path, tuple(variable.shape), variable.dtype))
+
+    def refuse(variable: Any) -> None:
+        raise MemoryError(variable.path)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="sub")
+            self.dense = keras.layers.Dense(3, name="dense")
+
+        def call(self, x):
+            return self.dense(x)
+
+    with private.before_variables(note):
+        keras.layers.Dense(2, name="d", dtype="bfloat16").build((None, 4))
+        Subclassed()(keras.Input((5,)))
+    assert seen == [
+        ("d/kernel", (4, 2), "bfloat16"),
+        ("d/bias", (2,), "bfloat16"),
+        ("sub/dense/kernel", (5, 3), "float32"),
+        ("sub/dense/bias", (3,), "float32"),
+    ]
+    with private.before_variables(refuse), pytest.raises(MemoryError, match="d/kernel"):
+        keras.layers.Dense(2, name="d").build((None, 4))
+    keras.layers.Dense(2, name="d").build((None, 4))
+    assert len(seen) == 4, "nothing is called behind the block"
+
+
 @checks(private.fresh_names)
 def fresh_names():
     layers = [keras.layers.Dense(1, name=None) for _ in range(3)]
@@ -219,6 +253,12 @@ def parse_saved_model():
 def is_registered_operation():
     assert all(map(private.is_registered_operation, ("MatMul", "ReadFile", "_Arg")))
     assert not any(map(private.is_registered_operation, ("NoSuchOp", "_NoSuchOp", "keyword", "")))
+
+
+@checks(private.is_stateful_operation)
+def is_stateful_operation():
+    assert all(map(private.is_stateful_operation, ("WriteFile", "VarHandleOp", "RandomUniform", "NoSuchOp")))
+    assert not any(map(private.is_stateful_operation, ("MatMul", "Reshape")))
 
 
 @checks(private.has_registered_gradient)

@@ -55,6 +55,7 @@ def test_the_package_hands_out_these_names_and_no_others():
             "freeze",
             "grouped_train_step",
             "layer_tree",
+            "load",
             "lr_range_test",
             "make_schedule",
             "plan",

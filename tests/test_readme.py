@@ -14,21 +14,14 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_in_the_readme_runs():
-    code, *_ = blocks("python")
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    history = names["history"].history
-    assert {"loss", "learning_rate/body", "learning_rate/head"} <= set(history)
-    assert names["optimizer"].learning_rates["head"] == pytest.approx(1e-3)
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-def test_the_python_on_saved_models_goes_on_from_there(tmp_path, monkeypatch):
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile("".join(blocks("python")), "README.md", "exec"), names)
+    history = names["history"].history
+    assert {"loss", "learning_rate/body", "learning_rate/head"} <= set(history)
+    assert names["optimizer"].learning_rates["head"] == pytest.approx(1e-3)
     assert [variable.name for variable in names["network"].trainable_variables] == ["kernel", "bias"] * 2
     assert float(names["loss"]) > 0
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from finetune.build.source_keys import network_inputs
-from finetune.build.source_splits import rows_of_class_files, split_examples
+from finetune.build.source_keys import limited_rows, network_inputs
+from finetune.build.source_splits import left_out, rows_of_class_files, split_examples
 from finetune.data.audio import ENDINGS, read_head, sound_rows
 from finetune.data.class_folders import find_files
 from finetune.data.examples import Examples
@@ -30,10 +30,13 @@ def audio_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     """
     place = resolve_path(recipe, folder)
     files = find_files(place, ENDINGS, "WAV files", "dog")
+    files = files.select(limited_rows(recipe, len(files)))  # first: of the others nothing is read
     inputs = network_inputs(network)
-    x, about = network_sounds(recipe, [file.path for file in files], inputs[""] if list(inputs) == [""] else None)
-    parts = rows_of_class_files(x, files, place)
-    return split_examples(recipe, parts, {"kind": "audio", "folder": str(place), **about}, network=network)
+    x, about = network_sounds(recipe, files.paths, inputs[""] if list(inputs) == [""] else None)
+    parts = rows_of_class_files(x, files)
+    return split_examples(
+        recipe, parts, {"kind": "audio", "folder": str(place), **about, **left_out(files, ENDINGS)}, network=network
+    )
 
 
 def network_sounds(

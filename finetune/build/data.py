@@ -16,6 +16,7 @@ from finetune.build.builder_source import builder_examples
 from finetune.build.image_source import image_examples
 from finetune.build.keep import with_kept_rows
 from finetune.build.keras_source import keras_examples
+from finetune.build.named_parts import parts_placed
 from finetune.build.source_keys import loss_names
 from finetune.build.source_splits import npz_examples
 from finetune.build.table_source import table_examples
@@ -114,7 +115,8 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
     name = next(name for name in _EXAMPLES_OF if getattr(source, name))  # the schema requires exactly one source
     with placed(recipe, "data", name):
         value = call_builder(source.builder, source.arguments) if source.builder else getattr(source, name)
-        examples = _EXAMPLES_OF[name](recipe, value, network)
+        with parts_placed(recipe):
+            examples = _EXAMPLES_OF[name](recipe, value, network)
     with placed(recipe, "train", "loss"):
         examples = number_text_targets(examples, loss_names(recipe))
     examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))

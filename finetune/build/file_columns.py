@@ -7,6 +7,7 @@ import numpy as np
 
 from finetune.build.audio_source import network_sounds
 from finetune.build.image_source import network_images
+from finetune.data.file_names import FilePaths, RowPlaces, joined_texts
 from finetune.data.table_files import Column, Table
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.schema import Recipe
@@ -60,7 +61,7 @@ def network_files(
             f"Every row names its file. `{column.name}` is empty in {len(rows):,} of {len(table):,} rows: "
             f"{table.places_of(rows)}. Fill them in, or remove these rows."
         )
-    paths = [table.path.parent / name for name in column.texts().tolist()]
+    paths = FilePaths(table.path.parent, joined_texts(column.texts()))
     absent = [row for row, path in enumerate(paths) if not path.is_file()]
     if absent:
         first = paths[absent[0]]
@@ -71,7 +72,7 @@ def network_files(
             f"{table.places_of(np.array(absent))}, the first `{first}`.{where or did_you_mean(first.name, names)} "
             f"Names are relative to `{table.path.parent}`. Correct them, or remove these rows."
         )
-    places = ["{}:{}".format(*place) for place in table.places]
+    places = RowPlaces(table.places.text, np.arange(len(table)))
     if kind == "audio":
         rows, about = network_sounds(recipe, paths, network_input, places)
         return rows, {column.name: {"kind": "audio", **about}}

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from finetune.build.source_keys import limited_rows, network_inputs
-from finetune.build.source_splits import rows_of_class_files, split_examples
+from finetune.build.source_splits import left_out, rows_of_class_files, split_examples
 from finetune.data.examples import Examples
-from finetune.data.images import find_images, image_rows
+from finetune.data.images import ENDINGS, find_images, image_rows
 from finetune.errors import DataError
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -28,11 +28,12 @@ def image_examples(recipe: Recipe, folder: str, network: keras.Model | None) -> 
     """
     place = resolve_path(recipe, folder)
     files = find_images(place)
-    files = [files[row] for row in limited_rows(recipe, len(files))]  # first: of the others nothing is read
+    files = files.select(limited_rows(recipe, len(files)))  # first: of the others nothing is read
     shape = network_inputs(network)[""] if len(network_inputs(network)) == 1 else None
-    x, about = network_images(recipe, [file.path for file in files], shape)
-    parts = rows_of_class_files(x, files, place)
-    return split_examples(recipe, parts, {"kind": "images", "folder": str(place), **about}, network=network)
+    x, about = network_images(recipe, files.paths, shape)
+    parts = rows_of_class_files(x, files)
+    about = {"kind": "images", "folder": str(place), **about, **left_out(files, ENDINGS)}
+    return split_examples(recipe, parts, about, network=network)
 
 
 def network_images(

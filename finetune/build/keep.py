@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from finetune.available_memory import available_memory
 from finetune.data.examples import SPLITS, Examples
 from finetune.data.kept_rows import form_of, kept_in_memory, kept_on_disk
 from finetune.data.rows import Rows
@@ -14,7 +15,7 @@ from finetune.errors import RecipeError
 from finetune.recipe.loader import place_of
 from finetune.recipe.schema import Recipe
 from finetune.results.formatting import size_text
-from finetune.training.features.store import DISK_MARGIN_BYTES, available_memory
+from finetune.training.features.store import DISK_MARGIN_BYTES
 
 
 def with_kept_rows(recipe: Recipe, examples: Examples) -> Examples:

@@ -45,7 +45,7 @@ from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
 from finetune.training.target_checks import WidthError
-from finetune.training.try_examples import Trial, try_examples, try_model
+from finetune.training.try_examples import LengthError, Trial, try_examples, try_model
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ def _lay_out(
     freeze(model, groups)
     with placed(recipe, "model"):
         check_gradients(model)
-    with placed(recipe, "data"), unreadable_rows_named(examples):
+    of_length = ("data", "tokenizer", "length") if recipe.data.tokenizer else ("data",)
+    with placed(recipe, "data"), placed(recipe, *of_length, only=LengthError), unreadable_rows_named(examples):
         examples, notes_on_padding = with_padding(recipe, model, examples)
         trial = try_model(model, examples)
     notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)

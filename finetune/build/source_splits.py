@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,16 @@ from finetune.build.source_keys import (
     named_by_splits,
     split_as_asked,
 )
-from finetune.data.class_folders import ClassFile
+from finetune.data.class_folders import ClassFiles
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.loss_families import NUMBERS, family_of
 from finetune.data.npz import read_npz, read_npz_splits
 from finetune.data.row_checks import read_every_row
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.targets import AUTO
 from finetune.errors import DataError, quote
-from finetune.recipe.loader import resolve_path
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -49,7 +49,7 @@ class SourceRows:
         if len(rows) == len(self.split) and (rows == np.arange(len(rows))).all():
             return self  # an array in a file stays there
         column = None if self.column is None else self.column[rows]
-        places = [self.places[row] for row in rows] if self.places else ()
+        places = RowPlaces(self.places.__getitem__, rows) if self.places else ()
         return replace(self, split=self.split.select(rows), column=column, places=places)
 
 
@@ -96,18 +96,20 @@ def split_examples(
     return check_examples(examples)
 
 
-def rows_of_class_files(x: Any, files: Sequence[ClassFile], folder: Path) -> dict[str, SourceRows]:
+def rows_of_class_files(x: Any, files: ClassFiles) -> dict[str, SourceRows]:
     """Returns the rows of files in folders of classes, by the split that their folders name.
 
     Args:
         x: Inputs, a row for each file.
         files: The files.
-        folder: The folder that all of them lie in.
     """
-    places = [file.path.relative_to(folder).as_posix() for file in files]
-    rows = SourceRows(Split(x, np.array([file.label for file in files])), places=places)
-    splits = np.array([file.split for file in files])
-    return {name: rows.select(np.flatnonzero(splits == name)) for name in dict.fromkeys(splits.tolist())}
+    rows = SourceRows(Split(x, files.labels), places=files.paths.names)
+    return {name: rows.select(np.flatnonzero(files.splits == name)) for name in dict.fromkeys(files.splits.tolist())}
+
+
+def left_out(files: ClassFiles, endings: Sequence[str]) -> dict[str, Any]:
+    """Returns what `data.json` says of files that were not taken for their ending; empty where all were."""
+    return {"warnings": warnings} if (warnings := files.warnings(endings)) else {}
 
 
 def examples_as_asked(recipe: Recipe, examples: Examples) -> Examples:
@@ -209,10 +211,11 @@ def _numbered(
 def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> Indices:
     split, count, y = recipe.data.split, len(rows.split), rows.split.y
     if split and split.column and rows.column is None:
-        raise DataError(
-            f"`split.column` names a part of the rows, and these have no parts with names. Received: `{split.column}`. "
-            "Split them `random`, or give rows as dicts."
-        )
+        with placed(recipe, "data", "split", "column"):
+            raise DataError(
+                f"`split.column` names a part of the rows, and these have no parts with names. Received: "
+                f"`{split.column}`. Split them `random`, or give rows as dicts."
+            )
     if split and split.column and not split.by:
         return split_by_column([str(each) for each in np.asarray(rows.column).ravel()], split.column)
     of_classes = isinstance(y, np.ndarray) and (class_names or has_classes(recipe, y))

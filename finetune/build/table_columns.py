@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from finetune.build.named_parts import located_text, named_parts
 from finetune.data.table_head import read_head, unknown_column
-from finetune.recipe.loader import place_of, resolve_path
+from finetune.recipe.data import REST
+from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
 
 _MOST = 3  # messages about a table; more columns than that are in one message
@@ -19,21 +21,11 @@ def unknown_columns(recipe: Recipe) -> Iterator[str]:
     source = recipe.data
     if not source.table:
         return
-    named = [(("data", key), by_name) for key in ("inputs", "target") for by_name in [getattr(source, key)]]
-    written: list[tuple[tuple[str | int, ...], str]] = [
-        ((*keys, *([name] if name else []), number), column)
-        for keys, by_name in named
-        for name, columns in by_name.items()
-        for number, column in enumerate(columns)
-    ]
-    written += [(("data", "types", column), column) for column in source.types]
-    written += [(("data", "sample_weight"), source.sample_weight)] if source.sample_weight else []
-    written += [(("data", "split", "column"), source.split.column)] if source.split and source.split.column else []
+    written = [(keys, part) for keys, part in named_parts(recipe) if part != REST or keys[1] != "inputs"]
     for file in filter(None, (source.table, source.test_table, source.validation_table)):
         path = resolve_path(recipe, file)
         head = read_head(path)
         unknown = [(keys, column) for keys, column in written if head and column not in head]
         several = [column for _, column in unknown] if len(unknown) > _MOST else []
         for keys, column in unknown[:1] if several else unknown:
-            at = f"{place_of(recipe, *keys)}: `{'.'.join(key for key in keys if isinstance(key, str))}`: ".lstrip(": ")
-            yield at + unknown_column(several or [column], path, head or {})
+            yield located_text(recipe, keys, unknown_column(several or [column], path, head or {}))

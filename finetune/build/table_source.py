@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from finetune.build.file_columns import kind_of_files, network_files
+from finetune.build.named_parts import with_rest
 from finetune.build.source_keys import (
     class_names_of,
     limited_rows,
@@ -19,6 +20,7 @@ from finetune.build.source_keys import (
 from finetune.build.text_source import IDS, is_tokenized, made_of_ids, network_tokens, text_warnings
 from finetune.data.columns import check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.targets import Target, read_target
@@ -59,7 +61,12 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     Raises:
         DataError: The splits are not known, or the columns do not fit the network or the loss.
     """
-    source, parts = recipe.data, named_by_splits(recipe, tables)
+    parts = named_by_splits(recipe, tables)
+    first = next(iter(parts.values()))
+    for name in (*recipe.data.types, *recipe.data.exclude):
+        first.column(name)  # a misspelt name would change nothing, in silence
+    recipe = with_rest(recipe, list(first.columns))
+    source = recipe.data
     if not source.inputs or not source.target:
         raise DataError(
             "Columns of a table are inputs or targets. It has "
@@ -69,8 +76,6 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
     table = join_tables(list(parts.values()))
-    for name in source.types:
-        table.column(name)  # a misspelt name would change nothing, in silence
     with placed(recipe, "data", "target"):
         targets = _targets(recipe, table, network)
     with placed(recipe, "data", "split"):
@@ -86,7 +91,7 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     about |= {"target": targets[""].about if is_single else named}
     about |= {"warnings": warnings} if (warnings := [*table.warnings, *text_warnings(columns)]) else {}
     class_names = targets[""].class_names if is_single else ()
-    places = {name: ["{}:{}".format(*table.places[row]) for row in rows] for name, rows in indices.items()}
+    places = {name: RowPlaces(table.places.text, rows) for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
 
 

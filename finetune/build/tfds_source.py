@@ -6,18 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from finetune.build.image_source import image_options
 from finetune.build.source_keys import item_names, network_inputs
 from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.examples import SPLITS, Examples
+from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
 from finetune.data.indexed import ItemNames, indexed_rows
 from finetune.data.rows import Rows
-from finetune.errors import DataError, did_you_mean, quote, reason
+from finetune.errors import DataError, PartError, did_you_mean, quote, reason
 from finetune.machine_failures import raise_machine_failure
-from finetune.recipe.loader import resolve_path
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 
@@ -50,19 +52,21 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             f"'{name}', file_format='array_record').download_and_prepare()`, and name its folder with `data_dir`."
         ) from error
     if not known:
-        raise DataError(
-            f"`{name}` is not prepared in `{builder.data_dir}` for reading by index. Do so once: `tfds.builder("
-            f"'{name}', file_format='array_record').download_and_prepare()`."
-        )
+        with placed(recipe, "data", "data_dir" if recipe.data.data_dir else "tfds"):
+            raise DataError(
+                f"`{name}` is not prepared in `{builder.data_dir}` for reading by index. Do so once: `tfds.builder("
+                f"'{name}', file_format='array_record').download_and_prepare()`."
+            )
     asked = recipe.data.splits or {split: split for split in SPLITS if split in known}
     asked = asked or {"train": known[0]}
     names = _names(recipe, network)
     features: dict[str, Any] = dict(builder.info.features.items())
     for part in (*names.inputs.values(), *names.target):
         if part.partition("/")[0] not in features:
-            raise DataError(
+            raise PartError(
                 f"`{name}` has no feature `{part}`. It has {quote(features, limit=12)}."
-                f"{did_you_mean(part, list(features))}"
+                f"{did_you_mean(part, list(features))}",
+                part,
             )
     images = {of: part for of, part in names.inputs.items() if isinstance(features.get(part), tfds.features.Image)}
     encoded = {part: tfds.decode.SkipDecoding() for part in images.values()}
@@ -73,9 +77,10 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             source = builder.as_data_source(split=expression, decoders=encoded or None)
         except Exception as error:  # a split that does not exist, an expression that cannot be read
             raise_machine_failure(error, f"Opening `{name}`")
-            raise DataError(
-                f"`splits` names splits of `{name}`: {quote(known)}. Received: `{expression}`: {reason(error)}."
-            ) from error
+            with placed(recipe, "data", "splits", split):
+                raise DataError(
+                    f"`splits` names splits of `{name}`: {quote(known)}. Received: `{expression}`: {reason(error)}."
+                ) from error
         read = indexed_rows(source, names, skip=recipe.data.on_error == "skip", name="row")
         options = {of: image_options(recipe, inputs.get(of)) for of in images}
         x = read.split.x
@@ -86,7 +91,8 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             if options
             else x
         )
-        places = [f"{expression}:{index}" for index in range(len(source)) if index not in read.unreadable]
+        kept = np.setdiff1d(np.arange(len(source)), np.array(list(read.unreadable), np.int64))
+        places = RowPlaces(lambda index, of=expression: f"{of}:{index}", kept)
         skipped = [f"{expression}:{index}" for index in read.unreadable]
         parts[split] = SourceRows(replace(read.split, x=x), read.column, places, skipped)
     label: Any = features[names.target[0]] if len(names.target) == 1 else None

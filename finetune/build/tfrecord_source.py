@@ -13,6 +13,7 @@ from finetune.build.source_keys import item_names, network_inputs
 from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.arrays import as_array
 from finetune.data.examples import Examples, Split
+from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
 from finetune.data.record_features import LOOKED_AT, Feature, check_features, look_at, make_feature, parse
 from finetune.data.rows import Rows
@@ -97,7 +98,7 @@ class _Reader:
         return SourceRows(
             Split(x[""] if list(x) == [""] else x, y[0] if len(y) == 1 else np.stack(y, axis=-1)),
             column=values.get(names.column),
-            places=[records.place(index) for index in kept.tolist()],
+            places=RowPlaces(records.place, kept),
             unreadable=unreadable,
         )
 

@@ -12,11 +12,14 @@ from finetune.errors import printable
 @app.command(epilog=examples("finetune inspect pretrained.weights.h5", "finetune inspect model.safetensors --json"))
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A file, folder or archive of weights, or a checkpoint's prefix.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A file, folder or archive of weights, a checkpoint's prefix, or a run folder.", show_default=False
+        ),
     ],
     json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List what a file of pretrained weights holds: name, role, shape, type and size of each tensor."""
+    """List what a file of pretrained weights holds (name, role, shape, type and size of each tensor), or a run."""
     from finetune.commands.inspect import inspect as inspect_file
 
     print(inspect_file(path, json=json))

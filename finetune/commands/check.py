@@ -155,19 +155,21 @@ def check_deep(
 
 def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -> Iterator[str]:
     """Yields what the rehearsal has shown, in sentences."""
+    from finetune.errors import counted
     from finetune.results.formatting import size_text
     from finetune.training.forecast import duration_text
 
     yield (
-        f"rehearsal: {rehearsed:,} rows went forward, backward and through the metrics, and the model was evaluated, "
-        "saved and opened; its weights are unchanged"
+        f"rehearsal: {counted(rehearsed, 'row')} went forward, backward and through the metrics, and the model was "
+        "evaluated, saved and opened; its weights are unchanged"
     )
     many = len(forecast.phases) > 1
     for number, phase in enumerate(forecast.phases, start=1):
         low, high = duration_text(phase.least_seconds), duration_text(phase.most_seconds)
         validation = f", {duration_text(phase.validation_seconds)} of it validation" if phase.validation_seconds else ""
         yield (
-            f"forecast{f', phase {number}' if many else ''}: an epoch of {layout.length.steps_per_epoch:,} steps takes "
+            f"forecast{f', phase {number}' if many else ''}: an epoch of "
+            f"{counted(layout.length.steps_per_epoch, 'step')} takes "
             f"{duration_text(phase.epoch_seconds)} ({low} to {high}){validation}; "
             f"{duration_text(phase.once_seconds)} more in the first"
         )

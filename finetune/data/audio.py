@@ -4,6 +4,7 @@ Samples are float32 from -1 to 1. A file is read by NumPy, in pieces no longer t
 """
 
 import hashlib
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.file_names import file_paths
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
@@ -194,14 +196,15 @@ def sound_rows(
     """
     if checked:
         _check(paths, places)
-    names = [str(path) for path in paths]
+    files = file_paths(paths)
     digest = hashlib.sha256(repr((rate, length, channel_axis)).encode())
-    for name, stat in zip(names, [path.stat() for path in paths], strict=True):
-        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for path in files:
+        stat = path.stat()
+        digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
     shape = (length, 1) if channel_axis else (length,)
 
     def read(index: Any) -> np.ndarray:
-        return read_sound(names[int(index)], rate, length).reshape(shape)
+        return read_sound(files[int(index)], rate, length).reshape(shape)
 
     def take_row(index: Any) -> Any:
         samples: Any = tf.numpy_function(read, [index], tf.float32, stateful=False)
@@ -214,7 +217,7 @@ def sound_rows(
         samples: Any = tf.numpy_function(several, [indices], tf.float32, stateful=False)
         return tf.ensure_shape(samples, (None, *shape))
 
-    return Rows(len(names), take, fingerprint=digest.hexdigest(), take_row=take_row)
+    return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row)
 
 
 def _check(paths: Sequence[Path], places: Sequence[str]) -> None:

@@ -1,29 +1,58 @@
 """Files in a folder for each class, or in such folders for each split."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from finetune.data.examples import SPLITS
+from finetune.data.file_names import FilePaths, joined_texts
 from finetune.errors import DataError, did_you_mean, quote
 
 
-@dataclass(frozen=True)
-class ClassFile:
-    """A file and the class of its folder.
+@dataclass(frozen=True, eq=False)
+class ClassFiles:
+    """Files and the class of the folder of each.
 
     Attributes:
-        path: The file.
-        label: Name of the folder of its class, relative to the folder of all classes.
-        split: The split of its folder, if the folders are named after splits; else empty.
+        paths: The files, relative to the folder that all of them lie in.
+        labels: Name of the folder of the class of each, text of shape `(files,)`.
+        splits: The split of its folder, if the folders are named after splits; else empty.
+        others: How many files with another ending lie beside them, by the ending.
     """
 
-    path: Path
-    label: str
-    split: str = ""
+    paths: FilePaths
+    labels: np.ndarray
+    splits: np.ndarray
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: np.ndarray) -> "ClassFiles":
+        """Returns the files at some indices."""
+        return replace(self, paths=self.paths.select(rows), labels=self.labels[rows], splits=self.splits[rows])
+
+    def warnings(self, endings: Sequence[str]) -> list[str]:
+        """Returns a sentence about the files that are left out for their ending, if there are any.
+
+        Args:
+            endings: Endings of the names of files that are taken.
+        """
+        if not self.others:
+            return []
+        count, shown = sum(self.others.values()), sorted(self.others, key=lambda ending: (-self.others[ending], ending))
+        of_each = [f"{self.others[ending]:,} {f'`{ending}`' if ending else 'without an ending'}" for ending in shown]
+        return [
+            f"{count:,} file{'s' if count > 1 else ''} in the folders of classes {'are' if count > 1 else 'is'} left "
+            f"out: {', '.join(of_each[:5])}. Those that end in {', '.join(endings)} are read"
+        ]
 
 
-def find_files(folder: str | Path, endings: Sequence[str], what: str, example: str) -> list[ClassFile]:
+def find_files(folder: str | Path, endings: Sequence[str], what: str, example: str) -> ClassFiles:
     """Lists the files in folders of classes, sorted, hidden files left out.
 
     Args:
@@ -42,18 +71,35 @@ def find_files(folder: str | Path, endings: Sequence[str], what: str, example: s
         raise DataError(f"{said}{did_you_mean(folder.name, others)}")
     inside = _subfolders(folder)
     of_splits = [each for each in inside if each.name in SPLITS]
-    if not any(each.name == "train" for each in of_splits):
-        return _of_classes(folder, "", endings, what, example)
-    if len(of_splits) < len(inside):
+    is_split = any(each.name == "train" for each in of_splits)
+    if is_split and len(of_splits) < len(inside):
         others = [each.name for each in inside if each not in of_splits]
         raise DataError(
             f"Beside a folder `train` there may only be {quote(SPLITS[1:])}. `{folder}` also holds {quote(others)}."
             f"{did_you_mean(others[0], SPLITS)} Move them into `train`, or rename it."
         )
-    return [file for each in of_splits for file in _of_classes(each, each.name, endings, what, example)]
+    counts: Counter[tuple[str, str]] = Counter()  # files of each split and class, in their order
+    left_out: Counter[str] = Counter()
+
+    def names() -> Iterator[str]:
+        for part in of_splits if is_split else [folder]:
+            for each in _classes_in(part, endings, what, example):
+                found = sorted(_names_in(each, endings, left_out), key=lambda name: name.split(os.sep))
+                counts[part.name if is_split else "", each.name] += len(found)
+                yield from (f"{each.relative_to(folder)}{os.sep}{name}" for name in found)
+
+    paths = FilePaths(folder, joined_texts(names()))
+    empty = ["/".join(filter(None, key)) for key, count in counts.items() if not count]
+    if empty:
+        raise DataError(
+            f"Every folder of a class must hold {what} ({', '.join(endings)}). {quote(empty)} in `{folder}` hold none. "
+            "Remove the folders, or fill them."
+        )
+    splits, labels = (np.repeat(np.array(texts), list(counts.values())) for texts in zip(*counts, strict=True))
+    return ClassFiles(paths, labels, splits, dict(left_out))
 
 
-def _of_classes(folder: Path, split: str, endings: Sequence[str], what: str, example: str) -> list[ClassFile]:
+def _classes_in(folder: Path, endings: Sequence[str], what: str, example: str) -> list[Path]:
     classes = _subfolders(folder)
     if not classes:
         count = sum(path.suffix.lower() in endings for path in folder.iterdir())
@@ -62,23 +108,22 @@ def _of_classes(folder: Path, split: str, endings: Sequence[str], what: str, exa
             f"folders, and {count} {what}. Move the {what} of each class into a folder of its name, or name the files "
             "in a table: `data: {table: labels.csv}`."
         )
-    files, empty = [], []
-    for each in classes:
-        paths = sorted(path for path in each.rglob("*") if _is_wanted(path, each, endings))
-        files += [ClassFile(path, each.name, split) for path in paths]
-        empty += [] if paths else [each.name]
-    if empty:
-        raise DataError(
-            f"Every folder of a class must hold {what} ({', '.join(endings)}). {quote(empty)} in `{folder}` hold none. "
-            "Remove the folders, or fill them."
-        )
-    return files
+    return classes
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _is_wanted(path: Path, folder: Path, endings: Sequence[str]) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in endings and not hidden and path.is_file()
+def _names_in(folder: Path, endings: Sequence[str], left_out: Counter[str]) -> Iterator[str]:
+    """Yields the names of the files of a class, relative to its folder; counts others by their ending."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if ending not in endings:
+                left_out[ending] += 1
+            elif os.path.isfile(path := os.path.join(place, name)):
+                yield path[len(str(folder)) + 1 :]

@@ -23,6 +23,23 @@ def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
         DataError: The file cannot be read, or pyarrow is not installed.
         FinetuneError: It holds far more than its size.
     """
+    columns: dict[str, list[Any]] = {}
+    held = 0
+    for names, parts, size in columnar_batches(path):
+        held += size
+        check_size(path, held)
+        for name, part in zip(names, parts, strict=True):
+            columns.setdefault(name, []).extend(part)
+    return columns
+
+
+def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]], int]]:
+    """Yields rows of a Parquet or Feather file, some at a time: names, values of each column, and their bytes.
+
+    Raises:
+        DataError: The file cannot be read, or pyarrow is not installed.
+        FinetuneError: It holds far more than its size.
+    """
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -31,22 +48,21 @@ def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
             "`pip install 'discriminative-finetune[tables]'`."
         ) from error
     try:
-        columns: dict[str, list[Any]] = {}
-        held = 0
         batches = _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path)
         for batch in batches:
             for start in range(0, batch.num_rows or 1, _ROWS):
-                for name, part in zip(batch.schema.names, batch.slice(start, _ROWS).columns, strict=True):
-                    plain = part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
-                    held += plain.nbytes
-                    check_size(path, held)
-                    columns.setdefault(name, []).extend(plain.to_pylist())
+                parts = [
+                    part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
+                    for part in batch.slice(start, _ROWS).columns
+                ]
+                size = sum(part.nbytes for part in parts)
+                check_size(path, size)
+                yield batch.schema.names, [part.to_pylist() for part in parts], size
     except FinetuneError:
         raise
     except Exception as error:  # pyarrow raises errors of many classes over damaged files
         raise_machine_failure(error, f"Reading `{path}`")
         raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
-    return columns
 
 
 def _parquet(path: Path) -> Iterator[Any]:

@@ -7,13 +7,10 @@ data beside the arrays.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from finetune.data.table_files import Column
+from finetune.data.table_files import Column, cell_number
 from finetune.errors import DataError, quote
-
-_to_array: Any = keras.ops.convert_to_numpy
 
 VECTOR_KINDS = ("number", "category")
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
@@ -121,11 +118,26 @@ def _one_hot(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, A
             f"{len(categories):,}. If it is text, name a `tokenizer` and a network that takes token ids; if it "
             "identifies rows, remove it."
         )
-    # The empty text is a missing value; the layer would take it for padding.
-    names = [f"={category}" for category in categories]
-    layer = keras.layers.StringLookup(vocabulary=names, output_mode="one_hot")
-    encoded = layer(np.array([f"={text}" for text in texts.tolist()], dtype=object)[:, np.newaxis])
-    return _to_array(encoded).reshape(len(texts), -1), {"categories": categories}
+    return category_places(texts.tolist(), categories), {"categories": categories}
+
+
+def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarray:
+    """Returns a 1 at the place of each row's category, float32 of shape `(rows, categories + 1)`.
+
+    Args:
+        texts: The category of each row; empty where it is missing. Where it is not among the categories, the number
+            that it stands for is looked for: `1.0` is `1` in a column of numbers.
+        categories: All categories in their order. The first place is that of any other.
+
+    Returns:
+        What `keras.layers.StringLookup(vocabulary=categories, output_mode="one_hot")` gives.
+    """
+    places = {category: place for place, category in enumerate(categories, start=1)}
+    encoded = np.zeros((len(texts), len(places) + 1), np.float32)
+    for row, text in enumerate(texts):
+        same = text if text in places or not _is_number(text) else cell_number(float(text))
+        encoded[row, places.get(same, 0)] = 1
+    return encoded
 
 
 def _is_number(text: str) -> bool:

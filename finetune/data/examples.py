@@ -10,7 +10,7 @@ import tensorflow as tf
 from finetune.data.augmentation import Augmentation
 from finetune.data.batches import batches_in_order
 from finetune.data.rows import Rows, rows_of, select, take
-from finetune.errors import DataError
+from finetune.errors import DataError, counted, quote
 
 SPLITS = ("train", "test", "validation")
 _CHECKED_TOGETHER = 2**22  # values
@@ -172,12 +172,22 @@ def rare_classes(examples: Examples) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts or (), strict=False) if count < FEW_ROWS}
 
 
+def untested_classes(examples: Examples) -> list[str]:
+    """Returns the names of the classes or labels of which there are rows to train on and none to test on."""
+    names = examples.class_names
+    train, test = (class_counts(y, len(names)) if names else None for y in (examples.y_train, examples.y_test))
+    of_each = zip(names, train or (), test or (), strict=False)
+    return [name for name, trained, tested in of_each if trained and not tested]
+
+
 def summary(examples: Examples) -> str:
     """Returns the number of rows of each split and of classes, and which rows were skipped, as a sentence."""
-    rows = f"{len(examples.train):,} rows to train on, {len(examples.test):,} to test"
+    rows = f"{counted(len(examples.train), 'row')} to train on, {len(examples.test):,} to test"
     rows += f", {len(examples.validation):,} to validate" if examples.validation else ""
-    rows += f"; {len(examples.class_names)} classes" if examples.class_names else ""
+    rows += f"; {counted(len(examples.class_names), 'class', 'classes')}" if examples.class_names else ""
     rows += f", {few} of them with fewer than {FEW_ROWS} training rows" if (few := len(rare_classes(examples))) else ""
+    if untested := untested_classes(examples):
+        rows += f", {len(untested)} of them without a row to test on: {quote(untested)}"
     if skipped := examples.source.get("skipped"):
         more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
         rows += f"; {len(skipped)} skipped that cannot be read: {', '.join(f'`{name}`' for name in skipped[:5])}{more}"

@@ -6,6 +6,7 @@ bits, a turned camera, other formats) is decoded by Pillow, which knows all of i
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from finetune.data.class_folders import ClassFile, find_files
+from finetune.data.class_folders import ClassFiles, find_files
+from finetune.data.file_names import file_paths
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
@@ -24,10 +26,12 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 RESIZES = ("pad", "crop", "stretch")
 _REDUCTIONS = (1, 2, 4, 8)  # by which the decoder of JPEG can divide height and width
 _PILLOW = 0  # in place of a reduction: TensorFlow would decode the file otherwise
+_AT_ONCE = 4096  # files that wait for a thread
+_SHOWN = 5  # files in a message
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
 
 
-def find_images(folder: str | Path) -> list[ClassFile]:
+def find_images(folder: str | Path) -> ClassFiles:
     """Lists the images in folders of classes, sorted; see `finetune.data.class_folders.find_files`.
 
     Raises:
@@ -65,17 +69,19 @@ def image_rows(
     Raises:
         DataError: Files cannot be read as images; names them.
     """
-    reductions = _look_at(paths, size, resize, checked, places)
-    names = [str(path) for path in paths]
+    paths = file_paths(paths)
+    decoders = _look_at(paths, size, resize, checked, places)
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
-    for name, stat in zip(names, [path.stat() for path in paths], strict=True):
-        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for path in paths:
+        stat = path.stat()
+        digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
     with tf.device("CPU:0"):
-        files = tf.constant(names)
-        decoders = tf.constant([(_PILLOW, *_REDUCTIONS).index(reduction) for reduction in reductions], tf.int32)
+        decoder_of: Any = tf.constant(decoders)
+    name = paths.graph_names()
 
     def pixels(index: Any) -> Any:
-        return _image(tf.io.read_file(files[index]), decoders[index], size, channels, resize, value_range)
+        decoder = tf.cast(decoder_of[index], tf.int32)
+        return _image(tf.io.read_file(name(index)), decoder, size, channels, resize, value_range)
 
     # A function of its own: outside of a graph `map_fn` logs warnings where a file cannot be decoded.
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.int64)])
@@ -83,7 +89,7 @@ def image_rows(
         return tf.map_fn(pixels, indices, fn_output_signature=tf.TensorSpec((*size, channels), tf.float32))
 
     return Rows(
-        len(names),
+        len(paths),
         lambda indices: images(tf.cast(indices, tf.int64)),
         fingerprint=digest.hexdigest(),
         take_row=pixels,
@@ -152,27 +158,31 @@ def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
 
 def _look_at(
     paths: Sequence[Path], size: tuple[int, int], resize: str, checked: bool, places: Sequence[str]
-) -> list[int]:
-    """Reads the head of every file; returns by how much TensorFlow reduces it while decoding, or `_PILLOW`.
+) -> np.ndarray:
+    """Reads the head of every file; returns which decoder it takes, uint8 of shape `(files,)`, as `_image` has them.
 
     Raises:
         DataError: Files are not images.
     """
+    decoders, broken, count = np.zeros(len(paths), np.uint8), [], 0
     with ThreadPoolExecutor(8) as pool:
-        looks = list(pool.map(lambda path: _reduction(path, size, resize), paths))
-    named = (
-        [f"`{path}`" for path in paths]
-        if not places
-        else [f"`{at}` `{path}`" for at, path in zip(places, paths, strict=True)]
-    )
-    broken = [f"{name} ({look})" for name, look in zip(named, looks, strict=True) if isinstance(look, str)]
+        for start in range(0, len(paths), _AT_ONCE):
+            looks = pool.map(lambda path: _reduction(path, size, resize), paths[start : start + _AT_ONCE])
+            for number, look in enumerate(looks, start):
+                if not isinstance(look, str):
+                    decoders[number] = (_PILLOW, *_REDUCTIONS).index(look)
+                    continue
+                count += 1
+                if len(broken) < _SHOWN:
+                    name = f"`{places[number]}` `{paths[number]}`" if places else f"`{paths[number]}`"
+                    broken.append(f"{name} ({look})")
     if broken and checked:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        more = f" and {count - len(broken)} more" if count > len(broken) else ""
         raise DataError(
-            f"Image files must be readable. {len(broken)} of {len(paths)} are not: {', '.join(broken[:5])}{more}. "
+            f"Image files must be readable. {count} of {len(paths)} are not: {', '.join(broken)}{more}. "
             "Replace or remove them."
         )
-    return [_PILLOW if isinstance(look, str) else look for look in looks]
+    return decoders
 
 
 def _reduction(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int | str:

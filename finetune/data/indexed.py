@@ -18,7 +18,7 @@ import tensorflow as tf
 from finetune.data.arrays import as_array
 from finetune.data.examples import Split
 from finetune.data.rows import Rows
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, PartError, did_you_mean, quote
 from finetune.machine_failures import raise_machine_failure
 
 # Read from several threads at once by their own documentation; others may keep a file position between two reads.
@@ -273,7 +273,7 @@ def part_of(item: Mapping[str, Any], name: str) -> Any:
     """Returns a part of an item by its name; `a/b` is the part `b` of the part `a`.
 
     Raises:
-        DataError: There is no such part.
+        PartError: There is no such part.
     """
     value: Any = item
     if name in item:
@@ -281,8 +281,8 @@ def part_of(item: Mapping[str, Any], name: str) -> Any:
     for key in name.split("/"):
         if not isinstance(value, Mapping) or key not in value:
             known = list(_paths(item))
-            raise DataError(
-                f"Items have no part `{name}`. They have {quote(known, limit=12)}.{did_you_mean(name, known)}"
+            raise PartError(
+                f"Items have no part `{name}`. They have {quote(known, limit=12)}.{did_you_mean(name, known)}", name
             )
         value = value[key]
     return value

@@ -33,7 +33,7 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
         digests = {name: _of_arrays(of_split) for name, of_split in arrays.items()}
     elif examples.source.get("kind") in ("images", "audio") and all(examples.places.get(name) for name in splits):
         folder = Path(str(examples.source["folder"]))
-        digests = _of_files({name: [folder / place for place in examples.places[name]] for name in splits})
+        digests = _of_files({name: (folder, examples.places[name]) for name in splits})
     else:
         return {}
     trained = {digest for digest in digests["train"] if digest}
@@ -61,16 +61,26 @@ def _of_arrays(arrays: Sequence[Any]) -> list[bytes]:
     return digests
 
 
-def _of_files(paths: dict[str, list[Path]]) -> dict[str, list[bytes]]:
+def _of_files(files: dict[str, tuple[Path, Sequence[str]]]) -> dict[str, list[bytes]]:
     """Returns a hash of each file by its split; an empty one where no file of another split has its size."""
-    sizes = {name: [path.stat().st_size if path.is_file() else -1 for path in files] for name, files in paths.items()}
-    others = {size for name in sizes if name != "train" for size in sizes[name]}
-    shared = {*sizes["train"]} & others - {-1}
+
+    def size(path: Path) -> int:
+        return path.stat().st_size if path.is_file() else -1
+
+    sizes = {
+        split: np.fromiter((size(folder / name) for name in names), np.int64, len(names))
+        for split, (folder, names) in files.items()
+    }
+    others = {each for split in sizes if split != "train" for each in sizes[split].tolist()}
+    shared = {*sizes["train"].tolist()} & others - {-1}
 
     def digest(path: Path, size: int) -> bytes:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest() if size in shared else b""
 
-    return {name: [digest(*each) for each in zip(paths[name], sizes[name], strict=True)] for name in paths}
+    return {
+        split: [digest(folder / name, size) for name, size in zip(names, sizes[split].tolist(), strict=True)]
+        for split, (folder, names) in files.items()
+    }
 
 
 def warning_of_leaks(leaked: dict[str, list[int]], examples: Examples) -> str:
@@ -83,7 +93,8 @@ def warning_of_leaks(leaked: dict[str, list[int]], examples: Examples) -> str:
         parts.append(f"{len(rows):,} of {len(getattr(examples, name)):,} rows of `{name}` ({shown}{more})")
     if not parts:
         return ""
+    has_columns = examples.source.get("kind") in ("table", "tfrecord", "tfds")
     return (
         f"warning: training rows have the same inputs as {' and '.join(parts)}, so these figures are too good. Remove "
-        "the copies, or split with `by: group`"
+        f"the copies{', or split with `by: group`' if has_columns else ''}"
     )

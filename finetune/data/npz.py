@@ -59,7 +59,7 @@ def read_npz_splits(path: str | Path) -> tuple[dict[str, Split], tuple[str, ...]
     Raises:
         DataError: The file cannot be read, or its arrays are missing or misnamed.
     """
-    arrays = _read_arrays(Path(path))
+    arrays = read_arrays(Path(path))
     _check_names(path, arrays)
     fields = _by_name(arrays)
     splits: dict[str, Split] = {}
@@ -95,7 +95,12 @@ def _by_name(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return examples
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a NumPy file by name; large ones stay in the file where it is not compressed.
+
+    Raises:
+        DataError: The file cannot be read, or holds a single array.
+    """
     if not path.exists():
         others = sorted(other.name for other in path.parent.glob("*.npz"))
         neighbours = f"`{path.parent}` holds {quote(others)}." if others else f"`{path.parent}` holds no `.npz` file."
@@ -116,6 +121,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if arrays is None:
         raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")
     return arrays
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Returns the array in an `.npy` file, which stays in the file until its rows are read.
+
+    Raises:
+        DataError: The file cannot be read, or holds Python objects.
+    """
+    try:
+        check_arrays(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FinetuneError:
+        raise
+    except Exception as error:  # NumPy's header parser raises errors of many classes
+        raise_machine_failure(error, f"Reading `{path}`")
+        raise DataError(f"`{path}` must be a readable `.npy` file; reading it failed: {error}. {_ADVICE}") from error
 
 
 def _mapped(path: Path) -> dict[str, np.memmap]:

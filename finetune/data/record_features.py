@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, PartError, did_you_mean, quote
 from finetune.machine_failures import raise_machine_failure
 
 LOOKED_AT = 100  # records
@@ -113,21 +113,23 @@ def check_features(names: Sequence[str], described: Mapping[str, Feature], looks
         looks: What `look_at` has returned.
 
     Raises:
-        DataError: A feature is missing, is stored otherwise, or cannot be read without a description.
+        PartError: A feature is missing, is stored otherwise, or cannot be read without a description.
     """
     for name in names:
         if name not in looks:
             shown = ", ".join(f"`{each}` ({_said(look)})" for each, look in list(looks.items())[:9])
-            raise DataError(f"Records have no feature `{name}`. They have {shown}.{did_you_mean(name, list(looks))}")
+            said = f"Records have no feature `{name}`. They have {shown}.{did_you_mean(name, list(looks))}"
+            raise PartError(said, name)
         look, feature = looks[name], described.get(name)
         if feature is None:
-            raise DataError(f"`{name}` {look}: `features: {{{name}: {{dtype: ..., length: ...}}}}`.")
+            raise PartError(f"`{name}` {look}: `features: {{{name}: {{dtype: ..., length: ...}}}}`.", name)
         if isinstance(look, Feature):
             count, size = int(np.prod(look.shape)), int(np.prod(feature.shape))
             if look.stored != feature.stored or (feature.length is None and count != size):
-                raise DataError(
+                raise PartError(
                     f"A feature is read as it is stored. `{name}` is {look.described()}, and `features` says "
-                    f"{feature.described()}. Correct it."
+                    f"{feature.described()}. Correct it.",
+                    name,
                 )
 
 

@@ -18,7 +18,7 @@ from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
 from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, is_number, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, PartError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
@@ -50,7 +50,17 @@ class Column:
         """Returns the values as text; whole numbers have no decimal point."""
         if self.kind == "text":
             return self.values
-        return np.array(["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(float(v)) for v in self.values])
+        return np.array(["" if np.isnan(v) else cell_number(v) for v in self.values])
+
+
+def cell_number(value: float) -> str:
+    """Returns a number as text; a whole number has no decimal point."""
+    return f"{value:.0f}" if value == np.rint(value) else repr(float(value))
+
+
+def cell_text(value: Any) -> str:
+    """Returns the value of a cell as text, as a table has it: empty where it is missing, lists joined by `|`."""
+    return "" if value is None or (isinstance(value, float) and value != value) else _text(value)
 
 
 class Columns(Mapping[str, Column]):
@@ -100,17 +110,17 @@ class Table:
         """Returns a column.
 
         Raises:
-            DataError: There is none of this name.
+            PartError: There is none of this name.
         """
         if name not in self.columns:
             first = {known: column.texts()[:_LOOKED_AT].tolist() for known, column in self.columns.items()}
-            raise DataError(unknown_column([name], self.path, first))
+            raise PartError(unknown_column([name], self.path, first), name)
         return self.columns[name]
 
     def places_of(self, rows: np.ndarray) -> str:
         """Returns where the first five of some rows are, such as `reviews.csv:1042`."""
         more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-        return ", ".join("`{}:{}`".format(*self.places[row]) for row in rows[:5]) + more
+        return ", ".join(f"`{self.places.text(row)}`" for row in rows[:5]) + more
 
     def check_numbers(self, names: Sequence[str], types: Mapping[str, str]) -> None:
         """Refuses columns of numbers in which a few values are none: nobody means them as categories or classes.
@@ -307,8 +317,7 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
 
 def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
-    # Data frames mark a missing value with NaN; it is not equal to itself.
-    texts = ["" if value is None or (isinstance(value, float) and value != value) else _text(value) for value in values]
+    texts = [cell_text(value) for value in values]  # data frames mark a missing value with NaN
     words = tuple(sorted({text for text in texts if text in missing} - {""}))
     texts = ["" if text in words else text for text in texts]
     present = [text for text in texts if text]

@@ -40,6 +40,10 @@ class Places(Sequence[tuple[str, int]]):
 
     __hash__ = None  # pyright: ignore[reportAssignmentType] - as for other sequences that compare their items
 
+    def text(self, row: int) -> str:
+        """Returns the place of a row, such as `reviews.csv:1042`."""
+        return "{}:{}".format(*self[row])
+
     def select(self, rows: np.ndarray) -> "Places":
         """Returns the places of some rows."""
         return Places(self.names, self.files[rows], self.lines[rows])

@@ -21,7 +21,7 @@ from finetune.errors import RestoreError, quote
 from finetune.files import hdf5_survey
 from finetune.files.size_limits import check_size
 
-_SECONDS = 300.0  # on the clock, where the disk may be slow; `hdf5_survey.CPU_SECONDS` is what counts
+_SECONDS = 300.0  # on the clock, where the disk may be slow; `hdf5_survey.cpu_seconds` is what counts
 # How the library ends a process, and the kernel one that computes forever. Others, such as SIGKILL by a system that is
 # out of memory, say nothing about the file.
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGXCPU")

@@ -13,6 +13,7 @@ from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
 from finetune.files.size_limits import check_zip
 from finetune.machine_failures import raise_machine_failure
+from finetune.models.weight_memory import limited_to_file
 
 
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
@@ -69,13 +70,16 @@ def _import_function(builder: str) -> Callable[..., Any]:
     return function
 
 
-def load_keras_file(path: Path) -> keras.Model:
+def load_keras_file(path: Path, *, safe_mode: bool = True) -> keras.Model:
     """Loads a whole model from a `.keras` or legacy `.h5` file, without its optimizer.
 
-    Keras' safe mode is on: code inside the file (`Lambda` layers) is not run.
+    Args:
+        path: The file.
+        safe_mode: Whether code inside the file, `Lambda` layers and graphs of SavedModels, is not run.
 
     Raises:
-        FinetuneError: If the file is missing, has no whole model in it, or needs classes that are not registered.
+        FinetuneError: If the file is missing, has no whole model in it, asks for more weights than a file of its size
+            may hold, or needs classes that are not registered.
     """
     if not path.is_file():
         others = [p.name for p in path.parent.glob("*.keras")] if path.parent.is_dir() else []
@@ -86,7 +90,10 @@ def load_keras_file(path: Path) -> keras.Model:
     _check_content(path)
     # `compile=False`: the recipe brings its own optimizer, and the saved one may need classes that are not installed.
     try:
-        model: Any = keras.saving.load_model(path, compile=False)
+        with limited_to_file(path):
+            model: Any = keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
+    except FinetuneError:
+        raise
     except Exception as error:
         raise_machine_failure(error, f"Loading `{path}`")
         raise FinetuneError(

@@ -1,16 +1,12 @@
 """The usual head on any backbone, always named `head`."""
 
-import os
 from collections.abc import Sequence
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 import keras
 from keras import layers
 
 from finetune.errors import FinetuneError, did_you_mean, quote
-from finetune.results.formatting import size_text
 
 HEAD = "head"
 
@@ -66,7 +62,6 @@ def add_head(
     pool = _pooling(pooling, len(features.shape), backbone.name)
     activation = _check_activation(activation or ("softmax" if classes > 1 else "sigmoid"))
     hidden_activation = _check_activation(hidden_activation)
-    _check_size([*_input_width(features, pooling), *units, classes])
 
     def dropped(x: Any, name: str) -> Any:
         return layers.Dropout(dropout, name=name)(x) if dropout else x
@@ -114,23 +109,6 @@ def _features(backbone: keras.Model, after: str | None, output_key: str | None) 
             f"{quote(names[-5:])}.{did_you_mean(after, names)}"
         )
     return select_output(backbone.get_layer(after).output, output_key, after)
-
-
-def _input_width(features: Any, pooling: str | None) -> tuple[int, ...]:
-    sizes = features.shape[1:] if pooling == "flatten" else features.shape[-1:]
-    return (prod(sizes),) if all(sizes) else ()
-
-
-def _check_size(widths: Sequence[int]) -> None:
-    """Refuses layers that the machine cannot hold, before an allocation fails or the system ends the process."""
-    parameters = sum(before * width for before, width in pairwise(widths)) + sum(widths)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 10**14
-    if 4 * parameters > memory:
-        raise FinetuneError(
-            f"A head must fit into memory. With {quote(map('{:,}'.format, widths))} values from layer to layer it has "
-            f"{parameters:,} parameters, {size_text(4 * parameters)}, and this machine has {size_text(memory)}. Choose "
-            "smaller `units` and `classes`."
-        )
 
 
 def inputs_of(model: Any) -> Any:

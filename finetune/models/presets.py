@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from finetune.files.hdf5_check import check_hdf5
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
 from finetune.models.preset_images import converted, image_converter
+from finetune.models.weight_memory import limited_to_file
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 
@@ -48,8 +49,12 @@ def make_preset(
     for path in sorted(Path(preset).glob("*.h5")):  # of a local folder; KerasHub would open them at once
         check_hdf5(path)
     fixed = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
+    is_folder = Path(preset).is_dir()
     try:
-        network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
+        with limited_to_file(Path(preset)) if is_folder else nullcontext():
+            network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
+    except FinetuneError:
+        raise
     except Exception as error:  # KerasHub, Kaggle and Hugging Face raise classes of their own
         raise_machine_failure(error, f"Loading `{preset}`")
         cause = f"{type(error).__name__}: {reason(error).rstrip(':')}"

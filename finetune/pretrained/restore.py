@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.checksum import as_array, checksum
-from finetune.errors import RestoreError, printable, quote, reason
+from finetune.errors import RestoreError, counted, printable, quote, reason
 from finetune.groups.finite_values import listed, problem_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.machine_failures import raise_machine_failure
@@ -102,7 +102,7 @@ class RestoreReport:
         cast = sum(bool(weight.cast_from) for weight in self.restored)
         averaged = sum("average" in weight.how.split(", ") for weight in self.restored)
         parts = [
-            f"{len(self.restored)} weights restored from {self.path} ({self.kind}), read back bit for bit",
+            f"{counted(len(self.restored), 'weight')} restored from {self.path} ({self.kind}), read back bit for bit",
             f"{averaged} of them moving averages" if averaged else "",
             f"{cast} of them cast" if cast else "",
             f"{len(self.excluded)} excluded" if self.excluded else "",

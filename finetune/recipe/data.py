@@ -37,6 +37,7 @@ _KEYS_OF = {  # keys that only some sources have
     "validation_table": ("table",),
     "inputs": _WITH_NAMES,
     "target": _WITH_NAMES,
+    "exclude": ("table", "builder"),
     "sample_weight": ("table", "builder"),
     "types": ("table", "builder"),
     "missing": ("table", "builder"),
@@ -50,6 +51,7 @@ _KEYS_OF = {  # keys that only some sources have
     "splits": ("tfds",),
     "data_dir": ("tfds",),
 }
+REST = "rest"  # in `inputs`: all columns that are not named otherwise
 KERAS_DATASETS = (
     *("mnist", "fashion_mnist", "cifar10", "cifar100"),
     *("imdb", "reuters", "boston_housing", "california_housing"),
@@ -149,9 +151,10 @@ class DataSource(Part):
         validation_table: A file with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
             numbers and categories become a vector; a column of text, or two as a pair, become token ids; a column of
-            image files becomes images.
+            image files becomes images. `rest` are all columns that are not named otherwise.
         target: The column of the target, or several columns of numbers; or those of each output by its name in the
             network.
+        exclude: Columns that `inputs: rest` leaves out, such as those that identify rows.
         sample_weight: The column of the weights of the rows in the loss, numbers of at least 0.
         types: `number`, `category`, `text`, `image` or `audio` for columns that are not what they look like, by name.
         missing: Words that stand for a missing value in a table, beside an empty cell; by default `NA`, `N/A`, `NaN`,
@@ -196,6 +199,7 @@ class DataSource(Part):
     validation_table: FilePath | None = None
     inputs: Columns = Field(default_factory=dict)
     target: Columns = Field(default_factory=dict)
+    exclude: ListOf[Text] = ()
     sample_weight: Text | None = None
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     missing: Annotated[ListOf[Text] | None, BeforeValidator(_check_missing)] = None
@@ -236,7 +240,12 @@ class DataSource(Part):
                 said = f"is for data from {quote(sources, limit=9)}, and these are from `{source}`. Remove it"
                 raise fault(said, at=(type(self).model_fields[key].alias or key,))
         if self.split and source not in _WITH_NAMES and (self.split.column or self.split.by == "group"):
-            raise fault("is for a table, and these data have no columns. Remove it", at=("split", "column"))
+            by = "by" if self.split.by == "group" else "column"
+            raise fault(
+                "is for rows with columns, and these data have none. Split them by `stratified`, `random` or `hash`, "
+                "or name the files in a table with such a column",
+                at=("split", by),
+            )
         if source == "tfds" and self.as_ and (self.inputs or self.target):
             raise fault("takes at most one of `as`, `inputs` with `target`. Remove one of the two", at=("as",))
         is_named = source == "table" or (source == "tfrecord") or (source == "tfds" and not self.as_)
@@ -244,6 +253,8 @@ class DataSource(Part):
         for key in ("inputs", "target"):
             if is_named and not getattr(self, key):
                 raise fault(f"is missing. Name {what}", at=(key,))
+        if self.exclude and (REST,) not in self.inputs.values():
+            raise fault("is for `inputs: rest`, and here all inputs are named. Remove it", at=("exclude",))
         if source == "tfrecord" and self.split and list(self.tfrecord or ()) != [""]:
             raise fault("takes at most one of `split`, `tfrecord` with files of each split. Remove one of the two")
         if self.test_table and self.split:

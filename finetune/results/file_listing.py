@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.errors import printable
+from finetune.errors import counted, printable
 from finetune.results.formatting import counts_text, shape_text, size_text
 
 
@@ -37,7 +37,11 @@ def listing_text(listing: Mapping[str, Any]) -> str:
     table = [line(header), "  ".join("-" * width for width in widths), *map(line, rows)]
     types = ", ".join(f"{count} {printable(name)}" for name, count in listing["dtypes"].items())
     total = f"{listing['parameters']:,} parameters, {size_text(listing['bytes'])} ({types})"
-    lines = [f"{printable(listing['path'])}: {listing['kind']}", *table, f"{len(listing['weights'])} weights, {total}"]
+    lines = [
+        f"{printable(listing['path'])}: {listing['kind']}",
+        *table,
+        f"{counted(len(listing['weights']), 'weight')}, {total}",
+    ]
     # Slots, counters and averages are listed, and not counted among the weights: they are no part of the model.
     others = counts_text({role: count for role, count in listing["roles"].items() if role != "weight"})
     lines += [f"no weights: {others}"] if others else []

@@ -85,7 +85,7 @@ def finish(figure: Figure, path: Path | None) -> Figure:
     # The axes are placed once and not for each file, which took a fifth of the time of a picture.
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # with "none" Matplotlib would lay out, and draw, once more for each file
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
         # SVG for papers, PNG for everything that shows no SVG.

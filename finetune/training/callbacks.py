@@ -6,22 +6,21 @@ rates from the logs.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from finetune.errors import WriteError, printable, reason
+from finetune.errors import WriteError, reason
 from finetune.interruption import stopped
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.run_folder import write_csv
-from finetune.results.run_lock import check_held
+from finetune.training.failed_writes import FailedWrites
 from finetune.training.fast.steps_per_call import steps_done
 from finetune.training.saving import save_elsewhere, save_weights
 
@@ -91,7 +90,7 @@ class MetricsFile(keras.callbacks.Callback):
         self.path = path
         self.phase: int | None = None
         self.rows: list[dict[str, Any]] = []
-        self.warned = _Warned(report)
+        self.warned = FailedWrites(report)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.phase in (None, 1):
@@ -111,27 +110,6 @@ class MetricsFile(keras.callbacks.Callback):
             WriteError: The file cannot be written.
         """
         write_csv(self.path, self.rows)
-
-
-class _Warned:
-    """Reports the first of several errors in a row, after each of which training goes on."""
-
-    def __init__(self, report: Callable[[str], None]):
-        self.report = report
-        self.failing = False
-
-    @contextmanager
-    def of(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Takes errors of these kinds for reasons to try again after a later epoch."""
-        try:
-            yield
-        except kinds as error:
-            if not self.failing:
-                said = str(error) if isinstance(error, WriteError) else reason(error) + "."
-                self.report(f"warning: {said} Training goes on; a later epoch tries again.")
-            self.failing = True
-        else:
-            self.failing = False
 
 
 class LastWeights(keras.callbacks.Callback):
@@ -160,7 +138,7 @@ class LastWeights(keras.callbacks.Callback):
         super().__init__()
         self.path = self.saved_to = path
         self.saved = ""
-        self.warned = _Warned(report)
+        self.warned = FailedWrites(report)
         self.unsaved = False
         self._moment, self._steps, self._first = "", 0, 0
 
@@ -244,75 +222,6 @@ class StopAtSignal(keras.callbacks.Callback):
     def _stop(self) -> None:
         if stop := stopped():
             raise stop
-
-
-class TensorBoardLog(keras.callbacks.Callback):
-    """Writes `epoch_<name>` for every epoch, as Keras' TensorBoard does, without slowing the steps down.
-
-    Keras' callback takes most of a millisecond in each step and several at the end of an epoch, and writes the rate of
-    every group twice. All phases of a run go into the same files. Where a file cannot be written training goes on, and
-    a later epoch begins another file.
-
-    Args:
-        folder: Gets the folders `train` and, for metrics that begin with `val_`, `validation`.
-        report: Called with a sentence where a file cannot be written.
-        rows: Asked for the epochs so far, as `MetricsFile.rows` has them: a run that goes on has the first of them from
-            another process, whose files may reach beyond them, so all are written.
-    """
-
-    not_resumed = ("_wrote", "_next", "_gap")
-
-    def __init__(
-        self,
-        folder: Path,
-        report: Callable[[str], None] = lambda sentence: None,
-        rows: Callable[[], Sequence[Mapping[str, Any]]] = tuple,
-    ):
-        super().__init__()
-        self.folder, self.rows = folder, rows
-        self.warned = _Warned(report)
-        self._writers: dict[str, Any] = {}
-        self._wrote = False
-        self._next, self._gap = 0, 1  # the epoch to write next, and epochs to wait after another failure
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if epoch < self._next:
-            return
-        with self.warned.of(WriteError, OSError, tf.errors.OpError):
-            try:
-                check_held(self.folder)
-                earlier = [] if self._wrote else [row for row in self.rows() if row["epoch"] <= epoch]
-                self._write_rows(earlier)
-                self._write(epoch, logs or {})
-                for writer in self._writers.values():
-                    writer.flush()
-                self._wrote = True
-            except (OSError, tf.errors.OpError):
-                # A record may be written in part, so another file is begun. Each may be empty: soon few are tried.
-                self._writers, self._next, self._gap = {}, epoch + self._gap, 2 * self._gap
-                raise
-
-    def _write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        for row in rows:
-            self._write(int(row["epoch"]) - 1, {key: row[key] for key in row if key not in ("epoch", "phase")})
-
-    def _write(self, epoch: int, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            part = "validation" if key.startswith("val_") else "train"
-            if part not in self._writers:
-                self._writers[part] = tf.summary.create_file_writer(str(self.folder / part))
-            with self._writers[part].as_default():
-                tf.summary.scalar(f"epoch_{printable(key.removeprefix('val_'))}", float(value), step=epoch)
-
-    def close(self) -> None:
-        """Closes the files; a run that goes on and has no epoch left writes those of the process before."""
-        with suppress(OSError, tf.errors.OpError, WriteError):
-            if not self._wrote and self._next == 0:
-                check_held(self.folder)
-                self._write_rows(self.rows())
-            for writer in self._writers.values():
-                writer.close()
-        self._writers = {}
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):

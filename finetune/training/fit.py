@@ -27,7 +27,6 @@ from finetune.training.callbacks import (
     ProgressLine,
     StopAtNonFiniteLoss,
     StopAtSignal,
-    TensorBoardLog,
 )
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.model_state import seeds
@@ -37,12 +36,15 @@ from finetune.training.fast.steps_per_call import calls_restored, share_calls
 from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.group_monitor import GroupMonitor
+from finetune.training.monitor_interval import automatic_interval
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 from finetune.training.saving import disk_need
+from finetune.training.tensorboard_log import TensorBoardLog
 from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -62,6 +64,7 @@ class FitOptions:
         cache_passes: Passes over the examples that are kept where the frozen part has random layers.
         steps_per_execution: Steps in a call, or `auto`.
         announce_phases: Whether the phases are printed and numbered in the metrics.
+        log_every_steps: Steps between two measurements of the layer groups, `auto` or `off`.
     """
 
     epochs: int
@@ -73,6 +76,7 @@ class FitOptions:
     cache_passes: int
     steps_per_execution: int | str
     announce_phases: bool
+    log_every_steps: int | str = "off"
 
 
 def train(
@@ -182,6 +186,8 @@ def train(
         fit.report(f"warning: {fit.weights.keep()}")
     try:
         fit.metrics.write()
+        if fit.monitor:
+            fit.monitor.write()
     except WriteError as error:
         raise WriteError(f"{error} {fit.weights.keep()}") from error
     return tuple(records)
@@ -238,7 +244,9 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
+        self.monitor = self._monitor(folder / "steps.csv")
+        of_steps = self.monitor.rows_since if self.monitor else lambda row: []
+        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows, of_steps)
         self.weights, self.non_finite, self.checkpoint = weights, non_finite, checkpoint
         self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
         # Where the loss shows it, the guard says in which step.
@@ -248,6 +256,7 @@ class _RunFit:
             checkpoint.in_phases, checkpoint.report = True, self.report
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
+            *([self.monitor] if self.monitor else []),  # behind the loop that makes the calls
             LearningRateLogger(),  # before all that read the rates from the logs
             *([non_finite] if non_finite else []),
             self.guard,
@@ -272,6 +281,16 @@ class _RunFit:
             augmentation=examples.augmentation,
             reserve=disk_need(model, options.epochs)[0],  # the weights come first
         )
+
+    def _monitor(self, path: Path) -> GroupMonitor | None:
+        """Returns what measures the layer groups; it is made before a checkpoint takes the pretrained weights away."""
+        options = self.options
+        every, steps = options.log_every_steps, options.epochs * options.steps_per_epoch
+        if every == "auto":
+            every = automatic_interval(self.model, batch_size=options.batch_size, steps=steps)
+        if every == "off" or int(every) > steps:
+            return None
+        return GroupMonitor(self.groups, every_steps=int(every), path=path, report=self.report)
 
     def report(self, sentence: str) -> None:
         """Prints a sentence."""

@@ -99,25 +99,36 @@ def ratio_function(model: keras.Model, groups: Sequence[LayerGroup]) -> Callable
     """
     weights_of_groups = [[leaf.variable for leaf in group.trainable] for group in groups]
 
-    options = {"training": True} if keras_private.takes_training(model) else {}
-
     # Without AutoGraph, as Keras' own train function.
     @tf.function(reduce_retracing=True, autograph=False)
     def ratios(x: Any, y: Any = None, sample_weight: Any = None) -> tf.Tensor:
         def forward() -> tuple[Any, None]:
-            of_rows = {"y": y, "y_pred": model(x, **options), "sample_weight": sample_weight}
-            return keras_private.compute_loss(model, x=x, **of_rows, training=True), None
+            return loss_of_batch(model, (x, y, sample_weight)), None
 
         # The loss is not scaled, though the optimizer may do so: the ratio is of the gradients as they are.
         _, _, gradients = loss_and_gradients(forward, weights_of_groups)
         # A single backward pass for all groups, whose gradients come back group by group.
         pairs = zip(gradients, weights_of_groups, strict=True)
-        return tf.stack([_global_norm(gradient) / _global_norm(weights) for gradient, weights in pairs])
+        return tf.stack([global_norm(gradient) / global_norm(weights) for gradient, weights in pairs])
 
     return ratios
 
 
-def _global_norm(tensors: Sequence[Any]) -> tf.Tensor:
+def loss_of_batch(model: Any, batch: Any, forward: Callable[..., Any] | None = None) -> Any:
+    """Returns the loss of a batch as Keras' `train_step` computes it.
+
+    Args:
+        model: A compiled model.
+        batch: Inputs, targets and weights of rows; the last two may be missing.
+        forward: What is called, as `forward(x, training=True)`, in place of the model.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    options = {"training": True} if keras_private.takes_training(model) else {}
+    y_pred = (forward or model)(x, **options)
+    return keras_private.compute_loss(model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def global_norm(tensors: Sequence[Any]) -> tf.Tensor:
     """Returns the norm of all tensors together; NaN if there are none, so that `check_ratios` names the group."""
     # An embedding has `IndexedSlices`: rows that occur twice in the batch must be added before they are squared, which
     # the conversion to a dense tensor does. Half-precision gradients are squared in float32, since they would overflow.

@@ -1,6 +1,6 @@
 """Whether the values of inputs and targets are those that a network takes, as far as its graph of layers shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -8,6 +8,7 @@ import numpy as np
 
 from finetune.data.examples import FEW_ROWS
 from finetune.data.loss_families import SPARSE, family_of
+from finetune.errors import quote
 from finetune.keras_private import sublayers
 from finetune.models.output_names import by_output_name
 from finetune.training.features.graph import can_open, open_graph
@@ -119,18 +120,25 @@ def rare_class_problems(described: Mapping[str, Any]) -> list[str]:
         # Numbers without names may leave some out, which then are no classes.
         occurs = [any(of_class) for of_class in zip(*counts.values(), strict=True)]
         is_named = "class_names" in described or output
-        rare = [
-            f"`{name}` ({count})"
-            for name, count, there in zip(facts["class_names"], counts["train"], occurs, strict=False)
-            if count < FEW_ROWS and (there or is_named)
-        ]
+        rare, untested, of_output = [], [], f" of `{output}`" if output else ""
+        tests = counts.get("test", counts["train"])
+        for name, train, test, there in zip(facts["class_names"], counts["train"], tests, occurs, strict=False):
+            if train < FEW_ROWS and (there or is_named):
+                rare.append(f"`{name}` ({train})")
+            if train and not test:
+                untested.append(name)
         if rare:
             more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-            of_output = f" of `{output}`" if output else ""
             problems.append(
-                f"{len(rare)} classes{of_output} have fewer than {FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"
+                f"{_classes(rare, of_output)} fewer than {FEW_ROWS} training rows: {', '.join(rare[:5])}{more}"
             )
+        if untested:
+            problems.append(f"{_classes(untested, of_output)} rows to train on and none to test on: {quote(untested)}")
     return problems
+
+
+def _classes(classes: Sequence[str], of_output: str) -> str:
+    return f"{len(classes)} classes{of_output} have" if len(classes) > 1 else f"a class{of_output} has"
 
 
 def first_layers(model: keras.Model) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from finetune.keras_private import save_model_to, weights_in_memory
+from finetune.results.formatting import size_text
 from finetune.results.run_folder import replacing
 
 
@@ -96,6 +97,23 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     # A new file is written while the former are still there: two of `last.weights.h5`, three to go on from. And
     # `model.keras` takes no more than the weights.
     return 5 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
+
+
+def memory_advice(model: keras.Model, *, available: int) -> str:
+    """Returns a sentence where saving needs more memory than there is; else nothing.
+
+    Args:
+        model: A compiled model.
+        available: The bytes of memory that are available.
+    """
+    _, needed = disk_need(model, 0)  # the file is made in memory
+    if needed <= available:
+        return ""
+    return (
+        f"saving takes {size_text(needed)} of memory beside the model, and {size_text(available)} are available, so a "
+        "run may end at its first checkpoint. Use a smaller model, an optimizer with fewer slots, or a machine with "
+        "more memory."
+    )
 
 
 def _nbytes(variable: Any) -> int:

@@ -108,6 +108,10 @@ def _check_text(model: keras.Model, x: Any) -> None:
             )
 
 
+class LengthError(DataError):
+    """Rows have more tokens than the network has positions."""
+
+
 def _check_length(model: keras.Model, x: Any) -> None:
     """Says how many tokens a network takes, where rows have more: a table of positions has an end."""
     ids = [array for array in tf.nest.flatten(x) if array.dtype.is_integer and array.shape.rank == 2]
@@ -130,7 +134,7 @@ def _check_length(model: keras.Model, x: Any) -> None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if takes(middle) else (low, middle)
-    raise DataError(
+    raise LengthError(
         f"A row has at most as many tokens as the network has positions. `{model.name}` takes {low:,} tokens, and the "
         f"rows have {length:,}. Set `data.tokenizer.length: {low}`, or cut the rows."
     )

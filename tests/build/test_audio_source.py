@@ -62,7 +62,7 @@ def test_sounds_of_another_rate_are_resampled_where_the_recipe_says(sounds):
     examples = sounds_of(sounds, (1000,), "sample_rate=8000", "split={test: 0.1}")
     rows = dict(
         zip(
-            examples.places["train"] + examples.places["test"],
+            [*examples.places["train"], *examples.places["test"]],
             [*examples.train.first(99)[0], *examples.test.first(99)[0]],
             strict=True,
         )

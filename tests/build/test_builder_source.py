@@ -8,7 +8,7 @@ import tensorflow as tf
 from finetune.build.builder_source import builder_examples
 from finetune.build.data import build_examples
 from finetune.data.examples import Examples
-from finetune.errors import DataError, RecipeError
+from finetune.errors import DataError, FinetuneError, RecipeError
 from finetune.recipe.loader import load_recipe
 
 X = np.random.default_rng(0).normal(size=(20, 6))
@@ -203,7 +203,7 @@ def test_rows_that_cannot_be_read_are_skipped_where_the_recipe_says(made):
     ],
 )  # fmt: skip
 def test_what_are_no_examples_is_refused(made, returned, keys, said):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(FinetuneError) as caught:
         made(returned, *keys)
     assert said in str(caught.value)
 

@@ -104,7 +104,9 @@ def test_more_tokens_than_positions_are_refused(reviews, problem):
     places = keras.ops.cumsum(keras.ops.ones_like(ids), axis=1) - 1
     x = layers.Embedding(8, 4)(ids) + layers.Embedding(20, 4)(places)
     keras.Model(ids, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)), name="net").save(reviews.parent / "net.keras")
-    assert "`net` takes 20 tokens, and the rows have 40. Set `data.tokenizer.length: 20`" in problem(reviews)
+    said = problem(reviews)
+    assert "`net` takes 20 tokens, and the rows have 40. Set `data.tokenizer.length: 20`" in said
+    assert "`data.tokenizer.length`: A row has" in said
 
 
 def test_a_warning_about_the_texts_is_advice_of_the_plan(reviews, lay_out):

@@ -14,8 +14,9 @@ from finetune.build.source_splits import (
     rows_of_class_files,
     split_examples,
 )
-from finetune.data.class_folders import ClassFile
+from finetune.data.class_folders import ClassFiles
 from finetune.data.examples import Examples, Split
+from finetune.data.file_names import FilePaths, joined_texts
 from finetune.data.rows import Rows, select
 from finetune.errors import DataError
 from finetune.recipe.loader import load_recipe, with_values
@@ -82,8 +83,9 @@ def test_what_a_text_target_is_follows_the_outputs_of_the_network_and_is_kept(as
 
 def test_files_of_classes_are_rows_of_the_split_of_their_folder():
     paths = [("train", "cat", 1), ("train", "dog", 2), ("test", "cat", 3)]
-    files = [ClassFile(Path(f"/p/{split}/{label}/{n}.png"), label, split) for split, label, n in paths]
-    parts = rows_of_class_files(X[:3], files, Path("/p"))
+    names = joined_texts("{}/{}/{}.png".format(*each) for each in paths)
+    splits, labels, _ = map(np.array, zip(*paths, strict=True))
+    parts = rows_of_class_files(X[:3], ClassFiles(FilePaths(Path("/p"), names), labels, splits))
     assert {name: rows.places for name, rows in parts.items()} == {
         "train": ["train/cat/1.png", "train/dog/2.png"],
         "test": ["test/cat/3.png"],

@@ -126,6 +126,30 @@ def test_several_inputs_are_named_as_in_the_network(people):
     assert x["numbers"].shape == (3, 1)
 
 
+def test_the_rest_of_the_columns_are_those_that_are_not_named_otherwise(people):
+    keys = ["target=kind", "sample_weight=income", "split={by: group, column: family}", "exclude=[text, photo]"]
+    examples = table_of(people, vector_network(8), "inputs=rest", *keys)
+    assert list(examples.source["inputs"][""]) == ["age", "town", "part"]
+    photo, numbers = keras.Input((4, 4, 3), name="photo"), keras.Input((2,), name="numbers")
+    network = keras.Model([photo, numbers], keras.layers.Flatten()(photo))
+    keys = ["inputs={photo: photo, numbers: rest}", "target=kind", "exclude=[text, town, part, family]"]
+    assert list(table_of(people, network, *keys).source["inputs"]["numbers"]) == ["age", "income"]
+
+
+def test_a_column_that_is_called_rest_is_a_column(people):
+    table = people.parent / "people.csv"
+    table.write_text(table.read_text().replace("age,town", "rest,town"))
+    examples = table_of(people, vector_network(1), "inputs=rest", "target=kind")
+    assert list(examples.source["inputs"][""]) == ["rest"]
+
+
+def test_where_nothing_is_left_for_the_rest_it_is_said(people):
+    (people.parent / "people.csv").write_text("age,kind\n1,x\n2,y\n3,x\n4,y\n")
+    said = "`inputs: rest` are the columns that are not named otherwise, and all are: `age`, `kind`. Name fewer of them"
+    with pytest.raises(RecipeError, match=said):
+        table_of(people, vector_network(1), "inputs=rest", "target=kind", "exclude=[age]")
+
+
 @pytest.mark.parametrize(
     ("keys", "place", "said"),
     [
@@ -137,7 +161,9 @@ def test_several_inputs_are_named_as_in_the_network(people):
         (["inputs={a: age, b: town}", "target=kind"], "inputs", "The network has a single input, and `inputs` names"),
         (["inputs=age", "target=kind", "split={column: kind}"], "split", "also holds `x`, `y`, `z`"),
         (["inputs=age", "target=text", "class_names=[word0, word1]"], "target", "The data also hold `word2`"),
-        (["inputs=age", "target=kind", "types={twon: number}"], "table", "no column `twon`"),
+        (["inputs=age", "target=kind", "types={twon: number}"], "types.twon", "no column `twon`"),
+        (["inputs=age", "target=kind", "sample_weight=twon"], "sample_weight", "no column `twon`"),
+        (["inputs=rest", "target=kind", "exclude=[twon]"], "exclude", "no column `twon`"),
         (["inputs=age", "target=kind", "types={kind: image}"], "target", "`kind` is `image`. Write `number` or"),
         (["inputs=[age, text]", "target=kind", "types={text: text}"], "inputs", "`text` is `text`, which needs a `tok"),
     ],

@@ -101,18 +101,19 @@ def test_splits_are_those_of_the_recipe(read):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "place", "said"),
     [
-        ("tfds: tiny, as: [imag, label]", "`tiny` has no feature `imag`. It has `image`, `label`, `values`, `user`. Did you mean `image`?"),
-        ("tfds: tinny, as: [image, label]", "`tinny` cannot be opened: Dataset tinny not found. Prepare it once: `tfds.builder('tinny'"),
-        ("tfds: tiny, as: [image, label], data_dir: empty", "`tiny` is not prepared in `/data/tiny` for reading by index."),
-        ("tfds: tiny, as: [image, label], splits: {train: trian, test: test}", "`splits` names splits of `tiny`: `train`, `test`. Received: `trian`"),
+        ("tfds: tiny, as: [imag, label]", "as", "`tiny` has no feature `imag`. It has `image`, `label`, `values`, `user`. Did you mean `image`?"),
+        ("tfds: tinny, as: [image, label]", "tfds", "`tinny` cannot be opened: Dataset tinny not found. Prepare it once: `tfds.builder('tinny'"),
+        ("tfds: tiny, as: [image, label], data_dir: empty", "data_dir", "`tiny` is not prepared in `/data/tiny` for reading by index."),
+        ("tfds: tiny, as: [image, label], splits: {train: trian, test: test}", "splits.train", "`splits` names splits of `tiny`: `train`, `test`. Received: `trian`"),
+        ("tfds: tiny, inputs: values, target: lable", "target", "`tiny` has no feature `lable`."),
     ],
 )  # fmt: skip
-def test_what_does_not_exist_is_said_with_its_place(read, keys, said):
+def test_what_does_not_exist_is_said_with_its_place(read, keys, place, said):
     with pytest.raises(RecipeError) as caught:
         read((6, 8, 3), keys)
-    assert "`data.tfds`: " in str(caught.value)
+    assert f"`data.{place}`: " in str(caught.value)
     assert said in str(caught.value)
 
 

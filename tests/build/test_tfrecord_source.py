@@ -136,16 +136,20 @@ def test_the_features_of_frozen_parts_are_known_again(files):
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "place", "said"),
     [
-        (("inputs=valeus", "target=label"), "Records have no feature `valeus`. They have `image` (image), `kind` (string)"),
-        (("inputs={a: values, b: user}", "target=label"), "for each input of the network: `its only input`. Received: `a`, `b`."),
-        (("inputs=image", "target=label"), "Images have height, width and 1 or 3 channels. The network takes (10,)."),
-        (("inputs=values", "target=kind", "train.loss=mse"), "`mse` takes numbers, and the targets are text such as `a`, `b`."),
+        (("inputs=valeus", "target=label"), "inputs", "Records have no feature `valeus`. They have `image` (image), `kind` (string)"),
+        (("inputs=values", "target=lable"), "target", "Records have no feature `lable`."),
+        (("inputs=values", "target=label", "features={lable: int64}"), "features.lable", "Records have no feature `lable`."),
+        (("inputs=values", "target=label", "features={label: float32}"), "target", "`label` is int64, and `features` says float32"),
+        (("inputs=values", "target=label", "split={by: group, column: usr}"), "split.column", "Records have no feature `usr`."),
+        (("inputs={a: values, b: user}", "target=label"), "tfrecord", "for each input of the network: `its only input`. Received: `a`, `b`."),
+        (("inputs=image", "target=label"), "tfrecord", "Images have height, width and 1 or 3 channels. The network takes (10,)."),
+        (("inputs=values", "target=kind", "train.loss=mse"), "tfrecord", "`mse` takes numbers, and the targets are text such as `a`, `b`."),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_features_is_said_with_its_place(files, keys, said):
+def test_what_is_wrong_with_features_is_said_with_its_place(files, keys, place, said):
     with pytest.raises(RecipeError) as caught:
         examples_of(files, (10,), *keys)
-    assert "`data.tfrecord`: " in str(caught.value)
+    assert f"`data.{place}`: " in str(caught.value)
     assert said in str(caught.value)

@@ -28,3 +28,10 @@ def test_json_holds_the_same_as_data(weights):
 def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path):
     with pytest.raises(RestoreError, match=r"nowhere\.npz"):
         inspect(tmp_path / "nowhere.npz")
+
+
+def test_a_run_folder_is_listed_as_a_run(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {}\n")
+    (tmp_path / "plan.txt").write_text("plan\n")
+    assert inspect(tmp_path).startswith(f"run {tmp_path}: not finished")
+    assert json.loads(inspect(tmp_path, json=True))["kind"] == "run"

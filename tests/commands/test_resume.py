@@ -69,16 +69,22 @@ def weights(result):
     return [variable.numpy().tobytes() for variable in result.model.variables]
 
 
+@pytest.fixture(scope="module")
+def straight(tiny_files, tmp_path_factory):
+    """A run that was left alone: its weights and what is in its folder."""
+    folder = tmp_path_factory.mktemp("straight") / "out"
+    result = finetune.run(tiny_files / "tiny.yaml", out=folder, overrides=SETTINGS)
+    return weights(result), ended(folder)
+
+
 @pytest.mark.parametrize("number", [1, 5, 8])
-def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, monkeypatch):
-    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, monkeypatch, straight):
     killed(recipe, monkeypatch, number)
     place = Checkpoint("out/checkpoints").position
     said = StringIO()
     console = Console(file=said, width=200)
     resumed = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True, console=console)
-    assert weights(resumed) == weights(straight)
-    assert ended("out") == ended("straight")
+    assert (weights(resumed), ended("out")) == straight
     assert f"going on at epoch {place.epoch + 1}" in said.getvalue()
 
 
@@ -111,11 +117,10 @@ def test_without_a_run_one_begins_and_a_finished_one_is_not_trained_again(recipe
     assert (done.exit_code, "is finished" in done.output) == (0, True)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, monkeypatch):
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, monkeypatch, straight):
     killed(recipe, monkeypatch, 1)
     shutil.rmtree("out/checkpoints")
-    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
-    assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == weights(straight)
+    assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == straight[0]
 
 
 def test_checkpoints_are_gone_after_the_run_unless_they_are_kept(recipe):
@@ -142,14 +147,13 @@ def test_other_data_and_another_network_are_refused():
         check_same_start(Path("out"), {"a": "1", "b": "2"}, {"a": "1", "b": "3"})
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkeypatch):
-    straight = finetune.run(recipe, out="straight", overrides=SETTINGS)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkeypatch, straight):
     killed(recipe, monkeypatch, 6)
     newest = checkpoint_files(Path("out/checkpoints"))[0]
     newest.write_bytes(newest.read_bytes()[:-1])
     said = StringIO()
     resumed = finetune.run("out/recipe.yaml", out="out", resume=True, console=Console(file=said, width=300))
-    assert weights(resumed) == weights(straight)
+    assert weights(resumed) == straight[0]
     assert f"warning: `{newest}` is damaged, so the checkpoint before it is taken" in said.getvalue()
 
 
@@ -176,22 +180,23 @@ def test_a_folder_with_other_files_is_refused(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_killed_goes_on(number, recipe, monkeypatch):
+def test_a_process_that_is_killed_and_one_that_is_told_to_end_go_on(recipe):
     command = [sys.executable, "-m", "finetune"]
-    options = [text for setting in (*SETTINGS, "train.epochs=100") for text in ("--set", setting)]
+    options = [text for setting in (*SETTINGS, "train.epochs=30") for text in ("--set", setting)]
     environment = os.environ | {"PYTHONPATH": str(Path(finetune.__file__).parents[1])}
-    running = subprocess.Popen(
-        [*command, "run", "tiny.yaml", "--out", "out", *options], stdout=subprocess.DEVNULL, env=environment
-    )
-    while not checkpoint_files(Path("out/checkpoints")) and running.poll() is None:
-        time.sleep(0.01)
-    running.send_signal(number)
-    assert running.wait() == (-9 if number == signal.SIGKILL else 143)
-    steps = Checkpoint("out/checkpoints").position
-    assert steps.epoch < 100
-    done = subprocess.run([*command, "resume", "out"], capture_output=True, text=True, env=environment, check=False)
+    asked = ["run", "tiny.yaml", "--out", "out", *options]
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = checkpoint_files(Path("out/checkpoints"))
+        running = subprocess.Popen([*command, *asked], stdout=subprocess.DEVNULL, env=environment)
+        while checkpoint_files(Path("out/checkpoints")) == before and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(number)
+        assert running.wait() == code
+        asked = ["resume", "out"]
+    place = Checkpoint("out/checkpoints").position
+    assert place.epoch < 30
+    done = subprocess.run([*command, *asked], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"going on at epoch {steps.epoch + 1}" in done.stdout
+    assert f"going on at epoch {place.epoch + 1}" in done.stdout
     rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
-    np.testing.assert_array_equal([int(row["epoch"]) for row in rows], np.arange(1, 101))
+    np.testing.assert_array_equal([int(row["epoch"]) for row in rows], np.arange(1, 31))

@@ -1,5 +1,6 @@
 """Files lie in a folder for each class, or in such folders for each split."""
 
+import numpy as np
 import pytest
 
 from finetune.data.class_folders import find_files
@@ -21,16 +22,35 @@ def made(tmp_path):
 
 def test_the_class_is_the_folder_and_the_split_the_one_above(made):
     files = made("dog/b.wav", "dog/deep/a.WAV", "cat/c.wav", "cat/.hidden.wav", "cat/notes.txt")
-    assert [(file.label, file.path.name, file.split) for file in files] == [
-        ("cat", "c.wav", ""),
-        ("dog", "b.wav", ""),
-        ("dog", "a.WAV", ""),
-    ]
+    assert files.labels.tolist() == ["cat", "dog", "dog"]
+    assert list(files.paths.names) == ["cat/c.wav", "dog/b.wav", "dog/deep/a.WAV"]
+    assert files.splits.tolist() == ["", "", ""]
 
 
 def test_folders_of_splits_hold_folders_of_classes(made):
     files = made("train/dog/a.wav", "test/dog/b.wav")
-    assert {(file.split, file.path.name) for file in files} == {("train", "a.wav"), ("test", "b.wav")}
+    assert list(zip(files.splits.tolist(), files.paths.names, strict=True)) == [
+        ("test", "test/dog/b.wav"),
+        ("train", "train/dog/a.wav"),
+    ]
+
+
+def test_files_are_sorted_by_folders_first(made):
+    assert list(made("dog/a/b.wav", "dog/a.wav", "dog/a-1.wav", "dog/B.wav").paths.names) == [
+        "dog/B.wav",
+        "dog/a/b.wav",
+        "dog/a-1.wav",
+        "dog/a.wav",
+    ]
+
+
+def test_files_that_are_left_out_for_their_ending_are_counted(made):
+    files = made("dog/a.wav", "dog/b.mp3", "cat/c.wav", "cat/deep/d.mp3", "cat/LICENSE", "cat/.hidden.mp3")
+    assert files.warnings((".wav", ".wave")) == [
+        "3 files in the folders of classes are left out: 2 `.mp3`, 1 without an ending. Those that end in .wav, .wave "
+        "are read"
+    ]
+    assert files.select(np.arange(1)).others == files.others
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def test_classes_with_few_rows_are_in_the_summary():
     assert summary(make_examples(split, split, class_names=("a", "b"))) == (
         "9 rows to train on, 9 to test; 2 classes, 1 of them with fewer than 5 training rows"
     )
-    assert summary(make_examples(split.select(slice(5)), split, class_names=("a",))).endswith("; 1 classes")
+    assert summary(make_examples(split.select(slice(5)), split, class_names=("a",))).endswith("; 1 class")
+    untested = make_examples(split, split.select(slice(5)), class_names=("a", "b"))
+    assert summary(untested).endswith("fewer than 5 training rows, 1 of them without a row to test on: `b`")
 
 
 def test_rows_that_were_skipped_are_in_the_summary():

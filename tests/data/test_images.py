@@ -206,7 +206,8 @@ def test_files_that_are_no_images_are_named_with_the_reason(save, tmp_path):
 
 
 def found(folder):
-    return [(file.path.relative_to(folder).as_posix(), file.label, file.split) for file in find_images(folder)]
+    files = find_images(folder)
+    return list(zip(files.paths.names, files.labels.tolist(), files.splits.tolist(), strict=True))
 
 
 def test_each_folder_is_a_class_and_files_come_sorted(save, tmp_path):

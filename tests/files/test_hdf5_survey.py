@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from finetune.files import hdf5_survey
-from finetune.files.hdf5_survey import survey
+from finetune.files.hdf5_survey import cpu_seconds, survey
 
 
 def surveyed(write):
@@ -69,6 +69,10 @@ def test_groups_nested_deeper_than_the_limit_of_python_are_walked():
             group = group.create_group("g")
 
     assert surveyed(write)["objects"] == 1500
+
+
+def test_a_file_has_the_more_seconds_the_larger_it_is_and_a_small_one_that_never_ends_is_soon_stopped():
+    assert [cpu_seconds(size) for size in (0, 2**20, 10 * 2**20, 2**40)] == [4, 5, 14, 20]
 
 
 @pytest.mark.parametrize("member", ["", "model.weights.h5"])

@@ -239,13 +239,16 @@ def transformer(encoder):
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_by_block_finds_the_blocks_of_an_encoder_at_any_depth(listed, wrapped):
-    encoder = Encoder(12, listed, name="encoder")
+    depth = 4  # more than there are attentions and experts in a block
+    encoder = Encoder(depth, listed, name="encoder")
     groups = by_block(transformer(Wrapped(encoder, name="tower") if wrapped else encoder))
     names = list(groups)
-    assert len(names) == 14  # as timm counts a ViT-B: the embeddings, 12 blocks, the head
+    assert len(names) == 1 + depth + 1  # as timm counts: the embeddings, the blocks, the head; 14 of a ViT-B
     assert groups["embeddings"] == ("words", "positions", "embeddings_norm")
     assert names[-1] == "head"
-    assert [len(groups[name]) for name in names[1:-1]] == [1] * 11 + [2]  # the last with the final normalization
+    assert [len(groups[name]) for name in names[1:-1]] == [1] * (depth - 1) + [
+        2
+    ]  # the last with the final normalization
 
 
 def test_by_block_opens_stages_of_blocks_and_leaves_recurrent_cells_whole():

@@ -114,6 +114,70 @@ def test_what_a_graph_reaches_is_found_wherever_it_is(tmp_path, act, found):
     assert outside(tmp_path / "net") == found
 
 
+def hostile_acts():
+    """Yields what a stranger may try, each with the operations that must be refused."""
+    raw = tf.raw_ops
+    number = tf.constant(0, tf.int64)
+    total = lambda data: data.reduce(number, lambda a, b: a)  # noqa: E731
+    last = lambda data: data.reduce("", lambda a, b: b)  # noqa: E731
+    inner = tf.function(tf.io.read_file)
+    yield "ReadFile", lambda: tf.function(lambda path: inner(path))("y")
+    yield (
+        "WriteFile",
+        lambda: tf.while_loop(
+            lambda i: i < 1,
+            lambda i: (tf.io.write_file(raw.ShardedFilename(basename="x", shard=0, num_shards=1), "y"), i + 1)[1],
+            [0],
+        ),
+    )
+    yield "MatchingFiles", lambda: last(tf.data.Dataset.list_files("/*", shuffle=False))
+    yield "TextLineDataset", lambda: last(tf.data.Dataset.from_tensors("/x").interleave(tf.data.TextLineDataset))
+    yield "FixedLengthRecordDatasetV2", lambda: last(tf.data.FixedLengthRecordDataset("/x", 4))
+    yield "TFRecordDataset", lambda: last(tf.data.TFRecordDataset("/x"))
+    yield "CSVDatasetV2", lambda: tf.data.experimental.CsvDataset("/x", [tf.string]).reduce("", lambda a, b: a)
+    yield "SaveDataset", lambda: tf.data.Dataset.range(3).save("/x")
+    yield "SnapshotDatasetV2", lambda: total(tf.data.Dataset.range(3).snapshot("/x"))
+    yield "CacheDatasetV2", lambda: total(tf.data.Dataset.range(3).cache("/x"))
+    yield "LoadDataset", lambda: total(tf.data.Dataset.load("/x", element_spec=tf.TensorSpec((), tf.int64)))
+    yield (
+        "DecodeProtoV2",
+        lambda: raw.DecodeProtoV2(
+            bytes=[b""], message_type="A", field_names=["a"], output_types=[tf.int32], descriptor_source="/x"
+        ),
+    )
+    yield (
+        "InitializeTableFromTextFileV2",
+        lambda: raw.InitializeTableFromTextFileV2(
+            table_handle=raw.HashTableV2(key_dtype=tf.string, value_dtype=tf.int64),
+            filename="/x",
+            key_index=-2,
+            value_index=-1,
+        ),
+    )
+    queue = lambda: raw.FIFOQueueV2(component_types=[tf.string])  # noqa: E731
+    yield "WholeFileReaderV2", lambda: raw.ReaderReadV2(reader_handle=raw.WholeFileReaderV2(), queue_handle=queue())
+    yield "SaveV2", lambda: raw.SaveV2(prefix="/x", tensor_names=["a"], shape_and_slices=[""], tensors=[tf.ones(1)])
+    yield "LMDBDataset", lambda: raw.LMDBDataset(filenames=["/x"], output_types=[tf.string] * 2, output_shapes=[[], []])
+    yield "DebugIdentityV2", lambda: raw.DebugIdentityV2(input=[1.0], debug_urls=["grpc://127.0.0.1:1"])
+    yield "CopyHost", lambda: raw.CopyHost(input=[1.0], debug_ops_spec=["DebugIdentity;file:///x;0"])
+    yield (
+        "SummaryWriter WriteScalarSummary",
+        lambda: raw.WriteScalarSummary(writer=raw.SummaryWriter(shared_name="w"), step=number, tag="a", value=1.0),
+    )
+    yield "PyFunc", lambda: tf.numpy_function(max, [1, 2], tf.int64)
+    yield "NcclAllReduce", lambda: raw.NcclAllReduce(input=[1.0], reduction="sum", num_devices=1, shared_name="a")
+    yield "TPUReplicatedInput", lambda: raw.TPUReplicatedInput(inputs=[1.0])
+    yield "DatasetFromGraph", lambda: raw.DatasetFromGraph(graph_def="x")
+    yield "FileSystemSetConfiguration", lambda: raw.FileSystemSetConfiguration(scheme="s3", key="a", value="b")
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorFlow warns of some of the operations
+def test_a_graph_that_tries_everything_is_refused_for_each_operation(tmp_path):
+    acts = dict(hostile_acts())
+    tf.saved_model.save(Net(lambda: [act() for act in acts.values()]), tmp_path / "net")
+    assert set(outside(tmp_path / "net")) == {name for names in acts for name in names.split()}
+
+
 def test_an_asset_that_leads_out_of_the_folder_is_a_file(words):
     def lead_out(meta):
         meta.asset_file_def[0].filename = "../../../etc/passwd"

@@ -47,11 +47,30 @@ def test_every_operation_whose_arguments_are_files_or_addresses_is_on_the_list()
     assert all(op_def_registry.get(name) for name in HARMLESS)
 
 
+def test_every_operation_with_a_state_belongs_to_a_known_family_or_is_listed():
+    names = [name for name in dir(tf.raw_ops) if op_def_registry.get(name) is not None]
+    assert len(names) > 1000
+    assert [name for name in names if reaches(node(name)) == "a state that is not known"] == []
+
+
+def test_an_operation_with_a_state_that_nobody_has_looked_at_is_refused(monkeypatch):
+    monkeypatch.setattr("finetune.models.outside_operations.is_registered_operation", lambda name: True)
+    assert reaches(node("ParquetWriter")) == "a state that is not known"
+    assert reaches(node("_XlaRun")) == "a state that is not known"  # runs a compiled program
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
         *(("ReadFile", "files"), ("WriteFile", "files"), ("MatchingFiles", "files"), ("SaveV2", "files")),
         *(("TextLineDataset", "files"), ("CreateSummaryFileWriter", "files"), ("ImmutableConst", "files")),
+        *(("WriteScalarSummary", "files"), ("FlushSummaryWriter", "files"), ("ImportEvent", "files")),
+        *(
+            ("NcclAllReduce", "other machines"),
+            ("OutfeedEnqueue", "other machines"),
+            ("XlaCallModule", "a library that is not TensorFlow's"),
+        ),
+        *(("ResourceApplyAdam", ""), ("RandomUniform", ""), ("StatefulPartitionedCall", ""), ("CudnnRNNV3", "")),
         *(("EagerPyFunc", "Python"), ("PyFuncStateless", "Python"), ("Abort", "the process")),
         *(("DataServiceDatasetV4", "other machines"), ("TPUPartitionedCall", "other machines")),
         *(("DatasetFromGraph", "another graph"), ("SentencepieceOp", "a library that is not TensorFlow's")),
@@ -67,6 +86,10 @@ def test_some_operations_use_files_only_if_an_attribute_says_so():
     assert reaches(node("PrintV2", output_stream=b"file:///home/me/.bashrc")) == "files"
     assert reaches(node("DecodeProtoV2", descriptor_source=b"local://")) == ""
     assert reaches(node("EncodeProto", descriptor_source=b"/etc/passwd")) == "files"
+    copy = node("CopyHost")
+    assert reaches(copy) == ""
+    copy.attr["debug_ops_spec"].list.s.append(b"DebugIdentity;file:///home/me/x;0")
+    assert reaches(copy) == "files"
 
 
 def test_the_operations_of_the_saver_and_of_assets_exist():

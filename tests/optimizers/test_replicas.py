@@ -36,11 +36,8 @@ REPLICAS = """
 
     for settings in [
         {},
-        {"global_clipnorm": 0.05},
         {"clipnorm": 0.05},
-        {"merge_rows": True},
         {"merge_rows": True, "global_clipnorm": 0.05},
-        {"gradient_accumulation_steps": 2},
         {"gradient_accumulation_steps": 2, "global_clipnorm": 0.05},
         {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
     ]:
@@ -57,7 +54,7 @@ def test_two_replicas_train_as_one():
     program = [sys.executable, "-c", textwrap.dedent(REPLICAS)]  # a process of its own: devices are set once
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("worst") == 8
+    assert done.stdout.count("worst") == 5
 
 
 def test_with_one_replica_a_step_is_called_as_it_is():

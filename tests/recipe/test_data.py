@@ -111,8 +111,14 @@ def test_what_a_table_cannot_have_is_said(keys, said):
 
 @pytest.mark.parametrize("split", [{"by": "group", "column": "patient"}, {"column": "patient"}])
 def test_images_have_no_columns_to_split_by(split):
-    said = "is for a table, and these data have no columns. Remove it"
-    assert predicate(images="photos/", split=split) == said
+    said = "is for rows with columns, and these data have none. Split them by `stratified`, `random` or `hash`, or name"
+    assert predicate(images="photos/", split=split).startswith(said)
+
+
+def test_columns_to_leave_out_are_for_the_rest():
+    assert predicate(**TABLE, exclude=["id"]).startswith("is for `inputs: rest`, and here all inputs are named")
+    assert DataSource.model_validate(TABLE | {"inputs": "rest", "exclude": ["id"]}).exclude == ("id",)
+    assert DataSource.model_validate(TABLE | {"inputs": {"a": "rest", "b": "c"}, "exclude": ["id"]}).exclude == ("id",)
 
 
 @pytest.mark.parametrize("source", [{"npz": "a.npz"}, {"builder": BUILDER}, {"images": "photos"}, TABLE])

@@ -65,3 +65,13 @@ def test_steps_that_are_not_finite_stop_the_run_or_are_left_out():
     assert train().non_finite is None
     for answer in ("rewind", True, 3):
         assert predicate(non_finite=answer).endswith("Choose from `stop`, `skip`, `null`.")
+
+
+@pytest.mark.parametrize(("value", "kept"), [(1, 1), ("auto", "auto"), ("off", "off"), (False, "off")])
+def test_groups_are_measured_every_so_many_steps_or_automatically_or_not(value, kept):
+    assert train(log_every_steps=value).log_every_steps == kept
+
+
+@pytest.mark.parametrize("value", [0, 2.5, True, "never"])
+def test_any_other_log_every_steps_are_an_error(value):
+    assert predicate(log_every_steps=value).startswith("must be a whole number of at least 1, `auto`, or `off`")

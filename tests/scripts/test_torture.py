@@ -18,16 +18,27 @@ def script():
     del sys.modules["torture"]
 
 
-def test_a_check_that_raises_counts_as_lost_and_says_what(script):
+def test_a_check_that_raises_counts_as_lost_and_says_what(script, tmp_path):
     def odd_numbers_fail(folder, number):
         assert list(folder.iterdir()) == []
         (folder / "file").touch()
         assert number % 2 == 0, f"{number} is odd"
 
-    tried, lost = script.torture(script.Check("arithmetic", "odd numbers", odd_numbers_fail, [1, 2, 4]))
-    assert tried == 3
-    (line,) = lost
-    assert line.startswith("odd numbers (1): AssertionError 1 is odd")
+    check = script.Check("arithmetic", "odd numbers", odd_numbers_fail, [1, 2, 4])
+    ((tried, lost),) = script.tried([check], tmp_path / "log")
+    assert tried is check
+    assert lost["1"].startswith("AssertionError 1 is odd")
+    assert lost == {"1": lost["1"], "2": "", "4": ""}
+
+
+def test_a_session_goes_on_with_what_the_log_does_not_have(script, tmp_path):
+    seen = []
+    check = script.Check("counting", "seen", lambda folder, number: seen.append(number), [1, 2, 3])
+    log = tmp_path / "log"
+    script.tried([script.Check("counting", "seen", check.function, [1, 2])], log)
+    ((_, lost),) = script.tried([check], log)
+    assert seen == [1, 2, 3]
+    assert lost == {"1": "", "2": "", "3": ""}
 
 
 def test_every_kind_has_checks_and_a_name_that_does_not_exist_is_an_error(script):

@@ -1,4 +1,6 @@
-"""A real network that makes its inputs of raw rows: a KerasHub task with a preprocessor."""
+"""A real network that makes its inputs of raw rows (a KerasHub task with a preprocessor), and files that fail."""
+
+import resource
 
 import keras
 import pytest
@@ -19,5 +21,31 @@ def text_classifier():
         model = keras_hub.models.BertTextClassifier(backbone, num_classes=2, preprocessor=preprocessor)
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return model
+
+    return make
+
+
+@pytest.fixture
+def small_files():
+    """Returns a function that limits the size of files this process may write, and returns what undoes it."""
+
+    def limit_to(limit):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit_to
+
+
+@pytest.fixture
+def at_epochs(small_files):
+    """Returns a function that makes a callback which lets files be no larger in some epochs than a limit in bytes."""
+
+    def make(first, last, limit):
+        undo = []
+        return keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: undo.append(small_files(limit)) if epoch == first else None,
+            on_epoch_end=lambda epoch, logs: undo.pop()() if epoch == last else None,
+        )
 
     return make

@@ -1,7 +1,6 @@
 import csv
 import os
 import pty
-import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,7 @@ from io import StringIO
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.interruption import Stopped, deferred, stoppable
 from finetune.optimizers.grouped import GroupedOptimizer
@@ -25,7 +22,6 @@ from finetune.training.callbacks import (
     ProgressLine,
     StopAtNonFiniteLoss,
     StopAtSignal,
-    TensorBoardLog,
     learning_rates,
 )
 from finetune.training.fast.fast_loop import FastLoop
@@ -162,23 +158,9 @@ def test_where_epochs_are_long_every_one_is_saved(tiny, rows, tmp_path, monkeypa
 # -- Files that cannot be written -------------------------------------------------------------------------------------
 
 
-def small_files(limit):
-    """Limits the size of files that this process may write; returns what undoes it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def at_epochs(first, last, limit):
-    """A callback that lets files be no larger in some epochs than a limit in bytes."""
-    undo = []
-    return keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: undo.append(small_files(limit)) if epoch == first else None,
-        on_epoch_end=lambda epoch, logs: undo.pop()() if epoch == last else None,
-    )
-
-
-def test_metrics_that_cannot_be_written_for_a_while_are_complete_afterwards_and_one_line_says_so(tiny, rows, tmp_path):
+def test_metrics_that_cannot_be_written_for_a_while_are_complete_afterwards_and_one_line_says_so(
+    tiny, rows, tmp_path, at_epochs
+):
     said = []
     path = tmp_path / "metrics.csv"
     fit(compiled(tiny()), rows, MetricsFile(path, said.append), at_epochs(1, 3, 50), epochs=5)
@@ -188,26 +170,8 @@ def test_metrics_that_cannot_be_written_for_a_while_are_complete_afterwards_and_
     assert line.endswith(" Training goes on; a later epoch tries again.")
 
 
-def test_logs_for_tensorboard_that_cannot_be_written_for_a_while_go_on_in_another_file(tiny, rows, tmp_path):
-    said = []
-    log = TensorBoardLog(tmp_path / "logs", said.append)
-    fit(compiled(tiny()), rows, log, at_epochs(1, 1, 200), epochs=4)
-    assert sorted(step for step, _ in curves(tmp_path / "logs" / "train")["epoch_loss"]) == [0, 2, 3]
-    assert len(said) == 1
-    assert "Training goes on" in said[0]
-
-
-def test_after_several_failures_few_epochs_try_to_write_a_log(tiny, rows, tmp_path):
-    (tmp_path / "logs").write_text("in the way")
-    said = []
-    log = TensorBoardLog(tmp_path / "logs", said.append)
-    for epoch in range(100):
-        log.on_epoch_end(epoch, {"loss": 1.0})
-    assert (len(said), log._gap) == (1, 128)
-
-
 def test_weights_that_cannot_be_written_keep_the_former_file_and_are_saved_elsewhere_at_the_end(
-    tiny, rows, tmp_path, monkeypatch
+    tiny, rows, tmp_path, monkeypatch, small_files
 ):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -287,24 +251,6 @@ def test_without_a_signal_nothing_stops_and_before_the_first_step_no_weights_are
     assert last.keep() == "No weights are saved."
     with stoppable():
         assert len(fit(compiled(tiny()), rows, last, StopAtSignal(), validation_split=0.3)["loss"]) == 2
-
-
-def curves(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    accumulator.Reload()
-    tags = accumulator.Tags()["tensors"]
-    return {tag: [(e.step, float(tf.make_ndarray(e.tensor_proto))) for e in accumulator.Tensors(tag)] for tag in tags}
-
-
-def test_tensorboard_gets_the_curves_that_keras_own_callback_writes_and_no_rate_twice(tiny, rows, tmp_path):
-    keras_own = keras.callbacks.TensorBoard(str(tmp_path / "keras"), write_graph=False)
-    ours = TensorBoardLog(tmp_path / "ours")
-    fit(compiled(tiny()), rows, LearningRateLogger(), keras_own, ours, validation_split=0.3)
-    for part in ("train", "validation"):
-        expected = curves(tmp_path / "keras" / part)
-        doubled = {tag for tag in expected if tag == "epoch_learning_rate" or "evaluation_" in tag}
-        assert curves(tmp_path / "ours" / part) == {tag: row for tag, row in expected.items() if tag not in doubled}
-    assert {"epoch_loss", "epoch_learning_rate/body"} <= set(curves(tmp_path / "ours" / "train"))
 
 
 # -- Losses that are no numbers ---------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def test_classes_with_few_training_rows_are_named():
     kinds = {"outputs": {"kind": named, "size": {"numbers": {}}}}
     assert rare_class_problems(kinds) == ["2 classes of `kind` have fewer than 5 training rows: `b` (4), `d` (0)"]
     assert rare_class_problems({"numbers": {}}) == []
+    untested = {"class_names": list("abc"), "rows_of_classes": {"train": [20, 9, 3], "test": [5, 3, 0]}}
+    assert rare_class_problems(untested) == [
+        "a class has fewer than 5 training rows: `c` (3)",
+        "a class has rows to train on and none to test on: `c`",
+    ]
     many = {"class_names": list("abcdefgh"), "rows_of_classes": {"train": [1] * 8, "test": [1] * 8}}
     assert rare_class_problems(many)[0].endswith("`e` (1) and 3 more")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import WriteError
-from finetune.training.saving import disk_need, save_elsewhere, save_model, save_weights
+from finetune.training.saving import disk_need, memory_advice, save_elsewhere, save_model, save_weights
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -85,3 +85,12 @@ def test_the_estimate_is_what_the_files_take_or_a_little_more(rows, tmp_path, dt
     assert 5 * weights + whole // 2 <= total
     assert total <= 5 * largest + 2**20
     assert abs(before[1] - largest) < 20_000
+
+
+def test_more_memory_than_there_is_is_told(model):
+    _, needed = disk_need(model, epochs=1)
+    assert memory_advice(model, available=needed) == ""
+    advice = memory_advice(model, available=needed // 2)
+    assert advice.startswith("saving takes ")
+    assert "of memory beside the model, and " in advice
+    assert "may end at its first checkpoint" in advice

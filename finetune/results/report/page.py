@@ -1,7 +1,7 @@
 """The report as one page: no script, no network, light and dark, and readable on a phone and on paper."""
 
-from finetune.results.report.answers import answers_sections
 from finetune.results.report.markup import Markup, element, sentence
+from finetune.results.report.output_sections import answers_sections
 from finetune.results.report.run_files import RunFiles
 from finetune.results.report.sections import (
     curves_section,

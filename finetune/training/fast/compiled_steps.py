@@ -70,6 +70,11 @@ class FastFunction:
         self._before_trace: tuple[Any, Any] | None = None  # random state of Python and NumPy, while tracing
         self._run: Callable[..., Any] = self._compiled()
 
+    @property
+    def forward(self) -> Callable[..., Any] | None:
+        """What is called in place of the model; `None` where it is the model."""
+        return self._forward
+
     def fits(self, model: Any) -> bool:
         """Returns whether the model is still compiled and frozen as it was when this function was made."""
         return self._made_for == compile_state(model)

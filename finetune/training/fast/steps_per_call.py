@@ -59,7 +59,8 @@ class Calls:
         self.limit = steps if self.limit is None else min(steps, self.limit)
 
 
-def _calls_of(model: Any) -> Calls | None:
+def calls_of(model: Any) -> Calls | None:
+    """Returns the lengths of the calls of a model's train function; `None` for Keras' own."""
     calls = getattr(getattr(model, "train_function", None), "calls", None)
     return calls if isinstance(calls, Calls) else None
 
@@ -73,7 +74,7 @@ def steps_done(model: Any, *, first: int, last: int) -> int:
         last: The last step that the call could have made: the `batch` of `on_train_batch_end`. Keras passes the end of
             the planned call, also where the call ended before it.
     """
-    calls = _calls_of(model)
+    calls = calls_of(model)
     # A call is shorter than planned where the data or a phase ended in it, or its loss was not finite.
     return first + calls.steps_made if calls and calls.steps_made else last + 1
 
@@ -83,7 +84,7 @@ def limit_next_call(model: Any, steps: int) -> None:
 
     Keras' own function cannot be limited. There `divide_evenly` makes calls end where epochs and phases end.
     """
-    if calls := _calls_of(model):
+    if calls := calls_of(model):
         calls.limit_next(steps)
 
 
@@ -101,11 +102,16 @@ def skip_steps(model: Any, count: int, *, read: bool, restore: Callable[[], None
     model.train_function = _SkippedSteps(model, count, read, restore)
 
 
+def is_skipping(model: Any) -> bool:
+    """Returns whether the next step is one that `skip_steps` passes over."""
+    return isinstance(model.train_function, _SkippedSteps)
+
+
 class _SkippedSteps:
     """A train function that makes no step until enough were asked for, and then gives way to the one before."""
 
     def __init__(self, model: Any, count: int, read: bool, restore: Callable[[], None]):
-        self.calls = _calls_of(model)  # the limits of a call hold for these, too
+        self.calls = calls_of(model)  # the limits of a call hold for these, too
         self._model, self._function, self._left, self._read = model, model.train_function, count, read
         self._restore = restore
         self._logs: dict[str, Any] = {}
@@ -113,7 +119,7 @@ class _SkippedSteps:
     def __call__(self, iterator: Any) -> dict[str, Any]:
         if not self._logs:
             # Keras makes the variables of the metrics while it traces its first step, which would be too late.
-            spec = tf.nest.map_structure(_without_optional, iterator.element_spec)
+            spec = tf.nest.map_structure(without_optional, iterator.element_spec)
             keras_private.build_for_training(self._model, spec)
             self._restore()
             self._logs = self._model.get_metrics_result()
@@ -146,7 +152,7 @@ def check_calls(model: Any, steps_per_epoch: int | None) -> None:
     Raises:
         TrainingError: They do not.
     """
-    if steps_per_epoch and _calls_of(model) is None and steps_per_epoch % model.steps_per_execution:
+    if steps_per_epoch and calls_of(model) is None and steps_per_epoch % model.steps_per_execution:
         raise TrainingError(
             f"An epoch must end where a call of the train function ends. Received {steps_per_epoch} steps in an epoch "
             f"and `steps_per_execution={model.steps_per_execution}`, of which Keras' own loop makes whole calls. Take "
@@ -155,7 +161,8 @@ def check_calls(model: Any, steps_per_epoch: int | None) -> None:
         )
 
 
-def _without_optional(spec: Any) -> Any:
+def without_optional(spec: Any) -> Any:
+    """Returns the spec of a part of a batch; `None` for a part that is missing."""
     return None if isinstance(spec, tf.OptionalSpec) else spec
 
 
@@ -184,7 +191,7 @@ def share_calls(model: Any, batches: tf.data.Dataset, steps_per_epoch: int) -> l
     Returns:
         Callbacks for that `fit`; none for Keras' own function, which gains nothing.
     """
-    calls = _calls_of(model)
+    calls = calls_of(model)
     if calls is None:
         return []
     # Keras divides the epoch into calls when `fit` begins, before any callback runs, so the number is set now. The

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from finetune.available_memory import available_memory
 from finetune.data.rows import Rows, file_rows, shared_rows
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import write_json
@@ -178,28 +179,6 @@ def choose_place(
     on_disk = f"the {size_text(max(room, 0))} that are free in `{folder}`" if folder else "nothing on disk"
     limits = {"auto": f"{in_memory}, and {on_disk}", "memory": in_memory, "disk": on_disk}
     return "off", "" if mode == "off" else f"they take {size_text(nbytes)}, which is more than {limits[mode]}"
-
-
-def available_memory(
-    meminfo: Path = Path("/proc/meminfo"),
-    group: Path = Path("/sys/fs/cgroup"),
-) -> int:
-    """Returns the bytes of memory that this process may still use.
-
-    That is the least of what the system reports as available and what the memory limit of a container leaves.
-
-    Args:
-        meminfo: What Linux reports of the memory.
-        group: The limits of the container.
-    """
-    # `MemAvailable` includes the file cache, which is freed on demand; `sysconf` does not, but exists without `/proc`.
-    limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [2**31]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = meminfo.read_text().splitlines()
-        limits = [next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))]
-    with suppress(OSError, ValueError):  # the file says `max` where there is no limit
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(min(limits), 0)
 
 
 def _read(folder: Path, key: str) -> Kept | None:

@@ -59,6 +59,7 @@ def fit(make_net, make_optimizer, way):
     if way != "keras":
         optimizer = GroupedOptimizer([(make_optimizer(), layer) for layer in model.layers if layer.weights])
     model.compile(optimizer, "mse", steps_per_execution=6 if way == "fast" else 1)
+    model.optimizer.build(model.trainable_variables)  # otherwise Keras traces its step twice
     callbacks = [FastLoop()] if way == "fast" else []
     model.fit(x, x.reshape(24, -1)[:, :3], batch_size=4, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
     return {weight.path: weight.numpy() for weight in model.weights}

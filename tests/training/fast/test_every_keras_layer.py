@@ -1,7 +1,7 @@
 """Every public layer, loss, regularizer, constraint and initializer of Keras trains with the bits of one Keras optimizer.
 
 They are found in Keras' namespaces, so that a new one is tried, too. Here it is in float32, many layers in a model of
-independent branches; `scripts/keras_grid.py` tries every layer with mixed precision, XLA, masked and ragged inputs.
+independent branches; `scripts/keras_grid.py` tries them all with mixed precision, XLA, masked and ragged inputs.
 """
 
 import importlib
@@ -86,14 +86,14 @@ def test_every_layer(cases, layer_cases, ways, kind):
                 assert moved or "fast" not in names or len(part) == 1
 
 
-def test_every_loss(cases, ways):
-    model, losses, data = cases.model_of_losses()
+def test_every_loss(script, ways):
+    model, losses, data = script("keras_members").model_of_losses()
     assert len(losses) >= 22
     assert assert_same(ways, model, data, ("fit", "fast"), loss=losses) == 21  # the biases of the bodies
 
 
-def test_every_regularizer_constraint_and_initializer(cases, ways):
-    model, data = cases.model_of_weights()
+def test_every_regularizer_constraint_and_initializer(script, ways):
+    model, data = script("keras_members").model_of_weights()
     assert assert_same(ways, model, data) > 20
 
 

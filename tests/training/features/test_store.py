@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from finetune.training.features.store import (
     FeatureStore,
-    available_memory,
     choose_place,
     of_mask,
 )
@@ -155,11 +154,6 @@ def test_a_place_that_was_asked_for_is_taken_or_none(tmp_path):
     assert "that are free in" in why
 
 
-def test_available_memory_is_what_this_machine_has_at_most():
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < available_memory() <= total
-
-
 def test_a_gibibyte_of_the_disk_stays_free(tmp_path, monkeypatch):
     asked = []
     gibibyte = 2**30
@@ -178,17 +172,6 @@ def test_a_gibibyte_of_the_disk_stays_free(tmp_path, monkeypatch):
 def test_files_may_go_into_a_folder_several_levels_of_which_do_not_exist(tmp_path):
     keep(FeatureStore(tmp_path / "a" / "b" / "c"))
     assert np.array_equal(read(FeatureStore(tmp_path / "a" / "b" / "c")), VALUES)
-
-
-def test_available_memory_is_the_least_of_what_the_system_and_the_container_leave(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       9000 kB\nMemFree:        1000 kB\nMemAvailable:   7000 kB\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    for limit, expected in (("max", 7000 * 1024), ("5000000", 4_000_000), ("90000000", 7000 * 1024), ("500000", 0)):
-        (tmp_path / "memory.max").write_text(f"{limit}\n")
-        assert available_memory(meminfo, tmp_path) == expected
-    pages = available_memory(tmp_path / "none", tmp_path / "none")
-    assert 0 < pages <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_disk_keeps_room_for_the_weights_of_the_run(tmp_path):

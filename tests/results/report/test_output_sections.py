@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.results.report.answers import answers_sections, cards_of
 from finetune.results.report.output_facts import OutputRows, facts_of, worst_rows
+from finetune.results.report.output_sections import answers_sections, cards_of
 from finetune.results.report.run_files import read_run
 
 

@@ -1,0 +1,116 @@
+"""The commands on a run that is finished: `evaluate` and `predict`."""
+
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.application import AllowCode, app, examples, make_console, start_command
+from finetune.errors import printable
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
+
+
+@app.command(
+    epilog=examples(
+        "finetune evaluate runs/pets",
+        "finetune evaluate runs/pets --data new-photos/",
+        "finetune evaluate runs/reviews --data other.csv --metrics f1_score,auc --json",
+    )
+)
+def evaluate(
+    run: Run,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows with targets: a table, a folder of class folders, or an .npz file.",
+            show_default="the data of the run",
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which rows of the run's own data: test, validation or train.")] = "test",
+    metrics: Annotated[
+        list[str],
+        typer.Option(help="Metrics as Keras names them, such as `f1_score,auc`.", show_default="those of the recipe"),
+    ] = [],  # noqa: B006 - typer reads the default
+    allow_code: AllowCode = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Evaluate the model of a run on its test rows, or on data that it has never seen."""
+    from finetune.inference.record import open_record
+
+    open_record(run)  # before TensorFlow starts, which takes seconds
+    start_command()
+    from finetune.commands.run import print_class_results
+    from finetune.inference.fine_tuned import load
+
+    fine_tuned = load(run, allow_code=allow_code)
+    result = fine_tuned.evaluate(data, split=split, metrics=metrics, allow_code=allow_code)
+    if json:
+        print(dumps(asdict(result), indent=2, ensure_ascii=False))
+        return
+    console = make_console()
+    console.print(f"{result.rows:,} rows of {printable(result.data)}", markup=False, highlight=False)
+    for name, value in result.metrics.items():
+        console.print(f"{name}: {value:.4f}", highlight=False)
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
+
+
+@app.command(
+    epilog=examples(
+        "finetune predict runs/pets cat.jpg more-photos/",
+        "finetune predict runs/wine new.csv --out answers.csv",
+        "echo 'a lovely film' | finetune predict runs/reviews -",
+    )
+)
+def predict(
+    run: Run,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, sounds, folders of them, tables, .npz or .npy files; `-` reads standard input.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="standard output")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="jsonl or csv.", show_default="by the ending of --out, or jsonl")
+    ] = None,
+    top: Annotated[int, typer.Option("--top-k", min=1, help="How many classes are listed.")] = 3,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Probability from which a row has a label.", show_default="what the run chose, or 0.5"
+        ),
+    ] = None,
+    on_error: Annotated[str, typer.Option(help="`stop` at a row that cannot be read, or `skip` it.")] = "stop",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows that the model takes at once.", show_default="32 files, or 512 rows of a table"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+    allow_code: AllowCode = [],  # noqa: B006 - typer reads the default
+) -> None:
+    """Write what the model of a run says of raw rows: a line of JSON or CSV for each, in their order."""
+    from finetune.inference.record import check_prediction, open_record
+
+    open_record(run)  # before TensorFlow starts, which takes seconds
+    check_prediction(inputs, out, format, on_error, overwrite=overwrite)
+    start_command()
+    from finetune.commands.predict import predict as predict_rows
+
+    predict_rows(
+        run,
+        inputs,
+        out=out,
+        format=format,
+        top=top,
+        threshold=threshold,
+        on_error=on_error,
+        batch_size=batch_size,
+        allow_code=allow_code,
+        console=make_console(stderr=True),
+    )

@@ -1,0 +1,246 @@
+"""What a run folder says about the inputs and the outputs of its model, read without TensorFlow.
+
+`data.json` says how columns and files became inputs, and which classes there are; `recipe.yaml` says which columns each
+input is made of, and the loss. Files that an input needs, such as the tokenizer, lie in `data/` of the folder, so that
+a folder that is moved to another machine works there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.data.loss_families import family_of
+from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.results.run_folder import is_finished, is_run
+
+FORMATS = ("jsonl", "csv")  # of predictions
+DATA_FOLDER = "data"  # files that inputs are made with
+_FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """How an input of the model is made of raw values.
+
+    Attributes:
+        name: Name of the input; empty for the only one.
+        kind: `image`, `audio`, `tokens`, `string`, `features` (numbers and categories), or `array` for values that go
+            in as they are.
+        columns: The columns it is made of; a single empty name where rows are files.
+        fitted: What was fitted to the training rows: by the name of the column for `features`, else settings such as
+            `size`, `sample_rate` or `tokenizer`.
+    """
+
+    name: str
+    kind: str
+    columns: tuple[str, ...]
+    fitted: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """What an output of the model means.
+
+    Attributes:
+        name: Name of the output; empty for the only one.
+        kind: `classes` (a row has a single class), `labels` (it may have several) or `numbers`.
+        names: Names of the classes or labels by their numbers, or of the columns of numbers; may be empty.
+        columns: The target columns; empty where the data have none.
+        loss: Name of the loss.
+        logits: Whether the model gives logits, not probabilities.
+        thresholds: Probability from which a row has a label, by the name of the label; 0.5 for those not named.
+    """
+
+    name: str
+    kind: str
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    loss: str
+    logits: bool
+    thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder.
+        recipe: Its recipe, as plain data.
+        data: Its `data.json`.
+        result: Its `result.json`.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def model_file(self) -> Path:
+        """The saved model."""
+        return self.folder / "model.keras"
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Where the rows came from and how they were read."""
+        return self.data.get("source") or {}
+
+    @property
+    def missing(self) -> Sequence[str] | None:
+        """What stands for a missing value in a table; `None` for the default words."""
+        return self._data_key("missing")
+
+    @property
+    def quotes(self) -> bool:
+        """Whether values of CSV and TSV may be in double quotes."""
+        return self._data_key("quotes") is not False
+
+    def _data_key(self, name: str) -> Any:
+        return (self.recipe.get("data") or {}).get(name)
+
+    @property
+    def inputs(self) -> tuple[InputRecord, ...]:
+        """The inputs that are made of raw values; what follows from token ids, such as a mask, is not among them."""
+        kind = self.source.get("kind")
+        if kind in _FILES:
+            return (InputRecord("", _FILES[kind], ("",), self.source),)
+        if kind != "table":
+            return (InputRecord("", "array", ("",), {}),)
+        written = self._data_key("inputs") or {}
+        return tuple(
+            _column_input(name, written.get(name) or written.get("") or (), about)
+            for name, about in (self.source.get("inputs") or {}).items()
+        )
+
+    @property
+    def outputs(self) -> tuple[OutputRecord, ...]:
+        """The outputs of the model, in the order of the losses."""
+        losses = (self.recipe.get("train") or {}).get("loss")
+        by_name = losses if isinstance(losses, Mapping) and "name" not in losses else {"": losses}
+        return tuple(self._output(name, loss) for name, loss in by_name.items())
+
+    def _output(self, name: str, loss: Any) -> OutputRecord:
+        about = self.source.get("target") or {}
+        about = about.get(name, {}) if name else about
+        facts = self.data.get("outputs", {}).get(name, {}) if name else self.data
+        loss_name = str(loss["name"] if isinstance(loss, Mapping) else loss)
+        logits = isinstance(loss, Mapping) and bool(loss.get("from_logits"))
+        names = facts.get("class_names") or about.get("class_names") or ()
+        kind = {"one_hot": "classes"}.get(str(about.get("kind")), about.get("kind"))
+        if kind is None:
+            family = family_of(loss_name)
+            many = family == "binary" and len(names) > 2
+            kind = "labels" if many else "classes" if names or family in ("sparse", "one_hot", "binary") else "numbers"
+        columns = tuple(about.get("columns", ()))
+        thresholds = (self.result.get("thresholds") or {}).get(name, {})
+        return OutputRecord(name, kind, tuple(map(str, names)) or columns, columns, loss_name, logits, thresholds)
+
+    def kept_file(self, path: str | Path) -> Path:
+        """Returns where a file lies that an input is made with: in the run folder, or else where the recipe has it."""
+        kept = self.folder / DATA_FOLDER / Path(path).name
+        return kept if kept.is_file() else Path(path)
+
+
+def check_prediction(
+    inputs: Sequence[str], out: Path | None, format: str | None, on_error: str, *, overwrite: bool = False
+) -> None:
+    """Checks what a command line asks of `predict`, as far as that goes without reading rows.
+
+    Args:
+        inputs: Files, folders, or `-`.
+        out: The file to write, or `None`.
+        format: `jsonl` or `csv`, or `None`.
+        on_error: `stop` or `skip`.
+        overwrite: Whether `out` may exist.
+
+    Raises:
+        FinetuneError: An option has no such value, or a file does not exist or is in the way.
+    """
+    for value, known, option in ((format, FORMATS, "--format"), (on_error, ("stop", "skip"), "--on-error")):
+        if value is not None and value not in known:
+            raise FinetuneError(
+                f"`{option}` is one of {quote(known)}. Received: `{value}`.{did_you_mean(value, known)}"
+            )
+    if out and out.is_dir():
+        raise FinetuneError(f"`--out` is a file. `{out}` is a folder. Name a file in it: `{out / 'answers.jsonl'}`.")
+    if out and out.exists() and not overwrite:
+        raise FinetuneError(
+            f"Predictions do not overwrite files. `{out}` exists. Choose another, or add `--overwrite`."
+        )
+    check_exist(inputs)
+
+
+def check_exist(inputs: Sequence[str | Path]) -> None:
+    """Checks that files and folders exist; `-` is standard input.
+
+    Raises:
+        DataError: One does not.
+    """
+    for path in (Path(each) for each in inputs if str(each) != "-"):
+        if not path.exists():
+            others = sorted(other.name for other in path.parent.glob("*")) if path.parent.is_dir() else []
+            raise DataError(
+                f"Rows are read from files and folders that exist, or from standard input, `-`. `{path}` does not "
+                f"exist.{did_you_mean(path.name, others)}"
+            )
+
+
+def _column_input(name: str, columns: Sequence[str], about: Mapping[str, Any]) -> InputRecord:
+    kinds = {each.get("kind"): each for each in about.values()}
+    if "text" in kinds:
+        fitted = kinds["text"]
+        return InputRecord(name, "tokens" if "tokenizer" in fitted else "string", tuple(columns), fitted)
+    for kind in ("image", "audio"):
+        if kind in kinds:
+            return InputRecord(name, kind, tuple(columns), kinds[kind])
+    return InputRecord(name, "features", tuple(about), about)
+
+
+def open_record(folder: str | Path) -> RunRecord:
+    """Reads what a run folder says of its data.
+
+    Args:
+        folder: A run folder, finished.
+
+    Raises:
+        FinetuneError: It is no run folder, the run is not finished, or its files cannot be read.
+    """
+    folder = Path(folder)
+    _check_finished(folder)
+    read = {}
+    for name in ("data.json", "result.json", "recipe.yaml"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+            read[name] = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+            if not isinstance(read[name], dict):
+                raise ValueError(f"it holds a {type(read[name]).__name__}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            said = str(error).splitlines()[0]
+            raise FinetuneError(
+                f"A run folder says in `data.json`, `recipe.yaml` and `result.json` how its rows were read. "
+                f"`{folder / name}` cannot be read: {said}. Copy the whole folder again."
+            ) from error
+    return RunRecord(folder, read["recipe.yaml"], read["data.json"], read["result.json"])
+
+
+def _check_finished(folder: Path) -> None:
+    if not is_run(folder):
+        runs = [path.parent for path in [*folder.glob("*/plan.txt"), *folder.parent.glob("*/plan.txt")]]
+        others = [str(path) for path in sorted(runs) if is_run(path)]
+        near = did_you_mean(str(folder), others) or (f" There are {quote(others)}." if others else "")
+        raise FinetuneError(
+            f"A run folder is what `finetune run` writes. `{folder}` "
+            f"{'holds no run' if folder.is_dir() else 'is no folder'}.{near}"
+        )
+    if not is_finished(folder) or not (folder / "model.keras").is_file():
+        weights = folder / "checkpoints" / "last.weights.h5"
+        kept = f", and the weights so far are in `{weights}`" if weights.is_file() else ""
+        raise FinetuneError(
+            f"A run has a model when it is finished. `{folder}` is not: `model.keras` or `result.json` is missing"
+            f"{kept}. Finish it with `finetune resume {folder}`."
+        )

@@ -1,0 +1,32 @@
+import json
+
+import pytest
+
+from finetune.errors import FinetuneError
+from finetune.inference.fine_tuned import load
+
+
+@pytest.mark.parametrize("kind", ["images", "table", "labels"])
+def test_the_figures_on_the_test_rows_are_those_that_the_run_printed(kind, run_of):
+    result = load(run_of(kind)).evaluate()
+    printed = json.loads((run_of(kind) / "result.json").read_text())
+    assert result.metrics == pytest.approx(printed["metrics"], abs=1e-6)
+    assert result.classes == printed["classes"]
+    assert (result.data, result.rows) == ("test", json.loads((run_of(kind) / "data.json").read_text())["rows"]["test"])
+
+
+def test_other_data_and_other_metrics_give_their_own_figures(run_of):
+    fine_tuned = load(run_of("images"))
+    photos = run_of("images").parent / "photos"
+    result = fine_tuned.evaluate(photos, metrics=["accuracy,f1_score"])
+    assert list(result.metrics) == ["loss", "accuracy", "f1_score"]
+    assert (result.rows, result.data) == (18, str(photos))
+    assert result.metrics["accuracy"] == fine_tuned.evaluate(photos).metrics["accuracy"]
+    assert fine_tuned.evaluate(split="train").rows == 12
+
+
+def test_a_split_that_is_not_there_is_refused(run_of):
+    with pytest.raises(FinetuneError, match=r"have no validation rows. Evaluate `test` or `train`"):
+        load(run_of("images")).evaluate(split="validation")
+    with pytest.raises(FinetuneError, match=r"A split is one of `train`, `test`, `validation`. Received: `tset`"):
+        load(run_of("images")).evaluate(split="tset")
