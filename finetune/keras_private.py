@@ -654,6 +654,22 @@ def save_model_to(model: keras.Model, file: BinaryIO) -> None:
     saving_lib._save_model_to_fileobj(model, _Nameless(file), "h5")
 
 
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns the arguments that a model was compiled with, the objects themselves; empty where it was not.
+
+    Uses `Trainer._compile_config`, of which `get_compile_config` returns what their configs say.
+    """
+    return dict(getattr(getattr(model, "_compile_config", None), "config", {}))
+
+
+def function_arguments(value: keras.losses.Loss | keras.metrics.Metric) -> dict[str, Any]:
+    """Returns the arguments of the function that a loss or metric of Keras calls; empty where it calls none.
+
+    Uses `LossFunctionWrapper._fn_kwargs` and `MeanMetricWrapper._fn_kwargs`.
+    """
+    return dict(getattr(value, "_fn_kwargs", {}))
+
+
 class _Nameless(io.RawIOBase):
     """A file without the attribute `name`."""
 

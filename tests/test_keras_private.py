@@ -721,6 +721,23 @@ def save_model_to():
             private.save_model_to(model, full)
 
 
+@checks(private.compile_arguments)
+def compile_arguments():
+    model = compiled()
+    arguments = private.compile_arguments(model)
+    assert arguments["optimizer"] is model.optimizer
+    assert (arguments["loss"], arguments["metrics"]) == ("mse", ["mae"])
+    assert set(arguments) == set(model.get_compile_config())
+    assert private.compile_arguments(keras.Sequential()) == {}
+
+
+@checks(private.function_arguments)
+def function_arguments():
+    assert private.function_arguments(keras.losses.Huber(delta=0.5))["delta"] == 0.5
+    assert private.function_arguments(keras.metrics.CosineSimilarity(axis=0))["axis"] == 0
+    assert private.function_arguments(keras.metrics.AUC()) == {}
+
+
 # -- training/fast/ ---------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import keras
 from rich.console import Console
 
 from finetune.build.data import build_rows, precision
+from finetune.build.kept_files import keep_files
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
 from finetune.commands.env import environment
@@ -73,6 +74,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        left_out: What of the loss and the metrics plain Keras does not have, and so `model.keras` either, as sentences.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
@@ -92,6 +94,7 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    left_out: tuple[str, ...]
     keras_loop: str
     warnings: tuple[str, ...]
     skipped_steps: int | None
@@ -238,7 +241,7 @@ def _run(
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
-            _save(layout.model, folder, weights)
+            left_out = _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
             draw_curves(folder, records)
@@ -252,6 +255,8 @@ def _run(
         warnings = tuple(filter(None, (not_opened, skipped, diverged)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
+        for sentence in left_out:
+            console.print(f"model.keras: {sentence}", markup=False, highlight=False)
 
     result = RunResult(
         folder=folder,
@@ -262,6 +267,7 @@ def _run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        left_out=left_out,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=non_finite.skipped if non_finite else None,
@@ -324,12 +330,12 @@ def print_class_results(classes: Mapping[str, Any], output: str, console: Consol
         )
 
 
-def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
+def _save(model: keras.Model, folder: Path, weights: LastWeights) -> tuple[str, ...]:
     advice = f"{weights.keep()} Correct the `get_config` of the model or layer to save the whole model."
     rule = "A trained model is saved whole, so that plain Keras can load it."
     try:
         with explained(TrainingError, rule, advice):
-            save_model(model, folder / "model.keras")
+            return save_model(model, folder / "model.keras")
     except (WriteError, MachineError) as error:
         raise type(error)(f"{error} {weights.keep()}") from error
 
@@ -364,6 +370,7 @@ def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
         console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
     plan = layout.plan.to_json()
     write_text(folder / "recipe.yaml", dump_recipe(layout.recipe, absolute_paths=True))
+    keep_files(layout.recipe, folder)
     write_text(folder / "plan.txt", plan_text(plan))
     write_json(folder / "plan.json", plan)
     write_json(folder / "restore.json", layout.restored.to_json() if layout.restored else None)
@@ -377,7 +384,7 @@ def _write_result(result: RunResult) -> None:
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
-    problem |= {"warnings": list(result.warnings)} if result.warnings else {}
+    problem |= {name: list(of) for name in ("warnings", "left_out") if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
         {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},

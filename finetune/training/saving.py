@@ -6,8 +6,7 @@ saving needs the memory of the file's size beside the model, and of twice that f
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import tensorflow as tf
 from finetune.keras_private import save_model_to, weights_in_memory
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import replacing
+from finetune.training.plain_compile import compiled_plainly, plain_compile
 
 
 def save_weights(model: keras.Model, path: Path) -> None:
@@ -31,16 +31,22 @@ def save_weights(model: keras.Model, path: Path) -> None:
         file.write(content)
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Writes a model without its optimizer to a `.keras` file, whole or not at all.
+def save_model(model: keras.Model, path: Path) -> tuple[str, ...]:
+    """Writes a model to a `.keras` file, whole or not at all.
 
-    Plain Keras then loads it where finetune is not installed.
+    Plain Keras then loads it where finetune is not installed, compiled with its loss, its metrics and a plain
+    optimizer; see `finetune.training.plain_compile`.
+
+    Returns:
+        Sentences about what of the loss and the metrics plain Keras does not have.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    with replacing(path) as temporary, _without_optimizer(model), temporary.open("wb") as file:
+    plain = plain_compile(model)
+    with replacing(path) as temporary, compiled_plainly(model, plain), temporary.open("wb") as file:
         save_model_to(model, file)
+    return plain.sentences
 
 
 def save_elsewhere(model: keras.Model, name: str) -> Path | None:
@@ -67,15 +73,6 @@ def save_elsewhere(model: keras.Model, name: str) -> Path | None:
                 raise
             return Path(path)
     return None
-
-
-@contextmanager
-def _without_optimizer(model: keras.Model) -> Iterator[None]:
-    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
-    try:
-        yield
-    finally:
-        model.optimizer, model.compiled = optimizer, True
 
 
 def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
