@@ -67,7 +67,9 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
         *("report.json", "predictions.npz", "report.html", "model_card.md"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
-    assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
+    kept = names_in(result.folder / "checkpoints")
+    assert {name.split("-")[0] for name in kept} == {"last.weights.h5", "step"}
+    assert len(kept) == 2
     assert names_in(result.folder / "tensorboard") == {"train", "validation"}
 
 
