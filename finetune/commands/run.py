@@ -35,6 +35,7 @@ from finetune.results.run_folder import (
     write_json,
     write_text,
 )
+from finetune.results.run_log import RunLog
 from finetune.results.tables import class_results_table, plan_text
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
@@ -133,7 +134,8 @@ def run(
     if resume:
         check_can_resume(out, overwrite=overwrite)
     with stoppable(), ExitStack() as held:
-        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held)
+        log = held.enter_context(RunLog(console).attach())
+        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held, log)
 
 
 def _run(
@@ -146,6 +148,7 @@ def _run(
     resume: bool,
     console: Console,
     held: ExitStack,
+    log: RunLog,
 ) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = _Clock()
@@ -189,6 +192,7 @@ def _run(
             out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
         folder = held.enter_context(opened_folder)
+        log.open(folder / "run.log", append=former is not None)
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
         if not former:
@@ -205,7 +209,7 @@ def _run(
             "checksums_before": checksums_before,
             "seconds": clock.so_far(),
         }
-        wait, answer = DataWait(), loaded.train.non_finite
+        wait, answer, on_groups = DataWait(), loaded.train.non_finite, list[str]()
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
             records = train(
@@ -221,6 +225,7 @@ def _run(
                 weights=weights,
                 checkpoint=checkpoint,
                 non_finite=non_finite,
+                advice=on_groups,
             )
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
@@ -244,7 +249,7 @@ def _run(
             not_opened = opened()
         diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
+        warnings = tuple(filter(None, (not_opened, skipped, diverged, *on_groups)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
 

@@ -22,7 +22,17 @@ from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, loc
 
 # What `--overwrite` deletes. A file that a run writes and that is missing here would be left from an older run.
 RUN_FILES = (
-    *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
+    *(
+        "recipe.yaml",
+        "plan.txt",
+        "plan.json",
+        "restore.json",
+        "metrics.csv",
+        "steps.csv",
+        "run.log",
+        "tensorboard",
+        "checkpoints",
+    ),
     *("data.json", "model.keras", "result.json", "plots", "features"),
 )
 _WRITING = ".writing-"  # begins the name of a file that is being written

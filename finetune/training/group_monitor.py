@@ -17,11 +17,13 @@ from finetune.results.run_folder import write_csv
 from finetune.sequences import one_or_more
 from finetune.training.failed_writes import FailedWrites
 from finetune.training.fast.steps_per_call import calls_of, steps_done
+from finetune.training.group_advice import advice_on_groups
 from finetune.training.measured_step import MeasuringCall, StepMeasurer, StepNorms
 
 QUANTITIES = ("learning_rate", "gradient_norm", "update_ratio", "drift")
 _COUNTS = ("step", "epoch", "phase")
 EVERY_STEPS = 200
+_LOOKED_AT = 10  # rows, for advice
 
 
 class GroupMonitor(keras.callbacks.Callback):
@@ -46,6 +48,7 @@ class GroupMonitor(keras.callbacks.Callback):
     Attributes:
         columns: The names of the columns.
         table: The rows so far, shape `(rows, columns)`; NaN for an empty cell.
+        advice: Sentences on groups that do not move, or move 100 times as much as all others; each is reported once.
 
     Raises:
         TrainingError: `every_steps` is not a positive whole number.
@@ -87,6 +90,7 @@ class GroupMonitor(keras.callbacks.Callback):
         self.columns = (*_COUNTS, "loss", *of_groups)
         self.table = np.empty((0, len(self.columns)))
         self.said: list[str] = []
+        self.advice: dict[str, str] = {}
         # In a frozen group only normalization layers may be trained, whose weights are vectors.
         self._start = {
             id(leaf.variable): tf.constant(leaf.variable.numpy())
@@ -134,8 +138,17 @@ class GroupMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps_before, self._done = self._steps_before + self._done, 0
+        advice = advice_on_groups(self.rows_since(-_LOOKED_AT), [group.name for group in self.groups])
+        for key in [key for key in advice if key not in self.advice]:
+            self.report(f"warning: {advice[key]}")
+        self.advice |= advice
         with self._failed_writes.of(WriteError):
             self.write(durable=False)
+
+    def rows_of_epoch(self, epoch: int) -> list[dict[str, Any]]:
+        """Returns the rows of an epoch, counted from 0."""
+        first = int(np.searchsorted(self.table[:, 1], epoch + 1))
+        return [row for row in self.rows_since(first) if row["epoch"] == epoch + 1]
 
     def write(self, *, durable: bool = True) -> None:
         """Writes the rows, if there are any, to `path`.

@@ -105,6 +105,19 @@ def test_phases_are_counted_on_and_a_frozen_group_has_empty_cells(rows, tmp_path
     assert all(float(row[f"{quantity}/body"]) > 0 for row in table[1:] for quantity in quantities)
 
 
+def test_a_group_that_does_not_move_is_reported_once(rows):
+    model, groups = built()
+    rates = {"body": 1e-12, "bn": 1e-2, "head": 1e-2}
+    optimizer = GroupedOptimizer({group.name: (keras.optimizers.SGD(rates[group.name]), group) for group in groups})
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    said = []
+    monitor = GroupMonitor(groups, every_steps=1, report=said.append)
+    model.fit(*rows, batch_size=30, epochs=3, verbose=0, callbacks=[monitor])
+    assert len(said) == 1
+    assert said[0].startswith("warning: group `body` is trained and does not move")
+    assert [*monitor.advice] == ["still/body"]
+
+
 class KilledError(Exception):
     """What stands for a process that is killed."""
 
