@@ -98,7 +98,8 @@ def _run(
     with RunLog(console).attach() as log:
         log.open(result.folder / "run.log", append=True)
         for name, value in result.metrics.items():
-            console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
+            before = f"  (before: {result.metrics_before[name]:.4f})" if result.metrics_before else ""
+            console.print(f"test {name}: {value:.4f}{before}")
         if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
             console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
         for output, classes in result.classes.items():

@@ -14,7 +14,13 @@ from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
 
 # Keys of `train` that decide what is written, not what is trained.
-_FREE = ("train.checkpoint_seconds", "train.checkpoint_steps", "train.keep_checkpoints", "train.log_every_steps")
+_FREE = (
+    "train.checkpoint_seconds",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "train.evaluate_before",
+)
 _SHOWN = 5  # differences in a message
 
 
