@@ -477,6 +477,22 @@ def known_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return optimizer._trainable_variables
 
 
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the averages of a built optimizer, in the order of `known_variables`; none without `use_ema`.
+
+    Reads `Optimizer._model_variables_moving_average`.
+    """
+    return list(getattr(optimizer, "_model_variables_moving_average", ()))
+
+
+def accumulated_gradients(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the accumulators of a built optimizer, in the order of `known_variables`; none without accumulation.
+
+    Reads `Optimizer._accumulated_gradients`.
+    """
+    return list(getattr(optimizer, "_accumulated_gradients", ()))
+
+
 def replace_known_variables(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], positions: dict[Any, int]
 ) -> None:
@@ -652,6 +668,22 @@ def save_model_to(model: keras.Model, file: BinaryIO) -> None:
     `file.name`, and works in memory where there is none, as here.
     """
     saving_lib._save_model_to_fileobj(model, _Nameless(file), "h5")
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns the arguments that a model was compiled with, the objects themselves; empty where it was not.
+
+    Uses `Trainer._compile_config`, of which `get_compile_config` returns what their configs say.
+    """
+    return dict(getattr(getattr(model, "_compile_config", None), "config", {}))
+
+
+def function_arguments(value: keras.losses.Loss | keras.metrics.Metric) -> dict[str, Any]:
+    """Returns the arguments of the function that a loss or metric of Keras calls; empty where it calls none.
+
+    Uses `LossFunctionWrapper._fn_kwargs` and `MeanMetricWrapper._fn_kwargs`.
+    """
+    return dict(getattr(value, "_fn_kwargs", {}))
 
 
 class _Nameless(io.RawIOBase):

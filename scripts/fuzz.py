@@ -3,12 +3,13 @@
     python scripts/fuzz.py --count 10000 --commands plan,run --out fuzz
 
 Each input (`fuzz_inputs.py`) is a command with its files, made from the seed and the number of the input. A worker
-process runs them one after another with one start of TensorFlow; if it dies or hangs, the input counts as such, and
-another worker goes on. `--out` keeps a line for each input: the same command again goes on where it stopped.
+process runs them one after another with one start of TensorFlow; if it dies, or computes for long, the input counts as
+such, and another worker goes on. `--out` keeps a line for each input: the same command again goes on where it stopped.
 
 Counted are: an *internal* error (anything but finetune's own errors and those of the command line), a *traceback* in
 the output, a *hang* (more than 5 seconds of the processor), a *crash* of the process, and a refusal *without a place*:
-neither a line of the recipe nor an option nor the file that was named. A last line of `0` for all of them is the goal.
+neither a line of the recipe, nor an option that was typed, nor the file that was named. A last line of `0` for all of
+them is the goal.
 """
 
 import argparse
@@ -33,10 +34,10 @@ from fuzz_inputs import COMMANDS, Case, make_case, make_pristine  # noqa: E402 -
 
 FAULTS = ("internal", "traceback", "hang", "crash", "no place")
 HANG_SECONDS = 5.0
-KILL_SECONDS = 90.0
-# A line of a file, `--set` and other options, or a file that an argument names.
+KILL_SECONDS = 60.0  # of the processor, or ten times as many of a clock for one that waits for something
+# A line of a recipe or of a file, `--set`, or what the parser of the command line says.
 _PLACE = re.compile(
-    r"^(?:[^\n`]+:\d+:\d+: |--[a-z]|.*`?--[a-z-]+|Invalid value for|No such|Missing|Got unexpected)", re.M
+    r"^(?:[^\n`]+:\d+:\d+: |--set |Error: (?:Invalid value for|No such|Missing|Got unexpected|Option))", re.M
 )
 
 
@@ -74,9 +75,17 @@ def run_case(case: Case) -> dict[str, Any]:
 
 
 def has_place(message: str, case: Case) -> bool:
-    """Returns whether a refusal says where: a line of the recipe, an option, or a file that an argument names."""
+    """Returns whether a refusal says where: a line of the recipe, an option that was typed, or a file that was named.
+
+    An option that the message advises to add says nothing of where the fault is.
+    """
     named = [argument for argument in case.arguments[1:] if argument and not argument.startswith("-")]
-    return bool(_PLACE.search(message)) or any(f"`{name}`" in message or f"`{name}/" in message for name in named)
+    typed = [argument for argument in case.arguments if re.match("--[a-z]", argument)]
+    return (
+        bool(_PLACE.search(message))
+        or any(re.search(rf"{option}\b", message) for option in typed)
+        or any(f"`{name}`" in message or f"`{name}/" in message for name in named)
+    )
 
 
 def run_here(seed: int, numbers: Sequence[int], commands: Sequence[str], pristine: Path) -> Iterator[dict[str, Any]]:
@@ -130,6 +139,15 @@ def _read(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
+def processor_seconds(process: int) -> float:
+    """Returns how long a process has computed, which a busy machine does not change; 0 where it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def fuzz(seed: int, count: int, commands: Sequence[str], out: Path, *, first: int = 0, step: int = 1) -> None:
     """Runs all inputs in worker processes, from where an earlier session stopped."""
     out.mkdir(parents=True, exist_ok=True)
@@ -141,13 +159,17 @@ def fuzz(seed: int, count: int, commands: Sequence[str], out: Path, *, first: in
         settings = [str(seed), str(number), str(count), str(step), ",".join(commands), str(out)]
         with (out / "worker.txt").open("ab") as output:
             worker = subprocess.Popen([sys.executable, __file__, "--worker", *settings], stdout=output, stderr=output)
-            changed = time.monotonic()
+            changed, computed = time.monotonic(), 0.0
             latest = None
-            while worker.poll() is None and time.monotonic() - changed < KILL_SECONDS:
+            while (
+                worker.poll() is None
+                and processor_seconds(worker.pid) - computed < KILL_SECONDS
+                and time.monotonic() - changed < 10 * KILL_SECONDS
+            ):
                 time.sleep(0.2)
                 with contextlib.suppress(OSError):
                     if (now := (out / "begun").read_text()) != latest:
-                        latest, changed = now, time.monotonic()
+                        latest, changed, computed = now, time.monotonic(), processor_seconds(worker.pid)
             is_hanging = worker.poll() is None
             worker.kill()
             worker.wait()

@@ -519,6 +519,25 @@ def variable_positions():
     assert private.variable_positions(optimizer) == {optimizer._var_key(v): i for i, v in enumerate(variables)}
 
 
+@checks(private.moving_averages)
+def moving_averages():
+    variables = [keras.Variable(1.0), keras.Variable(2.0)]
+    optimizer = keras.optimizers.SGD(use_ema=True)
+    assert private.moving_averages(optimizer) == []
+    optimizer.build(variables)
+    assert [average.shape for average in private.moving_averages(optimizer)] == [(), ()]
+    assert private.moving_averages(keras.optimizers.SGD()) == []
+
+
+@checks(private.accumulated_gradients)
+def accumulated_gradients():
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    assert private.accumulated_gradients(optimizer) == []
+    optimizer.build([keras.Variable(1.0)])
+    [accumulator] = private.accumulated_gradients(optimizer)
+    assert any(accumulator is variable for variable in optimizer.variables)
+
+
 @checks(private.replace_known_variables)
 def replace_known_variables():
     optimizer, (old,) = built(keras.optimizers.SGD(0.5, momentum=0.5))
@@ -719,6 +738,23 @@ def save_model_to():
         assert np.array_equal(again.get_weights()[0], model.get_weights()[0])
         with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
             private.save_model_to(model, full)
+
+
+@checks(private.compile_arguments)
+def compile_arguments():
+    model = compiled()
+    arguments = private.compile_arguments(model)
+    assert arguments["optimizer"] is model.optimizer
+    assert (arguments["loss"], arguments["metrics"]) == ("mse", ["mae"])
+    assert set(arguments) == set(model.get_compile_config())
+    assert private.compile_arguments(keras.Sequential()) == {}
+
+
+@checks(private.function_arguments)
+def function_arguments():
+    assert private.function_arguments(keras.losses.Huber(delta=0.5))["delta"] == 0.5
+    assert private.function_arguments(keras.metrics.CosineSimilarity(axis=0))["axis"] == 0
+    assert private.function_arguments(keras.metrics.AUC()) == {}
 
 
 # -- training/fast/ ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from finetune.models.heads import HEAD, add_head
 from finetune.models.hub_models import make_hub_model
 from finetune.models.preset_images import converter_sentence
 from finetune.models.presets import make_preset
-from finetune.models.weight_memory import weights_in_memory
+from finetune.models.weight_memory import limited_to_memory
 from finetune.pretrained.restore import restore
 from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import placed, resolve_path, resolve_place
@@ -29,7 +29,7 @@ from finetune.training.try_examples import explained
 
 
 @located_at("model")
-@weights_in_memory()
+@limited_to_memory()
 def build_network(recipe: Recipe, *, waits: bool = False) -> keras.Model:
     """Builds or loads the network of a recipe, without the head that the recipe may add.
 
@@ -92,13 +92,13 @@ def build_for(recipe: Recipe, network: keras.Model, examples: Examples) -> None:
     shapes = keras.tree.map_structure(lambda part: f"{tuple(part.shape[1:])} of {part.dtype.name}", x)
     advice = f"A row of the data is {shapes}. Change the data or the model."
     is_taken = explained(DataError, "A network takes the rows of the data.", advice)
-    with placed(recipe, "model", "builder"), is_taken, weights_in_memory():
+    with placed(recipe, "model", "builder"), is_taken, limited_to_memory():
         network(rows)
         check_model(network, str(recipe.model.builder))
 
 
 @located_at("model", "head")
-@weights_in_memory()
+@limited_to_memory()
 def with_head(recipe: Recipe, network: keras.Model, examples: Examples | None = None) -> keras.Model:
     """Adds a head to the network where the recipe has `model.head`.
 

@@ -1,13 +1,16 @@
 """The command itself, the options that several commands share, and what every command begins with."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finetune import __version__
+from finetune.errors import FinetuneError, RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,6 +74,26 @@ def make_console(*, stderr: bool = False) -> "Console":
 
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 160
     return plain_console(stderr=stderr, width=width)
+
+
+@contextmanager
+def naming_options(**options: str) -> Iterator[None]:
+    """Names, in a refusal, the options that the user typed: `--steps` where the function below says `steps`.
+
+    A message with the place of a key in a recipe is about that key and stays as it is.
+
+    Args:
+        options: The option of each argument of the function, without its dashes.
+    """
+    try:
+        yield
+    except FinetuneError as error:
+        if isinstance(error, RecipeError) or error.exit_code != 2:
+            raise
+        names = "|".join(options)
+        text = re.sub(rf"`({names})`", lambda match: f"`--{options[match[1]]}`", str(error))
+        text = re.sub(rf"\b({names})=", lambda match: f"--{options[match[1]]} ", text)
+        raise type(error)(text) from error
 
 
 def start_command(

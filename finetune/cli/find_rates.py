@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
+from finetune.cli.application import (
+    AllowCode,
+    Overrides,
+    RecipePath,
+    app,
+    examples,
+    make_console,
+    naming_options,
+    start_command,
+)
 
 
 @app.command(
@@ -50,16 +59,17 @@ def lr_range(
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = make_console()
-    result = measure(
-        recipe,
-        settings,
-        out=out,
-        overwrite=overwrite,
-        write=write,
-        overrides=overrides,
-        allow_code=allow_code,
-        console=console,
-    )
+    with naming_options(**{field: field for field in Range.__dataclass_fields__}):
+        result = measure(
+            recipe,
+            settings,
+            out=out,
+            overwrite=overwrite,
+            write=write,
+            overrides=overrides,
+            allow_code=allow_code,
+            console=console,
+        )
     if not result.learning_rates:
         raise typer.Exit(1)
 
@@ -90,16 +100,17 @@ def suggest(
     from finetune.commands.suggest import suggest_groups
 
     console = make_console(stderr=out is None)  # then the block alone is on standard output, to be piped
-    suggested = suggest_groups(
-        recipe,
-        by=by,
-        peak=peak,
-        num_batches=batches,
-        out=out,
-        overwrite=overwrite,
-        overrides=overrides,
-        allow_code=allow_code,
-        console=console,
-    )
+    with naming_options(by="by", peak="peak", num_batches="batches"):
+        suggested = suggest_groups(
+            recipe,
+            by=by,
+            peak=peak,
+            num_batches=batches,
+            out=out,
+            overwrite=overwrite,
+            overrides=overrides,
+            allow_code=allow_code,
+            console=console,
+        )
     if out is None:
         print(suggested.block)

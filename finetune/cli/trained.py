@@ -87,7 +87,10 @@ def predict(
         ),
     ] = None,
     on_error: Annotated[str, typer.Option(help="`stop` at a row that cannot be read, or `skip` it.")] = "stop",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows that the model takes at once.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows that the model takes at once.", show_default="32 files, or 512 rows of a table"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
     allow_code: AllowCode = [],  # noqa: B006 - typer reads the default
 ) -> None:

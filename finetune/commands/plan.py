@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from finetune.available_memory import available_memory
 from finetune.build.data import precision
 from finetune.build.layout import Layout, build_layout
 from finetune.data.examples import summary
@@ -13,7 +14,7 @@ from finetune.recipe.loader import load_recipe
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import free_bytes
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
-from finetune.training.saving import disk_need
+from finetune.training.saving import disk_need, memory_advice
 
 
 def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()) -> Layout:
@@ -73,5 +74,6 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
     needed, _ = disk_need(layout.model, length.epochs)
     free = free_bytes(out or Path("runs"))
     console.print(f"disk: a run takes up to {size_text(needed)}; {size_text(free)} are free", markup=False)
-    for advice in layout.plan.advice:
+    memory = memory_advice(layout.model, available=available_memory())
+    for advice in (*layout.plan.advice, *([memory] if memory else [])):
         console.print(f"advice: {advice}", markup=False)

@@ -14,7 +14,6 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from finetune.errors import DataError, FinetuneError, quote
 from finetune.inference.answers import flat
 from finetune.inference.fine_tuned import Prediction, load
-from finetune.inference.raw_rows import ROWS
 from finetune.inference.record import FORMATS
 from finetune.results.run_folder import replacing
 
@@ -28,7 +27,7 @@ def predict(
     top: int = 3,
     threshold: float | None = None,
     on_error: str = "stop",
-    batch_size: int = ROWS,
+    batch_size: int | None = None,
     allow_code: Sequence[str] = (),
     console: Console | None = None,
     streams: tuple[TextIO, TextIO] | None = None,
@@ -43,7 +42,7 @@ def predict(
         top: How many classes are listed, >= 1.
         threshold: Probability from which a row has a label; by default what the run chose, or 0.5.
         on_error: `stop` at a row that cannot be read, or `skip` it, with a line that says why.
-        batch_size: Rows that the model takes at once, >= 1.
+        batch_size: Rows that the model takes at once, >= 1; by default what `FineTuned.read` says.
         allow_code: Code in the model that may run, as `load` takes it.
         console: Where to print the progress; `None` prints nothing.
         streams: What standard input and output are; by default those of the process.

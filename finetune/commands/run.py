@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,10 @@ import keras
 from rich.console import Console
 
 from finetune.build.data import build_rows, precision
+from finetune.build.kept_files import keep_files
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
+from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
@@ -28,6 +31,7 @@ from finetune.interruption import Stopped, stoppable
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
+from finetune.results.formatting import size_text
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -39,8 +43,10 @@ from finetune.results.run_folder import (
 )
 from finetune.results.run_log import RunLog
 from finetune.results.tables import class_results_table, plan_text
+from finetune.training.averaged_weights import CollectWeights, greedy_average, said_of
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
@@ -49,6 +55,7 @@ from finetune.training.evaluation_before import rows_before
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.keep_best import KeepBest
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
@@ -56,6 +63,7 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
+from finetune.training.time_limit import TimeLimit
 from finetune.training.try_examples import explained
 
 _CLASSES_SHOWN = 12
@@ -76,6 +84,7 @@ class RunResult:
         frozen_unchanged: Whether every frozen tensor is bit-identical to before.
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
+        left_out: What of the loss and the metrics plain Keras does not have, and so `model.keras` either, as sentences.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
@@ -84,6 +93,9 @@ class RunResult:
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
         phases: A record for each phase; empty where the recipe has no phases.
+        kept: Metric, value and place of the best weights, which the model has; `None` if it has those of the end.
+        averaged: What of the weights was averaged, and what it is worth; `None` without `train.average`.
+        extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
         model: The fine-tuned model.
     """
 
@@ -96,12 +108,16 @@ class RunResult:
     frozen_unchanged: bool
     frozen_tensors: int
     not_opened: str
+    left_out: tuple[str, ...]
     keras_loop: str
     warnings: tuple[str, ...]
     skipped_steps: int | None
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
+    extended_from: tuple[dict[str, Any], ...] = field(repr=False)
+    kept: dict[str, Any] | None
+    averaged: dict[str, Any] | None
     model: keras.Model = field(repr=False)
 
 
@@ -162,9 +178,9 @@ def _run(
         check_run_folder(out, overwrite=overwrite, resume=resume)
         written, settings = dump_recipe(loaded, absolute_paths=True), loaded.train
         of_run = out is not None and Path(recipe).resolve() == (out / "recipe.yaml").resolve()
-        former = find_former_run(out, None if of_run else loaded) if resume and out else None
-        if former:  # as it was written there: rates that were measured are in it
-            loaded, written = load_recipe(former.recipe, allow_code=allow_code), former.document["recipe"]
+        former = find_former_run(out, loaded, of_run=of_run) if resume and out else None
+        if former:
+            loaded, written, settings = former.recipe, former.written, former.recipe.train
             clock.seconds, recalibrate = dict(former.document["seconds"]), former.document["recalibrate"]
             _announce(former, console)
     with precision(loaded):
@@ -200,9 +216,18 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        plan = plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch)
         if former and out:
-            check_same_start(out, former.document["checksums_before"], checksums_before)
-            check_same_data(out, former.document["data"], _described(layout))
+            before = former.document["checksums_before"]
+            same = [*before] if not former.changes else [name for name in before if name in checksums_before]
+            check_same_start(out, {name: before[name] for name in same}, checksums_before)
+            if not any(re.match(r"data\b|train\.(loss|validation)", change.key) for change in former.changes):
+                check_same_data(out, former.document["data"], _described(layout))
+            if former.changes:
+                fit_in(former.checkpoint, plan, former.changes)
+                layout.model.optimizer.build(layout.model.trainable_variables)
+                former.checkpoint.restore(layout.model)
+                checksums_before = proof.begin(frozen) | {name: before[name] for name in same}
         opened_folder = open_run_folder(
             out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
@@ -210,14 +235,23 @@ def _run(
         log.open(folder / "run.log", append=former is not None)
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
-        if not former:
+        if former and former.changes:
+            kept = keep_former(folder) if former.is_finished else ""
+            report_carried(folder, former.checkpoint.carried or (), former.changes, kept, console)
+        if not former or former.changes:
             _write_plan(folder, layout, console)
+            (folder / "result.json").unlink(missing_ok=True)  # last: until here the run is as it was
             if range_test:
                 write_range_test(range_test, folder / "plots")
+        resolved = dump_recipe(layout.recipe, absolute_paths=True)
         checkpoint = former.checkpoint if former else Checkpoint(folder / "checkpoints")
         checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
         checkpoint.more = lambda: {
             "recipe": written,
+            "resolved": resolved,
+            "epochs": layout.length.epochs,
+            "plan_of_phases": plan,
+            "extensions": [extension.model_dump() for extension in layout.recipe.train.extensions],
             "recalibrate": recalibrate,
             "data": _described(layout),
             "metrics_before": metrics_before,
@@ -226,6 +260,9 @@ def _run(
         }
         wait, answer, on_groups = DataWait(), loaded.train.non_finite, list[str]()
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
+        keep_best, collect, time_limit = _keep_best(settings), _collect(settings), None
+        if settings.time_limit_seconds:
+            time_limit = TimeLimit(settings.time_limit_seconds, layout.length.steps)
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -241,7 +278,16 @@ def _run(
                 checkpoint=checkpoint,
                 non_finite=non_finite,
                 advice=on_groups,
+                keepers=[keeper for keeper in (keep_best, collect) if keeper],
+                time_limit=time_limit,
             )
+        averaged = None
+        if keep_best and (kept_best := keep_best.restore(layout.model)):
+            console.print(kept_best, highlight=False, markup=False)
+        if collect and collect.kept:
+            with clock("average"):
+                averaged = _average(layout, collect)
+            console.print(said_of(averaged), highlight=False, markup=False)
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
@@ -255,7 +301,7 @@ def _run(
             # The loss of a training step is that before its update, so the last update shows only here.
             check_finite(metrics["loss"], "on the test examples after training", folder)
         with clock("save"):
-            _save(layout.model, folder, weights)
+            left_out = _save(layout.model, folder, weights)
             opened = open_again(folder / "model.keras")
         with clock("plot"):
             draw_curves(folder, records)
@@ -264,9 +310,12 @@ def _run(
             not_opened = opened()
         diverged = divergence(metrics_before.get("loss", nan), metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, diverged, *on_groups)))
+        cut_off = time_limit.summary() if time_limit else ""
+        warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off, *on_groups)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
+        for sentence in left_out:
+            console.print(f"model.keras: {sentence}", markup=False, highlight=False)
 
     result = RunResult(
         folder=folder,
@@ -278,6 +327,7 @@ def _run(
         frozen_unchanged=proof.holds,
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
+        left_out=left_out,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=non_finite.skipped if non_finite else None,
@@ -285,10 +335,12 @@ def _run(
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
+        extended_from=former_ends(folder),
+        kept=keep_best.to_json() if keep_best else None,
+        averaged=averaged,
     )
     _write_result(result)
-    if not settings.keep_checkpoints:
-        checkpoint.remove()
+    _keep_checkpoints(checkpoint, settings, layout.model, weights, console)
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
@@ -316,6 +368,35 @@ def _rows_before(layout: Layout) -> Split:
     settings = layout.recipe.train
     trained = layout.length.steps * settings.batch_size
     return rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
+
+
+def _keep_best(settings: Any) -> KeepBest | None:
+    if settings.keep == "last":
+        return None
+    until = settings.until
+    return KeepBest(until.monitor, until.min_delta, until.mode) if until else KeepBest("val_loss")
+
+
+def _collect(settings: Any) -> CollectWeights | None:
+    average, until = settings.average, settings.until
+    if average is None:
+        return None
+    monitor, mode = "val_loss", "auto"
+    if until is not None and until.monitor.startswith("val_"):
+        monitor, mode = until.monitor, until.mode
+    return CollectWeights(average.best or average.last, monitor, mode, newest=average.last is not None)
+
+
+def _average(layout: Layout, collect: CollectWeights) -> dict[str, Any]:
+    validation, model = layout.examples.validation, layout.model
+    assert validation is not None  # as the recipe was checked
+    name, rows = collect.monitor.removeprefix("val_"), build_rows(layout.recipe, layout.examples)
+    return greedy_average(
+        model,
+        collect,
+        lambda: float(model.evaluate(validation.batches(EVALUATED_ROWS), verbose=0, return_dict=True)[name]),
+        lambda: recalibrate_statistics(model, layout.groups, rows),
+    )
 
 
 def _evaluate(layout: Layout, rows: Split | None = None) -> dict[str, float]:
@@ -346,12 +427,12 @@ def print_class_results(classes: Mapping[str, Any], output: str, console: Consol
         )
 
 
-def _save(model: keras.Model, folder: Path, weights: LastWeights) -> None:
+def _save(model: keras.Model, folder: Path, weights: LastWeights) -> tuple[str, ...]:
     advice = f"{weights.keep()} Correct the `get_config` of the model or layer to save the whole model."
     rule = "A trained model is saved whole, so that plain Keras can load it."
     try:
         with explained(TrainingError, rule, advice):
-            save_model(model, folder / "model.keras")
+            return save_model(model, folder / "model.keras")
     except (WriteError, MachineError) as error:
         raise type(error)(f"{error} {weights.keep()}") from error
 
@@ -386,6 +467,7 @@ def _write_plan(folder: Path, layout: Layout, console: Console) -> None:
         console.print(warning_of_leaks(leaked, layout.examples), highlight=False, markup=False)
     plan = layout.plan.to_json()
     write_text(folder / "recipe.yaml", dump_recipe(layout.recipe, absolute_paths=True))
+    keep_files(layout.recipe, folder)
     write_text(folder / "plan.txt", plan_text(plan))
     write_json(folder / "plan.json", plan)
     write_json(folder / "restore.json", layout.restored.to_json() if layout.restored else None)
@@ -399,11 +481,31 @@ def _write_result(result: RunResult) -> None:
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
-    problem |= {"warnings": list(result.warnings)} if result.warnings else {}
+    problem |= {name: of for name in ("kept", "averaged") if (of := getattr(result, name))}
+    lists = ("extended_from", "warnings", "left_out")
+    problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
         {**{name: getattr(result, name) for name in names}, **part, **waited, **skipped, **problem, **phases},
     )
+
+
+def _keep_checkpoints(
+    checkpoint: Checkpoint, settings: Any, model: keras.Model, weights: LastWeights, console: Console
+) -> None:
+    """Removes the checkpoints of a run that is over but for those that are to stay, and says how large these are."""
+    # With averaged weights the last but one has those from which a longer training goes on.
+    kept = {True: 2, False: 0, "last": 2 if settings.use_ema else 1}[settings.keep_checkpoints]
+    checkpoint.remove(keep=kept)
+    size = sum(path.stat().st_size for path in checkpoint_files(checkpoint.folder))
+    if size:
+        weights.drop_optimizer(model)  # its state is in the checkpoint
+        console.print(
+            f"kept to train for longer: {size_text(size)} in {checkpoint.folder} (`train.keep_checkpoints: false` "
+            "removes it)",
+            highlight=False,
+            markup=False,
+        )
 
 
 class _Clock:

@@ -107,7 +107,7 @@ def _check(
     if by not in (None, "layer", "block") or not 0 < (peak or 1.0) < float("inf") or num_batches < 1:
         raise FinetuneError(
             "Relative gradient norms are measured `by` layer or block over at least 1 batch, for a `peak` rate above "
-            f"0. Received by={by!r}, peak={peak}, {num_batches} batches."
+            f"0. Received by={by!r}, peak={peak}, num_batches={num_batches}."
         )
     if out is None:
         return

@@ -7,13 +7,10 @@ data beside the arrays.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from finetune.data.table_files import Column, cell_number
 from finetune.errors import DataError, quote
-
-_to_array: Any = keras.ops.convert_to_numpy
 
 VECTOR_KINDS = ("number", "category")
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
@@ -131,12 +128,16 @@ def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarr
         texts: The category of each row; empty where it is missing. Where it is not among the categories, the number
             that it stands for is looked for: `1.0` is `1` in a column of numbers.
         categories: All categories in their order. The first place is that of any other.
+
+    Returns:
+        What `keras.layers.StringLookup(vocabulary=categories, output_mode="one_hot")` gives.
     """
-    # The empty text is a missing value; the layer would take it for padding.
-    layer = keras.layers.StringLookup(vocabulary=[f"={each}" for each in categories], output_mode="one_hot")
-    known = set(categories)
-    same = [f"={text if text in known or not _is_number(text) else cell_number(float(text))}" for text in texts]
-    return _to_array(layer(np.array(same, dtype=object)[:, np.newaxis])).reshape(len(texts), -1)
+    places = {category: place for place, category in enumerate(categories, start=1)}
+    encoded = np.zeros((len(texts), len(places) + 1), np.float32)
+    for row, text in enumerate(texts):
+        same = text if text in places or not _is_number(text) else cell_number(float(text))
+        encoded[row, places.get(same, 0)] = 1
+    return encoded
 
 
 def _is_number(text: str) -> bool:

@@ -127,12 +127,18 @@ def _image(data: Any, decoder: Any, size: tuple[int, int], channels: int, resize
 
     low, high = value_range
     image: Any = tf.switch_case(decoder, [decode(each) for each in (_PILLOW, *_REDUCTIONS)])
-    image = _resized(tf.ensure_shape(image, (None, None, channels)), size, resize)
+    image = resized(tf.ensure_shape(image, (None, None, channels)), size, resize)
     return image if (low, high) == (0, 255) else low + image * ((high - low) / 255.0)
 
 
-def _resized(image: Any, size: tuple[int, int], resize: str) -> Any:
-    """Returns an image of the size, float32. An image that has the size already keeps its values."""
+def resized(image: Any, size: tuple[int, int], resize: str) -> Any:
+    """Returns an image of the size, float32. An image that has the size already keeps its values.
+
+    Args:
+        image: Shape `(height, width, channels)`, of any numbers.
+        size: Height and width in pixels.
+        resize: `pad`, `crop` or `stretch`, as for `image_rows`.
+    """
     shape: Any = tf.cast(tf.shape(image)[:2], tf.float32)
     ratios: Any = tf.constant(size, tf.float32) / shape
     if resize == "stretch":

@@ -17,7 +17,7 @@ import numpy as np
 from finetune.errors import DataError, FinetuneError, reason
 from finetune.inference.answers import Answer, answers
 from finetune.inference.prepared_inputs import Prepare, prepares
-from finetune.inference.raw_rows import ROWS, RawRows, raw_rows_of, read_raw_rows
+from finetune.inference.raw_rows import ROWS, TABLE_ROWS, RawRows, raw_rows_of, read_raw_rows
 from finetune.inference.record import RunRecord, open_record
 from finetune.keras_private import fresh_names
 from finetune.machine_failures import raise_machine_failure
@@ -28,6 +28,7 @@ from finetune.recipe.code_consent import names_graph
 if TYPE_CHECKING:
     from finetune.inference.evaluation import Evaluation
 
+_SMALL = ("features", "tokens", "string")  # kinds of inputs
 _AHEAD = 4  # chunks that are prepared while the model runs
 
 
@@ -67,6 +68,10 @@ class FineTuned:
         return self._prepare
 
     @property
+    def _chunk(self) -> int:
+        return TABLE_ROWS if all(each.kind in _SMALL for each in self.record.inputs) else ROWS
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes or labels of the first output by their numbers; empty where it gives numbers."""
         first = self.record.outputs[0]
@@ -85,7 +90,7 @@ class FineTuned:
         Raises:
             DataError: Rows do not fit the model; says where they are.
         """
-        chunks = raw_rows_of(rows, read=self.read)
+        chunks = raw_rows_of(rows, size=self._chunk, read=self.read)
         return [each.answer for each in self.predictions(chunks, top=top, threshold=threshold)]
 
     def evaluate(
@@ -111,14 +116,17 @@ class FineTuned:
 
         return evaluate_on(self, data, split=split, metrics=metrics, allow_code=allow_code)
 
-    def read(self, inputs: Sequence[str | Path], *, size: int = ROWS, lines: TextIO | None = None) -> Iterator[RawRows]:
+    def read(
+        self, inputs: Sequence[str | Path], *, size: int | None = None, lines: TextIO | None = None
+    ) -> Iterator[RawRows]:
         """Reads raw rows.
 
         Args:
             inputs: Files, folders, or `-`.
-            size: Rows of a chunk at most, >= 1.
+            size: Rows of a chunk at most, >= 1; by default 32 images, sounds or arrays, or 512 other rows.
             lines: What `-` reads.
         """
+        size = size or self._chunk
         return read_raw_rows(inputs, size=size, quotes=self.record.quotes, lines=lines)
 
     def predictions(

@@ -234,7 +234,7 @@ def encoder_of(record: RunRecord, each: InputRecord) -> tuple[Encode, int, int]:
     if spec.get("file"):
         file = open_tokenizer(record.kept_file(spec["file"]), pad_token=spec.get("pad_token"))
         return encoding(file, about["length"], len(each.columns)), about["length"], about["pad_id"]
-    preset = preset_text(str(about["tokenizer"]), about["length"], len(each.columns))
+    preset = preset_text(record.kept_preset(str(about["tokenizer"])), about["length"], len(each.columns))
     return preset.encode, preset.length, preset.pad_id
 
 

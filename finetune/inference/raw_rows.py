@@ -22,7 +22,8 @@ from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
 from finetune.inference.record import check_exist
 
-ROWS = 32  # in a chunk, unless the caller asks for more
+ROWS = 32  # in a chunk of images, sounds or arrays
+TABLE_ROWS = 512  # in a chunk of numbers, categories and texts, which are small
 ARRAYS = (".npz", ".npy")
 
 
@@ -214,7 +215,7 @@ def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield some
 
 
-def raw_rows_of(values: Any, *, size: int = ROWS, read: Callable[..., Iterator[RawRows]]) -> Iterator[RawRows]:
+def raw_rows_of(values: Any, *, size: int = TABLE_ROWS, read: Callable[..., Iterator[RawRows]]) -> Iterator[RawRows]:
     """Returns the rows of values in Python.
 
     Args:

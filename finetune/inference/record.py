@@ -15,10 +15,9 @@ import yaml
 
 from finetune.data.loss_families import family_of
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
-from finetune.results.run_folder import is_finished, is_run
+from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
 
 FORMATS = ("jsonl", "csv")  # of predictions
-DATA_FOLDER = "data"  # files that inputs are made with
 _FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
 
 
@@ -144,6 +143,11 @@ class RunRecord:
         """Returns where a file lies that an input is made with: in the run folder, or else where the recipe has it."""
         kept = self.folder / DATA_FOLDER / Path(path).name
         return kept if kept.is_file() else Path(path)
+
+    def kept_preset(self, preset: str) -> str:
+        """Returns the preset whose preprocessor makes token ids: what the run folder has of it, or else its name."""
+        kept = self.folder / DATA_FOLDER / PRESET_FOLDER
+        return str(kept) if kept.is_dir() else preset
 
 
 def check_prediction(

@@ -13,7 +13,7 @@ from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.files.hdf5_check import check_hdf5
 from finetune.files.size_limits import check_zip
 from finetune.machine_failures import raise_machine_failure
-from finetune.models.weight_memory import weights_of_file
+from finetune.models.weight_memory import limited_to_file
 
 
 def call_builder(builder: str, arguments: Mapping[str, Any]) -> Any:
@@ -90,7 +90,7 @@ def load_keras_file(path: Path, *, safe_mode: bool = True) -> keras.Model:
     _check_content(path)
     # `compile=False`: the recipe brings its own optimizer, and the saved one may need classes that are not installed.
     try:
-        with weights_of_file(path):
+        with limited_to_file(path):
             model: Any = keras.saving.load_model(path, compile=False, safe_mode=safe_mode)
     except FinetuneError:
         raise

@@ -14,7 +14,7 @@ from finetune.files.hdf5_check import check_hdf5
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.heads import inputs_of
 from finetune.models.preset_images import converted, image_converter
-from finetune.models.weight_memory import weights_of_file
+from finetune.models.weight_memory import limited_to_file
 
 _TEXT_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
 
@@ -49,10 +49,10 @@ def make_preset(
     for path in sorted(Path(preset).glob("*.h5")):  # of a local folder; KerasHub would open them at once
         check_hdf5(path)
     fixed = {"name": "task", "preprocessor": None} if whole_task else {"name": "backbone"}
-    is_folder = Path(preset).is_dir()
+    options = dict(arguments or {})
     try:
-        with weights_of_file(Path(preset)) if is_folder else nullcontext():
-            network = kind.from_preset(preset, **{**dict(arguments or {}), **fixed})
+        with limited_to_file(Path(preset)) if Path(preset).is_dir() else nullcontext():
+            network = kind.from_preset(preset, **{**options, **fixed})
     except FinetuneError:
         raise
     except Exception as error:  # KerasHub, Kaggle and Hugging Face raise classes of their own
@@ -63,7 +63,7 @@ def make_preset(
             "Check the name and the network, or download the preset elsewhere and give its folder."
         ) from error
     # After loading, since only then the class whose arguments count is known.
-    _check_arguments(type(network), dict(arguments or {}), preset)
+    _check_arguments(type(network), options, preset)
     return _with_few_inputs(network, lambda: _padding_id(keras_hub, preset), preset, pairs, size)
 
 

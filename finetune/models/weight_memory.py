@@ -20,7 +20,7 @@ from finetune.results.formatting import size_text
 
 
 @contextmanager
-def weights_of_file(path: Path) -> Iterator[None]:
+def limited_to_file(path: Path) -> Iterator[None]:
     """Checks that a network made in the block has no more weights than its file may hold.
 
     Args:
@@ -36,7 +36,7 @@ def weights_of_file(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def weights_in_memory() -> Iterator[None]:
+def limited_to_memory() -> Iterator[None]:
     """Checks that the weights of a network made in the block fit into the memory that is available at its begin.
 
     Raises:

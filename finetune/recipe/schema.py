@@ -77,6 +77,12 @@ class Recipe(Part):
                 if getattr(self.train, key) is not None:
                     rule = "is of a run without `phases`. Move it into the phases that it is meant for"
                     raise fault(rule, at=("train", key), about="key")
+            if self.train.extend != "stretch" or self.train.extensions:
+                key = "extend" if self.train.extend != "stretch" else "extensions"
+                rule = (
+                    "is of a run without `phases`. Remove it, and give the phases that come the rates they shall have"
+                )
+                raise fault(rule, at=("train", key), about="key")
             self._check_phases()
         self._check_orders()
         self._check_blending()

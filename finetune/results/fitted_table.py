@@ -18,7 +18,7 @@ _GAP = 2  # characters between two columns
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table.
 
     Attributes:
@@ -43,7 +43,7 @@ class FittedTable:
         rows: A cell for each column in each row.
     """
 
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, *cells: str) -> None:

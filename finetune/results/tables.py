@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.errors import printable, printable_lines
-from finetune.results.fitted_table import Column, FittedTable
+from finetune.results.fitted_table import FittedTable, TableColumn
 from finetune.results.formatting import shape_text
 
 Plan = Mapping[str, Any]
@@ -25,11 +25,15 @@ def group_table(plan: Plan) -> FittedTable:
     phases = plan.get("phases") or ()
     table = FittedTable(
         (
-            *(Column("group", names=True), Column("layers", names=True, leaves=1), Column("parameters", right=True)),
-            *(Column("optimizer"), Column("peak rate", right=True)),
-            *([Column("in phase", right=True)] if phases else []),
-            *(Column("learning rate", leaves=2), Column("decay", right=True, leaves=5)),
-            *(Column("BatchNorm", leaves=4), Column("restored", right=True, leaves=3)),
+            *(
+                TableColumn("group", names=True),
+                TableColumn("layers", names=True, leaves=1),
+                TableColumn("parameters", right=True),
+            ),
+            *(TableColumn("optimizer"), TableColumn("peak rate", right=True)),
+            *([TableColumn("in phase", right=True)] if phases else []),
+            *(TableColumn("learning rate", leaves=2), TableColumn("decay", right=True, leaves=5)),
+            *(TableColumn("BatchNorm", leaves=4), TableColumn("restored", right=True, leaves=3)),
         )
     )
     for name in plan["groups"]:
@@ -69,9 +73,14 @@ def weight_table(plan: Plan) -> FittedTable:
     """A row for each weight."""
     table = FittedTable(
         (
-            *(Column("weight", names=True), Column("group", names=True), Column("shape"), Column("optimizer")),
-            *(Column("learning rate", leaves=3), Column("decay", right=True, leaves=4)),
-            *(Column("BatchNorm", leaves=2), Column("restored from", names=True, leaves=1)),
+            *(
+                TableColumn("weight", names=True),
+                TableColumn("group", names=True),
+                TableColumn("shape"),
+                TableColumn("optimizer"),
+            ),
+            *(TableColumn("learning rate", leaves=3), TableColumn("decay", right=True, leaves=4)),
+            *(TableColumn("BatchNorm", leaves=2), TableColumn("restored from", names=True, leaves=1)),
         )
     )
     for row in plan["weights"]:
@@ -94,9 +103,13 @@ def phase_table(plan: Plan) -> FittedTable:
     """A row for each phase: what is trained, for how long, at which rates. Many groups are summed up."""
     table = FittedTable(
         (
-            *(Column("phase", right=True), Column("trains", names=True), Column("parameters", right=True)),
-            *(Column("epochs", right=True), Column("steps", right=True), Column("peak rate")),
-            *(Column("learning rate", names=True, leaves=1), Column("BatchNorm", names=True, leaves=2)),
+            *(
+                TableColumn("phase", right=True),
+                TableColumn("trains", names=True),
+                TableColumn("parameters", right=True),
+            ),
+            *(TableColumn("epochs", right=True), TableColumn("steps", right=True), TableColumn("peak rate")),
+            *(TableColumn("learning rate", names=True, leaves=1), TableColumn("BatchNorm", names=True, leaves=2)),
         )
     )
     for number, phase in enumerate(plan["phases"], start=1):

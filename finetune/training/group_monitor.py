@@ -89,6 +89,7 @@ class GroupMonitor(keras.callbacks.Callback):
         of_groups = [f"{quantity}/{group.name}" for quantity in QUANTITIES for group in self.groups]
         self.columns = (*_COUNTS, "loss", *of_groups)
         self.table = np.empty((0, len(self.columns)))
+        self._columns_of_table = list(self.columns)
         self.said: list[str] = []
         self.advice: dict[str, str] = {}
         # In a frozen group only normalization layers may be trained, whose weights are vectors.
@@ -109,6 +110,7 @@ class GroupMonitor(keras.callbacks.Callback):
 
     def rows_since(self, start: int) -> list[dict[str, Any]]:
         """Returns the rows from a number on, counted from 0."""
+        self._align()
         return [
             {
                 name: None if math.isnan(value) else int(value) if name in _COUNTS else float(f"{value:.6g}")
@@ -168,6 +170,14 @@ class GroupMonitor(keras.callbacks.Callback):
     def _model_of_fit(self) -> Any:
         return self.model  # annotated as optional by Keras; while training runs it is there
 
+    def _align(self) -> None:
+        """Gives a table that a checkpoint has brought the columns of these groups, which may be others."""
+        if self._columns_of_table != list(self.columns):
+            places = {name: place for place, name in enumerate(self._columns_of_table)}
+            empty = np.full(len(self.table), math.nan)
+            columns = [self.table[:, places[name]] if name in places else empty for name in self.columns]
+            self.table, self._columns_of_table = np.stack(columns, axis=1), list(self.columns)
+
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
             self.said.append(sentence)
@@ -195,6 +205,7 @@ class GroupMonitor(keras.callbacks.Callback):
             **{f"{key}/{group}": value for key in QUANTITIES for group, value in getattr(norms, key).items()},
         }
         row = [values.get(column, math.nan) for column in self.columns]
+        self._align()
         self.table = np.concatenate([self.table, [[value if math.isfinite(value) else math.nan for value in row]]])
         if why := self._measurers[self._model_of_fit.train_function].no_gradients:
             self._say(f"note: the norms of gradients are not measured: {why}")

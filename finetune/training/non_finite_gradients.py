@@ -4,8 +4,8 @@ The decision is made within the step, by `finetune.optimizers.finite_gradients`;
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, NoReturn
 
 import keras
@@ -100,6 +100,7 @@ class NonFiniteGradients(keras.callbacks.Callback):
         self.stopped_at: FirstLeftOut | None = None
         self.first: FirstLeftOut | None = None
         self._record = Record()
+        self._before = 0  # steps made before the present epoch
         self._epochs: list[tuple[int, int]] = []  # each epoch, from 1, with the steps in the record before it
 
     # -- Putting the guard into the optimizer --------------------------------------------------------------------------
@@ -147,6 +148,24 @@ class NonFiniteGradients(keras.callbacks.Callback):
             return ""
         count = f"{self.skipped:,} of {self._record.steps:,} steps were" if self.skipped > 1 else "a step was"
         return f"{count} left out, since gradients were not finite; the first in {self.first}"
+
+    # -- Going on in another process -----------------------------------------------------------------------------------
+
+    def state_to_resume(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps, so that the counts go on in the process that goes on with the training."""
+        record = self.guard.record if self.guard else self._record
+        if record.first and not self.first:
+            self.first = self._place(record)  # the next process may number the variables otherwise
+        first = astuple(self.first) if self.first else None
+        return {"record": astuple(record), "first": first, "epochs": self._epochs, "made_before": self._before}
+
+    def resume_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_to_resume` has returned."""
+        self._record, self._epochs, self._before = Record(*state["record"]), state["epochs"], state["made_before"]
+        self.first = FirstLeftOut(*state["first"]) if state["first"] else None
+        self.skipped = self._record.left_out
+        if self.guard:
+            self.guard.record = self._record
 
     # -- Reading what happened -----------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from finetune.data.batches import steps_per_epoch
 from finetune.data.examples import SPLITS, Examples, Split
 from finetune.errors import FinetuneError, TrainingError, reason
 from finetune.groups.selectors import LayerGroup
+from finetune.machine_failures import raise_machine_failure
 from finetune.training.fit import FitOptions, train
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.records import PhaseRecord
@@ -79,6 +80,9 @@ def rehearse(
         examples: The examples of the run.
         options: How the run fits.
         finish: What the run does at its end with its folder, such as drawing plots.
+
+    Raises:
+        MachineError: Memory, room on the disk, open files or processes run out.
     """
     steps = min(options.steps_per_epoch, _steps_worth_measuring(model, examples, options.batch_size))
     few = _few_rows(examples, steps * options.batch_size, whole=steps == options.steps_per_epoch)
@@ -98,6 +102,7 @@ def rehearse(
             finish(folder, records)
             seconds[2] = time.perf_counter() - begun
         except Exception as error:  # training runs code of the user's model, which may raise anything
+            raise_machine_failure(error, "Training on a few rows")
             problem = _without_places(error, temporary)
     return Rehearsal(few, steps, clock.phases, records, *seconds, peak_bytes=peak_memory(), problem=problem)
 

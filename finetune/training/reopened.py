@@ -24,7 +24,7 @@ _OPEN = """
 import sys
 import keras
 try:
-    keras.models.load_model(sys.argv[1], compile=False)
+    keras.models.load_model(sys.argv[1])
 except Exception as error:
     print("FAILED", type(error).__name__, str(error).strip())
 else:
@@ -76,7 +76,7 @@ def open_again(path: Path) -> Callable[[], str]:
 def _opened_here(path: Path) -> str:
     try:
         with fresh_names():
-            keras.models.load_model(path, compile=False)
+            keras.models.load_model(path)
     except Exception as error:
         return _sentence(path, f"{type(error).__name__} {reason(error)}", [])
     return ""

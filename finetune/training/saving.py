@@ -7,7 +7,7 @@ saving needs the memory of the file's size beside the model, and of twice that f
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,44 @@ import keras
 import tensorflow as tf
 
 from finetune.keras_private import save_model_to, weights_in_memory
+from finetune.results.formatting import size_text
 from finetune.results.run_folder import replacing
+from finetune.training.plain_compile import compiled_plainly, plain_compile
 
 
-def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes the weights of a model, and its optimizer's state, to a `.weights.h5` file, whole or not at all.
+def save_weights(model: keras.Model, path: Path, *, optimizer: bool = True) -> None:
+    """Writes the weights of a model to a `.weights.h5` file, whole or not at all.
+
+    Args:
+        model: The model.
+        path: The file.
+        optimizer: Whether the file also holds the optimizer's state.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    content = weights_in_memory(model)
+    with nullcontext() if optimizer else _without_optimizer(model):
+        content = weights_in_memory(model)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Writes a model without its optimizer to a `.keras` file, whole or not at all.
+def save_model(model: keras.Model, path: Path) -> tuple[str, ...]:
+    """Writes a model to a `.keras` file, whole or not at all.
 
-    Plain Keras then loads it where finetune is not installed.
+    Plain Keras then loads it where finetune is not installed, compiled with its loss, its metrics and a plain
+    optimizer; see `finetune.training.plain_compile`.
+
+    Returns:
+        Sentences about what of the loss and the metrics plain Keras does not have.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    with replacing(path) as temporary, _without_optimizer(model), temporary.open("wb") as file:
+    plain = plain_compile(model)
+    with replacing(path) as temporary, compiled_plainly(model, plain), temporary.open("wb") as file:
         save_model_to(model, file)
+    return plain.sentences
 
 
 def save_elsewhere(model: keras.Model, name: str) -> Path | None:
@@ -96,6 +110,23 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     # A new file is written while the former are still there: two of `last.weights.h5`, three to go on from. And
     # `model.keras` takes no more than the weights.
     return 5 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
+
+
+def memory_advice(model: keras.Model, *, available: int) -> str:
+    """Returns a sentence where saving needs more memory than there is; else nothing.
+
+    Args:
+        model: A compiled model.
+        available: The bytes of memory that are available.
+    """
+    _, needed = disk_need(model, 0)  # the file is made in memory
+    if needed <= available:
+        return ""
+    return (
+        f"saving takes {size_text(needed)} of memory beside the model, and {size_text(available)} are available, so a "
+        "run may end at its first checkpoint. Use a smaller model, an optimizer with fewer slots, or a machine with "
+        "more memory."
+    )
 
 
 def _nbytes(variable: Any) -> int:

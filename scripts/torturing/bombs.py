@@ -278,17 +278,15 @@ def _crc32c(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def checkpoint_index(folder: Path, shape: tuple[int, ...], size: int, name: str) -> Path:
-    """Writes a TensorFlow checkpoint of a single float32 tensor `w` whose index says what it likes."""
+def _field(number: int, value: bytes | int) -> bytes:
+    """A field of a record of protobuf: a number, or bytes."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value & 2**64 - 1)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
 
-    def field(number: int, value: bytes | int) -> bytes:
-        if isinstance(value, int):
-            return _varint(number << 3) + _varint(value & 2**64 - 1)
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
 
-    dims = b"".join(field(2, field(1, each)) for each in shape)
-    entry = field(1, 1) + field(2, dims) + field(5, size)  # dtype, shape, size; shard and offset are 0
-    header = field(1, 1) + field(3, field(1, 1))
+def _table(entries: list[tuple[bytes, bytes]]) -> bytes:
+    """A table of LevelDB with a single block of entries."""
 
     def block(entries: list[tuple[bytes, bytes]]) -> bytes:
         body = b"".join(_varint(0) + _varint(len(key)) + _varint(len(value)) + key + value for key, value in entries)
@@ -300,14 +298,38 @@ def checkpoint_index(folder: Path, shape: tuple[int, ...], size: int, name: str)
         body += struct.pack(f"<{len(restarts) or 1}I", *(restarts or [0])) + struct.pack("<I", len(restarts) or 1)
         return body + b"\0" + struct.pack("<I", _crc32c(body + b"\0"))
 
-    data, meta = block([(b"", header), (b"w", entry)]), block([])
+    data, meta = block(entries), block([])
     index = block([(b"x", _varint(0) + _varint(len(data) - 5))])
     handles = _varint(len(data)) + _varint(len(meta) - 5) + _varint(len(data) + len(meta)) + _varint(len(index) - 5)
-    footer = handles.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
+    return data + meta + index + handles.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+def checkpoint_index(folder: Path, shape: tuple[int, ...], size: int, name: str) -> Path:
+    """Writes a TensorFlow checkpoint of a single float32 tensor `w` whose index says what it likes."""
+    dims = b"".join(_field(2, _field(1, each)) for each in shape)
+    entry = _field(1, 1) + _field(2, dims) + _field(5, size)  # dtype, shape, size; shard and offset are 0
+    header = _field(1, 1) + _field(3, _field(1, 1))
     path = folder / f"{name}.index"
-    path.write_bytes(data + meta + index + footer)
+    path.write_bytes(_table([(b"", header), (b"w", entry)]))
     (folder / f"{name}.data-00000-of-00001").write_bytes(bytes(64))
     return path
+
+
+def single_file_checkpoint(folder: Path, shape: tuple[int, ...], count: int, name: str, *, dtype: int = 1) -> Path:
+    """Writes a checkpoint of TensorFlow's first format: a tensor `w` of some shape, and so many float32 values."""
+    dims = b"".join(_field(2, _field(1, each)) for each in shape)
+    whole = b"".join(_field(1, b"") for _ in shape)  # an empty extent for each axis
+    meta = _field(1, b"w") + _field(2, dims) + _field(3, dtype) + _field(4, whole)
+    values = _field(5, bytes(4 * count))
+    part = _field(1, b"w") + _field(2, whole) + _field(3, values)
+    key = b"\0w\0\1" + (bytes([1, len(shape)]) if shape else b"\0") + b"\x80\x7f" * len(shape)
+    path = folder / name
+    path.write_bytes(_table([(b"", _field(1, _field(1, meta))), (key, _field(2, part))]))
+    return path
+
+
+def checkpoint_of_tensorflow_1_that_declares_gigabytes(folder: Path) -> Path:
+    return single_file_checkpoint(folder, (GIGABYTES * 2**28,), 16, "first")
 
 
 def checkpoint_that_declares_gigabytes(folder: Path) -> Path:
@@ -630,6 +652,7 @@ BOMBS: dict[str, Callable[[Path], Path]] = {
         *(safetensors_with_offsets_out_of_range, safetensors_whose_shape_overflows),
         *(checkpoint_that_declares_gigabytes, checkpoint_that_declares_exabytes, checkpoint_with_a_negative_shape),
         *(checkpoint_whose_shape_overflows, checkpoint_beyond_its_file, shard_index_nested),
+        checkpoint_of_tensorflow_1_that_declares_gigabytes,
         *(png_of_a_gigapixel, png_just_below_the_limit_of_pillow, png_with_a_profile_of_gigabytes),
         *(gif_with_a_huge_screen, tiff_of_a_gigapixel),
         *(wav_that_declares_gigabytes, wav_with_a_format_of_gigabytes, wav_of_an_absurd_rate),

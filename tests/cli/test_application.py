@@ -3,6 +3,9 @@ import sys
 
 import pytest
 
+from finetune.cli.application import naming_options
+from finetune.errors import GroupError, RecipeError, TrainingError
+
 
 @pytest.mark.parametrize("arguments", [["check", "tiny.yaml"], ["run", "--help"]])
 def test_check_and_help_load_neither_tensorflow_nor_keras_nor_numpy(without_tensorflow, environment, recipe, arguments):
@@ -43,3 +46,21 @@ def test_the_exit_codes_are_in_the_help(finetune):
     said = " ".join(finetune("--help").stdout.split())
     assert "Exit codes: 0; 2 for bad input" in said
     assert "130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            GroupError("At least 2 `steps`. Received steps=1, `number`."),
+            "At least 2 `--steps`. Received --steps 1, `number`.",
+        ),
+        (GroupError("`num_batches` is 1 or more."), "`--batches` is 1 or more."),
+        (RecipeError("r.yaml:1:1: `steps` is wrong."), "r.yaml:1:1: `steps` is wrong."),
+        (TrainingError("After 3 `steps`."), "After 3 `steps`."),
+    ],
+)
+def test_a_refusal_names_the_option_that_was_typed(error, said):
+    with pytest.raises(type(error)) as caught, naming_options(steps="steps", num_batches="batches"):
+        raise error
+    assert str(caught.value) == said

@@ -27,7 +27,7 @@ def test_an_lr_range_test_that_refuses_exits_1_and_one_that_cannot_be_made_exits
     done = finetune("lr-range", recipe, "--start", "1e-12", "--end", "1e-10", "--steps", "40")
     assert (done.returncode, done.stderr) == (1, "")
     assert "no suggestion: The curve is flat" in done.stdout
-    assert "raises the rate from `start` > 0" in refused("lr-range", recipe, "--start", "-1")
+    assert "raises the rate from `--start` > 0" in refused("lr-range", recipe, "--start", "-1")
 
 
 @pytest.mark.slow

@@ -172,7 +172,7 @@ def test_one_group_of_a_strategy_cannot_be_written_and_too_few_steps_cannot_be_j
     for alone in (Range(group="head"), Range(each=True)):
         with pytest.raises(RecipeError, match=r"the rate of a single group cannot be written"):
             lr_range(recipe, alone, write=True, overrides=strategy)
-    with pytest.raises(FinetuneError, match=r"needs at least 2\d steps\. Received: 20\."):
+    with pytest.raises(FinetuneError, match=r"needs at least 2\d `steps`\. Received: 20\."):
         lr_range(recipe, Range(steps=20))
 
 

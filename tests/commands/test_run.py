@@ -66,7 +66,9 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
         *("data.json", "model.keras", "result.json", "plots", "run.log"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
-    assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
+    kept = names_in(result.folder / "checkpoints")
+    assert {name.split("-")[0] for name in kept} == {"last.weights.h5", "step"}
+    assert len(kept) == 2
     assert names_in(result.folder / "tensorboard") == {"train", "validation"}
 
 

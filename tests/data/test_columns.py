@@ -1,9 +1,10 @@
 """Columns: what becomes of numbers, categories and text, and that nothing is fitted to the test rows."""
 
+import keras
 import numpy as np
 import pytest
 
-from finetune.data.columns import feature_vectors
+from finetune.data.columns import category_places, feature_vectors
 from finetune.data.table_files import Column, Table
 from finetune.errors import DataError
 
@@ -69,3 +70,13 @@ def test_text_is_no_number_and_no_category_of_a_thousand_values():
     many = texts(*map(str, range(2000)), name="id")
     with pytest.raises(DataError, match=r"`id` has 2,000\. If it is text, name a `tokenizer`"):
         feature_vectors([many], {}, np.arange(2000))
+
+
+def test_places_of_categories_are_those_of_the_layer_of_keras():
+    categories = ["", "1", "2.0", "Ulm"]
+    texts = ["Ulm", "", "2.0", "1.0", "Rome", "1"]
+    layer = keras.layers.StringLookup(vocabulary=[f"={each}" for each in categories], output_mode="one_hot")
+    expected = layer(np.array([f"={each}" for each in texts], object)[:, np.newaxis])
+    made = category_places(texts, categories)
+    np.testing.assert_array_equal(made[[0, 1, 2, 4, 5]], np.asarray(expected)[[0, 1, 2, 4, 5]])
+    np.testing.assert_array_equal(made[3], made[5])  # the number that it stands for

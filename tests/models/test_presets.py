@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -117,3 +120,12 @@ def test_what_is_no_preset_is_one_short_error(bert, tmp_path):
         "A preset without a `head` is a local folder with a whole task, described by its `task.json`. "
         f"`{bert[0]}` has no `task.json`. Add a `head` to the recipe: it is put on the preset's backbone."
     )
+
+
+def test_a_small_preset_that_asks_for_a_huge_network_is_refused_before_memory_is_taken(bert, tmp_path):
+    shutil.copytree(bert[0], tmp_path / "huge")
+    config = json.loads((tmp_path / "huge" / "config.json").read_text())
+    config["config"]["vocabulary_size"] = 10**9
+    (tmp_path / "huge" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FinetuneError, match="may hold 104,857,600 bytes, so that a small file cannot fill the memory"):
+        make_preset(str(tmp_path / "huge"))

@@ -12,7 +12,7 @@ import pytest
 from finetune.errors import FinetuneError
 from finetune.models.builders import load_keras_file
 from finetune.models.heads import add_head
-from finetune.models.weight_memory import weights_in_memory, weights_of_file
+from finetune.models.weight_memory import limited_to_file, limited_to_memory
 
 
 def small(path):
@@ -63,14 +63,14 @@ def test_many_layers_count_together(tmp_path):
     path = tmp_path / "net.keras"
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(10, name="body")]).save(path)
     dense = [keras.layers.Dense(1_000, name=f"d{n}") for n in range(60)]
-    with pytest.raises(FinetuneError, match="holds 108,"), weights_of_file(path):
+    with pytest.raises(FinetuneError, match="holds 108,"), limited_to_file(path):
         keras.Sequential([keras.Input((1_000,)), *dense])  # each takes 4 MB
 
 
 @pytest.mark.parametrize("widths", [{"classes": 10**12}, {"classes": 3, "units": [10**9, 10**9]}])
 def test_a_head_that_no_memory_holds_is_refused_before_it_is_made(widths):
     backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
-    with pytest.raises(FinetuneError) as error, weights_in_memory():
+    with pytest.raises(FinetuneError) as error, limited_to_memory():
         add_head(backbone, **widths)
     units = 10**12 if "units" not in widths else 10**9
     assert "The weights of a network must fit into memory. With `" in str(error.value)
@@ -85,14 +85,14 @@ def test_what_a_function_in_the_block_raises_and_catches_does_not_hide_the_refus
         except Exception as error:
             raise ValueError("it did not work") from error
 
-    with pytest.raises(FinetuneError, match="must fit into memory"), weights_in_memory():
+    with pytest.raises(FinetuneError, match="must fit into memory"), limited_to_memory():
         build()
-    with pytest.raises(ValueError, match="other"), weights_in_memory():
+    with pytest.raises(ValueError, match="other"), limited_to_memory():
         raise ValueError("other")
 
 
 def test_a_network_that_fits_is_made_as_ever(tmp_path):
     path = small(tmp_path / "net.keras")
-    with weights_in_memory():
+    with limited_to_memory():
         model = load_keras_file(path)
     assert sum(prod(weight.shape) for weight in model.weights) == 4 * 3 + 3 + 3 * 2 + 2

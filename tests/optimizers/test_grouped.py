@@ -228,6 +228,26 @@ def test_a_group_may_clip_its_own_gradients():
     assert moved_by(optimizer, [a, b]) == [0.25, 0.5]
 
 
+def test_a_variable_that_its_gradient_replaces_as_the_scales_of_float8_is_replaced_as_in_keras():
+    def train(make):
+        scale, kernel = variable("scale"), variable("kernel")
+        scale.overwrite_with_gradient = True
+        optimizer = make(scale, kernel)
+        optimizer.build([scale, kernel])
+        for number in (5.0, 6.0, 7.0):
+            optimizer.apply([tf.fill((2, 2), number)] * 2, [scale, kernel])
+        return [scale.numpy(), kernel.numpy()]
+
+    settings = {"gradient_accumulation_steps": 2, "use_ema": True, "global_clipnorm": 1.0}
+    for options in ({}, settings):
+        expected = train(lambda scale, kernel, options=options: Adam(0.1, **options))
+        groups = lambda scale, kernel, options=options: GroupedOptimizer(  # noqa: E731
+            [(Adam(0.1), scale), (Adam(0.1), kernel)], **options
+        )
+        np.testing.assert_array_equal(train(groups), expected)
+        assert options or expected[0][0, 0] == 7.0
+
+
 def test_weight_decay_is_that_of_the_group_at_the_rate_of_the_group():
     a, b = variable("a"), variable("b")
     optimizer = GroupedOptimizer([(SGD(0.5, weight_decay=0.5), a), (SGD(0.25), b)])

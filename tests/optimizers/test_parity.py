@@ -472,6 +472,7 @@ def flat_model(**last):
 def fit(kind, make=flat_model, rule="adam", epochs=2, **compile_arguments):
     model = make()
     model.compile(equal_groups(kind, RULES[rule], model.trainable_variables), loss="mse", **compile_arguments)
+    model.optimizer.build(model.trainable_variables)  # otherwise Keras traces its step twice
     history = model.fit(X, Y, batch_size=4, epochs=epochs, shuffle=False, verbose=0)
     return [v.numpy() for v in model.variables], history.history["loss"]
 

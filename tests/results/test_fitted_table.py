@@ -2,7 +2,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from finetune.results.fitted_table import Column, FittedTable
+from finetune.results.fitted_table import FittedTable, TableColumn
 
 
 def text(table, width):
@@ -13,10 +13,10 @@ def text(table, width):
 
 def table(name="encoder", **more):
     columns = (
-        Column("name", names=True),
-        Column("rate", right=True),
-        Column("layers", names=True, leaves=1),
-        Column("decay", leaves=2),
+        TableColumn("name", names=True),
+        TableColumn("rate", right=True),
+        TableColumn("layers", names=True, leaves=1),
+        TableColumn("decay", leaves=2),
     )
     made = FittedTable(columns)
     made.add(name, "1.25e-06", "conv1, conv2, conv3", "0.01")
@@ -46,7 +46,7 @@ def test_numbers_are_never_broken_and_long_names_go_over_several_lines():
 
 
 def test_a_column_in_which_no_row_has_a_value_is_not_shown():
-    made = FittedTable((Column("name"), Column("decay", leaves=1)))
+    made = FittedTable((TableColumn("name"), TableColumn("decay", leaves=1)))
     made.add("stem", "")
     assert "decay" not in text(made, 200)
 

@@ -1,6 +1,8 @@
 """A bounded sample of what `scripts/fuzz.py` runs for hours: no input is answered by anything but a result or a reason."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ def test_an_internal_error_and_a_refusal_without_a_place_are_faults(pristine, tm
         monkeypatch.setattr(check, "check", lambda *args, error=error, **options: fails(error=error))
         record = fuzz.run_case(case)
         assert (record["outcome"], record["faults"]) == (outcome, fault)
+
+
+def test_an_option_is_a_place_if_it_was_typed_and_not_if_it_is_advised():
+    case = Case(["lr-range", "recipe.yaml", "--steps", "1"], "")
+    assert fuzz.has_place("A sweep needs at least 30 `--steps`. Received: 1.", case)
+    assert not fuzz.has_place("A sweep needs at least 30 `steps`. Received: 1. Add `--overwrite`.", case)
+    assert fuzz.has_place("Usage: finetune\n\nError: No such option: --x", case)
+    assert fuzz.has_place("--set train.epochs=0:1:1: `train.epochs` must be 1 or more.", case)
+
+
+def test_the_time_of_a_process_is_that_of_the_processor():
+    before = fuzz.processor_seconds(os.getpid())
+    time.sleep(0.3)
+    assert fuzz.processor_seconds(os.getpid()) - before < 0.2
+    assert fuzz.processor_seconds(2**22 + 1) == 0.0
 
 
 def test_a_session_goes_on_where_it_stopped_and_the_table_has_a_row_for_each_command(tmp_path):

@@ -152,6 +152,20 @@ def test_a_training_that_goes_on_has_the_rows_of_one_that_was_not_killed(rows, t
         np.testing.assert_array_equal(one, other)
 
 
+def test_rows_of_other_groups_that_a_checkpoint_brings_keep_what_has_the_same_name(rows):
+    model, groups = built()
+    compiled(model, groups)
+    monitor = GroupMonitor(groups, every_steps=3)
+    restored = {"table": np.array([[3.0, 1.0, 1.0, 0.5, 0.1, 0.2]])}
+    restored["_columns_of_table"] = ["step", "epoch", "phase", "loss", "drift/head", "drift/former"]
+    for name, value in restored.items():
+        setattr(monitor, name, value)
+    model.fit(*rows, batch_size=30, epochs=1, verbose=0, callbacks=[monitor])
+    assert [(row["step"], row["drift/head"] == 0.1, row["drift/body"]) for row in monitor.rows[:1]] == [(3, True, None)]
+    assert len(monitor.rows) == 2
+    assert "drift/former" not in monitor.rows[0]
+
+
 def test_only_steps_that_update_the_weights_are_measured(rows):
     model, groups = built()
     optimizer = GroupedOptimizer(

@@ -10,6 +10,7 @@ from finetune.errors import GroupError, TrainingError
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.loop import train_phases
@@ -168,6 +169,42 @@ def test_phases_and_their_first_steps_are_counted_through():
     train_phases(model, groups, phases, BAD, Y, batch_size=4, callbacks=[careful])
     assert (careful.skipped, careful.first.epoch) == (3, 1)
     assert np.isfinite(np.concatenate([w.ravel() for w in model.get_weights()])).all()
+
+
+class KilledError(Exception):
+    """What stands for a process that is killed."""
+
+
+@pytest.mark.parametrize("moment", [(0, 7), (1, 2), (1, 9)], ids=str)
+def test_the_counts_go_on_in_the_process_that_goes_on_with_the_training(tmp_path, moment):
+    def run(folder, *, kill=None):
+        model, groups = make()
+        careful = NonFiniteGradients("skip", groups)
+        checkpoint = Checkpoint(folder, every_steps=1, callbacks=[careful])
+        batches = checkpoint.batches(BAD, Y, batch_size=4, shuffle=False)
+
+        class Kill(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                self.epoch = epoch
+
+            def on_train_batch_end(self, batch, logs=None):
+                if (self.epoch, batch) == kill:
+                    raise KilledError
+
+        model.fit(
+            batches, steps_per_epoch=10, epochs=3, shuffle=False, verbose=0, callbacks=[careful, checkpoint, Kill()]
+        )
+        return model, careful
+
+    whole, counted = run(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(tmp_path / "parts", kill=moment)
+    resumed, careful = run(tmp_path / "parts")
+    assert careful.skipped == counted.skipped == 3
+    assert careful.summary() == counted.summary()
+    assert careful.summary().startswith("3 of 30 steps were left out")
+    for value, expected in zip(values(resumed), values(whole), strict=True):
+        np.testing.assert_array_equal(value, expected)
 
 
 def test_wrong_uses_are_refused_with_what_to_do():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Examples
+from finetune.errors import MachineError
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fit import FitOptions
@@ -92,6 +93,17 @@ def test_what_would_end_a_run_is_said_without_files_that_are_gone(changed, said)
     assert problem.startswith(said)
     assert "finetune-" not in problem
     assert [variable.numpy().tobytes() for variable in model.variables] == before
+
+
+def loss_without_memory(y, y_pred):
+    raise MemoryError
+
+
+def test_a_machine_that_fails_is_not_a_problem_of_the_recipe():
+    model, *others = parts(loss=loss_without_memory)
+    with pytest.raises(MachineError) as error:
+        rehearse(model, *others)
+    assert str(error.value).startswith("Training on a few rows failed because there is not enough memory")
 
 
 def test_the_peak_of_memory_grows_with_what_is_used():

@@ -23,7 +23,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from finetune.errors import RestoreError
-from finetune.files.checkpoint_index import check_index
+from finetune.files.checkpoint_index import check_index, check_single_file
 from finetune.pretrained.automatic_names import without_number
 from finetune.pretrained.formats.tensor_roles import (
     AVERAGE,
@@ -61,6 +61,8 @@ def read_checkpoint(path: Path) -> WeightFile:
     if path.suffix == ".index":
         _require_data_files(prefix)
         check_index(path)
+    else:
+        check_single_file(path)
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         if _GRAPH in reader.get_variable_to_shape_map():

@@ -2,7 +2,8 @@
 
 Keras' callbacks have no such method, so it is read from their attributes: all that are plain data, except for what they
 were made with. A callback of the user's is taken along in the same way. Attributes that hold only in one process, such
-as the time of its clock, are named in `not_resumed` of the class.
+as the time of its clock, are named in `not_resumed` of the class. A callback whose state is elsewhere, as in variables,
+has the methods `state_to_resume()` and `resume_state(state)`, where the state is a dict of plain data.
 """
 
 import inspect
@@ -30,10 +31,11 @@ def callback_states(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict
     states: dict[str, Any] = {}
     for key, callback in _keyed(callbacks):
         states[key] = {}
-        for name in _attributes(callback):
+        state: Any = getattr(callback, "state_to_resume", lambda callback=callback: _attributes(callback))()
+        for name, value in state.items():
             of_attribute: dict[str, np.ndarray] = {}
             try:
-                states[key][name] = _plain(vars(callback)[name], f"callbacks/{key}/{name}", of_attribute)
+                states[key][name] = _plain(value, f"callbacks/{key}/{name}", of_attribute)
             except _NotPlainError:
                 continue
             arrays |= of_attribute
@@ -51,6 +53,10 @@ def restore_callbacks(
         arrays: What the states refer to.
     """
     for key, callback in _keyed(callbacks):
+        resume: Any = getattr(callback, "resume_state", None)
+        if resume is not None and key in states:
+            resume({name: _value(value, arrays) for name, value in states[key].items()})
+            continue
         for name, value in states.get(key, {}).items():
             if name in set(_names_made_with(callback)) | {*getattr(callback, "not_resumed", ())}:
                 continue  # of another version of the class
@@ -66,9 +72,9 @@ def _keyed(callbacks: Iterable[keras.callbacks.Callback]) -> Iterable[tuple[str,
         yield f"{name}-{seen[name]}", callback
 
 
-def _attributes(callback: keras.callbacks.Callback) -> list[str]:
+def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
     left_out = {"_model", "params", *_names_made_with(callback), *getattr(callback, "not_resumed", ())}
-    return [name for name in vars(callback) if name not in left_out]
+    return {name: value for name, value in vars(callback).items() if name not in left_out}
 
 
 def _names_made_with(callback: keras.callbacks.Callback) -> Iterable[str]:

@@ -101,10 +101,10 @@ def check_steps(num_steps: int) -> None:
     if num_steps < least:
         raise FinetuneError(
             f"A curve is judged without its first tenth and its last {SKIPPED_AT_END} steps, so it needs at least "
-            f"{least} steps. Received: {num_steps}. Set `steps` higher; 100 is usual."
+            f"{least} `steps`. Received: {num_steps}. Set `steps` higher; 100 is usual."
         )
     if num_steps > _MOST_STEPS:
-        raise FinetuneError(f"A sweep has at most {_MOST_STEPS:,} steps. Received: {num_steps:,}. 100 is usual.")
+        raise FinetuneError(f"A sweep has at most {_MOST_STEPS:,} `steps`. Received: {num_steps:,}. 100 is usual.")
 
 
 def average(repeats: Sequence[Array]) -> np.ndarray:

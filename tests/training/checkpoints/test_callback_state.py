@@ -72,3 +72,27 @@ def test_early_stopping_and_plateau_of_keras_go_on_where_they_were():
     assert (after[1].wait, after[1].best) == (1, 1.0)
     for one, other in zip(after[0].best_weights, before[0].best_weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+class Elsewhere(keras.callbacks.Callback):
+    """Has its state in a variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.forgotten = keras.Variable(0), 0
+
+    def state_to_resume(self):
+        return {"count": int(self.count), "pair": (1, None)}
+
+    def resume_state(self, state):
+        self.count.assign(state["count"])
+        self.pair = state["pair"]
+
+
+def test_a_callback_that_keeps_its_state_elsewhere_is_asked_for_it():
+    before, after = Elsewhere(), Elsewhere()
+    before.count.assign(7)
+    before.forgotten = 1
+    states, arrays = through_json([before])
+    restore_callbacks([after], states, arrays)
+    assert (int(after.count), after.pair, after.forgotten) == (7, (1, None), 0)
