@@ -11,6 +11,7 @@ from finetune.training.checkpoints.checkpoint_file import read_newest
 
 # Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
 FREE = (
+    "format",
     *(
         f"train.{key}"
         for key in (

@@ -19,7 +19,8 @@ from finetune.build.kept_files import keep_files
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
 from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
-from finetune.commands.lr_range import with_measured_rates, write_range_test
+from finetune.commands.kept_weights import average, best_keeper, collector, keep_checkpoints
+from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
 from finetune.data.examples import Split
@@ -31,7 +32,7 @@ from finetune.interruption import Stopped, stoppable
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
-from finetune.results.formatting import size_text
+from finetune.recipe.schema import FORMAT
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -43,10 +44,9 @@ from finetune.results.run_folder import (
 )
 from finetune.results.run_log import RunLog
 from finetune.results.tables import class_results_table, plan_text
-from finetune.training.averaged_weights import CollectWeights, greedy_average, said_of
+from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
@@ -55,7 +55,6 @@ from finetune.training.evaluation_before import rows_before
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
-from finetune.training.keep_best import KeepBest
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
@@ -191,6 +190,9 @@ def _run(
             with clock("lr_range"):
                 layout, range_test = with_measured_rates(layout, console)
         print_plan(layout, console, out=out)
+        on_groups = advice_on_rates(layout, range_test, Path(recipe).parent)
+        for sentence in on_groups:
+            console.print(f"warning: {sentence}", highlight=False, markup=False)
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
@@ -258,9 +260,9 @@ def _run(
             "checksums_before": checksums_before,
             "seconds": clock.so_far(),
         }
-        wait, answer, on_groups = DataWait(), loaded.train.non_finite, list[str]()
+        wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
-        keep_best, collect, time_limit = _keep_best(settings), _collect(settings), None
+        keep_best, collect, time_limit = best_keeper(settings), collector(settings), None
         if settings.time_limit_seconds:
             time_limit = TimeLimit(settings.time_limit_seconds, layout.length.steps)
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
@@ -286,7 +288,7 @@ def _run(
             console.print(kept_best, highlight=False, markup=False)
         if collect and collect.kept:
             with clock("average"):
-                averaged = _average(layout, collect)
+                averaged = average(layout, collect)
             console.print(said_of(averaged), highlight=False, markup=False)
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
@@ -340,7 +342,7 @@ def _run(
         averaged=averaged,
     )
     _write_result(result)
-    _keep_checkpoints(checkpoint, settings, layout.model, weights, console)
+    keep_checkpoints(checkpoint, settings, layout.model, weights, console)
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
@@ -368,35 +370,6 @@ def _rows_before(layout: Layout) -> Split:
     settings = layout.recipe.train
     trained = layout.length.steps * settings.batch_size
     return rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
-
-
-def _keep_best(settings: Any) -> KeepBest | None:
-    if settings.keep == "last":
-        return None
-    until = settings.until
-    return KeepBest(until.monitor, until.min_delta, until.mode) if until else KeepBest("val_loss")
-
-
-def _collect(settings: Any) -> CollectWeights | None:
-    average, until = settings.average, settings.until
-    if average is None:
-        return None
-    monitor, mode = "val_loss", "auto"
-    if until is not None and until.monitor.startswith("val_"):
-        monitor, mode = until.monitor, until.mode
-    return CollectWeights(average.best or average.last, monitor, mode, newest=average.last is not None)
-
-
-def _average(layout: Layout, collect: CollectWeights) -> dict[str, Any]:
-    validation, model = layout.examples.validation, layout.model
-    assert validation is not None  # as the recipe was checked
-    name, rows = collect.monitor.removeprefix("val_"), build_rows(layout.recipe, layout.examples)
-    return greedy_average(
-        model,
-        collect,
-        lambda: float(model.evaluate(validation.batches(EVALUATED_ROWS), verbose=0, return_dict=True)[name]),
-        lambda: recalibrate_statistics(model, layout.groups, rows),
-    )
 
 
 def _evaluate(layout: Layout, rows: Split | None = None) -> dict[str, float]:
@@ -486,26 +459,16 @@ def _write_result(result: RunResult) -> None:
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
-        {**{name: getattr(result, name) for name in names}, **part, **waited, **skipped, **problem, **phases},
+        {
+            "format": FORMAT,
+            **{name: getattr(result, name) for name in names},
+            **part,
+            **waited,
+            **skipped,
+            **problem,
+            **phases,
+        },
     )
-
-
-def _keep_checkpoints(
-    checkpoint: Checkpoint, settings: Any, model: keras.Model, weights: LastWeights, console: Console
-) -> None:
-    """Removes the checkpoints of a run that is over but for those that are to stay, and says how large these are."""
-    # With averaged weights the last but one has those from which a longer training goes on.
-    kept = {True: 2, False: 0, "last": 2 if settings.use_ema else 1}[settings.keep_checkpoints]
-    checkpoint.remove(keep=kept)
-    size = sum(path.stat().st_size for path in checkpoint_files(checkpoint.folder))
-    if size:
-        weights.drop_optimizer(model)  # its state is in the checkpoint
-        console.print(
-            f"kept to train for longer: {size_text(size)} in {checkpoint.folder} (`train.keep_checkpoints: false` "
-            "removes it)",
-            highlight=False,
-            markup=False,
-        )
 
 
 class _Clock:

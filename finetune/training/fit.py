@@ -20,6 +20,7 @@ from finetune.data.examples import Examples
 from finetune.errors import FinetuneError, TrainingError, WriteError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.interruption import Stopped, deferred
+from finetune.machine_failures import failure_text
 from finetune.training.callbacks import (
     LastWeights,
     LearningRateLogger,
@@ -333,9 +334,10 @@ class _RunFit:
             kept = self.weights.keep(newest=not self.finite_weights.failed)
             raise type(error)(f"{error} {kept}") from error
         except Exception as error:
+            what = failure_text(error) or f"{type(error).__name__}: {reason(error)}."
             raise TrainingError(
-                f"Training stopped with an error. {type(error).__name__}: {reason(error)}. {self.weights.keep()} "
-                f"{SEE_WHERE} What was written so far is in `{self.weights.path.parents[1]}`."
+                f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
+                f"in `{self.weights.path.parents[1]}`."
             ) from error
 
     def announce(self, start: PhaseStart) -> None:
