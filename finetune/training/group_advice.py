@@ -1,4 +1,4 @@
-"""Advice on layer groups that are trained and do not move, or move far more than all others."""
+"""Advice on layer groups that do not move, move far more than all others, or have a rate that is known to diverge."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -47,3 +47,20 @@ def _why_still(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     if norms and norms[-1] == 0:
         return "Its gradients are 0: look for layers that pass none on, such as a saturated activation"
     return "Raise its learning rate, or freeze it, which costs less"
+
+
+def advice_on_divergence(divergences: Mapping[str, float | None], peaks: Mapping[str, float], every: str) -> list[str]:
+    """Returns a sentence for each group whose peak rate is at least that from which a range test has diverged.
+
+    Args:
+        divergences: That rate by the name of the group that was swept; `None` where the loss did not rise.
+        peaks: The peak rate of each group that is trained, input to output.
+        every: The name under which all groups were swept together; the rate is then that of the last.
+    """
+    rates = {[*peaks][-1] if name == every and peaks else name: rate for name, rate in divergences.items()}
+    return [
+        f"group `{name}` has a peak rate of {peaks[name]:.3g}, and in the LR range test the loss rises from {rate:.3g}: "
+        "training may diverge. Lower it, to a tenth of that rate at most"
+        for name, rate in rates.items()
+        if rate is not None and peaks.get(name, 0.0) >= rate
+    ]

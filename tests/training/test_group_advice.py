@@ -1,4 +1,4 @@
-from finetune.training.group_advice import advice_on_groups
+from finetune.training.group_advice import advice_on_divergence, advice_on_groups
 
 
 def rows(count=3, norms=1.0, **ratios):
@@ -29,3 +29,16 @@ def test_a_group_that_moves_a_hundred_times_as_much_as_any_other_is_named():
 def test_frozen_groups_and_too_few_measurements_say_nothing():
     assert advice_on_groups(rows(stem=None, head=1e-3), ["stem", "head"]) == {}
     assert advice_on_groups(rows(count=2, body=0.0), ["body"]) == {}
+
+
+def test_a_peak_beyond_the_divergence_of_the_range_test_is_named():
+    peaks = {"body": 1e-3, "head": 0.2}
+    (sentence,) = advice_on_divergence({"all groups": 0.1}, peaks, "all groups")
+    assert sentence == (
+        "group `head` has a peak rate of 0.2, and in the LR range test the loss rises from 0.1: training may diverge. "
+        "Lower it, to a tenth of that rate at most"
+    )
+    assert advice_on_divergence({"body": 1e-2, "head": None}, peaks, "all groups") == []
+    assert [text[:12] for text in advice_on_divergence({"body": 1e-3, "stem": 1.0}, peaks, "all groups")] == [
+        "group `body`"
+    ]
