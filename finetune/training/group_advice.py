@@ -59,7 +59,7 @@ def advice_on_divergence(divergences: Mapping[str, float | None], peaks: Mapping
     """
     rates = {[*peaks][-1] if name == every and peaks else name: rate for name, rate in divergences.items()}
     return [
-        f"group `{name}` has a peak rate of {peaks[name]:.3g}, and in the LR range test the loss rises from {rate:.3g}: "
+        f"group `{name}` has a peak rate of {peaks[name]:.3g}, and in the LR range test the loss rises at {rate:.3g}: "
         "training may diverge. Lower it, to a tenth of that rate at most"
         for name, rate in rates.items()
         if rate is not None and peaks.get(name, 0.0) >= rate

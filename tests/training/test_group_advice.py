@@ -35,7 +35,7 @@ def test_a_peak_beyond_the_divergence_of_the_range_test_is_named():
     peaks = {"body": 1e-3, "head": 0.2}
     (sentence,) = advice_on_divergence({"all groups": 0.1}, peaks, "all groups")
     assert sentence == (
-        "group `head` has a peak rate of 0.2, and in the LR range test the loss rises from 0.1: training may diverge. "
+        "group `head` has a peak rate of 0.2, and in the LR range test the loss rises at 0.1: training may diverge. "
         "Lower it, to a tenth of that rate at most"
     )
     assert advice_on_divergence({"body": 1e-2, "head": None}, peaks, "all groups") == []
