@@ -44,6 +44,7 @@ _MODULES = {
     "run": "commands.run",
     "spread_rates": "groups.rate_spacing",
     "train_phases": "training.phases.loop",
+    "warmup_stable_decay": "optimizers.schedules",
 }
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from finetune.optimizers.grouped import GroupedOptimizer as GroupedOptimizer
     from finetune.optimizers.schedules import exponential_decay as exponential_decay
     from finetune.optimizers.schedules import make_schedule as make_schedule
+    from finetune.optimizers.schedules import warmup_stable_decay as warmup_stable_decay
     from finetune.optimizers.tf1_momentum import Momentum as Momentum
     from finetune.optimizers.tf1_rmsprop import TF1RMSprop as TF1RMSprop
     from finetune.pretrained.restore import restore as restore

@@ -477,6 +477,22 @@ def known_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return optimizer._trainable_variables
 
 
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the averages of a built optimizer, in the order of `known_variables`; none without `use_ema`.
+
+    Reads `Optimizer._model_variables_moving_average`.
+    """
+    return list(getattr(optimizer, "_model_variables_moving_average", ()))
+
+
+def accumulated_gradients(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Returns the accumulators of a built optimizer, in the order of `known_variables`; none without accumulation.
+
+    Reads `Optimizer._accumulated_gradients`.
+    """
+    return list(getattr(optimizer, "_accumulated_gradients", ()))
+
+
 def replace_known_variables(
     optimizer: keras.optimizers.Optimizer, variables: Sequence[Any], positions: dict[Any, int]
 ) -> None:

@@ -519,6 +519,25 @@ def variable_positions():
     assert private.variable_positions(optimizer) == {optimizer._var_key(v): i for i, v in enumerate(variables)}
 
 
+@checks(private.moving_averages)
+def moving_averages():
+    variables = [keras.Variable(1.0), keras.Variable(2.0)]
+    optimizer = keras.optimizers.SGD(use_ema=True)
+    assert private.moving_averages(optimizer) == []
+    optimizer.build(variables)
+    assert [average.shape for average in private.moving_averages(optimizer)] == [(), ()]
+    assert private.moving_averages(keras.optimizers.SGD()) == []
+
+
+@checks(private.accumulated_gradients)
+def accumulated_gradients():
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
+    assert private.accumulated_gradients(optimizer) == []
+    optimizer.build([keras.Variable(1.0)])
+    [accumulator] = private.accumulated_gradients(optimizer)
+    assert any(accumulator is variable for variable in optimizer.variables)
+
+
 @checks(private.replace_known_variables)
 def replace_known_variables():
     optimizer, (old,) = built(keras.optimizers.SGD(0.5, momentum=0.5))

@@ -60,7 +60,7 @@ def test_the_package_hands_out_these_names_and_no_others():
             "make_schedule",
             "plan",
         ),
-        *("resolve_groups", "restore", "run", "spread_rates", "train_phases"),
+        *("resolve_groups", "restore", "run", "spread_rates", "train_phases", "warmup_stable_decay"),
     ]
     assert all(callable(getattr(finetune, name)) for name in finetune.__all__)
     assert set(finetune.__all__) <= set(dir(finetune))

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from finetune.data.examples import Examples, Split
 from finetune.errors import DataError, quote, reason
 from finetune.files.temporary_folders import temporary_folder
 from finetune.machine_failures import raise_machine_failure
-from finetune.recipe.loader import resolve_path
+from finetune.recipe.loader import placed, resolve_path
 from finetune.recipe.schema import Recipe
 
 CLASS_NAMES = {
@@ -45,7 +46,8 @@ def keras_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Ex
     inputs = network_inputs(network)
     shape = tuple(getattr(next(iter(inputs.values())), "shape", None) or ())
     about: dict[str, Any] = {"kind": "keras_dataset", "name": name, "path": str(recipe.data.path or "Keras' downloads")}
-    splits = _load(recipe, name)
+    with placed(recipe, "data", "path" if recipe.data.path else "keras_dataset"):
+        splits = _load(recipe, name)
     if name in _TEXTS:
         length = recipe.data.length or (shape[1] if len(shape) == 2 else None)
         if length is None:
@@ -115,6 +117,8 @@ def _finder(name: str, path: Path, folder: Path) -> Callable[[str], str]:
         return lambda file: str(path / file)
     if not path.is_file():
         raise DataError(f"`path` of `{name}` is its file, `{name}.npz`. `{path}` is a folder.")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"`path` of `{name}` is its file, `{name}.npz`, an archive of arrays. `{path}` is none.")
     return lambda file: str(path)
 
 

@@ -13,7 +13,7 @@ import keras
 
 from finetune.build.data import RunLength
 from finetune.build.groups import place_of_group
-from finetune.build.rates import build_rate
+from finetune.build.rates import build_run_rate
 from finetune.errors import GroupError, RecipeError, reason
 from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
@@ -52,7 +52,7 @@ def build_settings(recipe: Recipe, specs: Sequence[GroupSpec], length: RunLength
             continue
         try:
             # The rate goes into the optimizer here. Later nothing but `GroupedOptimizer` moves it.
-            rate = build_rate(spec.learning_rate, length)
+            rate = build_run_rate(spec.learning_rate, length, recipe.train.extensions)
             _check_rate(rate, length.steps)
             settings[spec.name] = GroupSettings(
                 optimizer=make_optimizer(spec.optimizer, rate),

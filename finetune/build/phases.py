@@ -105,6 +105,7 @@ def build_phases(
     Raises:
         RecipeError: A schedule does not fit into its phase, or a phase monitors a metric that is not computed.
     """
+    _check_validation(recipe, examples)
     builder = _Builder(recipe, specs, groups, length)
     built: list[Phase] = []
     for index, phase in enumerate(phases):
@@ -117,6 +118,23 @@ def build_phases(
         except GroupError as error:
             raise RecipeError(f"{place}: `phases.{index}`: {str(error).removeprefix('phase 1: ')}") from error
     return tuple(built)
+
+
+def _check_validation(recipe: Recipe, examples: Examples) -> None:
+    """Checks that there are validation rows where something of the whole run is decided by them."""
+    train = recipe.train
+    monitor = train.until.monitor if train.until else "val_loss"
+    wrong = {
+        "evaluate_every_steps": train.evaluate_every_steps and "evaluates the validation rows",
+        "average": train.average and "goes by the validation rows",
+        "keep": train.keep == "best" and monitor.startswith("val_") and f"goes by `{monitor}`",
+    }
+    for key, does in wrong.items():
+        if does and examples.validation is None:
+            raise RecipeError(
+                f"{place_of(recipe, 'train', key)}: `train.{key}` {does}, but there are no validation examples. Set "
+                "`train.validation_fraction`, or remove it."
+            )
 
 
 def _check_monitored(phase: PhaseSpec, examples: Examples, place: str) -> None:

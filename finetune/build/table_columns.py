@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune.build.named_parts import located_text, named_parts
-from finetune.data.table_head import read_head, unknown_column
+from finetune.data.table_head import is_misread, read_head, unknown_column
 from finetune.recipe.data import REST
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -22,10 +22,13 @@ def unknown_columns(recipe: Recipe) -> Iterator[str]:
     if not source.table:
         return
     written = [(keys, part) for keys, part in named_parts(recipe) if part != REST or keys[1] != "inputs"]
-    for file in filter(None, (source.table, source.test_table, source.validation_table)):
-        path = resolve_path(recipe, file)
+    for key in filter(lambda key: getattr(source, key), ("table", "test_table", "validation_table")):
+        path = resolve_path(recipe, getattr(source, key))
         head = read_head(path)
         unknown = [(keys, column) for keys, column in written if head and column not in head]
+        if unknown and head and is_misread(head):  # a single fault, however many columns are named
+            yield located_text(recipe, ("data", key), unknown_column([column for _, column in unknown], path, head))
+            continue
         several = [column for _, column in unknown] if len(unknown) > _MOST else []
         for keys, column in unknown[:1] if several else unknown:
             yield located_text(recipe, keys, unknown_column(several or [column], path, head or {}))

@@ -17,8 +17,8 @@ from finetune.build.source_keys import (
     output_widths,
     split_as_asked,
 )
-from finetune.build.text_source import IDS, is_tokenized, made_of_ids, network_tokens, text_warnings
-from finetune.data.columns import check_width, feature_vectors
+from finetune.build.text_source import IDS, is_tokenized, made_of_ids, needs_tokenizer, network_tokens, text_warnings
+from finetune.data.columns import VectorWidthError, check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.splits import Indices, split_by_column
@@ -201,5 +201,10 @@ def _input(
         return column.texts().astype(object), {column.name: {"kind": "text"}}
     table.check_numbers(names, types)
     vectors, fitted = feature_vectors(columns, types, train)
-    check_width(fitted, vectors.shape[1], shape[-1] if shape and len(shape) == 2 else None)
+    try:
+        check_width(fitted, vectors.shape[1], shape[-1] if shape and len(shape) == 2 else None)
+    except VectorWidthError as error:
+        if str(dtype).startswith(("int", "uint")) and all(each.kind == "text" for each in columns):
+            raise needs_tokenizer(names) from error
+        raise
     return vectors, fitted

@@ -109,10 +109,13 @@ def network_tokens(
         with placed(recipe, "data", "tokenizer", "cache" if cache else "file"):
             tokens = tokenize(rows, encode, f"{file.digest} {length}", cache=cache)
     else:
-        raise DataError(
-            f"The network takes token ids of text. Received the columns {quote(names)} and no `tokenizer`. Write "
-            "`tokenizer: {file: tokenizer.json, length: 64}`."
-        )
+        raise needs_tokenizer(names)
+    taken = getattr(network_input, "shape", (None, None))[-1]
+    if taken not in (None, length):
+        with placed(recipe, "data", "tokenizer", "length"):
+            raise DataError(
+                f"The network takes {taken:,} tokens for each row, and `length` is {length:,}. Set it to {taken}."
+            )
     with placed(recipe, "data", "tokenizer", "file" if spec.file else "length"):
         _check_ids(tokens, spec.file or shown, network, network_input)
     width = width_of_batches(tokens, length, "buckets" if spec.padding == "auto" else spec.padding)
@@ -124,6 +127,14 @@ def network_tokens(
     about |= {"vocabulary": vocabulary, **({"reused": True} if tokens.reused else {})}
     about |= {"warnings": warnings} if warnings else {}
     return made, {" + ".join(names): about}
+
+
+def needs_tokenizer(names: Sequence[str]) -> DataError:
+    """Returns the error that columns of text need a tokenizer for a network that takes token ids."""
+    return DataError(
+        f"The network takes token ids of text. Received the columns {quote(names)} and no `tokenizer`. Write "
+        "`tokenizer: {file: tokenizer.json, length: 64}`."
+    )
 
 
 def _warning_of_empty(table: Table, names: Sequence[str], empty: np.ndarray) -> str:

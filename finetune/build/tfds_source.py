@@ -15,8 +15,8 @@ from finetune.build.source_splits import SourceRows, split_examples
 from finetune.data.examples import SPLITS, Examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
-from finetune.data.indexed import ItemNames, indexed_rows
-from finetune.data.rows import Rows
+from finetune.data.indexed import ItemNames, indexed_rows, part_of
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError, PartError, did_you_mean, quote, reason
 from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import placed, resolve_path
@@ -92,6 +92,12 @@ def tfds_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Exa
             else x
         )
         kept = np.setdiff1d(np.arange(len(source)), np.array(list(read.unreadable), np.int64))
+        stored = {of: _stored(source, kept, part) for of, part in names.inputs.items()}
+        x = (
+            {of: replace(rows, stored=stored[of]) for of, rows in x.items()}
+            if isinstance(x, dict)
+            else replace(x, stored=stored[""])
+        )
         places = RowPlaces(lambda index, of=expression: f"{of}:{index}", kept)
         skipped = [f"{expression}:{index}" for index in read.unreadable]
         parts[split] = SourceRows(replace(read.split, x=x), read.column, places, skipped)
@@ -112,6 +118,16 @@ def _names(recipe: Recipe, network: Any) -> ItemNames:
             "`as` names the feature of an only input, and the network has several. Write `inputs` and `target`."
         )
     return ItemNames({of: recipe.data.as_[0]}, recipe.data.as_[1:], column)
+
+
+def _stored(source: Any, kept: np.ndarray, part: str) -> StoredRows:
+    """Returns a feature of the items of a source as it is stored."""
+
+    def read(row: int) -> bytes:
+        value = part_of(source[int(kept[row])], part)
+        return value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+
+    return StoredRows(read)
 
 
 def _decoded(rows: Rows, options: dict[str, Any]) -> Rows:

@@ -15,8 +15,16 @@ from finetune.data.arrays import as_array
 from finetune.data.examples import Examples, Split
 from finetune.data.file_names import RowPlaces
 from finetune.data.images import image_of_bytes
-from finetune.data.record_features import LOOKED_AT, Feature, check_features, look_at, make_feature, parse
-from finetune.data.rows import Rows
+from finetune.data.record_features import (
+    LOOKED_AT,
+    Feature,
+    check_features,
+    feature_bytes,
+    look_at,
+    make_feature,
+    parse,
+)
+from finetune.data.rows import Rows, StoredRows
 from finetune.data.tfrecord_files import Records, read_index, record_files
 from finetune.errors import DataError, reason
 from finetune.machine_failures import raise_machine_failure
@@ -177,4 +185,5 @@ class _Reader:
             lambda indices: several(tf.cast(indices, tf.int64)),
             fingerprint=digest.hexdigest(),
             take_row=take_row,
+            stored=StoredRows(lambda row: feature_bytes(records[int(kept[row])], name)),
         )

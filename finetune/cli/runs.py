@@ -9,6 +9,16 @@ import typer
 from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
 from finetune.errors import FinetuneError, printable
 
+TimeLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit",
+        metavar="TIME",
+        help="End the training after `90s`, `20m`, `1h30m`; in the last tenth the rates fall to 0.",
+        show_default=False,
+    ),
+]
+
 
 @app.command(
     epilog=examples(
@@ -24,6 +34,7 @@ def run(
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
+    time_limit: TimeLimitOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
     ] = False,
@@ -38,15 +49,25 @@ def run(
     ] = False,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
-    _run(recipe, out, overrides, allow_code, overwrite=overwrite, recalibrate=recalibrate, resume=resume)
+    _run(
+        recipe,
+        out,
+        _with_limit(overrides, time_limit),
+        allow_code,
+        overwrite=overwrite,
+        recalibrate=recalibrate,
+        resume=resume,
+    )
 
 
-@app.command(epilog=examples("finetune resume runs/digits-1"))
+@app.command(epilog=examples("finetune resume runs/digits-1", "finetune resume runs/digits-1 --set train.epochs=40"))
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
+    time_limit: TimeLimitOption = None,
 ) -> None:
-    """Go on with a run that was stopped or killed; it ends as if nothing had happened, bit for bit."""
+    """Go on with a run that was stopped or killed, bit for bit; with `--set`, train it for longer, or otherwise."""
     from finetune.results.run_folder import is_run
 
     if not is_run(run):
@@ -54,7 +75,15 @@ def resume(
             f"A run goes on in its run folder. `{run}` is none: it has no `recipe.yaml` and `plan.txt`. Name the "
             "folder that the run has printed, such as `runs/digits-1`."
         )
-    _run(run / "recipe.yaml", run, allow_code=allow_code, resume=True)
+    _run(run / "recipe.yaml", run, _with_limit(overrides, time_limit), allow_code, resume=True)
+
+
+def _with_limit(overrides: Sequence[str], time_limit: str | None) -> Sequence[str]:
+    from finetune.recipe.durations import seconds_of
+
+    if time_limit is None:
+        return overrides
+    return [*overrides, f"train.time_limit_seconds={seconds_of(time_limit, '`--time-limit`')}"]
 
 
 def _run(
@@ -68,16 +97,13 @@ def _run(
     resume: bool = False,
 ) -> None:
     """Runs a recipe, or goes on with a run, and prints what came of it."""
+    from finetune.commands.finished_run import finished, has_changed
     from finetune.results.run_folder import check_can_resume, is_finished
 
     if resume:
         check_can_resume(out, overwrite=overwrite)
-        if out and is_finished(out):
-            print(
-                printable(
-                    f"{out}: the run is finished, and is not trained again. To train anew, choose another folder."
-                )
-            )
+        if out and is_finished(out) and not has_changed(out, recipe, overrides):
+            print(printable(f"{finished(out)}."))
             return
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
     from finetune.commands.run import print_class_results

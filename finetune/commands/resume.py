@@ -1,20 +1,22 @@
-"""`finetune resume`: a run that was stopped or killed goes on where its newest checkpoint is, bit for bit."""
+"""`finetune resume`: a run that was stopped or killed goes on where its newest checkpoint is, bit for bit.
 
-from collections.abc import Mapping, Sequence
+One whose recipe has changed since, as by `--set train.epochs=40`, goes on changed: `finetune.commands.changed_run`.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from finetune.commands.changed_run import check_changes, with_extension
+from finetune.commands.finished_run import changes_since, finished
 from finetune.errors import FinetuneError
-from finetune.recipe.loader import dump_recipe
+from finetune.recipe.changes import Change, changes_of
+from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
 
-# Keys of `train` that decide what is written, not what is trained.
-_FREE = ("train.checkpoint_seconds", "train.checkpoint_steps", "train.keep_checkpoints", "train.log_every_steps")
 _SHOWN = 5  # differences in a message
 
 
@@ -23,28 +25,35 @@ class FormerRun:
     """A run folder that holds a checkpoint to go on from.
 
     Attributes:
-        recipe: The file of its recipe.
+        recipe: The recipe to go on with.
+        written: Its text, as it is compared the next time.
         checkpoint: Its checkpoint.
         document: What the run has noted beside the state of the training.
+        changes: What differs from the recipe that it was trained with so far.
+        is_finished: Whether the run had come to its end.
     """
 
-    recipe: Path
+    recipe: Recipe
+    written: str
     checkpoint: Checkpoint
     document: Mapping[str, Any]
+    changes: tuple[Change, ...]
+    is_finished: bool
 
 
-def find_former_run(folder: Path, given: Recipe | None) -> FormerRun | None:
+def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False) -> FormerRun | None:
     """Returns the run in a folder that can go on; `None` where there is none, or it has no checkpoint yet.
 
     Args:
         folder: The run folder.
-        given: The recipe with which the run is to go on; `None` for its own.
+        given: The recipe with which the run is to go on.
+        of_run: Whether this is the recipe in the folder, perhaps with overrides, in which measured rates are written.
 
     Raises:
-        FinetuneError: The run is finished, the folder holds something else, or the recipe is another.
+        FinetuneError: The run is finished and nothing has changed, the folder holds something else, or the recipe has
+            changed in a way in which a run cannot go on.
     """
-    if is_finished(folder):
-        raise FinetuneError(finished(folder))
+    finished_before = is_finished(folder)
     if not is_run(folder):
         if folder.is_dir() and not only_files_of_a_run(folder):
             raise FinetuneError(
@@ -54,26 +63,23 @@ def find_former_run(folder: Path, given: Recipe | None) -> FormerRun | None:
         return None
     checkpoint = Checkpoint(folder / "checkpoints")
     if not checkpoint.goes_on:
+        if finished_before:
+            raise FinetuneError(finished(folder))
         return None
     document = checkpoint.document
     if "recipe" not in document:
         raise FinetuneError(f"`{checkpoint.path}` was not written by a run. Go on with the program that wrote it.")
-    if given is not None and (changes := _changes(document["recipe"], dump_recipe(given, absolute_paths=True))):
-        more = f", and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-        raise FinetuneError(
-            f"A run goes on with the recipe it was begun with. In `{folder}` and in the recipe that was given differ: "
-            f"{'; '.join(changes[:_SHOWN])}{more}. Undo the change, go on with `finetune resume {folder}`, or begin "
-            "another run in another folder."
-        )
-    return FormerRun(folder / "recipe.yaml", checkpoint, document)
-
-
-def finished(folder: Path) -> str:
-    """Returns what is said of a run that is finished."""
-    return (
-        f"the run in `{folder}` is finished, and is not trained again. Its model is `{folder / 'model.keras'}`, "
-        "and its figures are in `result.json`. To train anew, choose another folder, or use `--overwrite`"
-    )
+    changes = changes_since(document, given, of_run=of_run)
+    if finished_before and not changes:
+        raise FinetuneError(finished(folder))
+    if not changes:
+        # As it was written there: rates that were measured are in it.
+        recipe = load_recipe(folder / "recipe.yaml", allow_code=given.allowed_code)
+        return FormerRun(recipe, document["recipe"], checkpoint, document, (), is_finished=False)
+    check_changes(folder, changes, given, document)
+    recipe = with_extension(given, document, steps=checkpoint.steps)
+    written = dump_recipe(recipe, absolute_paths=True)
+    return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before)
 
 
 def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -87,11 +93,11 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
     Raises:
         FinetuneError: They are not.
     """
-    changes = _differences(before, now)
+    changes = changes_of(before, now)
     if changes:
         raise FinetuneError(
             f"A run goes on with the data it was begun with. What is read now differs from `{folder / 'data.json'}`: "
-            f"{'; '.join(changes[:_SHOWN])}. Bring the data back, or begin another run in another folder."
+            f"{'; '.join(map(str, changes[:_SHOWN]))}. Bring the data back, or begin another run in another folder."
         )
 
 
@@ -113,29 +119,3 @@ def check_same_start(folder: Path, before: Mapping[str, str], now: Mapping[str, 
             f"others now, such as `{changed[0]}`: the file of `restore` or the code of the network has changed since "
             f"`{folder}` was begun. Bring it back, or begin another run in another folder."
         )
-
-
-def _changes(before: str, now: str) -> list[str]:
-    old, new = (dict(_flat(yaml.safe_load(text))) for text in (before, now))
-    return [change for key, change in _pairs(old, new) if key not in _FREE]
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [change for _, change in _pairs(dict(_flat(before)), dict(_flat(now)))]
-
-
-def _pairs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
-    nothing = "nothing"
-    keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key, nothing) != new.get(key, nothing)]
-    return [(key, f"`{key}`: was {old.get(key, nothing)}, is {new.get(key, nothing)}") for key in keys]
-
-
-def _flat(data: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Returns the values of nested mappings and lists by their dotted keys."""
-    if isinstance(data, Mapping):
-        items: Sequence[tuple[Any, Any]] = list(data.items())
-    elif isinstance(data, list):
-        items = list(enumerate(data))
-    else:
-        return [(prefix, data)]
-    return [pair for key, value in items for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,8 @@ from finetune.build.data import build_rows, precision
 from finetune.build.kept_files import keep_files
 from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
+from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
+from finetune.commands.kept_weights import average, best_keeper, collector, keep_checkpoints
 from finetune.commands.lr_range import with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
@@ -27,6 +30,7 @@ from finetune.interruption import Stopped, stoppable
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
+from finetune.recipe.schema import FORMAT
 from finetune.results.plots import plot_training
 from finetune.results.run_folder import (
     check_can_resume,
@@ -37,6 +41,7 @@ from finetune.results.run_folder import (
     write_text,
 )
 from finetune.results.tables import class_results_table, plan_text
+from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.class_results import results_of_classes, worst_classes
@@ -53,6 +58,7 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need, save_model
+from finetune.training.time_limit import TimeLimit
 from finetune.training.try_examples import explained
 
 _CLASSES_SHOWN = 12
@@ -81,6 +87,9 @@ class RunResult:
         data_wait: Share of the time of the training steps that was spent waiting for rows; `None` where they are in
             memory.
         phases: A record for each phase; empty where the recipe has no phases.
+        kept: Metric, value and place of the best weights, which the model has; `None` if it has those of the end.
+        averaged: What of the weights was averaged, and what it is worth; `None` without `train.average`.
+        extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
         model: The fine-tuned model.
     """
 
@@ -99,6 +108,9 @@ class RunResult:
     seconds: dict[str, float]
     data_wait: float | None
     phases: tuple[PhaseRecord, ...] = field(repr=False)
+    extended_from: tuple[dict[str, Any], ...] = field(repr=False)
+    kept: dict[str, Any] | None
+    averaged: dict[str, Any] | None
     model: keras.Model = field(repr=False)
 
 
@@ -157,9 +169,9 @@ def _run(
         check_run_folder(out, overwrite=overwrite, resume=resume)
         written, settings = dump_recipe(loaded, absolute_paths=True), loaded.train
         of_run = out is not None and Path(recipe).resolve() == (out / "recipe.yaml").resolve()
-        former = find_former_run(out, None if of_run else loaded) if resume and out else None
-        if former:  # as it was written there: rates that were measured are in it
-            loaded, written = load_recipe(former.recipe, allow_code=allow_code), former.document["recipe"]
+        former = find_former_run(out, loaded, of_run=of_run) if resume and out else None
+        if former:
+            loaded, written, settings = former.recipe, former.written, former.recipe.train
             clock.seconds, recalibrate = dict(former.document["seconds"]), former.document["recalibrate"]
             _announce(former, console)
     with precision(loaded):
@@ -185,23 +197,41 @@ def _run(
         # Checksums of all that no phase trains; each phase adds those of what it freezes.
         proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
         checksums_before = proof.begin(frozen)
+        plan = plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch)
         if former and out:
-            check_same_start(out, former.document["checksums_before"], checksums_before)
-            check_same_data(out, former.document["data"], _described(layout))
+            before = former.document["checksums_before"]
+            same = [*before] if not former.changes else [name for name in before if name in checksums_before]
+            check_same_start(out, {name: before[name] for name in same}, checksums_before)
+            if not any(re.match(r"data\b|train\.(loss|validation)", change.key) for change in former.changes):
+                check_same_data(out, former.document["data"], _described(layout))
+            if former.changes:
+                fit_in(former.checkpoint, plan, former.changes)
+                layout.model.optimizer.build(layout.model.trainable_variables)
+                former.checkpoint.restore(layout.model)
+                checksums_before = proof.begin(frozen) | {name: before[name] for name in same}
         opened_folder = open_run_folder(
             out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
         folder = held.enter_context(opened_folder)
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
-        if not former:
+        if former and former.changes:
+            kept = keep_former(folder) if former.is_finished else ""
+            report_carried(folder, former.checkpoint.carried or (), former.changes, kept, console)
+        if not former or former.changes:
             _write_plan(folder, layout, console)
+            (folder / "result.json").unlink(missing_ok=True)  # last: until here the run is as it was
             if range_test:
                 write_range_test(range_test, folder / "plots")
+        resolved = dump_recipe(layout.recipe, absolute_paths=True)
         checkpoint = former.checkpoint if former else Checkpoint(folder / "checkpoints")
         checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
         checkpoint.more = lambda: {
             "recipe": written,
+            "resolved": resolved,
+            "epochs": layout.length.epochs,
+            "plan_of_phases": plan,
+            "extensions": [extension.model_dump() for extension in layout.recipe.train.extensions],
             "recalibrate": recalibrate,
             "data": _described(layout),
             "metrics_before": metrics_before,
@@ -210,6 +240,9 @@ def _run(
         }
         wait, answer = DataWait(), loaded.train.non_finite
         non_finite = NonFiniteGradients(answer, layout.groups) if answer else None
+        keep_best, collect, time_limit = best_keeper(settings), collector(settings), None
+        if settings.time_limit_seconds:
+            time_limit = TimeLimit(settings.time_limit_seconds, layout.length.steps)
         with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
             records = train(
                 layout.model,
@@ -224,7 +257,16 @@ def _run(
                 weights=weights,
                 checkpoint=checkpoint,
                 non_finite=non_finite,
+                keepers=[keeper for keeper in (keep_best, collect) if keeper],
+                time_limit=time_limit,
             )
+        averaged = None
+        if keep_best and (kept_best := keep_best.restore(layout.model)):
+            console.print(kept_best, highlight=False, markup=False)
+        if collect and collect.kept:
+            with clock("average"):
+                averaged = average(layout, collect)
+            console.print(said_of(averaged), highlight=False, markup=False)
         if advice := advice_on_wait(wait.share, layout.examples, keeps=loaded.data.keep != "off"):
             console.print(advice, highlight=False, markup=False)
         if recalibrate:  # statistics of trained groups alone, so the proof still holds
@@ -247,7 +289,8 @@ def _run(
             not_opened = opened()
         diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
-        warnings = tuple(filter(None, (not_opened, skipped, diverged)))
+        cut_off = time_limit.summary() if time_limit else ""
+        warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
         for sentence in left_out:
@@ -270,10 +313,12 @@ def _run(
         data_wait=None if wait.share is None else round(wait.share, 4),
         phases=records if layout.shows_phases else (),
         model=layout.model,
+        extended_from=former_ends(folder),
+        kept=keep_best.to_json() if keep_best else None,
+        averaged=averaged,
     )
     _write_result(result)
-    if not settings.keep_checkpoints:
-        checkpoint.remove()
+    keep_checkpoints(checkpoint, settings, layout.model, weights, console)
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
@@ -377,10 +422,12 @@ def _write_result(result: RunResult) -> None:
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
-    problem |= {name: list(of) for name in ("warnings", "left_out") if (of := getattr(result, name))}
+    problem |= {name: of for name in ("kept", "averaged") if (of := getattr(result, name))}
+    lists = ("extended_from", "warnings", "left_out")
+    problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
-        {**{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
+        {"format": FORMAT, **{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.file_names import file_paths
-from finetune.data.rows import Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
@@ -198,8 +198,10 @@ def sound_rows(
         _check(paths, places)
     files = file_paths(paths)
     digest = hashlib.sha256(repr((rate, length, channel_axis)).encode())
-    for path in files:
+    sizes = np.zeros(len(files), np.int64)
+    for number, path in enumerate(files):
         stat = path.stat()
+        sizes[number] = stat.st_size
         digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
     shape = (length, 1) if channel_axis else (length,)
 
@@ -217,7 +219,8 @@ def sound_rows(
         samples: Any = tf.numpy_function(several, [indices], tf.float32, stateful=False)
         return tf.ensure_shape(samples, (None, *shape))
 
-    return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row)
+    stored = StoredRows(lambda row: files[row].read_bytes(), sizes)
+    return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row, stored=stored)
 
 
 def _check(paths: Sequence[Path], places: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.data.class_folders import ClassFiles, find_files
 from finetune.data.file_names import file_paths
-from finetune.data.rows import Rows
+from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
@@ -72,8 +72,10 @@ def image_rows(
     paths = file_paths(paths)
     decoders = _look_at(paths, size, resize, checked, places)
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
-    for path in paths:
+    sizes = np.zeros(len(paths), np.int64)
+    for number, path in enumerate(paths):
         stat = path.stat()
+        sizes[number] = stat.st_size
         digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
     with tf.device("CPU:0"):
         decoder_of: Any = tf.constant(decoders)
@@ -93,6 +95,7 @@ def image_rows(
         lambda indices: images(tf.cast(indices, tf.int64)),
         fingerprint=digest.hexdigest(),
         take_row=pixels,
+        stored=StoredRows(lambda row: paths[row].read_bytes(), sizes),
     )
 
 

@@ -122,4 +122,10 @@ def _kept(rows: Rows, form: RowForm, keep: Any, read: Any) -> Rows:
     def take_rows(indices: Any) -> Any:
         return tf.map_fn(take_row, indices, fn_output_signature=tf.TensorSpec(form.shape, form.dtype))
 
-    return Rows(rows.length, lambda indices: take_rows(tf.cast(indices, tf.int64)), rows.fingerprint, take_row)
+    return Rows(
+        rows.length,
+        lambda indices: take_rows(tf.cast(indices, tf.int64)),
+        rows.fingerprint,
+        take_row,
+        stored=rows.stored,
+    )

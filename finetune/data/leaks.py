@@ -1,22 +1,22 @@
 """Rows to test or validate on that are among the training rows, too: found cheaply, before training.
 
-Rows in memory are hashed; of images and sounds in folders the files are, and only those whose size in bytes is that of
-another. Nothing is decoded. `finetune check --deep` reads every row of any source.
+Rows in memory are hashed; of images, sounds and records what they are decoded from is, and of files only those whose
+size in bytes is that of another. Nothing is decoded. `finetune check --deep` reads every row of any source.
 """
 
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from finetune.data.examples import SPLITS, Examples, leaves
-from finetune.data.rows import Rows
+from finetune.data.rows import Rows, StoredRows
 
-_HASHED_BYTES = 2**29  # at most, of arrays: about a second
+_HASHED_BYTES = 2**29  # at most: about a second
 _AT_ONCE = 4096  # rows
+_TRIED = 16  # rows that are read to know how large rows are
 
 
 def leaked_rows(examples: Examples) -> dict[str, list[int]]:
@@ -26,18 +26,16 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
     """
     splits = [name for name in SPLITS if getattr(examples, name)]
     arrays = {name: [array for _, array in leaves("x", getattr(examples, f"x_{name}"))] for name in splits}
-    flat = [array for of_split in arrays.values() for array in of_split]
-    if all(_is_ready(array) for array in flat):
-        if sum(len(array) * _bytes_of_rows(array, [0])[0].nbytes for array in flat) > _HASHED_BYTES:
-            return {}
-        digests = {name: _of_arrays(of_split) for name, of_split in arrays.items()}
-    elif examples.source.get("kind") in ("images", "audio") and all(examples.places.get(name) for name in splits):
-        folder = Path(str(examples.source["folder"]))
-        digests = _of_files({name: (folder, examples.places[name]) for name in splits})
-    else:
+    if not all(_is_ready(array) or _stored(array) for of_split in arrays.values() for array in of_split):
         return {}
-    trained = {digest for digest in digests["train"] if digest}
-    leaked = {name: [n for n, digest in enumerate(digests[name]) if digest in trained] for name in splits[1:]}
+    alike = _of_the_same_sizes(arrays)
+    if sum(_bytes_of(array, alike[name]) for name, of_split in arrays.items() for array in of_split) > _HASHED_BYTES:
+        return {}
+    trained = set(_digests(arrays["train"], alike["train"]))
+    leaked = {}
+    for name in splits[1:]:
+        digests = zip(alike[name].tolist(), _digests(arrays[name], alike[name]), strict=True)
+        leaked[name] = [row for row, digest in digests if digest in trained]
     return {name: rows for name, rows in leaked.items() if rows}
 
 
@@ -46,41 +44,49 @@ def _is_ready(array: Any) -> bool:
     return array.is_ready if isinstance(array, Rows) else isinstance(array, np.ndarray) and array.dtype.kind != "O"
 
 
+def _stored(array: Any) -> StoredRows | None:
+    return array.stored if isinstance(array, Rows) else None
+
+
+def _of_the_same_sizes(arrays: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Returns the rows of each split that have as many bytes as a row of another; all where sizes are not known."""
+    sizes = {
+        name: [stored.sizes for array in of_split if (stored := _stored(array)) and stored.sizes is not None]
+        for name, of_split in arrays.items()
+    }
+    if not sizes["train"]:
+        return {name: np.arange(len(of_split[0])) for name, of_split in arrays.items()}
+    of_rows = {name: list(zip(*(each.tolist() for each in of_split), strict=True)) for name, of_split in sizes.items()}
+    shared = {*of_rows["train"]} & {size for name in of_rows if name != "train" for size in of_rows[name]}
+    return {name: np.flatnonzero([size in shared for size in rows]) for name, rows in of_rows.items()}
+
+
+def _bytes_of(array: Any, rows: np.ndarray) -> float:
+    """Returns about how many bytes some rows have."""
+    stored = _stored(array)
+    if not len(rows):
+        return 0
+    if stored is None or _is_ready(array):
+        return len(rows) * _bytes_of_rows(array, [0])[0].nbytes
+    if stored.sizes is not None:
+        return int(stored.sizes[rows].sum())
+    tried = rows[:: max(1, len(rows) // _TRIED)][:_TRIED]
+    return len(rows) * sum(len(stored.read(row)) for row in tried.tolist()) / len(tried)
+
+
 def _bytes_of_rows(array: Any, rows: Sequence[int]) -> list[np.ndarray]:
+    if (stored := _stored(array)) and not _is_ready(array):
+        return [np.frombuffer(stored.read(row), np.uint8) for row in rows]
     if isinstance(array, Rows):
         return list(np.asarray(array.take(tf.constant(rows, tf.int64))))
     return [np.ascontiguousarray(array[row]) for row in rows]
 
 
-def _of_arrays(arrays: Sequence[Any]) -> list[bytes]:
-    digests: list[bytes] = []
-    for start in range(0, len(arrays[0]), _AT_ONCE):
-        numbers = range(start, min(start + _AT_ONCE, len(arrays[0])))
-        parts = [[row.tobytes() for row in _bytes_of_rows(array, numbers)] for array in arrays]
-        digests += [hashlib.blake2b(b"|".join(row), digest_size=16).digest() for row in zip(*parts, strict=True)]
-    return digests
-
-
-def _of_files(files: dict[str, tuple[Path, Sequence[str]]]) -> dict[str, list[bytes]]:
-    """Returns a hash of each file by its split; an empty one where no file of another split has its size."""
-
-    def size(path: Path) -> int:
-        return path.stat().st_size if path.is_file() else -1
-
-    sizes = {
-        split: np.fromiter((size(folder / name) for name in names), np.int64, len(names))
-        for split, (folder, names) in files.items()
-    }
-    others = {each for split in sizes if split != "train" for each in sizes[split].tolist()}
-    shared = {*sizes["train"].tolist()} & others - {-1}
-
-    def digest(path: Path, size: int) -> bytes:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest() if size in shared else b""
-
-    return {
-        split: [digest(folder / name, size) for name, size in zip(names, sizes[split].tolist(), strict=True)]
-        for split, (folder, names) in files.items()
-    }
+def _digests(arrays: Sequence[Any], rows: np.ndarray) -> Iterator[bytes]:
+    for start in range(0, len(rows), _AT_ONCE):
+        numbers = rows[start : start + _AT_ONCE].tolist()
+        for parts in zip(*(_bytes_of_rows(array, numbers) for array in arrays), strict=True):
+            yield hashlib.blake2b(b"|".join(part.tobytes() for part in parts), digest_size=16).digest()
 
 
 def warning_of_leaks(leaked: dict[str, list[int]], examples: Examples) -> str:

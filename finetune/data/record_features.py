@@ -153,6 +153,11 @@ def parse(serialized: Any, features: Mapping[str, Feature]) -> dict[str, Any]:
     return {name: _value(values[name], feature) for name, feature in features.items()}
 
 
+def feature_bytes(serialized: bytes, name: str) -> bytes:
+    """Returns a feature of a record as it is stored; equal features have equal bytes."""
+    return tf.train.Example.FromString(serialized).features.feature[name].SerializeToString(deterministic=True)
+
+
 def _value(value: Any, feature: Feature) -> Any:
     if feature.length is not None:
         value = tf.sparse.to_dense(value)[: feature.length]

@@ -28,6 +28,19 @@ _COPIED = 2**26  # bytes of a memory-mapped array of which rows are copied
 
 
 @dataclass(frozen=True, eq=False)
+class StoredRows:
+    """What rows are decoded from, such as files: rows of the same bytes are the same.
+
+    Attributes:
+        read: Returns the bytes of the row of a number.
+        sizes: How many bytes each row has, int64 of shape `(rows,)`; `None` where that shows only when it is read.
+    """
+
+    read: Callable[[int], bytes]
+    sizes: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of an array that need not exist as a whole: it may lie in a file, or be decoded when it is taken.
 
@@ -42,6 +55,7 @@ class Rows:
             is padding in all of them, as where texts are shorter than `take` returns them. `None` where rows have no
             padding that may be left out. Rows that share a width share the function.
         is_ready: Whether the values lie in memory, so that taking a row is no more than a copy.
+        stored: What the rows are decoded from, where that can be read without decoding it.
     """
 
     length: int
@@ -50,6 +64,7 @@ class Rows:
     take_row: Callable[[Any], Any] | None = None
     batch_width: Callable[[Any], Any] | None = None
     is_ready: bool = False
+    stored: StoredRows | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -80,7 +95,7 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
         fingerprint = f"{array.fingerprint} {digest}" if array.fingerprint else ""
         with tf.device("CPU:0"):
             places = tf.constant(indices)
-        one, width = array.take_row, array.batch_width
+        one, width, stored = array.take_row, array.batch_width, array.stored
         if width is not None and width not in widths:
             widths[width] = lambda numbers: width(tf.gather(places, numbers))
         return Rows(
@@ -90,6 +105,10 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
             None if one is None else lambda number: one(places[number]),
             None if width is None else widths[width],
             array.is_ready,
+            stored
+            and StoredRows(
+                lambda row: stored.read(int(indices[row])), None if stored.sizes is None else stored.sizes[indices]
+            ),
         )
 
     return tf.nest.map_structure(of, arrays)

@@ -16,7 +16,7 @@ import numpy as np
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
-from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, is_number, unknown_column
+from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, is_finite, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
 
@@ -135,7 +135,7 @@ class Table:
         for column in (self.column(name) for name in names if name not in types):
             if column.kind == "number":
                 continue
-            is_stray = np.array([bool(text) and not is_number(text) for text in column.texts().tolist()])
+            is_stray = np.array([bool(text) and not is_finite(text) for text in column.texts().tolist()])
             strays, present = np.flatnonzero(is_stray), int((~column.missing).sum())
             if 0 < len(strays) <= present / 10:
                 raise DataError(

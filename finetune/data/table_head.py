@@ -7,6 +7,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 from finetune.errors import did_you_mean, quote
@@ -58,6 +59,24 @@ def _names_of_arrow(path: Path) -> Sequence[str]:
         return file.schema.names
 
 
+def is_misread(columns: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a table seems to have no line of names, or another separator, so that no name of a column is right.
+
+    Args:
+        columns: As for `unknown_column`.
+    """
+    return bool(_other_separator(columns) or _values_in(columns))
+
+
+def _other_separator(columns: Mapping[str, Sequence[str]]) -> str:
+    return next((mark for mark in ";\t|" if len(columns) == 1 and all(mark in name for name in columns)), "")
+
+
+def _values_in(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    # Names of columns are no numbers, and do not occur among the values below them.
+    return [name for name in columns if is_number(name) or name in columns[name]]
+
+
 def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Sequence[str]]) -> str:
     """Returns what to say about columns that a table does not have.
 
@@ -67,15 +86,13 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
         columns: Values of the first rows by the name of the column; may be empty where they are not text.
     """
     names = list(columns)
-    other = next((mark for mark in ";\t|" if all(mark in known for known in names)), "")
-    if len(names) == 1 and other:
+    if other := _other_separator(columns):
         return (
             f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{path}` seems to have "
             f"{'tabs' if other == chr(9) else f'`{other}`'}: its first line is `{names[0][:80]}`. Write it again, or "
             "name it by what it is."
         )
-    # Names of columns are no numbers, and do not occur among the values below them.
-    values = [known for known in names if is_number(known) or known in columns[known]]
+    values = _values_in(columns)
     hint = (
         f" Its first line seems to hold values ({quote(values, limit=3)}): write a line of names above it."
         if values
@@ -83,6 +100,11 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
     )
     known = f"Its columns are {quote(names, limit=12)}.{hint or did_you_mean(unknown[0], names)}"
     return f"`{path}` has no column {quote(unknown)}. {known}"
+
+
+def is_finite(text: str) -> bool:
+    """Returns whether Python reads a text as a finite number."""
+    return is_number(text) and isfinite(float(text))
 
 
 def is_number(text: str) -> bool:

@@ -68,6 +68,11 @@ class ScaledSchedule:
         elif from_now or warmup_steps:
             self._start = tf.Variable(tf.constant(now, tf.int64), trainable=False)
 
+    def count_from(self, step: int) -> None:
+        """Lets a schedule or warm-up that counts from a later step than the first count from this one."""
+        if self._start is not None:
+            self._start.assign(step)
+
     def scheduled(self) -> tf.Tensor:
         """Returns the schedule's rate at the present step, without the multiplier."""
         rate = self._without_warmup()
@@ -314,6 +319,22 @@ class GroupRates:
         """
         self._scale = saved["scale"]
         return self._rates[index].take(saved, step, group)
+
+    def carry(self, index: int, saved: dict[str, Any] | None, scale: float) -> None:
+        """Takes over what was written to the rate of a group elsewhere; what it follows stays.
+
+        Args:
+            index: The position of the group.
+            saved: What `describe` returned of the group of that name elsewhere, if there was one.
+            scale: What was written to the rates of all groups together.
+        """
+        self._scale, rate = scale, self._rates[index]
+        if saved and saved["whole"]:
+            rate.rebase(rate.whole * (saved["base"] / saved["whole"]), floored=False)
+        since = (saved["follows"] or {}).get("since") if saved else None
+        if rate.schedule and since is not None:
+            rate.schedule.count_from(since)
+        rate.write(rate.base * scale)
 
     def _adopt_written(self) -> None:
         """Takes the ratios from the rate variables, where those were written one by one or read from a file."""

@@ -9,7 +9,7 @@ numbers that hold the ratios, the step at which each group started, and the phas
 import gc
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,6 +114,24 @@ class SavedState(tf.train.experimental.PythonState):
         if self.traced and self.compiled != before:
             _renew_train_functions(self._optimizer)
             self.traced = False
+
+    def carry(self, document: dict[str, Any], starts: Mapping[str, int]) -> None:
+        """Takes over of another optimizer what holds for this: the phase, the clocks, and what was written to rates.
+
+        The rates follow what they follow here. What was written to all of them together (`scale`), as on a plateau, and
+        the share that a group had of its rate are carried; a schedule or warm-up that counts from a step goes on.
+
+        Args:
+            document: That of the other.
+            starts: The step at which each group of this optimizer started.
+        """
+        saved = document["groups"]
+        scale = next(iter(saved.values()))["scale"] if saved else 1.0
+        for index, group in enumerate(self._groups):
+            self._rates.carry(index, saved.get(group.name), scale)
+        self._clocks.starts.assign([starts[group.name] for group in self._groups])
+        self._clocks.count_from_starts()
+        self.phase = PhasePosition(**document["phase"]) if document["phase"] else None
 
     def write(self, store: Any) -> None:
         """Writes the document into a store of Keras."""

@@ -29,16 +29,16 @@ def checked(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str
         GroupError: Names all arguments that break their rule.
     """
     # `locals()` is in the order of the parameters, and so are the arguments that are returned.
-    rules, types = _rules(), function.__annotations__
-    broken = {name: value for name, value in arguments.items() if not rules[name][1](value)}
+    rules, types, parameters = _rules(), function.__annotations__, inspect.signature(function).parameters
+    left_out = [name for name, value in arguments.items() if value is None and parameters[name].default is None]
+    broken = {n: value for n, value in arguments.items() if n not in left_out and not rules[n][1](value)}
     if broken:
         problems = "; ".join(f"`{n}` must be {rules[n][0]}, received `{reprlib.repr(v)}`" for n, v in broken.items())
         raise GroupError(f"schedule `{function.__name__}`: {problems}. {_signature(function)} {_advice(broken)}")
     lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list | tuple)}
     _check_lengths(function, **lengths)
-    return {
-        name: _plain(value, int if types[name] in (int, Sequence[int]) else float) for name, value in arguments.items()
-    }
+    whole = (int, int | None, Sequence[int])
+    return {name: _plain(value, int if types[name] in whole else float) for name, value in arguments.items()}
 
 
 def check_names(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -75,6 +75,7 @@ def _rules() -> dict[str, tuple[str, Callable[[Any], bool]]]:
         "end": ("a finite number of at least 0", lambda x: _is_number(x) and x >= 0),
         "values": ("a list of finite numbers above 0", lambda x: _all(positive[1], x)),
         "boundaries": ("increasing whole numbers of at least 1", lambda x: _all(count[1], x) and [*x] == sorted({*x})),
+        "shape": ("`linear` or `1-sqrt`", lambda x: x in ("linear", "1-sqrt")),
         "schedule": schedule,
         "schedules": ("a list of learning rate schedules", lambda x: _all(schedule[1], x)),
     }
@@ -104,7 +105,7 @@ def _check_lengths(function: Callable[..., Any], boundaries: int = 0, **lengths:
 
 
 def _advice(broken: Mapping[str, Any]) -> str:
-    if any(isinstance(value, str) for value in broken.values()):
+    if any(isinstance(value, str) for name, value in broken.items() if name != "shape"):
         return "Write numbers as numbers; YAML reads `1e-5` as text, `1.0e-5` as a number."
     if any(name in broken and _is_number(broken[name]) and broken[name] == 0 for name in ("initial", "peak")):
         return "To keep a group unchanged, write `frozen: true`, not a rate of 0."

@@ -221,6 +221,49 @@ def inverse_square_root(peak: float, warmup_steps: int) -> LearningRateSchedule:
     return Schedule("inverse_square_root", arguments, rate)
 
 
+def warmup_stable_decay(
+    peak: float,
+    total_steps: int,
+    decay_steps: int,
+    warmup_steps: int | None = None,
+    alpha: float = 0.0,
+    shape: str = "linear",
+) -> LearningRateSchedule:
+    """Rises in a straight line from 0 to `peak`, stays there, and falls to `alpha * peak` in the last `decay_steps`.
+
+    Until the fall, it does not depend on the length of the training: one that goes on from there for longer has the
+    rates of one that was planned so from the start.
+
+    Args:
+        peak: The constant learning rate. Must be > 0.
+        total_steps: Length of the training; the rate stays at its end afterwards. Must be >= 1.
+        decay_steps: Steps of the fall, the last of `total_steps`. Must be >= 1.
+        warmup_steps: Steps of the rise. Must be >= 1, or `None` to begin at `peak`.
+        alpha: What is left at the end, as a share of `peak`, in [0, 1].
+        shape: Of the fall: `linear`, or `1-sqrt`, which falls as 1 minus the square root of the share of its steps.
+
+    References:
+        Hu et al. (2024), MiniCPM, section 4, https://arxiv.org/abs/2404.06395
+        Hagele et al. (2024), Scaling laws beyond fixed training durations, https://arxiv.org/abs/2405.18392
+    """
+    arguments = checked(warmup_stable_decay, locals())
+    peak, total_steps, decay_steps, warmup_steps, alpha, shape = arguments.values()
+    if decay_steps + (warmup_steps or 0) > total_steps:
+        raise GroupError(
+            "schedule `warmup_stable_decay`: `warmup_steps` and `decay_steps` must fit into `total_steps`. Received "
+            f"{warmup_steps or 0}, {decay_steps} and {total_steps}. Make them shorter."
+        )
+
+    def rate(step: Any) -> Any:
+        # peak * rise * (1 - (1 - alpha) * fallen), in which the constant part is `peak` itself: * 1 and - 0.
+        t = _float64(step)
+        rise = tf.minimum(t / warmup_steps, 1.0) if warmup_steps else 1.0
+        fallen = tf.clip_by_value((t - (total_steps - decay_steps)) / decay_steps, 0.0, 1.0)
+        return peak * rise * (1 - (1 - alpha) * (tf.sqrt(fallen) if shape == "1-sqrt" else fallen))
+
+    return Schedule("warmup_stable_decay", arguments, rate)
+
+
 def constant(initial: float) -> LearningRateSchedule:
     """Gives `initial`, which must be > 0, at every step; for use in `chain` and `with_warmup`."""
     arguments = checked(constant, locals())

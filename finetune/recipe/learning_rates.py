@@ -25,6 +25,7 @@ from finetune.recipe.fields import (
     Positive,
     Rate,
     Share,
+    choice,
     fault,
     length_of,
     one_of,
@@ -343,6 +344,43 @@ class OneCycle(_Total, _Peak):
     final_div: AtLeastOne = 1e5
 
 
+class WarmupStableDecay(_Total, _Peak):
+    """Rises in a straight line to `peak`, stays there, and falls at the end of its length (WSD).
+
+    Until it falls, the rate does not depend on the length of the run, which may then be extended.
+
+    Attributes:
+        warmup_steps: Length of the rise in steps; at most one of the three spellings.
+        warmup_epochs: The same length in epochs.
+        warmup_fraction: The same length as a fraction of the run.
+        decay_steps: Length of the fall in steps; at most one of the three spellings, by default a tenth of the run.
+        decay_epochs: The same length in epochs.
+        decay_fraction: The same length as a fraction of the run.
+        alpha: The last rate as a share of `peak`.
+        shape: Of the fall: `linear`, or `1-sqrt`.
+    """
+
+    schedule: Literal["warmup_stable_decay"]
+    warmup_steps: Count | None = None
+    warmup_epochs: Positive | None = None
+    warmup_fraction: Fraction | None = None
+    decay_steps: Count | None = None
+    decay_epochs: Positive | None = None
+    decay_fraction: Fraction | None = None
+    alpha: Share = 0.0
+    shape: Annotated[Literal["linear", "1-sqrt"], choice("linear", "1-sqrt")] = "linear"
+
+    @field_validator("warmup_fraction")
+    @classmethod
+    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "warmup_steps", "warmup_epochs", default=None)
+
+    @field_validator("decay_fraction")
+    @classmethod
+    def _check_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, "decay_steps", "decay_epochs", default=0.1)
+
+
 class Constant(_WarmUp, _Initial):
     """The same rate at every step; with a warm-up, or as a part of a chain."""
 
@@ -373,6 +411,7 @@ AnySchedule = (
     | InverseSquareRoot
     | SlantedTriangular
     | OneCycle
+    | WarmupStableDecay
     | Constant
     | Chain
 )

@@ -7,7 +7,15 @@ completes a sentence about a key; `finetune.recipe.messages` writes the sentence
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.recipe.augment import MIXING_LAYERS
@@ -21,6 +29,17 @@ from finetune.recipe.phases import Phases, check_names, disagreement
 from finetune.recipe.restore import Restore
 from finetune.recipe.train import Train
 
+FORMAT = 1
+
+
+def _check_format(value: Any) -> Any:
+    if type(value) is int and value > FORMAT:
+        rule = f"is of a newer version of finetune: this one reads format {FORMAT}. Update it"
+        raise fault(rule, received=value)
+    if type(value) is not int or value < 1:
+        raise fault(f"must be a whole number from 1 to {FORMAT}", received=value)
+    return value
+
 
 class Recipe(Part):
     """A whole recipe, after `extends` and overrides were applied.
@@ -33,6 +52,7 @@ class Recipe(Part):
         groups: The layer groups, or a strategy that makes them.
         phases: Stretches of training, or a strategy of them; by default all groups are trained all the time.
         train: How long and in which way all groups are trained together.
+        format: Number of the format of recipes and run folders; this version reads and writes 1.
     """
 
     keys_read_before: ClassVar[tuple[str, ...]] = ("extends",)
@@ -44,6 +64,7 @@ class Recipe(Part):
     groups: Groups
     phases: Phases | None = None
     train: Train
+    format: Annotated[int, BeforeValidator(_check_format)] = FORMAT
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
     _allowed_code: tuple[str, ...] | None = PrivateAttr(default=None)
 
@@ -77,6 +98,12 @@ class Recipe(Part):
                 if getattr(self.train, key) is not None:
                     rule = "is of a run without `phases`. Move it into the phases that it is meant for"
                     raise fault(rule, at=("train", key), about="key")
+            if self.train.extend != "stretch" or self.train.extensions:
+                key = "extend" if self.train.extend != "stretch" else "extensions"
+                rule = (
+                    "is of a run without `phases`. Remove it, and give the phases that come the rates they shall have"
+                )
+                raise fault(rule, at=("train", key), about="key")
             self._check_phases()
         self._check_orders()
         self._check_blending()

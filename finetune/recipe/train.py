@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from finetune.recipe.fields import Count, OpenShare, Part, Positive, choice, fault, one_of, pick
+from finetune.recipe.extensions import EXTEND, Extension
+from finetune.recipe.fields import Count, ListOf, OpenShare, Part, Positive, choice, fault, one_of, pick
 from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
 from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
@@ -36,6 +37,23 @@ def _check_cache(value: Any) -> Any:
     return value
 
 
+class AverageSpec(Part):
+    """The mean of the weights of several moments, taken if it is better on the validation rows.
+
+    Attributes:
+        best: How many of the best evaluations, >= 2; exactly one of `best` and `last`.
+        last: How many of the last epochs, >= 2.
+    """
+
+    best: Annotated[Count, Field(ge=2)] | None = None
+    last: Annotated[Count, Field(ge=2)] | None = None
+
+    @field_validator("last")
+    @classmethod
+    def _check_one(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return one_of(value, info, "best")
+
+
 class Train(Part):
     """How long and in which way all groups are trained together.
 
@@ -43,6 +61,13 @@ class Train(Part):
         epochs: Length of the run. Required without `phases`, and with a strategy that does not set its own `epochs`; a
             list of phases says itself how long it is.
         until: Ends a run without phases early, as `until` of a phase does.
+        keep: Which weights the trained model has: those of the end (`last`), or those with which the metric that
+            `until` watches, or else `val_loss`, was best (`best`).
+        average: The trained model has the mean of the weights of several moments, if that is better on the validation
+            rows. Each takes the memory of the weights, and room in the checkpoints.
+        evaluate_every_steps: The validation rows are also evaluated within an epoch, every so many steps; `until` and
+            `keep` then go by these evaluations, too.
+        time_limit_seconds: The training ends after so many seconds, > 0; in the last tenth the rates fall to 0.
         reduce_on_plateau: Lowers the rates of a run without phases, as in a phase.
         batch_size: Rows in a batch, >= 1.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
@@ -77,13 +102,22 @@ class Train(Part):
         checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
             most a hundredth of the time.
         checkpoint_steps: Within an epoch, checkpoints are written after so many steps, and at no other time.
-        keep_checkpoints: Whether the last two checkpoints stay when the run is over. Each holds the weights and all
-            slots of the optimizer: with Adam, three times the size of the weights.
+        keep_checkpoints: Which checkpoints stay when the run is over: the last (`last`), from which the run can be
+            extended; the last two (`true`); or none (`false`). Each holds the weights and all slots of the optimizer:
+            with Adam, three times the size of the weights.
+        extend: What the schedules do where a run is trained for longer than planned: `stretch` (they are those of a run
+            of the new length, at the step that was reached), `append` (they are finished, and the last rate is held) or
+            `cooldown` (from there on the rates fall in a straight line to 0).
+        extensions: How a run was extended; `finetune resume` writes it.
         validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
     """
 
     epochs: Count | None = None
     until: UntilSpec | None = None
+    keep: Annotated[Literal["last", "best"], choice("last", "best")] = "last"
+    average: AverageSpec | None = None
+    evaluate_every_steps: Count | None = None
+    time_limit_seconds: Positive | None = None
     reduce_on_plateau: PlateauSpec | None = None
     batch_size: Count = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
@@ -108,7 +142,9 @@ class Train(Part):
     shuffle: bool = True
     checkpoint_seconds: Positive = 300.0
     checkpoint_steps: Count | None = None
-    keep_checkpoints: bool = False
+    keep_checkpoints: Annotated[Literal["last"] | bool, choice("last", True, False)] = "last"
+    extend: Annotated[Literal["stretch", "append", "cooldown"], choice(*EXTEND)] = "stretch"
+    extensions: ListOf[Extension] = ()
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="before")

@@ -168,6 +168,12 @@ class LastWeights(keras.callbacks.Callback):
         """Says that of the epoch in which training breaks off only the first `steps` steps were made."""
         self._steps = min(steps, self._steps)
 
+    def drop_optimizer(self, model: keras.Model) -> None:
+        """Writes the file anew without the state of the optimizer, where the file holds the newest weights."""
+        if self.saved_to == self.path and self.path.is_file():
+            with self.warned.of(WriteError):
+                save_weights(model, self.path, optimizer=False)
+
     def keep(self, *, newest: bool = True) -> str:
         """Saves what is not saved yet, if need be in another folder, and says in a sentence what is saved and where.
 

@@ -20,6 +20,7 @@ from finetune.data.examples import Examples
 from finetune.errors import FinetuneError, TrainingError, WriteError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.interruption import Stopped, deferred
+from finetune.machine_failures import failure_text
 from finetune.training.callbacks import (
     LastWeights,
     LearningRateLogger,
@@ -44,7 +45,9 @@ from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 from finetune.training.saving import disk_need
+from finetune.training.step_evaluation import EvaluateBySteps
 from finetune.training.tensorboard_log import TensorBoardLog
+from finetune.training.time_limit import TimeLimit
 from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -63,6 +66,7 @@ class FitOptions:
         cache: Where the features of the frozen part are kept: `auto`, `memory`, `disk` or `off`.
         cache_passes: Passes over the examples that are kept where the frozen part has random layers.
         steps_per_execution: Steps in a call, or `auto`.
+        evaluate_every_steps: Steps between two evaluations of the validation rows within an epoch; `None` for none.
         announce_phases: Whether the phases are printed and numbered in the metrics.
         log_every_steps: Steps between two measurements of the layer groups, `auto` or `off`.
     """
@@ -76,6 +80,7 @@ class FitOptions:
     cache_passes: int
     steps_per_execution: int | str
     announce_phases: bool
+    evaluate_every_steps: int | None = None
     log_every_steps: int | str = "off"
 
 
@@ -94,6 +99,8 @@ def train(
     checkpoint: Checkpoint | None = None,
     non_finite: NonFiniteGradients | None = None,
     clock: TrainingClock | None = None,
+    keepers: Sequence[keras.callbacks.Callback] = (),
+    time_limit: TimeLimit | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -113,6 +120,8 @@ def train(
         checkpoint: Goes on where its file says, if there is one, and writes the next.
         non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
         clock: Measures each phase, and may end it early; a run has none.
+        keepers: Callbacks that remember weights.
+        time_limit: Ends the training after a time.
 
     Returns:
         One record for each phase.
@@ -126,6 +135,10 @@ def train(
     weights = weights or LastWeights(last_weights(folder))
     fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite, checkpoint)
     fit.clock = clock
+    # Behind those that write the metrics, and before the checkpoint, which holds their state.
+    fit.observers += [*keepers, *([time_limit] if time_limit else [])]
+    if time_limit:
+        time_limit.report = fit.report
     proof = proof or FrozenRecords()
     records: list[PhaseRecord] = []
     if checkpoint:
@@ -175,9 +188,10 @@ def train(
                 console.print(sentence, highlight=False, markup=False)
             records.append(record)
             fit.progress.epochs -= record.epochs_left
-            if record.epochs_left > 0 and not fit.guard.stopped_at:
+            is_over = time_limit is not None and time_limit.reached
+            if record.epochs_left > 0 and not fit.guard.stopped_at and not is_over:
                 fit.report(_ended_early(record, phases, options.announce_phases))
-            if fit.guard.stopped_at or not record.frozen_unchanged:
+            if fit.guard.stopped_at or is_over or not record.frozen_unchanged:
                 break
     if fit.guard.stopped_at:
         epoch, step, loss = fit.guard.stopped_at
@@ -254,6 +268,10 @@ class _RunFit:
         weights.warned.report = self.report
         if checkpoint:
             checkpoint.in_phases, checkpoint.report = True, self.report
+        self.evaluation = None
+        if options.evaluate_every_steps and self.validation:
+            path = folder / "evaluations.csv"
+            self.evaluation = EvaluateBySteps(self.validation, options.evaluate_every_steps, path, self.report)
         self.observers: list[keras.callbacks.Callback] = [
             FastLoop(),
             *([self.monitor] if self.monitor else []),  # behind the loop that makes the calls
@@ -266,6 +284,7 @@ class _RunFit:
             self.finite_weights,  # before they are saved
             weights,
             *([self.wait] if self.wait else []),
+            *([self.evaluation] if self.evaluation else []),
         ]
         self.data = CachedBatches(
             model,
@@ -317,9 +336,10 @@ class _RunFit:
             kept = self.weights.keep(newest=not self.finite_weights.failed)
             raise type(error)(f"{error} {kept}") from error
         except Exception as error:
+            what = failure_text(error) or f"{type(error).__name__}: {reason(error)}."
             raise TrainingError(
-                f"Training stopped with an error. {type(error).__name__}: {reason(error)}. {self.weights.keep()} "
-                f"{SEE_WHERE} What was written so far is in `{self.weights.path.parents[1]}`."
+                f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
+                f"in `{self.weights.path.parents[1]}`."
             ) from error
 
     def announce(self, start: PhaseStart) -> None:
@@ -358,6 +378,9 @@ class _RunFit:
         share = self.options.steps_per_execution == "auto" and trains
         sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
         of_phase = [*self.observers, *sharing, *callbacks]
+        if self.evaluation:
+            self.evaluation.place = first_epoch, first_step
+            self.evaluation.watchers = [callback for callback in of_phase if hasattr(callback, "on_evaluation")]
         if self.checkpoint:  # behind all whose state it writes
             self.checkpoint.callbacks = [*of_phase]
             of_phase.append(self.checkpoint)

@@ -85,7 +85,8 @@ def forecast_phase(
         decoding_seconds: What the first epoch takes longer since it decodes rows that later ones only read.
     """
     later = times.epochs[1:] or times.epochs
-    of_steps, of_rest = median(each.steps for each in later), median(each.rest for each in later)
+    of_steps = median(each.steps - each.begin for each in later)
+    of_rest = median(each.rest + each.begin for each in later)
     validated = median(each.validation for each in later)
     usual = of_steps + validated + of_rest
     made, batch = times.features, times.features.batch_seconds if times.features else 0.0

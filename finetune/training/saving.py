@@ -6,7 +6,8 @@ saving needs the memory of the file's size beside the model, and of twice that f
 
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from finetune.results.run_folder import replacing
 from finetune.training.plain_compile import compiled_plainly, plain_compile
 
 
-def save_weights(model: keras.Model, path: Path) -> None:
-    """Writes the weights of a model, and its optimizer's state, to a `.weights.h5` file, whole or not at all.
+def save_weights(model: keras.Model, path: Path, *, optimizer: bool = True) -> None:
+    """Writes the weights of a model to a `.weights.h5` file, whole or not at all.
+
+    Args:
+        model: The model.
+        path: The file.
+        optimizer: Whether the file also holds the optimizer's state.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    content = weights_in_memory(model)
+    with nullcontext() if optimizer else _without_optimizer(model):
+        content = weights_in_memory(model)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
 
@@ -73,6 +80,15 @@ def save_elsewhere(model: keras.Model, name: str) -> Path | None:
                 raise
             return Path(path)
     return None
+
+
+@contextmanager
+def _without_optimizer(model: keras.Model) -> Iterator[None]:
+    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
+    try:
+        yield
+    finally:
+        model.optimizer, model.compiled = optimizer, True
 
 
 def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:

@@ -4,7 +4,9 @@ A run has no clock. `finetune.training.rehearsal` gives `train` one, which also 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import keras
@@ -21,11 +23,13 @@ class EpochTimes:
         steps: From the beginning of the epoch to the end of its last step.
         validation: The validation.
         rest: Everything else: metrics, logs, weights that are saved.
+        begin: How much of `steps` comes once in an epoch: by how much its first call took longer than the others.
     """
 
     steps: float
     validation: float
     rest: float
+    begin: float = 0.0
 
     @property
     def total(self) -> float:
@@ -72,6 +76,7 @@ class TrainingClock(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._begun = self._stepped = time.perf_counter()
         self._validated, self._first = 0.0, 0
+        self._calls: list[tuple[float, int]] = []  # seconds and steps
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._first = batch
@@ -81,6 +86,7 @@ class TrainingClock(keras.callbacks.Callback):
         # Keras gives the last step of the planned call, also where the epoch ended in it.
         last = min(batch, ((self.params or {}).get("steps") or batch + 1) - 1)
         steps = steps_done(self.model, first=self._first, last=last) - self._first
+        self._calls.append((self._stepped - before, max(steps, 1)))
         if self.phases[-1].epochs:
             self.phases[-1].step_seconds.append((self._stepped - before) / max(steps, 1))
 
@@ -93,7 +99,13 @@ class TrainingClock(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         epochs, steps = self.phases[-1].epochs, self._stepped - self._begun
         rest = time.perf_counter() - self._begun - steps - self._validated
-        epochs.append(EpochTimes(steps, self._validated, rest))
+        epochs.append(EpochTimes(steps, self._validated, rest, _more_in_first(self._calls)))
         if len(epochs) > 1 and sum(each.total for each in epochs[1:]) >= self.seconds:
             model: Any = self.model
             model.stop_training = True
+
+
+def _more_in_first(calls: Sequence[tuple[float, int]]) -> float:
+    """Returns by how many seconds the first call of an epoch took longer than its steps do in the others."""
+    others = [seconds / steps for seconds, steps in calls[1:]]
+    return max(calls[0][0] - calls[0][1] * median(others), 0.0) if len(others) > 1 else 0.0

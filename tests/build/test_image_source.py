@@ -1,11 +1,14 @@
 """Folders of images as examples: split, limited, and shaped for the input of the network."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from finetune.build.data import build_examples
+from finetune.data.leaks import leaked_rows
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
 
@@ -37,6 +40,15 @@ def test_images_are_split_by_class_and_have_the_size_of_the_recipe(recipe, pictu
     x, y = examples.train.first(16)
     assert x.shape == (16, 4, 6, 3)
     assert ((x[:, 2, 3, 0] > 200).numpy() == y.numpy()).all()
+
+
+def test_copies_of_files_are_found_and_those_that_are_kept_in_memory_too(recipe, pictures):
+    folder = recipe.parent / "pictures"
+    for number in range(10):
+        shutil.copy(folder / "dark" / f"{number}.png", folder / "light" / f"copy{number}.png")
+    leaked = leaked_rows(images_of(recipe, pictures))
+    assert leaked["test"]
+    assert leaked_rows(images_of(recipe, pictures, "data.keep=memory")) == leaked
 
 
 def test_images_have_by_default_the_size_that_the_network_takes(recipe, pictures):

@@ -103,15 +103,17 @@ def test_numbers_are_normalized_by_the_training_rows(read):
     [
         ("mnist", "nowhere.npz", (), "`path` is the local file of a data set."),
         ("mnist", ".", (), "`path` of `mnist` is its file, `mnist.npz`."),
-        ("mnist", "tiny.yaml", (), "tiny.yaml` cannot be read as `mnist`: "),
+        ("mnist", "tiny.yaml", (), "tiny.yaml` is none."),
+        ("mnist", "other.npz", (), "other.npz` cannot be read as `mnist`: KeyError: "),
         ("cifar10", ".", (), "`path` is the archive of `cifar10`, or the folder `cifar-10-batches-py`."),
         ("fashion_mnist", "tiny.yaml", (), "is the folder with its four files `*-ubyte.gz`."),
     ],
 )
 def test_other_files_are_refused(read, name, path, keys, said):
+    np.savez("other.npz", x=LABELS)
     with pytest.raises(RecipeError) as caught:
         read(name, path, network(28, 28), *keys)
-    assert "`data.keras_dataset`: " in str(caught.value)
+    assert "`data.path`: " in str(caught.value)
     assert said in str(caught.value)
 
 

@@ -3,8 +3,10 @@ import inspect
 import pytest
 
 from finetune.build.data import RunLength
-from finetune.build.rates import build_rate
+from finetune.build.rates import build_rate, build_run_rate
+from finetune.errors import GroupError
 from finetune.optimizers.schedules import chain, make_schedule, schedule_functions, with_warmup
+from finetune.recipe.extensions import Extension
 from finetune.recipe.learning_rates import SCHEDULES, read_schedule
 
 LENGTH = RunLength(epochs=10, steps_per_epoch=20)
@@ -28,6 +30,14 @@ WRITTEN = {
     "inverse_square_root": {"peak": 1e-2, "warmup_steps": 50},
     "slanted_triangular": {"peak": 1e-2, "total_steps": 50, "cut_fraction": 0.2, "ratio": 10.0},
     "one_cycle": {"peak": 1e-2, "total_steps": 50, "warmup_fraction": 0.3, "div": 10.0, "final_div": 1e3},
+    "warmup_stable_decay": {
+        "peak": 1e-2,
+        "total_steps": 100,
+        "decay_steps": 50,
+        "warmup_steps": 20,
+        "alpha": 0.1,
+        "shape": "1-sqrt",
+    },
     "constant": {"initial": 1e-2},
 }
 
@@ -133,3 +143,39 @@ def test_lengths_that_fall_together_in_a_short_run_are_reported_with_place_and_g
     assert problem(recipe, f"groups.body.learning_rate={BROKEN}").startswith(
         "tiny.yaml:6:5: group `body`: schedule `piecewise_constant_decay`: `boundaries` must be increasing whole numbers "
     )
+
+
+def extended(rate, *extensions):
+    parts = [Extension(by=by, at_steps=at, total_steps=total) for by, at, total in extensions]
+    schedule = build_run_rate(rate, LENGTH, parts)
+    return [float(schedule(step)) if callable(schedule) else schedule for step in STEPS]
+
+
+def test_a_run_that_is_stretched_has_the_rates_of_its_new_length():
+    cosine = read_schedule({"schedule": "cosine_decay", "initial": 1e-2, "decay_fraction": 1.0})
+    assert extended(cosine) == rates_of(build_rate(cosine, LENGTH))
+
+
+def test_an_appended_stretch_holds_the_last_rate_that_was_trained_with():
+    cosine = read_schedule({"schedule": "cosine_decay", "initial": 1e-2, "decay_fraction": 1.0})
+    before = make_schedule("cosine_decay", initial=1e-2, decay_steps=100)
+    expected = [float(before(min(step, 99))) for step in STEPS]
+    assert extended(cosine, ("append", 100, 100)) == expected
+    assert extended(0.5, ("append", 100, 100)) == [0.5] * len(STEPS)
+
+
+def test_a_cooldown_falls_in_a_straight_line_to_0_at_the_end_of_the_run():
+    rates = extended(1e-2, ("cooldown", 100, 150))
+    expected = [1e-2 * min(1, (200 - step) / 100) if step < 200 else 0 for step in STEPS]
+    assert rates == pytest.approx(expected, rel=1e-6)
+    # And one that comes after an appended stretch falls from what was held.
+    twice = extended(1e-2, ("append", 50, 50), ("cooldown", 100, 150))
+    assert twice == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_falls_from_0():
+    with pytest.raises(GroupError, match="from the rate of its last step, which is 0 in step 101"):
+        extended(
+            read_schedule({"schedule": "polynomial_decay", "initial": 1.0, "decay_steps": 50, "end": 0.0}),
+            ("cooldown", 101, 150),
+        )

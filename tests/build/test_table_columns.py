@@ -55,6 +55,13 @@ def test_many_columns_are_told_in_one_message(people):
     assert "has no column `a`, `b`, `c`, `d`, `e` and 1 more. Its columns are" in problem
 
 
+@pytest.mark.parametrize("content", ["age;town;kind\n1;A;x\n", "1,A,x\n2,B,y\n"])
+def test_a_table_with_another_separator_or_without_names_is_a_single_fault(people, content):
+    (people.parent / "people.csv").write_text(content)
+    [problem] = problems(people, "inputs=[age, town]")
+    assert "`data.table`: " in problem
+
+
 def test_the_place_in_the_recipe_is_told_without_tensorflow(people):
     text = people.read_text().splitlines()
     start = next(number for number, line in enumerate(text) if line.startswith("data:"))

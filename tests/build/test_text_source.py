@@ -149,3 +149,19 @@ def test_the_next_run_reads_the_ids_of_the_last(answers):
     assert before.x_train.fingerprint == after.x_train.fingerprint
     shorter = examples_of(answers, network, *keys, "tokenizer.length=4")
     assert "reused" not in shorter.source["inputs"][""]["question"]
+
+
+def test_a_network_of_a_single_length_says_it_with_the_place_of_the_length(answers):
+    network = keras.Sequential([keras.Input((6,), dtype="int32"), keras.layers.Embedding(10, 2)])
+    with pytest.raises(RecipeError) as caught:
+        examples_of(answers, network, "inputs=question")
+    assert "`data.tokenizer.length`: The network takes 6 tokens for each row, and `length` is 8. Set it to 6." in str(
+        caught.value
+    )
+    assert first(examples_of(answers, network, "inputs=question", "tokenizer.length=6")).shape[1] <= 6
+
+
+def test_text_without_a_tokenizer_for_a_network_of_whole_numbers_is_no_category(answers):
+    network = keras.Sequential([keras.Input((6,), dtype="int32"), keras.layers.Embedding(10, 2)])
+    with pytest.raises(RecipeError, match=r"takes token ids of text\. Received the columns `answer` and no `tok"):
+        examples_of(answers, network, "inputs=answer", "tokenizer=null")

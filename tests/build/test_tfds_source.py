@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from finetune.build.data import build_examples
+from finetune.data.leaks import leaked_rows
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
 
@@ -89,6 +90,11 @@ def test_images_are_decoded_in_the_pipeline_and_classes_have_their_names(read):
     assert y.numpy().tolist() == [number % 2 for number in range(30)]
     assert examples.class_names == ("dark", "light")
     assert examples.places["test"][3] == "test:3"
+
+
+def test_copies_of_training_rows_are_found(read):
+    for keys, shape in (("as: [image, label]", (6, 8, 3)), ("inputs: values, target: label", (4,))):
+        assert leaked_rows(read(shape, f"tfds: tiny, {keys}")) == {"test": [*range(10)]}
 
 
 def test_splits_are_those_of_the_recipe(read):

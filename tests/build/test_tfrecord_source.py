@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from finetune.build.data import build_examples
+from finetune.data.leaks import leaked_rows
 from finetune.data.rows import rows_of, take
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
@@ -153,3 +154,11 @@ def test_what_is_wrong_with_features_is_said_with_its_place(files, keys, place, 
         examples_of(files, (10,), *keys)
     assert f"`data.{place}`: " in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_copies_of_features_are_found_whatever_else_the_records_hold(files):
+    copies = [serialized(number, VALUES[3] if number == 14 else None) for number in range(12, 16)]
+    write(files.parent / "b-0.tfrecord", copies)
+    parts = "{train: a-0.tfrecord, test: b-0.tfrecord}"
+    assert leaked_rows(examples_of(files, (10,), "inputs=values", "target=label", files=parts)) == {"test": [2]}
+    assert leaked_rows(examples_of(files, (8, 12, 3), "inputs=image", "target=label", files=parts)) == {}

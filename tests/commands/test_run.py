@@ -66,7 +66,9 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
         *("data.json", "model.keras", "result.json", "plots"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
-    assert names_in(result.folder / "checkpoints") == {"last.weights.h5"}
+    kept = names_in(result.folder / "checkpoints")
+    assert {name.split("-")[0] for name in kept} == {"last.weights.h5", "step"}
+    assert len(kept) == 2
     assert names_in(result.folder / "tensorboard") == {"train", "validation"}
 
 
@@ -74,6 +76,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     result, _, _ = finished
     stored = read_json(result.folder / "result.json")
     assert set(stored) == {
+        "format",
         "metrics",
         "metrics_before",
         "metrics_of_mean",
@@ -405,12 +408,17 @@ class Odd(keras.layers.Layer):
             self.count.assign_add(1.0)
         if self.how == "fail":
             tf.debugging.assert_less(x, 100.0, message="a value is too large")
+        if self.how == "memory":
+            x = tf.ensure_shape(tf.cond(tf.reduce_any(x > 100.0), lambda: tf.py_function(no_memory, [x], x.dtype), lambda: x), x.shape)
         return x
 
     def get_config(self):
         if self.how == "unsaved":
             raise NotImplementedError("no config here")
         return {**super().get_config(), "how": self.how}
+
+def no_memory(x):
+    raise MemoryError
 
 def network(how):
     parts = [keras.Input((6,)), Odd(how, name="odd"), keras.layers.Dense(8, name="stem"), keras.layers.Dense(3, name="head")]
@@ -454,6 +462,13 @@ def test_an_error_inside_tensorflow_is_one_line_and_keeps_what_there_is(odd):
     assert str(error.value).endswith("`--debug` shows where. What was written so far is in `out`.")
     assert "\n" not in str(error.value)
     assert {"plan.json", "recipe.yaml"} <= names_in("out")
+
+
+def test_memory_that_runs_out_in_training_is_said_with_what_to_do(odd):
+    with pytest.raises(
+        TrainingError, match=r"^Training stopped with an error\. There is not enough memory\. Close other"
+    ):
+        odd("memory", ALL, "bad_row: 20")
 
 
 def test_an_error_on_the_test_examples_is_bad_input_and_leaves_nothing(odd):

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from finetune.data.examples import Examples
+from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.leaks import leaked_rows, warning_of_leaks
-from finetune.data.rows import Rows
+from finetune.data.rows import Rows, StoredRows
 
 X = np.random.default_rng(0).normal(size=(9, 4)).astype("float32")
 Y = np.zeros(9)
@@ -37,18 +36,38 @@ def test_without_copies_nothing_is_said():
     assert warning_of_leaks({}, examples) == ""
 
 
-@pytest.mark.parametrize("kind", ["images", "audio"])
-@pytest.mark.parametrize("same_size", [True, False])
-def test_files_of_the_same_bytes_are_found(tmp_path, same_size, kind):
-    contents = {"0.png": b"abc", "1.png": b"abd", "2.png": b"abc", "3.png": b"abe" if same_size else b"longer"}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    rows = Rows(2, lambda at: at, take_row=lambda at: at)
-    places = {"train": ["0.png", "1.png"], "test": ["2.png", "3.png"]}
-    source = {"kind": kind, "folder": str(tmp_path)}
-    examples = Examples(rows, Y[:2], rows, Y[:2], places=places, source=source)
-    assert leaked_rows(examples) == {"test": [0]}
-    assert "1 of 2 rows of `test` (`2.png`)" in warning_of_leaks(leaked_rows(examples), examples)
+def raw_rows(contents, sizes=True):
+    """Rows that are decoded from bytes, and the numbers of those that were read."""
+    read = []
+    stored = StoredRows(
+        lambda row: read.append(row) or contents[row], np.array([*map(len, contents)]) if sizes else None
+    )
+    return Rows(len(contents), lambda at: at, take_row=lambda at: at, stored=stored), read
+
+
+def test_of_rows_that_are_decoded_those_of_the_same_bytes_are_found_and_those_of_other_sizes_not_read():
+    train, trained = raw_rows([b"abc", b"abd", b"long"])
+    test, tested = raw_rows([b"xy", b"abc", b"abe"])
+    examples = Examples(train, Y[:3], test, Y[:3], places={"train": ["0", "1", "2"], "test": ["t/0", "t/1", "t/2"]})
+    assert leaked_rows(examples) == {"test": [1]}
+    assert (trained, tested) == ([0, 1], [1, 2])
+    assert "1 of 3 rows of `test` (`t/1`)" in warning_of_leaks({"test": [1]}, examples)
+
+
+def test_of_rows_without_known_sizes_all_are_read_and_a_choice_of_rows_keeps_their_bytes(monkeypatch):
+    rows, read = raw_rows([b"a", b"b", b"a", b"c"], sizes=False)
+    parts = Split(rows, Y[:4]).select(np.array([1, 0])), Split(rows, Y[:4]).select(np.array([3, 2]))
+    assert leaked_rows(make_examples(*parts)) == {"test": [1]}
+    assert {*read} == {0, 1, 2, 3}
+    monkeypatch.setattr("finetune.data.leaks._HASHED_BYTES", 3)
+    assert leaked_rows(make_examples(*parts)) == {}
+
+
+def test_rows_of_an_input_in_memory_and_another_in_files_are_compared_together():
+    files, _ = raw_rows([b"a", b"a"])
+    x = {"photo": files, "age": X[:2]}
+    assert leaked_rows(Examples(x, Y[:2], x, Y[:2])) == {"test": [0, 1]}
+    assert leaked_rows(Examples(x, Y[:2], {"photo": files, "age": X[[5, 1]]}, Y[:2])) == {"test": [1]}
 
 
 def test_rows_that_can_only_be_decoded_and_very_large_arrays_are_left_to_the_deep_check(monkeypatch):

@@ -174,6 +174,9 @@ def test_a_few_words_among_numbers_are_named_with_their_lines(tmp_path):
         "number empty, or set `types: {a: category}`."
     )
     table.check_numbers(["a"], {"a": "category"})
+    (tmp_path / "inf.csv").write_text("\n".join(["a", *map(str, range(20)), "inf"]))
+    with pytest.raises(DataError, match=r"`a` has numbers in 20 rows, and other text in 1: `inf`, at `inf\.csv:22`"):
+        read_table(tmp_path / "inf.csv").check_numbers(["a"], {})
     table.check_numbers(["zip", "text"], {})  # codes with zeros in front, and text, are no numbers
 
 

@@ -27,6 +27,7 @@ from finetune.optimizers.schedules import (
     polynomial_decay,
     schedule_functions,
     slanted_triangular,
+    warmup_stable_decay,
     with_warmup,
 )
 
@@ -52,6 +53,12 @@ def cycle(t, peak, total, top, div, final_div):
     if t < top:
         return half_cosine(peak / div, peak, t / top)
     return half_cosine(peak, peak / final_div, (t - top) / (total - top))
+
+
+def stable(t, total, decay, warmup, alpha, power=1.0):
+    if t < warmup:
+        return t / warmup
+    return 1 - (1 - alpha) * min(max(t - (total - decay), 0) / decay, 1) ** power
 
 
 def restarts(t, initial, first, t_mul, m_mul, alpha):
@@ -97,6 +104,8 @@ ORACLES = {
         inverse_square_root(0.1, 25),
         lambda t: 0.1 * t / 25 if t < 25 else 0.1 * math.sqrt(25 / t),
     ),
+    "stable": (warmup_stable_decay(0.1, 200, 50, 25, 0.1), lambda t: 0.1 * stable(t, 200, 50, 25, 0.1)),
+    "stable root": (warmup_stable_decay(0.1, 200, 50, shape="1-sqrt"), lambda t: 0.1 * stable(t, 200, 50, 0, 0, 0.5)),
     "constant": (constant(0.1), lambda t: 0.1),
     "warm-up": (
         with_warmup(exponential_decay(0.1, 100, 0.96), 25, start=0.2),
@@ -342,6 +351,20 @@ def test_a_nested_schedule_trains_and_comes_back_with_its_keras_file(tmp_path):
     np.testing.assert_array_equal(rates(optimizer._learning_rate, range(20)), rates(schedule, range(20)))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.3, 0.7, 1.0])
+def test_a_stable_schedule_has_until_its_fall_the_bits_of_a_longer_one(alpha):
+    short, long = (warmup_stable_decay(3e-3, total, 20, 7, alpha) for total in (100, 300))
+    np.testing.assert_array_equal(rates(short, range(81)), rates(long, range(81)))
+    assert set(rates(short, range(7, 81))) == {np.float32(3e-3)}
+
+
+def test_a_stable_schedule_whose_parts_do_not_fit_is_refused():
+    with pytest.raises(GroupError, match=r"must fit into `total_steps`\. Received 6, 5 and 10"):
+        warmup_stable_decay(0.1, 10, 5, 6)
+    with pytest.raises(GroupError, match=r"`shape` must be `linear` or `1-sqrt`, received `'cosine'`.*Correct"):
+        warmup_stable_decay(0.1, 10, 5, shape="cosine")
+
+
 def test_a_schedule_shows_how_it_was_made():
     assert (
         repr(with_warmup(constant(0.1), 5)) == "with_warmup(schedule=constant(initial=0.1), warmup_steps=5, start=0.0)"
@@ -360,6 +383,7 @@ def test_every_function_that_makes_a_schedule_is_known_by_its_name():
         "slanted_triangular",
         "one_cycle",
         "inverse_square_root",
+        "warmup_stable_decay",
         "constant",
         "with_warmup",
         "chain",

@@ -18,6 +18,7 @@ SHORTEST = {
     "inverse_square_root": {"peak": 1e-3, "warmup_steps": 10},
     "slanted_triangular": {"peak": 1e-3},
     "one_cycle": {"peak": 1e-3},
+    "warmup_stable_decay": {"peak": 1e-3},
     "constant": {"initial": 1e-3},
     "chain": {"schedules": [{"schedule": "constant", "initial": 1.0}] * 2, "boundaries": [5]},
 }
@@ -67,7 +68,7 @@ def test_exactly_one_spelling_is_taken(name, stem):
     assert faults(name, **{f"{stem}_fraction": 0.5}) == [f"needs exactly one of {spellings}. Received: {received}"]
 
 
-@pytest.mark.parametrize("name", ["slanted_triangular", "one_cycle"])
+@pytest.mark.parametrize("name", ["slanted_triangular", "one_cycle", "warmup_stable_decay"])
 def test_these_last_the_whole_run_by_default(name):
     assert length_of(read(name), "total") == Length(1.0, "fraction")
     assert length_of(read(name, total_epochs=2), "total") == Length(2.0, "epochs")
@@ -81,7 +82,7 @@ def test_bounds_are_held(changes):
 
 
 def test_a_warm_up_can_go_in_front_of_every_schedule_but_those_that_have_their_own():
-    own = {"inverse_square_root", "one_cycle"}
+    own = {"inverse_square_root", "one_cycle", "warmup_stable_decay"}
     for name in set(SCHEDULES) - own:
         assert read(name).leading_warmup is None
         assert read(name, warmup_epochs=1, warmup_from=0.1).leading_warmup == Length(1.0, "epochs")

@@ -299,7 +299,7 @@ def _joined(*parts):
 
 def _schedule(name, rate, *parts):
     some = st.just({}) | _joined(_spelled("warmup"), st.just({"warmup_from": 0.5}))
-    warm_up = st.just({}) if name in ("inverse_square_root", "one_cycle") else some
+    warm_up = st.just({}) if name in ("inverse_square_root", "one_cycle", "warmup_stable_decay") else some
     rates = _RATES.map(lambda value: {rate: value}) if rate else st.just({})
     return _joined(st.just({"schedule": name}), rates, *parts, warm_up)
 
@@ -312,6 +312,7 @@ def _schedules():
         _schedule("inverse_square_root", "peak", _spelled("warmup")),
         _schedule("slanted_triangular", "peak", st.just({}) | _spelled("total")),
         _schedule("one_cycle", "peak", st.just({"warmup_fraction": 0.3})),
+        _schedule("warmup_stable_decay", "peak", _spelled("warmup"), _spelled("decay"), st.just({"shape": "1-sqrt"})),
         _schedule("piecewise_constant_decay", "", st.just({"boundaries_epochs": [1, 2.5], "values": [1.0, 0.5, 0.1]})),
     ]
     return st.one_of(shapes)

@@ -103,3 +103,14 @@ def test_an_end_of_the_run_goes_with_no_phases(key, valid):
     [error] = caught.value.errors()
     assert error["ctx"]["at"] == ("train", key)
     assert error["ctx"]["predicate"].startswith("is of a run without `phases`. Move it into the phases")
+
+
+def test_a_recipe_of_a_newer_format_is_refused_and_one_without_a_number_is_read(tiny_files):
+    assert load_recipe(tiny_files / "tiny.yaml").format == 1
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tiny_files / "tiny.yaml", overrides=["format=2"])
+    assert str(error.value) == (
+        "--set format: `format` is of a newer version of finetune: this one reads format 1. Update it. Received: `2`."
+    )
+    with pytest.raises(RecipeError, match="`format` must be a whole number from 1 to 1"):
+        load_recipe(tiny_files / "tiny.yaml", overrides=["format=old"])

@@ -34,6 +34,13 @@ def test_steps_and_validation_grow_with_their_number_and_the_rest_stays():
     assert forecast.features_bytes == 0
 
 
+def test_the_beginning_of_an_epoch_does_not_grow_with_its_steps():
+    epochs = [MEASURED.epochs[0], *(replace(epoch, begin=0.25) for epoch in MEASURED.epochs[1:])]
+    forecast = phase_of(replace(MEASURED, epochs=epochs))
+    assert forecast.epoch_seconds == pytest.approx(0.75 * 10 + 0.5 * 2 + 0.2 + 0.25)
+    assert forecast.once_seconds == pytest.approx(phase_of().once_seconds)
+
+
 def test_the_spread_is_that_of_the_quarters_of_the_steps():
     forecast = phase_of()
     low, middle, high = np.quantile(MEASURED.step_seconds, [0.25, 0.5, 0.75])

@@ -18,8 +18,18 @@ from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
 from finetune.training.checkpoints.callback_state import callback_states, restore_callbacks
-from finetune.training.checkpoints.checkpoint_file import Saved, prune, read_newest, write_checkpoint
+from finetune.training.checkpoints.carried_state import CarriedPart, carry_over
+from finetune.training.checkpoints.checkpoint_file import (
+    Saved,
+    checkpoint_files,
+    prune,
+    read_checkpoint,
+    read_newest,
+    steps_of,
+    write_checkpoint,
+)
 from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
+from finetune.training.checkpoints.slot_names import read_slot_table
 from finetune.training.fast.steps_per_call import check_calls, skip_steps, steps_done
 
 _SHARE = 0.01  # of the training time that writing takes at most, if no interval is given
@@ -116,6 +126,8 @@ class Checkpoint(keras.callbacks.Callback):
         # Further plain data that a file holds, for a training that has more than a model.
         self.more: Callable[[], Mapping[str, Any]] = dict
         self.report: Callable[[str], None] = lambda sentence: None
+        self.carried: list[CarriedPart] | None = None  # what was carried, in a training that goes on changed
+        self._changed = False
         self.in_phases = False  # whether somebody else calls `restore` before each `fit`
         self._seeks = False
         self.path, self._saved, self.damaged = read_newest(self.folder)
@@ -141,6 +153,57 @@ class Checkpoint(keras.callbacks.Callback):
         """The further data of the file that the training goes on with; empty where there is none, and on from there."""
         return self._saved.document["more"] if self._saved else {}
 
+    @property
+    def steps(self) -> int:
+        """Steps that were made when the file was written that the training goes on with; 0 where there is none."""
+        return steps_of(self.path) if self.path else 0
+
+    @property
+    def phase(self) -> Mapping[str, Any]:
+        """The phase in which the file was written, with its number, and the epoch and the step with which it began."""
+        optimizer = self._saved.document["model"]["optimizer"] if self._saved else None
+        return (optimizer or {}).get("phase") or {"number": 1, "epoch": 0, "step": 0}
+
+    def change(self, *, goes_beyond: bool, begins_epoch: bool) -> None:
+        """Lets another training go on from the file: see `carry_over`.
+
+        Args:
+            goes_beyond: Whether the `fit`, or the phase, that has ended in the file goes on.
+            begins_epoch: Whether the batches are others, so that an epoch is begun again.
+        """
+        assert self._saved is not None
+        self._changed = True
+        if goes_beyond:
+            self._take_weights_before_average()
+            self.position = replace(self.position, ended=False, stopped=False)
+            for state in self._saved.document["callbacks"].values():
+                if "stopped_epoch" in state:  # a patience that was used up
+                    state |= {"wait": 0, "stopped_epoch": 0}
+            self._undo_cooldown()
+        if begins_epoch:
+            self.position = replace(self.position, step=0)
+        self._now = self.position
+
+    def _undo_cooldown(self) -> None:
+        """Gives the rates back what a time limit has taken off them at its end."""
+        assert self._saved is not None
+        state = self._saved.document["callbacks"].get("TimeLimit-1")
+        if state and state["reached"]:
+            for group in self._saved.document["model"]["optimizer"]["groups"].values():
+                group["scale"] /= state["factor"]
+            state |= {"factor": 1.0, "reached": False, "cools": None}
+
+    def _take_weights_before_average(self) -> None:
+        """Goes back to the file of the same step in which the average has not yet replaced the weights."""
+        assert self._saved is not None
+        names = [row and row[1].slot for row in read_slot_table(self._saved.document["model"])]
+        for path in checkpoint_files(self.folder)[1:] if "average" in names and self.position.ended else ():
+            saved = read_checkpoint(path) if steps_of(path) == self.steps else None
+            if saved is not None:
+                self.path, self._saved = path, saved
+                self.position = Position(**saved.document["position"])
+                return
+
     def batches(self, x: Any, y: Any, *, batch_size: int, **options: Any) -> tf.data.Dataset:
         """Returns the batches of rows in memory, from the place on at which the training goes on.
 
@@ -164,7 +227,7 @@ class Checkpoint(keras.callbacks.Callback):
     def restore(self, model: Any) -> Position:
         """Puts the model where the file says, if there is one, and returns the place."""
         if self._saved is not None and self._pending:
-            restore_model(model, self._saved.arrays, self._saved.document["model"], source=str(self.path))
+            self._put_into(model)
             return self.position
         return Position()
 
@@ -175,9 +238,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
         return not self._failing
 
-    def remove(self) -> None:
-        """Removes the files of the folder."""
-        prune(self.folder, 0)
+    def remove(self, *, keep: int = 0) -> None:
+        """Removes the files of the folder but for the newest ones."""
+        prune(self.folder, keep)
 
     # -- What Keras calls ---------------------------------------------------------------------------------------------
 
@@ -235,8 +298,12 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._now, self._metrics_before_test, self._ended_epoch = Position(epoch + 1), None, (epoch, dict(logs or {}))
-        if time.monotonic() >= self._next_time and not self._trained.stop_training and self._is_finite():
-            self._write(self._now)
+        stops = bool(self._trained.stop_training)
+        # At the end of `fit` the average replaces the weights, from which no longer training could go on.
+        is_last = stops or epoch + 1 == (self.params or {}).get("epochs")
+        before_average = is_last and getattr(unwrap(self._trained.optimizer), "use_ema", False)
+        if (before_average or (time.monotonic() >= self._next_time and not stops)) and self._is_finite():
+            self._write(replace(self._now, stopped=stops))
         self._ended_epoch = None
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -269,8 +336,16 @@ class Checkpoint(keras.callbacks.Callback):
         if not self._trained.optimizer.built:
             with self._trained.distribute_strategy.scope():
                 self._trained.optimizer.build(self._trained.trainable_variables)
-        restore_model(self.model, self._saved.arrays, self._saved.document["model"], source=str(self.path))
+        self._put_into(self.model)
         self._restore_callbacks()
+
+    def _put_into(self, model: Any) -> None:
+        assert self._saved is not None
+        state = self._saved.arrays, self._saved.document["model"]
+        if self._changed:
+            self.carried = carry_over(model, *state, source=str(self.path))
+        else:
+            restore_model(model, *state, source=str(self.path))
 
     def _restore_callbacks(self) -> None:
         assert self._saved is not None

@@ -98,6 +98,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted(_files(folder), reverse=True)]
 
 
+def steps_of(path: Path) -> int:
+    """Returns the steps that were made when a checkpoint was written."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest checkpoints, and what was being written when a process was killed."""
     for path in [*checkpoint_files(folder)[keep:], *folder.glob(".writing-step-*.safetensors")]:

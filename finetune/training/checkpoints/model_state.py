@@ -14,18 +14,20 @@ import numpy as np
 from finetune.errors import TrainingError
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.checkpoints.slot_names import slot_table, weight_names
 from finetune.training.snapshot import holder, random_state, set_random_state
 
 
 def model_state(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the arrays of a compiled model, and what is no array."""
     arrays = {}
-    for part, variables in _parts(model).items():
-        arrays |= {_name(part, place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
+    for part, variables in parts_of(model).items():
+        arrays |= {array_name(part, place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
     optimizer = unwrap(model.optimizer)
     document = {
-        "paths": {part: [_path(variable) for variable in variables] for part, variables in _parts(model).items()},
+        "paths": {part: [path_of(variable) for variable in variables] for part, variables in parts_of(model).items()},
         "optimizer": optimizer.saved_state.document() if isinstance(optimizer, GroupedOptimizer) else None,
+        **_names(model, optimizer),
         "random": _packed(random_state()),
     }
     return arrays, document
@@ -33,8 +35,15 @@ def model_state(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def metrics_state(model: Any) -> dict[str, np.ndarray]:
     """Returns the arrays of the metrics alone."""
-    variables = _parts(model)["metrics"]
-    return {_name("metrics", place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
+    variables = parts_of(model)["metrics"]
+    return {array_name("metrics", place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
+
+
+def restore_metrics(model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives the metrics what `metrics_state` returned, which may have been before all of them were built."""
+    for place, variable in enumerate(parts_of(model)["metrics"]):
+        if (name := array_name("metrics", place)) in arrays:
+            variable.assign(arrays[name])
 
 
 def restore_model(model: Any, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], *, source: str) -> None:
@@ -50,7 +59,7 @@ def restore_model(model: Any, arrays: Mapping[str, np.ndarray], document: Mappin
         TrainingError: The state is of another model or optimizer; nothing is changed then.
         GroupError: The state is of other groups.
     """
-    parts = _parts(model)
+    parts = parts_of(model)
     if len(parts["metrics"]) < len(document["paths"]["metrics"]):  # Keras has not built all of them yet
         del parts["metrics"]
     for part, variables in parts.items():
@@ -61,8 +70,13 @@ def restore_model(model: Any, arrays: Mapping[str, np.ndarray], document: Mappin
         optimizer.saved_state.restore(document["optimizer"])  # before the variables, some of which it sets, too
     for part, variables in parts.items():
         for place, variable in enumerate(variables):
-            variable.assign(arrays[_name(part, place)])
-    set_random_state(_unpacked(document["random"]))
+            variable.assign(arrays[array_name(part, place)])
+    set_packed_random_state(document["random"])
+
+
+def set_packed_random_state(packed: Mapping[str, Any]) -> None:
+    """Puts the random state back that `model_state` returned as `random`."""
+    set_random_state(_unpacked(packed))
 
 
 def seeds(model: Any) -> list[Any]:
@@ -71,8 +85,8 @@ def seeds(model: Any) -> list[Any]:
     return [variable for variable in model.variables if id(variable) not in known]
 
 
-def _parts(model: Any) -> dict[str, list[Any]]:
-    """Returns the variables by what they belong to, each once."""
+def parts_of(model: Any) -> dict[str, list[Any]]:
+    """Returns the variables of a compiled model by what they belong to, each once."""
     seen: set[int] = set()
     parts: dict[str, list[Any]] = {}
     for part, variables in (
@@ -85,17 +99,26 @@ def _parts(model: Any) -> dict[str, list[Any]]:
     return parts
 
 
-def _name(part: str, place: int) -> str:
+def _names(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Returns what each weight and each slot is, for a training with other groups."""
+    parts, names = parts_of(model), weight_names(model)
+    table = slot_table(optimizer, names, parts["optimizer"]) if isinstance(optimizer, GroupedOptimizer) else {}
+    return {"names": [names[id(holder(variable))] for variable in parts["model"]], **table}
+
+
+def array_name(part: str, place: int) -> str:
+    """Returns the name of the array of the variable at a place of a part."""
     return f"{part}/{place:05d}"
 
 
-def _path(variable: Any) -> str:
+def path_of(variable: Any) -> str:
+    """Returns the path of a variable, which several may share."""
     return str(getattr(variable, "path", variable.name))
 
 
 def _check(part: str, variables: Sequence[Any], arrays: Mapping[str, Any], paths: Sequence[str], source: str) -> None:
     here = [(tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)) for variable in variables]
-    saved = [arrays[_name(part, place)] for place in range(len(paths))]
+    saved = [arrays[array_name(part, place)] for place in range(len(paths))]
     there = [(array.shape, array.dtype.name) for array in saved]
     if here == there:
         return

@@ -133,6 +133,7 @@ def train_phases(
             gradient_batches=lambda: data,
             validates=lambda epoch: validates_after(epoch, settings.get("validation_freq", 1)),
             proof=proof,
+            batches_per_epoch=steps,
             restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
             checkpoint=checkpoint,
             on_phase=on_phase,
@@ -160,6 +161,7 @@ def run_phases(
     proof: FrozenRecords | None = None,
     restore: Callable[[], int] = lambda: 0,
     checkpoint: Checkpoint | None = None,
+    batches_per_epoch: int | None = None,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
 ) -> Generator[PhaseRecord, None, None]:
     """Trains a compiled model phase by phase. A phase is over when its record is yielded.
@@ -180,6 +182,8 @@ def run_phases(
         proof: Takes the checksums of what is frozen, and gets a record of each phase.
         restore: Loads a backup of the model, if there is one, and returns the epoch with which to go on.
         checkpoint: Goes on where its file says, if there is one; `fit` puts it among the callbacks.
+        batches_per_epoch: Batches in an epoch, if known, where `steps_per_epoch` is not given: what is made of a phase
+            is counted by it.
         on_phase: Called with every phase that begins.
 
     Yields:
@@ -192,6 +196,7 @@ def run_phases(
     # Not `every`: a caller may train some groups elsewhere, and a list that goes on with a run is shorter.
     check_phases(groups, phases, every=False)
     loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenRecords())
+    loop.batches_per_epoch = steps_per_epoch or batches_per_epoch
     try:
         with loop.model.distribute_strategy.scope():
             # Slots of all groups are made before the first phase is traced, also of those that it freezes.
@@ -240,6 +245,7 @@ class _PhaseLoop:
         self.state: PhaseState | None = None  # of the latest phase
         self.trained: tuple[str, ...] | None = None  # in the latest phase
         self.epoch = 0
+        self.batches_per_epoch: int | None = None
         self.place: Position | None = None  # of the checkpoint in the phase that begins
 
     def find_checkpoint(self, checkpoint: Checkpoint) -> int:
@@ -346,9 +352,9 @@ class _PhaseLoop:
         position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)
         place, self.place = self.place or Position(), None
         epochs_before, steps_before = self.epoch - position.epoch, first_step - position.step
-        if self.steps_per_epoch:
+        if self.batches_per_epoch:
             # Not the steps of the optimizer: a loss scale passes over some.
-            steps_before = epochs_before * self.steps_per_epoch + place.step
+            steps_before = epochs_before * self.batches_per_epoch + place.step
         # The callbacks see the steps before the place pass once more.
         stop = [StopAfterSteps(phase.steps - steps_before + place.step)] if phase.steps else []
         planned = phase.epochs or self.epochs_for(phase.steps or 0)

@@ -54,5 +54,15 @@ class _EarlyStopping(keras.callbacks.EarlyStopping):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         # Epochs without it do not count for the patience either; `MetricExists` has seen to real mistakes.
-        if self.monitor in (logs or {}):
+        self.on_evaluation(epoch, 0, logs or {})
+
+    def on_evaluation(self, epoch: int, step: int, logs: dict[str, Any]) -> None:
+        """Looks at the metrics of an evaluation.
+
+        Args:
+            epoch: The epoch, from 0.
+            step: Steps of the epoch that are made; 0 at its end.
+            logs: The metrics.
+        """
+        if self.monitor in logs:
             super().on_epoch_end(epoch, logs)

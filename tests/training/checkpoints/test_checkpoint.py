@@ -206,6 +206,27 @@ def test_phases_go_on_bit_for_bit(moment, straight_phases, tmp_path):
         pytest.fail("not killed")
 
 
+@pytest.mark.parametrize("moment", [(0, 3), (1, 2)])
+def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(moment, tmp_path):
+    def train(folder, kill=None):
+        model = made()
+        groups = resolve_groups(model, [Selector("body", prefixes=("body",)), Selector("head", rest=True)])
+        grouped = GroupedOptimizer({group.name: (keras.optimizers.Adam(0.01), group) for group in groups})
+        # The first steps overflow, and are passed over until the scale has been halved often enough.
+        model.compile(keras.optimizers.LossScaleOptimizer(grouped, initial_scale=2.0**127), "mse")
+        checkpoint = Checkpoint(folder, every_steps=1)
+        phases = [Phase("all", steps=12), Phase(["head"], epochs=1)]
+        callbacks = [checkpoint, *([kill] if kill else [])]
+        records = train_phases(model, groups, phases, X, Y, batch_size=3, shuffle=False, callbacks=callbacks)
+        return [variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)], records
+
+    straight, records = train(tmp_path / "straight")
+    assert records[0].steps < 12
+    with pytest.raises(KilledError):
+        train(tmp_path / "killed", Kill(*moment))
+    assert train(tmp_path / "killed")[0] == straight
+
+
 def test_a_damaged_file_is_passed_over(straight, tmp_path):
     killed(fit, tmp_path, kill=Kill(2, 4), every_steps=1)
     newest, before = checkpoint_files(tmp_path)

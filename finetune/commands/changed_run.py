@@ -1,0 +1,223 @@
+"""A run that goes on with a changed recipe: what may change, what is carried, and what is kept of the run before.
+
+Whatever is trained may change: the length, groups, optimizers, rates, phases to come, batch size, data. The network,
+and the phases that are over, may not.
+"""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from finetune.errors import FinetuneError
+from finetune.recipe.changes import Change
+from finetune.recipe.loader import with_values
+from finetune.recipe.schema import Recipe
+from finetune.results.run_folder import write_json
+from finetune.training.checkpoints.carried_state import CarriedPart
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.phases.phase import Phase
+
+_REFUSED = {
+    r"model\b(?!\.head\.classes)": "the network is another, and a run goes on with the weights of its own",
+    r"restore\b": "the weights are those of the run, and nothing is restored",
+}
+_KEPT = (
+    "result.json",
+    "recipe.yaml",
+    "plan.txt",
+    "plan.json",
+    "metrics.csv",
+    "steps.csv",
+    "data.json",
+    "data",
+    "model.keras",
+    "plots",
+)
+_OF_BATCHES = r"data\b|seed$|train\.(batch_size|shuffle|validation_fraction)$"  # what decides which rows are in a batch
+
+
+def check_changes(folder: Path, changes: Sequence[Change], recipe: Recipe, document: Mapping[str, Any]) -> None:
+    """Checks that a run can go on with the changes to its recipe, as far as shows without the network.
+
+    Args:
+        folder: The run folder.
+        changes: The changes.
+        recipe: The changed recipe.
+        document: What the run has noted in its checkpoint.
+
+    Raises:
+        FinetuneError: It cannot.
+    """
+    for change in changes:
+        why = next((why for pattern, why in _REFUSED.items() if re.match(pattern, change.key)), "")
+        if why:
+            raise FinetuneError(
+                f"A run goes on with the network it was begun with. In `{folder}` and in the recipe differ: {change}: "
+                f"{why}. Undo the change, or begin another run in another folder, with `restore.from: "
+                f"{folder / 'model.keras'}`."
+            )
+    if recipe.train.learning_rate:
+        raise FinetuneError(
+            "A run that goes on changed has its rates. The recipe says `train.learning_rate: auto`, which measures "
+            f"them. Change the recipe of the run, which holds those that were measured: `finetune resume {folder} "
+            "--set ...`."
+        )
+    if "plan_of_phases" not in document:
+        raise FinetuneError(
+            f"The checkpoint in `{folder}` was written by an older version, and goes on only unchanged. Undo the "
+            f"changes: {'; '.join(map(str, changes[:5]))}."
+        )
+
+
+def with_extension(recipe: Recipe, document: Mapping[str, Any], *, steps: int) -> Recipe:
+    """Notes in a recipe that the run is extended now, where its schedules are not simply those of the new length.
+
+    Args:
+        recipe: The changed recipe.
+        document: What the run has noted.
+        steps: Steps that are made.
+    """
+    before = [dict(extension) for extension in document["extensions"]]
+    now = [extension.model_dump() for extension in recipe.train.extensions]
+    if now != before:  # it was noted before the process was killed
+        return recipe
+    if recipe.train.extend == "stretch":
+        return with_values(recipe, {("train", "extensions"): None}) if now else recipe
+    total = sum(steps for _, _, _, steps in document["plan_of_phases"])
+    if recipe.train.epochs == document["epochs"] or not steps:
+        return recipe  # other keys have changed
+    extension = {"by": recipe.train.extend, "at_steps": steps, "total_steps": total}
+    return with_values(recipe, {("train", "extensions"): [*before, extension]})
+
+
+def plan_of_phases(phases: Sequence[Phase], groups: Sequence[Any], steps_per_epoch: int) -> list[list[Any]]:
+    """Returns what each phase trains, its epochs or steps, and the steps that it lasts, as a checkpoint holds it.
+
+    Args:
+        phases: The phases.
+        groups: All layer groups.
+        steps_per_epoch: Batches in an epoch.
+    """
+    return [[list(p.names(groups)), p.epochs, p.steps, p.steps or (p.epochs or 0) * steps_per_epoch] for p in phases]
+
+
+def fit_in(checkpoint: Checkpoint, plan: Sequence[Sequence[Any]], changes: Sequence[Change]) -> None:
+    """Lets a checkpoint go on with changed phases.
+
+    Args:
+        checkpoint: Of the run before.
+        plan: What `plan_of_phases` returns of the run now.
+        changes: What has changed.
+
+    Raises:
+        FinetuneError: The phases that are over have changed, the present one is to end before what is made of it, or
+            nothing is left to train.
+    """
+    before, place = [list(phase) for phase in checkpoint.document["plan_of_phases"]], checkpoint.position
+    present = checkpoint.phase
+    number, now = present["number"], [list(phase) for phase in plan]
+    if number > len(now) or [p[:3] for p in before[: number - 1]] != [p[:3] for p in now[: number - 1]]:
+        raise FinetuneError(
+            f"Phases that are over stay as they were. The run stands in phase {number} of {len(before)}, and the "
+            "phases before it, or their number, have changed. Undo that, or begin another run in another folder."
+        )
+    made = place.epoch - present["epoch"] + (place.step > 0)
+    _, epochs, steps, _ = now[number - 1]
+    _, former_epochs, former_steps, _ = before[number - 1]
+    name = "the run" if len(now) == 1 else f"phase {number}"
+    if (epochs is not None and epochs < made) or (steps is None) != (former_steps is None):
+        raise FinetuneError(
+            f"{name[0].upper()}{name[1:]} cannot end before what is made of it: {made} epochs, and the recipe says "
+            f"{f'{epochs} epochs' if epochs else f'{steps} steps'}. Set a larger number."
+        )
+    until = any(re.search(r"\b(until|time_limit_seconds)\b", change.key) for change in changes)
+    is_longer = (epochs or 0) > (former_epochs or 0) or (steps or 0) > (former_steps or 0) or until
+    is_over = place.ended or place.stopped
+    if is_over and steps and is_longer:
+        raise FinetuneError(
+            f"A phase whose length is in steps cannot be made longer once it is over, as {name} is. Add a phase, or "
+            "begin another run in another folder."
+        )
+    if is_over and not is_longer and number == len(now):
+        raise FinetuneError(
+            f"Nothing is left to train: {name} has ended after {made} epochs. Set more, as by `--set "
+            f"train.epochs={2 * (epochs or made)}`."
+        )
+    begins_epoch = any(re.match(_OF_BATCHES, change.key) for change in changes)
+    checkpoint.change(goes_beyond=is_over and is_longer, begins_epoch=begins_epoch)
+
+
+def keep_former(folder: Path) -> str:
+    """Keeps what a finished run has left, before it goes on, in the next free folder below `former`.
+
+    Returns:
+        The folder, relative to that of the run.
+    """
+    number = 1
+    while (folder / "former" / str(number)).exists():
+        number += 1
+    kept = folder / "former" / str(number)
+    writing = folder / ".writing-former"
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir()
+    for name in _KEPT:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, writing / name)
+        elif (folder / name).is_file():
+            _link(folder / name, writing / name)
+    kept.parent.mkdir(exist_ok=True)
+    writing.rename(kept)
+    return f"former/{number}"
+
+
+def former_ends(folder: Path) -> tuple[dict[str, Any], ...]:
+    """Returns the folder, the epochs and the metrics of each end that a run had before it went on."""
+    ends = []
+    kept = [path for path in (folder / "former").glob("*") if path.name.isdigit()]
+    for path in sorted(kept, key=lambda path: int(path.name)):
+        with (path / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            epochs = sum(1 for _ in csv.DictReader(file))
+        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+        ends.append({"folder": f"former/{path.name}", "epochs": epochs, "metrics": result["metrics"]})
+    return tuple(ends)
+
+
+def _link(source: Path, target: Path) -> None:
+    # Files are replaced, never written into, so a second name keeps the content and takes no room.
+    with suppress(OSError):
+        target.hardlink_to(source)
+        return
+    shutil.copy2(source, target)
+
+
+def report_carried(
+    folder: Path, carried: Sequence[CarriedPart], changes: Sequence[Change], former: str, console: Console
+) -> None:
+    """Prints what has changed and what became of the state, and writes `migration.json`.
+
+    Args:
+        folder: The run folder.
+        carried: What became of the state.
+        changes: What has changed in the recipe.
+        former: Where the result so far is kept, in the run folder; empty where there was none.
+        console: Where to print.
+    """
+    for change in changes:
+        console.print(f"changed: {change}", highlight=False, markup=False)
+    for part in carried:
+        why = f" ({part.why})" if part.why else ""
+        console.print(f"{part.state}: {part.tensors} tensors of {part.name}{why}", highlight=False, markup=False)
+    if former:
+        console.print(f"the result so far is kept in {folder / former}", highlight=False, markup=False)
+    data = {
+        "changes": [{"key": change.key, "was": change.was, "now": change.now} for change in changes],
+        "state": [part.to_json() for part in carried],
+    }
+    write_json(folder / "migration.json", data)

@@ -1,0 +1,65 @@
+"""A run that has come to its end: what is said of it, and whether it is to go on changed. Needs no TensorFlow."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.changes import Change, changes_of_text
+from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.schema import Recipe
+from finetune.training.checkpoints.checkpoint_file import read_newest
+
+# Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
+FREE = (
+    "format",
+    *(
+        f"train.{key}"
+        for key in ("checkpoint_seconds", "checkpoint_steps", "keep_checkpoints", "log_every_steps", "extend")
+    ),
+)
+
+
+def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[Change]:
+    """Returns what differs in a recipe from that which a run was trained with so far, and decides what is trained.
+
+    Args:
+        document: What the run has noted in its checkpoint.
+        given: The recipe.
+        of_run: Whether it is the recipe in the run folder, perhaps with overrides.
+    """
+    # The recipe in a run folder is the resolved one, with losses and measured rates in place of `auto`.
+    before = document.get("resolved") if of_run else document["recipe"]
+    if before is None:  # of an older version, which could not go on changed
+        return []
+    changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
+    return [change for change in changes if change.key not in FREE]
+
+
+def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a finished run is to go on with another recipe than its own; answers without TensorFlow.
+
+    Args:
+        folder: The run folder.
+        recipe: The file of the recipe.
+        overrides: Changes to it.
+    """
+    _, saved, _ = read_newest(folder / "checkpoints")
+    document = saved.document.get("more", {}) if saved else {}
+    of_run = recipe.resolve() == (folder / "recipe.yaml").resolve()
+    given = load_recipe(recipe, overrides=overrides)
+    return "recipe" in document and bool(changes_since(document, given, of_run=of_run))
+
+
+def finished(folder: Path) -> str:
+    """Returns what is said of a run that is finished."""
+    kept = read_newest(folder / "checkpoints")[0]
+    longer = (
+        f"To train it for longer: `finetune resume {folder} --set train.epochs=...`"
+        if kept
+        else "It kept no checkpoint to be extended from (`train.keep_checkpoints`); another run can begin with its "
+        f"weights: `--set restore.from={folder / 'model.keras'}`"
+    )
+    return (
+        f"the run in `{folder}` is finished, and is not trained again. Its model is `{folder / 'model.keras'}`, "
+        f"and its figures are in `result.json`. {longer}. To train anew, choose another folder, or use `--overwrite`"
+    )

@@ -1,0 +1,201 @@
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import finetune
+from finetune.cli.application import app
+from finetune.commands.changed_run import check_changes, plan_of_phases, with_extension
+from finetune.commands.run import run
+from finetune.errors import FinetuneError, TrainingError
+from finetune.recipe.changes import Change
+from finetune.recipe.loader import load_recipe
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+STABLE = (
+    "groups.body.learning_rate={schedule: warmup_stable_decay, peak: 1.0e-2, warmup_steps: 2, decay_epochs: 1, "
+    "shape: 1-sqrt}"
+)
+SETTINGS = ["train.checkpoint_steps=1", "train.steps_per_execution=1", "train.validation_fraction=0.2", STABLE]
+
+
+class KilledError(Exception):
+    """What stands for a process that is killed."""
+
+
+def killed(recipe, monkeypatch, number, *overrides, out="out"):
+    write, left = Checkpoint._write, [number]
+
+    def counted(self, position):
+        write(self, position)
+        left[0] -= 1
+        if not left[0]:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "_write", counted)
+        with pytest.raises(TrainingError):
+            finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
+
+
+def weights(result):
+    return [variable.numpy().tobytes() for variable in (*result.model.variables, *result.model.optimizer.variables)]
+
+
+def rows(folder):
+    return list(csv.DictReader(Path(folder, "metrics.csv").read_text().splitlines()))
+
+
+def resumed(*overrides, out="out"):
+    said = StringIO()
+    result = run(f"{out}/recipe.yaml", out, overrides=overrides, resume=True, console=Console(file=said, width=200))
+    return result, said.getvalue()
+
+
+@pytest.mark.parametrize("number", [3, 5])  # in the constant part, within an epoch and at its end
+def test_a_run_extended_in_its_constant_part_is_the_longer_run_bit_for_bit(number, recipe, monkeypatch):
+    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=4"])
+    killed(recipe, monkeypatch, number, "train.epochs=3")
+    longer, _ = resumed("train.epochs=4")
+    assert weights(longer) == weights(straight)
+    assert rows("out") == rows("straight")
+
+
+@pytest.mark.parametrize("average", ["false", "true"])
+def test_a_finished_run_of_constant_rates_goes_on_as_if_it_had_been_longer(average, recipe):
+    constant = [*SETTINGS, "groups.body.learning_rate=0.01", f"train.use_ema={average}"]
+    straight = finetune.run(recipe, out="straight", overrides=[*constant, "train.epochs=3"])
+    first = finetune.run(recipe, out="out", overrides=[*constant, "train.epochs=2"])
+    longer, said = resumed("train.epochs=3")
+    assert weights(longer) == weights(straight)
+    assert rows("out") == rows("straight")
+    assert "changed: `train.epochs`: was 2, is 3" in said
+    result = json.loads(Path("out/result.json").read_text())
+    assert result["extended_from"] == [{"folder": "former/1", "epochs": 2, "metrics": first.metrics}]
+    assert json.loads(Path("out/former/1/result.json").read_text())["metrics"] == first.metrics
+    assert Path("out/former/1/model.keras").is_file()
+    parts = json.loads(Path("out/migration.json").read_text())["state"]
+    assert {(part["name"], part["state"]) for part in parts} >= {("body", "carried"), ("head", "carried")}
+    assert not any(part["state"] != "carried" for part in parts)
+
+
+def test_an_extension_that_was_killed_goes_on_as_one_that_was_left_alone(recipe, monkeypatch):
+    finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=2"])
+    straight, _ = resumed("train.epochs=4", "train.extend=cooldown", out="straight")
+    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.epochs=2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "on_epoch_begin", lambda self, epoch, logs=None: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(TrainingError):
+            resumed("train.epochs=4", "train.extend=cooldown")
+    assert not Path("out/result.json").exists()
+    again, _ = resumed()
+    assert weights(again) == weights(straight)
+    assert rows("out") == rows("straight")
+    assert again.extended_from == straight.extended_from
+    assert float(again.model.optimizer.learning_rates["head"]) == 0.0
+    assert load_recipe("out/recipe.yaml").train.extensions[0].at_steps == 6
+
+
+def test_a_finished_run_is_not_trained_twice_by_accident(recipe):
+    finetune.run(recipe, out="out", overrides=SETTINGS)
+    runner = CliRunner()
+    for arguments in (["resume", "out"], ["resume", "out", "--set", "train.epochs=2"]):
+        done = runner.invoke(app, arguments)
+        assert (done.exit_code, "is finished, and is not trained again" in done.output) == (0, True)
+    options = [text for setting in SETTINGS for text in ("--set", setting)]
+    done = runner.invoke(app, ["run", "tiny.yaml", "--out", "out", "--resume", *options])
+    assert "finetune resume out --set train.epochs=..." in done.output
+    with pytest.raises(FinetuneError, match="Nothing is left to train: the run has ended after 2 epochs"):
+        resumed("train.batch_size=8")
+    with pytest.raises(FinetuneError, match="cannot end before what is made of it: 2 epochs, and the recipe says 1 ep"):
+        resumed("train.epochs=1", "groups.body.learning_rate=0.01")
+
+
+def test_without_a_checkpoint_a_run_is_not_extended_and_says_what_to_do(recipe):
+    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.keep_checkpoints=false"])
+    assert not checkpoint_files(Path("out/checkpoints"))
+    with pytest.raises(FinetuneError) as error:
+        resumed("train.epochs=4")
+    assert "It kept no checkpoint to be extended from (`train.keep_checkpoints`)" in str(error.value)
+    assert "`--set restore.from=out/model.keras`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "carried", "fresh"),
+    [
+        (["train.batch_size=8", "groups.head.optimizer={name: adam}", "seed=9"], {"body", "head"}, set()),
+        (
+            ["groups.body.optimizer=adam", "train.use_ema=true", "train.gradient_accumulation_steps=2"],
+            {"head"},
+            {"body", "average", "gradient_accumulator"},
+        ),
+        (["groups=[{name: all, rest: true, optimizer: adamw, learning_rate: 0.01}]"], set(), {"all"}),
+        (
+            [
+                "groups=[{name: stem, prefixes: [stem, bn], frozen: true}, {name: top, prefixes: [head], optimizer: "
+                "adamw, learning_rate: 0.01}, {name: middle, rest: true, optimizer: {name: momentum, momentum: 0.9}, "
+                "learning_rate: 0.01}]"
+            ],
+            {"top", "middle"},
+            set(),
+        ),
+        (["phases=[{train: all, epochs: 2}, {train: [head], epochs: 1}]", "train.epochs="], {"body", "head"}, set()),
+    ],
+)
+def test_a_changed_recipe_carries_what_has_the_same_meaning(changes, carried, fresh, recipe, monkeypatch):
+    killed(recipe, monkeypatch, 4, "train.epochs=2")
+    result, _ = resumed(*changes)
+    parts = json.loads(Path("out/migration.json").read_text())["state"]
+    assert {part["name"] for part in parts if part["state"] == "carried"} == {"weights", *carried}
+    assert {part["name"] for part in parts if part["state"] == "fresh"} == fresh
+    assert len(rows("out")) == sum(int(phase.epochs) for phase in result.phases) or not result.phases
+    assert result.frozen_unchanged
+    assert Path("out/result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model.keras_file", "the network is another, and a run goes on with the weights of its own"),
+        ("restore.exclude", "nothing is restored"),
+    ],
+)
+def test_the_network_of_a_run_does_not_change(key, message, recipe):
+    with pytest.raises(FinetuneError, match=message):
+        check_changes(Path("out"), [Change(key, "a", "b")], load_recipe(recipe), {"plan_of_phases": []})
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_unchanged_alone(recipe):
+    with pytest.raises(FinetuneError, match="written by an older version"):
+        check_changes(Path("out"), [Change("seed", 1, 2)], load_recipe(recipe), {})
+
+
+def test_phases_that_are_over_stay_as_they_were(recipe, monkeypatch):
+    phases = "phases=[{train: [head], epochs: 1}, {train: all, epochs: 2}]"
+    killed(recipe, monkeypatch, 8, "train.epochs=", phases)
+    with pytest.raises(FinetuneError, match=r"The run stands in phase 2 of 2, and the phases"):
+        resumed("phases=[{train: all, epochs: 1}, {train: all, epochs: 2}]")
+    result, _ = resumed("phases=[{train: [head], epochs: 1}, {train: all, epochs: 3}]")
+    assert [phase.epochs for phase in result.phases] == [1, 3]
+
+
+def test_an_extension_is_noted_once(recipe):
+    document = {"extensions": [], "plan_of_phases": [[["head"], 2, None, 8]], "epochs": 2}
+    changed = load_recipe(recipe, overrides=["train.epochs=4", "train.extend=append"])
+    noted = with_extension(changed, document, steps=8)
+    assert noted.train.extensions[0].model_dump() == {"by": "append", "at_steps": 8, "total_steps": 8}
+    assert with_extension(noted, document, steps=8) == noted
+    assert with_extension(load_recipe(recipe), document, steps=8).train.extensions == ()
+
+
+def test_the_plan_of_phases_has_their_steps():
+    assert plan_of_phases([finetune.Phase(epochs=2), finetune.Phase(steps=5)], [], 4) == [
+        [[], 2, None, 8],
+        [[], None, 5, 5],
+    ]

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.commands.finished_run import FREE, changes_since, finished, has_changed
+from finetune.recipe.loader import dump_recipe, load_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def test_keys_that_decide_only_what_is_written_are_no_change(recipe):
+    given = load_recipe(recipe)
+    document = {"recipe": dump_recipe(given, absolute_paths=True)}
+    assert changes_since(document, given, of_run=False) == []
+    free = load_recipe(recipe, overrides=["train.checkpoint_steps=3", "train.extend=append"])
+    assert changes_since(document, free, of_run=False) == []
+    assert {"train.checkpoint_steps", "train.extend"} <= set(FREE)
+    longer = load_recipe(recipe, overrides=["train.epochs=9"])
+    assert [str(change) for change in changes_since(document, longer, of_run=False)] == ["`train.epochs`: was 2, is 9"]
+    assert changes_since(document, longer, of_run=True) == []  # an older file does not hold the resolved recipe
+
+
+def test_a_finished_run_is_told_from_one_that_is_to_go_on_without_tensorflow(recipe):
+    finetune.run(recipe, out="out", overrides=["train.epochs=1"])
+    own = Path("out/recipe.yaml")
+    assert not has_changed(Path("out"), own)
+    assert has_changed(Path("out"), own, ["train.epochs=3"])
+    assert not has_changed(Path("out"), recipe, ["train.epochs=1"])
+    assert "`finetune resume out --set train.epochs=...`" in finished(Path("out"))
+    program = (
+        "import sys; from pathlib import Path; from finetune.commands.finished_run import has_changed; "
+        "print(has_changed(Path('out'), Path('out/recipe.yaml'), ['seed=5']), 'tensorflow' in sys.modules)"
+    )
+    root = Path(finetune.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(root)}, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
