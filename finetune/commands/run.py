@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from finetune.build.layout import Layout, build_layout
 from finetune.build.source_keys import loss_names
 from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
 from finetune.commands.kept_weights import average, best_keeper, collector, keep_checkpoints
-from finetune.commands.lr_range import with_measured_rates, write_range_test
+from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
+from finetune.data.examples import Split
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_facts import describe
@@ -40,6 +42,7 @@ from finetune.results.run_folder import (
     write_json,
     write_text,
 )
+from finetune.results.run_log import RunLog
 from finetune.results.tables import class_results_table, plan_text
 from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
@@ -48,6 +51,7 @@ from finetune.training.class_results import results_of_classes, worst_classes
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.divergence import divergence, loss_of_guess
+from finetune.training.evaluation_before import rows_before
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
@@ -71,7 +75,8 @@ class RunResult:
     Attributes:
         folder: The run folder.
         metrics: Loss and metrics on the test examples after training, by name.
-        metrics_before: The same before training.
+        metrics_before: The same before training; empty without `train.evaluate_before`.
+        rows_before: How many test rows these are of; `None` where all.
         metrics_of_mean: The same of the mean of the training targets as the answer for every row; empty where targets
             are not in memory.
         classes: Test rows, recall and precision of each class by its name, for each output by its name.
@@ -96,6 +101,7 @@ class RunResult:
     folder: Path
     metrics: dict[str, float]
     metrics_before: dict[str, float]
+    rows_before: int | None
     metrics_of_mean: dict[str, float]
     classes: dict[str, dict[str, Any]]
     frozen_unchanged: bool
@@ -148,7 +154,8 @@ def run(
     if resume:
         check_can_resume(out, overwrite=overwrite)
     with stoppable(), ExitStack() as held:
-        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held)
+        log = held.enter_context(RunLog(console).attach())
+        return _run(recipe, out, overrides, allow_code, overwrite, recalibrate, resume, console, held, log)
 
 
 def _run(
@@ -161,6 +168,7 @@ def _run(
     resume: bool,
     console: Console,
     held: ExitStack,
+    log: RunLog,
 ) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = _Clock()
@@ -182,6 +190,9 @@ def _run(
             with clock("lr_range"):
                 layout, range_test = with_measured_rates(layout, console)
         print_plan(layout, console, out=out)
+        on_groups = advice_on_rates(layout, range_test, Path(recipe).parent)
+        for sentence in on_groups:
+            console.print(f"warning: {sentence}", highlight=False, markup=False)
         # Before training, and before anything is written: test examples that do not fit cost no training time.
         with (
             clock("evaluate"),
@@ -189,7 +200,17 @@ def _run(
             unreadable_rows_named(layout.examples),
             explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
         ):
-            metrics_before = former.document["metrics_before"] if former else _evaluate(layout)
+            of_before, every_row = _rows_before(layout), len(layout.examples.test)
+            metrics_before = former.document["metrics_before"] if former else _evaluate(layout, of_before)
+            if settings.evaluate_before is False:  # evaluated only to show that the rows fit
+                metrics_before = {}
+            elif len(of_before) < every_row:
+                console.print(
+                    f"before training: {len(of_before):,} of {every_row:,} test rows are evaluated, evenly spaced "
+                    "(`train.evaluate_before: true` takes all)",
+                    highlight=False,
+                    markup=False,
+                )
             metrics_of_mean = score_of_constant(layout.model, layout.examples)
 
         # Nothing has been written so far: a run that fails above leaves no folder.
@@ -213,6 +234,7 @@ def _run(
             out, name=Path(recipe).stem, overwrite=overwrite or resume, removes=former is None
         )
         folder = held.enter_context(opened_folder)
+        log.open(folder / "run.log", append=former is not None)
         weights = LastWeights(last_weights(folder))
         held.enter_context(_kept_at_a_signal(weights))
         if former and former.changes:
@@ -257,6 +279,7 @@ def _run(
                 weights=weights,
                 checkpoint=checkpoint,
                 non_finite=non_finite,
+                advice=on_groups,
                 keepers=[keeper for keeper in (keep_best, collect) if keeper],
                 time_limit=time_limit,
             )
@@ -287,10 +310,10 @@ def _run(
         whole_run = proof.end("the run", frozen, checksums_before)
         with clock("save"):
             not_opened = opened()
-        diverged = divergence(metrics_before["loss"], metrics["loss"], _loss_of_guess(layout))
+        diverged = divergence(metrics_before.get("loss", nan), metrics["loss"], _loss_of_guess(layout))
         skipped = non_finite.summary() if non_finite else ""
         cut_off = time_limit.summary() if time_limit else ""
-        warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off)))
+        warnings = tuple(filter(None, (not_opened, skipped, diverged, cut_off, *on_groups)))
         for warning in warnings:
             console.print(f"warning: {warning}", markup=False)
         for sentence in left_out:
@@ -300,6 +323,7 @@ def _run(
         folder=folder,
         metrics=metrics,
         metrics_before=metrics_before,
+        rows_before=len(of_before) if metrics_before and len(of_before) < every_row else None,
         metrics_of_mean=metrics_of_mean,
         classes=classes,
         frozen_unchanged=proof.holds,
@@ -342,8 +366,15 @@ def fit_options(layout: Layout) -> FitOptions:
     return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)
 
 
-def _evaluate(layout: Layout) -> dict[str, float]:
-    metrics = layout.model.evaluate(layout.examples.test.batches(EVALUATED_ROWS), verbose=0, return_dict=True)
+def _rows_before(layout: Layout) -> Split:
+    settings = layout.recipe.train
+    trained = layout.length.steps * settings.batch_size
+    return rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
+
+
+def _evaluate(layout: Layout, rows: Split | None = None) -> dict[str, float]:
+    batches = (rows or layout.examples.test).batches(EVALUATED_ROWS)
+    metrics = layout.model.evaluate(batches, verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first
 
 
@@ -420,6 +451,7 @@ def _write_result(result: RunResult) -> None:
     # Not the model, nor the folder, which may be moved.
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
+    part = {} if result.rows_before is None else {"rows_before": result.rows_before}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {name: of for name in ("kept", "averaged") if (of := getattr(result, name))}
@@ -427,7 +459,15 @@ def _write_result(result: RunResult) -> None:
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
         result.folder / "result.json",
-        {"format": FORMAT, **{name: getattr(result, name) for name in names}, **waited, **skipped, **problem, **phases},
+        {
+            "format": FORMAT,
+            **{name: getattr(result, name) for name in names},
+            **part,
+            **waited,
+            **skipped,
+            **problem,
+            **phases,
+        },
     )
 
 

@@ -95,7 +95,7 @@ def check_width(fitted: Mapping[str, Mapping[str, Any]], width: int, taken: int 
 
 def _normalized(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     if column.kind != "number":
-        wrong = [text for text in column.values.tolist() if text and not _is_number(text)][:3]
+        wrong = [text for text in column.values.tolist() if text and not is_number(text)][:3]
         raise DataError(
             f"A column of numbers holds numbers. `{column.name}` also holds {quote(wrong)}. Correct them, or make it a "
             f"category: `types: {{{column.name}: category}}`."
@@ -135,12 +135,13 @@ def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarr
     places = {category: place for place, category in enumerate(categories, start=1)}
     encoded = np.zeros((len(texts), len(places) + 1), np.float32)
     for row, text in enumerate(texts):
-        same = text if text in places or not _is_number(text) else cell_number(float(text))
+        same = text if text in places or not is_number(text) else cell_number(float(text))
         encoded[row, places.get(same, 0)] = 1
     return encoded
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Returns whether a text is a finite number."""
     try:
         return bool(np.isfinite(float(text)))
     except ValueError:

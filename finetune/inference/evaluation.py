@@ -92,6 +92,21 @@ def _overrides(fine_tuned: FineTuned, metrics: Sequence[str]) -> list[str]:
     return [f"train.metrics={{{', '.join(f'{name}: {listed}' for name in outputs)}}}"]
 
 
+def own_examples(fine_tuned: FineTuned, split: str, *, allow_code: Sequence[str] = ()) -> Examples:
+    """Returns the rows of the run's own data, those of a split as its test rows.
+
+    Args:
+        fine_tuned: The run.
+        split: `test`, `validation` or `train`.
+        allow_code: Code that the recipe names and that may run.
+
+    Raises:
+        FinetuneError: The data are gone, or do not fit the model.
+    """
+    recipe = load_recipe(fine_tuned.record.folder / "recipe.yaml", allow_code=allow_code)
+    return _own_examples(recipe, fine_tuned.model, split)
+
+
 def _own_examples(recipe: Recipe, model: keras.Model, split: str) -> Examples:
     """Returns the rows of the run's own data, those of a split as its test rows."""
     if split not in SPLITS:

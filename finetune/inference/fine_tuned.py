@@ -27,6 +27,7 @@ from finetune.recipe.code_consent import names_graph
 
 if TYPE_CHECKING:
     from finetune.inference.evaluation import Evaluation
+    from finetune.inference.exports.export import Export
 
 _SMALL = ("features", "tokens", "string")  # kinds of inputs
 _AHEAD = 4  # chunks that are prepared while the model runs
@@ -115,6 +116,32 @@ class FineTuned:
         from finetune.inference.evaluation import evaluate_on
 
         return evaluate_on(self, data, split=split, metrics=metrics, allow_code=allow_code)
+
+    def export(
+        self,
+        format: str,
+        out: str | Path,
+        *,
+        quantize: str | None = None,
+        data: Sequence[str | Path] = (),
+        allow_code: Sequence[str] = (),
+    ) -> "Export":
+        """Exports the model with its preprocessing, and compares the export with it in a new process.
+
+        Args:
+            format: `savedmodel`, `hub`, `keras`, `litert`, `onnx` or `safetensors`.
+            out: The folder to write. Must not exist, or be empty.
+            quantize: For `litert`: `int8` or `float16`.
+            data: Raw rows to compare on: files, folders or tables; by default the first of the test split.
+            allow_code: Code that the recipe names and that may run, to make its rows.
+
+        Raises:
+            FinetuneError: The place is taken, the network cannot be converted, or its answers differ; nothing is
+                written then.
+        """
+        from finetune.inference.exports.export import export
+
+        return export(self, format, out, quantize=quantize, data=data, allow_code=allow_code)
 
     def read(
         self, inputs: Sequence[str | Path], *, size: int | None = None, lines: TextIO | None = None
@@ -229,6 +256,7 @@ def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
             importlib.import_module(module)
     has_graph = _has_graph(record.model_file)
     if has_graph:
+        importlib.import_module("finetune.models.hub")  # registers the layer that holds the graph
         written = str(source.get("hub") or folder)
         if not (names_graph(allow_code, written, written) or names_graph(allow_code, str(folder), str(folder))):
             raise FinetuneError(

@@ -132,15 +132,24 @@ def _images(each: InputRecord) -> Callable[[RawRows], Any]:
 
     def make(rows: RawRows) -> Any:
         values = next(iter(rows.columns.values()))
-        contents = [_content(value, rows, row) for row, value in enumerate(values)]
+        contents = [content_of(value, rows, row) for row, value in enumerate(values)]
         with tf.device("CPU:0"):
             return decode(tf.constant(contents, tf.string))
 
     return make
 
 
-def _content(value: Any, rows: RawRows, row: int) -> bytes:
-    """Returns the bytes of a file: of its name, of the bytes themselves, or of a picture in memory."""
+def content_of(value: Any, rows: RawRows, row: int) -> bytes:
+    """Returns the bytes of a file: of its name, of the bytes themselves, or of a picture in memory.
+
+    Args:
+        value: The value of a row.
+        rows: The rows, which say where names of files begin.
+        row: The number of the row.
+
+    Raises:
+        DataError: There is no such file, or the value is no picture.
+    """
     if isinstance(value, bytes):
         return value
     if isinstance(value, str | Path):

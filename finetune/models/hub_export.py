@@ -5,7 +5,7 @@ A reusable SavedModel is a callable object with `__call__(inputs, training)`, `v
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,15 @@ def export_hub(model: keras.Model, path: str | Path) -> Path:
             "another "
             "folder."
         )
-    if not isinstance(model, keras.Function | keras.Sequential) or not model.built:
-        raise FinetuneError(
-            f"A model is exported with the shapes of its inputs. Those of `{model.name}` are not known. Wrap it in a "
-            "functional model: `x = keras.Input(shape); keras.Model(x, model(x))`."
-        )
+    check_exportable(model)
     # Traced before anything is written: most models that cannot be exported fail here.
-    call = _traced(model)
+    call = traced_call(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written next to its place and renamed when complete, so that an error leaves nothing half-written.
     folder = TemporaryFolder(path.parent, ".exporting-")
     temporary = folder.path
     try:
-        tf.saved_model.save(_reusable(model, call), str(temporary), signatures=_signature(model, call))
-        _name_variables(temporary / "saved_model.pb", layer_tree(model))
+        write_saved_model(model, call, temporary, _signature(model, call))
         temporary.chmod(0o755)  # a temporary folder is the user's alone
         os.replace(temporary, path)
     except (ValueError, AssertionError, TypeError) as error:
@@ -81,7 +76,34 @@ def _specs(model: keras.Model) -> Any:
     return keras.tree.map_structure(spec, inputs_of(model))
 
 
-def _traced(model: keras.Model) -> Any:
+def check_exportable(model: keras.Model) -> None:
+    """Checks that the shapes of a model's inputs are known.
+
+    Raises:
+        FinetuneError: They are not.
+    """
+    if not isinstance(model, keras.Function | keras.Sequential) or not model.built:
+        raise FinetuneError(
+            f"A model is exported with the shapes of its inputs. Those of `{model.name}` are not known. Wrap it in a "
+            "functional model: `x = keras.Input(shape); keras.Model(x, model(x))`."
+        )
+
+
+def write_saved_model(model: keras.Model, call: Any, folder: Path, signatures: Mapping[str, Any]) -> None:
+    """Writes a SavedModel.
+
+    Args:
+        model: The model.
+        call: What `traced_call` returned, for a SavedModel that can be trained further; `None` for one that has
+            signatures alone.
+        folder: The folder to write.
+        signatures: Traced functions by the names of their signatures.
+    """
+    tf.saved_model.save(_reusable(model, call), str(folder), signatures=dict(signatures))
+    _name_variables(folder / "saved_model.pb", layer_tree(model))
+
+
+def traced_call(model: keras.Model) -> Any:
     """Returns the model's call, traced for training and for inference: only traced functions are saved."""
 
     def run(inputs: Any, training: bool = False) -> Any:
@@ -112,17 +134,18 @@ def _signature(model: keras.Model, call: Any) -> Any:
 
 
 def _reusable(model: keras.Model, call: Any) -> tf.train.Checkpoint:
-    """Returns the object to save, with the attributes that TensorFlow Hub asks for."""
+    """Returns the object to save; with `call`, it has the attributes that TensorFlow Hub asks for."""
     tree = layer_tree(model)
     root = _as_objects(tree)
     root.variables = [leaf.variable.value for leaf in tree.leaves]
     root.trainable_variables = [leaf.variable.value for leaf in tree.trainable]
-    root.regularization_losses = list(_regularizers(model))
+    root.regularization_losses = list(_regularizers(model)) if call else []
     # TensorFlow saves only what is reachable from the object: the graph also uses dropout's seeds and lookup tables.
     listed = {id(leaf.variable) for leaf in tree.leaves}
     root.seeds = [variable.value for variable in model.variables if id(variable) not in listed]
     root.resources = list(_resources(model))
-    root.__call__ = call
+    if call:
+        root.__call__ = call
     return root
 
 

@@ -1,0 +1,130 @@
+"""Raw rows of the test split of a run, and how an export takes them."""
+
+import base64
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finetune.data.columns import is_number
+from finetune.data.examples import Examples
+from finetune.data.table_files import cell_text
+from finetune.data.table_head import MISSING
+from finetune.errors import DataError, FinetuneError
+from finetune.inference.exports.raw_graph import GraphInput
+from finetune.inference.fine_tuned import FineTuned
+from finetune.inference.prepared_inputs import content_of
+from finetune.inference.raw_rows import RawRows
+
+ROWS = 32  # compared at most
+BASE64 = "base64:"  # begins the names of arrays of texts and bytes in files for another process
+
+
+class ComparedRows(NamedTuple):
+    """Rows that an export is compared on.
+
+    Attributes:
+        rows: The rows.
+        name: What they are.
+    """
+
+    rows: RawRows
+    name: str
+
+
+def compared_rows_of(fine_tuned: FineTuned, examples: Examples | None, data: Sequence[str | Path]) -> ComparedRows:
+    """Returns raw rows: those that the user names, or else the first of the test split.
+
+    Args:
+        fine_tuned: The run.
+        examples: The rows of its recipe, where they can be made.
+        data: Files, folders or tables; may be empty.
+
+    Raises:
+        FinetuneError: There are none.
+    """
+    if data:
+        rows = next(fine_tuned.read(list(data), size=ROWS), None)
+        if rows is None:
+            raise FinetuneError("An export is compared on some rows. The data hold none.")
+        return ComparedRows(rows, ", ".join(map(str, data)))
+    if examples is None:
+        raise FinetuneError(
+            "An export is compared with the run on raw rows of its test split, whose files are not here. Name some "
+            "with `--data`; no targets are needed."
+        )
+    kinds = {each.kind for each in fine_tuned.record.inputs}
+    if kinds == {"array"}:
+        x, _ = examples.test.first(ROWS)
+        columns = {name: np.asarray(value) for name, value in (x.items() if isinstance(x, dict) else [("", x)])}
+        count = len(next(iter(columns.values())))
+        return ComparedRows(
+            RawRows(columns, [f"test row {number}" for number in range(count)]), "rows of the test split"
+        )
+    places = list(examples.places["test"][:ROWS])
+    if fine_tuned.record.source.get("kind") in ("images", "audio"):
+        folder = Path(fine_tuned.record.source["folder"])  # where the names of files begin
+        return ComparedRows(RawRows({"": [folder / place for place in places]}, places), "rows of the test split")
+    return ComparedRows(_of_tables(fine_tuned, places), "rows of the test split")
+
+
+def _of_tables(fine_tuned: FineTuned, places: Sequence[str]) -> RawRows:
+    """Returns the rows of tables at some places, such as `reviews.csv:1042`, in the order in which they lie there."""
+    data, wanted = fine_tuned.record.recipe["data"], set(places)
+    named = [data.get(key) for key in ("test_table", "table", "validation_table")]
+    listed = [each for value in named if value for each in (value if isinstance(value, list) else [value])]
+    rows: list[tuple[RawRows, int]] = []
+    files = {str(file): None for file in listed}
+    for chunk in itertools.chain.from_iterable(fine_tuned.read([file], size=1024) for file in files):
+        rows += [(chunk, number) for number, place in enumerate(chunk.places) if place in wanted]
+        if len(rows) >= len(wanted):
+            break
+    if not rows:
+        raise DataError(f"The test rows of this run are at `{places[0]}` and so on. They are not there. Use `--data`.")
+    first = rows[0][0]
+    columns = {name: [chunk.columns[name][number] for chunk, number in rows] for name in first.columns}
+    return RawRows(columns, [chunk.places[number] for chunk, number in rows], first.folder)
+
+
+def arrays_for(inputs: Sequence[GraphInput], fine_tuned: FineTuned, rows: RawRows) -> dict[str, np.ndarray]:
+    """Returns what an export is given for some rows, by the names of its inputs.
+
+    Args:
+        inputs: What the export takes.
+        fine_tuned: The run.
+        rows: The rows.
+    """
+    prepared: Any = None
+    missing = fine_tuned.record.missing
+    words = {"", *(MISSING if missing is None else missing)}
+    arrays: dict[str, np.ndarray] = {}
+    for each in inputs:
+        if each.kind == "prepared":
+            prepared = fine_tuned.prepare(rows) if prepared is None else prepared
+            arrays[each.name] = np.asarray(prepared[each.column] if isinstance(prepared, dict) else prepared)
+            continue
+        values = rows.columns[each.column if each.column in rows.columns else ""]
+        if each.kind == "bytes":
+            made: Any = [content_of(value, rows, number) for number, value in enumerate(values)]
+        else:
+            made = ["" if (text := cell_text(value)) in words else text for value in values]
+        if each.kind == "number":
+            made = [float(text) if is_number(text) else np.nan for text in made]
+        arrays[each.name] = np.array(made, np.float64 if each.kind == "number" else object)
+        arrays[each.name] = arrays[each.name].reshape(len(rows), *each.spec.shape[1:])
+    return arrays
+
+
+def plain_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays that NumPy writes to a file without pickling: texts and bytes as base64."""
+    plain = {}
+    for name, array in arrays.items():
+        if array.dtype == object:
+            encoded = [value.encode() if isinstance(value, str) else value for value in array.reshape(-1)]
+            texts = np.array([base64.b64encode(value).decode() for value in encoded])
+            plain[BASE64 + name] = texts.reshape(array.shape)
+        else:
+            plain[name] = array
+    return plain
