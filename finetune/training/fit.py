@@ -374,7 +374,8 @@ class _RunFit:
         for clock in clocks:
             clock.begin_phase(self.data.features)
         share = self.options.steps_per_execution == "auto" and trains
-        sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
+        every = self.options.evaluate_every_steps if self.evaluation else None
+        sharing = share_calls(self.model, batches, self.options.steps_per_epoch, divides=every) if share else []
         of_phase = [*self.observers, *sharing, *callbacks]
         if self.evaluation:
             self.evaluation.place = first_epoch, first_step
