@@ -324,7 +324,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert f"`{Path('out/metrics.csv')}`" in str(error.value)
     assert names_in("out") == {
         *("note.txt", "recipe.yaml", "plan.txt", "plan.json", "restore.json", "data.json", "metrics.csv"),
-        *("tensorboard", "run.log"),
+        *("tensorboard", "run.log", "environment.json"),
     }
     assert "old" not in Path("out/recipe.yaml").read_text()
 
