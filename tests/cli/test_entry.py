@@ -85,6 +85,7 @@ def test_a_signal_saves_the_weights_says_so_in_one_line_and_leaves_no_other_file
             "data.json",
             "environment.json",
             "metrics.csv",
+            "run.log",
             "tensorboard",
             "checkpoints",
         )
