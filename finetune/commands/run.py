@@ -45,6 +45,7 @@ from finetune.training.evaluation_before import rows_before
 from finetune.training.finite_weights import check_weights
 from finetune.training.fit import SEE_WHERE, FitOptions, check_finite, last_weights, train
 from finetune.training.frozen_proof import FrozenRecords
+from finetune.training.label_thresholds import label_thresholds
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.phases.records import PhaseRecord
@@ -388,6 +389,7 @@ def _finish(
         metrics = _evaluate(layout)
         predictions = predicted(layout, asked.console)
         classes = results_of_classes(model, layout.examples, predictions) if predictions else {}
+        thresholds = label_thresholds(model, layout.examples, EVALUATED_ROWS)
         # The loss of a training step is that before its update, so the last update shows only here.
         check_finite(metrics["loss"], "on the test examples after training", folder)
     with clock("save"):
@@ -426,6 +428,7 @@ def _finish(
         extended_from=former_ends(folder),
         kept=trained.kept,
         averaged=trained.averaged,
+        thresholds=thresholds,
         model=model,
     )
 

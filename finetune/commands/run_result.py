@@ -44,6 +44,8 @@ class RunResult:
         kept: Metric, value and place of the best weights, which the model has; `None` if it has those of the end.
         averaged: What of the weights was averaged, and what it is worth; `None` without `train.average`.
         extended_from: The folder, epochs and metrics of each end that the run had before it was extended.
+        thresholds: The probability from which a row has a label, by the names of output and label; empty where rows
+            have a single class, or none validates.
         model: The fine-tuned model.
     """
 
@@ -66,6 +68,7 @@ class RunResult:
     extended_from: tuple[dict[str, Any], ...] = field(repr=False)
     kept: dict[str, Any] | None
     averaged: dict[str, Any] | None
+    thresholds: dict[str, dict[str, float]]
     model: keras.Model = field(repr=False)
 
 
@@ -77,7 +80,7 @@ def write_result(result: RunResult) -> None:
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
-    problem |= {name: of for name in ("kept", "averaged") if (of := getattr(result, name))}
+    problem |= {name: of for name in ("kept", "averaged", "thresholds") if (of := getattr(result, name))}
     lists = ("extended_from", "warnings", "left_out")
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}
     write_json(
