@@ -43,6 +43,24 @@ def test_an_interrupted_start_shows_nothing_of_it(tmp_path):
     assert "noise\n" not in started(code + "start_tensorflow()").stderr
 
 
+def test_imports_that_last_are_not_searched_for_garbage_and_python_collects_as_before_afterwards():
+    code = (
+        "import gc; from finetune.startup import lasting_imports\n"
+        "with lasting_imports():\n"
+        "    import decimal\n"
+        "    assert not gc.isenabled()\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "try:\n"
+        "    with lasting_imports(): raise ImportError\n"
+        "except ImportError: assert gc.isenabled()\n"
+        "gc.disable()\n"
+        "with lasting_imports(): pass\n"
+        "assert not gc.isenabled()"
+    )
+    done = started(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_package_imports_tensorflow_without_the_lines_that_the_environment_asks_it_not_to_print():
     code = (
         "import finetune, sys; finetune.GroupedOptimizer\n"

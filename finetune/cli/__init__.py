@@ -3,8 +3,8 @@
 Importing the families registers their commands, in the order in which `--help` lists them.
 """
 
-from finetune.cli import runs, trained, exports, recipes, find_rates, weight_files  # isort: skip
+from finetune.cli import runs, trained, exports, recipes, find_rates, weight_files, reports  # isort: skip
 from finetune.cli.application import app
 from finetune.cli.entry import main
 
-__all__ = ["app", "exports", "find_rates", "main", "recipes", "runs", "trained", "weight_files"]
+__all__ = ["app", "exports", "find_rates", "main", "recipes", "reports", "runs", "trained", "weight_files"]

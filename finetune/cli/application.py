@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,7 +116,7 @@ def start_command(
         resume: Whether it may hold a run that goes on.
     """
     from finetune.commands.check import check as check_recipe
-    from finetune.startup import start_tensorflow
+    from finetune.startup import lasting_imports, start_tensorflow
 
     if recipe is not None:
         options = {
@@ -127,4 +127,6 @@ def start_command(
             "resume": resume,
         }
         check_recipe(recipe, **options, shows_graphs=True)
-    start_tensorflow()
+    with nullcontext() if "keras" in sys.modules else lasting_imports():
+        start_tensorflow()
+        import keras  # noqa: F401

@@ -106,8 +106,9 @@ def _run(
             print(printable(f"{finished(out)}."))
             return
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
-    from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
+    from finetune.commands.run_result import print_class_results
+    from finetune.results.run_log import RunLog
 
     console = make_console()
     result = run_recipe(
@@ -120,14 +121,17 @@ def _run(
         resume=resume,
         console=console,
     )
-    for name, value in result.metrics.items():
-        console.print(f"test {name}: {value:.4f}  (before: {result.metrics_before[name]:.4f})")
-    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
-        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
-    for output, classes in result.classes.items():
-        print_class_results(classes, output, console)
-    if any(phase.frozen_tensors for phase in result.phases):
-        console.print("proof: the tensors frozen in each phase are bit-identical after it")
-    if result.frozen_tensors:
-        console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
-    console.print(f"written: {result.folder}")
+    with RunLog(console).attach() as log:
+        log.open(result.folder / "run.log", append=True)
+        for name, value in result.metrics.items():
+            before = f"  (before: {result.metrics_before[name]:.4f})" if result.metrics_before else ""
+            console.print(f"test {name}: {value:.4f}{before}")
+        if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+            console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+        for output, classes in result.classes.items():
+            print_class_results(classes, output, console)
+        if any(phase.frozen_tensors for phase in result.phases):
+            console.print("proof: the tensors frozen in each phase are bit-identical after it")
+        if result.frozen_tensors:
+            console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
+        console.print(f"written: {result.folder}")

@@ -14,7 +14,14 @@ FREE = (
     "format",
     *(
         f"train.{key}"
-        for key in ("checkpoint_seconds", "checkpoint_steps", "keep_checkpoints", "log_every_steps", "extend")
+        for key in (
+            "checkpoint_seconds",
+            "checkpoint_steps",
+            "keep_checkpoints",
+            "log_every_steps",
+            "evaluate_before",
+            "extend",
+        )
     ),
 )
 

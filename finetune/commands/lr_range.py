@@ -1,5 +1,6 @@
 """`finetune lr-range`: which learning rates suit a recipe? Sweeps them on its model, and leaves no trace in it."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from finetune.results.run_folder import check_run_folder, open_run_folder, repla
 from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
+from finetune.training.group_advice import advice_on_divergence
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
 from finetune.training.lr_range.consensus import check_steps
 from finetune.training.lr_range.sweep import check_others
@@ -128,6 +130,25 @@ def write_range_test(result: RangeTest, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "lr_range.json", result.to_json())
     result.plot(folder / "lr_range")
+
+
+def advice_on_rates(layout: Layout, measured: RangeTest | None, folder: Path) -> list[str]:
+    """Returns a sentence for each group with a peak rate at which a range test has diverged.
+
+    Args:
+        layout: The layout of the run.
+        measured: The range test that has set its rates; otherwise that of `lr_range.json` is taken, if there is one.
+        folder: Where that file may be: the folder of the recipe.
+    """
+    divergences: dict[str, float | None] = {}
+    if measured:
+        divergences = {name: verdict.divergence for name, verdict in measured.verdicts.items()}
+    else:
+        with suppress(OSError, ValueError, LookupError, AttributeError, TypeError):  # none, or of another program
+            verdicts = json.loads((folder / "lr_range.json").read_text(encoding="utf-8"))["verdicts"]
+            rates = {name: verdict["divergence"] for name, verdict in verdicts.items()}
+            divergences = {name: None if rate is None else float(rate) for name, rate in rates.items()}
+    return advice_on_divergence(divergences, layout.peaks, ALL)
 
 
 def print_range_test(result: RangeTest, console: Console) -> None:

@@ -19,6 +19,7 @@ from finetune.inference.labelled_rows import labelled_examples
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.training.class_results import results_of_classes
+from finetune.training.predictions import predict_test_rows
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.try_examples import explained, try_model
 
@@ -73,7 +74,7 @@ def evaluate_on(
             compile_model(recipe, model, keras.optimizers.SGD(), examples, trial)
             compiled: Any = model
             figures = compiled.evaluate(examples.test.batches(EVALUATED_ROWS), verbose=0, return_dict=True)
-            classes = results_of_classes(model, examples, EVALUATED_ROWS)
+            classes = results_of_classes(model, examples, predict_test_rows(model, examples, EVALUATED_ROWS))
     by_name = {name: float(figures[name]) for name in sorted(figures, key=lambda name: name != "loss")}
     return Evaluation(len(examples.test), str(data) if data is not None else split, by_name, classes)
 

@@ -67,6 +67,7 @@ class PlannedWeight:
         weight_decay: Its weight decay, 0 for none; `None` for a weight that is not trained.
         batch_normalization: What a BatchNormalization layer does with it; `None` for weights of other layers.
         restored_from: The name in the file it was restored from, or the file; `None` for a fresh weight.
+        peak: The highest rate of its group in the run; `None` for a weight that is not trained.
     """
 
     name: str
@@ -80,6 +81,7 @@ class PlannedWeight:
     weight_decay: float | None
     batch_normalization: str | None
     restored_from: str | None
+    peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def make_plan(
             weight_decay=(trained.weight_decay if decays else 0.0) if trained else None,
             batch_normalization=_batch_normalization(leaf, frozen=frozen),
             restored_from=sources.get(leaf.name),
+            peak=max(trained.peak, *rates[group.name]) if trained else None,
         )
 
     rows = tuple(row(leaf) for leaf in tree.leaves)

@@ -140,7 +140,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value = field.get_default(call_default_factory=True)
     value = value.name if isinstance(value, Named) else value
-    if value is None or value in ((), {}):
+    if value is None or value in ((), {}) or isinstance(value, Part):
         return ""
     return value if isinstance(value, str) else json.dumps(value)
 

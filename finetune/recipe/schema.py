@@ -26,6 +26,7 @@ from finetune.recipe.losses import by_output
 from finetune.recipe.model import ModelSource
 from finetune.recipe.phase_strategies import written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
+from finetune.recipe.report import ReportSpec
 from finetune.recipe.restore import Restore
 from finetune.recipe.train import Train
 
@@ -52,6 +53,7 @@ class Recipe(Part):
         groups: The layer groups, or a strategy that makes them.
         phases: Stretches of training, or a strategy of them; by default all groups are trained all the time.
         train: How long and in which way all groups are trained together.
+        report: What is written about the run at its end.
         format: Number of the format of recipes and run folders; this version reads and writes 1.
     """
 
@@ -64,6 +66,7 @@ class Recipe(Part):
     groups: Groups
     phases: Phases | None = None
     train: Train
+    report: ReportSpec = ReportSpec()
     format: Annotated[int, BeforeValidator(_check_format)] = FORMAT
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
     _allowed_code: tuple[str, ...] | None = PrivateAttr(default=None)

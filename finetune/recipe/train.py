@@ -98,6 +98,8 @@ class Train(Part):
         log_every_steps: Steps between two measurements of rate, gradients, updates and drift of each layer group, which
             go into `steps.csv` and TensorBoard, >= 1. `auto` takes at most 2 % of the time of the steps; `off` measures
             nothing. The weights are the same.
+        evaluate_before: Whether the test rows are evaluated before training, too. `auto` takes at most a tenth as many
+            as are trained on, epochs counted, but 1,000, evenly spaced.
         shuffle: Whether every epoch has its own order of the training rows.
         checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
             most a hundredth of the time.
@@ -139,6 +141,7 @@ class Train(Part):
     cache_passes: Count = 1
     jit_compile: bool = False
     log_every_steps: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_log_every_steps)] = "auto"
+    evaluate_before: Annotated[bool | Literal["auto"], choice(True, False, "auto")] = "auto"
     shuffle: bool = True
     checkpoint_seconds: Positive = 300.0
     checkpoint_steps: Count | None = None

@@ -23,8 +23,9 @@ from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, loc
 # What `--overwrite` deletes. A file that a run writes and that is missing here would be left from an older run.
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
-    *("data.json", "data", "model.keras", "result.json", "plots", "features"),
-    *("former", "migration.json", "evaluations.csv"),
+    *("data.json", "data", "model.keras", "result.json", "plots", "features", "environment.json"),
+    *("report.json", "predictions.npz", "report.html", "model_card.md"),
+    *("run.log", "former", "migration.json", "evaluations.csv"),
 )
 DATA_FOLDER = "data"  # in it: the files that inputs are made with
 PRESET_FOLDER = "preset"  # in that: what makes token ids as a preset does

@@ -1,5 +1,6 @@
 """Tables of the plan and of measurements: plain data in, text out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
@@ -10,28 +11,45 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.errors import printable, printable_lines
+from finetune.results.fitted_table import FittedTable, TableColumn
 from finetune.results.formatting import shape_text
 
 Plan = Mapping[str, Any]
 LEGEND = "Learning rates are those of the first, the middle and the last step."
+_SUMMED_UP_BEYOND = 3  # groups in a cell
 PHASED_LEGEND = "Learning rates are those of the first, the middle and the last step in which a group is trained."
 
 
-def group_table(plan: Plan) -> Table:
+def group_table(plan: Plan) -> FittedTable:
     """A row for each group: its layers, and how it is trained."""
-    table = _table("group", "layers", "parameters", "optimizer", "learning rate", "decay", "BatchNorm", "restored")
+    phases = plan.get("phases") or ()
+    table = FittedTable(
+        (
+            *(
+                TableColumn("group", names=True),
+                TableColumn("layers", names=True, leaves=1),
+                TableColumn("parameters", right=True),
+            ),
+            *(TableColumn("optimizer"), TableColumn("peak rate", right=True)),
+            *([TableColumn("in phase", right=True)] if phases else []),
+            *(TableColumn("learning rate", leaves=2), TableColumn("decay", right=True, leaves=5)),
+            *(TableColumn("BatchNorm", leaves=4), TableColumn("restored", right=True, leaves=3)),
+        )
+    )
     for name in plan["groups"]:
         rows = [row for row in plan["weights"] if row["group"] == name]
         # What is trained has the optimizer and the rate of its group; the rest are statistics, or frozen in the model.
         trained = next((row for row in rows if row["learning_rate"]), None)
         # Biases and normalization have none, so a group has at most one that is not 0.
         decays = sorted({row["weight_decay"] for row in rows if row["weight_decay"]})
-        _add_row(
-            table,
+        peak, phase = _peak(name, trained, phases)
+        table.add(
             name,
             _span(rows),
             f"{sum(row['parameters'] for row in rows):,}",
             trained["optimizer"] if trained else "frozen",
+            peak,
+            *([phase] if phases else []),
             _rates(trained["learning_rate"]) if trained else "",
             f"{decays[0]:g}" if decays else "",
             next((_mode(row) for row in rows if row["batch_normalization"]), ""),
@@ -40,14 +58,35 @@ def group_table(plan: Plan) -> Table:
     return table
 
 
-def weight_table(plan: Plan) -> Table:
+def _peak(name: str, trained: Mapping[str, Any] | None, phases: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Returns the highest rate of a group, and the number of the first phase in which it has that rate."""
+    peaks = [(phase["peaks"][name], -number) for number, phase in enumerate(phases, start=1) if name in phase["peaks"]]
+    if not trained:
+        return "", ""
+    if peaks:
+        peak, place = max(peaks)
+        return f"{peak:.3g}", str(-place)
+    return f"{max(trained['peak'] or 0.0, *trained['learning_rate']):.3g}", ""
+
+
+def weight_table(plan: Plan) -> FittedTable:
     """A row for each weight."""
-    table = _table("weight", "group", "shape", "optimizer", "learning rate", "decay", "BatchNorm", "restored from")
+    table = FittedTable(
+        (
+            *(
+                TableColumn("weight", names=True),
+                TableColumn("group", names=True),
+                TableColumn("shape"),
+                TableColumn("optimizer"),
+            ),
+            *(TableColumn("learning rate", leaves=3), TableColumn("decay", right=True, leaves=4)),
+            *(TableColumn("BatchNorm", leaves=2), TableColumn("restored from", names=True, leaves=1)),
+        )
+    )
     for row in plan["weights"]:
         # Why it is not trained, the most precise reason first.
         untrained = row.get("frozen_by") or ("frozen" if row["frozen"] else "not trainable")
-        _add_row(
-            table,
+        table.add(
             row["name"],
             row["group"],
             shape_text(row["shape"]),
@@ -60,23 +99,54 @@ def weight_table(plan: Plan) -> Table:
     return table
 
 
-def phase_table(plan: Plan) -> Table:
-    """A row for each phase: what is trained, for how long, at which rates."""
-    table = _table("phase", "trains", "parameters", "epochs", "steps", "learning rate", "BatchNorm")
+def phase_table(plan: Plan) -> FittedTable:
+    """A row for each phase: what is trained, for how long, at which rates. Many groups are summed up."""
+    table = FittedTable(
+        (
+            *(
+                TableColumn("phase", right=True),
+                TableColumn("trains", names=True),
+                TableColumn("parameters", right=True),
+            ),
+            *(TableColumn("epochs", right=True), TableColumn("steps", right=True), TableColumn("peak rate")),
+            *(TableColumn("learning rate", names=True, leaves=1), TableColumn("BatchNorm", names=True, leaves=2)),
+        )
+    )
     for number, phase in enumerate(plan["phases"], start=1):
-        rates = "; ".join(f"{name} {_rates(three)}" for name, three in phase["learning_rates"].items())
-        modes = ", ".join(f"{name} {mode}" for name, mode in phase["batch_norm"].items())
-        _add_row(
-            table,
+        table.add(
             str(number),
-            ", ".join(phase["train"]),
+            _several(phase["train"]),
             f"{phase['parameters']:,}",
             str(phase["epochs"]),
             str(phase["steps"]),
-            rates,
-            modes,
+            _peaks_of_phase(phase["peaks"]),
+            _rates_of_phase(phase["learning_rates"]),
+            _modes_of_phase(phase["batch_norm"]),
         )
     return table
+
+
+def _peaks_of_phase(peaks: Mapping[str, float]) -> str:
+    """Returns the least and the highest of the peaks of the groups."""
+    least, highest = f"{min(peaks.values()):.3g}", f"{max(peaks.values()):.3g}"
+    return highest if least == highest else f"{least} to {highest}"
+
+
+def _rates_of_phase(rates: Mapping[str, Sequence[float]]) -> str:
+    """Returns the rates of each group; nothing for many groups, of which the range is there and the table of groups."""
+    few = rates if len(rates) <= _SUMMED_UP_BEYOND else {}
+    return "; ".join(f"{name} {_rates(three)}" for name, three in few.items())
+
+
+def _modes_of_phase(modes: Mapping[str, str]) -> str:
+    if len(modes) <= _SUMMED_UP_BEYOND:
+        return ", ".join(f"{name} {mode}" for name, mode in modes.items())
+    return ", ".join(f"{count} {mode}" for mode, count in Counter(modes.values()).items())
+
+
+def _several(names: Sequence[str]) -> str:
+    """Returns names, or the first, the last and their number where there are many."""
+    return ", ".join(names) if len(names) <= _SUMMED_UP_BEYOND else f"{names[0]} ... {names[-1]} ({len(names)})"
 
 
 def phase_notes(plan: Plan) -> list[str]:
@@ -173,7 +243,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join([PHASED_LEGEND + "\n", as_text(phase_table(plan)), *notes, *tables, *advice])
 
 
-def as_text(table: Table) -> str:
+def as_text(table: Table | FittedTable) -> str:
     """A table as plain text, as wide as it needs to be."""
     out = StringIO()
     # A file has no width to wrap at, and must not depend on the terminal in which the command ran.
@@ -221,5 +291,4 @@ def _rates(rates: Sequence[float]) -> str:
 def _span(rows: Sequence[Mapping[str, Any]]) -> str:
     # A weight without a layer stands for itself. `dict`, not `set`: the order is that of the model.
     layers: Iterable[str] = dict.fromkeys(row["name"].rpartition("/")[0] or row["name"] for row in rows)
-    names = list(layers)
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)})"
+    return _several(list(layers))

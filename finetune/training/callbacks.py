@@ -6,7 +6,7 @@ rates from the logs.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from finetune.training.saving import save_elsewhere, save_weights
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _RATE = "learning_rate/"
+_SHOWN_GROUPS = 4  # in a line
 
 
 @contextmanager
@@ -269,6 +270,16 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             _model(self).stop_training = True
 
 
+def _of_groups(values: Mapping[str, float], peaks: Mapping[str, float] | None = None) -> str:
+    """Returns a value of each group, with its peak where that was higher; of many groups the least and the highest."""
+    highest = {name: (peaks or values)[name] for name in values}
+    if len(values) > _SHOWN_GROUPS:
+        low, high = min(values, key=values.__getitem__), max(highest, key=highest.__getitem__)
+        return f"{len(values)} groups {values[low]:.2e} ({low}) to {highest[high]:.2e} ({high})"
+    risen = {name: f" (was {peak:.2e})" for name, peak in highest.items() if peak > 1.01 * values[name]}
+    return "  ".join(f"{name} {value:.2e}{risen.get(name, '')}" for name, value in values.items())
+
+
 class ProgressLine(keras.callbacks.Callback):
     """Prints a line for every epoch, with loss, metrics and rates, and on a terminal shows a bar within the epoch.
 
@@ -279,13 +290,16 @@ class ProgressLine(keras.callbacks.Callback):
 
     Attributes:
         trained: Names of the groups whose rates are printed; `None` for all.
+        rows: Asked for what a `GroupMonitor` has measured in an epoch, counted from 0.
     """
 
-    not_resumed = ("trained", "_drawn")
+    not_resumed = ("trained", "_drawn", "_rates_before")
 
     def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
         super().__init__()
         self.trained: Collection[str] | None = None
+        self.rows: Callable[[int], Sequence[Mapping[str, Any]]] = lambda epoch: ()
+        self._rates_before: dict[str, float] = {}  # of the first step of the epoch
         self.console, self.epochs, self.steps_per_epoch = console, epochs, steps_per_epoch
         self._bar = Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=epochs * steps_per_epoch)
@@ -293,6 +307,7 @@ class ProgressLine(keras.callbacks.Callback):
         self._loss: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._rates_before = {}
         self._bar.start()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -315,12 +330,24 @@ class ProgressLine(keras.callbacks.Callback):
         values = {key: (logs or {})[key] for key in sorted(names, key=lambda key: "loss" not in key)}  # losses first
         all_rates = _rates(self.model, logs or {})
         trained = all_rates if self.trained is None else [name for name in all_rates if name in self.trained]
-        rates = "  ".join(f"{name} {all_rates[name]:.2e}" for name in trained)
+        rows = self.rows(epoch)
+        rates = _of_groups({name: all_rates[name] for name in trained}, self._peaks(rows, all_rates))
+        self._rates_before = all_rates
+        latest = {name: rows[-1].get(f"update_ratio/{name}") for name in trained} if rows else {}
+        updates = _of_groups({name: value for name, value in latest.items() if value is not None})
         line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
         width = len(str(self.epochs))
         self.console.print(
-            f"epoch {epoch + 1:{width}}/{self.epochs}  {line}  rate: {rates}", highlight=False, markup=False
+            f"epoch {epoch + 1:{width}}/{self.epochs}  {line}  rate: {rates}"
+            + (f"  update: {updates}" if updates else ""),
+            highlight=False,
+            markup=False,
         )
+
+    def _peaks(self, rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> dict[str, float]:
+        """Returns the highest rate of each group in the epoch, as far as known: it may have risen and fallen."""
+        seen = {name: [rate, self._rates_before.get(name, rate)] for name, rate in rates.items()}
+        return {name: max(*known, *(row.get(f"{_RATE}{name}") or 0.0 for row in rows)) for name, known in seen.items()}
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.close()

@@ -9,50 +9,35 @@ from finetune.data.examples import Examples
 from finetune.data.loss_families import BINARY, ONE_HOT, SPARSE, family_of
 from finetune.data.target_facts import names_of_classes
 from finetune.models.output_names import by_output_name
-from finetune.training.loss_advice import takes_logits
+from finetune.training.predictions import Predictions, name_of_loss, threshold_of
 
 _MOST_CLASSES = 1000
-_MOST_VALUES = 2**28  # of outputs, which are in memory
 
 
-def results_of_classes(model: Any, examples: Examples, batch_size: int = 32) -> dict[str, dict[str, Any]]:
+def results_of_classes(model: Any, examples: Examples, predictions: Predictions) -> dict[str, dict[str, Any]]:
     """Returns rows, recall and precision of each class on the test rows.
 
     Args:
         model: A compiled model.
         examples: The examples.
-        batch_size: Rows in a batch, >= 1.
+        predictions: What it answers to the test rows.
 
     Returns:
         For each output by its name, and for each class by its name: `rows`, the test rows of the class; `recall`, the
         share of them that the model recognises; `precision`, the share of the class among the rows that the model
         takes for it; `None` for a share of nothing. Outputs that are no classes of rows are left out.
     """
-    losses, targets = by_output_name(model, model.loss), by_output_name(model, examples.y_test)
-    families = {name: family_of(_name(losses.get(name, losses.get("")))) for name in targets}
-    targets = {
-        name: y
-        for name, y in targets.items()
-        if families[name] in (SPARSE, ONE_HOT, BINARY) and isinstance(y, np.ndarray) and y.ndim <= 2
-    }
-    first = by_output_name(model, model(examples.test.first(1)[0], training=False)) if targets else {}
-    widths = {name: first[name].shape[-1] for name in targets if len(getattr(first.get(name), "shape", ())) == 2}
-    if not widths or max(widths.values()) > _MOST_CLASSES or len(examples.test) * sum(widths.values()) > _MOST_VALUES:
-        return {}
-    rows = examples.test.batches(batch_size).map(lambda x, *others: x)
-    outputs = by_output_name(model, model.predict(rows, verbose=0))
-    results = {}
-    for name in widths:
-        loss = losses.get(name, losses.get(""))
-        is_at_zero = takes_logits(loss) or "hinge" in _name(loss)
-        actual, taken = _of_classes(targets[name], outputs[name], families[name], 0.0 if is_at_zero else 0.5)
-        if actual is not None:
-            results[name] = _shares(actual, taken, names_of_classes(examples, name))
+    losses, targets = by_output_name(model, model.loss), by_output_name(model, predictions.targets)
+    outputs, results = by_output_name(model, predictions.outputs), {}
+    for name, y in targets.items() if predictions.is_all else ():
+        loss, scores = losses.get(name, losses.get("")), np.asarray(outputs.get(name, ()))
+        family = family_of(name_of_loss(loss))
+        is_plain = isinstance(y, np.ndarray) and y.ndim <= 2 and scores.ndim == 2
+        if family in (SPARSE, ONE_HOT, BINARY) and is_plain and scores.shape[1] <= _MOST_CLASSES:
+            actual, taken = _of_classes(y, scores, family, threshold_of(loss))
+            if actual is not None:
+                results[name] = _shares(actual, taken, names_of_classes(examples, name))
     return results
-
-
-def _name(loss: Any) -> str:
-    return str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
 
 
 def _of_classes(y: np.ndarray, outputs: np.ndarray, family: str, threshold: float) -> tuple[Any, Any]:

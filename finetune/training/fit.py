@@ -38,7 +38,7 @@ from finetune.training.features.cached_batches import CachedBatches
 from finetune.training.finite_weights import FiniteWeights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.group_monitor import GroupMonitor
-from finetune.training.monitor_interval import automatic_interval
+from finetune.training.monitor_interval import measured_every
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.auto_rgn import AUTO_RGN_BATCHES
 from finetune.training.phases.loop import run_phases
@@ -99,6 +99,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     non_finite: NonFiniteGradients | None = None,
     clock: TrainingClock | None = None,
+    advice: list[str] | None = None,
     keepers: Sequence[keras.callbacks.Callback] = (),
     time_limit: TimeLimit | None = None,
 ) -> tuple[PhaseRecord, ...]:
@@ -120,6 +121,7 @@ def train(
         checkpoint: Goes on where its file says, if there is one, and writes the next.
         non_finite: What happens to steps whose gradients are not finite; it counts those that are left out.
         clock: Measures each phase, and may end it early; a run has none.
+        advice: Gets sentences on groups that hardly move or move far more than the others.
         keepers: Callbacks that remember weights.
         time_limit: Ends the training after a time.
 
@@ -202,6 +204,7 @@ def train(
         fit.metrics.write()
         if fit.monitor:
             fit.monitor.write()
+            (advice if advice is not None else []).extend(fit.monitor.advice.values())
     except WriteError as error:
         raise WriteError(f"{error} {fit.weights.keep()}") from error
     return tuple(records)
@@ -258,9 +261,14 @@ class _RunFit:
         self.guard = StopAtNonFiniteLoss()
         self.progress = ProgressLine(console, epochs=options.epochs, steps_per_epoch=options.steps_per_epoch)
         self.metrics = MetricsFile(folder / "metrics.csv", self.report)
-        self.monitor = self._monitor(folder / "steps.csv")
-        of_steps = self.monitor.rows_since if self.monitor else lambda row: []
-        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows, of_steps)
+        self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
+        self.monitor: GroupMonitor | None = None
+        steps = options.epochs * options.steps_per_epoch
+        if every := measured_every(options.log_every_steps, model, batch_size=options.batch_size, steps=steps):
+            # Before a checkpoint takes the pretrained weights away.
+            self.monitor = GroupMonitor(groups, every_steps=every, path=folder / "steps.csv", report=self.report)
+            self.progress.rows = self.monitor.rows_of_epoch
+            self.tensorboard.rows_of_steps = self.monitor.rows_since
         self.weights, self.non_finite, self.checkpoint = weights, non_finite, checkpoint
         self.seeds: list[Any] = []  # of the random layers when the phase began, for the features
         # Where the loss shows it, the guard says in which step.
@@ -300,16 +308,6 @@ class _RunFit:
             augmentation=examples.augmentation,
             reserve=disk_need(model, options.epochs)[0],  # the weights come first
         )
-
-    def _monitor(self, path: Path) -> GroupMonitor | None:
-        """Returns what measures the layer groups; it is made before a checkpoint takes the pretrained weights away."""
-        options = self.options
-        every, steps = options.log_every_steps, options.epochs * options.steps_per_epoch
-        if every == "auto":
-            every = automatic_interval(self.model, batch_size=options.batch_size, steps=steps)
-        if every == "off" or int(every) > steps:
-            return None
-        return GroupMonitor(self.groups, every_steps=int(every), path=path, report=self.report)
 
     def report(self, sentence: str) -> None:
         """Prints a sentence."""
@@ -376,7 +374,8 @@ class _RunFit:
         for clock in clocks:
             clock.begin_phase(self.data.features)
         share = self.options.steps_per_execution == "auto" and trains
-        sharing = share_calls(self.model, batches, self.options.steps_per_epoch) if share else []
+        every = self.options.evaluate_every_steps if self.evaluation else None
+        sharing = share_calls(self.model, batches, self.options.steps_per_epoch, divides=every) if share else []
         of_phase = [*self.observers, *sharing, *callbacks]
         if self.evaluation:
             self.evaluation.place = first_epoch, first_step

@@ -17,11 +17,13 @@ from finetune.results.run_folder import write_csv
 from finetune.sequences import one_or_more
 from finetune.training.failed_writes import FailedWrites
 from finetune.training.fast.steps_per_call import calls_of, steps_done
+from finetune.training.group_advice import advice_on_groups
 from finetune.training.measured_step import MeasuringCall, StepMeasurer, StepNorms
 
 QUANTITIES = ("learning_rate", "gradient_norm", "update_ratio", "drift")
 _COUNTS = ("step", "epoch", "phase")
 EVERY_STEPS = 200
+_LOOKED_AT = 10  # rows, for advice
 
 
 class GroupMonitor(keras.callbacks.Callback):
@@ -46,6 +48,7 @@ class GroupMonitor(keras.callbacks.Callback):
     Attributes:
         columns: The names of the columns.
         table: The rows so far, shape `(rows, columns)`; NaN for an empty cell.
+        advice: Sentences on groups that do not move, or move 100 times as much as all others; each is reported once.
 
     Raises:
         TrainingError: `every_steps` is not a positive whole number.
@@ -86,7 +89,9 @@ class GroupMonitor(keras.callbacks.Callback):
         of_groups = [f"{quantity}/{group.name}" for quantity in QUANTITIES for group in self.groups]
         self.columns = (*_COUNTS, "loss", *of_groups)
         self.table = np.empty((0, len(self.columns)))
+        self._columns_of_table = list(self.columns)
         self.said: list[str] = []
+        self.advice: dict[str, str] = {}
         # In a frozen group only normalization layers may be trained, whose weights are vectors.
         self._start = {
             id(leaf.variable): tf.constant(leaf.variable.numpy())
@@ -105,6 +110,7 @@ class GroupMonitor(keras.callbacks.Callback):
 
     def rows_since(self, start: int) -> list[dict[str, Any]]:
         """Returns the rows from a number on, counted from 0."""
+        self._align()
         return [
             {
                 name: None if math.isnan(value) else int(value) if name in _COUNTS else float(f"{value:.6g}")
@@ -134,8 +140,17 @@ class GroupMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps_before, self._done = self._steps_before + self._done, 0
+        advice = advice_on_groups(self.rows_since(-_LOOKED_AT), [group.name for group in self.groups])
+        for key in [key for key in advice if key not in self.advice]:
+            self.report(f"warning: {advice[key]}")
+        self.advice |= advice
         with self._failed_writes.of(WriteError):
             self.write(durable=False)
+
+    def rows_of_epoch(self, epoch: int) -> list[dict[str, Any]]:
+        """Returns the rows of an epoch, counted from 0."""
+        first = int(np.searchsorted(self.table[:, 1], epoch + 1))
+        return [row for row in self.rows_since(first) if row["epoch"] == epoch + 1]
 
     def write(self, *, durable: bool = True) -> None:
         """Writes the rows, if there are any, to `path`.
@@ -154,6 +169,14 @@ class GroupMonitor(keras.callbacks.Callback):
     @property
     def _model_of_fit(self) -> Any:
         return self.model  # annotated as optional by Keras; while training runs it is there
+
+    def _align(self) -> None:
+        """Gives a table that a checkpoint has brought the columns of these groups, which may be others."""
+        if self._columns_of_table != list(self.columns):
+            places = {name: place for place, name in enumerate(self._columns_of_table)}
+            empty = np.full(len(self.table), math.nan)
+            columns = [self.table[:, places[name]] if name in places else empty for name in self.columns]
+            self.table, self._columns_of_table = np.stack(columns, axis=1), list(self.columns)
 
     def _say(self, sentence: str) -> None:
         if sentence not in self.said:
@@ -182,6 +205,7 @@ class GroupMonitor(keras.callbacks.Callback):
             **{f"{key}/{group}": value for key in QUANTITIES for group, value in getattr(norms, key).items()},
         }
         row = [values.get(column, math.nan) for column in self.columns]
+        self._align()
         self.table = np.concatenate([self.table, [[value if math.isfinite(value) else math.nan for value in row]]])
         if why := self._measurers[self._model_of_fit.train_function].no_gradients:
             self._say(f"note: the norms of gradients are not measured: {why}")

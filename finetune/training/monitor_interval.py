@@ -27,6 +27,21 @@ _PER_CORE, _PER_GPU = 1.5e10, 1e13  # floating-point operations a second
 _ROWS, _WEIGHTS, _STEPS = 10, 40, 50
 
 
+def measured_every(setting: int | str, model: keras.Model, *, batch_size: int, steps: int) -> int:
+    """Returns every how many steps the layer groups of a model are measured; 0 where a training is too short for it.
+
+    Args:
+        setting: A number of steps, `auto` or `off`.
+        model: A built model.
+        batch_size: Rows in a batch, >= 1.
+        steps: Steps of the whole training, >= 1.
+    """
+    if setting == "off":
+        return 0
+    every = automatic_interval(model, batch_size=batch_size, steps=steps) if setting == "auto" else int(setting)
+    return every if every <= steps else 0
+
+
 def automatic_interval(model: keras.Model, *, batch_size: int, steps: int) -> int:
     """Returns every how many steps the layer groups of a model are measured.
 

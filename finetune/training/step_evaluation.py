@@ -9,7 +9,7 @@ import keras
 from finetune.errors import WriteError
 from finetune.results.run_folder import write_csv
 from finetune.training.checkpoints.model_state import metrics_state, restore_metrics
-from finetune.training.fast.steps_per_call import limit_next_call, steps_done
+from finetune.training.fast.steps_per_call import steps_done
 from finetune.training.snapshot import unchanged_random_state
 
 
@@ -21,8 +21,8 @@ class EvaluateBySteps(keras.callbacks.Callback):
 
     Args:
         validation: The batches.
-        every: Steps between two evaluations, counted in each epoch, >= 1. Where Keras' own loop makes several steps a
-            call, it is at the end of a call.
+        every: Steps between two evaluations, counted in each epoch, >= 1. An evaluation is at the end of the call that
+            makes the step, where several steps share one: Keras plans the calls of an epoch when it begins.
         path: The CSV file.
         report: Called with a line for each evaluation.
 
@@ -47,7 +47,6 @@ class EvaluateBySteps(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._first = batch
-        limit_next_call(self.model, self.every - batch % self.every)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model

@@ -83,7 +83,9 @@ def test_a_signal_saves_the_weights_says_so_in_one_line_and_leaves_no_other_file
             "plan.json",
             "restore.json",
             "data.json",
+            "environment.json",
             "metrics.csv",
+            "run.log",
             "tensorboard",
             "checkpoints",
         )

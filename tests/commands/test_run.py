@@ -63,7 +63,8 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-        *("data.json", "model.keras", "result.json", "plots"),
+        *("environment.json", "report.json", "predictions.npz", "report.html", "model_card.md"),
+        *("data.json", "model.keras", "result.json", "plots", "run.log"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
     kept = names_in(result.folder / "checkpoints")
@@ -95,7 +96,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     assert hits / sum(of["rows"] for of in of_classes) == pytest.approx(result.metrics["accuracy"])
     assert list(stored["metrics"]) == ["loss", "accuracy"]
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (True, 6)
-    assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot"}
+    assert set(stored["seconds"]) == {"load", "prepare", "evaluate", "train", "save", "plot", "report"}
 
 
 def test_the_metrics_of_the_result_are_those_of_the_returned_model(finished, rows):
@@ -149,7 +150,8 @@ def test_what_is_printed_is_where_weights_came_from_the_plan_every_epoch_and_not
     assert lines[0] == "model: tiny, 187 parameters"
     assert lines[1].startswith("8 weights restored from ")
     assert lines[2].startswith("plan: 3 epochs of 3 steps.")
-    assert [line[:9] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["report", "kept to train for longer"]
 
 
 def test_frozen_tensors_are_bit_identical_and_all_others_trained(finished, tiny_files):
@@ -323,7 +325,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_o
     assert f"`{Path('out/metrics.csv')}`" in str(error.value)
     assert names_in("out") == {
         *("note.txt", "recipe.yaml", "plan.txt", "plan.json", "restore.json", "data.json", "metrics.csv"),
-        "tensorboard",
+        *("tensorboard", "run.log", "environment.json"),
     }
     assert "old" not in Path("out/recipe.yaml").read_text()
 

@@ -75,3 +75,8 @@ def test_groups_are_measured_every_so_many_steps_or_automatically_or_not(value, 
 @pytest.mark.parametrize("value", [0, 2.5, True, "never"])
 def test_any_other_log_every_steps_are_an_error(value):
     assert predicate(log_every_steps=value).startswith("must be a whole number of at least 1, `auto`, or `off`")
+
+
+def test_the_evaluation_before_training_is_on_or_off_or_automatic():
+    assert [train(evaluate_before=value).evaluate_before for value in (True, False, "auto")] == [True, False, "auto"]
+    assert "`auto`" in predicate(evaluate_before="sometimes")

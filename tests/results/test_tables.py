@@ -1,8 +1,9 @@
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
-from finetune.results.tables import as_text, group_table, plan_text, weight_table
+from finetune.results.tables import as_text, group_table, phase_table, plan_text, weight_table
 
 
 def row(name, group, **changes):
@@ -17,11 +18,12 @@ def row(name, group, **changes):
         "weight_decay": 0.0,
         "batch_normalization": None,
         "restored_from": None,
+        "peak": 1e-2,
     }
     return usual | changes
 
 
-UNTRAINED = {"optimizer": None, "learning_rate": None, "weight_decay": None}
+UNTRAINED = {"peak": None, "optimizer": None, "learning_rate": None, "weight_decay": None}
 PLAN = {
     "groups": ["stem", "head"],
     "steps": 10,
@@ -48,7 +50,7 @@ def test_a_group_has_one_row_with_layers_size_optimizer_rates_decay_and_restored
     header, stem, head = map(stripped, cells(group_table(PLAN)))
     assert header[:4] == ["group", "layers", "parameters", "optimizer"]
     assert stem == ["stem", "conv, bn", "123,462", "frozen", "inference", "1/2"]
-    assert head == ["head", "norm, head", "18", "sgd", "0.01, 0.005, 0.0025", "0.01", "0/3"]
+    assert head == ["head", "norm, head", "18", "sgd", "0.01", "0.01, 0.005, 0.0025", "0.01", "0/3"]
 
 
 def test_a_weight_has_one_row_and_says_why_it_is_not_trained():
@@ -93,7 +95,7 @@ def test_a_long_name_is_never_cut_short():
     assert name in as_text(weight_table(PLAN | {"weights": [row(name, "head", restored_from=name)]}))
 
 
-def test_on_a_narrow_terminal_cells_go_over_several_lines_and_nothing_is_cut_short():
+def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut_short():
     out = StringIO()
     console = Console(file=out, width=80, soft_wrap=True)
     console.print(group_table(PLAN))
@@ -101,7 +103,7 @@ def test_on_a_narrow_terminal_cells_go_over_several_lines_and_nothing_is_cut_sho
     text = out.getvalue()
     assert "…" not in text
     assert all(len(line) <= 80 for line in text.splitlines())
-    for whole in ("parameters", "optimizer", "123,462", "inference", "restored", "0.005"):
+    for whole in ("parameters", "optimizer", "123,462", "peak rate", "restored", "0/3"):
         assert whole in text
 
 
@@ -116,3 +118,55 @@ def test_names_from_outside_are_shown_escaped_in_every_table_and_in_the_plan():
     assert "a\\x1b[31m\\nb/kernel" in text
     assert "x\\ry" in text
     assert "Advice: look at `n\\n\\x07`\n" in text
+
+
+def phased(count, trained):
+    """A plan of many groups, and a phase for each number of groups that are trained."""
+    names = [f"encoder_block_{number:02d}" for number in range(count)]
+    peaks = {name: 1e-3 / 2.6 ** (count - 1 - number) for number, name in enumerate(names)}
+
+    def phase(number):
+        in_phase = {name: peaks[name] for name in names[-number:]}
+        rates = {name: [peak / 32, peak, peak / 32] for name, peak in in_phase.items()}
+        size = {"parameters": 100 * number, "epochs": 1, "steps": 120}
+        more = {"batch_norm": {}, "notes": [], "inference_layers": []}
+        return {"train": [*in_phase], "learning_rates": rates, "peaks": in_phase, **size, **more}
+
+    weights = [row(f"{name}/kernel", name, peak=peaks[name]) for name in names]
+    return {"groups": names, "weights": weights, "phases": [phase(number) for number in trained], "advice": []}
+
+
+def printed(table, width):
+    out = StringIO()
+    Console(file=out, width=width, soft_wrap=True, color_system=None).print(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("count", [3, 19, 100])
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_plans_of_many_groups_have_a_line_for_each_group_and_whole_numbers(count, width):
+    plan = phased(count, trained=(1, 2, count))
+    groups = printed(group_table(plan), width).splitlines()
+    lines = [line for line in groups if "encoder_block" in line]
+    assert len(lines) == count
+    assert all(len(line) <= width for line in groups)
+    assert [line.partition("sgd")[2].split()[0] for line in (lines[0], lines[-1])] == [
+        f"{1e-3 / 2.6 ** (count - 1):.3g}",
+        "0.001",
+    ]
+    phases = printed(phase_table(plan), width)
+    assert all(len(line) <= width for line in phases.splitlines())
+    assert f"{1e-3 / 2.6 ** (count - 1):.3g} to 0.001" in phases
+    assert len(phases.splitlines()) <= 13
+
+
+def test_a_group_shows_its_peak_and_the_first_phase_in_which_it_has_it():
+    rows = [stripped(line) for line in cells(group_table(phased(3, trained=(1, 2, 3))))]
+    assert rows[0][4:6] == ["peak rate", "in phase"]
+    assert [row[4:6] for row in rows[1:]] == [["0.000148", "3"], ["0.000385", "2"], ["0.001", "1"]]
+
+
+def test_many_groups_of_a_phase_are_the_first_and_the_last_with_the_range_of_their_peaks():
+    few, many = [stripped(line) for line in cells(phase_table(phased(5, trained=(1, 5))))][1:]
+    assert few[-2:] == ["0.001", "encoder_block_04 3.13e-05, 0.001, 3.13e-05"]
+    assert many[1:] == ["encoder_block_00 ... encoder_block_04 (5)", "500", "1", "120", "2.19e-05 to 0.001"]

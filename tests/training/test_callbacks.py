@@ -345,6 +345,22 @@ def test_a_pipe_gets_one_plain_line_for_every_epoch_with_loss_metrics_and_rates(
     assert lines[-1].startswith("epoch 10/10  loss ")
 
 
+def test_many_groups_are_one_range_and_a_rate_that_has_risen_and_fallen_shows_its_peak(tiny, rows):
+    def line(rates, measured):
+        out = StringIO()
+        progress = ProgressLine(Console(file=out, width=200), epochs=1, steps_per_epoch=3)
+        progress.rows = lambda epoch: measured
+        progress.on_epoch_end(0, {"loss": 1.0, **{f"learning_rate/{name}": rate for name, rate in rates.items()}})
+        return out.getvalue().rstrip().partition("  rate: ")[2]
+
+    row = {"learning_rate/body": 2e-3, "learning_rate/head": None, "update_ratio/body": 1e-4, "update_ratio/head": None}
+    assert line({"body": 1e-5, "head": 1e-2}, [row]) == (
+        "body 1.00e-05 (was 2.00e-03)  head 1.00e-02  update: body 1.00e-04"
+    )
+    many = {f"block_{number}": 10.0 ** (number - 19) for number in range(19)}
+    assert line(many, []) == "19 groups 1.00e-19 (block_0) to 1.00e-01 (block_18)"
+
+
 def test_losses_come_before_metrics(tiny, rows):
     out = StringIO()
     told(tiny, rows, Console(file=out, width=200), epochs=1, validation_split=0.3)

@@ -6,6 +6,7 @@ import pytest
 
 from finetune.data.examples import Examples
 from finetune.training.class_results import results_of_classes, worst_classes
+from finetune.training.predictions import predict_test_rows
 
 # Each row holds the output for it: the network returns its input.
 SCORES = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.6, 0.4, 0.0], [0.1, 0.2, 0.7]], "float32")
@@ -18,7 +19,11 @@ def identity(width, loss):
 
 
 def of(x, y, loss, **about):
-    return results_of_classes(identity(x.shape[1], loss), Examples(x, y, x, y, **about))
+    return answered(identity(x.shape[1], loss), Examples(x, y, x, y, **about))
+
+
+def answered(model, examples):
+    return results_of_classes(model, examples, predict_test_rows(model, examples))
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
@@ -61,6 +66,6 @@ def test_each_output_has_its_own_classes():
     model.compile("sgd", {"kind": "sparse_categorical_crossentropy", "size": "mse"})
     y = {"kind": np.array([0, 1, 0, 2]), "size": np.zeros(4, "float32")}
     about = {"kind": {"class_names": ["a", "b", "c"]}, "size": {}}
-    results = results_of_classes(model, Examples(SCORES, y, SCORES, y, source={"target": about}))
+    results = answered(model, Examples(SCORES, y, SCORES, y, source={"target": about}))
     assert list(results) == ["kind"]
     assert results["kind"]["a"]["recall"] == 1

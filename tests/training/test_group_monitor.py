@@ -105,6 +105,19 @@ def test_phases_are_counted_on_and_a_frozen_group_has_empty_cells(rows, tmp_path
     assert all(float(row[f"{quantity}/body"]) > 0 for row in table[1:] for quantity in quantities)
 
 
+def test_a_group_that_does_not_move_is_reported_once(rows):
+    model, groups = built()
+    rates = {"body": 1e-12, "bn": 1e-2, "head": 1e-2}
+    optimizer = GroupedOptimizer({group.name: (keras.optimizers.SGD(rates[group.name]), group) for group in groups})
+    model.compile(optimizer, "sparse_categorical_crossentropy")
+    said = []
+    monitor = GroupMonitor(groups, every_steps=1, report=said.append)
+    model.fit(*rows, batch_size=30, epochs=3, verbose=0, callbacks=[monitor])
+    assert len(said) == 1
+    assert said[0].startswith("warning: group `body` is trained and does not move")
+    assert [*monitor.advice] == ["still/body"]
+
+
 class KilledError(Exception):
     """What stands for a process that is killed."""
 
@@ -137,6 +150,20 @@ def test_a_training_that_goes_on_has_the_rows_of_one_that_was_not_killed(rows, t
     assert [int(line.partition(",")[0]) for line in text.splitlines()[1:]] == [5, 10, 15, 20, 25, 30, 35]
     for one, other in zip(weights, again, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_rows_of_other_groups_that_a_checkpoint_brings_keep_what_has_the_same_name(rows):
+    model, groups = built()
+    compiled(model, groups)
+    monitor = GroupMonitor(groups, every_steps=3)
+    restored = {"table": np.array([[3.0, 1.0, 1.0, 0.5, 0.1, 0.2]])}
+    restored["_columns_of_table"] = ["step", "epoch", "phase", "loss", "drift/head", "drift/former"]
+    for name, value in restored.items():
+        setattr(monitor, name, value)
+    model.fit(*rows, batch_size=30, epochs=1, verbose=0, callbacks=[monitor])
+    assert [(row["step"], row["drift/head"] == 0.1, row["drift/body"]) for row in monitor.rows[:1]] == [(3, True, None)]
+    assert len(monitor.rows) == 2
+    assert "drift/former" not in monitor.rows[0]
 
 
 def test_only_steps_that_update_the_weights_are_measured(rows):

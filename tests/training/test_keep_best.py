@@ -81,6 +81,16 @@ def test_a_run_keeps_its_best_weights_also_when_it_was_killed(recipe, monkeypatc
     assert rows("plain/metrics.csv") == epochs
 
 
+def test_evaluations_leave_no_trace_where_a_run_chooses_the_steps_of_a_call(recipe):
+    settings = ["train.epochs=2", "train.validation_fraction=0.2", "train.batch_size=6"]
+    plain = finetune.run(recipe, out="plain", overrides=settings)
+    watched = finetune.run(recipe, out="watched", overrides=[*settings, "train.evaluate_every_steps=3"])
+    assert rows("watched/metrics.csv") == rows("plain/metrics.csv")
+    assert watched.metrics == plain.metrics
+    # Of 8 steps.
+    assert [row["step"] for row in rows("watched/evaluations.csv")] == ["3", "6"] * 2
+
+
 @pytest.mark.parametrize("key", ["keep=best", "evaluate_every_steps=2"])
 def test_without_validation_rows_nothing_can_be_best(key, recipe):
     with pytest.raises(RecipeError) as error:

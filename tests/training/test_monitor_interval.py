@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from finetune.training.monitor_interval import automatic_interval
+from finetune.training.monitor_interval import automatic_interval, measured_every
 
 
 def dense(width, depth=1):
@@ -36,3 +36,8 @@ def test_a_short_training_of_a_small_network_gets_ten_rows(steps, interval):
 def test_a_trial_of_a_few_steps_and_a_short_training_of_a_deep_network_get_none():
     assert automatic_interval(dense(4), batch_size=4, steps=49) > 49
     assert automatic_interval(dense(4, depth=30), batch_size=4, steps=80) > 80
+
+
+def test_off_and_an_interval_beyond_the_training_measure_nothing():
+    model, size = dense(4), {"batch_size": 4, "steps": 100}
+    assert [measured_every(setting, model, **size) for setting in ("off", 101, 100, 7, "auto")] == [0, 0, 100, 7, 10]

@@ -180,13 +180,16 @@ def divide_evenly(model: Any, *lengths: int) -> None:
         model.steps_per_execution = gcd(model.steps_per_execution, *lengths)
 
 
-def share_calls(model: Any, batches: tf.data.Dataset, steps_per_epoch: int) -> list[keras.callbacks.Callback]:
+def share_calls(
+    model: Any, batches: tf.data.Dataset, steps_per_epoch: int, *, divides: int | None = None
+) -> list[keras.callbacks.Callback]:
     """Lets the next `fit` make as many steps a call as last about `CALL_SECONDS`.
 
     Args:
         model: A compiled model, one step a call.
         batches: What it will be trained on; at least two batches are read.
         steps_per_epoch: Steps of an epoch.
+        divides: Steps after each of which a call is to end, >= 1: the number of steps a call then divides it.
 
     Returns:
         Callbacks for that `fit`; none for Keras' own function, which gains nothing.
@@ -196,7 +199,10 @@ def share_calls(model: Any, batches: tf.data.Dataset, steps_per_epoch: int) -> l
         return []
     # Keras divides the epoch into calls when `fit` begins, before any callback runs, so the number is set now. The
     # callback takes it back as soon as training begins: `evaluate` between two epochs is compiled for one step a call.
-    calls.steps_per_call = model.steps_per_execution = _measured_steps(model, calls, batches, steps_per_epoch)
+    steps = _measured_steps(model, calls, batches, steps_per_epoch)
+    if divides:
+        steps = max(n for n in range(1, steps + 1) if divides % n == 0)
+    calls.steps_per_call = model.steps_per_execution = steps
     return [_OneStepToEvaluate()]
 
 

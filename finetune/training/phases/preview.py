@@ -1,6 +1,6 @@
 """The phases in the plan: which groups train when, at which rates, and in which mode BatchNormalization runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -13,6 +13,9 @@ from finetune.groups.selectors import LayerGroup
 from finetune.planning.plan import GroupSettings, Plan, PlannedWeight
 from finetune.training.freezing import PhaseState
 from finetune.training.phases.phase import CLOCKS, Phase, state_of
+
+_LOOKS = 17  # steps of a phase at which a rate is looked at for its peak
+_SAME = 0.1  # difference of two peaks that comes of looking at some steps only
 
 Rates = tuple[float, float, float]
 
@@ -27,6 +30,7 @@ class PlannedPhase:
         steps: Length in steps, at most.
         parameters: Numbers that are trained.
         learning_rates: Rate of each of these groups at the first, the middle and the last step of the phase.
+        peaks: The highest rate of each of these groups in the phase, of the steps that were looked at.
         batch_norm: Mode of BatchNormalization in each group that has some.
         inference_layers: Names of the layers that run in inference mode though Keras would not let them.
         notes: Sentences about everything else it does.
@@ -37,6 +41,7 @@ class PlannedPhase:
     steps: int
     parameters: int
     learning_rates: dict[str, Rates]
+    peaks: dict[str, float]
     batch_norm: dict[str, str]
     inference_layers: tuple[str, ...]
     notes: tuple[str, ...]
@@ -71,7 +76,7 @@ def with_phases(
         return _rate_of(phases[place], group, settings[group], starts[place], warms=warms)
 
     rows = [
-        _planned(phase, groups, state, lengths[place], lambda group, place=place: rate_in(place, group))
+        _planned(phase, groups, state, lengths[place], lambda group, place=place: rate_in(place, group), settings)
         for place, (phase, state) in enumerate(zip(phases, states, strict=True))
     ]
     trained_in = {
@@ -79,6 +84,12 @@ def with_phases(
         for row in plan.weights
     }
     weights = tuple(_in_phases(row, trained_in[row.name], states, lengths, rate_in) for row in plan.weights)
+    # A weight that trains with its group frozen, as normalization may, is in no phase's rates.
+    highest = {name: max(row.peaks[name] for row in rows if name in row.peaks) for row in rows for name in row.peaks}
+    weights = tuple(
+        replace(row, peak=max(highest.get(row.group, 0.0), *row.learning_rate) if row.learning_rate else None)
+        for row in weights
+    )
     return replace(plan, weights=weights, phases=tuple(rows), advice=(*plan.advice, *_advice(groups, phases)))
 
 
@@ -106,19 +117,30 @@ def _planned(
     state: PhaseState,
     length: tuple[int, int],
     rate: Callable[[str], Callable[[int], float]],
+    settings: Mapping[str, GroupSettings],
 ) -> PlannedPhase:
     epochs, steps = length
+    names = phase.names(groups)
     # First, middle and last step, as in the table of groups; the schedule is called, nothing is estimated.
-    rates = {name: (at(0), at((steps - 1) // 2), at(steps - 1)) for name in phase.names(groups) for at in [rate(name)]}
+    rates = {name: (at(0), at((steps - 1) // 2), at(steps - 1)) for name in names for at in [rate(name)]}
+    # Between them, too, for a rate that rises and falls. A call takes a third of a millisecond.
+    looks = max(2, min(_LOOKS, 1000 // len(names)))
+    between = {step * (steps - 1) // looks for step in range(1, looks)}
+    changes = {name for name in names if callable(phase.rates.get(name, settings[name].learning_rate))}
+    peaks = {
+        name: max(*three, *(rate(name)(step) for step in between if name in changes or phase.warmup_steps))
+        for name, three in rates.items()
+    }
     return PlannedPhase(
         train=phase.names(groups),
         epochs=epochs,
         steps=steps,
         parameters=sum(prod(leaf.variable.shape) for leaf in state.trained),
         learning_rates=rates,
+        peaks=peaks,
         batch_norm=dict(state.batch_norm_modes),
         inference_layers=tuple(layer.name for layer in state.inference_layers),
-        notes=tuple(_notes(phase)),
+        notes=(*_notes(phase), *_replaced_rates(phase, peaks, settings)),
     )
 
 
@@ -133,6 +155,16 @@ def _notes(phase: Phase) -> list[str]:
     if phase.always_train_normalization:
         notes.append("gamma and beta of normalization layers also train in frozen groups, at the rates of their groups")
     return notes
+
+
+def _replaced_rates(phase: Phase, peaks: Mapping[str, float], settings: Mapping[str, GroupSettings]) -> Iterator[str]:
+    """Yields a sentence where a phase has other rates than the groups were given."""
+    if phase.auto_rgn:
+        return  # which has a note
+    # A schedule of the group that counts from the begin of the phase is made anew, and has the same peak.
+    others = [name for name in phase.rates if abs(peaks[name] / settings[name].peak - 1) > _SAME]
+    if others:
+        yield f"sets rates that replace those written for {quote(others, limit=3)}"
 
 
 def _in_phases(

@@ -1,0 +1,29 @@
+"""The commands on runs that have ended, and `env`: options and printing."""
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.application import app, examples, start_command
+from finetune.errors import printable, printable_lines
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
+
+
+@app.command(epilog=examples("finetune report runs/digits-1"))
+def report(run: RunFolder) -> None:
+    """Write the report of a run again, as one page without scripts, from the files in its folder."""
+    from finetune.commands.report import write_report
+
+    print(printable(f"written: {write_report(run)}"))
+
+
+@app.command(epilog=examples("finetune env", "finetune env --json"))
+def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Show versions, machine, devices and settings, for a bug report."""
+    start_command()
+    from finetune.commands.env import environment, environment_text
+
+    print(dumps(environment(), indent=2) if json else printable_lines(environment_text(environment())))
