@@ -217,7 +217,13 @@ def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
 
 
 def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = "", rows: str = "test") -> Table:
-    """A row for each class of an output: its `rows`, such as those of `test`, and recall and precision on them."""
+    """A row for each class of an output: how many rows it has, and recall and precision on them.
+
+    Args:
+        classes: Rows, recall and precision of each class by its name.
+        output: Name of the output; empty for the only one.
+        rows: Heads the column with the number of rows.
+    """
     table = _table(f"class of {output}" if output else "class", rows, "recall", "precision")
     for name, about in classes.items():
         shares = ("" if about[key] is None else f"{about[key]:.3f}" for key in ("recall", "precision"))
