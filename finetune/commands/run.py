@@ -24,7 +24,7 @@ from finetune.commands.kept_weights import average, best_keeper, collector, keep
 from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
-from finetune.commands.run_report import predicted, write_facts, write_page
+from finetune.commands.run_report import predicted, write_facts, write_page, write_run_hashes
 from finetune.data.examples import Split
 from finetune.data.leaks import leaked_rows, warning_of_leaks
 from finetune.data.row_checks import unreadable_rows_named
@@ -349,6 +349,7 @@ def _run(
     _write_result(result)
     write_page(folder, layout, console)
     keep_checkpoints(checkpoint, settings, layout.model, weights, console)
+    write_run_hashes(folder, layout, console, recalibrate=recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
     proof.check()
     return result
