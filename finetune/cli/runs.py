@@ -106,8 +106,8 @@ def _run(
             print(printable(f"{finished(out)}."))
             return
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
-    from finetune.commands.run import print_class_results
     from finetune.commands.run import run as run_recipe
+    from finetune.commands.run_result import print_class_results
     from finetune.results.hashes import write_hashes_again
     from finetune.results.run_log import RunLog
 

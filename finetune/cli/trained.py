@@ -42,7 +42,7 @@ def evaluate(
 
     open_record(run)  # before TensorFlow starts, which takes seconds
     start_command()
-    from finetune.commands.run import print_class_results
+    from finetune.commands.run_result import print_class_results
     from finetune.inference.fine_tuned import load
 
     fine_tuned = load(run, allow_code=allow_code)
@@ -55,7 +55,7 @@ def evaluate(
     for name, value in result.metrics.items():
         console.print(f"{name}: {value:.4f}", highlight=False)
     for output, classes in result.classes.items():
-        print_class_results(classes, output, console)
+        print_class_results(classes, output, console, rows="rows")
 
 
 @app.command(

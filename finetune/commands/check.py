@@ -102,7 +102,8 @@ def check_deep(
     from finetune.build.data import precision
     from finetune.build.layout import build_layout
     from finetune.build.source_keys import loss_names
-    from finetune.commands.run import draw_curves, fit_options
+    from finetune.commands.run import fit_options
+    from finetune.commands.written_files import draw_curves
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of
     from finetune.data.target_facts import describe

@@ -76,6 +76,7 @@ def test_the_files_that_a_recipe_names_are_those_of_folders_patterns_and_prefixe
         "w.index",
         "w.data-0",
         "cached/x",
+        "bert_tiny.txt",
     )
     for name in (*names, "other"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +88,9 @@ def test_the_files_that_a_recipe_names_are_those_of_folders_patterns_and_prefixe
         )
         return sorted(str(path.relative_to(tmp_path)) for path in files_of(load_recipe(tmp_path / "r.yaml")))
 
-    assert files(data={"images": "photos"}, train={**valid["train"], "cache": "cached"}) == [
-        "net.keras",
-        "photos/cat/1.png",
-    ]
+    tokens = {"file": "other", "length": 4, "cache": "cached"}
+    table = {"table": "a.csv", "inputs": "text", "target": "label", "tokenizer": tokens}
+    assert files(data=table) == ["net.keras", "other"]
     assert files(data={"images": "photos"}, restore={"from": "w"}) == [
         "net.keras",
         "photos/cat/1.png",

@@ -126,7 +126,7 @@ def _of_labels(rows: OutputRows) -> dict[str, Any]:
     taken, hits = rows.scores > rows.threshold, (rows.scores > rows.threshold) & rows.targets
     facts: dict[str, Any] = {"classes": _shares(rows.names, hits.sum(0), rows.targets.sum(0), taken.sum(0))}
     for place, of_label in enumerate(facts["classes"]):
-        of_label |= _best_threshold(rows.scores[:, place], rows.targets[:, place])
+        of_label |= best_threshold(rows.scores[:, place], rows.targets[:, place])
     facts |= {"threshold": rows.threshold, "right": int((taken == rows.targets).all(axis=1).sum())}
     if rows.are_probabilities:
         facts["calibration"] = _calibration(rows.scores.reshape(-1), rows.targets.reshape(-1))
@@ -146,8 +146,13 @@ def _shares(names: Sequence[str], hits: Any, actual: Any, taken: Any) -> list[di
     ]
 
 
-def _best_threshold(scores: np.ndarray, is_label: np.ndarray) -> dict[str, Any]:
-    """Returns the threshold with the highest F1 of a label on these rows."""
+def best_threshold(scores: np.ndarray, is_label: np.ndarray) -> dict[str, Any]:
+    """Returns the threshold with the highest F1 of a label on some rows, and that F1; `None` where no row has it.
+
+    Args:
+        scores: How likely each row has the label, shape `(rows,)`.
+        is_label: Whether it has, bool of the same shape.
+    """
     if not is_label.any():
         return {"best_threshold": None, "best_f1": None}
     order = np.argsort(-scores, kind="stable")
