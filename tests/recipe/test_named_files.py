@@ -100,6 +100,7 @@ def test_the_files_that_a_recipe_names_are_those_of_folders_patterns_and_prefixe
     records = {
         "tfrecord": {"train": "a-*.tfrecord", "test": ["b.tfrecord"]},
         "features": {"x": "float32", "y": "int64"},
+        "inputs": "x",
         "target": "y",
     }
     assert files(data=records) == ["a-1.tfrecord", "a-2.tfrecord", "b.tfrecord", "net.keras"]
