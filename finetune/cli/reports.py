@@ -20,6 +20,17 @@ def report(run: RunFolder) -> None:
     print(printable(f"written: {write_report(run)}"))
 
 
+@app.command(epilog=examples("finetune audit runs/digits-1"))
+def audit(run: RunFolder) -> None:
+    """Check that every file of a finished run, and every file that it has read, is as it was; exits 1 if not."""
+    from finetune.commands.audit import audit as check_files
+    from finetune.commands.audit import audit_lines
+
+    result = check_files(run)
+    print(printable_lines("\n".join(audit_lines(result))))
+    raise typer.Exit(0 if result.holds else 1)
+
+
 @app.command(epilog=examples("finetune env", "finetune env --json"))
 def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Show versions, machine, devices and settings, for a bug report."""

@@ -108,6 +108,7 @@ def _run(
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
     from finetune.commands.run import run as run_recipe
     from finetune.commands.run_result import print_class_results
+    from finetune.results.hashes import write_hashes_again
     from finetune.results.run_log import RunLog
 
     console = make_console()
@@ -135,3 +136,4 @@ def _run(
         if result.frozen_tensors:
             console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
         console.print(f"written: {result.folder}")
+    write_hashes_again(result.folder, ["run.log"])

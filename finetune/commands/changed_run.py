@@ -174,6 +174,7 @@ def keep_former(folder: Path) -> str:
             _link(folder / name, writing / name)
     kept.parent.mkdir(exist_ok=True)
     writing.rename(kept)
+    (folder / "hashes.json").unlink(missing_ok=True)  # from here on files change
     return f"former/{number}"
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from finetune.results.hashes import write_hashes_again
 from finetune.results.report.model_card import model_card
 from finetune.results.report.page import report_page
 from finetune.results.report.run_files import read_run
@@ -26,4 +27,5 @@ def write_report(folder: str | Path) -> Path:
     write_text(page, report_page(run))
     if run.result:
         write_text(run.folder / "model_card.md", model_card(run))
+        write_hashes_again(run.folder, ("report.html", "model_card.md"))
     return page

@@ -20,7 +20,7 @@ from finetune.commands.kept_weights import average, best_keeper, collector, keep
 from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
-from finetune.commands.run_report import predicted, write_facts, write_page
+from finetune.commands.run_report import predicted, write_facts, write_page, write_run_hashes
 from finetune.commands.run_result import RunResult, write_result
 from finetune.commands.stage_clock import StageClock
 from finetune.commands.written_files import described, draw_curves, write_model, write_plan
@@ -172,6 +172,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
+    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
     before.proof.check()
     return result

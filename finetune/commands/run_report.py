@@ -1,6 +1,6 @@
-"""What a run adds at its end for its report: predictions of the test rows, and the page that is made of all its files.
+"""What a run adds at its end: predictions of the test rows, the page that is made of all its files, and their hashes.
 
-A report is no part of the training: whatever goes wrong with it is told, and fails no run.
+None of it is part of the training: whatever goes wrong with it is told, and fails no run.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,10 @@ from rich.console import Console
 
 from finetune.build.layout import Layout
 from finetune.commands.report import write_report
+from finetune.data.examples import files_of_rows
 from finetune.errors import FinetuneError, reason
+from finetune.recipe.named_files import files_of
+from finetune.results.hashes import write_hashes
 from finetune.results.run_folder import replacing, write_json
 from finetune.training.predictions import Predictions, predict_test_rows
 from finetune.training.rehearsal import EVALUATED_ROWS, peak_memory
@@ -70,6 +73,21 @@ def write_page(folder: Path, layout: Layout, console: Console) -> None:
     if layout.recipe.report.page:
         with _told("The report is not written", console):
             console.print(f"report: {write_report(folder)}", highlight=False, markup=False)
+
+
+def write_run_hashes(folder: Path, layout: Layout, console: Console, **options: Any) -> None:
+    """Writes `hashes.json` of a run whose other files are all written.
+
+    Args:
+        folder: The run folder.
+        layout: The layout of the run.
+        console: Where to tell what fails.
+        options: The options of the command, which are not in the recipe.
+    """
+    with _told("`finetune audit` cannot check this run: its hashes are not written", console):
+        inside = folder.absolute()
+        read = files_of(layout.recipe) | set(files_of_rows(layout.examples))
+        write_hashes(folder, options, (path for path in read if not path.absolute().is_relative_to(inside)))
 
 
 @contextmanager

@@ -219,7 +219,7 @@ def sound_rows(
         samples: Any = tf.numpy_function(several, [indices], tf.float32, stateful=False)
         return tf.ensure_shape(samples, (None, *shape))
 
-    stored = StoredRows(lambda row: files[row].read_bytes(), sizes)
+    stored = StoredRows(lambda row: files[row].read_bytes(), sizes, files)
     return Rows(len(files), take, fingerprint=digest.hexdigest(), take_row=take_row, stored=stored)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,14 @@ def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
     for key, item in items:
         yield from leaves(f"{name}/{key}" if name else str(key), item)
+
+
+def files_of_rows(examples: Examples) -> Iterator[Path]:
+    """Yields the files that rows are decoded from, where each row has its own."""
+    for name in ARRAY_NAMES:
+        for _, array in leaves(name, getattr(examples, name)):
+            if isinstance(array, Rows) and array.stored:
+                yield from array.stored.files or ()
 
 
 def _array_problems(examples: Examples) -> list[str]:

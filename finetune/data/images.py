@@ -95,7 +95,7 @@ def image_rows(
         lambda indices: images(tf.cast(indices, tf.int64)),
         fingerprint=digest.hexdigest(),
         take_row=pixels,
-        stored=StoredRows(lambda row: paths[row].read_bytes(), sizes),
+        stored=StoredRows(lambda row: paths[row].read_bytes(), sizes, paths),
     )
 
 

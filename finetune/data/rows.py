@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.file_names import FilePaths
 from finetune.errors import DataError
 
 # Element types that DLPack can hand from NumPy to TensorFlow without a copy.
@@ -34,10 +35,12 @@ class StoredRows:
     Attributes:
         read: Returns the bytes of the row of a number.
         sizes: How many bytes each row has, int64 of shape `(rows,)`; `None` where that shows only when it is read.
+        files: The file of each row, where each has its own.
     """
 
     read: Callable[[int], bytes]
     sizes: np.ndarray | None = None
+    files: FilePaths | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +110,9 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
             array.is_ready,
             stored
             and StoredRows(
-                lambda row: stored.read(int(indices[row])), None if stored.sizes is None else stored.sizes[indices]
+                lambda row: stored.read(int(indices[row])),
+                None if stored.sizes is None else stored.sizes[indices],
+                stored.files and stored.files.select(indices),
             ),
         )
 

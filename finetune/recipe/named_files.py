@@ -1,7 +1,8 @@
-"""Files that a recipe names: whether they are there, before anything slow begins."""
+"""Files that a recipe names: which they are, and whether they are there, before anything slow begins."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,31 @@ def missing_files(recipe: Recipe) -> Iterator[str]:
         if problem:
             place = place_of(recipe, *keys)
             yield f"{place}: `{'.'.join(keys)}` {problem}" if place else f"`{'.'.join(keys)}` {problem}"
+
+
+def files_of(recipe: Recipe) -> set[Path]:
+    """Returns the files that a recipe names: in a folder, of a pattern, and with the prefix of a checkpoint, too.
+
+    Args:
+        recipe: The recipe. Its cache, which runs write, is left out.
+    """
+    files: set[Path] = set()
+    for keys in PATH_FIELDS:
+        for text in () if keys[-1] in _MADE else _texts(_value(recipe, keys)):
+            path = Path(resolve_place(recipe, text) if keys[0] == "model" else resolve_path(recipe, text))
+            found = [path, *path.rglob("*")] if path.is_dir() else [path]
+            if not path.exists():
+                found = map(Path, [*glob(str(path), recursive=True), *glob(f"{escape(str(path))}.*")])
+            files.update(each for each in found if each.is_file())
+    return files
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        yield from _texts(item)
 
 
 def _value(recipe: Recipe, keys: tuple[str, ...]) -> Any:

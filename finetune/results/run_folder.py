@@ -24,7 +24,7 @@ from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, loc
 RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
     *("data.json", "data", "model.keras", "result.json", "plots", "features", "environment.json"),
-    *("report.json", "predictions.npz", "report.html", "model_card.md"),
+    *("report.json", "predictions.npz", "report.html", "model_card.md", "hashes.json"),
     *("run.log", "former", "migration.json", "evaluations.csv"),
 )
 DATA_FOLDER = "data"  # in it: the files that inputs are made with

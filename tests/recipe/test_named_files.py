@@ -5,7 +5,7 @@ import os
 import pytest
 
 from finetune.recipe.loader import load_recipe
-from finetune.recipe.named_files import missing_files
+from finetune.recipe.named_files import files_of, missing_files
 from finetune.recipe.text import dump
 
 
@@ -63,3 +63,14 @@ def test_a_pipe_is_not_read_and_a_broken_link_is_told(missing, tmp_path):
     assert "`HERE/pipe.npz` is a pipe, a socket or a device." in missing(data={"npz": "pipe.npz"})[0]
     assert "`HERE/link.npz` is a link to nothing." in missing(data={"npz": "link.npz"})[0]
     assert "is a pipe, a socket or a device." in missing(restore={"from": "/dev/zero"})[0]
+
+
+def test_the_files_of_a_recipe_are_those_of_folders_and_prefixes_too_and_not_a_cache(tmp_path, valid):
+    names = ("photos/cat/1.png", "photos/2.png", "w.ckpt.index", "w.ckpt.data-0", "net.keras", "others.npz")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    parts = {"model": {"keras_file": "net.keras"}, "data": {"images": "photos"}, "restore": {"from": "w.ckpt"}}
+    (tmp_path / "r.yaml").write_text(dump({**valid, **parts}))
+    files = files_of(load_recipe(tmp_path / "r.yaml"))
+    assert {path.relative_to(tmp_path).as_posix() for path in files} == set(names[:5])
