@@ -55,7 +55,7 @@ def evaluate(
     for name, value in result.metrics.items():
         console.print(f"{name}: {value:.4f}", highlight=False)
     for output, classes in result.classes.items():
-        print_class_results(classes, output, console)
+        print_class_results(classes, output, console, rows="rows")
 
 
 @app.command(

@@ -75,7 +75,7 @@ def predict(
             f"warning: {len(problems):,} of {count:,} rows cannot be read: {shown}{more}", markup=False, highlight=False
         )
     if console and out:
-        console.print(f"{count:,} rows in `{out}`", markup=False, highlight=False)
+        console.print(f"{count:,} row{'s' if count > 1 else ''} in `{out}`", markup=False, highlight=False)
     return len(problems)
 
 

@@ -3,6 +3,7 @@
 One whose recipe has changed since, as by `--set train.epochs=40`, goes on changed: `finetune.commands.changed_run`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
 
 _SHOWN = 5  # differences in a message
+_WHY_CHOSEN = re.compile(r"source\.target\.(.+\.)?reason")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
     Raises:
         FinetuneError: They are not.
     """
-    changes = changes_of(before, now)
+    # The recipe in the folder names the loss that was chosen, so that nothing is left to say why it was.
+    changes = [change for change in changes_of(before, now) if not _WHY_CHOSEN.fullmatch(change.key)]
     if changes:
         raise FinetuneError(
             f"A run goes on with the data it was begun with. What is read now differs from `{folder / 'data.json'}`: "

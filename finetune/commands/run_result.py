@@ -97,16 +97,17 @@ def write_result(result: RunResult) -> None:
     )
 
 
-def print_class_results(classes: Mapping[str, Any], output: str, console: Console) -> None:
+def print_class_results(classes: Mapping[str, Any], output: str, console: Console, rows: str = "test") -> None:
     """Prints recall and precision of each class of an output, or of the worst where there are many.
 
     Args:
         classes: What `RunResult.classes` says about the output.
         output: Name of the output; empty for the only one.
         console: Where to print.
+        rows: Heads the column with their number.
     """
     shown = classes if len(classes) <= _CLASSES_SHOWN else worst_classes(classes, _CLASSES_SHOWN // 2)
-    console.print(class_results_table(shown, output))
+    console.print(class_results_table(shown, output, rows))
     if len(shown) < len(classes):
         console.print(
             f"{len(classes)} classes; shown are the {len(shown)} with the least recall. `result.json` has all"

@@ -171,12 +171,26 @@ def _of_lines(lines: Iterable[str], size: int) -> Iterator[RawRows]:
     first = next((line for line in filled if line.strip()), None)
     if first is None:
         return
-    every = chain([first], filled)
+    every = _utf8_lines(chain([first], filled))
     if first.lstrip().startswith("{"):
         yield from _of_json_lines(every, "standard input", size, Path())
         return
     for some in _chunks(((n, text.rstrip("\r\n")) for n, text in enumerate(every, start=1) if text.strip()), size):
         yield RawRows({"": [text for _, text in some]}, [f"standard input:{line}" for line, _ in some], Path())
+
+
+def _utf8_lines(lines: Iterable[str]) -> Iterator[str]:
+    """Yields lines; Python has kept each byte that is not UTF-8 as a surrogate, which no text holds otherwise."""
+    for number, text in enumerate(lines, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            byte = ord(text[error.start]) & 0xFF
+            raise DataError(
+                f"Text must be UTF-8. `standard input:{number}` has the byte {byte:#04x} after "
+                f"`{text[: error.start]}`. Convert it, such as with `iconv -f WINDOWS-1252 -t UTF-8`."
+            ) from error
+        yield text
 
 
 def _of_columnar(path: Path, size: int) -> Iterator[RawRows]:

@@ -43,7 +43,7 @@ def files_of(recipe: Recipe) -> set[Path]:
         for text in () if keys[-1] in _MADE else _texts(_value(recipe, keys)):
             path = Path(resolve_place(recipe, text) if keys[0] == "model" else resolve_path(recipe, text))
             found = [path, *path.rglob("*")] if path.is_dir() else [path]
-            if not path.exists():
+            if not path.exists() and path.is_absolute():  # a name of Keras or of a hub is relative
                 found = map(Path, [*glob(str(path), recursive=True), *glob(f"{escape(str(path))}.*")])
             files.update(each for each in found if each.is_file())
     return files

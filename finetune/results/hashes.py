@@ -141,8 +141,11 @@ def _read(folder: Path) -> dict[str, Any]:
             "folder that the run has printed, such as `runs/digits-1`."
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
         is_whole = isinstance(document, dict) and document.get("sha256") == _own(document)
+        # JSON has several texts for the same content: `\\u00e9` is `\\u00E9`.
+        is_whole = is_whole and text == json.dumps(document, indent=2) + "\n"
     except FileNotFoundError:
         why = (
             "an older version made the run, or the file was removed"
@@ -150,8 +153,8 @@ def _read(folder: Path) -> dict[str, Any]:
             else f"the run has not ended. `finetune resume {folder}` ends it"
         )
         raise FinetuneError(
-            "An audit compares the files of a run with the hashes that it wrote at its end. There is no "
-            f"`{path}`: {why}."
+            f"An audit compares the files of a run with the hashes that it wrote at its end. There is no `{path}`: "
+            f"{why}."
         ) from None
     except (ValueError, OSError):
         is_whole, document = False, {}

@@ -216,9 +216,15 @@ def classes_table(described: Mapping[str, Any], output: str = "") -> Table:
     return table
 
 
-def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = "") -> Table:
-    """A row for each class of an output: its test rows, and recall and precision on them."""
-    table = _table(f"class of {output}" if output else "class", "test", "recall", "precision")
+def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = "", rows: str = "test") -> Table:
+    """A row for each class of an output: how many rows it has, and recall and precision on them.
+
+    Args:
+        classes: Rows, recall and precision of each class by its name.
+        output: Name of the output; empty for the only one.
+        rows: Heads the column with the number of rows.
+    """
+    table = _table(f"class of {output}" if output else "class", rows, "recall", "precision")
     for name, about in classes.items():
         shares = ("" if about[key] is None else f"{about[key]:.3f}" for key in ("recall", "precision"))
         _add_row(table, name, str(about["rows"]), *shares)
@@ -263,6 +269,7 @@ def _table(*columns: str) -> Table:
             "missing",
             "train",
             "test",
+            "rows",
             "validation",
             "recall",
             "precision",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 
 from finetune.keras_private import compile_arguments, function_arguments
-from finetune.training.fitted_metrics import FittedMetric
+from finetune.training.fitted_metrics import Conversion, FittedMetric
 from finetune.training.smoothed_loss import SmoothedSparseCategoricalCrossentropy
 
 
@@ -54,6 +54,8 @@ def _plain(value: Any, sentences: list[str]) -> Any:
         return [_plain(each, sentences) for each in value if not _is_left_out(each, sentences)]
     if isinstance(value, dict):
         return {name: _plain(each, sentences) for name, each in value.items()}
+    if isinstance(value, FittedMetric):  # Keras, too, gives targets that are arrays the axis that is added
+        value = value.metric
     if isinstance(value, SmoothedSparseCategoricalCrossentropy):
         sentences.append(
             "its loss is `sparse_categorical_crossentropy` without label smoothing, which Keras has for one-hot targets"
@@ -70,7 +72,7 @@ def _plain(value: Any, sentences: list[str]) -> Any:
 
 
 def _is_left_out(value: Any, sentences: list[str]) -> bool:
-    if not isinstance(value, FittedMetric):
+    if not isinstance(value, FittedMetric) or value.convert == Conversion(value.convert.outputs, add_axis=True):
         return False
     sentences.append(f"the metric `{value.name}` is left out, as Keras takes other targets or outputs for it")
     return True

@@ -7,12 +7,9 @@ from finetune.errors import FinetuneError
 from finetune.results.hashes import Audit
 
 
-def test_a_run_that_holds_and_one_that_does_not_are_told_in_lines():
+def test_the_lines_name_what_has_changed_and_count_what_has_not():
     good = Audit(9, (), (), ("notes.txt",), 0, {})
-    assert audit_lines(good) == [
-        "added since: notes.txt",
-        "9 files: every bit is as it was at the end of the run",
-    ]
+    assert audit_lines(good) == ["added since: notes.txt", "9 files: every bit is as it was at the end of the run"]
     bad = Audit(8, ("a",), ("b",), (), 3, {})
     assert audit_lines(bad) == [
         "changed: a",

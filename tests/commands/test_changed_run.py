@@ -14,6 +14,7 @@ from finetune.commands.run import run
 from finetune.errors import FinetuneError, TrainingError
 from finetune.recipe.changes import Change
 from finetune.recipe.loader import load_recipe
+from finetune.results.hashes import check_hashes
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 
@@ -80,6 +81,7 @@ def test_a_finished_run_of_constant_rates_goes_on_as_if_it_had_been_longer(avera
     assert result["extended_from"] == [{"folder": "former/1", "epochs": 2, "metrics": first.metrics}]
     assert json.loads(Path("out/former/1/result.json").read_text())["metrics"] == first.metrics
     assert Path("out/former/1/model.keras").is_file()
+    assert check_hashes(Path("out")).holds
     parts = json.loads(Path("out/migration.json").read_text())["state"]
     assert {(part["name"], part["state"]) for part in parts} >= {("body", "carried"), ("head", "carried")}
     assert not any(part["state"] != "carried" for part in parts)
@@ -94,6 +96,7 @@ def test_an_extension_that_was_killed_goes_on_as_one_that_was_left_alone(recipe,
         with pytest.raises(TrainingError):
             resumed("train.epochs=4", "train.extend=cooldown")
     assert not Path("out/result.json").exists()
+    assert not Path("out/hashes.json").exists()
     again, _ = resumed()
     assert weights(again) == weights(straight)
     assert rows("out") == rows("straight")

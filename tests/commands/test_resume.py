@@ -147,6 +147,19 @@ def test_other_data_and_another_network_are_refused():
         check_same_start(Path("out"), {"a": "1", "b": "2"}, {"a": "1", "b": "3"})
 
 
+def test_why_the_loss_was_chosen_is_no_change_of_the_data():
+    single = {"source": {"target": {"kind": "classes", "reason": "3 classes"}}}
+    check_same_data(Path("out"), single, {"source": {"target": {"kind": "classes"}}})
+    several = {
+        "source": {"target": {"animal": {"kind": "classes", "reason": "2 classes"}, "reason": {"kind": "numbers"}}}
+    }
+    check_same_data(
+        Path("out"), several, {"source": {"target": {"animal": {"kind": "classes"}, "reason": {"kind": "numbers"}}}}
+    )
+    with pytest.raises(FinetuneError, match=r"`source\.target\.kind`: was classes, is numbers"):
+        check_same_data(Path("out"), single, {"source": {"target": {"kind": "numbers", "reason": "3 classes"}}})
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkeypatch, straight):
     killed(recipe, monkeypatch, 6)
     newest = checkpoint_files(Path("out/checkpoints"))[0]

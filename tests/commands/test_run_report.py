@@ -10,6 +10,7 @@ from rich.console import Console
 import finetune
 from finetune.commands import run_report
 from finetune.commands.report import write_report
+from finetune.results.hashes import check_hashes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -42,6 +43,16 @@ def test_the_page_can_be_written_again_from_the_files(finished):
     page = (finished[0].folder / "report.html").read_bytes()
     (finished[0].folder / "report.html").unlink()
     assert write_report(finished[0].folder).read_bytes() == page
+
+
+def test_every_file_of_a_run_and_those_it_has_read_are_as_they_were_also_after_a_new_report(finished, tiny_files):
+    folder = finished[0].folder
+    (folder / "report.html").write_text("changed")
+    assert check_hashes(folder).changed == ("report.html",)
+    write_report(folder)
+    assert check_hashes(folder).holds
+    read = json.loads((folder / "hashes.json").read_text())["outside"]
+    assert sorted(read) == [str(tiny_files / "rows.npz"), str(tiny_files / "tiny.keras")]
 
 
 def test_the_environment_names_versions_and_devices(finished):

@@ -34,3 +34,7 @@ def test_of_many_classes_those_with_the_least_recall_are_shown():
     assert "20 classes; shown are the 6 with the least recall" in shown
     assert " c5 " in shown
     assert " c6 " not in shown
+    assert shown.split()[:2] == ["class", "test"]
+    other = Console(file=io.StringIO(), width=80)
+    print_class_results(classes, "", other, rows="rows")
+    assert other.file.getvalue().split()[:2] == ["class", "rows"]

@@ -3,10 +3,12 @@
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
-from finetune.data.examples import Examples, Split, check_examples, class_numbers, make_examples, summary
+from finetune.data.examples import Examples, Split, check_examples, class_numbers, files_of_rows, make_examples, summary
+from finetune.data.images import image_rows
 from finetune.data.rows import Rows
 from finetune.errors import DataError
 
@@ -162,3 +164,12 @@ def test_rows_that_were_skipped_are_in_the_summary():
 def test_the_class_of_each_row_is_known_in_every_form_of_a_single_class(y, classes, numbers):
     of_rows = class_numbers(y, classes)
     assert (of_rows if of_rows is None else of_rows.tolist()) == numbers
+
+
+def test_the_files_of_rows_are_those_of_the_rows_that_were_chosen(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        PIL.Image.new("RGB", (4, 4)).save(tmp_path / name)
+    images = image_rows([tmp_path / name for name in ("a.png", "b.png", "c.png")], size=(4, 4))
+    rows = Split({"photo": images, "numbers": np.zeros(3)}, np.zeros(3))
+    examples = make_examples(rows.select(np.array([2])), rows.select(np.array([0])).select(np.array([0])))
+    assert [path.name for path in files_of_rows(examples)] == ["c.png", "a.png"]

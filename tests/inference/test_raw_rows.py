@@ -57,6 +57,12 @@ def test_standard_input_is_a_text_a_line_or_objects():
         read("-", lines=io.StringIO('{"a": 1}\nplain\n'))
 
 
+@pytest.mark.parametrize("line", ["caf\udce9 good\n", '{"text": "caf\udce9"}\n'])
+def test_a_byte_of_standard_input_that_is_not_utf8_has_its_line(line):
+    with pytest.raises(DataError, match=r"Text must be UTF-8. `standard input:2` has the byte 0xe9 after `.*caf`"):
+        read("-", lines=io.StringIO(line.replace("caf\udce9", "tea") + line))
+
+
 def test_arrays_are_those_of_the_inputs_or_all_that_the_file_holds(tmp_path):
     np.savez(tmp_path / "x.npz", **{"x_test/a": np.arange(3), "x_test/b": np.ones((3, 2)), "y_test": np.arange(3)})
     [(places, columns)] = read(tmp_path / "x.npz")

@@ -65,12 +65,43 @@ def test_a_pipe_is_not_read_and_a_broken_link_is_told(missing, tmp_path):
     assert "is a pipe, a socket or a device." in missing(restore={"from": "/dev/zero"})[0]
 
 
-def test_the_files_of_a_recipe_are_those_of_folders_and_prefixes_too_and_not_a_cache(tmp_path, valid):
-    names = ("photos/cat/1.png", "photos/2.png", "w.ckpt.index", "w.ckpt.data-0", "net.keras", "others.npz")
-    for name in names:
+def test_the_files_that_a_recipe_names_are_those_of_folders_patterns_and_prefixes_too(valid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a name is no path, whatever file is here
+    names = (
+        "net.keras",
+        "photos/cat/1.png",
+        "a-1.tfrecord",
+        "a-2.tfrecord",
+        "b.tfrecord",
+        "w.index",
+        "w.data-0",
+        "cached/x",
+        "bert_tiny.txt",
+    )
+    for name in (*names, "other"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    parts = {"model": {"keras_file": "net.keras"}, "data": {"images": "photos"}, "restore": {"from": "w.ckpt"}}
-    (tmp_path / "r.yaml").write_text(dump({**valid, **parts}))
-    files = files_of(load_recipe(tmp_path / "r.yaml"))
-    assert {path.relative_to(tmp_path).as_posix() for path in files} == set(names[:5])
+
+    def files(**parts):
+        (tmp_path / "r.yaml").write_text(
+            dump({**valid, "model": {"keras_file": "net.keras"}, "restore": None, **parts})
+        )
+        return sorted(str(path.relative_to(tmp_path)) for path in files_of(load_recipe(tmp_path / "r.yaml")))
+
+    tokens = {"file": "other", "length": 4, "cache": "cached"}
+    table = {"table": "a.csv", "inputs": "text", "target": "label", "tokenizer": tokens}
+    assert files(data=table) == ["net.keras", "other"]
+    assert files(data={"images": "photos"}, restore={"from": "w"}) == [
+        "net.keras",
+        "photos/cat/1.png",
+        "w.data-0",
+        "w.index",
+    ]
+    records = {
+        "tfrecord": {"train": "a-*.tfrecord", "test": ["b.tfrecord"]},
+        "features": {"x": "float32", "y": "int64"},
+        "inputs": "x",
+        "target": "y",
+    }
+    assert files(data=records) == ["a-1.tfrecord", "a-2.tfrecord", "b.tfrecord", "net.keras"]
+    assert files(model={"preset": "bert_tiny"}, data={"images": "photos"}) == ["photos/cat/1.png"]

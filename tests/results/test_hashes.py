@@ -13,24 +13,25 @@ from finetune.results.hashes import FILE, check_hashes, write_hashes, write_hash
 @pytest.fixture
 def run(tmp_path):
     """A run folder with hashes, and two files outside of it that the run has read."""
-    for name in ("1.png", "model.ckpt.data-0"):
+    for name in ("photo é.png", "w.npz"):
         (tmp_path / name).write_bytes(name.encode())
     folder = tmp_path / "out"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.weights.h5").write_bytes(b"weights")
     (folder / "plan.txt").write_text("plan")
-    (folder / "recipe.yaml").write_text("model: {}")
-    write_hashes(folder, {"recalibrate": True}, [tmp_path / "1.png", tmp_path / "model.ckpt.data-0"])
+    (folder / "recipe.yaml").write_text("seed: 1")
+    (folder / "result.json").write_text("{}")
+    write_hashes(folder, {"recalibrate": True}, [tmp_path / "w.npz", tmp_path / "photo é.png", tmp_path / "w.npz"])
     return folder
 
 
-def test_a_run_that_nobody_has_touched_holds(run):
+def test_a_run_whose_files_are_as_they_were_holds(run):
     result = check_hashes(run)
-    assert (result.holds, result.unchanged, result.by_time, result.options) == (True, 5, 0, {"recalibrate": True})
+    assert (result.holds, result.unchanged, result.by_time, result.options) == (True, 6, 0, {"recalibrate": True})
     assert result.added == ()
 
 
-@pytest.mark.parametrize("name", ["checkpoints/last.weights.h5", "recipe.yaml", "../1.png", "../model.ckpt.data-0"])
+@pytest.mark.parametrize("name", ["checkpoints/last.weights.h5", "recipe.yaml", "../photo é.png"])
 def test_a_changed_and_a_missing_file_are_named_and_a_new_one_is_no_fault(run, name):
     path = (run / name).resolve()
     before = path.read_bytes()
@@ -45,13 +46,10 @@ def test_a_changed_and_a_missing_file_are_named_and_a_new_one_is_no_fault(run, n
 
 def test_files_that_are_large_are_compared_by_size_and_time(run, monkeypatch):
     monkeypatch.setattr(hashes, "MOST_BYTES", 10)
-    write_hashes(run, {}, [run.parent / "1.png"])
-    assert check_hashes(run).by_time == 0
-    monkeypatch.setattr(hashes, "MOST_BYTES", 4)
-    write_hashes(run, {}, [run.parent / "1.png"])
-    assert check_hashes(run).by_time == 1
-    os.utime(run.parent / "1.png", (1, 1))
-    assert check_hashes(run).changed == (str(run.parent / "1.png"),)
+    write_hashes(run, {}, run.parent.glob("*.*"))
+    assert check_hashes(run).by_time == 2
+    os.utime(run.parent / "w.npz", (1, 1))
+    assert check_hashes(run).changed == (str(run.parent / "w.npz"),)
 
 
 def test_a_file_that_is_written_again_is_brought_in(run):
@@ -63,11 +61,13 @@ def test_a_file_that_is_written_again_is_brought_in(run):
     assert not (run / FILE).exists()
 
 
-def test_hashes_that_were_changed_prove_nothing(run):
-    document = json.loads((run / FILE).read_text())
+def test_hashes_that_were_changed_are_refused_also_where_they_mean_the_same(run):
+    text = (run / FILE).read_text()
+    document = json.loads(text)
     document["files"]["plan.txt"] = "0" * 64
-    for text in (json.dumps(document), "[]", "{"):
-        (run / FILE).write_text(text)
+    assert "\\u00e9" in text
+    for changed in (json.dumps(document, indent=2) + "\n", text.replace("\\u00e9", "\\u00E9"), "[]", "{"):
+        (run / FILE).write_text(changed)
         with pytest.raises(
             FinetuneError, match=r"hashes.json` is not as the run wrote it, so an audit can show nothing"
         ):
@@ -77,13 +77,14 @@ def test_hashes_that_were_changed_prove_nothing(run):
 def test_a_run_without_hashes_a_folder_without_a_run_and_a_later_format_are_refused(run, tmp_path):
     document = json.loads((run / FILE).read_text()) | {"format": 7}
     document["sha256"] = hashes._own(document)
-    (run / FILE).write_text(json.dumps(document))
+    (run / FILE).write_text(json.dumps(document, indent=2) + "\n")
     with pytest.raises(FinetuneError, match=r"has the format 7, and this version reads 1"):
         check_hashes(run)
     (run / FILE).unlink()
-    with pytest.raises(
-        FinetuneError, match=r"There is no `.*hashes.json`: the run has not ended. `finetune resume .*` ends it"
-    ):
+    with pytest.raises(FinetuneError, match=r"There is no `.*hashes.json`: an older version made the run"):
+        check_hashes(run)
+    (run / "result.json").unlink()
+    with pytest.raises(FinetuneError, match=r"the run has not ended. `finetune resume .*out` ends it"):
         check_hashes(run)
     with pytest.raises(FinetuneError, match=r"is no run folder: it has no `recipe.yaml`"):
         check_hashes(tmp_path)

@@ -21,7 +21,7 @@ def test_from_a_recipe_to_answers_of_an_export_there_is_no_code_to_write(script,
     done = script.journey("table", tmp_path)
     assert done.difference <= script.MOST_DIFFERENCE
     assert done.score > 0.7
-    assert (done.lines, done.takes) == (5, "`age`, `town`")
+    assert (done.lines, done.takes) == (4, "`age`, `town`")
     assert not list(tmp_path.glob("*.py"))
 
 

@@ -64,11 +64,21 @@ def test_what_plain_keras_does_not_have_is_left_out_and_said(tiny, rows, tmp_pat
     assert figures == pytest.approx(model.evaluate(*rows, verbose=0, return_dict=True), rel=1e-6)
 
 
+def test_a_metric_whose_targets_get_the_axis_that_keras_gives_arrays_is_saved(rows, tmp_path):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=[FittedMetric(keras.metrics.R2Score(), Conversion(1, add_axis=True))])
+    x, y = rows[0], rows[1].astype("float32")
+    model.fit(x, y, verbose=0)
+    again, sentences = saved_again(model, tmp_path / "a.keras")
+    assert sentences == ()
+    assert again.evaluate(x, y, verbose=0, return_dict=True) == model.evaluate(x, y, verbose=0, return_dict=True)
+
+
 def test_losses_and_metrics_of_several_outputs_stay_with_their_outputs(rows, tmp_path):
     x = keras.Input((6,))
     outputs = {"kind": keras.layers.Dense(3, "softmax", name="kind")(x), "size": keras.layers.Dense(1, name="size")(x)}
     model = keras.Model(x, outputs)
-    hinge = FittedMetric(keras.metrics.Hinge(), Conversion(1, add_axis=True))
+    hinge = FittedMetric(keras.metrics.Hinge(), Conversion(1, probabilities="sigmoid"))
     losses = {"kind": "sparse_categorical_crossentropy", "size": keras.losses.Huber(delta=0.5)}
     model.compile("adam", losses, metrics={"kind": ["accuracy"], "size": ["mae", hinge]})
     y = {"kind": rows[1], "size": rows[1][:, np.newaxis].astype("float32")}
