@@ -82,8 +82,9 @@ def test_a_text_that_the_network_takes_goes_in_as_it_is_and_missing_words_are_em
 
 def test_names_of_columns_become_names_that_signatures_take_and_stay_different():
     graph = RawGraph()
-    names = [graph.take(column, "text", tf.string, "") for column in ("length (cm)", "length cm", "2nd", "größe", "")]
-    assert names == ["length_cm", "length_cm_2", "x_2nd", "größe", "text"]
+    columns = ("length (cm)", "length cm", "2nd", "größe", "", "面积")
+    names = [graph.take(column, "text", tf.string, "") for column in columns]
+    assert names == ["length_cm", "length_cm_2", "x_2nd", "gr_e", "text", "text_2"]  # a SavedModel takes ASCII alone
     assert graph.take("2nd", "text", tf.string, "") == "x_2nd"
     assert graph.take("2nd", "number", tf.float64, "") == "x_2nd_2"
 
@@ -135,11 +136,3 @@ def test_numbers_and_maps_of_classes_are_values(loaded):
     outputs = fine_tuned.model(tf.ones((2, 6)))
     names = set(answers_in_graph(fine_tuned.record.outputs, fine_tuned.model, outputs))
     assert names == {"kind_label", "kind_probability", "kind_probabilities", "price_values"}
-
-
-def test_inputs_have_names_that_tensorflow_takes_whatever_the_columns_are_called():
-    graph = RawGraph()
-    columns = ("Fläche", "living area", "面积", "Łódź", "Fl che", "2nd")
-    names = [graph.take(each, "number", tf.float32, "a number") for each in columns]
-    assert names == ["Fl_che", "living_area", "number", "d", "Fl_che_2", "x_2nd"]
-    assert [each.column for each in graph.inputs] == list(columns)
