@@ -158,6 +158,7 @@ def end_of(folder: Path) -> dict[str, Any]:
         "state": document,
         "result": result,
         "metrics": list(csv.DictReader((folder / "metrics.csv").open())),
+        "steps": (folder / "steps.csv").read_text() if (folder / "steps.csv").exists() else "",
         "tensorboard": tensorboard(folder / "tensorboard"),
         "model": weights_of(folder / "model.keras"),
     }
@@ -179,15 +180,19 @@ def weights_of(path: Path) -> dict[str, bytes]:
 
 
 def tensorboard(folder: Path) -> list[Any]:
-    """Returns tag, step and value of every scalar of a run."""
+    """Returns tag, step and value of every scalar of a run.
+
+    By the tag: a process that goes on writes the epochs before it first, and then the steps before it.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    return [
+    scalars = [
         (path.parent.name, event.step, value.tag, value.tensor.SerializeToString())
         for path in sorted(folder.glob("*/*"))
         for event in EventFileLoader(str(path)).Load()
         for value in event.summary.value
     ]
+    return sorted(scalars, key=lambda scalar: (scalar[0], scalar[2]))  # stable: steps of a tag stay in their order
 
 
 def lost_steps(folder: Path) -> int:

@@ -34,6 +34,7 @@ def test_the_package_hands_out_these_names_and_no_others():
             "FinetuneError",
             "FiniteWeights",
             "FrozenProof",
+            "GroupMonitor",
             "GroupedOptimizer",
             "HubLayer",
             "LearningRateLogger",

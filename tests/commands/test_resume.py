@@ -147,6 +147,20 @@ def test_other_data_and_another_network_are_refused():
         check_same_start(Path("out"), {"a": "1", "b": "2"}, {"a": "1", "b": "3"})
 
 
+def test_a_run_whose_loss_was_chosen_by_its_table_is_trained_for_longer(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,kind\n" + "".join(f"{n},{'xy'[n % 2]}\n" for n in range(12)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {builder: 'finetune.examples.networks:mlp', arguments: {units: [2]}, head: {classes: auto}}\n"
+        "data: {table: rows.csv, inputs: [a], target: kind}\n"
+        "groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 0.1}]\n"
+        "train: {epochs: 1, batch_size: 4}\nreport: off\n"
+    )
+    finetune.run(recipe, out=tmp_path / "out")
+    longer = finetune.run(recipe, out=tmp_path / "out", overrides=["train.epochs=2"], resume=True)
+    assert len((longer.folder / "metrics.csv").read_text().splitlines()) == 3
+
+
 def test_why_the_loss_was_chosen_is_no_change_of_the_data():
     single = {"source": {"target": {"kind": "classes", "reason": "3 classes"}}}
     check_same_data(Path("out"), single, {"source": {"target": {"kind": "classes"}}})

@@ -5,6 +5,7 @@ import pytest
 
 from finetune.data.examples import Examples
 from finetune.data.table_files import Column, Table
+from finetune.data.table_places import places_in
 from finetune.data.targets import class_target, kind_of_array, loss_for, metrics_for, number_text_targets, read_target
 from finetune.errors import DataError
 
@@ -20,9 +21,8 @@ def texts(*values, name="t"):
 
 
 def table(*columns, path="a.csv"):
-    return Table(
-        path, {column.name: column for column in columns}, [("a.csv", n + 2) for n in range(len(columns[0].values))]
-    )
+    places = places_in("a.csv", range(2, 2 + len(columns[0].values)))
+    return Table(path, {column.name: column for column in columns}, places)
 
 
 def read(column, loss="auto", **options):

@@ -1,5 +1,6 @@
 """LiteRT files (once TensorFlow Lite): prepared rows in, probabilities out, for phones and small machines."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def write(job: Job) -> Written:
     """
     graph = prepared_graph(job.model)
     with temporary_folder() as folder:
-        save(job._replace(folder=folder), {"serving_default": answering(job, graph, texts=False)})
+        save(replace(job, folder=folder), {"serving_default": answering(job, graph, texts=False)})
         content = _converted(folder, job)
     (job.folder / FILE).write_bytes(content)
     outside = ["rows are prepared outside, as LiteRT has neither files nor texts: `export.json` says how"]

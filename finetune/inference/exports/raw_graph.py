@@ -72,7 +72,8 @@ class RawGraph:
         for each in self.inputs:
             if (each.column, each.kind) == (column, kind):
                 return each.name
-        plain = re.sub(r"\W+", "_", column).strip("_") or kind
+        # TensorFlow names tensors in ASCII alone.
+        plain = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or kind
         plain = f"x_{plain}" if plain[0].isdigit() else plain
         used = {each.name for each in self.inputs}
         name = next(each for each in (plain, *(f"{plain}_{n}" for n in range(2, 999))) if each not in used)

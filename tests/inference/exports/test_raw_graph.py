@@ -135,3 +135,11 @@ def test_numbers_and_maps_of_classes_are_values(loaded):
     outputs = fine_tuned.model(tf.ones((2, 6)))
     names = set(answers_in_graph(fine_tuned.record.outputs, fine_tuned.model, outputs))
     assert names == {"kind_label", "kind_probability", "kind_probabilities", "price_values"}
+
+
+def test_inputs_have_names_that_tensorflow_takes_whatever_the_columns_are_called():
+    graph = RawGraph()
+    columns = ("Fläche", "living area", "面积", "Łódź", "Fl che", "2nd")
+    names = [graph.take(each, "number", tf.float32, "a number") for each in columns]
+    assert names == ["Fl_che", "living_area", "number", "d", "Fl_che_2", "x_2nd"]
+    assert [each.column for each in graph.inputs] == list(columns)
