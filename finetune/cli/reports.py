@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.application import app, examples, start_command
+from finetune.cli.application import AllowCode, app, examples, make_console, start_command
 from finetune.errors import printable, printable_lines
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
@@ -28,6 +28,24 @@ def audit(run: RunFolder) -> None:
 
     result = check_files(run)
     print(printable_lines("\n".join(audit_lines(result))))
+    raise typer.Exit(0 if result.holds else 1)
+
+
+@app.command(epilog=examples("finetune repeat runs/digits-1"))
+def repeat(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the repetition is kept.", show_default="it is removed")
+    ] = None,
+    allow_code: AllowCode = [],  # noqa: B006 - typer reads the default
+) -> None:
+    """Run the recipe of a finished run again, and compare the weights bit for bit; exits 1 if they differ."""
+    start_command(run / "recipe.yaml", (), allow_code, out=out)
+    from finetune.commands.repeat import repeat as repeat_run
+    from finetune.commands.repeat import repetition_lines
+
+    result = repeat_run(run, out=out, allow_code=allow_code, console=make_console(stderr=True))
+    print(printable_lines("\n".join(repetition_lines(result))))
     raise typer.Exit(0 if result.holds else 1)
 
 
