@@ -49,6 +49,26 @@ def repeat(
     raise typer.Exit(0 if result.holds else 1)
 
 
+@app.command(epilog=examples("finetune compare runs/a runs/b", "finetune compare runs/ --out comparison.html"))
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, or a folder that holds some.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write a page with the curves of all runs.")] = None,
+) -> None:
+    """Show runs beside each other: results, seeds averaged, pairs on the same test rows, and where recipes differ."""
+    from finetune.commands.compare import compare as compare_runs
+    from finetune.results.tables import plain_table
+
+    console = make_console()
+    for title, heads, rows in compare_runs(runs, out=out):
+        console.print(f"\n{printable(title)}", highlight=False, markup=False)
+        console.print(plain_table(heads, rows))
+    if out:
+        print(printable(f"written: {out}"))
+
+
 @app.command(epilog=examples("finetune env", "finetune env --json"))
 def env(json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Show versions, machine, devices and settings, for a bug report."""

@@ -239,6 +239,14 @@ def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts under the heads of its columns."""
+    table = _table(*heads)
+    for row in rows:
+        _add_row(table, *row)
+    return table
+
+
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]

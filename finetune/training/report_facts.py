@@ -1,5 +1,6 @@
 """What a report says of the test rows and needs the network for: computed once, at the end of a run, as plain data."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +30,12 @@ def report_facts(
         shows_inputs: Whether the inputs of the worst rows are among the facts.
 
     Returns:
-        Plain data; and arrays by name: `rows`, and of each output `targets`, `scores` and their names.
+        Plain data; and arrays by name: `rows`, and of each output `targets`, `scores`, their names, and
+        the `threshold` of labels.
     """
     outputs = rows_of_outputs(model, examples, predictions)
     facts: dict[str, Any] = {"format": FORMAT, "rows": len(predictions.rows), "is_all": predictions.is_all}
+    facts["test_rows"] = _hash_of_rows(examples, predictions)
     facts["outputs"] = {}
     for name, rows in outputs.items():
         worst = worst_rows(rows)
@@ -42,6 +45,19 @@ def report_facts(
     facts["about"] = f"{model.name}, {model.count_params():,} parameters"
     facts["intervals"] = intervals_of_metrics(model, predictions, seed=seed)
     return facts, _arrays(outputs, predictions)
+
+
+def _hash_of_rows(examples: Examples, predictions: Predictions) -> str:
+    """Returns a hash by which two runs know that they were tested on the same rows."""
+    digest = hashlib.sha256(predictions.rows.tobytes())
+    places = examples.places.get("test", ())
+    for place in places:  # says which row it is, whatever the network takes of it
+        digest.update(f"{place}\n".encode())
+    for part in ("y",) if places else ("y", "x"):
+        for name, array in leaves(part, getattr(examples, f"{part}_test")):
+            known = array.tobytes() if isinstance(array, np.ndarray) else getattr(array, "fingerprint", "").encode()
+            digest.update(f"{name} {len(known)}\n".encode() + known)
+    return digest.hexdigest()
 
 
 def _with_places(worst: Sequence[dict[str, Any]], examples: Examples, shows_inputs: bool) -> list[dict[str, Any]]:
@@ -77,5 +93,6 @@ def _arrays(outputs: Mapping[str, OutputRows], predictions: Predictions) -> dict
     for name, rows in outputs.items():
         prefix = f"{name}/" if name else ""
         arrays |= {f"{prefix}targets": rows.targets[chosen], f"{prefix}scores": rows.scores[chosen].astype(np.float32)}
+        arrays[f"{prefix}threshold"] = np.array(rows.threshold)
         arrays |= {f"{prefix}names": np.array(rows.names, dtype=np.str_), f"{prefix}kind": np.array(rows.kind)}
     return arrays

@@ -1,5 +1,7 @@
 """The report as one page: no script, no network, light and dark, and readable on a phone and on paper."""
 
+from typing import Any
+
 from finetune.results.report.markup import Markup, element, sentence
 from finetune.results.report.output_sections import answers_sections
 from finetune.results.report.run_files import RunFiles
@@ -85,16 +87,20 @@ def report_page(run: RunFiles) -> str:
         repeat_section(run),
     ]
     model = element("p", run.report.get("about", ""), class_="quiet") if run.report.get("about") else None
-    body = element(
-        "body",
-        element("h1", title),
-        element("div", first, notes, class_="verdict" if verdict.good else "verdict bad", role="status"),
-        model,
-        sections,
-        element(
-            "footer", element("p", sentence("Written by finetune. `finetune report` writes it again."), class_="quiet")
-        ),
-    )
+    verdict_box = element("div", first, notes, class_="verdict" if verdict.good else "verdict bad", role="status")
+    return page_of(title, verdict_box, model, sections, footer="`finetune report` writes it again.")
+
+
+def page_of(title: str, *parts: Any, footer: str = "") -> str:
+    """Returns a whole page of HTML.
+
+    Args:
+        title: Its title.
+        parts: What is below the title.
+        footer: A sentence for its end.
+    """
+    written = sentence(f"Written by finetune. {footer}".rstrip())
+    body = element("body", element("h1", title), parts, element("footer", element("p", written, class_="quiet")))
     # Without a script, and allowed to load nothing: whatever a name in it says, nothing runs.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = element(
