@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from finetune import __version__
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, RecipeError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,6 +94,17 @@ def naming_options(**options: str) -> Iterator[None]:
         text = re.sub(rf"`({names})`", lambda match: f"`--{options[match[1]]}`", str(error))
         text = re.sub(rf"\b({names})=", lambda match: f"--{options[match[1]]} ", text)
         raise type(error)(text) from error
+
+
+def print_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
+    """Compares runs, prints the tables and writes the page, if one is wanted."""
+    from finetune.commands.compare import compare
+    from finetune.results.tables import plain_table
+
+    console = make_console()
+    for title, heads, rows in compare(runs, out=out):
+        console.print(f"\n{printable(title)}", highlight=False, markup=False)
+        console.print(plain_table(heads, rows))
 
 
 def start_command(

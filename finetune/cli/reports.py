@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.application import AllowCode, app, examples, make_console, start_command
+from finetune.cli.application import AllowCode, app, examples, make_console, print_comparison, start_command
 from finetune.errors import printable, printable_lines
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
@@ -58,13 +58,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Also write a page with the curves of all runs.")] = None,
 ) -> None:
     """Show runs beside each other: results, seeds averaged, pairs on the same test rows, and where recipes differ."""
-    from finetune.commands.compare import compare as compare_runs
-    from finetune.results.tables import plain_table
-
-    console = make_console()
-    for title, heads, rows in compare_runs(runs, out=out):
-        console.print(f"\n{printable(title)}", highlight=False, markup=False)
-        console.print(plain_table(heads, rows))
+    print_comparison(runs, out)
     if out:
         print(printable(f"written: {out}"))
 

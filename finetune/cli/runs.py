@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
+from finetune.cli.application import (
+    AllowCode,
+    Overrides,
+    RecipePath,
+    app,
+    examples,
+    make_console,
+    print_comparison,
+    start_command,
+)
 from finetune.errors import FinetuneError, printable
 
 TimeLimitOption = Annotated[
@@ -25,6 +34,7 @@ TimeLimitOption = Annotated[
         "finetune run recipes/digits.yaml",
         "finetune run recipe.yaml --out runs/first --set train.epochs=3",
         "finetune run recipe.yaml --out runs/first --resume",
+        "finetune run recipe.yaml --out runs/five --seeds 5",
     )
 )
 def run(
@@ -47,8 +57,19 @@ def run(
             "--resume", help="Go on with the run in `--out` where it was stopped or killed; begin one if there is none."
         ),
     ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Run with so many seeds, from that of the recipe on, each in `--out`/seed-N, and compare them."
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune as a recipe says, and prove what was restored, trained and left unchanged."""
+    if seeds is not None:
+        if overwrite:
+            raise FinetuneError("`--seeds` goes on with the runs that are there. Remove `--overwrite`, or the folder.")
+        _run_seeds(recipe, out, seeds, _with_limit(overrides, time_limit), allow_code, recalibrate=recalibrate)
+        return
     _run(
         recipe,
         out,
@@ -76,6 +97,26 @@ def resume(
             "folder that the run has printed, such as `runs/digits-1`."
         )
     _run(run / "recipe.yaml", run, _with_limit(overrides, time_limit), allow_code, resume=True)
+
+
+def _run_seeds(
+    recipe: Path,
+    out: Path | None,
+    seeds: int,
+    overrides: Sequence[str],
+    allow_code: Sequence[str],
+    *,
+    recalibrate: bool,
+) -> None:
+    """Runs a recipe with several seeds and prints how they compare."""
+    from finetune.commands.check import check as check_recipe
+    from finetune.commands.seeds import run_seeds
+
+    check_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    options = [part for each in allow_code for part in ("--allow-code", each)]
+    options += ["--recalibrate"] if recalibrate else []
+    folder = run_seeds(recipe, out, seeds, overrides=overrides, options=options)
+    print_comparison([folder])
 
 
 def _with_limit(overrides: Sequence[str], time_limit: str | None) -> Sequence[str]:

@@ -80,6 +80,10 @@ def _values(rows: RawRows, each: InputRecord) -> RawRows:
             f"has {received}; {quote(absent)} {'is' if len(absent) == 1 else 'are'} missing."
             f"{did_you_mean(absent[0], known)}"
         )
+    if each.kind != "features":  # numbers and categories may be missing; a text or a file that is not there is none
+        for row, place in enumerate(rows.places):
+            if all(rows.columns[name][row] is None for name in each.columns):
+                raise DataError(f"Rows need a value for {quote(each.columns)}. `{place}` has none.")
     return RawRows({name: rows.columns[name] for name in each.columns}, rows.places, rows.folder)
 
 

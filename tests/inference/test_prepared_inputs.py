@@ -41,6 +41,8 @@ def test_texts_are_cut_filled_up_and_taken_by_name(loaded):
     np.testing.assert_array_equal(made["ids"][1][:6], [3] * 6)
     assert made["ids"][0].tolist()[:3] == [2, 5, 0]
     assert made["size"][1] == 0  # the mean
+    with pytest.raises(DataError, match=r"Rows need a value for `text`\. `row 1` has none"):
+        prepare(loaded("labels"), [{"text": "red", "size": 1}, {"size": 2}])
     encode, length, pad = encoder_of(loaded("labels").record, loaded("labels").record.inputs[0])
     assert (encode([("red",)])[0].tolist(), length, pad) == ([2], 6, 0)
 
