@@ -63,7 +63,7 @@ def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
-        *("environment.json", "report.json", "predictions.npz", "report.html", "model_card.md"),
+        *("environment.json", "report.json", "predictions.npz", "report.html", "model_card.md", "hashes.json"),
         *("data.json", "model.keras", "result.json", "plots", "run.log"),
     }
     assert names_in(result.folder / "plots") == {"training.png", "training.svg"}
