@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.results.comparison import Pair, SeedGroup, pairs_of, recipe_differences, seed_groups
+from finetune.results.comparison import RunPair, SeedGroup, pairs_of, recipe_differences, seed_groups
 from finetune.results.report.figures import as_points, line_chart
 from finetune.results.report.markup import Markup, element, table
 from finetune.results.report.page import page_of
@@ -72,7 +72,7 @@ def _seeds(groups: Sequence[SeedGroup]) -> list[tuple[str, tuple[str, ...], Rows
     return tables
 
 
-def _pairs(pairs: Sequence[Pair]) -> list[tuple[str, tuple[str, ...], Rows]]:
+def _pairs(pairs: Sequence[RunPair]) -> list[tuple[str, tuple[str, ...], Rows]]:
     if not pairs:
         return []
     rows = [

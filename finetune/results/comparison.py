@@ -25,7 +25,7 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 @dataclass(frozen=True)
-class Pair:
+class RunPair:
     """Two runs on the same test rows.
 
     Attributes:
@@ -90,7 +90,7 @@ def seed_groups(runs: Sequence[RunFiles]) -> list[SeedGroup]:
     return [_averaged(members) for members in groups.values() if len(members) > 1]
 
 
-def pairs_of(runs: Sequence[RunFiles]) -> Iterator[Pair]:
+def pairs_of(runs: Sequence[RunFiles]) -> Iterator[RunPair]:
     """Yields every pair of runs that were tested on the same rows, for each output.
 
     Args:
@@ -104,12 +104,14 @@ def pairs_of(runs: Sequence[RunFiles]) -> Iterator[Pair]:
                 yield _pair(first, second, output, ours[output], theirs[output])
 
 
-def _pair(first: RunFiles, second: RunFiles, output: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Pair:
+def _pair(
+    first: RunFiles, second: RunFiles, output: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> RunPair:
     rows, other_rows = _of_rows(ours), _of_rows(theirs)
     is_numbers = str(ours["kind"]) == "numbers"
     low, high = _paired_interval(other_rows - rows)
     gained, lost = int((other_rows > rows).sum()), int((other_rows < rows).sum())
-    return Pair(
+    return RunPair(
         first=first.folder,
         second=second.folder,
         output=output,
