@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,7 +22,7 @@ from finetune.inference.record import RunRecord, open_record
 from finetune.keras_private import fresh_names
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.builders import load_keras_file
-from finetune.models.output_names import by_output_name
+from finetune.models.output_names import by_output_name, of_output, output_names
 from finetune.recipe.code_consent import names_graph
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class FineTuned:
             raise_machine_failure(error, "The model")
             raise DataError(f"The model must take the rows. It does not: {reason(error)}.") from error
         records = self.record.outputs
-        given = {each.name: np.asarray(outputs.get(each.name, next(iter(outputs.values())))) for each in records}
+        given = {each.name: np.asarray(of_output(outputs, each.name)) for each in records}
         columns = [list(answers(each, given[each.name], top=top, threshold=threshold)) for each in records]
         names = [each.name for each in records]
         if names == [""]:
@@ -212,7 +212,7 @@ class FineTuned:
         """Returns the inputs of the rows that can be read, and what is wrong with the others, by their numbers."""
         try:
             return self.prepare(rows), {}
-        except Exception as error:
+        except Exception as error:  # decoders raise errors of many classes; below, each row says what is wrong
             raise_machine_failure(error, "Preparing rows")
             if len(rows) == 1 and not skip:
                 raise _of_row(error, rows.places[0]) from error
@@ -227,7 +227,11 @@ class FineTuned:
                     raise problem from error
                 problems[number] = str(problem)
         kept = [number for number in range(len(rows)) if number not in problems]
-        return (self.prepare(rows.select(kept)) if kept else None), problems
+        try:
+            return (self.prepare(rows.select(kept)) if kept else None), problems
+        except Exception as error:  # each row is fine by itself, such as arrays of other shapes
+            raise_machine_failure(error, "Preparing rows")
+            raise _of_row(error, f"{rows.places[kept[0]]}` to `{rows.places[kept[-1]]}") from error
 
 
 def _of_row(error: BaseException, place: str) -> DataError:
@@ -265,7 +269,16 @@ def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
             )
     with fresh_names():
         model = load_keras_file(record.model_file, safe_mode=not has_graph)
-    return FineTuned(record, model)
+    return FineTuned(_with_every_output(record, model), model)
+
+
+def _with_every_output(record: RunRecord, model: keras.Model) -> RunRecord:
+    """Returns the record with a loss for each output, where the recipe has a single one for all of several."""
+    names, outputs = output_names(model), record.outputs
+    if len(names) == 1 or [each.name for each in outputs] != [""]:
+        return record
+    train = record.recipe["train"]
+    return replace(record, recipe={**record.recipe, "train": {**train, "loss": dict.fromkeys(names, train["loss"])}})
 
 
 def _has_graph(path: Path) -> bool:

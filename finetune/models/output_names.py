@@ -19,6 +19,16 @@ def output_names(model: Any) -> tuple[str, ...]:
     return names if len(names) > 1 else ("",)
 
 
+def of_output(values: Mapping[str, Any], name: str) -> Any:
+    """Returns what belongs to an output: the only value, whatever it is called, or that of the name.
+
+    Args:
+        values: A value for each output of a network, by its name.
+        name: Name of the output; empty for the only one.
+    """
+    return next(iter(values.values())) if len(values) == 1 else values[name]
+
+
 def by_output_name(model: Any, values: Any) -> dict[str, Any]:
     """Returns something that there is for each output, such as targets or outputs, by the name of the output.
 

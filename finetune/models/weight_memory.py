@@ -73,7 +73,7 @@ def _checked(check: Callable[[Any, int], None]) -> Iterator[None]:
     try:
         with before_variables(add):
             yield
-    except Exception:
+    except Exception:  # Keras, and functions of the user, wrap the refusal into errors of their own
         if refusal is None:
             raise
-        raise refusal from None  # Keras, and functions of the user, wrap it into errors of their own
+        raise refusal from None

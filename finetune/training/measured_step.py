@@ -115,7 +115,7 @@ class StepMeasurer:
                 if self._forward is None:  # Keras' step makes the variables of metrics while it is traced
                     keras_private.build_for_training(self._model, known)
                 self._passes[key] = tf.function(self._passed, autograph=False).get_concrete_function(known)
-            except Exception as error:
+            except Exception as error:  # a layer's own gradient may raise anything; it is told, and training goes on
                 self.no_gradients = f"the loss could not be differentiated a second time: {reason(error)}"
                 return None
         return self._passes[key](batch)

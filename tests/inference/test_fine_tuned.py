@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from finetune.build.data import build_examples, precision
 from finetune.data.rows import rows_of, take_batch
 from finetune.errors import DataError, FinetuneError
-from finetune.inference.fine_tuned import load
+from finetune.inference.fine_tuned import FineTuned, _with_every_output, load
 from finetune.models.output_names import by_output_name
 from finetune.recipe.loader import load_recipe
 
@@ -99,3 +100,13 @@ def test_a_run_that_is_not_finished_or_none_is_refused_with_what_to_do(run_of, t
         load(begun)
     with pytest.raises(FinetuneError, match=r"Did you mean `.*begun"):
         load(tmp_path)
+
+
+def test_a_single_loss_for_several_outputs_answers_with_each_of_them(loaded):
+    fine_tuned = loaded("table")
+    record = replace(fine_tuned.record, recipe={**fine_tuned.record.recipe, "train": {"loss": "mse"}})
+    both = FineTuned(_with_every_output(record, fine_tuned.model), fine_tuned.model)
+    assert [output.name for output in both.record.outputs] == ["kind", "price"]
+    rows = {"age": [12], "town": ["Ulm"]}
+    assert both.predict(rows)[0]["price"] == fine_tuned.predict(rows)[0]["price"]
+    assert _with_every_output(fine_tuned.record, fine_tuned.model) is fine_tuned.record

@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from finetune.models.output_names import by_output_name, output_names
+from finetune.models.output_names import by_output_name, of_output, output_names
 
 
 def network(outputs):
@@ -35,3 +35,10 @@ def test_what_belongs_to_each_output_is_found_by_name():
     assert by_output_name(model, [1, 2]) == {"second": 1, "first": 2}
     assert by_output_name(model, {"first": 3, "second": 4}) == {"first": 3, "second": 4}
     assert by_output_name(network(lambda a, b: a), [1, 2]) == {"": [1, 2]}
+
+
+def test_an_output_is_the_only_one_or_that_of_its_name_and_never_another():
+    assert of_output({"whatever": 1}, "") == 1
+    assert of_output({"a": 1, "b": 2}, "b") == 2
+    with pytest.raises(KeyError):
+        of_output({"a": 1, "b": 2}, "c")

@@ -27,7 +27,7 @@ from finetune.inference.exports.scores import SCORED_ROWS, score, targets_of
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.raw_rows import RawRows
 from finetune.models.hub_export import check_exportable
-from finetune.models.output_names import by_output_name
+from finetune.models.output_names import by_output_name, of_output
 from finetune.results.run_folder import DATA_FOLDER, write_json
 
 TOLERANCE = 1e-5
@@ -182,7 +182,7 @@ def expected_answers(fine_tuned: FineTuned, rows: RawRows) -> dict[str, np.ndarr
     outputs = by_output_name(fine_tuned.model, fine_tuned.model.predict_on_batch(fine_tuned.prepare(rows)))
     expected = {}
     for each in fine_tuned.record.outputs:
-        values = np.asarray(outputs.get(each.name, next(iter(outputs.values()))))
+        values = np.asarray(of_output(outputs, each.name))
         prefix = answer_prefix(each)
         if each.kind == "numbers" or values.ndim > 2:
             expected[f"{prefix}values"] = values.astype(np.float64)
@@ -203,7 +203,7 @@ def _scores(
     scores: dict[str, dict[str, float]] = {"run": {}, "export": {}}
     for each in fine_tuned.record.outputs:
         targets, prefix = targets_of(fine_tuned, each, y), answer_prefix(each)
-        values = np.asarray(outputs.get(each.name, next(iter(outputs.values()))))
+        values = np.asarray(of_output(outputs, each.name))
         is_number = each.kind == "numbers" or values.ndim > 2
         of_run = values if is_number else probabilities_of(each, values)
         of_export = answers[f"{prefix}{'values' if is_number else 'probabilities'}"]

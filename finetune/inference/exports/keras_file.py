@@ -11,7 +11,7 @@ from finetune.inference.answers import class_labels
 from finetune.inference.exports.conversion import Job, Written
 from finetune.inference.exports.raw_graph import RawGraph, answer_prefix
 from finetune.inference.record import InputRecord, OutputRecord
-from finetune.models.output_names import by_output_name
+from finetune.models.output_names import by_output_name, of_output
 
 ops: Any = keras.ops  # whose declared types are those of every backend
 
@@ -41,7 +41,7 @@ def write(job: Job) -> Written:
     for record in job.record.outputs:
         named = by_output_name(job.model, outputs)
         prefix = answer_prefix(record)
-        values = named.get(record.name, next(iter(named.values())))
+        values = of_output(named, record.name)
         answers |= {f"{prefix}{name}": value for name, value in _answers(record, values).items()}
     keras.Model(symbols, answers, name="exported").save(job.folder / FILE)
     return Written(FILE, graph.inputs, outside if any(each.kind != "array" for each in job.record.inputs) else ())

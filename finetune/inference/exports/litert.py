@@ -10,6 +10,7 @@ from finetune.files.temporary_folders import temporary_folder
 from finetune.inference.exports.conversion import Job, Written, not_converted, quiet_converter
 from finetune.inference.exports.raw_graph import prepared_graph
 from finetune.inference.exports.saved_model import answering, save
+from finetune.machine_failures import raise_machine_failure
 
 FILE = "model.tflite"
 
@@ -40,4 +41,5 @@ def _converted(folder: Path, job: Job) -> bytes:
         with quiet_converter():
             return converter.convert()
     except Exception as error:  # the converter raises errors of many classes
+        raise_machine_failure(error, "Converting to LiteRT")
         raise not_converted("LiteRT", job.model, error) from error

@@ -8,6 +8,7 @@ from typing import Any
 from finetune.inference.exports.conversion import Job, Written, not_converted, quiet_converter
 from finetune.inference.exports.raw_graph import prepared_graph
 from finetune.inference.exports.saved_model import answering
+from finetune.machine_failures import raise_machine_failure
 
 FILE = "model.onnx"
 _OPSET = 18
@@ -28,6 +29,7 @@ def write(job: Job) -> Written:
                 answer, input_signature=[each.spec for each in graph.inputs], opset=_OPSET
             )
     except Exception as error:  # the converter raises errors of many classes
+        raise_machine_failure(error, "Converting to ONNX")
         raise not_converted("ONNX", job.model, error) from error
     proto = made[0]
     if unknown := list(_unknown(proto.graph)):

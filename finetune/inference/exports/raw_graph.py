@@ -17,7 +17,7 @@ from finetune.data.table_head import MISSING
 from finetune.inference.answers import class_labels
 from finetune.inference.exports.image_graph import NOT_IN_GRAPH, image_in_graph
 from finetune.inference.record import InputRecord, OutputRecord, RunRecord
-from finetune.models.output_names import by_output_name
+from finetune.models.output_names import by_output_name, of_output
 
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 
@@ -234,7 +234,7 @@ def answers_in_graph(
     """
     named, made = by_output_name(model, outputs), {}
     for each in records:
-        values: Any = tf.cast(named.get(each.name, next(iter(named.values()))), tf.float32)
+        values: Any = tf.cast(of_output(named, each.name), tf.float32)
         prefix = answer_prefix(each)
         made |= {f"{prefix}{name}": tensor for name, tensor in _answers(each, values, texts).items()}
     return made

@@ -6,7 +6,7 @@ import numpy as np
 
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.record import OutputRecord
-from finetune.models.output_names import by_output_name
+from finetune.models.output_names import by_output_name, of_output
 
 SCORED_ROWS = 2048  # of the test rows at most
 
@@ -20,7 +20,7 @@ def targets_of(fine_tuned: FineTuned, record: OutputRecord, y: Any) -> np.ndarra
         y: Targets of some rows, as the model takes them.
     """
     named = by_output_name(fine_tuned.model, y)
-    return np.asarray(named.get(record.name, next(iter(named.values()))))
+    return np.asarray(of_output(named, record.name))
 
 
 def score(record: OutputRecord, answers: np.ndarray, targets: np.ndarray) -> dict[str, float]:
