@@ -10,7 +10,7 @@ from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fit import FitOptions
 from finetune.training.phases.phase import Phase
-from finetune.training.rehearsal import MOST_STEPS, peak_memory, rehearse
+from finetune.training.rehearsal import MOST_STEPS, rehearse
 
 ROWS, BATCH = 1000, 5
 
@@ -104,9 +104,3 @@ def test_a_machine_that_fails_is_not_a_problem_of_the_recipe():
     with pytest.raises(MachineError) as error:
         rehearse(model, *others)
     assert str(error.value).startswith("Training on a few rows failed because there is not enough memory")
-
-
-def test_the_peak_of_memory_grows_with_what_is_used():
-    before = peak_memory()
-    used = np.ones(max(before, 2**28), np.uint8)
-    assert peak_memory() >= before + used.nbytes / 2
