@@ -43,7 +43,8 @@ import tensorflow as tf
 import tensorflow_hub as hub
 loaded = hub.load(place)
 outputs = loaded.signatures["serving_default"](**{name: tf.constant(array) for name, array in x.items()})
-assert callable(loaded) and loaded.variables, "it can be called, and has variables"
+layer = hub.KerasLayer(loaded, trainable=True)  # registers the variables and the regularization losses
+assert layer.variables, "it has variables"
 """,
     "keras": """
 import keras
