@@ -22,7 +22,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from finetune.errors import FinetuneError, reason
 from finetune.files.temporary_folders import TemporaryFolder
 from finetune.groups.frozen_by import LORA_FREEZES
-from finetune.groups.layer_tree import Leaf, LayerTree, layer_tree, layers_in_order
+from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree, layers_in_order
 from finetune.keras_private import sublayers
 from finetune.models.heads import inputs_of
 from finetune.models.hub import HubLayer
@@ -125,7 +125,7 @@ def traced_call(model: keras.Model) -> Any:
 
 @contextmanager
 def unfrozen(model: keras.Model) -> Iterator[None]:
-    """Makes all layers trainable for the time of the block, whoever froze them; `_trains_further` says which weights."""
+    """Makes all layers trainable for the time of the block, without weights that `_trains_further` leaves out."""
     layers = [model, *layers_in_order(model)]  # each before its parts, which a setter reaches, too
     of_layers = [(layer, layer.trainable) for layer in layers]
     leaves = layer_tree(model).leaves
