@@ -49,6 +49,7 @@ class Export:
         difference: The largest difference between its answers and those of the run.
         outside: What it does not do, as sentences.
         scores: With `quantize`: the figures of the run and of the export on the test rows.
+        imports: Modules that a program imports before it opens the export, as they have its operations.
     """
 
     format: str
@@ -60,6 +61,7 @@ class Export:
     difference: float
     outside: tuple[str, ...] = ()
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
 
 def export(
@@ -108,6 +110,7 @@ def export(
             difference,
             tuple(written.outside),
             scores,
+            tuple(written.imports),
         )
         _write_side_files(fine_tuned, export, written, folder)
         folder.chmod(0o755)  # a temporary folder is the user's alone
@@ -223,8 +226,12 @@ def _described(each: Any) -> dict[str, Any]:
 def _write_side_files(fine_tuned: FineTuned, export: Export, written: Written, folder: Path) -> None:
     """Writes `export.json`, and beside it the files that inputs are made with outside of the export."""
     record = fine_tuned.record
-    about = {name: value for name, value in asdict(export).items() if name not in ("folder", "file") and value != {}}
-    about |= {"file": written.file} | written.more | ({"imports": written.imports} if written.imports else {})
+    about = {
+        name: value
+        for name, value in asdict(export).items()
+        if name not in ("folder", "file") and value not in ({}, ())
+    }
+    about |= {"file": written.file} | written.more
     about["classes"] = {each.name or "output": list(each.names) for each in record.outputs if each.kind != "numbers"}
     about["preparation"] = [
         {"input": each.name, "kind": each.kind, "columns": list(each.columns), "fitted": _relative(dict(each.fitted))}

@@ -18,7 +18,7 @@ from finetune.data.table_files import cell_text
 from finetune.data.table_head import MISSING
 from finetune.inference.answers import class_labels
 from finetune.inference.exports.image_graph import NOT_IN_GRAPH, image_in_graph
-from finetune.inference.exports.text_graph import LIBRARY, NOT_IN_GRAPH, first_difference, text_graph
+from finetune.inference.exports.text_graph import LIBRARY, TOKENIZED_OTHERWISE, first_difference, text_graph
 from finetune.inference.raw_rows import RawRows
 from finetune.inference.record import InputRecord, OutputRecord, RunRecord
 from finetune.models.output_names import by_output_name, of_output
@@ -170,9 +170,7 @@ def _sound(graph: RawGraph, each: InputRecord, record: RunRecord) -> Callable[[M
     return make
 
 
-def _tokens(
-    graph: RawGraph, each: InputRecord, record: RunRecord, tensors: Mapping[str, Any], rows: RawRows
-) -> bool:
+def _tokens(graph: RawGraph, each: InputRecord, record: RunRecord, tensors: Mapping[str, Any], rows: RawRows) -> bool:
     """Makes the token ids of a text, and what follows from them, if the graph gives the ids of training."""
     make = text_graph(record, each)
     if make is None:
@@ -184,7 +182,7 @@ def _tokens(
         return False
     key = graph.take(each.columns[0] or "text", "sentence", tf.string, "a text")
     graph.imports.append(LIBRARY)
-    graph.outside.append(f"{NOT_IN_GRAPH}; programs import `{LIBRARY}` before they open the export")
+    graph.outside.append(TOKENIZED_OTHERWISE)
     parts = {each.name: "ids"} | made_of_ids(list(tensors), [other.name for other in record.inputs])
     for name, part in parts.items():
         dtype = getattr(tensors.get(name, next(iter(tensors.values()))), "dtype", "int32")

@@ -22,7 +22,7 @@ from finetune.inference.record import InputRecord, RunRecord
 
 LIBRARY = "tensorflow_text"
 COMPARED_TEXTS = 2048  # at most
-NOT_IN_GRAPH = (
+TOKENIZED_OTHERWISE = (
     "words of more than 100 bytes, special tokens such as `[SEP]` within a text, and characters new in Unicode can "
     "become other token ids than at training"
 )
@@ -56,27 +56,26 @@ def text_graph(record: RunRecord, each: InputRecord) -> TextGraph | None:
     bert: Any = tensorflow_text.FastBertTokenizer(
         vocabulary,
         max_bytes_per_word=_LONGEST_WORD,
-        token_out_type=tf.int32,
+        token_out_type=tf.int32,  # pyright: ignore[reportArgumentType] - the same class by another name
         unknown_token=about["model"]["unk_token"],
         lower_case_nfd_strip_accents=False,
     )
-    before, after = special
     length, pad_id = int(each.fitted["length"]), tokenizer.pad_id
-    room = length - len(before) - len(after)
+    room = length - sum(map(len, special))
     padding = record.source.get("padding", "length")
 
     def make(texts: Any) -> dict[str, Any]:
         pieces = bert.tokenize(_normalized(texts, about["normalizer"]))[:, :room]
-        rows = [tf.tile([part], [tf.size(texts), 1]) for part in (before, after) if part]
-        parts = [*rows[: len(before) > 0], pieces, *rows[len(before) > 0 :]]
-        whole = tf.concat(parts, axis=1) if len(parts) > 1 else pieces
+        first, last = (tf.tile(tf.constant([part], tf.int32), [tf.size(texts), 1]) for part in special)
+        whole: Any = tf.concat([first, pieces, last], axis=1)
         lengths = whole.row_lengths()
         longest = tf.maximum(tf.reduce_max(lengths), 1)
         buckets = tf.constant(buckets_up_to(length), tf.int64)
         bucket = tf.reduce_min(tf.boolean_mask(buckets, buckets >= longest))
         width = {"buckets": bucket, "longest": longest}.get(padding, tf.constant(length, tf.int64))
-        ids = whole.to_tensor(pad_id)
-        ids = tf.pad(ids, [[0, 0], [0, width - tf.shape(ids, tf.int64)[1]]], constant_values=pad_id)
+        ids: Any = whole.to_tensor(pad_id)
+        paddings: Any = [[0, 0], [0, width - tf.shape(ids, tf.int64)[1]]]
+        ids = tf.pad(ids, paddings, constant_values=pad_id)
         return {"ids": ids, "types": tf.zeros_like(ids), "mask": tf.sequence_mask(lengths, width, tf.int32)}
 
     return make
@@ -112,14 +111,17 @@ def _special(tokenizer: TokenizerFile) -> tuple[list[int], list[int]] | None:
 
 def _normalized(texts: Any, settings: dict[str, Any]) -> Any:
     """Returns texts as `BertNormalizer` of `tokenizers` makes them, without the spaces around Chinese characters."""
-    texts = tf.strings.regex_replace(texts, r"[\t\n\r]", " ")
+    texts = tf.strings.regex_replace(texts, r"[\t\n\r\p{Z}]", " ")
     texts = tf.strings.regex_replace(texts, r"[\p{Cc}\p{Cf}\p{Co}\x{FFFD}]", "")
     is_lower, strips = bool(settings.get("lowercase")), settings.get("strip_accents")
     if is_lower if strips is None else strips:
         import tensorflow_text
 
         texts = tf.strings.regex_replace(tensorflow_text.normalize_utf8(texts, "NFD"), r"\p{Mn}", "")
-    return tf.strings.lower(texts, encoding="utf-8") if is_lower else texts
+    if not is_lower:
+        return texts
+    # TensorFlow makes another letter of a sigma that ends a word.
+    return tf.strings.lower(tf.strings.regex_replace(texts, "\u03a3", "\u03c3"), encoding="utf-8")
 
 
 def first_difference(make: TextGraph, record: RunRecord, each: InputRecord, texts: Sequence[str]) -> int | None:
