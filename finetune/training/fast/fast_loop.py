@@ -100,11 +100,11 @@ class FastLoop(keras.callbacks.Callback):
                     "`compile` is called again; the fast loop trains what is trainable now. Call `model.compile`.",
                     stacklevel=2,
                 )
-            fits = kept is not None and kept.fits(model, self.kernels)
-            fast = kept if fits else FastFunction(model, kernels=self.kernels)
-            fast.calls.steps_per_call = model.steps_per_execution
+            if kept is None or not kept.fits(model, self.kernels):
+                kept = FastFunction(model, kernels=self.kernels)
+            kept.calls.steps_per_call = model.steps_per_execution
             # `__dict__` and not an attribute: Keras would track the function and save its variables with the model.
-            model.train_function = model.__dict__["_finetune_function"] = fast
+            model.train_function = model.__dict__["_finetune_function"] = kept
         elif self.reason and self.kernels == "native":
             model.make_train_function(force=True)
             model.train_function = traced_natively(model.train_function, self._of_keras)
