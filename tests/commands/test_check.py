@@ -15,7 +15,7 @@ from finetune.errors import FinetuneError, RecipeError
 
 
 def test_a_good_recipe_passes_without_a_word(recipe, capsys):
-    assert check(recipe) is None
+    assert check(recipe) == ()
     assert capsys.readouterr() == ("", "")
 
 
