@@ -5,6 +5,8 @@ it is read, so that everything behind the reader may rely on it. A shape is one 
 
     `int`, `float`, `str`, `bool`, `dict`, `list`, `None`   a value of this type; `float` takes whole numbers, too
     `COUNT`, `FINITE`                                       a whole number from 0 on; a number that is finite
+    `SIZE`, `POSITIVE`                                      a whole number from 1 on; a finite number above 0
+    `frozenset({"a", "b"})`                                 one of these texts
     `{"name": shape, "other?": shape}`                      a mapping with these names; those with `?` may be missing
     `{str: shape}`                                          a mapping from any names
     `[shape]`                                               a list of such values
@@ -24,6 +26,7 @@ from typing import Any
 from finetune.errors import printable
 
 ANY, COUNT, FINITE = "anything", "a whole number from 0 on", "a finite number"
+SIZE, POSITIVE = "a whole number from 1 on", "a finite number above 0"
 _LARGEST = 2**62  # what is counted fits into 64 bits
 _DEEPEST = 100  # levels of JSON
 _NAMES = {
@@ -129,13 +132,17 @@ def _fits(value: Any, shape: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if shape is ANY:
         return True
-    if shape in (float, FINITE):
+    if isinstance(shape, frozenset):
+        return isinstance(value, str) and value in shape
+    if shape in (float, FINITE, POSITIVE):
         # A whole number of JSON may be too large for a float.
-        return is_number and (
-            abs(value) < 2**1023 if isinstance(value, int) else shape is float or math.isfinite(value)
+        fits = (
+            abs(value) < 2**1023 if isinstance(value, int) else is_number and (shape is float or math.isfinite(value))
         )
-    if shape in (int, COUNT):
-        return is_number and isinstance(value, int) and (-_LARGEST if shape is int else 0) <= value <= _LARGEST
+        return is_number and fits and (shape is not POSITIVE or value > 0)
+    if shape in (int, COUNT, SIZE):
+        least = -_LARGEST if shape is int else int(shape is SIZE)
+        return is_number and isinstance(value, int) and least <= value <= _LARGEST
     return value is None if shape is None else isinstance(shape, type) and isinstance(value, shape)
 
 
@@ -150,6 +157,8 @@ def _name_of(shape: Any) -> str:
     if isinstance(shape, dict | list):
         many = f" of {len(shape)} values" if isinstance(shape, list) and len(shape) > 1 else ""
         return _NAMES[type(shape)] + many
+    if isinstance(shape, frozenset):
+        return " or ".join(f"`{name}`" for name in sorted(shape))
     return shape if isinstance(shape, str) else _NAMES[shape]
 
 

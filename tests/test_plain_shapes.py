@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from finetune.plain_shapes import ANY, COUNT, FINITE, fault, parse, read_document
+from finetune.plain_shapes import ANY, COUNT, FINITE, POSITIVE, SIZE, fault, parse, read_document
 
 SHAPE = {
     "rows": {str: COUNT},
@@ -15,6 +15,9 @@ SHAPE = {
     "pairs": [[str, (COUNT, None)]],
     "phase": (None, {"number": COUNT}),
     "rest": ANY,
+    "kind?": frozenset({"b", "a"}),
+    "size?": SIZE,
+    "over?": POSITIVE,
 }
 SOUND = {
     "rows": {"test": 3},
@@ -47,6 +50,11 @@ def test_what_has_the_shape_has_no_fault_and_other_names_are_left_alone():
         ({"phase": {"number": None}}, "`phase.number` must be a whole number from 0 on, and is null"),
         ({"phase": 3}, "`phase` must be null or a mapping, and is 3"),
         ({"phase": {}}, "`phase.number` is missing"),
+        ({"kind": "c"}, '`kind` must be `a` or `b`, and is "c"'),
+        ({"kind": []}, "`kind` must be `a` or `b`, and is a list of 0"),
+        ({"size": 0}, "`size` must be a whole number from 1 on, and is 0"),
+        ({"over": 0.0}, "`over` must be a finite number above 0, and is 0.0"),
+        ({"over": math.inf}, "`over` must be a finite number above 0, and is Infinity"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_what_it_must_be(change, message):
