@@ -32,6 +32,7 @@ from tensorflow.python.eager import context, record
 from tensorflow.python.framework import op_def_registry, ops
 from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.util import _pywrap_util_port
 
 # The private names that subclasses of Keras' classes in this package override, or read through `self`.
 OVERRIDDEN: dict[type, tuple[str, ...]] = {
@@ -565,6 +566,14 @@ def is_compiled_by_xla() -> bool:
     in XLA, and their use must be decided while tracing.
     """
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def uses_onednn() -> bool:
+    """Returns whether TensorFlow computes with oneDNN, as it does by default on processors of x86 alone.
+
+    Uses `tensorflow.python.util._pywrap_util_port.IsMklEnabled`; the public API does not say.
+    """
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 # -- pretrained/ ------------------------------------------------------------------------------------------------------
