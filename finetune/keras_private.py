@@ -22,7 +22,8 @@ from typing import Any, BinaryIO
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state, masking
+from keras.src import backend as keras_backend
+from keras.src.backend.common import global_state, masking, symbolic_scope
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
 from keras.src.trainers import compile_utils, data_adapters
@@ -568,12 +569,41 @@ def is_compiled_by_xla() -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
+# -- kernels/ ---------------------------------------------------------------------------------------------------------
+
+
+def is_symbolic() -> bool:
+    """Returns whether layers are being called for the shape and type of their outputs alone.
+
+    Uses `keras.src.backend.common.symbolic_scope.in_symbolic_scope`, for which Keras exports no public name.
+    """
+    return bool(symbolic_scope.in_symbolic_scope())
+
+
 def uses_onednn() -> bool:
     """Returns whether TensorFlow computes with oneDNN, as it does by default on processors of x86 alone.
 
     Uses `tensorflow.python.util._pywrap_util_port.IsMklEnabled`; the public API does not say.
     """
     return bool(_pywrap_util_port.IsMklEnabled())
+
+
+def backend_function(name: str) -> Callable[..., Any]:
+    """Returns a function of Keras' TensorFlow backend, such as `nn.gelu`, that layers call through `keras.ops`.
+
+    Reads `keras.src.backend`. The public `keras.ops.gelu` only calls what stands there.
+    """
+    module, _, function = name.partition(".")
+    return getattr(getattr(keras_backend, module), function)
+
+
+def set_backend_function(name: str, function: Callable[..., Any]) -> None:
+    """Puts a function in place of one of Keras' TensorFlow backend; see `backend_function`.
+
+    Writes to `keras.src.backend`, where `keras.ops` looks for the function each time it is called.
+    """
+    module, _, attribute = name.partition(".")
+    setattr(getattr(keras_backend, module), attribute, function)
 
 
 # -- pretrained/ ------------------------------------------------------------------------------------------------------
