@@ -14,7 +14,6 @@ References:
 import math
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from finetune.kernels.einsum import einsum

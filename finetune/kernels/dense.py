@@ -37,7 +37,7 @@ def dense(layer: Any, inputs: Any, training: Any = None) -> Any:
     """
     if not isinstance(inputs, tf.Tensor) or inputs.shape.rank is None or inputs.shape.rank < 3:
         return None  # of two axes, Keras' own is the same product
-    kernel = keras.ops.convert_to_tensor(layer.kernel)
+    kernel = tf.convert_to_tensor(layer.kernel)
     return _product_of_rows(layer, inputs, kernel, 1, 1) if kernel.shape.rank == 2 else None
 
 
@@ -54,7 +54,7 @@ def einsum_dense(layer: Any, inputs: Any, training: Any = None) -> Any:
     """
     if not isinstance(inputs, tf.Tensor) or not inputs.shape.rank:
         return None
-    kernel = keras.ops.convert_to_tensor(layer.kernel)
+    kernel = tf.convert_to_tensor(layer.kernel)
     product = product_of(layer.equation, inputs.shape.rank, kernel.shape.rank)
     if product is None or product.swapped or product.batch:
         return None
@@ -79,12 +79,14 @@ def _product_of_rows(layer: Any, x: tf.Tensor, kernel: tf.Tensor, summed: int, u
         summed: How many of the last axes of the inputs are summed.
         units: How many axes the units have.
     """
-    features, of_units = kernel.shape[:summed], kernel.shape[summed:]
-    if x.dtype != kernel.dtype or not x.dtype.is_floating or x.shape[-summed:] != features:
+    lengths: list[Any] = kernel.shape.as_list()
+    features, of_units = lengths[:summed], lengths[summed:]
+    fits = x.shape.as_list()[-summed:] == features and None not in lengths
+    if x.dtype != kernel.dtype or not x.dtype.is_floating or not fits:
         return None
     y = tf.matmul(reshape(x, [None, prod(features)]), reshape(kernel, [prod(features), prod(of_units)]))
     if layer.bias is not None:
-        y = tf.nn.bias_add(y, reshape(keras.ops.convert_to_tensor(layer.bias), [prod(of_units)]))
+        y = tf.nn.bias_add(y, reshape(tf.convert_to_tensor(layer.bias), [prod(of_units)]))
     shape = [*lengths_of(x)[:-summed], *of_units]
     if units == 1 and _is_row_by_row(layer.activation):
         return reshape(layer.activation(y), shape)

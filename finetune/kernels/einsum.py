@@ -16,11 +16,10 @@ References:
 
 import string
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from finetune.kernels.shapes import lengths_of, reshape
@@ -66,8 +65,10 @@ def einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
     """
     if len(operands) != 2 or options:
         return None
-    first, second = (keras.ops.convert_to_tensor(operand) for operand in operands)
-    if not all(isinstance(x, tf.Tensor) and x.shape.rank and x.dtype in _DTYPES for x in (first, second)):
+    if any(isinstance(operand, tf.SparseTensor | tf.RaggedTensor) for operand in operands):
+        return None
+    first, second = (tf.convert_to_tensor(operand) for operand in operands)
+    if not all(x.shape.rank and x.dtype in _DTYPES for x in (first, second)):
         return None
     product = product_of(subscripts, first.shape.rank, second.shape.rank)
     if first.dtype != second.dtype or product is None:
@@ -77,9 +78,18 @@ def einsum(subscripts: str, *operands: Any, **options: Any) -> Any:
     return None if length is None else _multiply(product, left, right, length)
 
 
-@lru_cache(maxsize=None)
+@cache
 def product_of(subscripts: str, first_rank: int, second_rank: int) -> Product | None:
-    """Sorts the labels of an einsum; returns `None` if it is no matrix product."""
+    """Sorts the labels of an einsum.
+
+    Args:
+        subscripts: The labels of the operands and of the result.
+        first_rank: Number of axes of the first operand.
+        second_rank: Number of axes of the second operand.
+
+    Returns:
+        The labels by what they are to the product; `None` if the einsum is no matrix product.
+    """
     inputs, arrow, result = subscripts.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not arrow or len(terms) != 2:

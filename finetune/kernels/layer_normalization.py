@@ -8,10 +8,11 @@ Of each row, of `n` elements:
 With `p = c dy`, its gradient is
 
     dbeta = sum over rows of dy;  dgamma = sum over rows of r p
-    dx = r (gamma dy - mean of gamma dy) - c r^3 (mean of gamma p)
+    dx = r (gamma dy - mean of gamma dy - c r^2 (mean of gamma p))
 
 Keras spells out the forward pass and TensorFlow differentiates that, operation by operation, in twice as many. Here the
-sums are matrix products, and of the forward pass only `x` and a number or two of each row are kept.
+sums are matrix products, and of the forward pass only `x` and a number or two of each row are kept. The gradient of the
+gradient is right as well; Keras' is not, because `tf.nn.moments` takes the mean in the variance for a constant.
 
 Without a gradient, oneDNN has a kernel for the layer. TensorFlow puts it in place of what `tf_keras` computed: batch
 normalization in training of an image whose channels are the rows.
@@ -49,19 +50,24 @@ def layer_normalization(layer: Any, inputs: Any) -> Any:
     features = inputs.shape[-1]
     if not last or features is None or layer.rms_scaling:
         return None
-    x = tf.reshape(inputs, (-1, features))
     gamma = tf.ones(features) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
     beta = tf.zeros(features) if layer.beta is None else tf.cast(layer.beta, tf.float32)
-    if keras_private.is_recorded([x, gamma, beta]) or not keras_private.uses_onednn():
-        y = _differentiated(x, gamma, beta, layer.epsilon)
-    else:
+    # TensorFlow joins the operations where it sees two or three axes; it sees through a reshape of a known shape.
+    rows = tf.reshape(inputs, (-1, features))
+    x = inputs if inputs.shape.rank <= 3 else rows
+    can_be_joined = keras_private.uses_onednn() and (x is inputs or not inputs.shape.is_fully_defined())
+    if can_be_joined and not keras_private.is_recorded([inputs, gamma, beta]):
         y = _inferred(tf.cast(x, tf.float32), gamma, beta, layer.epsilon)
-    return keras.ops.cast(reshape(y, lengths_of(inputs)), layer.compute_dtype)
+    else:
+        y = _differentiated(rows, gamma, beta, layer.epsilon)
+    y = y if y.shape.rank == inputs.shape.rank else reshape(y, lengths_of(inputs))
+    return keras.ops.cast(y, layer.compute_dtype)
 
 
 def _inferred(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    rows, none = tf.shape(x)[0], tf.constant([], tf.float32)
-    # Each operation is as `FindMklLayerNorm` looks for it.
+    none = tf.constant([], tf.float32)
+    # Each operation is as `FindMklLayerNorm` looks for it: `Fill`, which a number that is known would make a constant.
+    rows = tf.raw_ops.PlaceholderWithDefault(input=tf.size(x) // x.shape[-1], shape=[])
     normalized = tf.raw_ops.FusedBatchNormV3(
         x=tf.reshape(x, [1, rows, x.shape[-1], 1]),
         scale=tf.fill([rows], 1.0),
@@ -87,7 +93,7 @@ def _differentiated(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
             c = tf.cast(x, tf.float32) - mean  # again: to keep it would cost as much memory as `x`
             p = c * dy
             share = tf.reshape(gamma / x.shape[-1], (-1, 1))
-            dx = r * (gamma * dy) - c * (tf.matmul(p, share) * r**3) - tf.matmul(dy, share) * r
+            dx = r * (gamma * dy - tf.matmul(dy, share) - c * (tf.matmul(p, share) * r**2))
             dgamma = tf.reshape(tf.matmul(r, p, transpose_a=True), (-1,))
             return tf.cast(dx, x.dtype), dgamma, tf.raw_ops.BiasAddGrad(out_backprop=dy)
 
