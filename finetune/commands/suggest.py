@@ -18,6 +18,7 @@ from finetune.recipe.groups import GroupSpec, Strategy, groups_block
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.rate_edits import scaled, tidy
 from finetune.recipe.schema import Recipe
+from finetune.results.new_files import check_new_file
 from finetune.results.run_folder import replacing
 from finetune.results.tables import norms_table
 from finetune.training.callbacks import progress_bar
@@ -113,10 +114,7 @@ def _check(
         return
     if Path(out).resolve() == Path(recipe).resolve():
         raise FinetuneError(f"The suggestion is a recipe that extends `{recipe}`. `--out` must be another file.")
-    if os.path.lexists(out) and not overwrite:
-        raise FinetuneError(
-            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
-        )
+    check_new_file(Path(out), overwrite=overwrite)
     if not Path(out).parent.is_dir():
         raise FinetuneError(
             f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Create it first."
