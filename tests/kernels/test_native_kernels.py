@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from finetune.errors import TrainingError
 from finetune import keras_private
+from finetune.errors import TrainingError
 from finetune.kernels.native_kernels import FUNCTIONS, KERNELS, native_kernels, traced_natively, with_kernels
 
 Norm = layers.BatchNormalization
