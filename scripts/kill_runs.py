@@ -10,11 +10,11 @@ A case is a strategy of phases with the cache on or off, with and without moving
 accumulation, and in a precision: all of their combinations. Every run is a process of its own, killed with SIGKILL.
 Half of the moments are drawn evenly from the processor time of a run that was left alone, from its first line to its
 last; the others fall within 50 ms after a checkpoint was written. At the end of a run must be equal, bit for bit: the
-weights, moving statistics, slots, accumulators, averages, clocks and rates in the last checkpoint, the random state,
-all rows of `metrics.csv` and `steps.csv`, the scalars for TensorBoard, the phases and figures of `result.json`, what the
-report is made of, the predictions, and the tensors of `model.keras`. After every kill the newest checkpoint must be
-whole and hold every step of the epochs that are over but those since the checkpoint before; at the end every file must
-have its hash. Exits 1 where anything differs.
+weights, moving statistics, slots, accumulators, averages, clocks and rates in the last checkpoint, all rows of
+`metrics.csv` and `steps.csv`, the random state, the scalars for TensorBoard, the phases and figures of `result.json`,
+what the report is made of, the predictions, and the tensors of `model.keras`. After every kill the newest checkpoint
+must be whole and hold every step of the epochs that are over but those since the checkpoint before; at the end every
+file must have its hash. Exits 1 where anything differs.
 
 Processes are forked from one that has imported TensorFlow and has not used it, which saves seconds for each.
 """
