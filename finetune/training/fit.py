@@ -345,6 +345,9 @@ class _RunFit:
                 f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
                 f"in `{self.weights.path.parents[1]}`."
             ) from error
+        finally:
+            if self.checkpoint:
+                self.checkpoint.wait()  # before the folder is no longer this process's
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
