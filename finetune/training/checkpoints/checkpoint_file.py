@@ -136,7 +136,8 @@ def _content(saved: Saved) -> list[bytes | memoryview]:
     """
     types = {name: [array.dtype.name, list(array.shape)] for name, array in saved.arrays.items()}
     metadata = json.dumps({"format": _FORMAT, "types": types, "document": saved.document})
-    views = [memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for array in saved.arrays.values()]
+    flat: Any = (np.ascontiguousarray(array).reshape(-1) for array in saved.arrays.values())
+    views = [memoryview(array.view(np.uint8)) for array in flat]
     ends = list(accumulate(len(view) for view in views))
     header = {"__metadata__": {"checkpoint": metadata}} | {
         name: {"dtype": "U8", "shape": [len(view)], "data_offsets": [end - len(view), end]}
