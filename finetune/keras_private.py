@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common import global_state, masking
+from keras.src.backend.common import global_state, masking, symbolic_scope
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
 from keras.src.trainers import compile_utils, data_adapters
@@ -565,6 +565,17 @@ def is_compiled_by_xla() -> bool:
     in XLA, and their use must be decided while tracing.
     """
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+# -- kernels/ ---------------------------------------------------------------------------------------------------------
+
+
+def is_symbolic() -> bool:
+    """Returns whether layers are being called for the shape and type of their outputs alone.
+
+    Uses `keras.src.backend.common.symbolic_scope.in_symbolic_scope`, for which Keras exports no public name.
+    """
+    return bool(symbolic_scope.in_symbolic_scope())
 
 
 # -- pretrained/ ------------------------------------------------------------------------------------------------------

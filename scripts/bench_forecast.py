@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compares the forecast of `finetune check --deep` with what the run then takes: seconds of an epoch, peak memory.
 
-The recipes are the shipped one and three that are made here: a folder of photographs for MobileNetV2, a table, and
-short texts. Forecast and run are processes of their own, and take turns. Each result is a line of a JSON file, so that
-a measurement that was interrupted goes on where it was. Other work on the machine shows in the spread: the load is
-printed beside the figures, and `--clock processor` compares seconds of the processor, which other work changes less.
+The recipes are the shipped one and five that are made here: a folder of photographs for MobileNetV2, a table, short
+texts, a table of files and numbers for a network of two inputs, and sounds. Forecast and run are processes of their
+own, and take turns. Each result is a line of a JSON file, so that a measurement that was interrupted goes on where it
+was. Other work on the machine shows in the spread: the load is printed beside the figures, and `--clock processor`
+compares seconds of the processor, which other work changes less.
 
     python scripts/bench_forecast.py --out forecast.jsonl
     python scripts/bench_forecast.py --out processor.jsonl --clock processor
@@ -23,12 +24,13 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Sequence
+import wave
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ("digits", "photos", "table", "text")
+CASES = ("digits", "photos", "table", "text", "two_inputs", "sounds")
 GROUPS = """
 groups:
   - {name: head, prefixes: [head], optimizer: adam, learning_rate: 1.0e-3}
@@ -45,13 +47,25 @@ train: {{epochs: 4, batch_size: 32}}
 model: {{keras_file: table.keras, head: {{classes: auto}}}}
 data: {{table: table.csv, inputs: [a, b, c, d, e, f, g, h, town], target: kind}}
 {GROUPS}
-train: {{epochs: 4, batch_size: 64, validation_fraction: 0.1}}
+train: {{epochs: 16, batch_size: 64, validation_fraction: 0.1}}
 """,
     "text": f"""
 model: {{keras_file: text.keras, head: {{classes: auto}}}}
 data: {{table: text.csv, inputs: text, target: kind, tokenizer: {{file: tokenizer.json, length: 64}}}}
 {GROUPS}
 train: {{epochs: 4, batch_size: 32}}
+""",
+    "two_inputs": f"""
+model: {{keras_file: two_inputs.keras, head: {{classes: auto}}}}
+data: {{table: files.csv, inputs: {{photo: file, numbers: [a, b]}}, target: kind, split: {{validation: 0.1}}}}
+{GROUPS}
+train: {{epochs: 6, batch_size: 32, evaluate_every_steps: 10}}
+""",
+    "sounds": f"""
+model: {{keras_file: sounds.keras, head: {{classes: auto}}}}
+data: {{audio: clips/, split: {{test: 0.1, validation: 0.1}}}}
+{GROUPS}
+train: {{epochs: 8, batch_size: 32}}
 """,
 }
 
@@ -80,6 +94,26 @@ def make_case(name: str, folder: Path) -> Path:
         inputs = keras.Input((13,))
         x = layers.Dense(128, activation="relu")(layers.Dense(256, activation="relu")(inputs))
         keras.Model(inputs, x).save(folder / "table.keras")
+    elif name == "two_inputs":
+        from bench_data import make_images
+
+        make_images(folder / "photos", 800)
+        files = [f"{path},{a:.3f},{b:.3f},{path.parent.name}" for path, (a, b) in _numbered(folder, random)]
+        (folder / "files.csv").write_text("\n".join(["file,a,b,kind", *files]))
+        photo, numbers = keras.Input((64, 64, 3), name="photo"), keras.Input((2,), name="numbers")
+        x = keras.layers.Conv2D(16, 5, strides=2, activation="relu")(keras.layers.Rescaling(1 / 255)(photo))
+        x = keras.layers.Concatenate()([keras.layers.GlobalAveragePooling2D()(x), keras.layers.Dense(8)(numbers)])
+        keras.Model({"photo": photo, "numbers": numbers}, x).save(folder / "two_inputs.keras")
+    elif name == "sounds":
+        for number in range(600):
+            path = folder / "clips" / "ab"[number % 2] / f"{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with wave.open(str(path), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(random.integers(-9000, 9000, 8000).astype("<i2").tobytes())
+        inputs = keras.Input((8000, 1))
+        x = keras.layers.Conv1D(16, 64, strides=16, activation="relu")(inputs)
+        keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x)).save(folder / "sounds.keras")
     else:
         from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -97,6 +131,12 @@ def make_case(name: str, folder: Path) -> Path:
         keras.Model(inputs, x).save(folder / "text.keras")
     (folder / "recipe.yaml").write_text(RECIPES[name])
     return folder / "recipe.yaml"
+
+
+def _numbered(folder: Path, random: Any) -> Iterator[tuple[Path, Any]]:
+    """Yields the photographs of a folder, relative to it, with two numbers for each."""
+    paths = sorted((folder / "photos").glob("*/*.jpg"))
+    return zip([path.relative_to(folder) for path in paths], random.normal(size=(len(paths), 2)), strict=True)
 
 
 def forecast(recipe: Path, clock: str) -> dict[str, Any]:
@@ -163,7 +203,7 @@ def ratios(results: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """Returns forecast divided by what was measured in the same round, for each round of a case."""
     epoch = [
         statistics.fmean(phase["epoch_seconds"] for phase in each["forecast"]["phases"])
-        / statistics.fmean(each["run"]["epoch_seconds"])
+        / statistics.median(each["run"]["epoch_seconds"])
         for each in results
     ]
     others = {

@@ -599,6 +599,22 @@ def is_compiled_by_xla():
     assert seen == [True, False]
 
 
+# -- kernels/ ---------------------------------------------------------------------------------------------------------
+
+
+@checks(private.is_symbolic)
+def is_symbolic():
+    seen = []
+
+    class Layer(keras.layers.Layer):
+        def call(self, x):
+            seen.append(private.is_symbolic())
+            return x
+
+    keras.Sequential([keras.Input((1,)), Layer()]).predict(np.ones((1, 1)), verbose=0)
+    assert seen == [True, False]
+
+
 # -- pretrained/ ------------------------------------------------------------------------------------------------------
 
 

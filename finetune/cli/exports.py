@@ -45,6 +45,8 @@ def export(
         console.print(f"input `{each['name']}`: {each['meaning']}; {each['dtype']}, ({shape})", markup=False)
     for sentence in done.outside:
         console.print(f"not in the export: {sentence}", markup=False)
+    for module in done.imports:
+        console.print(f"a program that opens it has to `import {module}` before", markup=False, highlight=False)
     for name, scores in done.scores.items():
         figures = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
         console.print(f"test rows by the {name}: {figures}", markup=False, highlight=False)

@@ -87,6 +87,10 @@ def resume(
     overrides: Overrides = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
     time_limit: TimeLimitOption = None,
+    other_data: Annotated[
+        bool,
+        typer.Option("--other-data", help="The data in the same place have changed: go on with those of now."),
+    ] = False,
 ) -> None:
     """Go on with a run that was stopped or killed, bit for bit; with `--set`, train it for longer, or otherwise."""
     from finetune.results.run_folder import is_run
@@ -96,7 +100,8 @@ def resume(
             f"A run goes on in its run folder. `{run}` is none: it has no `recipe.yaml` and `plan.txt`. Name the "
             "folder that the run has printed, such as `runs/digits-1`."
         )
-    _run(run / "recipe.yaml", run, _with_limit(overrides, time_limit), allow_code, resume=True)
+    changed = _with_limit(overrides, time_limit)
+    _run(run / "recipe.yaml", run, changed, allow_code, resume=True, other_data=other_data)
 
 
 def _run_seeds(
@@ -136,6 +141,7 @@ def _run(
     overwrite: bool = False,
     recalibrate: bool = False,
     resume: bool = False,
+    other_data: bool = False,
 ) -> None:
     """Runs a recipe, or goes on with a run, and prints what came of it."""
     from finetune.commands.finished_run import finished, has_changed
@@ -143,7 +149,7 @@ def _run(
 
     if resume:
         check_can_resume(out, overwrite=overwrite)
-        if out and is_finished(out) and not has_changed(out, recipe, overrides):
+        if out and is_finished(out) and not other_data and not has_changed(out, recipe, overrides):
             print(printable(f"{finished(out)}."))
             return
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
@@ -161,6 +167,7 @@ def _run(
         overwrite=overwrite,
         recalibrate=recalibrate,
         resume=resume,
+        other_data=other_data,
         console=console,
     )
     with RunLog(console).attach() as log:

@@ -16,18 +16,20 @@ from typing import Any
 from rich.console import Console
 
 from finetune.errors import FinetuneError
-from finetune.recipe.changes import Change
+from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import with_values
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import write_json
 from finetune.training.checkpoints.carried_state import CarriedPart
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.class_columns import class_changes
 from finetune.training.phases.phase import Phase
 
 _REFUSED = {
-    r"model\b(?!\.head\.classes)": "the network is another, and a run goes on with the weights of its own",
+    r"model\b(?!\.head\.classes|\.arguments)": "the network is another, and a run goes on with the weights of its own",
     r"restore\b": "the weights are those of the run, and nothing is restored",
 }
+_SHOWN = 5  # differences in a message
 _KEPT = (
     "result.json",
     "recipe.yaml",
@@ -40,7 +42,9 @@ _KEPT = (
     "model.keras",
     "plots",
 )
+_OF_TARGETS = r"data\b|train\.(loss|validation_fraction)\b"  # what decides which figures can be compared
 _OF_BATCHES = r"data\b|seed$|train\.(batch_size|shuffle|validation_fraction)$"  # what decides which rows are in a batch
+OTHER_ROWS = Change("data", "as it was read", "other rows in the same place (`--other-data`)")
 
 
 def check_changes(folder: Path, changes: Sequence[Change], recipe: Recipe, document: Mapping[str, Any]) -> None:
@@ -108,17 +112,23 @@ def plan_of_phases(phases: Sequence[Phase], groups: Sequence[Any], steps_per_epo
     return [[list(p.names(groups)), p.epochs, p.steps, p.steps or (p.epochs or 0) * steps_per_epoch] for p in phases]
 
 
-def fit_in(checkpoint: Checkpoint, plan: Sequence[Sequence[Any]], changes: Sequence[Change]) -> None:
-    """Lets a checkpoint go on with changed phases.
+def fit_in(
+    checkpoint: Checkpoint, plan: Sequence[Sequence[Any]], changes: Sequence[Change], data: Mapping[str, Any]
+) -> list[str]:
+    """Lets a checkpoint go on with changed phases and data.
 
     Args:
         checkpoint: Of the run before.
         plan: What `plan_of_phases` returns of the run now.
         changes: What has changed.
+        data: What `data.json` says of the examples now.
+
+    Returns:
+        Sentences on what the change of the data means.
 
     Raises:
-        FinetuneError: The phases that are over have changed, the present one is to end before what is made of it, or
-            nothing is left to train.
+        FinetuneError: The phases that are over have changed, the present one is to end before what is made of it,
+            nothing is left to train, or the inputs mean something else.
     """
     before, place = [list(phase) for phase in checkpoint.document["plan_of_phases"]], checkpoint.position
     present = checkpoint.phase
@@ -151,7 +161,83 @@ def fit_in(checkpoint: Checkpoint, plan: Sequence[Sequence[Any]], changes: Seque
             f"train.epochs={2 * (epochs or made)}`."
         )
     begins_epoch = any(re.match(_OF_BATCHES, change.key) for change in changes)
-    checkpoint.change(goes_beyond=is_over and is_longer, begins_epoch=begins_epoch)
+    former_data = checkpoint.document["data"]
+    classes = class_changes(former_data, data)
+    forgotten = checkpoint.change(
+        goes_beyond=is_over and is_longer,
+        begins_epoch=begins_epoch,
+        classes=classes,
+        forgets_best=has_other_targets(changes),
+    )
+    sentences = [*map(str, classes), *_read_otherwise(former_data, data)]
+    if forgotten:
+        sentences.append("the best value so far begins anew, since it is of other rows or another loss")
+    return sentences
+
+
+def advice_on_split(recipe: Recipe, changes: Sequence[Change]) -> list[str]:
+    """Returns a sentence where rows that were trained on may test from now on.
+
+    Args:
+        recipe: The changed recipe.
+        changes: What has changed.
+    """
+    split = recipe.data.split
+    if split is None or (split.column and not split.by):
+        return []
+    keys = r"seed$|data\.split\b" if split.by == "hash" else r"seed$|data\b(?!\.(augment|class_|sample_weight|keep))"
+    changed = next((change.key for change in changes if re.match(keys, change.key)), "")
+    advice = (
+        f"warning: `{changed}` has changed, so the rows are split anew, and rows that were trained on may test or "
+        "validate now: the figures may be too good. Split `by: hash`, or name files of their own for test rows"
+    )
+    return [advice] if changed else []
+
+
+def has_other_targets(changes: Sequence[Change]) -> bool:
+    """Whether losses and metrics are of other rows, or of another loss, than those before the changes."""
+    return any(re.match(_OF_TARGETS, change.key) for change in changes)
+
+
+def _read_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what was fitted to the data and is another now.
+
+    Raises:
+        FinetuneError: A place in an input means another category.
+    """
+    changes = changes_of(before.get("source", {}), now.get("source", {}))
+    places = [change for change in changes if re.search(r"\bcategories\.\d+$", change.key)]
+    if places:
+        raise FinetuneError(
+            "A run goes on with the network it was begun with, in which each category has its place. The data have "
+            f"others: {'; '.join(map(str, places[:_SHOWN]))}. Bring the rows of these categories back, or begin "
+            "another run in another folder."
+        )
+    fitted = [change for change in changes if re.search(r"\.(mean|variance)$", change.key)]
+    more = f", and {len(fitted) - _SHOWN} more" if len(fitted) > _SHOWN else ""
+    said = "; ".join(map(str, fitted[:_SHOWN]))
+    return [f"numbers are normalized by the rows that are read now: {said}{more}"] if fitted else []
+
+
+def check_network(folder: Path, carried: Sequence[CarriedPart], changes: Sequence[Change]) -> None:
+    """Checks that other arguments of the network have changed the columns of classes alone.
+
+    Args:
+        folder: The run folder.
+        carried: What became of the state.
+        changes: What has changed in the recipe.
+
+    Raises:
+        FinetuneError: Other weights have changed, too.
+    """
+    changed = next((change for change in changes if change.key.startswith("model.arguments")), None)
+    lost = [part for part in carried if part.name == "weights" and part.state != "carried"]
+    if changed and lost:
+        raise FinetuneError(
+            "A run goes on with the network it was begun with, in which only the classes may be others. With "
+            f"{changed}, {lost[0].tensors} tensors are {lost[0].why}. Undo the change, or begin another run in another "
+            f"folder, with `restore.from: {folder / 'model.keras'}`."
+        )
 
 
 def keep_former(folder: Path) -> str:
@@ -199,7 +285,13 @@ def _link(source: Path, target: Path) -> None:
 
 
 def report_carried(
-    folder: Path, carried: Sequence[CarriedPart], changes: Sequence[Change], former: str, console: Console
+    folder: Path,
+    carried: Sequence[CarriedPart],
+    changes: Sequence[Change],
+    former: str,
+    console: Console,
+    *,
+    data: Sequence[str] = (),
 ) -> None:
     """Prints what has changed and what became of the state, and writes `migration.json`.
 
@@ -209,16 +301,20 @@ def report_carried(
         changes: What has changed in the recipe.
         former: Where the result so far is kept, in the run folder; empty where there was none.
         console: Where to print.
+        data: Sentences on what the change of the data means.
     """
     for change in changes:
         console.print(f"changed: {change}", highlight=False, markup=False)
+    for sentence in data:
+        console.print(sentence, highlight=False, markup=False)
     for part in carried:
         why = f" ({part.why})" if part.why else ""
         console.print(f"{part.state}: {part.tensors} tensors of {part.name}{why}", highlight=False, markup=False)
     if former:
         console.print(f"the result so far is kept in {folder / former}", highlight=False, markup=False)
-    data = {
+    written = {
         "changes": [{"key": change.key, "was": change.was, "now": change.now} for change in changes],
+        "data": list(data),
         "state": [part.to_json() for part in carried],
     }
-    write_json(folder / "migration.json", data)
+    write_json(folder / "migration.json", written)

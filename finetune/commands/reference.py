@@ -20,6 +20,7 @@ from finetune.models.graph_consent import require_consent
 from finetune.pretrained.reference_outputs import as_arrays, outputs_of
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.loader import load_recipe
+from finetune.results.new_files import check_new_file
 from finetune.results.run_folder import replacing
 from finetune.sequences import one_or_more
 
@@ -82,10 +83,7 @@ def write_reference(
 def _check_out(out: Path, *, overwrite: bool) -> None:
     if out.suffix != ".npz":
         raise FinetuneError(f"Reference outputs are written to an npz file. Received: `{out}`. End its name in `.npz`.")
-    if out.exists() and not overwrite:
-        raise FinetuneError(
-            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
-        )
+    check_new_file(out, overwrite=overwrite)
 
 
 def _read_inputs(path: Path) -> dict[str, np.ndarray]:

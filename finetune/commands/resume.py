@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.changed_run import check_changes, with_extension
+import yaml
+
+from finetune.commands.changed_run import OTHER_ROWS, check_changes, with_extension
 from finetune.commands.finished_run import changes_since, finished
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
-from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.loader import dump_recipe, load_recipe, with_values
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
@@ -43,13 +45,14 @@ class FormerRun:
     is_finished: bool
 
 
-def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False) -> FormerRun | None:
+def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_data: bool = False) -> FormerRun | None:
     """Returns the run in a folder that can go on; `None` where there is none, or it has no checkpoint yet.
 
     Args:
         folder: The run folder.
         given: The recipe with which the run is to go on.
         of_run: Whether this is the recipe in the folder, perhaps with overrides, in which measured rates are written.
+        other_data: Whether the data may have changed in the place that the recipe names.
 
     Raises:
         FinetuneError: The run is finished and nothing has changed, the folder holds something else, or the recipe has
@@ -71,7 +74,7 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False) -> For
     document = checkpoint.document
     if "recipe" not in document:
         raise FinetuneError(f"`{checkpoint.path}` was not written by a run. Go on with the program that wrote it.")
-    changes = changes_since(document, given, of_run=of_run)
+    changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
     if finished_before and not changes:
         raise FinetuneError(finished(folder))
     if not changes:
@@ -81,6 +84,9 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False) -> For
     check_changes(folder, changes, given, document)
     recipe = with_extension(given, document, steps=checkpoint.steps)
     written = dump_recipe(recipe, absolute_paths=True)
+    if recipe.train.batch_size == "auto" and not any(change.key == "train.batch_size" for change in changes):
+        measured = yaml.safe_load(document["resolved"])["train"]["batch_size"]
+        recipe = with_values(recipe, {("train", "batch_size"): measured})
     return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before)
 
 
@@ -100,7 +106,8 @@ def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, A
     if changes:
         raise FinetuneError(
             f"A run goes on with the data it was begun with. What is read now differs from `{folder / 'data.json'}`: "
-            f"{'; '.join(map(str, changes[:_SHOWN]))}. Bring the data back, or begin another run in another folder."
+            f"{'; '.join(map(str, changes[:_SHOWN]))}. Bring the data back, go on with those that are there now "
+            f"(`finetune resume {folder} --other-data`), or begin another run in another folder."
         )
 
 

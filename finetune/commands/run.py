@@ -3,7 +3,6 @@
 The function `_run` is the story; start there. Each of its steps is a function below it, in its order.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -14,9 +13,18 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from finetune.build.data import build_rows, precision
+from finetune.build.data import batch_rows, build_rows, precision
 from finetune.build.layout import Layout, build_layout
-from finetune.commands.changed_run import fit_in, former_ends, keep_former, plan_of_phases, report_carried
+from finetune.commands.changed_run import (
+    advice_on_split,
+    check_network,
+    fit_in,
+    former_ends,
+    has_other_targets,
+    keep_former,
+    plan_of_phases,
+    report_carried,
+)
 from finetune.commands.kept_weights import average, best_keeper, collector, keep_checkpoints
 from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
 from finetune.commands.plan import print_plan
@@ -70,6 +78,7 @@ class _Asked:
     overwrite: bool
     recalibrate: bool
     resume: bool
+    other_data: bool
     console: Console
 
     def say(self, sentence: str) -> None:
@@ -97,6 +106,7 @@ class _Before:
     proof: FrozenRecords
     frozen: Any
     checksums: dict[str, str]
+    of_data: list[str]
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def run(
     overwrite: bool = False,
     recalibrate: bool = False,
     resume: bool = False,
+    other_data: bool = False,
     console: Console | None = None,
 ) -> RunResult:
     """Fine-tunes as a recipe says and writes the run folder.
@@ -132,6 +143,7 @@ def run(
         overwrite: Whether `out` may be a folder that is not empty.
         recalibrate: Whether moving statistics are estimated again after training, as the mean over all training rows.
         resume: Whether the run in `out` goes on where it was stopped or killed; without a run there, one begins.
+        other_data: Whether a run that goes on may do so with data that have changed in the same place.
         console: Where to print the progress; `None` prints nothing.
 
     Raises:
@@ -144,7 +156,7 @@ def run(
     console, out = console or Console(quiet=True), None if out is None else Path(out)
     if resume:
         check_can_resume(out, overwrite=overwrite)
-    asked = _Asked(Path(recipe), out, overrides, allow_code, overwrite, recalibrate, resume, console)
+    asked = _Asked(Path(recipe), out, overrides, allow_code, overwrite, recalibrate, resume, other_data, console)
     with stoppable(), ExitStack() as held:
         log = held.enter_context(RunLog(console).attach())
         return _run(asked, held, log)
@@ -161,7 +173,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
             asked.say(f"warning: {sentence}")
         before = _evaluate_before(asked, begun, layout, clock)
         # Nothing has been written so far: a run that fails above leaves no folder.
-        folder, weights = _open_folder(asked, begun, layout, held, log)
+        folder, weights = _open_folder(asked, begun, layout, before.of_data, held, log)
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
@@ -193,7 +205,9 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         check_run_folder(asked.out, overwrite=asked.overwrite, resume=asked.resume)
         out = asked.out
         of_run = out is not None and asked.recipe.resolve() == (out / "recipe.yaml").resolve()
-        former = find_former_run(out, loaded, of_run=of_run) if asked.resume and out else None
+        former = None
+        if asked.resume and out:
+            former = find_former_run(out, loaded, of_run=of_run, other_data=asked.other_data)
     if not former:
         return _Begun(loaded, dump_recipe(loaded, absolute_paths=True), asked.recalibrate, None)
     clock.seconds = dict(former.document["seconds"])
@@ -227,9 +241,10 @@ def _evaluate_before(asked: _Asked, begun: _Begun, layout: Layout, clock: StageC
         unreadable_rows_named(layout.examples),
         explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
     ):
-        trained, every_row = layout.length.steps * settings.batch_size, len(layout.examples.test)
+        trained, every_row = layout.length.steps * batch_rows(layout.recipe), len(layout.examples.test)
         rows = rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
-        metrics = former.document["metrics_before"] if former else _evaluate(layout, rows)
+        is_known = former is not None and not has_other_targets(former.changes)
+        metrics = former.document["metrics_before"] if former and is_known else _evaluate(layout, rows)
         if settings.evaluate_before is False:  # evaluated only to show that the rows fit
             metrics = {}
         elif len(rows) < every_row:
@@ -241,33 +256,40 @@ def _evaluate_before(asked: _Asked, begun: _Begun, layout: Layout, clock: StageC
     check_room(asked.out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=asked.overwrite)
     # Checksums of all that no phase trains; each phase adds those of what it freezes.
     proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
-    checksums = proof.begin(frozen)
+    checksums, of_data = proof.begin(frozen), list[str]()
     if former and asked.out:
-        checksums = _go_on(asked.out, former, layout, proof, frozen, checksums)
+        checksums, of_data = _go_on(asked.out, former, layout, proof, frozen, checksums)
     part = len(rows) if metrics and len(rows) < every_row else None
-    return _Before(metrics, part, metrics_of_mean, proof, frozen, checksums)
+    return _Before(metrics, part, metrics_of_mean, proof, frozen, checksums, of_data)
 
 
 def _go_on(
     out: Path, former: FormerRun, layout: Layout, proof: FrozenRecords, frozen: Any, checksums: dict[str, str]
-) -> dict[str, str]:
-    """Checks that a run can go on with this layout; returns the checksums that hold from its beginning."""
+) -> tuple[dict[str, str], list[str]]:
+    """Checks that a run can go on with this layout.
+
+    Returns:
+        The checksums that hold from its beginning, and sentences on data that have changed.
+    """
     before = former.document["checksums_before"]
     same = [*before] if not former.changes else [name for name in before if name in checksums]
     check_same_start(out, {name: before[name] for name in same}, checksums)
-    if not any(re.match(r"data\b|train\.(loss|validation)", change.key) for change in former.changes):
-        check_same_data(out, former.document["data"], described(layout))
+    data = described(layout)
+    if not has_other_targets(former.changes):
+        check_same_data(out, former.document["data"], data)
     if not former.changes:
-        return checksums
+        return checksums, []
     plan = plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch)
-    fit_in(former.checkpoint, plan, former.changes)
+    of_data = fit_in(former.checkpoint, plan, former.changes, data)
     layout.model.optimizer.build(layout.model.trainable_variables)
     former.checkpoint.restore(layout.model)
-    return proof.begin(frozen) | {name: before[name] for name in same}
+    check_network(out, former.checkpoint.carried or (), former.changes)
+    of_data += advice_on_split(layout.recipe, former.changes)
+    return proof.begin(frozen) | {name: before[name] for name in same}, of_data
 
 
 def _open_folder(
-    asked: _Asked, begun: _Begun, layout: Layout, held: ExitStack, log: RunLog
+    asked: _Asked, begun: _Begun, layout: Layout, of_data: Sequence[str], held: ExitStack, log: RunLog
 ) -> tuple[Path, LastWeights]:
     """Creates and locks the run folder, and writes what is known before training."""
     former = begun.former
@@ -283,7 +305,8 @@ def _open_folder(
     held.enter_context(_kept_at_a_signal(weights))
     if former and former.changes:
         kept = keep_former(folder) if former.is_finished else ""
-        report_carried(folder, former.checkpoint.carried or (), former.changes, kept, asked.console)
+        carried = former.checkpoint.carried or ()
+        report_carried(folder, carried, former.changes, kept, asked.console, data=of_data)
     if not former or former.changes:
         write_plan(folder, layout, asked.console)
         (folder / "result.json").unlink(missing_ok=True)  # last: until here the run is as it was
@@ -431,6 +454,7 @@ def _finish(
         asked.say(f"model.keras: {sentence}")
     return RunResult(
         folder=folder,
+        batch_size=batch_rows(layout.recipe),
         metrics=metrics,
         metrics_before=before.metrics,
         rows_before=before.rows,

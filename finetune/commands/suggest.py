@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from finetune.build.data import build_batches, precision
+from finetune.build.data import batch_rows, build_batches, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
@@ -18,6 +18,7 @@ from finetune.recipe.groups import GroupSpec, Strategy, groups_block
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.rate_edits import scaled, tidy
 from finetune.recipe.schema import Recipe
+from finetune.results.new_files import check_new_file
 from finetune.results.run_folder import replacing
 from finetune.results.tables import norms_table
 from finetune.training.callbacks import progress_bar
@@ -89,7 +90,8 @@ def suggest_groups(
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
     specs = _new_specs(loaded, groups, trained) if by else scaled(loaded, layout.factors(trained)).groups
     assert isinstance(specs, tuple)
-    header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {loaded.train.batch_size}."
+    size = batch_rows(layout.recipe)
+    header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {size}."
     block = groups_block(specs, _reasons(specs, norms), header)
     console.print(norms_table(norms, trained))
     frozen = [group.name for group in layout.groups if group.frozen]
@@ -113,10 +115,7 @@ def _check(
         return
     if Path(out).resolve() == Path(recipe).resolve():
         raise FinetuneError(f"The suggestion is a recipe that extends `{recipe}`. `--out` must be another file.")
-    if os.path.lexists(out) and not overwrite:
-        raise FinetuneError(
-            f"An existing file is not overwritten. `{out}` exists. Add `--overwrite`, or name another file."
-        )
+    check_new_file(Path(out), overwrite=overwrite)
     if not Path(out).parent.is_dir():
         raise FinetuneError(
             f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Create it first."

@@ -1,23 +1,24 @@
 """Reads Parquet and Feather files, a few thousand rows at a time, within the limits for small files that hold much.
 
-Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes.
+Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes. Columns stay as Arrow holds them
+until they are asked for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import DataError, FinetuneError, quote
 from finetune.files.size_limits import check_size
 from finetune.machine_failures import raise_machine_failure
 
 PARQUET_ENDINGS = (".parquet", ".pq")
-_ROWS = 4096  # that become Python's objects at a time
+_ROWS = 4096  # that are unpacked at a time
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # kinds of messages in Arrow's format
 
 
-def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
-    """Returns the columns of a Parquet or Feather file by name, as Python's objects.
+def read_columnar(path: Path) -> Mapping[str, Any]:
+    """Returns the columns of a Parquet or Feather file by name, as `pyarrow.ChunkedArray`s.
 
     Raises:
         DataError: The file cannot be read, or pyarrow is not installed.
@@ -25,21 +26,31 @@ def read_columnar(path: Path) -> Mapping[str, Sequence[Any]]:
     """
     columns: dict[str, list[Any]] = {}
     held = 0
-    for names, parts, size in columnar_batches(path):
+    for names, parts, size in _arrays(path):
         held += size
         check_size(path, held)
         for name, part in zip(names, parts, strict=True):
-            columns.setdefault(name, []).extend(part)
-    return columns
+            columns.setdefault(name, []).append(part)
+    import pyarrow as pa
+
+    return {name: pa.chunked_array(parts) for name, parts in columns.items()}
 
 
 def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]], int]]:
     """Yields rows of a Parquet or Feather file, some at a time: names, values of each column, and their bytes.
 
+    The values are Python's objects.
+
     Raises:
         DataError: The file cannot be read, or pyarrow is not installed.
         FinetuneError: It holds far more than its size.
     """
+    for names, parts, size in _arrays(path):
+        yield names, [part.to_pylist() for part in parts], size
+
+
+def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
+    """Yields rows of a file as `columnar_batches` does, with Arrow's arrays as values."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -50,6 +61,10 @@ def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]
     try:
         batches = _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path)
         for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                twice = sorted({name for name in names if names.count(name) > 1})
+                raise DataError(f"Every column needs a name of its own. In `{path}` these occur twice: {quote(twice)}.")
             for start in range(0, batch.num_rows or 1, _ROWS):
                 parts = [
                     part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
@@ -57,7 +72,7 @@ def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]
                 ]
                 size = sum(part.nbytes for part in parts)
                 check_size(path, size)
-                yield batch.schema.names, [part.to_pylist() for part in parts], size
+                yield names, parts, size
     except FinetuneError:
         raise
     except Exception as error:  # pyarrow raises errors of many classes over damaged files

@@ -98,11 +98,11 @@ def markdown(block: Block) -> str:
 
 
 def _blocks(part: type[Part], path: str) -> Iterator[Block]:
-    notes, hints = _notes(part), get_type_hints(part, include_extras=True)
+    notes, hints = meanings(part), get_type_hints(part, include_extras=True)
     keys, inner = [], []
     for name, field in part.model_fields.items():
         written = field.alias or name
-        keys.append(Key(written, _values(hints[name]), _default(field), notes.get(written, notes.get(name, ""))))
+        keys.append(Key(written, _values(hints[name]), default_text(field), notes.get(written, notes.get(name, ""))))
         inner += [(f"{path}.{written}".lstrip("."), each) for each in _parts(hints[name])]
     about = re.sub(r"\s+", " ", (part.__doc__ or "").partition("\n\n")[0])
     yield Block(path, about, tuple(keys))
@@ -125,8 +125,13 @@ def _kind(part: type[Part]) -> str:
     return str(get_args(field.annotation)[0]) if field else ""
 
 
-def _notes(part: type[Part]) -> dict[str, str]:
-    """Returns what the docstrings of a class and of its bases say about each field."""
+def takes_arguments(part: type[Part]) -> bool:
+    """Returns whether a mapping names something of Keras, with its arguments beside the name."""
+    return len(part.model_fields) == 2 and "arguments" in part.model_fields
+
+
+def meanings(part: type[Part]) -> dict[str, str]:
+    """Returns what the docstrings of a class and of its bases say about each field, by its name or its key."""
     notes: dict[str, str] = {}
     for base in reversed(part.__mro__):
         _, _, listing = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
@@ -135,7 +140,8 @@ def _notes(part: type[Part]) -> dict[str, str]:
     return notes
 
 
-def _default(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """Returns the default of a field as YAML, `required` where it has none, empty where it says nothing."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)

@@ -43,7 +43,7 @@ class PhaseForecast:
         epoch_seconds: An epoch after the first.
         least_seconds: An epoch of steps as fast as the fastest quarter of those that were measured.
         most_seconds: An epoch of steps as slow as the slowest quarter.
-        validation_seconds: How much of an epoch is validation.
+        validation_seconds: How much of an epoch is validation, at its end and within it.
         once_seconds: What comes once in the phase, and in its first epoch: compiling, features, the proof.
         epochs: How many epochs it has; the last of a phase in steps may be a part of one.
         features_bytes: Size of the cached features that are kept in memory.
@@ -71,6 +71,7 @@ def forecast_phase(
     steps: Share,
     rows: Share,
     validation: Share,
+    validations: int = 1,
     decoding_seconds: float = 0.0,
 ) -> PhaseForecast:
     """Forecasts a phase.
@@ -82,23 +83,28 @@ def forecast_phase(
         steps: Steps of an epoch.
         rows: Training rows.
         validation: Validation rows.
+        validations: How often an epoch validates, at its end and within it, >= 1.
         decoding_seconds: What the first epoch takes longer since it decodes rows that later ones only read.
     """
     later = times.epochs[1:] or times.epochs
     of_steps = median(each.steps - each.begin for each in later)
     of_rest = median(each.rest + each.begin for each in later)
     validated = median(each.validation for each in later)
+    of_each = median(
+        (each.validation - each.validation_begin) * validation.factor + each.validation_begin for each in later
+    )
+    of_validation = validations * of_each if validation.all else 0.0
     usual = of_steps + validated + of_rest
     made, batch = times.features, times.features.batch_seconds if times.features else 0.0
     more_batches = made.passes * (steps.all - steps.rehearsed) if made else 0
     once = max(seconds - len(times.epochs) * usual, 0.0) + batch * more_batches
-    epoch = of_steps * steps.factor + validated * validation.factor + of_rest
+    epoch = of_steps * steps.factor + of_validation + of_rest
     slower, faster = _spread(times.step_seconds)
     return PhaseForecast(
         epoch_seconds=epoch,
         least_seconds=epoch - of_steps * steps.factor * faster,
         most_seconds=epoch + of_steps * steps.factor * slower,
-        validation_seconds=validated * validation.factor,
+        validation_seconds=of_validation,
         once_seconds=once + decoding_seconds,
         epochs=epochs,
         features_bytes=made.nbytes * rows.factor if made and made.place == "memory" else 0.0,
@@ -143,6 +149,7 @@ def forecast_run(
     rows = Share(len(few.train), len(examples.train))
     validation = Share(len(few.validation or ()), len(examples.validation or ()))
     kept = examples.source.get("keep") or {}
+    every = options.evaluate_every_steps
     forecasts = []
     for number, (phase, times, record) in enumerate(zip(phases, rehearsal.phases, rehearsal.records, strict=True)):
         first_decodes = bool(kept) and number == 0
@@ -153,6 +160,8 @@ def forecast_run(
             steps=steps,
             rows=rows,
             validation=validation,
+            # Within an epoch at every multiple of `every` but its end, which is validated anyway.
+            validations=-(-options.steps_per_epoch // every) if every else 1,
             decoding_seconds=row_seconds * (rows.all - rows.rehearsed) if first_decodes else 0.0,
         )
         forecasts.append(forecast)

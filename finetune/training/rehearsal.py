@@ -4,8 +4,6 @@ Every phase is trained by the code that trains it in a run, and the model is eva
 would break off a run after hours shows in a minute, and `finetune.training.forecast` knows what a step takes.
 """
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +15,14 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from finetune.available_memory import peak_memory
 from finetune.data.batches import steps_per_epoch
 from finetune.data.examples import SPLITS, Examples, Split
 from finetune.errors import FinetuneError, TrainingError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.machine_failures import raise_machine_failure
 from finetune.training.fit import FitOptions, train
+from finetune.training.monitor_interval import measured_every
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.reopened import open_again
@@ -31,7 +31,9 @@ from finetune.training.snapshot import no_trace
 from finetune.training.training_clock import PhaseTimes, TrainingClock
 
 SECONDS = 2.0  # that a phase is measured, beyond its first epoch
-FEWEST_STEPS, MOST_STEPS = 4, 64  # of an epoch of the rehearsal, where the run has as many
+# Of an epoch of the rehearsal, where the run has as many. Small steps share calls of up to 64, and what the first call
+# of an epoch takes longer shows beside a few others only.
+FEWEST_STEPS, MOST_STEPS = 4, 512
 EVALUATED_ROWS = 32  # in a batch, as `evaluate` takes them by default; their number may change the last bit of a loss
 
 
@@ -94,7 +96,7 @@ def rehearse(
         (folder / "checkpoints").mkdir(parents=True)
         try:
             seconds[:2] = _evaluated(model, few)
-            few_options = replace(options, steps_per_epoch=steps)
+            few_options = _few_options(model, options, steps)
             records = train(model, groups, phases, few, few_options, folder=folder, console=quiet, clock=clock)
             begun = time.perf_counter()
             save_model(model, folder / "model.keras")
@@ -108,13 +110,27 @@ def rehearse(
 
 
 def _steps_worth_measuring(model: Any, examples: Examples, batch_size: int) -> int:
-    """Returns how many steps take about as long as a phase is measured, from the time of a batch forwards."""
-    x, _ = examples.train.first(min(batch_size, len(examples.train)))
-    model(x, training=False)
+    """Returns how many steps take about as long as a phase is measured, from the time to read a batch and forwards."""
+    rows = min(batch_size, len(examples.train))
+    model(examples.train.first(rows)[0], training=False)
     begun = time.perf_counter()
+    x, _ = examples.train.first(rows)
+    read = time.perf_counter()
     model(x, training=False)
-    seconds = 3 * (time.perf_counter() - begun)  # backwards takes twice as long as forwards
+    seconds = read - begun + 3 * (time.perf_counter() - read)  # backwards takes twice as long as forwards
     return int(np.clip(np.ceil(SECONDS / seconds), FEWEST_STEPS, MOST_STEPS))
+
+
+def _few_options(model: Any, options: FitOptions, steps: int) -> FitOptions:
+    """Returns how a rehearsal of so many steps an epoch fits.
+
+    Its layer groups are measured as often as those of the run. It does not evaluate within an epoch: how often a run
+    does is known, and what it takes is the time of a validation.
+    """
+    every = measured_every(
+        options.log_every_steps, model, batch_size=options.batch_size, steps=options.epochs * options.steps_per_epoch
+    )
+    return replace(options, steps_per_epoch=steps, evaluate_every_steps=None, log_every_steps=every or "off")
 
 
 def _few_rows(examples: Examples, rows: int, *, whole: bool) -> Examples:
@@ -148,13 +164,3 @@ def _without_places(error: Exception, folder: str) -> str:
         return f"training breaks off. {type(error).__name__}: {reason(error)}"
     sentences = str(error).replace(". ", ".\n").splitlines()
     return " ".join(sentence for sentence in sentences if folder not in sentence).rstrip(".")
-
-
-def peak_memory() -> int:
-    """Returns the most bytes of memory that this process has had."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration, ValueError):  # no Linux
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used if sys.platform == "darwin" else used * 1024

@@ -24,12 +24,14 @@ class EpochTimes:
         validation: The validation.
         rest: Everything else: metrics, logs, weights that are saved.
         begin: How much of `steps` comes once in an epoch: by how much its first call took longer than the others.
+        validation_begin: How much of `validation` comes once in it, likewise.
     """
 
     steps: float
     validation: float
     rest: float
     begin: float = 0.0
+    validation_begin: float = 0.0
 
     @property
     def total(self) -> float:
@@ -77,6 +79,7 @@ class TrainingClock(keras.callbacks.Callback):
         self._begun = self._stepped = time.perf_counter()
         self._validated, self._first = 0.0, 0
         self._calls: list[tuple[float, int]] = []  # seconds and steps
+        self._test_calls: list[tuple[float, int]] = []
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._first = batch
@@ -91,7 +94,11 @@ class TrainingClock(keras.callbacks.Callback):
             self.phases[-1].step_seconds.append((self._stepped - before) / max(steps, 1))
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._test_begun = time.perf_counter()
+        self._test_begun = self._tested = time.perf_counter()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        before, self._tested = self._tested, time.perf_counter()
+        self._test_calls.append((self._tested - before, 1))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         self._validated += time.perf_counter() - self._test_begun
@@ -99,7 +106,8 @@ class TrainingClock(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         epochs, steps = self.phases[-1].epochs, self._stepped - self._begun
         rest = time.perf_counter() - self._begun - steps - self._validated
-        epochs.append(EpochTimes(steps, self._validated, rest, _more_in_first(self._calls)))
+        once = _more_in_first(self._calls), _more_in_first(self._test_calls)
+        epochs.append(EpochTimes(steps, self._validated, rest, *once))
         if len(epochs) > 1 and sum(each.total for each in epochs[1:]) >= self.seconds:
             model: Any = self.model
             model.stop_training = True

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,26 @@ def test_a_plan_shows_groups_and_with_weights_every_weight(finetune, recipe):
     weights = finetune("plan", recipe, "--weights").stdout
     assert "bn/moving_variance" in weights
     assert "0.01, 0.01, 0.005" in weights
+
+
+def test_schema_fill_and_recipes_answer_without_tensorflow(without_tensorflow, environment, recipe):
+    for arguments in (["schema"], ["fill", recipe], ["recipes"], ["recipes", "wine", "--out", "tried"]):
+        command = [sys.executable, "-c", without_tensorflow, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        shown = {"schema": '"$schema"', "fill": "# by default:", "recipes": "wine"}[arguments[0]]
+        assert shown in done.stdout
+    assert done.stdout == "written: tried/wine.yaml. Run it with `finetune run tried/wine.yaml`.\n"
+    assert Path("tried/tables/wine.csv").is_file()
+
+
+def test_schema_and_fill_write_files_and_name_what_comes_next(finetune, refused, recipe):
+    done = finetune("schema", "--out", "deep/schema.json")
+    assert done.stdout == (
+        "written: deep/schema.json. Begin a recipe beside it with: # yaml-language-server: $schema=schema.json\n"
+    )
+    assert "An existing file is not overwritten" in refused("schema", "--out", "deep/schema.json")
+    done = finetune("fill", recipe, "--out", "deep/filled.yaml")
+    assert (done.stdout, done.stderr) == ("written: deep/filled.yaml\n", "")
+    assert finetune("check", "deep/filled.yaml").returncode == 0
+    assert "`--json` prints the list of all recipes" in refused("recipes", "wine", "--json")

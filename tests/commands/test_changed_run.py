@@ -9,12 +9,20 @@ from typer.testing import CliRunner
 
 import finetune
 from finetune.cli.application import app
-from finetune.commands.changed_run import check_changes, plan_of_phases, with_extension
+from finetune.commands.changed_run import (
+    advice_on_split,
+    check_changes,
+    check_network,
+    fit_in,
+    plan_of_phases,
+    with_extension,
+)
 from finetune.commands.run import run
 from finetune.errors import FinetuneError, TrainingError
 from finetune.recipe.changes import Change
 from finetune.recipe.loader import load_recipe
 from finetune.results.hashes import check_hashes
+from finetune.training.checkpoints.carried_state import CarriedPart
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 
@@ -202,3 +210,81 @@ def test_the_plan_of_phases_has_their_steps():
         [[], 2, None, 8],
         [[], None, 5, 5],
     ]
+
+
+def test_a_run_goes_on_with_other_classes_in_the_same_place_if_that_is_said(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    settings = ["train.epochs=3", "train.keep=best", "data.split.by=hash"]
+    first = finetune.run(photos, out="out", overrides=settings)
+    Path("photos/green").rename("photos/violet")
+    Path("photos/amber").mkdir()
+    for name in ("1.png", "2.png", "3.png", "4.png", "5.png"):
+        Path("photos/blue", name).rename(Path("photos/amber", name))
+    with pytest.raises(FinetuneError) as error:
+        resumed("train.epochs=4")
+    assert "`class_names.0`: was blue, is amber" in str(error.value)
+    assert "go on with those that are there now (`finetune resume out --other-data`)" in str(error.value)
+    said = StringIO()
+    second = run(
+        "out/recipe.yaml",
+        "out",
+        overrides=["train.epochs=4"],
+        resume=True,
+        other_data=True,
+        console=Console(file=said, width=400),
+    )
+    for sentence in (
+        "changed: `data`: was as it was read, is other rows in the same place (`--other-data`)",
+        "classes: 2 as before, new: `amber`, `violet` (their weights are fresh, and their slots begin anew), no longer "
+        "there: `green`.",
+        "the best value so far begins anew, since it is of other rows or another loss",
+        "carried: 1 tensors of head/output/kernel (by the names of the classes; 2 columns fresh)",
+    ):
+        assert sentence in said.getvalue()
+    assert "split anew" not in said.getvalue()
+    assert second.model.output_shape == (None, 4)
+    assert second.kept["epoch"] == 4
+    assert second.metrics_before != first.metrics_before  # of other rows
+    assert json.loads(Path("out/migration.json").read_text())["data"][0].startswith("classes: 2 as before")
+
+
+def test_rows_that_may_have_been_trained_on_are_warned_of(photos):
+    changes = [Change("data.images", "a", "b")]
+    sentence = advice_on_split(load_recipe(photos), changes)[0]
+    assert sentence.startswith("warning: `data.images` has changed, so the rows are split anew, and rows that were tra")
+    assert advice_on_split(load_recipe(photos), [Change("data.class_weight", "a", "b")]) == []
+    by_hash = load_recipe(photos, overrides=["data.split.by=hash"])
+    assert advice_on_split(by_hash, changes) == []
+    assert advice_on_split(by_hash, [Change("seed", 1, 2)])
+    assert advice_on_split(load_recipe(photos, overrides=["data.split="]), changes) == []
+
+
+def test_other_arguments_of_the_network_may_change_the_classes_alone():
+    changes = [Change("model.arguments.classes", 3, 4)]
+    check_network(Path("out"), [CarriedPart("weights", "carried", 4)], changes)
+    with pytest.raises(FinetuneError) as error:
+        check_network(
+            Path("out"), [CarriedPart("weights", "fresh", 2, "new, or of another shape: `body/kernel`")], changes
+        )
+    assert str(error.value) == (
+        "A run goes on with the network it was begun with, in which only the classes may be others. With "
+        "`model.arguments.classes`: was 3, is 4, 2 tensors are new, or of another shape: `body/kernel`. Undo the change, "
+        "or begin another run in another folder, with `restore.from: out/model.keras`."
+    )
+
+
+def test_places_of_categories_stay_and_means_are_told(recipe, monkeypatch):
+    killed(recipe, monkeypatch, 4, "train.epochs=2")
+    checkpoint = Checkpoint("out/checkpoints")
+    plan = checkpoint.document["plan_of_phases"]
+    columns = {"area": {"mean": 1.0}, "town": {"categories": ["Bonn", "Ulm"]}}
+    checkpoint.document["data"]["source"] = {"columns": columns}
+    now = {"source": {"columns": {**columns, "area": {"mean": 2.0}}}}
+    changes = [Change("data.table", "a", "b")]
+    assert fit_in(checkpoint, plan, changes, now) == [
+        "numbers are normalized by the rows that are read now: `columns.area.mean`: was 1.0, is 2.0"
+    ]
+    with pytest.raises(
+        FinetuneError, match=r"each category has its place.*`columns.town.categories.0`: was Bonn, is Aac"
+    ):
+        fit_in(checkpoint, plan, changes, {"source": {"columns": {"town": {"categories": ["Aachen", "Bonn"]}}}})

@@ -19,6 +19,7 @@ from finetune.cli import app
 from finetune.commands.resume import check_same_data, check_same_start, find_former_run
 from finetune.errors import FinetuneError, TrainingError
 from finetune.recipe.loader import load_recipe
+from finetune.training import batch_size
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files
 
@@ -227,3 +228,19 @@ def test_a_process_that_is_killed_and_one_that_is_told_to_end_go_on(recipe):
     assert f"going on at epoch {place.epoch + 1}" in done.stdout
     rows = list(csv.DictReader(Path("out/metrics.csv").read_text().splitlines()))
     np.testing.assert_array_equal([int(row["epoch"]) for row in rows], np.arange(1, 31))
+
+
+def bits(result):
+    return [variable.numpy().tobytes() for variable in (*result.model.variables, *result.model.optimizer.variables)]
+
+
+def test_a_measured_batch_size_is_that_of_the_run_and_of_all_that_goes_on_with_it(recipe, monkeypatch):
+    auto = ["train.batch_size=auto", "train.validation_fraction=0.2"]
+    first = finetune.run(recipe, out="out", overrides=[*auto, "train.epochs=1"])
+    assert (first.batch_size, load_recipe("out/recipe.yaml").train.batch_size) == (8, 8)
+    assert json.loads(Path("out/result.json").read_text())["batch_size"] == 8
+    number = finetune.run(recipe, out="number", overrides=[*auto, "train.epochs=1", "train.batch_size=8"])
+    assert bits(first) == bits(number)
+    monkeypatch.setattr(batch_size, "available_memory", lambda: 0)  # as if it had run out since
+    longer = finetune.run(recipe, out="out", overrides=[*auto, "train.epochs=2"], resume=True)
+    assert longer.batch_size == 8

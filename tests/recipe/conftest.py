@@ -1,10 +1,12 @@
-"""A valid recipe as plain data, and two ways to change a value in it: read the result, or get its errors."""
+"""A valid recipe, and the shortest schedules, as plain data, and ways to change a value: read it, or get its errors."""
 
 import copy
 
 import pytest
+from pydantic import ValidationError
 
 from finetune.errors import RecipeError
+from finetune.recipe.learning_rates import read_schedule
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.recipe.text import dump
@@ -18,6 +20,24 @@ VALID = {
         {"name": "head", "rest": True, "optimizer": "adamw", "learning_rate": 1e-4},
     ],
     "train": {"epochs": 10, "loss": "mse"},
+}
+
+
+DECAY = {"initial": 1e-3, "decay_steps": 100}
+SHORTEST = {
+    "exponential_decay": {**DECAY, "decay_rate": 0.96},
+    "natural_exponential_decay": {**DECAY, "decay_rate": 0.96},
+    "inverse_time_decay": {**DECAY, "decay_rate": 0.96},
+    "polynomial_decay": DECAY,
+    "piecewise_constant_decay": {"boundaries": [10, 20], "values": [1.0, 0.5, 0.1]},
+    "cosine_decay": DECAY,
+    "cosine_decay_restarts": {"initial": 1e-3, "first_decay_steps": 10},
+    "inverse_square_root": {"peak": 1e-3, "warmup_steps": 10},
+    "slanted_triangular": {"peak": 1e-3},
+    "one_cycle": {"peak": 1e-3},
+    "warmup_stable_decay": {"peak": 1e-3},
+    "constant": {"initial": 1e-3},
+    "chain": {"schedules": [{"schedule": "constant", "initial": 1.0}] * 2, "boundaries": [5]},
 }
 
 
@@ -56,5 +76,29 @@ def complaint(tmp_path):
         with pytest.raises(RecipeError) as caught:
             load_recipe(file)
         return [line.split(": ", 1)[1] for line in str(caught.value).splitlines()]
+
+    return messages
+
+
+def read_schedule_with(name, **changes):
+    """Reads the shortest schedule of a name with some keys changed; a value of `...` removes the key."""
+    fields = {key: value for key, value in (SHORTEST[name] | changes).items() if value is not ...}
+    return read_schedule({"schedule": name, **fields})
+
+
+@pytest.fixture
+def schedule():
+    """Reads the shortest schedule of a name with some keys changed."""
+    return read_schedule_with
+
+
+@pytest.fixture
+def schedule_faults():
+    """Reads a schedule that is wrong, and returns its errors."""
+
+    def messages(name, **changes):
+        with pytest.raises(ValidationError) as caught:
+            read_schedule_with(name, **changes)
+        return [error.get("ctx", {}).get("predicate", error["type"]) for error in caught.value.errors()]
 
     return messages

@@ -41,6 +41,13 @@ def test_the_beginning_of_an_epoch_does_not_grow_with_its_steps():
     assert forecast.once_seconds == pytest.approx(phase_of().once_seconds)
 
 
+def test_the_beginning_of_a_validation_does_not_grow_with_its_rows_and_comes_in_each_within_an_epoch():
+    epochs = [replace(epoch, validation_begin=0.1) for epoch in MEASURED.epochs]
+    forecast = phase_of(replace(MEASURED, epochs=epochs), validations=3)
+    assert forecast.validation_seconds == pytest.approx(3 * (0.4 * 2 + 0.1))
+    assert forecast.epoch_seconds == pytest.approx(1.0 * 10 + forecast.validation_seconds + 0.2)
+
+
 def test_the_spread_is_that_of_the_quarters_of_the_steps():
     forecast = phase_of()
     low, middle, high = np.quantile(MEASURED.step_seconds, [0.25, 0.5, 0.75])
@@ -76,6 +83,17 @@ def test_a_run_is_its_phases_two_evaluations_and_what_comes_before_and_after(tmp
     forecast = forecast_run(rehearsal, phases, examples, options, other_seconds=1.0, row_seconds=0.001)
     first, second = forecast.phases
     assert second.epochs == 0.5
+    assert (first.validation_seconds, forecast.phases[1].validation_seconds) == (0.0, 0.0)
     assert first.once_seconds - second.once_seconds == pytest.approx(0.9)  # 900 rows are decoded in the first phase
     assert forecast.seconds == pytest.approx(1.0 + 2.0 + 2 * 0.5 * 2 + 3.0 + first.seconds + second.seconds)
     assert forecast.memory_bytes == pytest.approx(10**6 + 0.9 * 5000 + x.nbytes)
+
+
+@pytest.mark.parametrize(("every", "validations"), [(None, 1), (30, 4), (50, 2), (100, 1), (500, 1)])
+def test_validation_within_an_epoch_is_counted(every, validations):
+    x, y = np.zeros((1000, 4)), np.zeros(1000)
+    examples = Examples(x, y, x, y, x[:10], y[:10])
+    options = FitOptions(4, 100, 10, True, 0, "auto", 1, 1, False, evaluate_every_steps=every)
+    rehearsal = Rehearsal(examples, 10, [MEASURED], [SimpleNamespace(seconds=20.0)], 2.0, 0.5, 3.0, 10**6)
+    [phase] = forecast_run(rehearsal, [Phase(epochs=3)], examples, options).phases
+    assert phase.validation_seconds == pytest.approx(validations * 0.5)

@@ -1,16 +1,20 @@
 """A rehearsal trains, evaluates and saves as a run does, and leaves nothing behind."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
 
-from finetune.data.examples import Examples
+from finetune.data.examples import Examples, Split
 from finetune.errors import MachineError
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.training import rehearsal as rehearsal_module
 from finetune.training.fit import FitOptions
+from finetune.training.monitor_interval import measured_every
 from finetune.training.phases.phase import Phase
-from finetune.training.rehearsal import MOST_STEPS, peak_memory, rehearse
+from finetune.training.rehearsal import FEWEST_STEPS, rehearse
 
 ROWS, BATCH = 1000, 5
 
@@ -46,19 +50,40 @@ def test_afterwards_weights_optimizer_and_metrics_are_what_they_were():
     assert np.random.get_state()[1].tobytes() == random
 
 
-def test_it_takes_a_few_rows_of_every_split_and_measures_every_phase():
+def test_it_takes_a_few_rows_of_every_split_and_measures_every_phase(monkeypatch):
+    monkeypatch.setattr(rehearsal_module, "MOST_STEPS", 8)
     phases = (Phase(["head"], epochs=40), Phase("all", steps=3000))
     finished = []
     rehearsal = rehearse(*parts(phases=phases), finish=lambda folder, records: finished.append((folder, len(records))))
-    assert rehearsal.steps == MOST_STEPS
+    assert rehearsal.steps == 8
     few = rehearsal.examples
-    assert [len(few.train), len(few.test), len(few.validation)] == [MOST_STEPS * BATCH, 90, 70]
+    assert [len(few.train), len(few.test), len(few.validation)] == [8 * BATCH, 40, 40]
     assert len(few.weights_train) == len(few.train)
     assert [len(times.epochs) > 1 for times in rehearsal.phases] == [True, True]
     assert rehearsal.phases[0].features is not None  # of the frozen body
     assert min(rehearsal.evaluate_seconds, rehearsal.save_seconds) > 0
     [(folder, count)] = finished
     assert (folder.exists(), count) == (False, 2)
+
+
+def test_rows_that_are_slow_to_read_make_it_take_fewer_steps(monkeypatch):
+    model, _, _, examples, _ = parts()
+    assert rehearsal_module._steps_worth_measuring(model, examples, BATCH) > 10
+    first = Split.first
+    monkeypatch.setattr(Split, "first", lambda split, rows: (time.sleep(0.7), first(split, rows))[1])
+    assert rehearsal_module._steps_worth_measuring(model, examples, BATCH) == FEWEST_STEPS
+
+
+def test_layer_groups_are_measured_as_often_as_in_the_run_and_nothing_is_evaluated_within_an_epoch(monkeypatch):
+    seen = []
+    train = rehearsal_module.train
+    monkeypatch.setattr(rehearsal_module, "train", lambda *of, **more: (seen.append(of[4]), train(*of, **more))[1])
+    monkeypatch.setattr(rehearsal_module, "MOST_STEPS", 8)
+    settings = {"log_every_steps": "auto", "evaluate_every_steps": 5}
+    model, groups, phases, examples, options = parts(phases=(Phase(epochs=2),), **settings)
+    rehearse(model, groups, phases, examples, options)
+    assert seen[0].evaluate_every_steps is None
+    assert seen[0].log_every_steps == measured_every("auto", model, batch_size=BATCH, steps=50 * ROWS // BATCH)
 
 
 def test_an_epoch_of_few_steps_is_rehearsed_as_a_whole():
@@ -104,9 +129,3 @@ def test_a_machine_that_fails_is_not_a_problem_of_the_recipe():
     with pytest.raises(MachineError) as error:
         rehearse(model, *others)
     assert str(error.value).startswith("Training on a few rows failed because there is not enough memory")
-
-
-def test_the_peak_of_memory_grows_with_what_is_used():
-    before = peak_memory()
-    used = np.ones(max(before, 2**28), np.uint8)
-    assert peak_memory() >= before + used.nbytes / 2

@@ -22,12 +22,13 @@ class Sleeps(keras.callbacks.Callback):
         time.sleep(0.1)
 
 
-def fitted(clock, sleeps=None, epochs=9, **compiled):
+def fitted(clock, sleeps=None, epochs=9, validation_batch_size=6, **compiled):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False, **compiled)
     x, y = np.ones((12, 3), "float32"), np.ones((12, 1), "float32")
     clock.begin_phase(None)
-    options = {"epochs": epochs, "batch_size": 4, "verbose": 0, "validation_data": (x, y), "validation_batch_size": 6}
+    options = {"epochs": epochs, "batch_size": 4, "verbose": 0, "validation_data": (x, y)}
+    options["validation_batch_size"] = validation_batch_size
     model.fit(x, y, callbacks=[sleeps or Sleeps(), clock], **options)
     return clock.phases[-1]
 
@@ -47,18 +48,22 @@ def test_steps_validation_and_the_rest_of_an_epoch_are_told_apart():
 
 
 class BeginsSlowly(keras.callbacks.Callback):
-    """Takes longer in the first call of an epoch."""
+    """Takes longer in the first call of an epoch, and of a validation."""
 
     def on_train_batch_end(self, batch, logs=None):
         time.sleep(0.3 if batch == 0 else 0.02)
 
+    def on_test_batch_end(self, batch, logs=None):
+        time.sleep(0.2 if batch == 0 else 0.01)
+
 
 def test_what_the_first_call_takes_longer_comes_once_in_an_epoch():
     clock = TrainingClock(seconds=60.0)
-    for epoch in fitted(clock, BeginsSlowly(), epochs=3).epochs[1:]:
+    for epoch in fitted(clock, BeginsSlowly(), epochs=3, validation_batch_size=4).epochs[1:]:
         assert 0.1 < epoch.begin < epoch.steps - 2 * 0.02
+        assert 0.1 < epoch.validation_begin < epoch.validation - 2 * 0.01
     for epoch in fitted(clock, epochs=2, steps_per_execution=2).epochs:  # of two calls it is not known which is usual
-        assert epoch.begin == 0
+        assert epoch.begin == epoch.validation_begin == 0
 
 
 def test_a_phase_ends_when_its_epochs_after_the_first_took_long_enough():

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune.errors import TrainingError
+from finetune.errors import TrainingError, counted
 from finetune.keras_private import step_counter
+from finetune.models.output_activation import output_activations
+from finetune.models.output_names import output_names
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.training.checkpoints.class_columns import ClassChange, columns_of_classes, rearranged
 from finetune.training.checkpoints.model_state import array_name, parts_of, path_of, set_packed_random_state
 from finetune.training.checkpoints.slot_names import (
     OVER_ALL_GROUPS,
@@ -54,7 +57,12 @@ class CarriedPart:
 
 
 def carry_over(
-    model: Any, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], *, source: str
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    document: Mapping[str, Any],
+    *,
+    source: str,
+    classes: Sequence[ClassChange] = (),
 ) -> list[CarriedPart]:
     """Puts what a checkpoint holds into a model with other groups, rates, optimizers, precision or outputs.
 
@@ -63,22 +71,29 @@ def carry_over(
         arrays: As `model_state` returned them of the other model.
         document: Likewise.
         source: The file, for the message.
+        classes: The outputs whose classes are others than before.
 
     Returns:
         What was carried, begins afresh, and was dropped.
 
     Raises:
-        TrainingError: No weight of the model is in the checkpoint; nothing is changed then.
+        TrainingError: No weight of the model is in the checkpoint, or it is not known which weights belong to which
+            class; nothing is changed then.
     """
     parts = parts_of(model)
     names = weight_names(model)
     weights = {names[id(holder(variable))]: variable for variable in parts["model"]}
-    of_weights = _carry_weights(weights, arrays, document, source)
+    keys = document.get("names") or document["paths"]["model"]  # an older file has no names
+    saved_weights = {key: arrays[array_name("model", place)] for place, key in enumerate(keys)}
+    columns = columns_of_classes(model, classes, saved_weights)
+    of_columns, saved_weights = _by_class(model, columns, weights, saved_weights)
+    of_weights = _carry_weights(weights, saved_weights, source)
     optimizer: GroupedOptimizer = unwrap(model.optimizer)
     table, saved_state = read_slot_table(document), document["optimizer"]
     paths = document["paths"]["optimizer"]
     saved: _Slots = {row[1]: (row[0], arrays[array_name("optimizer", n)]) for n, row in enumerate(table) if row}
     here = slot_names(optimizer, names)
+    saved = _slots_by_class(columns, parts["optimizer"], weights, here, saved)
     counters = {path: arrays[array_name("optimizer", n)] for n, path in enumerate(paths) if not (table and table[n])}
     for variable in parts["optimizer"]:  # those of a loss scale; rates and starts follow below
         array = counters.get(path_of(variable))
@@ -91,11 +106,13 @@ def carry_over(
     optimizer.saved_state.carry(saved_state, starts)
     of_all = _carry_over_all(parts["optimizer"], weights, here, saved)
     metrics = [path_of(variable) for variable in parts["metrics"]]
-    if metrics == list(document["paths"]["metrics"]):
-        for place, variable in enumerate(parts["metrics"]):
-            variable.assign(arrays[array_name("metrics", place)])
+    values = [arrays[array_name("metrics", place)] for place in range(len(document["paths"]["metrics"]))]
+    # Those of each class are begun anew, as is the epoch.
+    if metrics == list(document["paths"]["metrics"]) and all(map(_fits, parts["metrics"], values)):
+        for variable, value in zip(parts["metrics"], values, strict=True):
+            variable.assign(value)
     set_packed_random_state(document["random"])
-    return [*of_weights, *of_groups, *of_all]
+    return [*of_weights, *of_columns, *of_groups, *of_all]
 
 
 def _fits(variable: Any, array: np.ndarray) -> bool:
@@ -103,11 +120,50 @@ def _fits(variable: Any, array: np.ndarray) -> bool:
     return tuple(variable.shape) == array.shape
 
 
-def _carry_weights(
-    here: Mapping[str, Any], arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], source: str
-) -> list[CarriedPart]:
-    keys = document.get("names") or document["paths"]["model"]  # an older file has no names
-    saved = {key: arrays[array_name("model", place)] for place, key in enumerate(keys)}
+def _by_class(
+    model: Any, columns: Mapping[str, ClassChange], here: Mapping[str, Any], saved: dict[str, np.ndarray]
+) -> tuple[list[CarriedPart], dict[str, np.ndarray]]:
+    """Returns what became of the weights that have a column for each class, and all weights with these rearranged."""
+    activations = dict(zip(output_names(model), output_activations(model), strict=False))
+    parts, kept = [], dict(saved)
+    for name, change in columns.items():
+        array = kept.pop(name, None)
+        if array is None:
+            continue
+        halves = activations.get(change.output) in ("softmax", "linear")
+        moved = rearranged(array, here[name].numpy(), change, halves=halves)
+        if moved is None:
+            parts.append(CarriedPart(name, "fresh", 1, "no class keeps its column"))
+            continue
+        kept[name] = moved
+        new = len({*change.now} - {*change.before})
+        parts.append(CarriedPart(name, "carried", 1, f"by the names of the classes; {counted(new, 'column')} fresh"))
+    return parts, kept
+
+
+def _slots_by_class(
+    columns: Mapping[str, ClassChange],
+    kept: Sequence[Any],
+    weights: Mapping[str, Any],
+    here: Mapping[int, tuple[str, SlotName]],
+    saved: _Slots,
+) -> _Slots:
+    """Returns saved slots with a column for each class as there are now; those that have other axes fit nowhere."""
+    slots = dict(saved)
+    for variable in kept:
+        name = here[id(variable)][1] if id(variable) in here else None
+        if name not in saved or name is None or name.weight not in columns:
+            continue
+        group, array = saved[name]
+        # An average begins at the weights, any other slot at what the rule begins with.
+        fresh = (weights[name.weight] if name.slot == "average" else variable).numpy()
+        moved = rearranged(array, fresh, columns[name.weight]) if array.ndim else array
+        is_whole = tuple(variable.shape) == tuple(weights[name.weight].shape)
+        slots[name] = group, moved if moved is not None and (is_whole or not array.ndim) else np.empty((0, 0))
+    return slots
+
+
+def _carry_weights(here: Mapping[str, Any], saved: Mapping[str, np.ndarray], source: str) -> list[CarriedPart]:
     carried = [key for key, variable in here.items() if key in saved and _fits(variable, saved[key])]
     if not carried:
         raise TrainingError(

@@ -28,6 +28,7 @@ from finetune.training.checkpoints.checkpoint_file import (
     steps_of,
 )
 from finetune.training.checkpoints.checkpoint_writer import CheckpointWriter
+from finetune.training.checkpoints.class_columns import ClassChange
 from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
 from finetune.training.checkpoints.slot_names import read_slot_table
 from finetune.training.fast.steps_per_call import check_calls, skip_steps, steps_done
@@ -130,6 +131,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.report: Callable[[str], None] = lambda sentence: None
         self.carried: list[CarriedPart] | None = None  # what was carried, in a training that goes on changed
         self._changed = False
+        self._classes: Sequence[ClassChange] = ()
         self.in_phases = False  # whether somebody else calls `restore` before each `fit`
         self._seeks = False
         self.path, self._saved, self.damaged = read_newest(self.folder)
@@ -166,15 +168,28 @@ class Checkpoint(keras.callbacks.Callback):
         optimizer = self._saved.document["model"]["optimizer"] if self._saved else None
         return (optimizer or {}).get("phase") or {"number": 1, "epoch": 0, "step": 0}
 
-    def change(self, *, goes_beyond: bool, begins_epoch: bool) -> None:
+    def change(
+        self,
+        *,
+        goes_beyond: bool,
+        begins_epoch: bool,
+        classes: Sequence[ClassChange] = (),
+        forgets_best: bool = False,
+    ) -> list[str]:
         """Lets another training go on from the file: see `carry_over`.
 
         Args:
             goes_beyond: Whether the `fit`, or the phase, that has ended in the file goes on.
             begins_epoch: Whether the batches are others, so that an epoch is begun again.
+            classes: The outputs whose classes are others than before.
+            forgets_best: Whether the best values so far, and the weights of them, no longer count, since they are of
+                other rows.
+
+        Returns:
+            The callbacks whose best value no longer counts.
         """
         assert self._saved is not None
-        self._changed = True
+        self._changed, self._classes, forgotten = True, classes, []
         if goes_beyond:
             self._take_weights_before_average()
             self.position = replace(self.position, ended=False, stopped=False)
@@ -184,7 +199,13 @@ class Checkpoint(keras.callbacks.Callback):
             self._undo_cooldown()
         if begins_epoch:
             self.position = replace(self.position, step=0)
+        if forgets_best:
+            states = self._saved.document["callbacks"]
+            forgotten = [key for key, state in states.items() if {"best", "kept"} & state.keys()]
+            for key in forgotten:
+                del states[key]
         self._now = self.position
+        return forgotten
 
     def _undo_cooldown(self) -> None:
         """Gives the rates back what a time limit has taken off them at its end."""
@@ -354,7 +375,7 @@ class Checkpoint(keras.callbacks.Callback):
         assert self._saved is not None
         state = self._saved.arrays, self._saved.document["model"]
         if self._changed:
-            self.carried = carry_over(model, *state, source=str(self.path))
+            self.carried = carry_over(model, *state, source=str(self.path), classes=self._classes)
         else:
             restore_model(model, *state, source=str(self.path))
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import keras
 
+from finetune import keras_private
 from finetune.errors import quote
+from finetune.kernels.native_kernels import NativeLayers, traced_natively, with_kernels
 from finetune.training.fast.compiled_steps import FastFunction
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.steps_per_call import limit_next_call
@@ -52,8 +54,18 @@ class FastLoop(keras.callbacks.Callback):
     that needs Keras' own loop keeps it. On a dataset that repeats, an epoch has exactly `steps_per_epoch` steps, where
     Keras' own loop makes whole calls. A `fit` after `trainable` was changed without a new `compile` warns.
 
+    With `kernels="native"`, layers that TensorFlow has a single kernel for go through it, in training and where `fit`
+    validates: the same mathematics in less time, but other rounding than that of Keras.
+
+    Args:
+        kernels: `exact` or `native`.
+
     Attributes:
         reason: Why the model keeps Keras' own loop; `None` if it does not.
+        native: How many layers ran a native kernel in training, by the name of their class.
+
+    Raises:
+        TrainingError: `kernels` is neither.
 
     Example:
         >>> import tensorflow as tf
@@ -64,6 +76,14 @@ class FastLoop(keras.callbacks.Callback):
     """
 
     reason: str | None = None
+
+    def __init__(self, kernels: str = "exact"):
+        super().__init__()
+        with_kernels(kernels)  # checks the name
+        self.kernels = kernels
+        self.native: dict[str, int] = {}
+        self._of_keras = NativeLayers()  # those that ran a kernel in Keras' own steps
+        self._evaluates: tuple[Any, Any] | None = None  # the test function, behind what it depends on
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         model: Any = self.model
@@ -80,10 +100,14 @@ class FastLoop(keras.callbacks.Callback):
                     "`compile` is called again; the fast loop trains what is trainable now. Call `model.compile`.",
                     stacklevel=2,
                 )
-            fast = kept if kept is not None and kept.fits(model) else FastFunction(model)
-            fast.calls.steps_per_call = model.steps_per_execution
+            if kept is None or not kept.fits(model, self.kernels):
+                kept = FastFunction(model, kernels=self.kernels)
+            kept.calls.steps_per_call = model.steps_per_execution
             # `__dict__` and not an attribute: Keras would track the function and save its variables with the model.
-            model.train_function = model.__dict__["_finetune_function"] = fast
+            model.train_function = model.__dict__["_finetune_function"] = kept
+        elif self.reason and self.kernels == "native":
+            model.make_train_function(force=True)
+            model.train_function = traced_natively(model.train_function, self._of_keras)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if steps := (self.params or {}).get("steps"):
@@ -93,5 +117,24 @@ class FastLoop(keras.callbacks.Callback):
         model: Any = self.model
         if isinstance(model.train_function, FastFunction):
             self.reason = model.train_function.reason
+            self.native = model.train_function.native.counts(model)
             # A later `fit` without this callback then runs Keras' own loop, as if nothing had been.
             model.train_function = self._before
+        elif self.reason and self.kernels == "native":
+            self.native = self._of_keras.counts(model)
+            model.train_function = self._before
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self.kernels == "native":
+            model: Any = self.model
+            self._test_before = model.test_function
+            key = model, keras_private.compiled_loss(model), model.steps_per_execution
+            if self._evaluates is None or self._evaluates[0] != key:
+                model.make_test_function(force=True)
+                self._evaluates = key, traced_natively(model.test_function, NativeLayers())
+            model.test_function = self._evaluates[1]
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.kernels == "native":
+            model: Any = self.model
+            model.test_function = self._test_before

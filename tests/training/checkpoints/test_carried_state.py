@@ -6,6 +6,7 @@ from finetune import GroupedOptimizer
 from finetune.errors import TrainingError
 from finetune.keras_private import step_counter
 from finetune.training.checkpoints.carried_state import carry_over
+from finetune.training.checkpoints.class_columns import ClassChange
 from finetune.training.checkpoints.model_state import model_state
 from finetune.training.checkpoints.slot_names import slot_names, weight_names
 
@@ -34,9 +35,11 @@ def slots(model):
     return {tuple(names[id(variable)][1]): variable.numpy() for variable in kept}
 
 
-def carried(before, after):
+def carried(before, after, **options):
     arrays, document = model_state(before)
-    return {(part.name, part.state): part for part in carry_over(after, arrays, document, source="a.safetensors")}
+    return {
+        (part.name, part.state): part for part in carry_over(after, arrays, document, source="a.safetensors", **options)
+    }
 
 
 TWO = {"low": ("Adam", ["stem", "body"]), "head": ("Adam", ["head"])}
@@ -106,3 +109,50 @@ def test_a_network_with_none_of_the_weights_is_refused():
     other.optimizer.build(other.trainable_variables)
     with pytest.raises(TrainingError, match=r"No weight of this network is in `a\.safetensors`"):
         carry_over(other, arrays, document, source="a.safetensors")
+
+
+ABC, CABD = ("a", "b", "c"), ("c", "a", "b", "d")
+
+
+@pytest.mark.parametrize(("rule", "slots_of_kernel"), [("Adam", 2), ("Adagrad", 1), ("SGD", 0)])
+def test_each_class_keeps_its_weights_and_slots_and_a_new_one_begins_as_a_fresh_network(rule, slots_of_kernel):
+    groups = {"low": ("Adam", ["stem", "body"]), "head": (rule, ["head"])}
+    before, after = trained(groups, outputs=3, use_ema=True), trained(groups, steps=0, outputs=4, use_ema=True)
+    fresh, fresh_slots = after.get_weights(), slots(after)
+    parts = carried(before, after, classes=[ClassChange("", ABC, CABD)])
+    assert parts["head/kernel", "carried"].why == "by the names of the classes; 1 column fresh"
+    assert not any(state in ("fresh", "dropped") for _, state in parts)
+    former = before.get_weights()
+    for place in (-2, -1):  # kernel and bias
+        np.testing.assert_array_equal(after.get_weights()[place][..., :3], former[place][..., [2, 0, 1]])
+        np.testing.assert_array_equal(after.get_weights()[place][..., 3], fresh[place][..., 3])
+    of_kernel = [name for name in slots(before) if name[0] == "head/kernel" and name[1] != "average"]
+    assert len(of_kernel) == slots_of_kernel
+    for name in of_kernel:
+        np.testing.assert_array_equal(slots(after)[name][:, :3], slots(before)[name][:, [2, 0, 1]])
+        np.testing.assert_array_equal(slots(after)[name][:, 3], fresh_slots[name][:, 3])
+    average = slots(after)["head/kernel", "average"]
+    np.testing.assert_array_equal(average[:, :3], slots(before)["head/kernel", "average"][:, [2, 0, 1]])
+    np.testing.assert_array_equal(average[:, 3], fresh[-2][:, 3])
+    again, document = model_state(before)
+    once = after.get_weights()
+    carry_over(after, again, document, source="a", classes=[ClassChange("", ABC, CABD)])  # a run restores twice
+    np.testing.assert_array_equal(
+        np.concatenate([*map(np.ravel, after.get_weights())]), np.concatenate([*map(np.ravel, once)])
+    )
+
+
+def test_slots_without_a_column_for_each_class_begin_afresh_where_classes_change():
+    groups = {"low": ("Adam", ["stem", "body"]), "head": ("Adafactor", ["head"])}
+    before, after = trained(groups, outputs=3), trained(groups, steps=0, outputs=3)
+    parts = carried(before, after, classes=[ClassChange("", ABC, ("b", "a", "c"))])
+    assert parts["head", "fresh"].why == "`head/kernel` has another shape"
+    assert parts["head/kernel", "carried"].why == "by the names of the classes; 0 columns fresh"
+
+
+def test_no_class_in_common_leaves_the_last_layer_fresh():
+    after = trained(TWO, steps=0, outputs=3)
+    fresh = after.get_weights()[-2]
+    parts = carried(trained(TWO, outputs=3), after, classes=[ClassChange("", ABC, ("x", "y", "z"))])
+    assert parts["head/kernel", "fresh"].why == "no class keeps its column"
+    np.testing.assert_array_equal(after.get_weights()[-2], fresh)

@@ -191,3 +191,56 @@ def test_callbacks_that_exchange_the_weights_between_epochs_give_the_bits_of_ker
         ]
     for expected, received in zip(results["keras"], results["fast"], strict=True):
         np.testing.assert_array_equal(received, expected)
+
+
+def convolutional(**options):
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [keras.Input((6, 6, 2)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3)]
+    )
+    model.compile(GroupedOptimizer([(SGD(0.1), model)]), "mse", **options)
+    return model
+
+
+IMAGES = np.random.default_rng(0).normal(size=(24, 6, 6, 2)).astype("float32"), np.ones((24, 3), "float32")
+
+
+def test_native_kernels_train_and_validate_to_within_rounding_and_repeat_their_own_bits():
+    histories = []
+    for kernels in ("exact", "native", "native"):
+        model, loop = convolutional(), FastLoop(kernels=kernels)
+        fitted = model.fit(*IMAGES, epochs=2, verbose=0, callbacks=[loop], validation_data=IMAGES, batch_size=8)
+        histories.append([value for values in fitted.history.values() for value in values])
+        assert loop.native == ({} if kernels == "exact" else {"BatchNormalization": 1})
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-5)
+    assert histories[1] == histories[2] != histories[0]
+
+
+def test_after_native_kernels_a_model_trains_and_evaluates_with_the_bits_of_keras():
+    models = [convolutional(), convolutional()]
+    for model, kernels in zip(models, ("exact", "native"), strict=True):
+        model.fit(*IMAGES, verbose=0, callbacks=[FastLoop(kernels=kernels)], validation_data=IMAGES)
+    models[1].set_weights(models[0].get_weights())
+    for callbacks in ([], [FastLoop()]):
+        losses = [model.fit(*IMAGES, verbose=0, callbacks=callbacks, shuffle=False).history["loss"] for model in models]
+        assert losses[0] == losses[1]
+    assert models[0].evaluate(*IMAGES, verbose=0) == models[1].evaluate(*IMAGES, verbose=0)
+
+
+def test_a_model_with_a_training_step_of_its_own_runs_native_kernels_in_it():
+    class Own(keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    inputs = keras.Input((6, 6, 2))
+    model = Own(inputs, layers.Dense(3)(layers.Flatten()(layers.BatchNormalization()(inputs))))
+    model.compile(SGD(0.1), "mse")
+    loop = FastLoop(kernels="native")
+    model.fit(*IMAGES, verbose=0, callbacks=[loop])
+    assert (loop.reason, loop.native) == ("`Own` has its own `train_step`", {"BatchNormalization": 1})
+    model.fit(*IMAGES, verbose=0, callbacks=[FastLoop()])
+
+
+def test_kernels_of_another_name_are_refused():
+    with pytest.raises(TrainingError, match="Received `kernels='fast'`"):
+        FastLoop(kernels="fast")

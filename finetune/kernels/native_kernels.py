@@ -1,0 +1,163 @@
+"""A block in which layers compute with TensorFlow's own kernels, and the table of the layers that can.
+
+Keras spells out on TensorFlow what TensorFlow has a single kernel for: BatchNormalization is a dozen operations, each
+of which reads and writes the whole batch. In a block of `native_kernels`, a layer of a class in `KERNELS` runs its
+kernel in place of its `call`, wherever a function is traced that calls the layer. Functions traced before the block
+stay what they are, and those traced in it stay native.
+
+A kernel is a function with the arguments of the layer's `call`, behind the layer itself. It returns the outputs, or
+`None` where it does not apply; then Keras' own `call` runs. No kernel runs:
+
+- in a subclass, whose author may count on what Keras computes;
+- in eager calls, which a fused operation hardly shortens, and in symbolic ones, which compute nothing;
+- under XLA, which fuses by itself, and where variables are spread over several replicas;
+- in another thread than that of the block.
+
+Nothing of a model changes, not even in the block: the classes' `call` is exchanged, and looks for a block each time.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from finetune import keras_private
+from finetune.errors import TrainingError, did_you_mean
+from finetune.kernels.batch_normalization import batch_normalization
+
+Kernel = Callable[..., Any]
+MODES = ("exact", "native")
+
+KERNELS: Mapping[Any, Kernel] = {
+    keras.layers.BatchNormalization: batch_normalization,
+}
+
+
+class NativeLayers:
+    """The layers that ran a kernel in a block.
+
+    Attributes:
+        layers: The layers by their `id`.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, keras.layers.Layer] = {}
+
+    def counts(self, model: keras.layers.Layer) -> dict[str, int]:
+        """Returns how many layers of a model ran a kernel, by the name of their class, in alphabetical order."""
+        inside = keras_private.sublayers(model, include_self=True)
+        names = Counter(type(layer).__name__ for layer in inside if id(layer) in self.layers)
+        return dict(sorted(names.items()))
+
+
+_BLOCKS: ContextVar[tuple[NativeLayers, ...]] = ContextVar("blocks of native kernels in this thread", default=())
+_lock = threading.Lock()
+_open_blocks = 0  # in all threads
+_calls: dict[Any, tuple[Any, Any]] = {}  # of each class: `call` in a block, and what it defines itself, if anything
+
+
+@contextmanager
+def native_kernels() -> Iterator[NativeLayers]:
+    """Lets functions that are traced in the block, by this thread, compute layers with the kernels of `KERNELS`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization()])
+        >>> with native_kernels() as native:
+        ...     outputs = model.predict(tf.ones((2, 4, 4, 3)), verbose=0)
+        >>> native.counts(model)
+        {'BatchNormalization': 1}
+    """
+    native, outside = NativeLayers(), _BLOCKS.get()
+    _count_blocks(1)
+    _BLOCKS.set((*outside, native))
+    try:
+        yield native
+    finally:
+        _BLOCKS.set(outside)
+        _count_blocks(-1)
+
+
+def with_kernels(kernels: str) -> AbstractContextManager[NativeLayers]:
+    """Returns a block in which layers compute in this way: that of `native_kernels`, or one that changes nothing.
+
+    Args:
+        kernels: `exact` or `native`.
+
+    Raises:
+        TrainingError: It is neither.
+    """
+    if kernels not in MODES:
+        raise TrainingError(
+            "Layers compute with `exact` kernels, which are those of Keras, or with `native` kernels of TensorFlow. "
+            f"Received `kernels={kernels!r}`.{did_you_mean(str(kernels), MODES)}"
+        )
+    return native_kernels() if kernels == "native" else nullcontext(NativeLayers())
+
+
+def traced_natively(function: Callable[..., Any], native: NativeLayers) -> Callable[..., Any]:
+    """Returns a function that runs another in a block, as long as it has traced nothing before.
+
+    Args:
+        function: Such as Keras' own train function, which is traced when it is first called.
+        native: Gets the layers that run a kernel.
+    """
+
+    def run(*arguments: Any) -> Any:
+        with native_kernels() as of_call:
+            outputs = function(*arguments)
+        native.layers.update(of_call.layers)
+        return outputs
+
+    return run
+
+
+def _count_blocks(change: int) -> None:
+    """Exchanges the classes' `call` with the first block of all threads, and puts them back after the last."""
+    global _open_blocks
+    with _lock:
+        before, _open_blocks = _open_blocks, _open_blocks + change
+        if before == 0:
+            for kind, kernel in KERNELS.items():
+                if kind not in _calls:
+                    _calls[kind] = _dispatched(kind, kernel), vars(kind).get("call")
+                kind.call = _calls[kind][0]
+        elif _open_blocks == 0:
+            for kind, (_, own) in _calls.items():
+                if own is None:  # it has the `call` of its base
+                    del kind.call
+                else:
+                    kind.call = own
+
+
+def _dispatched(kind: Any, kernel: Kernel) -> Callable[..., Any]:
+    """Returns a `call` for a class of layers that runs the kernel in blocks of this thread, where it applies."""
+    own = kind.call
+
+    @wraps(own)  # Keras asks for its signature
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        blocks = _BLOCKS.get()
+        if blocks and type(self) is kind and _may_run():
+            outputs = kernel(self, *args, **kwargs)
+            if outputs is not None:
+                for block in blocks:
+                    block.layers[id(self)] = self
+                return outputs
+        return own(self, *args, **kwargs)
+
+    return call
+
+
+def _may_run() -> bool:
+    """Whether what is being traced here may hold kernels."""
+    return not (
+        tf.executing_eagerly()
+        or keras_private.is_symbolic()
+        or keras_private.is_compiled_by_xla()
+        or tf.distribute.get_strategy().num_replicas_in_sync > 1
+    )

@@ -1,0 +1,100 @@
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from finetune.commands.shipped_recipes import copy_recipes, shipped_folder, shipped_recipes
+from finetune.errors import FinetuneError
+from finetune.recipe.loader import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def files_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_recipe_says_what_it_shows_and_which_command_fetches_what_it_lacks():
+    every = shipped_recipes()
+    assert [each.name for each in every] == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    assert [each.name for each in every if len(each.shows) < 20 or each.shows.endswith(":")] == []
+    assert [each.name for each in every if each.missing and not each.fetched_by.startswith("python scripts/")] == []
+    digits = next(each for each in every if each.name == "digits")
+    assert (digits.missing, digits.takes) == ((), "20 seconds and 0.8 GB of memory on 2 cores")
+
+
+def test_a_copy_has_all_that_the_recipe_names_where_that_comes_from_and_a_schema(tmp_path):
+    written = copy_recipes(["digits", "recipes/wine.yaml"], tmp_path / "mine")
+    assert written == [tmp_path / "mine" / "digits.yaml", tmp_path / "mine" / "wine.yaml"]
+    assert files_in(tmp_path / "mine") == [
+        "digits.yaml",
+        "recipe.schema.json",
+        "tables/README.md",
+        "tables/wine.csv",
+        "weights/README.md",
+        "weights/mnist_cnn.weights.h5",
+        "wine.yaml",
+    ]
+    for name in ("digits", "wine"):
+        assert load_recipe(tmp_path / "mine" / f"{name}.yaml") == load_recipe(shipped_folder() / f"{name}.yaml")
+
+
+def test_what_a_recipe_extends_is_copied_and_each_begins_with_a_line_that_leads_to_the_schema(tmp_path):
+    copy_recipes(["movie_pairs"], tmp_path)
+    recipes = sorted(tmp_path.rglob("*.yaml"))
+    assert [path.relative_to(tmp_path).as_posix() for path in recipes] == [
+        "movie_pairs.yaml",
+        "movie_sentences.yaml",
+        "parts/minilm.yaml",
+    ]
+    for path in recipes:
+        first = path.read_text().splitlines()[0]
+        schema = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+        assert json.loads(schema.read_text())["title"] == "A recipe of finetune"
+
+
+def test_the_commands_in_a_copy_name_it_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy_recipes(["wine"], Path("tried"))
+    assert "#   finetune run  tried/wine.yaml  " in Path("tried/wine.yaml").read_text()
+    copy_recipes(["wine"], Path())
+    assert "#   finetune run  wine.yaml  " in Path("wine.yaml").read_text()
+
+
+def test_a_changed_file_is_not_overwritten_unless_that_is_asked_for(tmp_path):
+    copy_recipes(["wine"], tmp_path)
+    (tmp_path / "wine.yaml").write_text("mine")
+    with pytest.raises(FinetuneError, match="An existing file is not overwritten"):
+        copy_recipes(["wine"], tmp_path)
+    assert (tmp_path / "wine.yaml").read_text() == "mine"
+    copy_recipes(["wine"], tmp_path, overwrite=True)
+    assert (tmp_path / "wine.yaml").read_text() != "mine"
+
+
+def test_nothing_is_written_where_a_single_file_may_not_be(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "wine.csv").write_text("mine")
+    with pytest.raises(FinetuneError, match=r"wine\.csv` exists"):
+        copy_recipes(["wine"], tmp_path)
+    assert files_in(tmp_path) == ["tables/wine.csv"]
+
+
+def test_an_unknown_name_and_a_file_for_a_folder_are_refused(tmp_path):
+    with pytest.raises(FinetuneError) as error:
+        copy_recipes(["digts"], tmp_path)
+    assert str(error.value) == "No recipe of the package is called `digts`. Did you mean `digits`?"
+    (tmp_path / "file").touch()
+    with pytest.raises(FinetuneError) as error:
+        copy_recipes(["wine"], tmp_path / "file")
+    assert str(error.value) == (
+        f"Recipes are copied into a folder. `--out {tmp_path / 'file'}` is a file. Name a folder."
+    )
+
+
+def test_the_wheel_has_the_recipes_where_an_installed_package_looks_for_them():
+    from finetune.commands import shipped_recipes as module
+
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == ["finetune", "recipes"]
+    assert wheel["sources"] == {"recipes": module._INSTALLED.relative_to(ROOT).as_posix()}

@@ -1,0 +1,121 @@
+"""How a kernel is held to its mathematics: against the same layer in float64, no worse than Keras by more than twice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from finetune.kernels.native_kernels import with_kernels
+
+EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+class Computed:
+    """Outputs, gradients and changed weights of a layer, by name, in float64, and whether a kernel ran."""
+
+    def __init__(self, values: dict[str, np.ndarray], dtypes: dict[str, str], native: bool):
+        self.values, self.dtypes, self.native = values, dtypes, native
+
+
+def computed(
+    make: Callable[[], Any],
+    inputs: Any,
+    kernels: Any,
+    *,
+    policy: str,
+    training: bool | None = True,
+    seed: int = 0,
+    draws: int = 8,
+    jit_compile: bool = False,
+    shape: Any = None,
+    prepare: Callable[[Any], None] = lambda layer: None,
+    **more: Any,
+) -> Computed:
+    """Runs a layer with weights and output gradients drawn from `seed`, equal for all ways to compute it, several times."""
+    reference = policy == "float64"
+    rng = np.random.default_rng(seed)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        layer = make()
+    finally:
+        keras.config.set_dtype_policy(before)
+    compute = "float64" if reference else layer.compute_dtype
+    arrays = [np.asarray(x).astype(compute) if np.asarray(x).dtype.kind in "fV" else np.asarray(x) for x in inputs]
+    layer.build(*[x.shape for x in arrays]) if len(arrays) == 1 else layer(*arrays)
+    weights = [
+        rng.uniform(0.5, 1.5, w.shape) if "var" in w.path or "gamma" in w.path else rng.normal(size=w.shape)
+        for w in layer.weights
+    ]
+    prepare(layer)
+    specs = [tf.TensorSpec(x.shape if shape is None else shape, x.dtype) for x in arrays]
+
+    @tf.function(jit_compile=jit_compile, autograph=False, input_signature=[*specs, tf.TensorSpec(None, tf.float64)])
+    def run(*arguments: Any) -> Any:
+        *x, dy = arguments
+        floats = [each for each in x if each.dtype.is_floating]
+        trained = [weight.value for weight in layer.trainable_weights]
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            y = layer(*x, training=training, **more)
+            product = tf.reduce_sum(tf.cast(y, tf.float64) * dy)
+        return y, tape.gradient(product, [*floats, *trained], unconnected_gradients="zero")
+
+    # Rounded to what the layer computes in, so that nobody is blamed for it.
+    output_shape = layer.compute_output_shape(*[x.shape for x in arrays]) if len(arrays) == 1 else arrays[0].shape
+    values: dict[str, list[np.ndarray]] = {}
+    dtypes: dict[str, str] = {}
+    with with_kernels(kernels) as native:
+        for _ in range(draws):
+            for weight, value in zip(layer.weights, weights, strict=True):
+                weight.assign(value.astype("float32"))
+            dy = np.asarray(rng.normal(size=output_shape)).astype(ml_dtypes.bfloat16).astype("float64")
+            y, gradients = run(*arrays, dy)
+            results = {"outputs": y, **{f"gradient {n}": gradient for n, gradient in enumerate(gradients)}}
+            results |= {weight.path.split("/")[-1]: weight.value for weight in layer.non_trainable_weights}
+            for name, value in results.items():
+                tensor = tf.convert_to_tensor(value)
+                dtypes[name] = tensor.dtype.name
+                values.setdefault(name, []).append(np.asarray(tf.cast(tensor, tf.float64)))
+    return Computed({name: np.stack(each) for name, each in values.items()}, dtypes, bool(native.counts(layer)))
+
+
+@pytest.fixture
+def held_to_float64():
+    """Checks that a layer goes through a kernel, whose errors against float64 are at most twice those of Keras."""
+
+    def check(make: Callable[[], Any], *inputs: Any, policy: str = "float32", **options: Any) -> None:
+        # What both compute from: rounded to the type in which the layer computes.
+        compute = keras.DTypePolicy(policy).compute_dtype
+        rounded = [
+            np.asarray(x).astype(compute).astype("float64") if np.asarray(x).dtype.kind == "f" else x for x in inputs
+        ]
+        exact = computed(make, rounded, "exact", policy=policy, **options)
+        native = computed(make, rounded, "native", policy=policy, **options)
+        truth = computed(make, rounded, "exact", policy="float64", **options)
+        assert (native.native, exact.native) == (True, False)
+        assert native.dtypes == exact.dtypes
+        for name, value in truth.values.items():
+            size = np.sqrt(np.mean(value**2)) or 1.0
+            of_keras, of_ours = (np.sqrt(np.mean((got.values[name] - value) ** 2)) / size for got in (exact, native))
+            assert np.isfinite(of_ours) or not np.isfinite(of_keras), name
+            assert not of_ours > 2 * of_keras + EPSILON[native.dtypes[name]], (name, of_ours, of_keras)
+
+    return check
+
+
+@pytest.fixture
+def left_to_keras():
+    """Checks that a layer does not go through a kernel, and has the bits of Keras."""
+
+    def check(make: Callable[[], Any], *inputs: Any, policy: str = "float32", **options: Any) -> None:
+        exact, native = (computed(make, inputs, kernels, policy=policy, **options) for kernels in ("exact", "native"))
+        assert not native.native
+        for name, value in exact.values.items():
+            np.testing.assert_array_equal(native.values[name], value, err_msg=name)
+
+    return check
