@@ -20,7 +20,7 @@ _threads: dict[Path, Thread] = {}
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenCheckpoint:
     """What came of writing a checkpoint.
 
     Attributes:
@@ -44,7 +44,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep, self.in_background = folder, keep, IN_BACKGROUND
-        self._result: Written | BaseException | None = None
+        self._result: WrittenCheckpoint | BaseException | None = None
         self.wait()
 
     @property
@@ -73,7 +73,7 @@ class CheckpointWriter:
         if thread := _threads.pop(self.folder.absolute(), None):
             thread.join()
 
-    def result(self) -> Written | None:
+    def result(self) -> WrittenCheckpoint | None:
         """Returns what came of the latest checkpoint, once; `None` while it is written or where there is none.
 
         Raises:
@@ -97,4 +97,4 @@ class CheckpointWriter:
         except BaseException as failure:  # raised where the result is asked for, in the thread that trains
             self._result = failure
             return
-        self._result = Written(path, error, time.monotonic() - begun)
+        self._result = WrittenCheckpoint(path, error, time.monotonic() - begun)
