@@ -38,7 +38,7 @@ def check(
     overwrite: bool = False,
     resume: bool = False,
     shows_graphs: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Reads a recipe and checks whatever shows without TensorFlow; every command that builds a model begins with it.
 
     These are its spelling and its rules, whether the files that it names are there, whether Keras has its loss and
@@ -54,6 +54,9 @@ def check(
         resume: Whether `out` may be a folder with a run that goes on.
         shows_graphs: Whether the caller goes on and asks for consent itself, with what the graph of a SavedModel has in
             it; TensorFlow is needed for that.
+
+    Returns:
+        Sentences on what is decided only when the model is there.
 
     Raises:
         RecipeError: The recipe breaks a rule. All problems of a kind are in one message.
@@ -79,6 +82,11 @@ def check(
         from finetune.results.run_folder import check_run_folder
 
         check_run_folder(out, overwrite=overwrite, resume=resume)
+    measured = (
+        "`train.batch_size: auto` makes a few steps of several sizes before training, and takes the largest power of "
+        "two that fits into memory, up to 1,024 rows and an eighth of the training rows"
+    )
+    return (measured,) if loaded.train.batch_size == "auto" else ()
 
 
 def check_deep(
@@ -119,6 +127,8 @@ def check_deep(
         layout = build_layout(loaded)
         prepared = time.perf_counter() - begun
         console.print(f"data: {summary(layout.examples)}", markup=False)
+        if loaded.train.batch_size == "auto":
+            console.print(layout.chosen[-1], markup=False, highlight=False)
         with console.status("training on a few rows"):
             training = layout.model, layout.groups, layout.phases, layout.examples, fit_options(layout)
             rehearsal = rehearse(*training, finish=draw_curves)

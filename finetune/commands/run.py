@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune.build.data import build_rows, precision
+from finetune.build.data import batch_rows, build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.changed_run import (
     advice_on_split,
@@ -204,8 +204,8 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         return _Begun(loaded, dump_recipe(loaded, absolute_paths=True), asked.recalibrate, None)
     clock.seconds = dict(former.document["seconds"])
     place = former.checkpoint.position
-    for path in former.checkpoint.damaged:
-        asked.say(f"warning: `{path}` is damaged, so the checkpoint before it is taken")
+    for path, why in former.checkpoint.damaged.items():
+        asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
     where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
     return _Begun(former.recipe, former.written, former.document["recalibrate"], former)
@@ -233,7 +233,7 @@ def _evaluate_before(asked: _Asked, begun: _Begun, layout: Layout, clock: StageC
         unreadable_rows_named(layout.examples),
         explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
     ):
-        trained, every_row = layout.length.steps * settings.batch_size, len(layout.examples.test)
+        trained, every_row = layout.length.steps * batch_rows(layout.recipe), len(layout.examples.test)
         rows = rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
         is_known = former is not None and not has_other_targets(former.changes)
         metrics = former.document["metrics_before"] if former and is_known else _evaluate(layout, rows)
@@ -434,6 +434,7 @@ def _finish(
         asked.say(f"model.keras: {sentence}")
     return RunResult(
         folder=folder,
+        batch_size=batch_rows(layout.recipe),
         metrics=metrics,
         metrics_before=before.metrics,
         rows_before=before.rows,

@@ -69,7 +69,8 @@ class Train(Part):
             `keep` then go by these evaluations, too.
         time_limit_seconds: The training ends after so many seconds, > 0; in the last tenth the rates fall to 0.
         reduce_on_plateau: Lowers the rates of a run without phases, as in a phase.
-        batch_size: Rows in a batch, >= 1.
+        batch_size: Rows in a batch, >= 1. `auto` takes the largest power of two up to 1,024 with at least 8 steps in
+            an epoch of which steps fit into memory, and writes the number into the recipe of the run folder.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
             groups then give only their ratios.
         always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
@@ -121,7 +122,7 @@ class Train(Part):
     evaluate_every_steps: Count | None = None
     time_limit_seconds: Positive | None = None
     reduce_on_plateau: PlateauSpec | None = None
-    batch_size: Count = 32
+    batch_size: Annotated[Count | Literal["auto"], BeforeValidator(_check_count_or_auto)] = 32
     learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
     always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
     loss: Loss = AUTO
