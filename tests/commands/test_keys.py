@@ -4,7 +4,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from finetune.commands.keys import show_keys
+from finetune.commands.keys import keys_as_data, show_keys
 
 
 def shown(capsys, name, as_markdown=False):
@@ -32,3 +32,10 @@ def test_the_command_does_not_load_tensorflow():
     code = "import sys; from finetune.cli import app; app(['keys', 'train'], standalone_mode=False); print('tensorflow' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
+
+
+def test_keys_as_data_are_those_that_are_shown(capsys):
+    [block] = keys_as_data("data.split")
+    assert block["path"] == "data.split"
+    assert [key["name"] for key in block["keys"]] == ["test", "validation", "by", "column"]
+    assert all(key["meaning"].split()[0] in shown(capsys, "data.split") for key in block["keys"])
