@@ -13,8 +13,8 @@ def shown(capsys, name, as_markdown=False):
 
 
 def test_the_keys_of_a_part_are_printed_with_values_defaults_and_meanings(capsys):
-    line = next(line for line in shown(capsys, "train").splitlines() if line.strip().startswith("batch_size"))
-    assert line.split()[:6] == ["batch_size", "whole", "number", ">=", "1", "32"]
+    line = next(line for line in shown(capsys, "train").splitlines() if line.strip().startswith("cache_passes"))
+    assert line.split()[:6] == ["cache_passes", "whole", "number", ">=", "1", "1"]
 
 
 def test_without_a_name_the_first_keys_and_all_parts_are_listed(capsys):
