@@ -204,8 +204,8 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         return _Begun(loaded, dump_recipe(loaded, absolute_paths=True), asked.recalibrate, None)
     clock.seconds = dict(former.document["seconds"])
     place = former.checkpoint.position
-    for path in former.checkpoint.damaged:
-        asked.say(f"warning: `{path}` is damaged, so the checkpoint before it is taken")
+    for path, why in former.checkpoint.damaged.items():
+        asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
     where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
     return _Begun(former.recipe, former.written, former.document["recalibrate"], former)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class Checkpoint(keras.callbacks.Callback):
     Attributes:
         position: Where the training goes on.
         path: The newest file that is whole; `None` where there is none.
-        damaged: Newer files, which are not.
+        damaged: Newer files, which are not, with what is wrong with each.
 
     Raises:
         TrainingError: In `fit`: the file is of another model, optimizer or groups; or Keras' own loop makes calls of
@@ -219,10 +220,11 @@ class Checkpoint(keras.callbacks.Callback):
         assert self._saved is not None
         names = [row and row[1].slot for row in read_slot_table(self._saved.document["model"])]
         for path in checkpoint_files(self.folder)[1:] if "average" in names and self.position.ended else ():
-            saved = read_checkpoint(path) if steps_of(path) == self.steps else None
-            if saved is not None:
-                self.path, self._saved = path, saved
-                self.position = Position(**saved.document["position"])
+            if steps_of(path) != self.steps:
+                continue
+            with suppress(ValueError):  # it is damaged
+                self._saved, self.path = read_checkpoint(path), path
+                self.position = Position(**self._saved.document["position"])
                 return
 
     def batches(self, x: Any, y: Any, *, batch_size: int, **options: Any) -> tf.data.Dataset:
@@ -370,7 +372,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _restore_callbacks(self) -> None:
         assert self._saved is not None
-        restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays)
+        restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays, source=str(self.path))
 
     def _arrive(self) -> None:
         """Gives Keras' `History`, which begins after this callback does, the epochs of the process before."""

@@ -232,7 +232,7 @@ def test_a_damaged_file_is_passed_over(straight, tmp_path):
     newest, before = checkpoint_files(tmp_path)
     newest.write_bytes(newest.read_bytes()[:1000])
     checkpoint = Checkpoint(tmp_path)
-    assert (checkpoint.path, checkpoint.damaged) == (before, [newest])
+    assert (checkpoint.path, checkpoint.damaged) == (before, {newest: "its content is not what was written"})
     assert everything(fit(tmp_path, every_steps=1)[0]) == straight
 
 
