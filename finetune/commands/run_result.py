@@ -23,6 +23,7 @@ class RunResult:
 
     Attributes:
         folder: The run folder.
+        batch_size: Rows in a batch.
         metrics: Loss and metrics on the test examples after training, by name.
         metrics_before: The same before training; empty without `train.evaluate_before`.
         rows_before: How many test rows these are of; `None` where all.
@@ -50,6 +51,7 @@ class RunResult:
     """
 
     folder: Path
+    batch_size: int
     metrics: dict[str, float]
     metrics_before: dict[str, float]
     rows_before: int | None
@@ -75,6 +77,7 @@ class RunResult:
 def write_result(result: RunResult) -> None:
     """Writes `result.json`: all but the model, and the folder, which may be moved."""
     names = ("metrics", "metrics_before", "metrics_of_mean", "classes", "frozen_unchanged", "frozen_tensors", "seconds")
+    names += ("batch_size",)
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}
