@@ -1,5 +1,7 @@
 """The commands that show what a recipe says and would do, and those that write one."""
 
+import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -106,6 +108,58 @@ def keys(
     from finetune.commands.keys import show_keys
 
     show_keys(name, as_markdown=markdown, console=make_console())
+
+
+@app.command(
+    epilog=examples(
+        "finetune new --data photos/",
+        "finetune new --data photos/ --model MobileNetV2 --out recipes/photos.yaml",
+        "finetune new --data houses.csv --target price --task number",
+        "finetune new --data reviews.tsv --model presets/bert_tiny",
+    )
+)
+def new(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of classes (images or WAV files), a table, a .npz file, or .tfrecord files.",
+            show_default="it is asked for",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The column to predict.", show_default="by names and values")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the target is: classes, labels or number.", show_default="by its values")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`small`, a network of keras.applications, a file, a folder, or `package.module:function`.",
+            show_default="asked for, or small",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of a network of keras.applications: imagenet, none or a file.", show_default="imagenet"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Look at data, and write a commented recipe for them that runs as it is; on a terminal, ask what is not clear."""
+    from finetune.commands.new import Wishes, new_recipe
+
+    ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
+    for line in new_recipe(out, Wishes(data, task, model, weights, target), ask=ask, overwrite=overwrite):
+        print(printable(line))
+
+
+def _ask(question: str, answers: Sequence[str], default: str) -> str:
+    """Asks on the terminal; answers that are not among those offered are asked for again."""
+    import click
+
+    kind = click.Choice(list(answers)) if answers else None
+    return typer.prompt(question, default=default or None, type=kind)
 
 
 @app.command(epilog=examples("finetune schema > recipe.schema.json", "finetune schema --out recipe.schema.json"))

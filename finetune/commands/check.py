@@ -71,9 +71,11 @@ def check(
     from finetune.recipe.keras_names import unknown_names
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.named_files import missing_files
+    from finetune.recipe.tracker_names import tracker_problems
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
+    problems += tracker_problems(loaded)
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:

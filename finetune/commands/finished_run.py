@@ -25,6 +25,7 @@ FREE = (
             "log_every_steps",
             "evaluate_before",
             "extend",
+            "trackers",
         )
     ),
 )
@@ -100,7 +101,7 @@ def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -
     if before is None:  # of an older version, which could not go on changed
         return []
     changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
-    return [change for change in changes if change.key not in FREE]
+    return [change for change in changes if not any(f"{change.key}.".startswith(f"{key}.") for key in FREE)]
 
 
 def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bool:

@@ -10,6 +10,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
@@ -62,6 +63,7 @@ from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need
 from finetune.training.time_limit import TimeLimit
+from finetune.training.trackers import Trackers
 from finetune.training.try_examples import explained
 
 
@@ -175,7 +177,8 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
-        trained = _train(asked, layout, folder, before, weights, checkpoint, on_groups, clock)
+        trackers = _trackers(asked, layout, folder, held)
+        trained = _train(asked, layout, folder, before, weights, checkpoint, trackers, on_groups, clock)
         if begun.recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -184,9 +187,14 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
-    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
-    before.proof.check()
+    changed = before.proof.failure()
+    if trackers:
+        trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
+    log.close(changed)  # before its hash is taken
+    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    if changed:
+        raise changed
     return result
 
 
@@ -335,6 +343,16 @@ def _checkpoint(begun: _Begun, layout: Layout, folder: Path, before: _Before, cl
     return checkpoint
 
 
+def _trackers(asked: _Asked, layout: Layout, folder: Path, held: ExitStack) -> Trackers | None:
+    """Begins or goes on with the run at the services that the recipe names; they are told how it ends."""
+    named = layout.recipe.train.trackers
+    if not named:
+        return None
+    config = yaml.safe_load(dump_recipe(layout.recipe, absolute_paths=True))
+    projects, with_report = {each.name: each.project for each in named}, [each.name for each in named if each.report]
+    return held.enter_context(Trackers(projects, folder, config, with_report=with_report, report=asked.say))
+
+
 def _train(
     asked: _Asked,
     layout: Layout,
@@ -342,6 +360,7 @@ def _train(
     before: _Before,
     weights: LastWeights,
     checkpoint: Checkpoint,
+    trackers: Trackers | None,
     on_groups: list[str],
     clock: StageClock,
 ) -> _Trained:
@@ -368,6 +387,7 @@ def _train(
             advice=on_groups,
             keepers=[keeper for keeper in (keep_best, collect) if keeper],
             time_limit=time_limit,
+            trackers=trackers,
         )
     averaged = None
     if keep_best and (kept_best := keep_best.restore(layout.model)):

@@ -105,3 +105,17 @@ def test_schema_and_fill_write_files_and_name_what_comes_next(finetune, refused,
     assert (done.stdout, done.stderr) == ("written: deep/filled.yaml\n", "")
     assert finetune("check", "deep/filled.yaml").returncode == 0
     assert "`--json` prints the list of all recipes" in refused("recipes", "wine", "--json")
+
+
+def test_new_asks_nobody_where_there_is_no_terminal_and_writes_a_recipe_that_check_accepts(
+    finetune, refused, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = "\n".join(f"{number},{number / 7},{'ab'[number % 2]}" for number in range(40))
+    Path("rows.csv").write_text(f"id,size,kind\n{rows}\n")
+    done = finetune("new", "--data", "rows.csv", "--out", "mine.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "predicted: `kind`, a class, from all other columns, without `id`\n" in done.stdout
+    assert done.stdout.endswith("train it\n")
+    assert finetune("check", "mine.yaml").returncode == 0
+    assert "Did you mean `rows.csv`?" in refused("new", "--data", "row.csv", "--out", "other.yaml")
