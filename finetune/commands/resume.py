@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.changed_run import OTHER_ROWS, check_changes, with_extension
-from finetune.commands.finished_run import changes_since, finished
+from finetune.commands.finished_run import as_begun, changes_since, finished
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import dump_recipe, load_recipe
@@ -72,6 +72,7 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
     document = checkpoint.document
     if "recipe" not in document:
         raise FinetuneError(f"`{checkpoint.path}` was not written by a run. Go on with the program that wrote it.")
+    given = as_begun(given, document)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
     if finished_before and not changes:
         raise FinetuneError(finished(folder))
