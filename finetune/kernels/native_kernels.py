@@ -30,12 +30,16 @@ import tensorflow as tf
 from finetune import keras_private
 from finetune.errors import TrainingError, did_you_mean
 from finetune.kernels.batch_normalization import batch_normalization
+from finetune.kernels.pointwise_convolution import pointwise_convolution
 
 Kernel = Callable[..., Any]
 MODES = ("exact", "native")
 
 KERNELS: Mapping[Any, Kernel] = {
     keras.layers.BatchNormalization: batch_normalization,
+    keras.layers.Conv1D: pointwise_convolution,
+    keras.layers.Conv2D: pointwise_convolution,
+    keras.layers.Conv3D: pointwise_convolution,
 }
 
 

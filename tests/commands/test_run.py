@@ -85,6 +85,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
         "frozen_unchanged",
         "frozen_tensors",
         "seconds",
+        "kernels",
     }
     assert stored["metrics"] == result.metrics
     assert stored["metrics_before"] == result.metrics_before

@@ -84,4 +84,4 @@ def test_the_evaluation_before_training_is_on_or_off_or_automatic():
 
 def test_kernels_are_native_unless_exact_ones_are_asked_for():
     assert (train().kernels, train(kernels="exact").kernels) == ("native", "exact")
-    assert predicate(kernels="fast") == "must be `exact` or `native`. Received: `fast`"
+    assert predicate(kernels="fast") == 'is not a known value. Received: `"fast"`. Choose from `exact`, `native`.'
