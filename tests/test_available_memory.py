@@ -2,7 +2,9 @@
 
 import os
 
-from finetune.available_memory import available_memory
+import numpy as np
+
+from finetune.available_memory import available_memory, peak_memory, used_memory
 
 
 def test_available_memory_is_what_this_machine_has_at_most():
@@ -19,3 +21,10 @@ def test_available_memory_is_the_least_of_what_the_system_and_the_container_leav
         assert available_memory(meminfo, tmp_path) == expected
     pages = available_memory(tmp_path / "none", tmp_path / "none")
     assert 0 < pages <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_peak_of_memory_grows_with_what_is_used():
+    before = peak_memory()
+    used = np.ones(max(before, 2**28), np.uint8)
+    assert peak_memory() >= used_memory()
+    assert peak_memory() >= before + used.nbytes / 2

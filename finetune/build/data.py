@@ -160,18 +160,24 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     return make_examples(train, examples.test, validation, **about)
 
 
+def batch_rows(recipe: Recipe) -> int:
+    """Returns the rows in a batch, of a recipe in which `auto` has become a number."""
+    assert recipe.train.batch_size != "auto"
+    return recipe.train.batch_size
+
+
 def steps_per_epoch(recipe: Recipe, examples: Examples) -> int:
     """Returns the number of batches in an epoch, as Keras counts them: the last batch may be smaller."""
-    return ceil(len(examples.train) / recipe.train.batch_size)
+    return ceil(len(examples.train) / batch_rows(recipe))
 
 
 def build_batches(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes shuffled full batches of the training rows, for measurements."""
-    options: Any = {"batch_size": recipe.train.batch_size, "seed": recipe.seed}
+    options: Any = {"batch_size": batch_rows(recipe), "seed": recipe.seed}
     options |= {"sample_weight": examples.weights_train, "augmentation": examples.augmentation}
     return measurement_batches(examples.x_train, examples.y_train, **options)
 
 
 def build_rows(recipe: Recipe, examples: Examples) -> tf.data.Dataset:
     """Makes batches of all training rows, in their order."""
-    return examples.train.batches(recipe.train.batch_size)
+    return examples.train.batches(batch_rows(recipe))

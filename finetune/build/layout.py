@@ -39,6 +39,7 @@ from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
+from finetune.training.batch_size import FIRST, measure_batch_size
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.input_checks import input_problems
@@ -109,8 +110,19 @@ def build_layout(recipe: Recipe) -> Layout:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
     recipe, model, examples, chosen = build_model_and_examples(recipe)
-    tree = layer_tree(model)
-    return _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), chosen)
+    tree, measures = layer_tree(model), recipe.train.batch_size == "auto"
+    if measures:  # at the smallest size, so that the whole model is there for the measurement
+        recipe = with_values(recipe, {("train", "batch_size"): FIRST})
+    layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), chosen)
+    return _with_largest_batch(layout) if measures else layout
+
+
+def _with_largest_batch(layout: Layout) -> Layout:
+    """Derives the layout with the largest batches that fit into memory, as `with_peaks` derives one; see there."""
+    size = measure_batch_size(layout.model, layout.examples)
+    recipe = with_values(layout.recipe, {("train", "batch_size"): size.rows})
+    chosen = (*layout.chosen, size.sentence(len(layout.examples.train)))
+    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, chosen)
 
 
 def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:

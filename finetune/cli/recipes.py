@@ -33,7 +33,7 @@ def check(
     from finetune.commands.check import check as check_recipe
     from finetune.commands.check import check_deep
 
-    check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
+    notes = check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
     if deep:
         start_command()
         problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=make_console()).problems
@@ -41,6 +41,8 @@ def check(
             print(printable_lines(f"problem: {problem}."))
         if problems:
             raise typer.Exit(2)
+    for note in notes if not deep else ():
+        print(printable(f"note: {note}."))
     print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
 
 

@@ -38,7 +38,7 @@ def check(
     overwrite: bool = False,
     resume: bool = False,
     shows_graphs: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Reads a recipe and checks whatever shows without TensorFlow; every command that builds a model begins with it.
 
     These are its spelling and its rules, whether the files that it names are there, whether Keras has its loss and
@@ -55,6 +55,9 @@ def check(
         shows_graphs: Whether the caller goes on and asks for consent itself, with what the graph of a SavedModel has in
             it; TensorFlow is needed for that.
 
+    Returns:
+        Sentences on what is decided only when the model is there.
+
     Raises:
         RecipeError: The recipe breaks a rule. All problems of a kind are in one message.
         FinetuneError: A run cannot be written to `out`.
@@ -68,9 +71,11 @@ def check(
     from finetune.recipe.keras_names import unknown_names
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.named_files import missing_files
+    from finetune.recipe.tracker_names import tracker_problems
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
+    problems += tracker_problems(loaded)
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:
@@ -79,6 +84,11 @@ def check(
         from finetune.results.run_folder import check_run_folder
 
         check_run_folder(out, overwrite=overwrite, resume=resume)
+    measured = (
+        "`train.batch_size: auto` makes a few steps of several sizes before training, and takes the largest power of "
+        "two that fits into memory, up to 1,024 rows and an eighth of the training rows"
+    )
+    return (measured,) if loaded.train.batch_size == "auto" else ()
 
 
 def check_deep(
@@ -119,6 +129,8 @@ def check_deep(
         layout = build_layout(loaded)
         prepared = time.perf_counter() - begun
         console.print(f"data: {summary(layout.examples)}", markup=False)
+        if loaded.train.batch_size == "auto":
+            console.print(layout.chosen[-1], markup=False, highlight=False)
         with console.status("training on a few rows"):
             training = layout.model, layout.groups, layout.phases, layout.examples, fit_options(layout)
             rehearsal = rehearse(*training, finish=draw_curves)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.commands.changed_run import OTHER_ROWS, check_changes, with_extension
-from finetune.commands.finished_run import as_begun, changes_since, finished
+from finetune.commands.finished_run import as_begun, changes_since, check_noted, finished, none_is_whole
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
-from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.loader import dump_recipe, load_recipe, with_values
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
@@ -66,12 +68,13 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         return None
     checkpoint = Checkpoint(folder / "checkpoints")
     if not checkpoint.goes_on:
+        if checkpoint.damaged:
+            raise FinetuneError(none_is_whole(folder, checkpoint.damaged))
         if finished_before:
             raise FinetuneError(finished(folder))
         return None
     document = checkpoint.document
-    if "recipe" not in document:
-        raise FinetuneError(f"`{checkpoint.path}` was not written by a run. Go on with the program that wrote it.")
+    check_noted(document, checkpoint.path)
     given = as_begun(given, document)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
     if finished_before and not changes:
@@ -83,6 +86,9 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
     check_changes(folder, changes, given, document)
     recipe = with_extension(given, document, steps=checkpoint.steps)
     written = dump_recipe(recipe, absolute_paths=True)
+    if recipe.train.batch_size == "auto" and not any(change.key == "train.batch_size" for change in changes):
+        measured = yaml.safe_load(document["resolved"])["train"]["batch_size"]
+        recipe = with_values(recipe, {("train", "batch_size"): measured})
     return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before)
 
 

@@ -10,9 +10,10 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
-from finetune.build.data import build_rows, precision
+from finetune.build.data import batch_rows, build_rows, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.changed_run import (
     advice_on_split,
@@ -63,6 +64,7 @@ from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need
 from finetune.training.time_limit import TimeLimit
+from finetune.training.trackers import Trackers
 from finetune.training.try_examples import explained
 
 
@@ -176,7 +178,8 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
-        trained = _train(asked, layout, folder, before, weights, checkpoint, on_groups, clock)
+        trackers = _trackers(asked, layout, folder, held)
+        trained = _train(asked, layout, folder, before, weights, checkpoint, trackers, on_groups, clock)
         if begun.recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -186,9 +189,14 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
-    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
-    before.proof.check()
+    changed = before.proof.failure()
+    if trackers:
+        trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
+    log.close(changed)  # before its hash is taken
+    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    if changed:
+        raise changed
     return result
 
 
@@ -206,8 +214,8 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         return _Begun(loaded, dump_recipe(loaded, absolute_paths=True), asked.recalibrate, None)
     clock.seconds = dict(former.document["seconds"])
     place = former.checkpoint.position
-    for path in former.checkpoint.damaged:
-        asked.say(f"warning: `{path}` is damaged, so the checkpoint before it is taken")
+    for path, why in former.checkpoint.damaged.items():
+        asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
     where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
     return _Begun(former.recipe, former.written, former.document["recalibrate"], former)
@@ -235,7 +243,7 @@ def _evaluate_before(asked: _Asked, begun: _Begun, layout: Layout, clock: StageC
         unreadable_rows_named(layout.examples),
         explained(DataError, "The model must be able to evaluate the test examples.", SEE_WHERE),
     ):
-        trained, every_row = layout.length.steps * settings.batch_size, len(layout.examples.test)
+        trained, every_row = layout.length.steps * batch_rows(layout.recipe), len(layout.examples.test)
         rows = rows_before(layout.examples.test, settings.evaluate_before, trained=trained, batch_size=EVALUATED_ROWS)
         is_known = former is not None and not has_other_targets(former.changes)
         metrics = former.document["metrics_before"] if former and is_known else _evaluate(layout, rows)
@@ -337,6 +345,16 @@ def _checkpoint(begun: _Begun, layout: Layout, folder: Path, before: _Before, cl
     return checkpoint
 
 
+def _trackers(asked: _Asked, layout: Layout, folder: Path, held: ExitStack) -> Trackers | None:
+    """Begins or goes on with the run at the services that the recipe names; they are told how it ends."""
+    named = layout.recipe.train.trackers
+    if not named:
+        return None
+    config = yaml.safe_load(dump_recipe(layout.recipe, absolute_paths=True))
+    projects, with_report = {each.name: each.project for each in named}, [each.name for each in named if each.report]
+    return held.enter_context(Trackers(projects, folder, config, with_report=with_report, report=asked.say))
+
+
 def _train(
     asked: _Asked,
     layout: Layout,
@@ -344,6 +362,7 @@ def _train(
     before: _Before,
     weights: LastWeights,
     checkpoint: Checkpoint,
+    trackers: Trackers | None,
     on_groups: list[str],
     clock: StageClock,
 ) -> _Trained:
@@ -370,6 +389,7 @@ def _train(
             advice=on_groups,
             keepers=[keeper for keeper in (keep_best, collect) if keeper],
             time_limit=time_limit,
+            trackers=trackers,
         )
     averaged = None
     if keep_best and (kept_best := keep_best.restore(layout.model)):
@@ -437,6 +457,7 @@ def _finish(
         asked.say(f"model.keras: {sentence}")
     return RunResult(
         folder=folder,
+        batch_size=batch_rows(layout.recipe),
         metrics=metrics,
         metrics_before=before.metrics,
         rows_before=before.rows,
@@ -446,7 +467,7 @@ def _finish(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         left_out=left_out,
-        native=native.counts(model) if layout.recipe.train.kernels == "native" else None,
+        native=native.to_json(model) if layout.recipe.train.kernels == "native" else None,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=trained.skipped_steps,

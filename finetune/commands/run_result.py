@@ -23,6 +23,7 @@ class RunResult:
 
     Attributes:
         folder: The run folder.
+        batch_size: Rows in a batch.
         metrics: Loss and metrics on the test examples after training, by name.
         metrics_before: The same before training; empty without `train.evaluate_before`.
         rows_before: How many test rows these are of; `None` where all.
@@ -33,7 +34,8 @@ class RunResult:
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         left_out: What of the loss and the metrics plain Keras does not have, and so `model.keras` either, as sentences.
-        native: How many layers ran a native kernel, by the name of their class; `None` with `train.kernels: exact`.
+        native: How many layers ran a native kernel, by the name of their class (`layers`), and which `functions` of
+            Keras did; `None` with `train.kernels: exact`.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
@@ -51,6 +53,7 @@ class RunResult:
     """
 
     folder: Path
+    batch_size: int
     metrics: dict[str, float]
     metrics_before: dict[str, float]
     rows_before: int | None
@@ -60,7 +63,7 @@ class RunResult:
     frozen_tensors: int
     not_opened: str
     left_out: tuple[str, ...]
-    native: dict[str, int] | None
+    native: dict[str, Any] | None
     keras_loop: str
     warnings: tuple[str, ...]
     skipped_steps: int | None
@@ -77,6 +80,7 @@ class RunResult:
 def write_result(result: RunResult) -> None:
     """Writes `result.json`: all but the model, and the folder, which may be moved."""
     names = ("metrics", "metrics_before", "metrics_of_mean", "classes", "frozen_unchanged", "frozen_tensors", "seconds")
+    names += ("batch_size",)
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from finetune.build.data import build_batches, precision
+from finetune.build.data import batch_rows, build_batches, precision
 from finetune.build.layout import Layout, build_layout
 from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
@@ -90,7 +90,8 @@ def suggest_groups(
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
     specs = _new_specs(loaded, groups, trained) if by else scaled(loaded, layout.factors(trained)).groups
     assert isinstance(specs, tuple)
-    header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {loaded.train.batch_size}."
+    size = batch_rows(layout.recipe)
+    header = f"Rates in proportion to relative gradient norms, over {num_batches} batches of {size}."
     block = groups_block(specs, _reasons(specs, norms), header)
     console.print(norms_table(norms, trained))
     frozen = [group.name for group in layout.groups if group.frozen]

@@ -5,9 +5,8 @@ Only files in which both readers see the same values are read here: all others, 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.delimited_text import text_array
+from finetune.data.arrow_columns import ArrowColumn, column_texts, typed_texts
 from finetune.data.plain_bytes import look_at_bytes
 
 _HEAD = 2**18  # bytes that show which columns are numbers
@@ -25,19 +24,6 @@ _QUOTED = rb'(?:^|(?<=[DELIMITER\n]))"(?:[^"\r\n]|"")*+"(?=[DELIMITER\r\n]|$)'
 # What only one of the two takes for white space, for no row, or for the end of a file.
 _ODD = (*(bytes([code]) for code in (0x00, 0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F)), b"\n\n", b"\n\r\n")
 _ODD_UTF8 = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a", b"\xe2\x80", b"\xe2\x81", b"\xe3\x80")
-
-
-@dataclass(frozen=True)
-class ArrowColumn:
-    """A column that pyarrow has read.
-
-    Attributes:
-        is_number: Whether all of its values are numbers, or missing.
-        make: Returns the values as in `finetune.data.table_files.Column`, and which words stand for missing ones.
-    """
-
-    is_number: bool
-    make: Callable[[], tuple[np.ndarray, tuple[str, ...]]]
 
 
 def read_plain_csv(
@@ -75,7 +61,7 @@ def read_plain_csv(
     if table is None or table.num_rows != about.lines - 1:
         return None  # a quoted value goes over several lines, or a line is empty
     with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
-        columns = pool.map(lambda column: _typed(column, pa.array(missing)), table.columns)
+        columns = pool.map(lambda column: typed_texts(column, missing), table.columns)
         return table.num_rows, dict(zip(names, columns, strict=True))
 
 
@@ -128,7 +114,7 @@ def _read_numbers(
     head = _read(pa.py_buffer(data[:end]), delimiter, dict.fromkeys(range(len(names)), pa.string()))
     if head is None or not head.num_rows:
         return None
-    few = [_typed(column, pa.array(missing)) for column in head.columns]
+    few = [typed_texts(column, missing) for column in head.columns]
     kinds = {place: pa.float64() if column.is_number else pa.string() for place, column in enumerate(few)}
     # Of a column without a value in the head nothing is known.
     if any(not column.is_number and not any(column.make()[0].tolist()) for column in few):
@@ -139,46 +125,10 @@ def _read_numbers(
     columns: dict[str, ArrowColumn] = {}
     for name, column, kind in zip(names, table.columns, few, strict=True):
         if not kind.is_number:
-            columns[name] = ArrowColumn(False, partial(_texts, column, pa.array(missing)))
+            columns[name] = ArrowColumn(False, partial(column_texts, column, missing))
             continue
         values = column.to_numpy()
         if np.count_nonzero(np.isfinite(values)) != len(values) - column.null_count:
             return None  # words such as `inf`
         columns[name] = ArrowColumn(True, partial(lambda values: (values, ()), values))
     return columns
-
-
-def _typed(column: Any, missing: Any) -> ArrowColumn:
-    """Decides what a column of text is."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    pc: Any = compute  # its functions are made when it is imported, unseen by type checkers
-    texts = pc.utf8_trim_whitespace(column)
-    is_missing = pc.is_in(texts, missing)
-    present = pc.if_else(is_missing, None, texts)
-    if not pc.any(pc.match_substring_regex(present, "^[+-]?0[0-9]")).as_py():
-        try:
-            numbers = pc.cast(present, pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
-            numbers = None
-        if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
-            return ArrowColumn(True, lambda: (numbers, _words(texts, is_missing)))
-    return ArrowColumn(False, partial(_texts, column, missing))
-
-
-def _texts(column: Any, missing: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    from pyarrow import compute
-
-    pc: Any = compute
-    texts = pc.utf8_trim_whitespace(column)
-    is_missing = pc.is_in(texts, missing)
-    return text_array(pc.if_else(is_missing, "", texts).to_pylist()), _words(texts, is_missing)
-
-
-def _words(texts: Any, is_missing: Any) -> tuple[str, ...]:
-    """Returns the words that stand for missing values, beside an empty cell."""
-    from pyarrow import compute
-
-    pc: Any = compute
-    return tuple(sorted(set(pc.unique(pc.filter(texts, is_missing)).to_pylist()) - {""}))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import DataError, FinetuneError
+from finetune.errors import DataError, FinetuneError, quote
 from finetune.files.size_limits import check_size
 from finetune.machine_failures import raise_machine_failure
 
@@ -61,6 +61,10 @@ def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
     try:
         batches = _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path)
         for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                twice = sorted({name for name in names if names.count(name) > 1})
+                raise DataError(f"Every column needs a name of its own. In `{path}` these occur twice: {quote(twice)}.")
             for start in range(0, batch.num_rows or 1, _ROWS):
                 parts = [
                     part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
@@ -68,7 +72,7 @@ def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
                 ]
                 size = sum(part.nbytes for part in parts)
                 check_size(path, size)
-                yield batch.schema.names, parts, size
+                yield names, parts, size
     except FinetuneError:
         raise
     except Exception as error:  # pyarrow raises errors of many classes over damaged files

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ _OTHERS = {
 _WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _LOOKED_AT = 4096  # bytes
 _FEW = 100  # different values of a column by which a row is known
-_WIDEST = 2**24  # characters of an array of texts of the same width
+_WIDEST = 2**22  # characters of an array of texts of the same width, where that is more than they need
+_OF_TEXT = 16  # bytes beside its characters, in an array of texts of any length
 
 
 def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
@@ -150,11 +152,29 @@ def swallowed_rows(
 
 
 def text_array(texts: Sequence[str]) -> np.ndarray:
-    """Returns texts as an array, shape `(rows,)`.
+    """Returns texts as an array, shape `(rows,)`: of their widest width where that is small, else as `empty_texts`."""
+    if not is_wide(max(map(len, texts), default=0), len(texts), sum(map(len, texts))):
+        return np.array(texts, dtype=np.str_)
+    values = empty_texts(len(texts))
+    try:
+        values[:] = texts
+    except UnicodeEncodeError:  # half of a pair of surrogates, which JSON may hold
+        return np.array(texts, object)
+    return values
 
-    Arrays of text have the width of their widest value. Where a few long texts would make that far more than all texts
-    together, the array is one of Python's own strings.
+
+def is_wide(widest: int, rows: int, total: int) -> bool:
+    """Returns whether an array of the same width for each text, 4 bytes a character, is more than texts should take.
+
+    Args:
+        widest: Characters of the longest text.
+        rows: Number of texts.
+        total: Characters of all of them.
     """
-    widest = max(map(len, texts), default=0)
-    is_wide = widest * len(texts) > _WIDEST and widest * len(texts) > 4 * sum(map(len, texts))
-    return np.array(texts, dtype=object if is_wide else np.str_)
+    return widest * rows > _WIDEST and 4 * widest * rows > total + _OF_TEXT * rows
+
+
+def empty_texts(rows: int) -> np.ndarray:
+    """Returns an array for texts of any length: those of NumPy 2, or before it Python's own strings."""
+    types: Any = np.dtypes
+    return np.empty(rows, types.StringDType() if hasattr(types, "StringDType") else object)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.arrow_columns import ArrowColumn, typed_column
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
@@ -184,14 +185,17 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
     elif ending in LINES:
         columns, lines = _read_json_lines(path)
     elif ending in ARROW:
-        columns = read_columnar(path)
-        lines = np.arange(1, len(next(iter(columns.values()), ())) + 1)
+        return _read_arrow(path, missing)
     else:
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
     if not columns or not len(lines):
-        raise DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
+        raise _no_rows(path)
     made = {name: _column(name, values, missing) for name, values in columns.items()}
     return Table(path, made, places_in(path.name, lines), warnings)
+
+
+def _no_rows(path: Path) -> DataError:
+    return DataError(f"A table needs rows below the names of its columns. `{path}` has none.")
 
 
 def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: Sequence[str] | None = None) -> Table:
@@ -252,14 +256,31 @@ def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool
         return None
     rows, arrow = read
 
-    def made(name: str) -> Column:
-        values, words = arrow[name].make()
-        if not arrow[name].is_number:
-            return Column(name, "text", values, missing_words=words)
-        return Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
-
-    columns = Columns({name: partial(made, name) for name in names})
+    columns = Columns({name: partial(_of_arrow, name, column) for name, column in arrow.items()})
     return Table(path, columns, places_in(path.name, np.arange(2, rows + 2)))
+
+
+def _read_arrow(path: Path, missing: Sequence[str]) -> Table:
+    """Reads a Parquet or Feather file, whose columns become arrays when they are asked for."""
+    arrays = read_columnar(path)
+    rows = len(next(iter(arrays.values()), ()))
+    if not rows:
+        raise _no_rows(path)
+
+    def made(name: str) -> Column:
+        typed = typed_column(arrays[name], ("", *missing))
+        return _of_arrow(name, typed) if typed else _column(name, arrays[name].to_pylist(), missing)
+
+    return Table(
+        path, Columns({name: partial(made, name) for name in arrays}), places_in(path.name, np.arange(1, rows + 1))
+    )
+
+
+def _of_arrow(name: str, column: ArrowColumn) -> Column:
+    values, words = column.make()
+    if not column.is_number:
+        return Column(name, "text", values, missing_words=words)
+    return Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
 
 
 def _read_delimited(
@@ -343,6 +364,7 @@ def _numbers(texts: Sequence[str]) -> np.ndarray | None:
         numbers = np.array([float(text) for text in texts])
     except ValueError:
         return None
-    # Python also takes `1_000` and `infinity`, which are text in a table, and drops the zeros of a code like `007`.
-    is_text = any("_" in text or re.match(r"[+-]?0\d", text) for text in texts)
+    # Python also takes `1_000`, `infinity` and the digits of other scripts, which are text in a table, and drops the
+    # zeros of a code like `007`.
+    is_text = any("_" in text or not text.isascii() or re.match(r"[+-]?0\d", text) for text in texts)
     return numbers if np.isfinite(numbers).all() and not is_text else None

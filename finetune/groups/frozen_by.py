@@ -20,6 +20,7 @@ from finetune.keras_private import layer_variables, sublayers, was_made_frozen
 BY_LORA = "frozen by LoRA"
 QUANTIZED = "quantized"
 BY_HAND = "not trainable when resolved"
+LORA_FREEZES = ("kernel", "embeddings")  # names of the weights that LoRA adapts
 _MARK = "_finetune_froze"  # an attribute of variables and layers
 _FROM_FILE = "_finetune_froze_again"  # an attribute of variables
 
@@ -39,7 +40,7 @@ def reason_frozen(leaf: Leaf) -> str:
         return BY_HAND if is_batch_norm(leaf) and is_frozen and not _is_marked(layer) else ""
     if leaf.variable.trainable:
         return BY_HAND if leaf.came_frozen else ""
-    if getattr(layer, "lora_enabled", False) and leaf.variable.name in ("kernel", "embeddings"):
+    if getattr(layer, "lora_enabled", False) and leaf.variable.name in LORA_FREEZES:
         return BY_LORA
     return "" if _is_marked(leaf.variable) else BY_HAND
 

@@ -20,6 +20,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.kernels.shapes import lengths_of, reshape
 
 
 def pointwise_convolution(layer: Any, inputs: Any) -> Any:
@@ -42,23 +43,17 @@ def pointwise_convolution(layer: Any, inputs: Any) -> Any:
         inputs = inputs[:, *(slice(None, None, stride) for stride in layer.strides)]
     pixels = tf.reshape(inputs, (-1, channels))
     outputs = tf.matmul(pixels, tf.reshape(weights, (channels, filters)))
-    sizes = inputs.shape[:-1].as_list()
-    unknown = [axis for axis, size in enumerate(sizes) if size is None]
-    if len(unknown) > 1:
-        shape = tf.concat([tf.shape(inputs)[:-1], [filters]], 0)
-    else:
-        shape = [-1 if size is None else size for size in (*sizes, filters)]
-    outputs = tf.reshape(outputs, shape)
+    outputs = reshape(outputs, [*lengths_of(inputs)[:-1], filters])
     if layer.use_bias:
-        # As Keras: not before it is reshaped, nor by `bias_add`, whose gradients add up more in half precision.
-        outputs += tf.convert_to_tensor(layer.bias)
+        # As Keras, with the axes of the outputs: other gradients of a bias add up more in half precision.
+        outputs += tf.reshape(tf.convert_to_tensor(layer.bias), (1,) * (layer.rank + 1) + (filters,))
     return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def _applies(layer: Any, inputs: Any) -> bool:
     return (
         isinstance(inputs, tf.Tensor)
-        and inputs.dtype.is_floating
+        and inputs.dtype in (tf.float32, tf.bfloat16)  # in float16 the bias' gradient has four times Keras' error
         and inputs.shape.rank == layer.rank + 2
         and layer.data_format == "channels_last"
         and prod(layer.kernel_size) == 1

@@ -2,10 +2,15 @@
 
 A reusable SavedModel is a callable object with `__call__(inputs, training)`, `variables`, `trainable_variables` and
 `regularization_losses`: what is needed to train it further. See https://www.tensorflow.org/hub/reusable_saved_models.
+
+What a layer group has frozen is trainable in it again: whoever trains it further decides that anew, and a graph traced
+while a BatchNormalization was frozen could never update its moving statistics. Single weights that are frozen in a
+layer that trains, such as the kernel below a LoRA adapter, are not among the trainable variables.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from finetune.errors import FinetuneError, reason
 from finetune.files.temporary_folders import TemporaryFolder
-from finetune.groups.layer_tree import LayerTree, layer_tree
+from finetune.groups.frozen_by import LORA_FREEZES
+from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree, layers_in_order
 from finetune.keras_private import sublayers
 from finetune.models.heads import inputs_of
 from finetune.models.hub import HubLayer
@@ -99,7 +105,8 @@ def write_saved_model(model: keras.Model, call: Any, folder: Path, signatures: M
         folder: The folder to write.
         signatures: Traced functions by the names of their signatures.
     """
-    tf.saved_model.save(_reusable(model, call), str(folder), signatures=dict(signatures))
+    with unfrozen(model):  # saving traces the call once more
+        tf.saved_model.save(_reusable(model, call), str(folder), signatures=dict(signatures))
     _name_variables(folder / "saved_model.pb", layer_tree(model))
 
 
@@ -110,9 +117,41 @@ def traced_call(model: keras.Model) -> Any:
         return model(inputs, training=training)
 
     call = tf.function(run, autograph=False)
-    for training in (False, True):  # `training` is a Python value, so each needs a trace
-        call.get_concrete_function(_specs(model), training=training)
+    with unfrozen(model):
+        for training in (False, True):  # `training` is a Python value, so each needs a trace
+            call.get_concrete_function(_specs(model), training=training)
     return call
+
+
+@contextmanager
+def unfrozen(model: keras.Model) -> Iterator[None]:
+    """Makes all layers trainable for the time of the block, without weights that `_trains_further` leaves out."""
+    layers = [model, *layers_in_order(model)]  # each before its parts, which a setter reaches, too
+    of_layers = [(layer, layer.trainable) for layer in layers]
+    leaves = layer_tree(model).leaves
+    of_variables = [(leaf.variable, leaf.variable.trainable) for leaf in leaves]
+    fixed = [leaf.variable for leaf in leaves if leaf.trainable and not _trains_further(leaf)]
+    try:
+        for layer in layers:
+            layer.trainable = True
+        for variable in fixed:
+            variable.trainable = False
+        yield
+    finally:
+        for layer, trainable in of_layers:
+            layer.trainable = trainable
+        for variable, trainable in of_variables:
+            variable.trainable = trainable
+
+
+def _trains_further(leaf: Leaf) -> bool:
+    """Whether a weight is trained where every layer is: it came trainable, and is not frozen alone or by LoRA."""
+    if not leaf.trainable:
+        return False
+    layer = leaf.owner
+    if getattr(layer, "lora_enabled", False) and leaf.variable.name in LORA_FREEZES:
+        return False
+    return leaf.variable.trainable or not layer.trainable
 
 
 def _signature(model: keras.Model, call: Any) -> Any:
@@ -138,8 +177,9 @@ def _reusable(model: keras.Model, call: Any) -> tf.train.Checkpoint:
     tree = layer_tree(model)
     root = _as_objects(tree)
     root.variables = [leaf.variable.value for leaf in tree.leaves]
-    root.trainable_variables = [leaf.variable.value for leaf in tree.trainable]
-    root.regularization_losses = list(_regularizers(model)) if call else []
+    trainable = [leaf for leaf in tree.leaves if _trains_further(leaf)]
+    root.trainable_variables = [leaf.variable.value for leaf in trainable]
+    root.regularization_losses = list(_regularizers(model, trainable)) if call else []
     # TensorFlow saves only what is reachable from the object: the graph also uses dropout's seeds and lookup tables.
     listed = {id(leaf.variable) for leaf in tree.leaves}
     root.seeds = [variable.value for variable in model.variables if id(variable) not in listed]
@@ -164,9 +204,10 @@ def _as_objects(tree: LayerTree) -> Any:
 
 
 def _name_variables(path: Path, tree: LayerTree) -> None:
-    """Renames the variables in the file to their names in the layer tree.
+    """Renames the variables in the file to their names in the layer tree, and says which of them are trained.
 
-    TensorFlow writes the names of the `tf.Variable`s, whose numbers change from one build of the model to the next.
+    TensorFlow writes the names of the `tf.Variable`s, whose numbers change from one build of the model to the next, and
+    knows nothing of what Keras froze.
     """
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     nodes = saved.meta_graphs[0].object_graph_def.nodes
@@ -175,12 +216,13 @@ def _name_variables(path: Path, tree: LayerTree) -> None:
         for part in leaf.name.split("/"):
             node = nodes[next(child.node_id for child in node.children if child.local_name == part)]
         node.variable.name = leaf.name
+        node.variable.trainable = _trains_further(leaf)
     path.write_bytes(saved.SerializeToString())
 
 
-def _regularizers(model: keras.Model) -> Iterator[Any]:
-    """Yields traced functions without arguments that return the regularization losses."""
-    for variable in model.trainable_variables:
+def _regularizers(model: keras.Model, trainable: Sequence[Leaf]) -> Iterator[Any]:
+    """Yields traced functions without arguments that return the regularization losses of weights that are trained."""
+    for variable in [leaf.variable for leaf in trainable]:
         if getattr(variable, "regularizer", None) is not None:
             # Bound to the variable, not its value: the restored function reads what the weight is by then.
             loss = tf.function(partial(variable.regularizer, variable), autograph=False)

@@ -257,7 +257,7 @@ def plan_text(plan: Plan) -> str:
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
     advice = [printable_lines(f"Advice: {line}\n") for line in plan["advice"]]
     if plan.get("native"):
-        tables.append(f"Native kernels: {native_text(plan['native'])}\n")
+        tables.append(f"Native kernels where they apply, in {native_text(plan['native'])}\n")
     if not plan.get("phases"):
         return "\n".join([LEGEND + "\n", *tables, *advice])
     notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]

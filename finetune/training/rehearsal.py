@@ -4,8 +4,6 @@ Every phase is trained by the code that trains it in a run, and the model is eva
 would break off a run after hours shows in a minute, and `finetune.training.forecast` knows what a step takes.
 """
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +15,7 @@ import keras
 import numpy as np
 from rich.console import Console
 
+from finetune.available_memory import peak_memory
 from finetune.data.batches import steps_per_epoch
 from finetune.data.examples import SPLITS, Examples, Split
 from finetune.errors import FinetuneError, TrainingError, reason
@@ -165,13 +164,3 @@ def _without_places(error: Exception, folder: str) -> str:
         return f"training breaks off. {type(error).__name__}: {reason(error)}"
     sentences = str(error).replace(". ", ".\n").splitlines()
     return " ".join(sentence for sentence in sentences if folder not in sentence).rstrip(".")
-
-
-def peak_memory() -> int:
-    """Returns the most bytes of memory that this process has had."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration, ValueError):  # no Linux
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used if sys.platform == "darwin" else used * 1024

@@ -15,8 +15,16 @@ from finetune.errors import FinetuneError, RecipeError
 
 
 def test_a_good_recipe_passes_without_a_word(recipe, capsys):
-    assert check(recipe) is None
+    assert check(recipe) == ()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_batch_size_that_is_measured_is_told(recipe):
+    (note,) = check(recipe, overrides=["train.batch_size=auto"])
+    assert note.startswith(
+        "`train.batch_size: auto` makes a few steps of several sizes before training, and takes the "
+    )
+    assert check(recipe) == ()
 
 
 def test_faults_are_reported_with_their_place_and_overrides_count(recipe):

@@ -19,7 +19,7 @@ def result(tmp_path):
 def test_the_file_has_what_there_is_and_neither_the_folder_nor_the_model(result, tmp_path):
     write_result(result)
     written = json.loads((tmp_path / "result.json").read_text())
-    assert {"format", "metrics", "classes", "frozen_unchanged", "seconds"} <= set(written)
+    assert {"format", "batch_size", "metrics", "classes", "frozen_unchanged", "seconds"} <= set(written)
     assert not {"folder", "model", "warnings", "kept", "skipped_steps", "phases"} & set(written)
     write_result(replace(result, warnings=("it diverged",), skipped_steps=0, kept={"value": 1.0}))
     written = json.loads((tmp_path / "result.json").read_text())

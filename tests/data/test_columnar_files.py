@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from finetune.data.columnar_files import read_columnar
+from finetune.data.columnar_files import columnar_batches, read_columnar
 from finetune.data.table_files import read_table
 from finetune.errors import DataError, FinetuneError
 
@@ -28,7 +28,17 @@ def test_columns_are_those_that_pyarrow_reads_at_once(tmp_path, rows, ending):
         parquet.write_table(whole, path, row_group_size=3000)
     else:
         feather.write_feather(whole, str(path), compression="zstd", chunksize=3000)
-    assert read_columnar(path) == whole.to_pydict()
+    assert {name: column.to_pylist() for name, column in read_columnar(path).items()} == whole.to_pydict()
+    assert [*columnar_batches(path)][-1][0] == whole.column_names
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather"])
+def test_two_columns_of_a_name_are_an_error(tmp_path, ending):
+    path = tmp_path / f"t{ending}"
+    made = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "b", "a"])
+    parquet.write_table(made, path) if ending == ".parquet" else feather.write_feather(made, str(path))
+    with pytest.raises(DataError, match=r"Every column needs a name of its own. In `.*` these occur twice: `a`\."):
+        read_columnar(path)
 
 
 def test_a_run_of_equal_numbers_that_would_fill_the_memory_is_refused(tmp_path):

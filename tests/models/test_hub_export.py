@@ -66,6 +66,59 @@ def test_the_signature_for_serving_infers_for_any_number_of_rows(encoder, export
         np.testing.assert_allclose(outputs["outputs"], encoder(X[:rows]), rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def frozen_in_part(tmp_path_factory):
+    """A model whose stem is frozen, with BatchNormalization in it, and whose `adapted` has LoRA; and its export."""
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(6, name="stem", kernel_regularizer="l2"),
+            layers.BatchNormalization(name="bn"),
+            layers.Dense(6, name="adapted"),
+            layers.Dropout(0.5),
+            layers.Dense(2, activation="softmax", name="head", kernel_regularizer="l2"),
+        ]
+    )
+    model.get_layer("adapted").enable_lora(2)
+    model.get_layer("stem").trainable = model.get_layer("bn").trainable = False
+    return model, export_hub(model, tmp_path_factory.mktemp("frozen") / "out")
+
+
+def test_what_is_frozen_as_a_layer_can_be_trained_further_and_what_lora_froze_cannot(frozen_in_part):
+    model, folder = frozen_in_part
+    loaded = tf.saved_model.load(str(folder))
+    names = [variable.name.removesuffix(":0") for variable in loaded.trainable_variables]
+    assert {"stem/kernel", "bn/gamma", "adapted/bias", "head/kernel"} <= set(names)
+    assert "adapted/kernel" not in names
+    assert len([name for name in names if "lora" in name]) == 2
+    assert len(loaded.regularization_losses) == 2
+    before = [variable.numpy() for variable in loaded.variables]
+    loaded(X, training=True)
+    moved = [v.name for v, old in zip(loaded.variables, before, strict=True) if (v.numpy() != old).any()]
+    assert sorted(moved) == ["bn/moving_mean:0", "bn/moving_variance:0"]
+    assert [layer.trainable for layer in model.layers] == [False, False, True, True, True]
+    assert [v.path for v in model.trainable_variables if "adapted/kernel" in v.path] == []
+
+
+@pytest.mark.parametrize("layer", ["hub.KerasLayer", "HubLayer"])
+def test_a_layer_made_of_an_export_trains_all_that_is_trainable(frozen_in_part, layer):
+    model, folder = frozen_in_part
+    library, made = keras, None
+    if layer == "hub.KerasLayer":
+        library, made = pytest.importorskip("tf_keras"), pytest.importorskip("tensorflow_hub").KerasLayer
+    module = (made or HubLayer)(str(folder), trainable=True)
+    network = library.Sequential([library.Input((6,)), module])
+    np.testing.assert_allclose(network(X, training=False), model(X), atol=1e-6)
+    assert (network(X, training=True).numpy() != network(X, training=True).numpy()).any()  # dropout
+    assert len(network.losses) == 2
+    before = {id(weight): weight.numpy() for weight in module.weights}
+    network.compile(library.optimizers.Adam(0.1), "sparse_categorical_crossentropy")
+    network.fit(X, np.arange(8) % 2, epochs=2, verbose=0)  # the first step of LoRA moves but one of its two
+    still = [weight.name for weight in module.weights if (before[id(weight)] == weight.numpy()).all()]
+    assert len(still) == 1  # the kernel that LoRA adapts
+    assert len(module.trainable_weights) == len(module.weights) - 3  # nor are moving statistics
+
+
 @pytest.mark.parametrize(
     ("outputs", "keys"),
     [(lambda a, b: {"mean": a, "max": b}, ["max", "mean"]), (lambda a, b: [a, b], ["output_0", "output_1"])],

@@ -24,7 +24,8 @@ def test_every_part_every_schedule_and_every_strategy_is_listed_once():
 
 
 def test_values_are_those_that_the_schema_accepts():
-    assert key("train", "batch_size").values == "whole number >= 1"
+    assert key("train", "batch_size").values == "whole number >= 1 or `auto`"
+    assert key("train", "epochs").values == "whole number >= 1"
     assert key("data.split", "test").values == "number > 0, < 1"
     assert key("data", "resize").values == "`pad`, `crop`, `stretch`"
     assert key("data", "size").values == "list of 2 x whole number >= 1"

@@ -14,7 +14,7 @@ from finetune.training import rehearsal as rehearsal_module
 from finetune.training.fit import FitOptions
 from finetune.training.monitor_interval import measured_every
 from finetune.training.phases.phase import Phase
-from finetune.training.rehearsal import FEWEST_STEPS, peak_memory, rehearse
+from finetune.training.rehearsal import FEWEST_STEPS, rehearse
 
 ROWS, BATCH = 1000, 5
 
@@ -129,9 +129,3 @@ def test_a_machine_that_fails_is_not_a_problem_of_the_recipe():
     with pytest.raises(MachineError) as error:
         rehearse(model, *others)
     assert str(error.value).startswith("Training on a few rows failed because there is not enough memory")
-
-
-def test_the_peak_of_memory_grows_with_what_is_used():
-    before = peak_memory()
-    used = np.ones(max(before, 2**28), np.uint8)
-    assert peak_memory() >= before + used.nbytes / 2

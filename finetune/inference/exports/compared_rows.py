@@ -17,6 +17,7 @@ from finetune.inference.exports.raw_graph import GraphInput
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.prepared_inputs import content_of
 from finetune.inference.raw_rows import RawRows
+from finetune.sequences import one_or_more
 
 ROWS = 32  # compared at most
 BASE64 = "base64:"  # begins the names of arrays of texts and bytes in files for another process
@@ -72,12 +73,9 @@ def compared_rows_of(fine_tuned: FineTuned, examples: Examples | None, data: Seq
 
 def _of_tables(fine_tuned: FineTuned, places: Sequence[str]) -> RawRows:
     """Returns the rows of tables at some places, such as `reviews.csv:1042`, in the order in which they lie there."""
-    data, wanted = fine_tuned.record.recipe["data"], set(places)
-    named = [data.get(key) for key in ("test_table", "table", "validation_table")]
-    listed = [each for value in named if value for each in (value if isinstance(value, list) else [value])]
+    wanted = set(places)
     rows: list[tuple[RawRows, int]] = []
-    files = {str(file): None for file in listed}
-    for chunk in itertools.chain.from_iterable(fine_tuned.read([file], size=1024) for file in files):
+    for chunk in itertools.chain.from_iterable(fine_tuned.read([file], size=1024) for file in _tables(fine_tuned)):
         rows += [(chunk, number) for number, place in enumerate(chunk.places) if place in wanted]
         if len(rows) >= len(wanted):
             break
@@ -86,6 +84,23 @@ def _of_tables(fine_tuned: FineTuned, places: Sequence[str]) -> RawRows:
     first = rows[0][0]
     columns = {name: [chunk.columns[name][number] for chunk, number in rows] for name in first.columns}
     return RawRows(columns, [chunk.places[number] for chunk, number in rows], first.folder)
+
+
+def tabled_rows(fine_tuned: FineTuned, count: int) -> RawRows | None:
+    """Returns the first rows of the tables of a run; `None` where there are none, or not here.
+
+    Args:
+        fine_tuned: The run.
+        count: How many at most, >= 1.
+    """
+    tables = [path for path in _tables(fine_tuned) if Path(path).is_file()]
+    return next(fine_tuned.read(tables, size=count), None) if tables else None
+
+
+def _tables(fine_tuned: FineTuned) -> list[str]:
+    data = fine_tuned.record.recipe.get("data") or {}
+    named = [data.get(key) for key in ("test_table", "table", "validation_table")]
+    return list(dict.fromkeys(str(each) for value in named if value for each in one_or_more(value)))
 
 
 def arrays_for(inputs: Sequence[GraphInput], fine_tuned: FineTuned, rows: RawRows) -> dict[str, np.ndarray]:
@@ -109,7 +124,9 @@ def arrays_for(inputs: Sequence[GraphInput], fine_tuned: FineTuned, rows: RawRow
         if each.kind == "bytes":
             made: Any = [content_of(value, rows, number) for number, value in enumerate(values)]
         else:
-            made = ["" if (text := cell_text(value)) in words else text for value in values]
+            # A text that becomes token ids is never missing: `none` is a word.
+            no_text = set() if each.kind == "sentence" else words
+            made = ["" if (text := cell_text(value)) in no_text else text for value in values]
         if each.kind == "number":
             made = [float(text) if is_number(text) else np.nan for text in made]
         arrays[each.name] = np.array(made, np.float64 if each.kind == "number" else object)

@@ -14,6 +14,7 @@ import keras
 
 from finetune.errors import FinetuneError, quote, reason
 from finetune.inference.exports.raw_graph import GraphInput
+from finetune.inference.raw_rows import RawRows
 from finetune.inference.record import RunRecord
 
 _NAMES = (
@@ -33,12 +34,14 @@ class Job:
         model: Its model.
         folder: The folder to write to, which exists and is empty.
         quantize: `int8`, `float16`, or `None`.
+        rows: Raw rows that a graph must prepare as the run does; without them it takes token ids.
     """
 
     record: RunRecord
     model: keras.Model
     folder: Path
     quantize: str | None = None
+    rows: RawRows | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,14 @@ class Written:
         inputs: What it takes.
         outside: What it does not do, as sentences; usually empty.
         more: What else `export.json` says.
+        imports: Modules that a program has to import before it opens the file, since they have its operations.
     """
 
     file: str
     inputs: Sequence[GraphInput]
     outside: Sequence[str] = ()
     more: dict[str, Any] = field(default_factory=dict)
+    imports: Sequence[str] = ()
 
 
 @contextmanager

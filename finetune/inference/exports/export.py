@@ -18,12 +18,13 @@ from finetune.data.examples import Examples
 from finetune.errors import FinetuneError, quote
 from finetune.files.temporary_folders import temporary_folder
 from finetune.inference.answers import probabilities_of
-from finetune.inference.exports.compared_rows import ComparedRows, arrays_for, compared_rows_of
+from finetune.inference.exports.compared_rows import ComparedRows, arrays_for, compared_rows_of, tabled_rows
 from finetune.inference.exports.conversion import Job, Written
 from finetune.inference.exports.formats import FORMATS, check_export
 from finetune.inference.exports.fresh_process import answers_of_fresh_process
 from finetune.inference.exports.raw_graph import answer_prefix
 from finetune.inference.exports.scores import SCORED_ROWS, score, targets_of
+from finetune.inference.exports.text_graph import COMPARED_TEXTS
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.raw_rows import RawRows
 from finetune.models.hub_export import check_exportable
@@ -48,6 +49,7 @@ class Export:
         difference: The largest difference between its answers and those of the run.
         outside: What it does not do, as sentences.
         scores: With `quantize`: the figures of the run and of the export on the test rows.
+        imports: Modules that a program imports before it opens the export, as they have its operations.
     """
 
     format: str
@@ -59,6 +61,7 @@ class Export:
     difference: float
     outside: tuple[str, ...] = ()
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
 
 def export(
@@ -91,7 +94,8 @@ def export(
     compared = compared_rows_of(fine_tuned, examples, data)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(out.absolute().parent, ".exporting-") as folder:
-        job = Job(fine_tuned.record, fine_tuned.model, folder, quantize)
+        rows = tabled_rows(fine_tuned, COMPARED_TEXTS) if format == "savedmodel" else None
+        job = Job(fine_tuned.record, fine_tuned.model, folder, quantize, rows or compared.rows)
         written: Written = getattr(module, FORMATS[format][1])(job)
         file = folder / written.file
         difference = _difference(fine_tuned, format, file, written, compared, quantized=bool(quantize))
@@ -106,6 +110,7 @@ def export(
             difference,
             tuple(written.outside),
             scores,
+            tuple(written.imports),
         )
         _write_side_files(fine_tuned, export, written, folder)
         folder.chmod(0o755)  # a temporary folder is the user's alone
@@ -141,7 +146,8 @@ def _difference(
         answers = answers_of_fresh_process(format, file, {})
         expected = {leaf.name: np.asarray(leaf.variable) for leaf in _leaves(fine_tuned)}
     else:
-        answers = answers_of_fresh_process(format, file, arrays_for(written.inputs, fine_tuned, compared.rows))
+        arrays = arrays_for(written.inputs, fine_tuned, compared.rows)
+        answers = answers_of_fresh_process(format, file, arrays, written.imports)
         expected = expected_answers(fine_tuned, compared.rows)
     absent = [name for name in expected if name not in answers]
     if absent:
@@ -220,7 +226,11 @@ def _described(each: Any) -> dict[str, Any]:
 def _write_side_files(fine_tuned: FineTuned, export: Export, written: Written, folder: Path) -> None:
     """Writes `export.json`, and beside it the files that inputs are made with outside of the export."""
     record = fine_tuned.record
-    about = {name: value for name, value in asdict(export).items() if name not in ("folder", "file") and value != {}}
+    about = {
+        name: value
+        for name, value in asdict(export).items()
+        if name not in ("folder", "file") and value not in ({}, ())
+    }
     about |= {"file": written.file} | written.more
     about["classes"] = {each.name or "output": list(each.names) for each in record.outputs if each.kind != "numbers"}
     about["preparation"] = [

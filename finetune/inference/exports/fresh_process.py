@@ -6,7 +6,7 @@ The programs here are what a user's would be; none imports this package.
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ import tensorflow as tf
 import tensorflow_hub as hub
 loaded = hub.load(place)
 outputs = loaded.signatures["serving_default"](**{name: tf.constant(array) for name, array in x.items()})
-assert callable(loaded) and loaded.variables, "it can be called, and has variables"
+layer = hub.KerasLayer(loaded, trainable=True)  # registers the variables and the regularization losses
+assert layer.variables, "it has variables"
 """,
     "keras": """
 import keras
@@ -69,20 +70,23 @@ outputs = load_file(place)
 }
 
 
-def answers_of_fresh_process(format: str, file: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def answers_of_fresh_process(
+    format: str, file: Path, arrays: Mapping[str, np.ndarray], imports: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Returns what an export answers in a new process, numbers alone.
 
     Args:
         format: Its format.
         file: The file or folder to open.
         arrays: What it is given, by the names of its inputs.
+        imports: Modules to import before.
 
     Raises:
         FinetuneError: It cannot be opened or run there.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    program = _READ + _PROGRAMS[format] + _WRITE
+    program = "".join(f"import {name}\n" for name in imports) + _READ + _PROGRAMS[format] + _WRITE
     with temporary_folder() as folder:
         np.savez(folder / "rows.npz", **plain_arrays(dict(arrays)))  # pyright: ignore[reportArgumentType] - names
         names = [str(path.absolute()) for path in (file, folder / "rows.npz", folder / "answers.npz")]

@@ -1,7 +1,7 @@
 """From raw rows to the inputs of a model, and from its outputs to answers, as operations of TensorFlow alone.
 
 What `finetune.inference.prepared_inputs` and `answers` do in Python a graph does here, which runs wherever TensorFlow
-does. Token ids are made by tokenizers in Python, so that a graph takes ids.
+does. Tokenizers are Python, so that a graph takes token ids; `text_graph` has the tokenizers of BERT's kind.
 """
 
 import re
@@ -13,9 +13,13 @@ import keras
 import tensorflow as tf
 
 from finetune.build.source_keys import network_inputs
+from finetune.build.text_source import made_of_ids
+from finetune.data.table_files import cell_text
 from finetune.data.table_head import MISSING
 from finetune.inference.answers import class_labels
 from finetune.inference.exports.image_graph import NOT_IN_GRAPH, image_in_graph
+from finetune.inference.exports.text_graph import LIBRARY, TOKENIZED_OTHERWISE, first_difference, text_graph
+from finetune.inference.raw_rows import RawRows
 from finetune.inference.record import InputRecord, OutputRecord, RunRecord
 from finetune.models.output_names import by_output_name, of_output
 
@@ -29,7 +33,7 @@ class GraphInput:
     Attributes:
         name: Its name in the graph.
         column: What the rows call it: the column, or the input of the model; may be empty.
-        kind: `bytes` of a file, `number`, `text`, or `prepared`.
+        kind: `bytes` of a file, `number`, `text`, `sentence` (a text that becomes token ids), or `prepared`.
         spec: Its type and shape.
         meaning: What it holds, as a sentence without a point.
     """
@@ -48,10 +52,12 @@ class RawGraph:
     Attributes:
         inputs: What the graph takes.
         outside: What it does not do, as sentences; usually empty.
+        imports: Modules that have some of its operations.
     """
 
     inputs: list[GraphInput] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
     _makers: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = field(default_factory=list)
 
     def prepare(self, tensors: Mapping[str, Any]) -> Any:
@@ -80,6 +86,11 @@ class RawGraph:
         self.inputs.append(GraphInput(name, column, kind, tf.TensorSpec(list(shape), dtype, name=name), meaning))
         return name
 
+    @property
+    def made(self) -> set[str]:
+        """The inputs of the model that are made."""
+        return {name for name, _ in self._makers}
+
     def make(self, name: str, maker: Callable[[Mapping[str, Any]], Any]) -> None:
         """Sets what makes an input of the model of the graph's inputs."""
         self._makers.append((name, maker))
@@ -93,25 +104,27 @@ def prepared_graph(model: keras.Model) -> RawGraph:
     return graph
 
 
-def raw_graph(record: RunRecord, model: keras.Model) -> RawGraph:
+def raw_graph(record: RunRecord, model: keras.Model, rows: RawRows | None = None) -> RawGraph:
     """Returns the graph that takes raw rows, as far as TensorFlow can prepare them.
 
     Args:
         record: What the run says of its inputs.
         model: Its model.
+        rows: Rows whose texts the graph must turn into the token ids of training; without them it takes ids.
     """
     graph, tensors = RawGraph(), network_inputs(model)
     makers = {"image": _image, "audio": _sound, "features": _features, "string": _text}
     for each in record.inputs:
         if each.kind in makers and (each.name in tensors or len(tensors) == 1):
             graph.make(each.name, makers[each.kind](graph, each, record))
+    tokens = [each for each in record.inputs if each.kind == "tokens"]
+    has_ids = bool(tokens) and not (rows and all(_tokens(graph, each, record, tensors, rows) for each in tokens))
     if len(graph.inputs) and len(tensors) == 1:
         return graph
-    made = {each.name for each in record.inputs if each.kind in makers}
     for name, tensor in tensors.items():
-        if name not in made:
+        if name not in graph.made:
             _take_prepared(graph, name, tensor)
-    if any(each.kind == "tokens" for each in record.inputs):
+    if has_ids:
         graph.outside.append("text becomes token ids outside: `export.json` says how, and the tokenizer is beside it")
     return graph
 
@@ -155,6 +168,26 @@ def _sound(graph: RawGraph, each: InputRecord, record: RunRecord) -> Callable[[M
         return tf.map_fn(decode, tensors[key], fn_output_signature=tf.TensorSpec((length,), tf.float32))
 
     return make
+
+
+def _tokens(graph: RawGraph, each: InputRecord, record: RunRecord, tensors: Mapping[str, Any], rows: RawRows) -> bool:
+    """Makes the token ids of a text, and what follows from them, if the graph gives the ids of training."""
+    make = text_graph(record, each)
+    if make is None:
+        return False
+    texts = [cell_text(value) for value in rows.columns[each.columns[0] if each.columns[0] in rows.columns else ""]]
+    different = first_difference(make, record, each, texts)
+    if different is not None:
+        graph.outside.append(f"TensorFlow Text tokenizes `{rows.places[different]}` in another way than the run")
+        return False
+    key = graph.take(each.columns[0] or "text", "sentence", tf.string, "a text")
+    graph.imports.append(LIBRARY)
+    graph.outside.append(TOKENIZED_OTHERWISE)
+    parts = {each.name: "ids"} | made_of_ids(list(tensors), [other.name for other in record.inputs])
+    for name, part in parts.items():
+        dtype = getattr(tensors.get(name, next(iter(tensors.values()))), "dtype", "int32")
+        graph.make(name, lambda given, part=part, dtype=dtype: tf.cast(make(given[key])[part], dtype))
+    return True
 
 
 def _missing_words(record: RunRecord) -> list[str]:

@@ -25,13 +25,14 @@ def write_hub(job: Job) -> Written:
 
 
 def _write(job: Job, *, trainable: bool) -> Written:
-    graph = raw_graph(job.record, job.model)
+    # A module to be trained further must open wherever TensorFlow does, so that it takes token ids.
+    graph = raw_graph(job.record, job.model, None if trainable else job.rows)
     signatures = {"serving_default": answering(job, graph), "features": answering(job, prepared_graph(job.model))}
     names = [list(each.names) for each in job.record.outputs if each.kind != "numbers" and each.names]
     if len(names) == 1:
         signatures["class_names"] = _constant(names[0])
     save(job, signatures, trainable=trainable)
-    return Written(".", graph.inputs, graph.outside, {"signatures": sorted(signatures)})
+    return Written(".", graph.inputs, graph.outside, {"signatures": sorted(signatures)}, graph.imports)
 
 
 def save(job: Job, signatures: dict[str, Any], *, trainable: bool = False) -> None:

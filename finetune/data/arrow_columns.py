@@ -1,0 +1,129 @@
+"""From columns that pyarrow has read to NumPy's arrays: the values of Python's readers, many times faster.
+
+Where the two might differ, a column is left to `finetune.data.table_files`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from finetune.data.delimited_text import empty_texts, is_wide
+
+# What `str.strip` removes; Arrow has another list of its own.
+_WHITESPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
+_WHITESPACE += "\u2028\u2029\u202f\u205f\u3000"
+_AT_ONCE = 2**16  # rows of text that are Python's objects at a time
+
+
+@dataclass(frozen=True)
+class ArrowColumn:
+    """A column that pyarrow has read.
+
+    Attributes:
+        is_number: Whether all of its values are numbers, or missing.
+        make: Returns the values as in `finetune.data.table_files.Column`, and which words stand for missing ones.
+    """
+
+    is_number: bool
+    make: Callable[[], tuple[np.ndarray, tuple[str, ...]]]
+
+
+def typed_column(column: Any, missing: Sequence[str]) -> ArrowColumn | None:
+    """Decides what a column of any type is; `None` where only its values as Python's objects show that.
+
+    Args:
+        column: A `pyarrow.ChunkedArray`.
+        missing: What stands for a missing value, the empty text among them.
+    """
+    import pyarrow as pa
+    from pyarrow import compute, types
+
+    pc: Any = compute  # its functions are made when it is imported, unseen by type checkers
+    kind = column.type
+    if types.is_string(kind) or types.is_large_string(kind):
+        return typed_texts(pc.fill_null(column, ""), missing)
+    if types.is_boolean(kind):
+        return typed_texts(pc.fill_null(pc.cast(column, pa.string()), ""), missing)
+    # A number that stands for a missing value, such as -999, is looked for as text.
+    if not (types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)) or any(
+        map(_is_number, missing)
+    ):
+        return None
+    values = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
+    if np.isinf(values).any() or np.isnan(values).all():
+        return None
+    return ArrowColumn(True, lambda: (values, ()))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def typed_texts(column: Any, missing: Sequence[str]) -> ArrowColumn:
+    """Decides what a column of text is: numbers if all that are there are numbers, else text.
+
+    Args:
+        column: A `pyarrow.ChunkedArray` of text without nulls.
+        missing: What stands for a missing value, the empty text among them.
+    """
+    import pyarrow as pa
+    from pyarrow import compute
+
+    pc: Any = compute
+    texts, is_missing = _cells(column, missing)
+    present = pc.if_else(is_missing, None, texts)
+    if not pc.any(pc.match_substring_regex(present, "^[+-]?0[0-9]")).as_py():
+        try:
+            numbers = pc.cast(present, pa.float64()).to_numpy()
+        except pa.ArrowInvalid:
+            numbers = None
+        if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
+            return ArrowColumn(True, lambda: (numbers, _words(texts, is_missing)))
+    return ArrowColumn(False, partial(column_texts, column, missing))
+
+
+def column_texts(column: Any, missing: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the texts of a column, empty where they are missing, and which words stand for missing ones.
+
+    Args:
+        column: As for `typed_texts`.
+        missing: Likewise.
+    """
+    from pyarrow import compute
+
+    pc: Any = compute
+    texts, is_missing = _cells(column, missing)
+    present = pc.if_else(is_missing, "", texts)
+    lengths = pc.utf8_length(present)
+    widest, total = pc.max(lengths).as_py() or 0, pc.sum(lengths).as_py() or 0
+    if not is_wide(widest, len(present), total):
+        return np.array(present.to_pylist(), np.str_), _words(texts, is_missing)
+    values = empty_texts(len(present))
+    for start in range(0, len(present), _AT_ONCE):
+        values[start : start + _AT_ONCE] = present.slice(start, _AT_ONCE).to_numpy()
+    return values, _words(texts, is_missing)
+
+
+def _cells(column: Any, missing: Sequence[str]) -> tuple[Any, Any]:
+    """Returns the texts of the cells without white space around them, and which of them stand for none."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    pc: Any = compute
+    texts = pc.utf8_trim(column, characters=_WHITESPACE)
+    return texts, pc.is_in(texts, pa.array(missing, texts.type))
+
+
+def _words(texts: Any, is_missing: Any) -> tuple[str, ...]:
+    """Returns the words that stand for missing values, beside an empty cell."""
+    from pyarrow import compute
+
+    pc: Any = compute
+    return tuple(sorted(set(pc.unique(pc.filter(texts, is_missing)).to_pylist()) - {""}))
