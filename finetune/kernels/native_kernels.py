@@ -36,6 +36,7 @@ from finetune.kernels.batch_normalization import batch_normalization
 from finetune.kernels.dense import dense, einsum_dense
 from finetune.kernels.einsum import einsum
 from finetune.kernels.gelu import gelu
+from finetune.kernels.group_normalization import group_normalization
 from finetune.kernels.layer_normalization import layer_normalization
 from finetune.kernels.pointwise_convolution import pointwise_convolution
 
@@ -49,6 +50,7 @@ KERNELS: Mapping[Any, Kernel] = {
     keras.layers.Conv3D: pointwise_convolution,
     keras.layers.Dense: dense,
     keras.layers.EinsumDense: einsum_dense,
+    keras.layers.GroupNormalization: group_normalization,
     keras.layers.LayerNormalization: layer_normalization,
 }
 # Functions of Keras' backend, by module and name, that layers of any class call through `keras.ops`.
