@@ -1,14 +1,13 @@
 """Lines of values in text files: CSV and TSV, in UTF-8, and what is said about files that are something else."""
 
 import csv
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune.data.separators import any_length
 from finetune.errors import DataError, quote
 
 # What a file begins with that is no text.
@@ -43,7 +42,7 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
     """
     check_text(path)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    with _any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+    with any_length(), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
         begin = 1
         try:
@@ -60,16 +59,6 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
                 " Text with a quote in it is written in quotes, and the quote twice. Where quotes are characters like "
                 "others, set `data.quotes: false`."
             ) from error
-
-
-@contextmanager
-def _any_length() -> Iterator[None]:
-    """Lets values be longer than 131,072 characters, which is what Python's reader takes otherwise."""
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 def check_text(path: Path) -> None:

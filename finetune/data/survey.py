@@ -31,7 +31,7 @@ _KNOWN = (
 _CONVERTED = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z"), "Unpack it, and name the folder"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as CSV"),
-    **dict.fromkeys((".json", ".txt"), "Write it as a table with a line of names, or as JSON lines (.jsonl)"),
+    **dict.fromkeys((".json",), "Write it as a table with a line of names, or as JSON lines (.jsonl)"),
     **dict.fromkeys((".mp3", ".ogg", ".flac", ".m4a"), "Convert the sounds to WAV, in a folder for each class"),
     **dict.fromkeys((".npy",), "Write inputs and targets into a .npz with `numpy.savez(path, x=..., y=...)`"),
     **dict.fromkeys((".h5", ".hdf5", ".mat"), "Write the arrays into a .npz with `numpy.savez(path, x=..., y=...)`"),
@@ -134,7 +134,7 @@ def _survey_of_folder(folder: Path) -> DataSurvey:
     if not inside:
         raise DataError(f"The folder `{folder}` is empty. Data are {_KNOWN}.")
     below = Counter(_kind_of(path) for path in islice(_files_below(folders), _MOST_FILES))
-    tables = [path for path in files if path.suffix.lower() in TABLES]
+    tables = [path for path in files if path.suffix.lower() in TABLES and path.suffix.lower() != ".txt"]  # notes
     arrays = [path for path in files if path.suffix.lower() == ".npz"]
     records = [path for path in files if _is_records(path)]
     kinds = {"images": below["images"], "sounds": below["sounds"]}

@@ -11,30 +11,37 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 
+from finetune.data.separators import any_length, separator_of, separator_text, written_separator
 from finetune.errors import did_you_mean, quote
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # what stands for a missing value, beside an empty cell
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+DELIMITED = (".csv", ".tsv", ".tab", ".txt")
 LINES = (".jsonl", ".ndjson")
 ARROW = (".parquet", ".pq", ".feather", ".arrow")
-ENDINGS = (*DELIMITERS, *LINES, *ARROW)
+ENDINGS = (*DELIMITED, *LINES, *ARROW)
 _LOOKED_AT = 1000  # rows
 
 
-def read_head(path: Path) -> dict[str, list[str]] | None:
+def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> dict[str, list[str]] | None:
     """Returns the columns of a table by name, with the values of the first rows where these are text.
 
     Args:
         path: The file.
+        delimiter: `auto`, `tab`, or the character between two values.
+        quotes: Whether values may be in double quotes.
 
     Returns:
         `None` where the columns are not known, or the file cannot be read: the reader of the whole table says why.
     """
     ending = path.suffix.lower()
     try:
-        if ending in DELIMITERS:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in islice(csv.reader(file, delimiter=DELIMITERS[ending]), _LOOKED_AT) if row]
+        if ending in DELIMITED:
+            mark, quoting = (
+                separator_of(path, delimiter, quotes=quotes),
+                csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            )
+            with any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+                rows = [row for row in islice(csv.reader(file, delimiter=mark, quoting=quoting), _LOOKED_AT) if row]
             names = head_names(rows[0])
             return {
                 name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
@@ -107,7 +114,7 @@ def is_misread(columns: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _other_separator(columns: Mapping[str, Sequence[str]]) -> str:
-    return next((mark for mark in ";\t|" if len(columns) == 1 and all(mark in name for name in columns)), "")
+    return next((mark for mark in ",;\t|" if len(columns) == 1 and all(mark in name for name in columns)), "")
 
 
 def _values_in(columns: Mapping[str, Sequence[str]]) -> list[str]:
@@ -126,9 +133,9 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
     names = list(columns)
     if other := _other_separator(columns):
         return (
-            f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{path}` seems to have "
-            f"{'tabs' if other == chr(9) else f'`{other}`'}: its first line is `{names[0][:80]}`. Write it again, or "
-            "name it by what it is."
+            f"`{path}` seems to have {separator_text(other)} between its values, but not the same number in every row: "
+            f'its first line is `{names[0][:80]}`. Set `data.delimiter: "{written_separator(other)}"`, or name it by '
+            "what it is."
         )
     values = _values_in(columns)
     hint = (

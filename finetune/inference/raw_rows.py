@@ -17,7 +17,8 @@ from finetune.data.columnar_files import columnar_batches
 from finetune.data.delimited_text import delimited_rows
 from finetune.data.images import ENDINGS as IMAGES
 from finetune.data.npz import read_array, read_arrays
-from finetune.data.table_head import ARROW, DELIMITERS, LINES, head_names
+from finetune.data.separators import TextForm, separator_of, separator_text, with_points
+from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
 from finetune.inference.record import check_exist
@@ -25,6 +26,7 @@ from finetune.inference.record import check_exist
 ROWS = 32  # in a chunk of images, sounds or arrays
 TABLE_ROWS = 512  # in a chunk of numbers, categories and texts, which are small
 ARRAYS = (".npz", ".npy")
+AS_FOUND = TextForm()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class RawRows:
 
 
 def read_raw_rows(
-    inputs: Sequence[str | Path], *, size: int = ROWS, quotes: bool = True, lines: TextIO | None = None
+    inputs: Sequence[str | Path], *, size: int = ROWS, form: TextForm = AS_FOUND, lines: TextIO | None = None
 ) -> Iterator[RawRows]:
     """Reads rows from the places that a command line names, in their order.
 
@@ -63,7 +65,7 @@ def read_raw_rows(
         inputs: Files of images or sounds, folders of them (with all folders inside), tables, NumPy files; `-` reads
             `lines`, a text or a JSON object a line.
         size: Rows of a chunk at most, >= 1.
-        quotes: Whether values of CSV and TSV may be in double quotes.
+        form: How values are written in tables that are text.
         lines: What `-` reads.
 
     Raises:
@@ -84,7 +86,7 @@ def read_raw_rows(
         if pending:
             yield _of_files(pending)
             pending = []
-        yield from _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, quotes)
+        yield from _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, form)
     if pending:
         yield _of_files(pending)
 
@@ -112,10 +114,10 @@ def _of_files(paths: Sequence[Path]) -> RawRows:
     return RawRows({"": list(paths)}, [str(path) for path in paths])
 
 
-def _of_file(path: Path, size: int, quotes: bool) -> Iterator[RawRows]:
+def _of_file(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
     ending = path.suffix.lower()
-    if ending in DELIMITERS:
-        yield from _of_delimited(path, DELIMITERS[ending], size, quotes)
+    if ending in DELIMITED:
+        yield from _of_delimited(path, size, form)
     elif ending in LINES:
         with path.open(encoding="utf-8-sig") as file:
             yield from _of_json_lines(file, path.name, size, path.parent)
@@ -125,8 +127,9 @@ def _of_file(path: Path, size: int, quotes: bool) -> Iterator[RawRows]:
         yield from _of_arrays(path, size)
 
 
-def _of_delimited(path: Path, delimiter: str, size: int, quotes: bool) -> Iterator[RawRows]:
-    rows = delimited_rows(path, delimiter, quotes=quotes)
+def _of_delimited(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
+    delimiter = separator_of(path, form.delimiter, quotes=form.quotes, first=form.found)
+    rows = delimited_rows(path, delimiter, quotes=form.quotes)
     _, head = next(rows, (1, []))
     names = head_names(head)
     if len(set(names)) != len(names):
@@ -139,9 +142,10 @@ def _of_delimited(path: Path, delimiter: str, size: int, quotes: bool) -> Iterat
             if len(row) != len(names):
                 raise DataError(
                     f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                    f"{len(row)}. Put text with a {'tab' if delimiter == chr(9) else 'comma'} in it in double quotes."
+                    f"{len(row)}. Put text with {separator_text(delimiter)} in it in double quotes."
                 )
-        columns = dict(zip(names, zip(*(row for _, row in some), strict=True), strict=True))
+        columns: dict[str, Sequence[str]] = dict(zip(names, zip(*(row for _, row in some), strict=True), strict=True))
+        columns |= {name: with_points(columns[name]) for name in form.commas if name in columns}
         yield RawRows(columns, [f"{path.name}:{line}" for line, _ in some], path.parent)
 
 
