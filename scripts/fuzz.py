@@ -20,6 +20,7 @@ import gc
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -156,6 +157,8 @@ def _work(seed: int, first: int, last: int, step: int, commands: Sequence[str], 
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     start_tensorflow()
     _spare_what_repeats()
+    # A logger may hold the output of an input before, which is closed; that is no fault of the input.
+    logging.raiseExceptions = False
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
