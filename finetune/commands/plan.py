@@ -13,7 +13,16 @@ from finetune.errors import counted
 from finetune.recipe.loader import load_recipe
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import free_bytes
-from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
+from finetune.results.tables import (
+    LEGEND,
+    PHASED_LEGEND,
+    group_table,
+    native_text,
+    phase_notes,
+    phase_table,
+    weight_table,
+)
+from finetune.training.checkpoints.checkpoint_writer import IN_BACKGROUND
 from finetune.training.saving import disk_need, memory_advice
 
 
@@ -67,13 +76,22 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
         console.print(phase_table(data))
         for note in phase_notes(data):
             console.print(note, markup=False)
+    if layout.plan.native:
+        console.print(
+            f"kernels: native where they apply, in {native_text(layout.plan.native)}", markup=False, highlight=False
+        )
     if layout.rates_to_measure:
         console.print(
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
         )
-    needed, _ = disk_need(layout.model, length.epochs)
+    needed, largest = disk_need(layout.model, length.epochs)
     free = free_bytes(out or Path("runs"))
-    console.print(f"disk: a run takes up to {size_text(needed)}; {size_text(free)} are free", markup=False)
+    copied = (
+        f". Checkpoints are copied in memory, {size_text(largest)}, and written while training goes on"
+        if largest > IN_BACKGROUND
+        else ""
+    )
+    console.print(f"disk: a run takes up to {size_text(needed)}; {size_text(free)} are free{copied}", markup=False)
     memory = memory_advice(layout.model, available=available_memory())
     for advice in (*layout.plan.advice, *([memory] if memory else [])):
         console.print(f"advice: {advice}", markup=False)

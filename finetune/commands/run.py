@@ -10,6 +10,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
@@ -36,6 +37,7 @@ from finetune.data.examples import Split
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError
 from finetune.interruption import Stopped, stoppable
+from finetune.kernels.native_kernels import NativeLayers, forget_traces
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
@@ -62,6 +64,7 @@ from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.saving import disk_need
 from finetune.training.time_limit import TimeLimit
+from finetune.training.trackers import Trackers
 from finetune.training.try_examples import explained
 
 
@@ -164,7 +167,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = StageClock()
     begun = _load(asked, clock)
-    with precision(begun.recipe):
+    with precision(begun.recipe) as native:
         layout, range_test = _lay_out(asked, begun, clock)
         on_groups = advice_on_rates(layout, range_test, asked.recipe.parent)
         for sentence in on_groups:
@@ -175,18 +178,25 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
-        trained = _train(asked, layout, folder, before, weights, checkpoint, on_groups, clock)
+        trackers = _trackers(asked, layout, folder, held)
+        trained = _train(asked, layout, folder, before, weights, checkpoint, trackers, on_groups, clock)
         if begun.recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
-        result = _finish(asked, layout, folder, before, weights, trained, clock)
+        result = _finish(asked, layout, folder, before, weights, trained, native, clock)
+    forget_traces(layout.model)  # the caller's own block decides from here on
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
-    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
-    before.proof.check()
+    changed = before.proof.failure()
+    if trackers:
+        trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
+    log.close(changed)  # before its hash is taken
+    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    if changed:
+        raise changed
     return result
 
 
@@ -335,6 +345,16 @@ def _checkpoint(begun: _Begun, layout: Layout, folder: Path, before: _Before, cl
     return checkpoint
 
 
+def _trackers(asked: _Asked, layout: Layout, folder: Path, held: ExitStack) -> Trackers | None:
+    """Begins or goes on with the run at the services that the recipe names; they are told how it ends."""
+    named = layout.recipe.train.trackers
+    if not named:
+        return None
+    config = yaml.safe_load(dump_recipe(layout.recipe, absolute_paths=True))
+    projects, with_report = {each.name: each.project for each in named}, [each.name for each in named if each.report]
+    return held.enter_context(Trackers(projects, folder, config, with_report=with_report, report=asked.say))
+
+
 def _train(
     asked: _Asked,
     layout: Layout,
@@ -342,6 +362,7 @@ def _train(
     before: _Before,
     weights: LastWeights,
     checkpoint: Checkpoint,
+    trackers: Trackers | None,
     on_groups: list[str],
     clock: StageClock,
 ) -> _Trained:
@@ -368,6 +389,7 @@ def _train(
             advice=on_groups,
             keepers=[keeper for keeper in (keep_best, collect) if keeper],
             time_limit=time_limit,
+            trackers=trackers,
         )
     averaged = None
     if keep_best and (kept_best := keep_best.restore(layout.model)):
@@ -404,6 +426,7 @@ def _finish(
     before: _Before,
     weights: LastWeights,
     trained: _Trained,
+    native: NativeLayers,
     clock: StageClock,
 ) -> RunResult:
     """Evaluates, saves, draws and proves; prints the warnings."""
@@ -444,6 +467,7 @@ def _finish(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         left_out=left_out,
+        native=native.to_json(model) if layout.recipe.train.kernels == "native" else None,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=trained.skipped_steps,

@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune.data.loss_families import family_of
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.inference.checkpoint_choice import unfinished
 from finetune.plain_shapes import fault
 from finetune.results.run_documents import RECIPE, fault_in_fitted, read_of_run, read_recipe_of_run
 from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
@@ -64,13 +65,13 @@ class OutputRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run.
+    """A run.
 
     Attributes:
         folder: The run folder.
         recipe: Its recipe, as plain data.
         data: Its `data.json`.
-        result: Its `result.json`.
+        result: Its `result.json`; empty where it is not finished.
     """
 
     folder: Path
@@ -87,6 +88,11 @@ class RunRecord:
     def source(self) -> Mapping[str, Any]:
         """Where the rows came from and how they were read."""
         return self.data.get("source") or {}
+
+    @property
+    def kernels(self) -> str:
+        """How layers compute: `native` or `exact`, as in every run of before there was a choice."""
+        return (self.recipe.get("train") or {}).get("kernels", "exact")
 
     @property
     def missing(self) -> Sequence[str] | None:
@@ -205,17 +211,20 @@ def _column_input(name: str, columns: Sequence[str], about: Mapping[str, Any]) -
     return InputRecord(name, "features", tuple(about), about)
 
 
-def open_record(folder: str | Path) -> RunRecord:
+def open_record(folder: str | Path, checkpoint: str | None = None) -> RunRecord:
     """Reads what a run folder says of its data.
 
     Args:
-        folder: A run folder, finished.
+        folder: A run folder.
+        checkpoint: Which weights are wanted, where they are not those of the end; then the run may be unfinished.
 
     Raises:
         FinetuneError: It is no run folder, the run is not finished, or its files cannot be read.
     """
     folder = Path(folder)
-    _check_finished(folder)
+    _check_run(folder)
+    if checkpoint is None and not (is_finished(folder) and (folder / "model.keras").is_file()):
+        raise FinetuneError(unfinished(folder))
     if not (folder / "data.json").is_file():
         raise FinetuneError(
             f"A run folder says in `data.json` how its rows were read. There is none in `{folder}`. Copy the whole "
@@ -233,7 +242,7 @@ def open_record(folder: str | Path) -> RunRecord:
     return RunRecord(folder, recipe, data, result)
 
 
-def _check_finished(folder: Path) -> None:
+def _check_run(folder: Path) -> None:
     if not is_run(folder):
         runs = [path.parent for path in [*folder.glob("*/plan.txt"), *folder.parent.glob("*/plan.txt")]]
         others = [str(path) for path in sorted(runs) if is_run(path)]
@@ -241,11 +250,4 @@ def _check_finished(folder: Path) -> None:
         raise FinetuneError(
             f"A run folder is what `finetune run` writes. `{folder}` "
             f"{'holds no run' if folder.is_dir() else 'is no folder'}.{near}"
-        )
-    if not is_finished(folder) or not (folder / "model.keras").is_file():
-        weights = folder / "checkpoints" / "last.weights.h5"
-        kept = f", and the weights so far are in `{weights}`" if weights.is_file() else ""
-        raise FinetuneError(
-            f"A run has a model when it is finished. `{folder}` is not: `model.keras` or `result.json` is missing"
-            f"{kept}. Finish it with `finetune resume {folder}`."
         )

@@ -52,12 +52,13 @@ def layer_normalization(layer: Any, inputs: Any) -> Any:
         return None
     gamma = tf.ones(features) if layer.gamma is None else tf.cast(layer.gamma, tf.float32)
     beta = tf.zeros(features) if layer.beta is None else tf.cast(layer.beta, tf.float32)
-    # TensorFlow joins the operations where it sees two or three axes; it sees through a reshape of a known shape.
+    # TensorFlow joins the operations where it sees two or three axes. It moves casts and reshapes of known shapes away.
     rows = tf.reshape(inputs, (-1, features))
     x = inputs if inputs.shape.rank <= 3 else rows
-    can_be_joined = keras_private.uses_onednn() and (x is inputs or not inputs.shape.is_fully_defined())
-    if can_be_joined and not keras_private.is_recorded([inputs, gamma, beta]):
-        y = _inferred(tf.cast(x, tf.float32), gamma, beta, layer.epsilon)
+    is_seen = x.dtype == tf.float32 and (x is inputs or not inputs.shape.is_fully_defined())
+    has_kernel = keras_private.uses_onednn() and not tf.config.list_logical_devices("GPU")
+    if is_seen and has_kernel and not keras_private.is_recorded([inputs, gamma, beta]):
+        y = _inferred(x, gamma, beta, layer.epsilon)
     else:
         y = _differentiated(rows, gamma, beta, layer.epsilon)
     y = y if y.shape.rank == inputs.shape.rank else reshape(y, lengths_of(inputs))

@@ -17,6 +17,7 @@ from finetune.checksum import checksum
 from finetune.errors import DataError, FinetuneError, RecipeError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
+from finetune.results.hashes import check_hashes
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -85,6 +86,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
         "frozen_unchanged",
         "frozen_tensors",
         "seconds",
+        "kernels",
     }
     assert stored["metrics"] == result.metrics
     assert stored["metrics_before"] == result.metrics_before
@@ -484,6 +486,9 @@ def test_a_frozen_tensor_that_changes_all_the_same_is_reported_and_not_hidden(od
         odd("drift", "[{name: stem, prefixes: [odd, stem], frozen: true}, {name: head, rest: true, TRAINED}]")
     stored = read_json(Path("out/result.json"))
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (False, 3)
+    # The error is the last line of the log, and the hashes are those of the files with it.
+    assert Path("out/run.log").read_text().splitlines()[-1].startswith("TrainingError: Frozen tensors must stay")
+    assert check_hashes(Path("out")).holds
 
 
 @pytest.mark.slow
@@ -681,3 +686,16 @@ def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path, rows):
     assert warning.startswith("the test loss is ")
     assert f"warning: {warning}" in out.getvalue()
     assert json.loads((tmp_path / "out" / "result.json").read_text())["warnings"] == [warning]
+
+
+def test_the_result_says_which_layers_ran_native_kernels_and_exact_ones_have_the_bits_of_keras(recipe, finished):
+    result, told, _ = finished
+    assert result.native == {"layers": {"BatchNormalization": 1}, "functions": []}
+    assert read_json(result.folder / "result.json")["kernels"] == {"native": result.native}
+    assert read_json(result.folder / "plan.json")["native"] == {"BatchNormalization": 1, "Dense": 3}
+    assert "kernels: native where they apply, in BatchNormalization (1), Dense (3)" in told
+    assert "where they apply, in BatchNormalization (1), Dense (3)" in (result.folder / "plan.txt").read_text()
+    exact = finetune.run(recipe, out="exact", overrides=["train.kernels=exact"])
+    assert read_json(exact.folder / "result.json")["kernels"] == "exact"
+    assert "native" not in read_json(exact.folder / "plan.json")
+    assert exact.model.test_function is None  # a function of the run's would run its kernels

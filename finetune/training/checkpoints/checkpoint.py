@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
-from finetune.errors import TrainingError, WriteError
+from finetune.errors import TrainingError
 from finetune.keras_private import set_initial_epoch
+from finetune.kernels.native_kernels import kernels_of
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
@@ -27,8 +28,8 @@ from finetune.training.checkpoints.checkpoint_file import (
     read_checkpoint,
     read_newest,
     steps_of,
-    write_checkpoint,
 )
+from finetune.training.checkpoints.checkpoint_writer import CheckpointWriter
 from finetune.training.checkpoints.class_columns import ClassChange
 from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
 from finetune.training.checkpoints.slot_names import read_slot_table
@@ -60,6 +61,7 @@ class Checkpoint(keras.callbacks.Callback):
     The process may be killed at any moment, also in the middle of an epoch or of a file. Start the same program again:
     the weights, slots, rates, metrics and logs at the end are those of a training that was never interrupted, bit for
     bit (on the CPU, where TensorFlow's kernels are deterministic). Keras' `BackupAndRestore` begins the epoch again.
+    Files of more than 32 MB are copied in memory and written while training goes on.
 
     Exact are also rates and their clocks, warm-ups, accumulated gradients, averages of the weights, the loss scale and
     the random state; a file that is damaged is passed over in favour of the one before. Each holds weights and slots:
@@ -123,7 +125,8 @@ class Checkpoint(keras.callbacks.Callback):
                 "Checkpoints are written every so many seconds, > 0, or steps, >= 1, and at least 1 is kept. Received "
                 f"`every_seconds={every_seconds}`, `every_steps={every_steps}`, `keep={keep}`."
             )
-        self.folder, self.every_seconds, self.every_steps, self.keep = Path(folder), every_seconds, every_steps, keep
+        self.folder, self.every_seconds, self.every_steps = Path(folder), every_seconds, every_steps
+        self._writer = CheckpointWriter(self.folder, keep)
         self.callbacks: list[keras.callbacks.Callback] = list(one_or_more(callbacks))
         # Further plain data that a file holds, for a training that has more than a model.
         self.more: Callable[[], Mapping[str, Any]] = dict
@@ -139,7 +142,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._now = self.position
         self._metrics_before_test: dict[str, np.ndarray] | None = None
         self._failing = False
-        self._next_time, self._next_step = 0.0, 0
+        self._kernels = "exact"
+        self._next_time, self._next_step, self._copied = 0.0, 0, 0.0
         self._loss: Any = None
         self._sets_epoch = False
         self._ended_epoch: tuple[int, dict[str, Any]] | None = None  # which Keras' `History` does not have yet
@@ -259,10 +263,17 @@ class Checkpoint(keras.callbacks.Callback):
         if self._pending or not self._is_finite():
             return False
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
+        self.wait()
         return not self._failing
+
+    def wait(self) -> None:
+        """Waits until no file is being written."""
+        self._writer.wait()
+        self._settle()
 
     def remove(self, *, keep: int = 0) -> None:
         """Removes the files of the folder but for the newest ones."""
+        self.wait()
         prune(self.folder, keep)
 
     # -- What Keras calls ---------------------------------------------------------------------------------------------
@@ -273,6 +284,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._next_time, self._metrics_before_test = time.monotonic(), None
+        self._kernels = kernels_of(self._trained.train_function)
+        if self._pending and not self._changed:
+            self._check_kernels()
         check_calls(self.model, (self.params or {}).get("steps"))
         if not self._pending:
             if self.in_phases and self._now.ended:  # a phase begins after another
@@ -304,6 +318,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._settle()
         step = steps_done(self.model, first=self._first, last=batch)
         step = min(step, (self.params or {}).get("steps") or step)
         if step <= self._now.step:  # it was made before the checkpoint that this epoch goes on from
@@ -338,6 +353,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._now = replace(self._now, ended=True, stopped=stopped)
         if self._is_finite():
             self._write(self._now)
+        self.wait()
         if self._sets_epoch:
             set_initial_epoch(self._trained, None)  # a later `fit` begins where its arguments say
 
@@ -370,6 +386,16 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             restore_model(model, *state, source=str(self.path))
 
+    def _check_kernels(self) -> None:
+        assert self._saved is not None
+        before, now = self._saved.document.get("kernels", "exact"), self._kernels
+        if before != now:
+            raise TrainingError(
+                f"A training goes on with the kernels it was begun with, or its bits are others. `{self.path}` is of "
+                f"one with `kernels: {before}`, and it goes on with `kernels: {now}`. Pass `kernels={before!r}`, or "
+                "begin another training in another folder."
+            )
+
     def _restore_callbacks(self) -> None:
         assert self._saved is not None
         restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays, source=str(self.path))
@@ -393,11 +419,13 @@ class Checkpoint(keras.callbacks.Callback):
         return {"epoch": epochs, "history": values}
 
     def _write(self, position: Position) -> None:
+        self.wait()  # a second copy would take more memory
         begun = time.monotonic()
         arrays, state = model_state(self.model)
         states, of_callbacks = callback_states(self.callbacks)
         document = {
             "position": asdict(position),
+            "kernels": self._kernels,
             "model": state,
             "callbacks": states,
             "history": self._history(),
@@ -405,13 +433,18 @@ class Checkpoint(keras.callbacks.Callback):
         }
         content = Saved(arrays | (self._metrics_before_test or {}) | of_callbacks, document)
         steps = int(as_float(unwrap(self._trained.optimizer).iterations))
-        try:
-            self.path = write_checkpoint(self.folder, content, steps=steps)
-            prune(self.folder, self.keep)
-            self._failing = False
-        except WriteError as error:
-            if not self._failing:
-                self.report(f"warning: {error} Training goes on; a later checkpoint tries again.")
-            self._failing = True
-        now = time.monotonic()
-        self._next_time = now + min(self.every_seconds, (now - begun) / _SHARE)
+        self._writer.write(content, steps=steps)
+        self._next_time, self._copied = math.inf, time.monotonic() - begun
+        self._settle()
+
+    def _settle(self) -> None:
+        """Takes note of what came of the latest file, once it is written."""
+        written = self._writer.result()
+        if written is None:
+            return
+        self.path = written.path or self.path
+        if written.error and not self._failing:
+            self.report(f"warning: {written.error} Training goes on; a later checkpoint tries again.")
+        self._failing = bool(written.error)
+        # Also what the thread has taken: on a CPU it takes that from the steps.
+        self._next_time = time.monotonic() + min(self.every_seconds, (self._copied + written.seconds) / _SHARE)

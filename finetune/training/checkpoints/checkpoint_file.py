@@ -8,15 +8,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from finetune.machine_failures import raise_machine_failure
 from finetune.plain_shapes import fault, parse
@@ -55,11 +56,11 @@ def write_checkpoint(folder: Path, saved: Saved, *, steps: int, durable: bool = 
     Raises:
         WriteError: It cannot be written.
     """
-    content = save(*_packed(saved))
+    content = _content(saved)
     number = max((number for number, _ in _files(folder)), default=0) + 1
     path = folder / f"step-{steps:07d}-{number:05d}-{_checksum(content)}.safetensors"
     with replacing(path, durable=durable) as temporary, temporary.open("wb") as file:
-        file.write(content)
+        file.writelines(content)
     return path
 
 
@@ -131,18 +132,32 @@ def _files(folder: Path) -> list[tuple[int, Path]]:
     return []
 
 
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _checksum(content: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()[:16]
 
 
-def _packed(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns tensors and metadata. The tensors are bare bytes: the format does not know every type of NumPy's."""
+def _content(saved: Saved) -> list[bytes | memoryview]:
+    """Returns the content of a file in parts, without a copy of the arrays.
+
+    The library of the format copies them twice. A file is the length of the header as 8 bytes, the header as JSON,
+    filled up with blanks, and the tensors one after another. These are bare bytes: the format does not know every type
+    of NumPy's, whose names are in the metadata.
+    """
     types = {name: [array.dtype.name, list(array.shape)] for name, array in saved.arrays.items()}
-    header = json.dumps({"format": _FORMAT, "types": types, "document": saved.document})
-    tensors = {
-        name: np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8) for name, array in saved.arrays.items()
+    metadata = json.dumps({"format": _FORMAT, "types": types, "document": saved.document})
+    flat: Any = (np.ascontiguousarray(array).reshape(-1) for array in saved.arrays.values())
+    views = [memoryview(array.view(np.uint8)) for array in flat]
+    ends = list(accumulate(len(view) for view in views))
+    header = {"__metadata__": {"checkpoint": metadata}} | {
+        name: {"dtype": "U8", "shape": [len(view)], "data_offsets": [end - len(view), end]}
+        for name, view, end in zip(saved.arrays, views, ends, strict=True)
     }
-    return tensors, {"checkpoint": header}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)), text, *views]
 
 
 def _unpacked(opened: Any, types: Mapping[str, tuple[str, list[int]]]) -> Iterator[tuple[str, np.ndarray]]:
