@@ -10,11 +10,12 @@ from finetune.cli.trained import Checkpoint, Run, say_weights
 
 
 @app.command(
+    short_help="Export a run for other programs.",
     epilog=examples(
         "finetune export runs/pets --out pets --format savedmodel",
         "finetune export runs/pets --out pets-small --format litert --quantize int8",
         "finetune export runs/wine --out wine --format onnx --data new-rows.csv",
-    )
+    ),
 )
 def export(
     run: Run,

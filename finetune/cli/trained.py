@@ -28,11 +28,12 @@ def say_weights(weights: str) -> None:
 
 
 @app.command(
+    short_help="Evaluate a run on its test or new rows.",
     epilog=examples(
         "finetune evaluate runs/pets",
         "finetune evaluate runs/pets --data new-photos/",
-        "finetune evaluate runs/reviews --data other.csv --metrics f1_score,auc --json",
-    )
+        "finetune evaluate runs/reviews --data new.csv --metrics f1_score,auc --json",
+    ),
 )
 def evaluate(
     run: Run,
@@ -75,11 +76,12 @@ def evaluate(
 
 
 @app.command(
+    short_help="Write the answers for raw rows.",
     epilog=examples(
         "finetune predict runs/pets cat.jpg more-photos/",
         "finetune predict runs/wine new.csv --out answers.csv",
         "echo 'a lovely film' | finetune predict runs/reviews -",
-    )
+    ),
 )
 def predict(
     run: Run,
