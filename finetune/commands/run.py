@@ -37,6 +37,7 @@ from finetune.data.examples import Split
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError
 from finetune.interruption import Stopped, stoppable
+from finetune.kernels.native_kernels import NativeLayers, forget_traces
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
@@ -166,7 +167,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = StageClock()
     begun = _load(asked, clock)
-    with precision(begun.recipe):
+    with precision(begun.recipe) as native:
         layout, range_test = _lay_out(asked, begun, clock)
         on_groups = advice_on_rates(layout, range_test, asked.recipe.parent)
         for sentence in on_groups:
@@ -183,7 +184,8 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
-        result = _finish(asked, layout, folder, before, weights, trained, clock)
+        result = _finish(asked, layout, folder, before, weights, trained, native, clock)
+    forget_traces(layout.model)  # the caller's own block decides from here on
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
@@ -424,6 +426,7 @@ def _finish(
     before: _Before,
     weights: LastWeights,
     trained: _Trained,
+    native: NativeLayers,
     clock: StageClock,
 ) -> RunResult:
     """Evaluates, saves, draws and proves; prints the warnings."""
@@ -464,6 +467,7 @@ def _finish(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         left_out=left_out,
+        native=native.to_json(model) if layout.recipe.train.kernels == "native" else None,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=trained.skipped_steps,

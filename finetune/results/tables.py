@@ -247,10 +247,17 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def native_text(layers: Mapping[str, int]) -> str:
+    """Returns numbers of layers by the names of their classes as text."""
+    return ", ".join(f"{name} ({count:,})" for name, count in layers.items())
+
+
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
     advice = [printable_lines(f"Advice: {line}\n") for line in plan["advice"]]
+    if plan.get("native"):
+        tables.append(f"Native kernels where they apply, in {native_text(plan['native'])}\n")
     if not plan.get("phases"):
         return "\n".join([LEGEND + "\n", *tables, *advice])
     notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]
