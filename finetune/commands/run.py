@@ -4,7 +4,7 @@ The function `_run` is the story; start there. Each of its steps is a function b
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from math import nan
 from pathlib import Path
@@ -42,7 +42,7 @@ from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
-from finetune.results.run_folder import check_can_resume, check_room, check_run_folder, open_run_folder
+from finetune.results.run_folder import ENDING_FILE, check_can_resume, check_room, check_run_folder, open_run_folder
 from finetune.results.run_log import RunLog
 from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
@@ -186,8 +186,13 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
         result = _finish(asked, layout, folder, before, weights, trained, native, clock)
     forget_traces(layout.model)  # the caller's own block decides from here on
+    ending = folder / ENDING_FILE
+    with suppress(OSError):  # of a full disk, which the next file tells
+        ending.touch()
     write_result(result)
     write_page(folder, layout, asked.console)
+    if layout.recipe.train.keep_checkpoints is False:  # nothing would be left to go on from
+        ending.unlink(missing_ok=True)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
     # Last, so that the folder shows what has happened even where the proof fails.
     changed = before.proof.failure()
@@ -195,6 +200,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
     log.close(changed)  # before its hash is taken
     write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    ending.unlink(missing_ok=True)
     if changed:
         raise changed
     return result

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.results.run_folder import is_finished, is_run, write_json
+from finetune.plain_shapes import parse
+from finetune.results.run_documents import fault_in_run
+from finetune.results.run_folder import ENDING_FILE, is_finished, is_run, write_json
 from finetune.results.run_lock import LOCK_FILE
 
 FILE = "hashes.json"
@@ -112,7 +114,7 @@ def sha256_of(path: Path) -> str:
 def _names(folder: Path) -> list[str]:
     """Returns the files of a run folder without its lock and the hashes themselves."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in paths if str(path) not in (FILE, LOCK_FILE))
+    return sorted(str(path) for path in paths if str(path) not in (FILE, LOCK_FILE, ENDING_FILE))
 
 
 def _time_of(path: Path) -> str:
@@ -142,7 +144,7 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        document = parse(text)
         is_whole = isinstance(document, dict) and document.get("sha256") == _own(document)
         # JSON has several texts for the same content: `\\u00e9` is `\\u00E9`.
         is_whole = is_whole and text == json.dumps(document, indent=2) + "\n"
@@ -167,4 +169,6 @@ def _read(folder: Path) -> dict[str, Any]:
             f"`{path}` has the format {document.get('format')!r}, and this version reads {FORMAT}. Use the version of "
             "finetune that wrote it."
         )
+    if wrong := fault_in_run(FILE, document):
+        raise FinetuneError(f"`{path}` is not as a run writes it: {wrong}. Restore it from a copy.")
     return document
