@@ -23,6 +23,7 @@ from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.separators import TABBED, written_separator
 from finetune.data.splits import Indices, split_by_column
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.table_head import unnamed_warning
 from finetune.data.targets import Target, read_target
@@ -113,7 +114,7 @@ def _text_form(recipe: Recipe, table: Table) -> dict[str, Any]:
         return {}
     names = [name for name in dict.fromkeys(part for _, part in named_parts(recipe)) if name in table.columns]
     commas = [name for name in names if table.column(name).has_commas]
-    usual = "\t" if table.path.suffix.lower() in TABBED else ","
+    usual = "\t" if ending_of(table.path) in TABBED else ","
     delimiter = {"delimiter": written_separator(table.delimiter)} if table.delimiter != usual else {}
     return delimiter | ({"decimal_commas": commas} if commas else {})
 

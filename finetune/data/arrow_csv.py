@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune.data.arrow_columns import ArrowColumn, column_texts, typed_texts
 from finetune.data.plain_bytes import look_at_bytes
+from finetune.data.table_bytes import is_compressed, read_bytes
 from finetune.data.table_head import is_finite
 
 _HEAD = 2**18  # bytes that show which columns are numbers
@@ -55,7 +56,7 @@ def read_plain_csv(
         return None
     if not names or not path.stat().st_size:
         return None
-    data = np.memmap(path, np.uint8, "r")
+    data = np.frombuffer(read_bytes(path), np.uint8) if is_compressed(path) else np.memmap(path, np.uint8, "r")
     about = look_at_bytes(data, delimiter)
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
     # A number that stands for a missing value, such as -999, is looked for as text.

@@ -13,6 +13,8 @@ from io import StringIO
 from itertools import islice
 from pathlib import Path
 
+from finetune.data.table_bytes import ending_of, open_text
+
 SEPARATORS = (",", ";", "\t", "|")  # in the order in which they are tried
 TABBED = (".tsv", ".tab")  # whose values a tab separates, whatever they hold
 COMMA_NUMBER = r"[+-]?([0-9]+(,[0-9]*)?|,[0-9]+)([eE][+-]?[0-9]+)?"  # as both readers know a number of this kind
@@ -52,11 +54,11 @@ def separator_of(path: Path, written: str = "auto", *, quotes: bool = True, firs
     """
     if written != "auto":
         return "\t" if written == "tab" else written
-    if path.suffix.lower() in TABBED:
+    if ending_of(path) in TABBED:
         return "\t"
     first = first or ","
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_text(path) as file:
             text = file.read(_MOST)
     except (OSError, ValueError):
         return first  # its reader says what is wrong

@@ -3,7 +3,6 @@
 Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +14,10 @@ import numpy as np
 from finetune.data.arrow_columns import ArrowColumn, typed_column
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
-from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows
+from finetune.data.delimited_text import delimited_rows, swallowed_rows
+from finetune.data.json_rows import json_rows
 from finetune.data.separators import decimal_in, is_comma_number, separator_of, separator_text
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column, NestedError, column_of
 from finetune.data.table_head import ARROW, DELIMITED, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
@@ -154,7 +155,8 @@ def read_table(
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
-        path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
+        path: A file that ends in `.csv`, `.tsv`, `.txt`, `.jsonl`, `.json`, or one of these with `.gz`, `.bz2` or `.xz`
+            behind it, or in `.parquet` or `.feather`.
         missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
         quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
         delimiter: What is between two values of text: `tab`, the character, or `auto`, see `separator_of`.
@@ -166,19 +168,19 @@ def read_table(
     """
     path, missing = Path(path), MISSING if missing is None else missing
     if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in ENDINGS)
+        others = sorted(other.name for other in path.parent.glob("*") if ending_of(other) in ENDINGS)
         raise DataError(
             f"The table `{path}` does not exist. `{path.parent}` holds {quote(others) or 'no tables'}."
             f"{did_you_mean(path.name, others)}"
         )
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if ending in DELIMITED:
         mark = separator_of(path, delimiter, quotes=quotes)
         decimal = decimal_in(mark, decimal)
         table = _read_plain(path, mark, missing, quotes, decimal)
         return table or _read_delimited(path, mark, missing, quotes, decimal)
     if ending in LINES:
-        columns, lines = _read_json_lines(path)
+        columns, lines = _read_json(path)
     elif ending in ARROW:
         return _read_arrow(path, missing)
     else:
@@ -315,27 +317,8 @@ def _read_delimited(path: Path, delimiter: str, missing: Sequence[str], quotes: 
     return Table(path, Columns(columns), places, warnings, delimiter, decimal)
 
 
-def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
-    rows, lines = [], []
-    check_text(path)
-    with path.open("rb") as file:
-        for line, content in enumerate(file, start=1):
-            try:
-                text = content.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise not_utf8(path) from error
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'Every line must be a JSON object such as `{{"text": "good", "label": 1}}`. `{path.name}:{line}` '
-                    f"is a `{type(row).__name__}`."
-                )
-            rows.append(row)
-            lines.append(line)
+def _read_json(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
+    numbered = list(json_rows(path))
+    rows = [row for _, row in numbered]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
+    return {name: [row.get(name) for row in rows] for name in names}, np.array([n for n, _ in numbered], np.int64)

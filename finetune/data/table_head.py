@@ -12,11 +12,10 @@ from math import isfinite
 from pathlib import Path
 
 from finetune.data.separators import any_length, separator_of, separator_text, written_separator
-from finetune.errors import did_you_mean, quote
+from finetune.data.table_bytes import DELIMITED, LINES, ending_of, open_text
+from finetune.errors import FinetuneError, did_you_mean, quote
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # what stands for a missing value, beside an empty cell
-DELIMITED = (".csv", ".tsv", ".tab", ".txt")
-LINES = (".jsonl", ".ndjson")
 ARROW = (".parquet", ".pq", ".feather", ".arrow")
 ENDINGS = (*DELIMITED, *LINES, *ARROW)
 _LOOKED_AT = 1000  # rows
@@ -33,28 +32,28 @@ def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> di
     Returns:
         `None` where the columns are not known, or the file cannot be read: the reader of the whole table says why.
     """
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     try:
         if ending in DELIMITED:
             mark, quoting = (
                 separator_of(path, delimiter, quotes=quotes),
                 csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
             )
-            with any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+            with any_length(), open_text(path) as file:
                 rows = [row for row in islice(csv.reader(file, delimiter=mark, quoting=quoting), _LOOKED_AT) if row]
             names = head_names(rows[0])
             return {
                 name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
             }
         if ending in LINES:
-            with path.open(encoding="utf-8-sig") as file:
+            with open_text(path) as file:
                 lines = list(islice((line for line in file if line.strip()), _LOOKED_AT + 1))
             # A line may lack keys: only at the end of the file all names are known.
             names = [name for line in lines for name in json.loads(line)] if len(lines) <= _LOOKED_AT else []
         else:
             names = _names_of_arrow(path) if ending in ARROW else []
         return {name: [] for name in names} or None
-    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error):
+    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error, FinetuneError):
         return None
 
 

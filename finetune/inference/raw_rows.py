@@ -3,7 +3,6 @@
 A chunk has columns of values and the place of each row. What the values become is `prepared_inputs.py`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,8 +15,10 @@ from finetune.data.audio import ENDINGS as SOUNDS
 from finetune.data.columnar_files import columnar_batches
 from finetune.data.delimited_text import delimited_rows
 from finetune.data.images import ENDINGS as IMAGES
+from finetune.data.json_rows import json_object, json_rows
 from finetune.data.npz import read_array, read_arrays
 from finetune.data.separators import TextForm, separator_of, separator_text, with_points
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
@@ -94,7 +95,7 @@ def read_raw_rows(
 def _check_kinds(inputs: Sequence[str | Path]) -> None:
     for path in (Path(each) for each in inputs if str(each) != "-"):
         known = (*IMAGES, *SOUNDS, *TABLES, *ARRAYS)
-        if not path.is_dir() and path.suffix.lower() not in known:
+        if not path.is_dir() and ending_of(path) not in known:
             raise DataError(
                 "Rows are read from images, sounds, tables and NumPy files, by their endings: "
                 f"{quote(known, limit=30)}. Received: `{path}`. Rename it, or pass its text on standard input: `-`."
@@ -115,12 +116,11 @@ def _of_files(paths: Sequence[Path]) -> RawRows:
 
 
 def _of_file(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     if ending in DELIMITED:
         yield from _of_delimited(path, size, form)
     elif ending in LINES:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from _of_json_lines(file, path.name, size, path.parent)
+        yield from _of_objects(json_rows(path), path.name, size, path.parent)
     elif ending in ARROW:
         yield from _of_columnar(path, size)
     else:
@@ -149,24 +149,13 @@ def _of_delimited(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
         yield RawRows(columns, [f"{path.name}:{line}" for line, _ in some], path.parent)
 
 
-def _of_json_lines(lines: Iterable[str], name: str, size: int, folder: Path | None) -> Iterator[RawRows]:
-    for some in _chunks(((n, text) for n, text in enumerate(lines, start=1) if text.strip()), size):
-        rows = [_json_object(text, f"{name}:{line}") for line, text in some]
-        names = dict.fromkeys(key for row in rows for key in row)
-        columns = {key: [row.get(key) for row in rows] for key in names}
-        yield RawRows(columns, [f"{name}:{line}" for line, _ in some], folder)
-
-
-def _json_object(text: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"Every line must be JSON. `{place}` is not: {error}.") from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f'Every line must be a JSON object such as `{{"text": "good"}}`. `{place}` is a `{type(row).__name__}`.'
-        )
-    return row
+def _of_objects(
+    rows: Iterable[tuple[int, dict[str, Any]]], name: str, size: int, folder: Path | None
+) -> Iterator[RawRows]:
+    for some in _chunks(rows, size):
+        names = dict.fromkeys(key for _, row in some for key in row)
+        columns = {key: [row.get(key) for _, row in some] for key in names}
+        yield RawRows(columns, [f"{name}:{number}" for number, _ in some], folder)
 
 
 def _of_lines(lines: Iterable[str], size: int) -> Iterator[RawRows]:
@@ -177,7 +166,9 @@ def _of_lines(lines: Iterable[str], size: int) -> Iterator[RawRows]:
         return
     every = _utf8_lines(chain([first], filled))
     if first.lstrip().startswith("{"):
-        yield from _of_json_lines(every, "standard input", size, Path())
+        name = "standard input"
+        rows = ((n, json_object(text, f"{name}:{n}")) for n, text in enumerate(every, start=1) if text.strip())
+        yield from _of_objects(rows, name, size, Path())
         return
     for some in _chunks(((n, text.rstrip("\r\n")) for n, text in enumerate(every, start=1) if text.strip()), size):
         yield RawRows({"": [text for _, text in some]}, [f"standard input:{line}" for line, _ in some], Path())

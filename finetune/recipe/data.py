@@ -151,7 +151,7 @@ class DataSource(Part):
         npz: A file with the arrays `x_train`, `y_train`, `x_test`, `y_test`, and optionally validation rows.
         images: A folder with a folder of images for each class; or with `train`, `test` and, optionally, `validation`,
             of which each has folders of classes.
-        table: A CSV, TSV, JSON lines, Parquet or Feather file; its first line names the columns.
+        table: A CSV, TSV, other delimited, JSON, Parquet or Feather file; the first line of text names the columns.
         tfrecord: Files of `tf.train.Example`s: a pattern such as `train-*.tfrecord`, a list, or these for `train`,
             `test` and, optionally, `validation`.
         audio: A folder with a folder of WAV files for each class; or with `train`, `test` and so on, as `images`.

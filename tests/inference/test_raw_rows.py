@@ -1,3 +1,4 @@
+import gzip
 import io
 
 import numpy as np
@@ -143,3 +144,11 @@ def test_rows_are_split_and_numbers_written_as_those_of_training(tmp_path):
         DataError, match=r"each of the 1 columns\. `u\.csv:2` has 2\. Put text with a vertical bar in it"
     ):
         read(tmp_path / "u.csv", form=TextForm(delimiter="|"))
+
+
+def test_compressed_tables_and_arrays_of_objects_are_rows(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a;b\n1,5;x\n"))
+    (tmp_path / "t.json").write_text('[{"a": "1,5"}, {"a": 2}]')
+    form = TextForm(commas=("a",))
+    assert read(tmp_path / "t.csv.gz", form=form) == [(["t.csv.gz:2"], {"a": ["1.5"], "b": ["x"]})]
+    assert read(tmp_path / "t.json") == [(["t.json:1", "t.json:2"], {"a": ["1,5", 2]})]
