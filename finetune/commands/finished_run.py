@@ -17,6 +17,7 @@ FREE = (
         for key in (
             "checkpoint_seconds",
             "checkpoint_steps",
+            "checkpoint_optimizer",
             "keep_checkpoints",
             "log_every_steps",
             "evaluate_before",

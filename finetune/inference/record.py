@@ -15,7 +15,7 @@ import yaml
 
 from finetune.data.loss_families import family_of
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
-from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
+from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, check_holds_run, is_finished
 
 FORMATS = ("jsonl", "csv")  # of predictions
 _FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
@@ -233,14 +233,7 @@ def open_record(folder: str | Path) -> RunRecord:
 
 
 def _check_finished(folder: Path) -> None:
-    if not is_run(folder):
-        runs = [path.parent for path in [*folder.glob("*/plan.txt"), *folder.parent.glob("*/plan.txt")]]
-        others = [str(path) for path in sorted(runs) if is_run(path)]
-        near = did_you_mean(str(folder), others) or (f" There are {quote(others)}." if others else "")
-        raise FinetuneError(
-            f"A run folder is what `finetune run` writes. `{folder}` "
-            f"{'holds no run' if folder.is_dir() else 'is no folder'}.{near}"
-        )
+    check_holds_run(folder, "A run folder is what `finetune run` writes.")
     if not is_finished(folder) or not (folder / "model.keras").is_file():
         weights = folder / "checkpoints" / "last.weights.h5"
         kept = f", and the weights so far are in `{weights}`" if weights.is_file() else ""
