@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import keras
 import tensorflow as tf
+from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state, masking, symbolic_scope
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
@@ -32,6 +33,7 @@ from tensorflow.python.eager import context, record
 from tensorflow.python.framework import op_def_registry, ops
 from tensorflow.python.lib.io import tf_record
 from tensorflow.python.ops import control_flow_util
+from tensorflow.python.util import _pywrap_util_port
 
 # The private names that subclasses of Keras' classes in this package override, or read through `self`.
 OVERRIDDEN: dict[type, tuple[str, ...]] = {
@@ -576,6 +578,32 @@ def is_symbolic() -> bool:
     Uses `keras.src.backend.common.symbolic_scope.in_symbolic_scope`, for which Keras exports no public name.
     """
     return bool(symbolic_scope.in_symbolic_scope())
+
+
+def uses_onednn() -> bool:
+    """Returns whether TensorFlow computes with oneDNN, as it does by default on processors of x86 alone.
+
+    Uses `tensorflow.python.util._pywrap_util_port.IsMklEnabled`; the public API does not say.
+    """
+    return bool(_pywrap_util_port.IsMklEnabled())
+
+
+def backend_function(name: str) -> Callable[..., Any]:
+    """Returns a function of Keras' TensorFlow backend, such as `nn.gelu`, that layers call through `keras.ops`.
+
+    Reads `keras.src.backend`. The public `keras.ops.gelu` only calls what stands there.
+    """
+    module, _, function = name.partition(".")
+    return getattr(getattr(keras_backend, module), function)
+
+
+def set_backend_function(name: str, function: Callable[..., Any]) -> None:
+    """Puts a function in place of one of Keras' TensorFlow backend; see `backend_function`.
+
+    Writes to `keras.src.backend`, where `keras.ops` looks for the function each time it is called.
+    """
+    module, _, attribute = name.partition(".")
+    setattr(getattr(keras_backend, module), attribute, function)
 
 
 # -- pretrained/ ------------------------------------------------------------------------------------------------------

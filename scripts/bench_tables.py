@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures how fast a CSV table is read: by finetune with and without pyarrow's help, and by pyarrow itself.
+"""Measures how fast a table is read: by finetune with and without pyarrow's help, and by pyarrow itself.
 
 Processor time stands beside the time by the clock, which other work on the machine changes. Columns of text are made
 when they are asked for, so a line has them all.
@@ -11,14 +11,16 @@ python scripts/bench_tables.py --rows 100000
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from pyarrow import csv
+from pyarrow import csv, feather, parquet
 
 from finetune.data import table_files
+
+NUMBERS = "abcdefgh"
 
 
 def main() -> None:
@@ -34,9 +36,21 @@ def main() -> None:
         peer = best(lambda: csv.read_csv(path))
         report("pyarrow alone, its own types", peer, peer, rows)
         report("finetune with pyarrow", best(lambda: table_files.read_table(path)), peer, rows)
-        report("and every column as an array", best(lambda: arrays(table_files.read_table(path))), peer, rows)
+        report("and every column as an array", best(lambda: arrays(path)), peer, rows)
         with mock.patch.object(table_files, "read_plain_csv", return_value=None):
             report("finetune without", best(lambda: table_files.read_table(path), times=1), peer, rows)
+        table = csv.read_csv(path)
+        for ending, write_file, read_file in (
+            (".parquet", parquet.write_table, parquet.read_table),
+            (".feather", feather.write_feather, feather.read_table),
+        ):
+            other = Path(folder) / f"table{ending}"
+            write_file(table, str(other))
+            peer = best(lambda read=read_file, other=other: read(other))
+            report(f"{ending}: pyarrow alone", peer, peer, rows)
+            report("finetune", best(lambda other=other: table_files.read_table(other)), peer, rows)
+            report("and its columns of numbers", best(lambda other=other: arrays(other, NUMBERS)), peer, rows)
+            report("and every column as an array", best(lambda other=other: arrays(other)), peer, rows)
 
 
 def write(path: Path, rows: int) -> None:
@@ -51,9 +65,10 @@ def write(path: Path, rows: int) -> None:
             file.write(f"{numbers},{whole[row, 0]},{whole[row, 1]},{towns[row]},row number {row}\n")
 
 
-def arrays(table: table_files.Table) -> list[np.ndarray]:
-    """Returns the values of every column."""
-    return [column.values for column in table.columns.values()]
+def arrays(path: Path, names: Sequence[str] = ()) -> list[np.ndarray]:
+    """Reads a table, and returns the values of some columns, by default of all."""
+    table = table_files.read_table(path)
+    return [table.column(name).values for name in names or table.columns]
 
 
 def best(read: Callable[[], object], times: int = 5) -> tuple[float, float]:

@@ -5,6 +5,8 @@
 Each input (`fuzz_inputs.py`) is a command with its files, made from the seed and the number of the input. A worker
 process runs them one after another with one start of TensorFlow; if it dies, or computes for long, the input counts as
 such, and another worker goes on. `--out` keeps a line for each input: the same command again goes on where it stopped.
+A worker computes with one thread in a folder in memory, reads an HDF5 file with the same content once in a process of
+its own, and draws the figures of every tenth input.
 
 Counted are: an *internal* error (anything but finetune's own errors and those of the command line), a *traceback* in
 the output, a *hang* (more than 5 seconds of the processor), a *crash* of the process, and a refusal *without a place*:
@@ -14,6 +16,9 @@ them is the goal.
 
 import argparse
 import contextlib
+import gc
+import hashlib
+import itertools
 import json
 import os
 import re
@@ -34,6 +39,9 @@ from fuzz_inputs import COMMANDS, Case, make_case, make_pristine  # noqa: E402 -
 
 FAULTS = ("internal", "traceback", "hang", "crash", "no place")
 HANG_SECONDS = 5.0
+PER_WORKER = 400  # inputs; a process in which many networks were built becomes slow and large
+DRAWN = 10  # figures of every so many inputs are drawn: they take a fifth of the time of a run
+_MEMORY = Path("/dev/shm")
 KILL_SECONDS = 60.0  # of the processor, or ten times as many of a clock for one that waits for something
 # A line of a recipe or of a file, `--set`, or what the parser of the command line says.
 _PLACE = re.compile(
@@ -91,7 +99,8 @@ def has_place(message: str, case: Case) -> bool:
 def run_here(seed: int, numbers: Sequence[int], commands: Sequence[str], pristine: Path) -> Iterator[dict[str, Any]]:
     """Runs inputs in this process, one after another, and yields what came of each."""
     before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    # Files of a run are brought to the disk, which is waited for.
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         try:
             for number in numbers:
                 case = make_case(seed, number, tuple(commands))
@@ -115,11 +124,37 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _spare_what_repeats() -> None:
+    """Lets this process do once, or seldom, what takes long and is the same for most inputs."""
+    from finetune.commands import run
+    from finetune.files import hdf5_check
+
+    survey, draw = hdf5_check._survey_in_process, run.draw_curves
+    answers: dict[tuple[bytes, str], Any] = {}
+    runs = itertools.count()
+
+    def survey_once(path: Path, member: str) -> Any:
+        key = hashlib.sha256(path.read_bytes()).digest(), member
+        if key not in answers:  # the exception of a damaged file is not kept
+            answers[key] = survey(path, member)
+        return answers[key]
+
+    def draw_seldom(*arguments: Any, **options: Any) -> None:
+        if next(runs) % DRAWN == 0:
+            draw(*arguments, **options)
+
+    hdf5_check._survey_in_process, run.draw_curves = survey_once, draw_seldom
+    gc.collect()
+    gc.freeze()  # the garbage collector does not search TensorFlow and Keras for each input
+
+
 def _work(seed: int, first: int, last: int, step: int, commands: Sequence[str], out: Path) -> None:
     """The worker: writes a line for each input, and before it the number of the input that begins."""
     from finetune.startup import start_tensorflow
 
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     start_tensorflow()
+    _spare_what_repeats()
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -156,7 +191,8 @@ def fuzz(seed: int, count: int, commands: Sequence[str], out: Path, *, first: in
     done = [record["number"] for record in _read(out)]
     number = max([first - step, *done]) + step
     while number < count:
-        settings = [str(seed), str(number), str(count), str(step), ",".join(commands), str(out)]
+        last = min(count, number + PER_WORKER * step)
+        settings = [str(seed), str(number), str(last), str(step), ",".join(commands), str(out)]
         with (out / "worker.txt").open("ab") as output:
             worker = subprocess.Popen([sys.executable, __file__, "--worker", *settings], stdout=output, stderr=output)
             changed, computed = time.monotonic(), 0.0
@@ -173,9 +209,9 @@ def fuzz(seed: int, count: int, commands: Sequence[str], out: Path, *, first: in
             is_hanging = worker.poll() is None
             worker.kill()
             worker.wait()
-        if worker.returncode == 0:
-            break
         number = max([first - step, *(record["number"] for record in _read(out))]) + step
+        if worker.returncode == 0:
+            continue
         case = make_case(seed, number, tuple(commands))
         record = {"number": number, "command": case.arguments[0], "outcome": "failed", "arguments": case.arguments}
         record |= {

@@ -1,22 +1,32 @@
 """The whole way on six kinds of data: recipe, run, predict, export, and a new process that answers raw rows.
 
-    python scripts/journey.py                 all six, as a table
-    python scripts/journey.py table text      some of them
+    python scripts/journey.py                            all six, as a table
+    python scripts/journey.py table text                 some of them
+    python scripts/journey.py --peers                    beside programs of plain Keras
+    python scripts/journey.py --peers --fastai PYTHON    and of fastai, run by another Python that has it
+    python scripts/journey.py --peers --write            puts the tables into docs/after.md
 
 The data are made on the spot, small and learnable. For each kind the commands of a user run, each in a process of its
 own: `finetune run`, `finetune predict`, `finetune export`. The export is a SavedModel; `export` opens it in a process
 with TensorFlow alone and compares its answers for raw test rows with those of the run. The only thing written by hand
 is the recipe.
+
+The programs of the peers, in `scripts/peers/journey`, are the shortest that their users would write for the same data,
+tested on the same rows: they train, answer the test rows, and save what they have trained. Their lines are counted with
+imports, without blank lines and comments. A kind without a program of a peer has an empty cell.
 """
 
+import argparse
 import csv
 import json
+import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +40,8 @@ TAIL = """
 groups: [{name: all, rest: true, optimizer: adam, learning_rate: 0.01}]
 train: {epochs: EPOCHS, batch_size: 16}
 """
+PEERS = Path(__file__).resolve().parent / "peers" / "journey"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "after.md"
 _random = np.random.default_rng(0)
 
 
@@ -41,6 +53,7 @@ class Journey(NamedTuple):
         lines: Lines of the recipe.
         score: The accuracy on the test rows.
         seconds: Wall time of all commands.
+        processor_seconds: Of all commands, over all cores.
         difference: Between the answers of the export and of the run.
         format: What was exported.
         takes: What the export takes.
@@ -50,6 +63,7 @@ class Journey(NamedTuple):
     lines: int
     score: float
     seconds: float
+    processor_seconds: float
     difference: float
     format: str
     takes: str
@@ -61,16 +75,17 @@ def images(folder: Path) -> tuple[str, list[str]]:
     from PIL import Image
 
     for name, colour in COLOURS.items():
-        (folder / "photos" / name).mkdir(parents=True)
         for number in range(30):
+            place = folder / "photos" / _part(number) / name
+            place.mkdir(parents=True, exist_ok=True)
             pixels = _random.normal(colour, 25, (40 + number, 60 - number, 3))
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-            image.save(folder / "photos" / name / f"{number}.{'jpg' if number % 2 else 'png'}", quality=95)
+            image.save(place / f"{number}.{'jpg' if number % 2 else 'png'}", quality=95)
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(8, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(inputs))
     keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x)).save(folder / "net.keras")
     recipe = "model: {keras_file: net.keras, head: {classes: auto}}\ndata: {images: photos/}"
-    return recipe + TAIL.replace("EPOCHS", "15"), ["photos/red/0.png", "photos/blue/1.jpg"]
+    return recipe + TAIL.replace("EPOCHS", "15"), ["photos/test"]
 
 
 def _vocabulary(folder: Path, words: list[str]) -> None:
@@ -107,9 +122,10 @@ def text(folder: Path) -> tuple[str, list[str]]:
     _embeds(folder)
     recipe = (
         "model: {keras_file: net.keras, head: {classes: auto}}\n"
-        "data: {table: reviews.csv, inputs: text, target: kind, tokenizer: {file: tokenizer.json, length: 8}}"
+        "data: {table: reviews.csv, test_table: reviews_test.csv, inputs: text, target: kind,\n"
+        "       tokenizer: {file: tokenizer.json, length: 8}}"
     )
-    return recipe + TAIL.replace("EPOCHS", "8"), ["reviews.csv"]
+    return recipe + TAIL.replace("EPOCHS", "8"), ["reviews_test.csv"]
 
 
 def table(folder: Path) -> tuple[str, list[str]]:
@@ -122,9 +138,9 @@ def table(folder: Path) -> tuple[str, list[str]]:
     _table(folder / "people.csv", ["age", "town", "kind"], rows)
     recipe = (
         "model: {builder: finetune.examples.networks:mlp, arguments: {units: [32]}, head: {classes: auto}}\n"
-        "data: {table: people.csv, inputs: [age, town], target: kind}"
+        "data: {table: people.csv, test_table: people_test.csv, inputs: [age, town], target: kind}"
     )
-    return recipe + TAIL.replace("EPOCHS", "15"), ["people.csv"]
+    return recipe + TAIL.replace("EPOCHS", "15"), ["people_test.csv"]
 
 
 def two_inputs(folder: Path) -> tuple[str, list[str]]:
@@ -139,10 +155,10 @@ def two_inputs(folder: Path) -> tuple[str, list[str]]:
     _embeds(folder, with_size=True)
     recipe = (
         "model: {keras_file: net.keras, head: {classes: auto}}\n"
-        "data: {table: rows.csv, inputs: {ids: text, size: size}, target: kind,\n"
+        "data: {table: rows.csv, test_table: rows_test.csv, inputs: {ids: text, size: size}, target: kind,\n"
         "       tokenizer: {file: tokenizer.json, length: 8}}"
     )
-    return recipe + TAIL.replace("EPOCHS", "20"), ["rows.csv"]
+    return recipe + TAIL.replace("EPOCHS", "20"), ["rows_test.csv"]
 
 
 def audio(folder: Path) -> tuple[str, list[str]]:
@@ -150,10 +166,11 @@ def audio(folder: Path) -> tuple[str, list[str]]:
     import tensorflow as tf
 
     for name, pitch in {"low": 200, "high": 900}.items():
-        (folder / "clips" / name).mkdir(parents=True)
         for number in range(30):
+            place = folder / "clips" / _part(number) / name
+            place.mkdir(parents=True, exist_ok=True)
             samples = 0.4 * np.sin(2 * np.pi * (pitch + number) * np.arange(4000) / 4000) + _random.normal(0, 0.1, 4000)
-            with wave.open(str(folder / "clips" / name / f"{number}.wav"), "wb") as file:
+            with wave.open(str(place / f"{number}.wav"), "wb") as file:
                 file.setnchannels(1)
                 file.setsampwidth(2)
                 file.setframerate(4000)
@@ -172,7 +189,7 @@ def audio(folder: Path) -> tuple[str, list[str]]:
 
     tf.saved_model.save(Features(), str(folder / "features"))
     recipe = "model: {hub: ./features, head: {classes: auto}}\ndata: {audio: clips/, sample_rate: 4000, length: 4000}"
-    return recipe + TAIL.replace("EPOCHS", "15"), ["clips/low/0.wav", "clips/high/1.wav"]
+    return recipe + TAIL.replace("EPOCHS", "15"), ["clips/test"]
 
 
 def several_labels(folder: Path) -> tuple[str, list[str]]:
@@ -186,9 +203,10 @@ def several_labels(folder: Path) -> tuple[str, list[str]]:
     _embeds(folder)
     recipe = (
         "model: {keras_file: net.keras, head: {classes: auto}}\n"
-        "data: {table: boxes.csv, inputs: text, target: colours, tokenizer: {file: tokenizer.json, length: 8}}"
+        "data: {table: boxes.csv, test_table: boxes_test.csv, inputs: text, target: colours,\n"
+        "       tokenizer: {file: tokenizer.json, length: 8}}"
     )
-    return recipe + TAIL.replace("EPOCHS", "20"), ["boxes.csv"]
+    return recipe + TAIL.replace("EPOCHS", "20"), ["boxes_test.csv"]
 
 
 KINDS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
@@ -201,9 +219,17 @@ KINDS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {
 }
 
 
+def _part(number: int) -> str:
+    """Returns the split of a row: every fifth is to test."""
+    return "train" if number % 5 else "test"
+
+
 def _table(path: Path, names: list[str], rows: list[tuple[object, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([names, *rows])
+    """Writes the training rows of a table, and beside them the test rows."""
+    for part, name in {"train": path.name, "test": f"{path.stem}_test.csv"}.items():
+        some = [row for number, row in enumerate(rows) if _part(number) == part]
+        with path.with_name(name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([names, *some])
 
 
 def journey(kind: str, folder: Path) -> Journey:
@@ -220,19 +246,20 @@ def journey(kind: str, folder: Path) -> Journey:
     (folder / "recipe.yaml").write_text(recipe)
     allow = ["--allow-code", "hub:./features"] if kind == "audio" else []
     again = ["--allow-code", "hub:run"] if kind == "audio" else []
-    begun = time.monotonic()
+    begun, used = time.monotonic(), _processor_seconds()
     _finetune(folder, "run", "recipe.yaml", "--out", "run", *allow)
     answers = _finetune(folder, "predict", "run", *inputs, *again).splitlines()
     _finetune(folder, "export", "run", "--out", "out", "--format", "savedmodel", *again, *allow)
-    seconds = time.monotonic() - begun
+    seconds, processor_seconds = time.monotonic() - begun, _processor_seconds() - used
     about = json.loads((folder / "out" / "export.json").read_text())
     metrics = json.loads((folder / "run" / "result.json").read_text())["metrics"]
     score = next(value for name, value in metrics.items() if name != "loss")
     done = Journey(
         kind,
-        len(recipe.strip().splitlines()),
+        lines_of(recipe),
         score,
         seconds,
+        processor_seconds,
         about["difference"],
         about["format"],
         ", ".join(f"`{each['name']}`" for each in about["inputs"]),
@@ -240,6 +267,55 @@ def journey(kind: str, folder: Path) -> Journey:
     if not answers or done.difference > MOST_DIFFERENCE or seconds > MOST_SECONDS:
         raise SystemExit(f"the promise does not hold: {done}")
     return done
+
+
+class PeerRun(NamedTuple):
+    """What became of a peer on a kind of data.
+
+    Attributes:
+        lines: Lines of its program.
+        seconds: Processor seconds of the process, over all cores: other work on the machine plays no part.
+        score: The accuracy on the test rows.
+    """
+
+    lines: int
+    seconds: float
+    score: float
+
+
+def lines_of(text: str) -> int:
+    """Returns how many lines of a text are neither blank nor comments."""
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in text.splitlines())
+
+
+def peer_run(peer: str, python: str, kind: str, folder: Path) -> PeerRun | None:
+    """Runs the program of a peer; `None` where it has none for the kind of data.
+
+    Args:
+        peer: `keras` or `fastai`.
+        python: The Python that has it.
+        kind: A key of `KINDS`.
+        folder: Where the data are.
+
+    Raises:
+        SystemExit: The program fails.
+    """
+    program = PEERS / f"{peer}_{kind.replace(' ', '_')}.py"
+    if not program.is_file():
+        return None
+    used = _processor_seconds()
+    ended = subprocess.run([python, str(program)], cwd=folder, capture_output=True, text=True)
+    seconds = _processor_seconds() - used
+    score = re.search(r"score ([\d.]+)\s*$", ended.stdout)
+    if ended.returncode or not score:
+        raise SystemExit(f"`{program.name}` ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
+    return PeerRun(lines_of(program.read_text()), seconds, float(score[1]))
+
+
+def _processor_seconds() -> float:
+    """Returns what the processes that this one has started and that have ended took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _finetune(folder: Path, *arguments: str) -> str:
@@ -252,15 +328,48 @@ def _finetune(folder: Path, *arguments: str) -> str:
     return ended.stdout
 
 
-def main(kinds: list[str]) -> None:
-    """Prints a line of a table for each kind."""
-    print("| data | lines of YAML | accuracy | seconds | export takes | difference |")
-    print("|---|---|---|---|---|---|")
-    for kind in kinds or list(KINDS):
+def main(arguments: list[str]) -> None:
+    """Prints a line of a table for each kind, and with `--peers` a second table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--fastai", metavar="PYTHON")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args(arguments)
+    peers = {"keras": sys.executable} | ({"fastai": options.fastai} if options.fastai else {})
+    rows, beside = [], []
+    for kind in options.kinds or list(KINDS):
         with tempfile.TemporaryDirectory() as folder:
             done = journey(kind, Path(folder))
-        row = (done.kind, done.lines, f"{done.score:.3f}", f"{done.seconds:.0f}", done.takes, f"{done.difference:.1g}")
-        print("|", " | ".join(map(str, row)), "|", flush=True)
+            of_peers = [peer_run(*peer, kind, Path(folder)) for peer in peers.items()] if options.peers else []
+        rows.append(
+            (done.kind, done.lines, f"{done.score:.3f}", f"{done.seconds:.0f}", done.takes, f"{done.difference:.1g}")
+        )
+        beside.append((kind, *map(_cell, (PeerRun(done.lines, done.processor_seconds, done.score), *of_peers))))
+        print(*rows[-1], *beside[-1][2:], sep=" | ", flush=True)
+    heads = ["data", "lines of YAML", "accuracy", "seconds", "export takes", "difference"]
+    tables = {"journey": _markdown(heads, rows)}
+    if options.peers:
+        tables["journey beside peers"] = _markdown(
+            ["data", "finetune", "plain Keras", "fastai"][: 2 + len(peers)], beside
+        )
+    for name, table in tables.items():
+        print(table)
+        if options.write:
+            marked = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+            page, count = re.subn(marked, lambda match: match[1] + table + match[2], PAGE.read_text(), flags=re.DOTALL)  # noqa: B023
+            if count != 1:
+                raise SystemExit(f"{PAGE.name} must have the markers of `{name}` exactly once.")
+            PAGE.write_text(page)
+
+
+def _cell(run: PeerRun | None) -> str:
+    return f"{run.lines} lines, {run.seconds:.0f} s, {run.score:.3f}" if run else ""
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 if __name__ == "__main__":

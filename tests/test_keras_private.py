@@ -6,7 +6,9 @@ After an upgrade of Keras or TensorFlow this file says by name what moved.
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
+import platform
 import random
 import re
 import tempfile
@@ -23,6 +25,7 @@ import tensorflow as tf
 
 import finetune
 from finetune import keras_private as private
+from finetune.kernels.native_kernels import FUNCTIONS
 from finetune.recipe.data import KERAS_DATASETS
 
 PACKAGE = Path(finetune.__file__).parent
@@ -613,6 +616,31 @@ def is_symbolic():
 
     keras.Sequential([keras.Input((1,)), Layer()]).predict(np.ones((1, 1)), verbose=0)
     assert seen == [True, False]
+
+
+@checks(private.uses_onednn)
+def uses_onednn():
+    expected = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1") == "1" and platform.machine() in ("x86_64", "AMD64")
+    assert private.uses_onednn() is expected
+
+
+@checks(private.backend_function)
+def backend_function():
+    x = tf.constant([-1.0, 2.0])
+    for name in FUNCTIONS:
+        assert private.backend_function(name).__name__ == name.partition(".")[2]
+    np.testing.assert_array_equal(private.backend_function("nn.gelu")(x, approximate=False), keras.ops.gelu(x, False))
+
+
+@checks(private.set_backend_function)
+def set_backend_function():
+    own = private.backend_function("nn.gelu")
+    try:
+        private.set_backend_function("nn.gelu", lambda x, approximate=True: x + 1.0)
+        for gelu in (keras.ops.gelu, keras.activations.gelu, keras.layers.Activation("gelu")):
+            assert float(gelu(tf.constant(2.0))) == 3.0
+    finally:
+        private.set_backend_function("nn.gelu", own)
 
 
 # -- pretrained/ ------------------------------------------------------------------------------------------------------

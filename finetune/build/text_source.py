@@ -10,7 +10,7 @@ from finetune import keras_private
 from finetune.data.rows import Rows
 from finetune.data.table_files import Table
 from finetune.data.tokenizer_file import encoding, open_tokenizer
-from finetune.data.tokens import Tokens, token_rows, tokenize, width_of_batches
+from finetune.data.tokens import RowsOfTexts, Tokens, token_rows, tokenize, width_of_batches
 from finetune.errors import DataError, quote
 from finetune.models.preset_text import preset_text
 from finetune.recipe.loader import placed, resolve_path, resolve_place
@@ -87,11 +87,11 @@ def network_tokens(
             f"Token ids are made of a text, or of two as a pair. Received {len(names)} columns: {quote(names)}. Join "
             "some of them beforehand."
         )
-    columns = [table.column(name).texts().tolist() for name in names]
-    empty = np.flatnonzero([not any(row) for row in zip(*columns, strict=True)])
+    columns = [table.column(name) for name in names]
+    empty = np.flatnonzero(np.logical_and.reduce([column.missing for column in columns]))
     if len(empty) == len(table):
         raise DataError(f"A column of text has text. {quote(names)} is empty in all {len(table):,} rows.")
-    rows = list(zip(*columns, strict=True))
+    rows = RowsOfTexts([column.texts() for column in columns])
     cache = resolve_path(recipe, spec.cache) if spec.cache else None
     warnings = [_warning_of_empty(table, names, empty)] if len(empty) else []
     if recipe.model.preset and not spec.file:

@@ -1,5 +1,6 @@
 """The command itself, the options that several commands share, and what every command begins with."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,19 +21,36 @@ _EXIT_CODES = (
     "143 after SIGTERM and 129 after SIGHUP, where `run` first saves the weights. A second signal ends it at once."
 )
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Fine-tune a pretrained Keras network with an optimizer and a decaying learning rate for each layer group.\n\n"
-    "Start with `finetune check recipe.yaml` (is it valid?), then `finetune plan recipe.yaml` (what will happen "
-    "to every weight?), then `finetune run recipe.yaml`.\n\n" + _EXIT_CODES,
+    "Start with `finetune new --data PATH`, or with a recipe of the package: `finetune recipes`. Then `finetune check "
+    "recipe.yaml` (is it valid?), `finetune plan recipe.yaml` (what will happen to every weight?), and `finetune run "
+    "recipe.yaml`.\n\n" + _EXIT_CODES,
 )
+
+
+def _keys_that_begin(text: str) -> list[str]:
+    """Returns the keys of a recipe that begin so, as `--set` takes them, for the completion of the shell."""
+    if "=" in text:
+        return []
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from finetune.recipe.keys import blocks
+
+    keys = (
+        f"{block.path}.{key.name}=".lstrip(".") for block in blocks() for key in block.keys if "(" not in block.path
+    )
+    return sorted({key for key in keys if key.startswith(text) and not key.startswith(("groups.", "phases."))})
+
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the recipe, e.g. `groups.head.learning_rate=1e-3`. Repeatable.",
+        autocompletion=_keys_that_begin,
     ),
 ]
 AllowCode = Annotated[

@@ -21,7 +21,7 @@ def main() -> None:
     code: int | str | None = 0
     with stoppable():
         try:
-            app(arguments)  # always raises: click ends with `SystemExit`
+            app(arguments, prog_name="finetune")  # always raises: click ends with `SystemExit`
         except BaseException as error:
             code = _reported(error, debug=len(arguments) < len(sys.argv) - 1)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -6,15 +6,16 @@ from typing import Annotated
 import typer
 
 from finetune.cli.application import AllowCode, app, examples, make_console, start_command
-from finetune.cli.trained import Run
+from finetune.cli.trained import Checkpoint, Run, say_weights
 
 
 @app.command(
+    short_help="Export a run for other programs.",
     epilog=examples(
         "finetune export runs/pets --out pets --format savedmodel",
         "finetune export runs/pets --out pets-small --format litert --quantize int8",
         "finetune export runs/wine --out wine --format onnx --data new-rows.csv",
-    )
+    ),
 )
 def export(
     run: Run,
@@ -27,18 +28,21 @@ def export(
         list[Path],
         typer.Option(help="Raw rows to compare the export with the run on. Repeatable.", show_default="test rows"),
     ] = [],  # noqa: B006 - typer reads the default
+    checkpoint: Checkpoint = None,
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Export the model of a run with its preprocessing: raw rows in, labels out, compared in a new process."""
     from finetune.inference.exports.formats import check_export
     from finetune.inference.record import open_record
 
-    open_record(run)  # before TensorFlow starts, which takes seconds
+    open_record(run, checkpoint)  # before TensorFlow starts, which takes seconds
     check_export(format, out, quantize)
     start_command()
     from finetune.inference.fine_tuned import load
 
-    done = load(run, allow_code=allow_code).export(format, out, quantize=quantize, data=data, allow_code=allow_code)
+    fine_tuned = load(run, checkpoint=checkpoint, allow_code=allow_code)
+    say_weights(fine_tuned.weights)
+    done = fine_tuned.export(format, out, quantize=quantize, data=data, allow_code=allow_code)
     console = make_console()
     for each in done.inputs:
         shape = ", ".join("any" if size is None else str(size) for size in each["shape"])

@@ -19,6 +19,7 @@ from finetune.cli.application import (
 
 @app.command(
     "lr-range",
+    short_help="Find learning rates by a range test.",
     epilog=examples(
         "finetune lr-range recipe.yaml",
         "finetune lr-range recipe.yaml --each --write",
@@ -75,7 +76,8 @@ def lr_range(
 
 
 @app.command(
-    epilog=examples("finetune suggest recipe.yaml --by layer", "finetune suggest recipe.yaml --out suggested.yaml")
+    short_help="Suggest groups by their gradients.",
+    epilog=examples("finetune suggest recipe.yaml --by layer", "finetune suggest recipe.yaml --out suggested.yaml"),
 )
 def suggest(
     recipe: RecipePath,

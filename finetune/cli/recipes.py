@@ -1,5 +1,7 @@
 """The commands that show what a recipe says and would do, and those that write one."""
 
+import sys
+from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -7,15 +9,16 @@ from typing import Annotated
 import typer
 
 from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
-from finetune.errors import FinetuneError, counted, printable, printable_lines
+from finetune.errors import FinetuneError, counted, did_you_mean, printable, printable_lines
 
 
 @app.command(
+    short_help="Check a recipe, in a moment.",
     epilog=examples(
         "finetune check recipe.yaml",
         "finetune check recipe.yaml --deep",
         "finetune check recipe.yaml --set groups.head.learning_rate=1e-3",
-    )
+    ),
 )
 def check(
     recipe: RecipePath,
@@ -28,30 +31,43 @@ def check(
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Print problems and notes as JSON.")] = False,
 ) -> None:
     """Check a recipe's spelling and rules in a moment, without loading TensorFlow; with `--deep`, its data too."""
     from finetune.commands.check import check as check_recipe
-    from finetune.commands.check import check_deep
+    from finetune.commands.check import check_as_data, check_deep
 
-    notes = check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
-    if deep:
-        start_command()
-        problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=make_console()).problems
-        for problem in problems:
-            print(printable_lines(f"problem: {problem}."))
-        if problems:
-            raise typer.Exit(2)
-    for note in notes if not deep else ():
+    try:
+        notes = check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
+        problems: list[str] = []
+        if deep:
+            start_command()
+            console = make_console(stderr=json)
+            problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=console).problems
+    except FinetuneError as error:
+        if not json or error.exit_code != 2:
+            raise
+        print(dumps(check_as_data(str(error).splitlines()), indent=2, ensure_ascii=False))
+        raise typer.Exit(2) from None
+    if json:
+        print(dumps(check_as_data([f"{problem}." for problem in problems], notes), indent=2, ensure_ascii=False))
+    for problem in () if json else problems:
+        print(printable_lines(f"problem: {problem}."))
+    if problems:
+        raise typer.Exit(2)
+    for note in () if json or deep else notes:
         print(printable(f"note: {note}."))
-    print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
+    if not json:
+        print(printable(f"{recipe}: valid. See what it does with `finetune plan {recipe}`."))
 
 
 @app.command(
+    short_help="Show what would happen to every weight.",
     epilog=examples(
         "finetune plan recipe.yaml",
         "finetune plan recipe.yaml --weights",
         "finetune plan recipe.yaml --json > plan.json",
-    )
+    ),
 )
 def plan(
     recipe: RecipePath,
@@ -74,7 +90,10 @@ def plan(
             print(f"\n# The strategy as a list, to paste into the recipe and edit:\n{layout.phases_block}", end="")
 
 
-@app.command(epilog=examples("finetune data recipe.yaml", "finetune data recipe.yaml --sheet images.png"))
+@app.command(
+    short_help="Show what was understood of the data.",
+    epilog=examples("finetune data recipe.yaml", "finetune data recipe.yaml --sheet images.png"),
+)
 def data(
     recipe: RecipePath,
     sheet: Annotated[
@@ -82,15 +101,22 @@ def data(
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON, as `data.json` of a run has it.")] = False,
 ) -> None:
     """Show what was understood of the data: splits, types of columns, classes, and some images."""
     start_command(recipe, overrides, allow_code)
     from finetune.commands.data import show_data
 
-    show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=make_console())
+    console = make_console(stderr=json)
+    described = show_data(recipe, sheet=sheet, overrides=overrides, allow_code=allow_code, console=console)
+    if json:
+        print(dumps(described, indent=2, ensure_ascii=False))
 
 
-@app.command(epilog=examples("finetune keys", "finetune keys train", "finetune keys gradual_unfreezing"))
+@app.command(
+    short_help="List the keys of a recipe.",
+    epilog=examples("finetune keys", "finetune keys train", "finetune keys gradual_unfreezing"),
+)
 def keys(
     name: Annotated[
         str,
@@ -101,14 +127,76 @@ def keys(
         ),
     ] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the keys as JSON.")] = False,
 ) -> None:
     """List what can be written in a recipe: every key with its values, default and meaning."""
-    from finetune.commands.keys import show_keys
+    from finetune.commands.keys import keys_as_data, show_keys
 
-    show_keys(name, as_markdown=markdown, console=make_console())
+    if json:
+        print(dumps(keys_as_data(name), indent=2, ensure_ascii=False))
+    else:
+        show_keys(name, as_markdown=markdown, console=make_console())
 
 
-@app.command(epilog=examples("finetune schema > recipe.schema.json", "finetune schema --out recipe.schema.json"))
+@app.command(
+    short_help="Write a recipe for your data.",
+    epilog=examples(
+        "finetune new --data photos/",
+        "finetune new --data photos/ --model MobileNetV2 --out recipes/photos.yaml",
+        "finetune new --data houses.csv --target price --task number",
+        "finetune new --data reviews.tsv --model presets/bert_tiny",
+    ),
+)
+def new(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of classes (images or WAV files), a table, a .npz file, or .tfrecord files.",
+            show_default="it is asked for",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The column to predict.", show_default="by names and values")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the target is: classes, labels or number.", show_default="by its values")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`small`, a network of keras.applications, a file, a folder, or `package.module:function`.",
+            show_default="asked for, or small",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Of a network of keras.applications: imagenet, none or a file.", show_default="imagenet"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Look at data, and write a commented recipe for them that runs as it is; on a terminal, ask what is not clear."""
+    from finetune.commands.new import Wishes, new_recipe
+
+    ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
+    for line in new_recipe(out, Wishes(data, task, model, weights, target), ask=ask, overwrite=overwrite):
+        print(printable(line))
+
+
+def _ask(question: str, answers: Sequence[str], default: str) -> str:
+    """Asks on the terminal; an answer that is not among those offered is asked for again."""
+    shown = f"{question} ({', '.join(map(printable, answers))})" if answers else question
+    while True:
+        answer = str(typer.prompt(shown, default=default or None))
+        if not answers or answer in answers:
+            return answer
+        print(printable(f"`{answer}` is none of them.{did_you_mean(answer, answers)}"))
+
+
+@app.command(
+    short_help="Print the JSON schema of a recipe.",
+    epilog=examples("finetune schema > recipe.schema.json", "finetune schema --out recipe.schema.json"),
+)
 def schema(
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="standard output")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
@@ -127,7 +215,10 @@ def schema(
     print(printable(f"written: {out}. Begin a recipe beside it with: {editor_line(out, out.parent)}"))
 
 
-@app.command(epilog=examples("finetune fill recipe.yaml", "finetune fill recipe.yaml --out filled.yaml"))
+@app.command(
+    short_help="Write a recipe with all its defaults.",
+    epilog=examples("finetune fill recipe.yaml", "finetune fill recipe.yaml --out filled.yaml"),
+)
 def fill(
     recipe: RecipePath,
     out: Annotated[Path | None, typer.Option(help="The file to write.", show_default="standard output")] = None,
@@ -141,9 +232,10 @@ def fill(
 
 
 @app.command(
+    short_help="List or copy the recipes that come along.",
     epilog=examples(
         "finetune recipes", "finetune recipes digits wine", "finetune recipes digits --out tried --overwrite"
-    )
+    ),
 )
 def recipes(
     names: Annotated[

@@ -30,12 +30,13 @@ TimeLimitOption = Annotated[
 
 
 @app.command(
+    short_help="Fine-tune, and prove what happened.",
     epilog=examples(
         "finetune run recipes/digits.yaml",
         "finetune run recipe.yaml --out runs/first --set train.epochs=3",
         "finetune run recipe.yaml --out runs/first --resume",
         "finetune run recipe.yaml --out runs/five --seeds 5",
-    )
+    ),
 )
 def run(
     recipe: RecipePath,
@@ -81,7 +82,10 @@ def run(
     )
 
 
-@app.command(epilog=examples("finetune resume runs/digits-1", "finetune resume runs/digits-1 --set train.epochs=40"))
+@app.command(
+    short_help="Go on with a run that was stopped.",
+    epilog=examples("finetune resume runs/digits-1", "finetune resume runs/digits-1 --set train.epochs=40"),
+)
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006 - typer reads the default

@@ -1,4 +1,4 @@
-"""The commands on a run that is finished: `evaluate` and `predict`."""
+"""The commands on a run that has trained: `evaluate` and `predict`."""
 
 from dataclasses import asdict
 from json import dumps
@@ -12,13 +12,28 @@ from finetune.errors import printable
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights of an unfinished run: best (with `train.keep: best`), last, or a file in its checkpoints.",
+        show_default="those of the end",
+    ),
+]
+
+
+def say_weights(weights: str) -> None:
+    """Says which weights a model has, on standard error, where they are not those of the end of its run."""
+    if weights:
+        make_console(stderr=True).print(f"the weights {printable(weights)}", markup=False, highlight=False)
+
 
 @app.command(
+    short_help="Evaluate a run on its test or new rows.",
     epilog=examples(
         "finetune evaluate runs/pets",
         "finetune evaluate runs/pets --data new-photos/",
-        "finetune evaluate runs/reviews --data other.csv --metrics f1_score,auc --json",
-    )
+        "finetune evaluate runs/reviews --data new.csv --metrics f1_score,auc --json",
+    ),
 )
 def evaluate(
     run: Run,
@@ -34,18 +49,20 @@ def evaluate(
         list[str],
         typer.Option(help="Metrics as Keras names them, such as `f1_score,auc`.", show_default="those of the recipe"),
     ] = [],  # noqa: B006 - typer reads the default
+    checkpoint: Checkpoint = None,
     allow_code: AllowCode = [],  # noqa: B006
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Evaluate the model of a run on its test rows, or on data that it has never seen."""
     from finetune.inference.record import open_record
 
-    open_record(run)  # before TensorFlow starts, which takes seconds
+    open_record(run, checkpoint)  # before TensorFlow starts, which takes seconds
     start_command()
     from finetune.commands.run_result import print_class_results
     from finetune.inference.fine_tuned import load
 
-    fine_tuned = load(run, allow_code=allow_code)
+    fine_tuned = load(run, checkpoint=checkpoint, allow_code=allow_code)
+    say_weights(fine_tuned.weights)
     result = fine_tuned.evaluate(data, split=split, metrics=metrics, allow_code=allow_code)
     if json:
         print(dumps(asdict(result), indent=2, ensure_ascii=False))
@@ -59,11 +76,12 @@ def evaluate(
 
 
 @app.command(
+    short_help="Write the answers for raw rows.",
     epilog=examples(
         "finetune predict runs/pets cat.jpg more-photos/",
         "finetune predict runs/wine new.csv --out answers.csv",
         "echo 'a lovely film' | finetune predict runs/reviews -",
-    )
+    ),
 )
 def predict(
     run: Run,
@@ -92,12 +110,13 @@ def predict(
         typer.Option(min=1, help="Rows that the model takes at once.", show_default="32 files, or 512 rows of a table"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
+    checkpoint: Checkpoint = None,
     allow_code: AllowCode = [],  # noqa: B006 - typer reads the default
 ) -> None:
     """Write what the model of a run says of raw rows: a line of JSON or CSV for each, in their order."""
     from finetune.inference.record import check_prediction, open_record
 
-    open_record(run)  # before TensorFlow starts, which takes seconds
+    open_record(run, checkpoint)  # before TensorFlow starts, which takes seconds
     check_prediction(inputs, out, format, on_error, overwrite=overwrite)
     start_command()
     from finetune.commands.predict import predict as predict_rows
@@ -111,6 +130,7 @@ def predict(
         threshold=threshold,
         on_error=on_error,
         batch_size=batch_size,
+        checkpoint=checkpoint,
         allow_code=allow_code,
         console=make_console(stderr=True),
     )

@@ -9,7 +9,10 @@ from finetune.cli.application import AllowCode, Overrides, app, examples, start_
 from finetune.errors import printable
 
 
-@app.command(epilog=examples("finetune inspect pretrained.weights.h5", "finetune inspect model.safetensors --json"))
+@app.command(
+    short_help="List what a file of weights or a run holds.",
+    epilog=examples("finetune inspect pretrained.weights.h5", "finetune inspect model.safetensors --json"),
+)
 def inspect(
     path: Annotated[
         Path,
@@ -25,7 +28,10 @@ def inspect(
     print(inspect_file(path, json=json))
 
 
-@app.command(epilog=examples("finetune reference pretrained.keras outputs.npz --input rows.npy"))
+@app.command(
+    short_help="Write a network's outputs, to verify by.",
+    epilog=examples("finetune reference pretrained.keras outputs.npz --input rows.npy"),
+)
 def reference(
     source: Annotated[
         Path, typer.Argument(help="A whole model (.keras, .h5), a SavedModel, or a recipe.", show_default=False)

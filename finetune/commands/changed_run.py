@@ -153,7 +153,9 @@ def fit_in(
     before, place = [list(phase) for phase in checkpoint.document["plan_of_phases"]], checkpoint.position
     present = checkpoint.phase
     number, now = present["number"], [list(phase) for phase in plan]
-    if number > len(now) or [p[:3] for p in before[: number - 1]] != [p[:3] for p in now[: number - 1]]:
+    if number > min(len(now), len(before)) or [p[:3] for p in before[: number - 1]] != [
+        p[:3] for p in now[: number - 1]
+    ]:
         raise FinetuneError(
             f"Phases that are over stay as they were. The run stands in phase {number} of {len(before)}, and the "
             "phases before it, or their number, have changed. Undo that, or begin another run in another folder."

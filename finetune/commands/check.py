@@ -1,6 +1,7 @@
 """`finetune check`: is a recipe valid? Without `--deep` it answers without loading TensorFlow."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,11 @@ def check(
     from finetune.recipe.keras_names import unknown_names
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.named_files import missing_files
+    from finetune.recipe.tracker_names import tracker_problems
 
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     problems = [*builder_problems(loaded), *missing_files(loaded), *unknown_names(loaded), *unknown_columns(loaded)]
+    problems += tracker_problems(loaded)
     if problems:
         raise RecipeError("\n".join(problems))
     if not shows_graphs:
@@ -87,6 +90,21 @@ def check(
         "two that fits into memory, up to 1,024 rows and an eighth of the training rows"
     )
     return (measured,) if loaded.train.batch_size == "auto" else ()
+
+
+def check_as_data(problems: Sequence[str], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns what `check` says as plain data.
+
+    Args:
+        problems: Sentences, some with the place in front of them, as messages have it.
+        notes: Sentences about what is no problem.
+    """
+    listed: list[dict[str, Any]] = []
+    for line in problems:
+        match = re.match(r"(?P<file>.+?):(?P<line>\d+):(?P<column>\d+): (?P<message>.*)", line)
+        place = {"file": match["file"], "line": int(match["line"]), "column": int(match["column"])} if match else None
+        listed.append({"place": place, "message": match["message"] if match else line})
+    return {"valid": not listed, "problems": listed, "notes": [f"{note}." for note in notes]}
 
 
 def check_deep(

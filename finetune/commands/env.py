@@ -15,6 +15,7 @@ from finetune import __version__
 _PACKAGES = (
     *("tensorflow", "keras", "tensorflow-hub", "numpy", "h5py", "ml-dtypes", "safetensors", "pydantic", "typer"),
     *("rich", "pillow", "matplotlib", "tensorboard", "keras-hub", "pyarrow", "tokenizers", "tensorflow-datasets"),
+    *("wandb", "mlflow-skinny"),
 )
 _PREFIXES = ("TF_", "KERAS_", "XLA_", "OMP_", "MKL_", "CUDA_VISIBLE", "CUDA_DEVICE", "NVIDIA_TF32", "ONEDNN_", "DNNL_")
 # The variables with these prefixes that hold addresses, accounts or paths.

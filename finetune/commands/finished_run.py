@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from finetune.errors import FinetuneError, counted, reason
+from finetune.plain_shapes import ANY, COUNT, fault
 from finetune.recipe.changes import Change, changes_of_text
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
@@ -22,9 +26,67 @@ FREE = (
             "log_every_steps",
             "evaluate_before",
             "extend",
+            "trackers",
         )
     ),
 )
+
+
+# What a run notes in each checkpoint beside the state of the training.
+_NOTED = {
+    "recipe": str,
+    "resolved?": str,
+    "epochs?": COUNT,
+    "plan_of_phases?": [[[str], (COUNT, None), (COUNT, None), COUNT]],
+    "extensions?": [{str: ANY}],
+    "recalibrate": bool,
+    "data": dict,
+    "metrics_before": {str: float},
+    "checksums_before": {str: str},
+    "seconds": {str: float},
+}
+
+
+def check_noted(document: Mapping[str, Any], path: Path | None) -> None:
+    """Checks what a run has noted in a checkpoint.
+
+    Args:
+        document: The notes.
+        path: The checkpoint.
+
+    Raises:
+        FinetuneError: They are not as a run writes them.
+    """
+    if "recipe" not in document:
+        raise FinetuneError(f"`{path}` was not written by a run. Go on with the program that wrote it.")
+    wrong = fault(document, _NOTED)
+    for key in ("recipe", "resolved"):
+        try:
+            if not wrong and not isinstance(yaml.safe_load(document.get(key) or "{}"), dict):
+                wrong = f"`{key}` is no recipe"
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            wrong = f"`{key}` is no recipe: {reason(error)}"
+    if wrong:
+        raise FinetuneError(
+            f"A checkpoint holds what the run has noted. `{path}` does not: {wrong}. Remove this file: the run then "
+            "goes on from the checkpoint before it."
+        )
+
+
+def none_is_whole(folder: Path, damaged: Mapping[Path, str]) -> str:
+    """Returns what is said of a run whose checkpoints are all damaged.
+
+    Args:
+        folder: The run folder.
+        damaged: Each with what is wrong with it.
+    """
+    path, why = next(iter(damaged.items()))
+    return (
+        f"A run goes on from a checkpoint that is whole. Of {counted(len(damaged), 'checkpoint')} in "
+        f"`{folder / 'checkpoints'}` none is: `{path}` is damaged ({why}). Bring one back from a copy, remove them to "
+        "begin anew, or begin another run with the weights so far: `--set "
+        f"restore.from={folder / 'checkpoints' / 'last.weights.h5'}`."
+    )
 
 
 def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[Change]:
@@ -40,7 +102,7 @@ def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -
     if before is None:  # of an older version, which could not go on changed
         return []
     changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
-    return [change for change in changes if change.key not in FREE]
+    return [change for change in changes if not any(f"{change.key}.".startswith(f"{key}.") for key in FREE)]
 
 
 def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bool:
@@ -51,8 +113,12 @@ def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bo
         recipe: The file of the recipe.
         overrides: Changes to it.
     """
-    _, saved, _ = read_newest(folder / "checkpoints")
-    document = saved.document.get("more", {}) if saved else {}
+    path, saved, damaged = read_newest(folder / "checkpoints")
+    document = saved.document["more"] if saved else {}
+    if damaged and not saved and overrides:
+        raise FinetuneError(none_is_whole(folder, damaged))
+    if saved:
+        check_noted(document, path)
     of_run = recipe.resolve() == (folder / "recipe.yaml").resolve()
     given = load_recipe(recipe, overrides=overrides)
     return "recipe" in document and bool(changes_since(document, given, of_run=of_run))

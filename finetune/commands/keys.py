@@ -1,10 +1,24 @@
 """`finetune keys`: what can be written in a recipe. Answers without loading TensorFlow."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def keys_as_data(path: str) -> list[dict[str, Any]]:
+    """Returns the same as plain data: each mapping with its `path`, `about`, and `keys`.
+
+    Raises:
+        RecipeError: Nothing in a recipe has this name.
+    """
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from dataclasses import asdict
+
+    from finetune.recipe.keys import blocks_at
+
+    return [asdict(block) for block in blocks_at(path)]
 
 
 def show_keys(path: str, *, as_markdown: bool, console: "Console") -> None:

@@ -14,6 +14,7 @@ from finetune.recipe.loader import load_recipe
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import free_bytes
 from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
+from finetune.training.checkpoints.checkpoint_writer import IN_BACKGROUND
 from finetune.training.saving import disk_need, memory_advice
 
 
@@ -81,9 +82,12 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
     slots = checkpoint - disk_need(layout.model, length.epochs, slots=False)[1]
     part = f"{size_text(slots)} of it slots of the optimizers" if slots else "without the slots of the optimizers"
     free = free_bytes(out or Path("runs"))
+    copied = (
+        ". Checkpoints are copied in memory, and written while training goes on" if checkpoint > IN_BACKGROUND else ""
+    )
     console.print(
         f"disk: a run takes up to {size_text(needed)}, a checkpoint {size_text(checkpoint)}, {part}; {size_text(free)} "
-        "are free",
+        f"are free{copied}",
         markup=False,
     )
     memory = memory_advice(layout.model, available=available_memory())

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from finetune.errors import DataError, FinetuneError, quote
+from finetune.errors import DataError, FinetuneError, printable, quote
 from finetune.inference.answers import flat
 from finetune.inference.fine_tuned import Prediction, load
 from finetune.inference.record import FORMATS
@@ -28,6 +28,7 @@ def predict(
     threshold: float | None = None,
     on_error: str = "stop",
     batch_size: int | None = None,
+    checkpoint: str | None = None,
     allow_code: Sequence[str] = (),
     console: Console | None = None,
     streams: tuple[TextIO, TextIO] | None = None,
@@ -43,6 +44,7 @@ def predict(
         threshold: Probability from which a row has a label; by default what the run chose, or 0.5.
         on_error: `stop` at a row that cannot be read, or `skip` it, with a line that says why.
         batch_size: Rows that the model takes at once, >= 1; by default what `FineTuned.read` says.
+        checkpoint: Which weights, as `load` takes it; by default those of the end.
         allow_code: Code in the model that may run, as `load` takes it.
         console: Where to print the progress; `None` prints nothing.
         streams: What standard input and output are; by default those of the process.
@@ -52,7 +54,9 @@ def predict(
     """
     format = _format(format, out)
     source, sink = streams or (sys.stdin, sys.stdout)
-    fine_tuned = load(run, allow_code=allow_code)
+    fine_tuned = load(run, checkpoint=checkpoint, allow_code=allow_code)
+    if console and fine_tuned.weights:
+        console.print(f"the weights {printable(fine_tuned.weights)}", markup=False, highlight=False)
     chunks = fine_tuned.read(inputs, size=batch_size, lines=source)
     every = fine_tuned.predictions(chunks, top=top, threshold=threshold, skip=on_error == "skip")
     problems: list[Prediction] = []

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from finetune.commands.changed_run import OTHER_ROWS, check_changes, checkpoint_before_cooldown, with_extension
-from finetune.commands.finished_run import changes_since, finished
+from finetune.commands.finished_run import changes_since, check_noted, finished, none_is_whole
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
@@ -70,12 +70,13 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         return None
     checkpoint = Checkpoint(folder / "checkpoints")
     if not checkpoint.goes_on:
+        if checkpoint.damaged:
+            raise FinetuneError(none_is_whole(folder, checkpoint.damaged))
         if finished_before:
             raise FinetuneError(finished(folder))
         return None
     document = checkpoint.document
-    if "recipe" not in document:
-        raise FinetuneError(f"`{checkpoint.path}` was not written by a run. Go on with the program that wrote it.")
+    check_noted(document, checkpoint.path)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
     if finished_before and not changes:
         raise FinetuneError(finished(folder))

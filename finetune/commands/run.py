@@ -10,6 +10,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
@@ -61,6 +62,7 @@ from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
 from finetune.training.time_limit import TimeLimit
+from finetune.training.trackers import Trackers
 from finetune.training.try_examples import explained
 
 
@@ -174,7 +176,8 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
-        trained = _train(asked, layout, folder, before, weights, checkpoint, on_groups, clock)
+        trackers = _trackers(asked, layout, folder, held)
+        trained = _train(asked, layout, folder, before, weights, checkpoint, trackers, on_groups, clock)
         if begun.recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
@@ -183,9 +186,14 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     write_result(result)
     write_page(folder, layout, asked.console)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
-    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     # Last, so that the folder shows what has happened even where the proof fails.
-    before.proof.check()
+    changed = before.proof.failure()
+    if trackers:
+        trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
+    log.close(changed)  # before its hash is taken
+    write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    if changed:
+        raise changed
     return result
 
 
@@ -203,8 +211,8 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         return _Begun(loaded, dump_recipe(loaded, absolute_paths=True), asked.recalibrate, None)
     clock.seconds = dict(former.document["seconds"])
     place = former.checkpoint.position
-    for path in former.checkpoint.damaged:
-        asked.say(f"warning: `{path}` is damaged, so the checkpoint before it is taken")
+    for path, why in former.checkpoint.damaged.items():
+        asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
     where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
     if former.goes_back:
@@ -353,6 +361,16 @@ def _checkpoint(begun: _Begun, layout: Layout, folder: Path, before: _Before, cl
     return checkpoint
 
 
+def _trackers(asked: _Asked, layout: Layout, folder: Path, held: ExitStack) -> Trackers | None:
+    """Begins or goes on with the run at the services that the recipe names; they are told how it ends."""
+    named = layout.recipe.train.trackers
+    if not named:
+        return None
+    config = yaml.safe_load(dump_recipe(layout.recipe, absolute_paths=True))
+    projects, with_report = {each.name: each.project for each in named}, [each.name for each in named if each.report]
+    return held.enter_context(Trackers(projects, folder, config, with_report=with_report, report=asked.say))
+
+
 def _train(
     asked: _Asked,
     layout: Layout,
@@ -360,6 +378,7 @@ def _train(
     before: _Before,
     weights: LastWeights,
     checkpoint: Checkpoint,
+    trackers: Trackers | None,
     on_groups: list[str],
     clock: StageClock,
 ) -> _Trained:
@@ -386,6 +405,7 @@ def _train(
             advice=on_groups,
             keepers=[keeper for keeper in (keep_best, collect) if keeper],
             time_limit=time_limit,
+            trackers=trackers,
         )
     averaged = None
     if keep_best and (kept_best := keep_best.restore(layout.model)):

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.delimited_text import empty_texts, is_wide
+from finetune.data.delimited_text import empty_texts, is_wide, text_array
+from finetune.data.table_head import is_finite
 
 # What `str.strip` removes; Arrow has another list of its own.
 _WHITESPACE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
 _WHITESPACE += "\u2028\u2029\u202f\u205f\u3000"
 _AT_ONCE = 2**16  # rows of text that are Python's objects at a time
+_FEW = 2**10  # different texts in four times as many rows
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,12 @@ def typed_column(column: Any, missing: Sequence[str]) -> ArrowColumn | None:
     if types.is_boolean(kind):
         return typed_texts(pc.fill_null(pc.cast(column, pa.string()), ""), missing)
     # A number that stands for a missing value, such as -999, is looked for as text.
-    if not (types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)) or any(
-        map(_is_number, missing)
-    ):
+    if not (types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)) or any(map(is_finite, missing)):
         return None
     values = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
     if np.isinf(values).any() or np.isnan(values).all():
         return None
     return ArrowColumn(True, lambda: (values, ()))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def typed_texts(column: Any, missing: Sequence[str]) -> ArrowColumn:
@@ -101,6 +93,9 @@ def column_texts(column: Any, missing: Sequence[str]) -> tuple[np.ndarray, tuple
     pc: Any = compute
     texts, is_missing = _cells(column, missing)
     present = pc.if_else(is_missing, "", texts)
+    if len(pc.unique(present.slice(0, 4 * _FEW))) <= _FEW:  # names of categories are made once each
+        encoded = present.combine_chunks().dictionary_encode()
+        return text_array(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()], _words(texts, is_missing)
     lengths = pc.utf8_length(present)
     widest, total = pc.max(lengths).as_py() or 0, pc.sum(lengths).as_py() or 0
     if not is_wide(widest, len(present), total):

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from finetune.data.arrow_columns import ArrowColumn, column_texts, typed_texts
 from finetune.data.plain_bytes import look_at_bytes
+from finetune.data.table_head import is_finite
 
 _HEAD = 2**18  # bytes that show which columns are numbers
 
@@ -52,7 +52,7 @@ def read_plain_csv(
     about = look_at_bytes(data, delimiter)
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
     # A number that stands for a missing value, such as -999, is looked for as text.
-    direct = plain and not about.has_codes and not any(map(_is_number, missing))
+    direct = plain and not about.has_codes and not any(map(is_finite, missing))
     if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1)):
         return about.lines - 1, columns
     if not plain and not _is_read_alike(bytes(data), delimiter, quotes):
@@ -63,13 +63,6 @@ def read_plain_csv(
     with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
         columns = pool.map(lambda column: typed_texts(column, missing), table.columns)
         return table.num_rows, dict(zip(names, columns, strict=True))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return isfinite(float(word))
-    except ValueError:
-        return False
 
 
 def _is_read_alike(data: bytes, delimiter: str, quotes: bool) -> bool:

@@ -15,12 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.file_endings import SOUNDS
 from finetune.data.file_names import file_paths
 from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
-ENDINGS = (".wav", ".wave")
+ENDINGS = SOUNDS
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _LONGEST_FORMAT = 40  # bytes of the description of the samples that count
 _AT_ONCE = 2**24  # values of `resampled` in memory

@@ -17,12 +17,13 @@ import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.data.class_folders import ClassFiles, find_files
+from finetune.data.file_endings import IMAGES
 from finetune.data.file_names import file_paths
 from finetune.data.rows import Rows, StoredRows
 from finetune.errors import DataError
 from finetune.machine_failures import raise_machine_failure
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+ENDINGS = IMAGES
 RESIZES = ("pad", "crop", "stretch")
 _REDUCTIONS = (1, 2, 4, 8)  # by which the decoder of JPEG can divide height and width
 _PILLOW = 0  # in place of a reduction: TensorFlow would decode the file otherwise

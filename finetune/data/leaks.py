@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from finetune.data.examples import SPLITS, Examples, leaves
 from finetune.data.rows import Rows, StoredRows
+from finetune.data.same_rows import same_rows
 
 _HASHED_BYTES = 2**29  # at most: about a second
 _AT_ONCE = 4096  # rows
@@ -28,6 +29,10 @@ def leaked_rows(examples: Examples) -> dict[str, list[int]]:
     arrays = {name: [array for _, array in leaves("x", getattr(examples, f"x_{name}"))] for name in splits}
     if not all(_is_ready(array) or _stored(array) for of_split in arrays.values() for array in of_split):
         return {}
+    if all(_is_ready(array) for of_split in arrays.values() for array in of_split):
+        size = sum(len(array) * _nbytes_of_row(array) for of_split in arrays.values() for array in of_split)
+        rows = {name: same_rows(arrays["train"], arrays[name]) for name in splits[1:] if size <= _HASHED_BYTES}
+        return {name: numbers.tolist() for name, numbers in rows.items() if len(numbers)}
     alike = _of_the_same_sizes(arrays)
     if sum(_bytes_of(array, alike[name]) for name, of_split in arrays.items() for array in of_split) > _HASHED_BYTES:
         return {}
@@ -67,11 +72,15 @@ def _bytes_of(array: Any, rows: np.ndarray) -> float:
     if not len(rows):
         return 0
     if stored is None or _is_ready(array):
-        return len(rows) * _bytes_of_rows(array, [0])[0].nbytes
+        return len(rows) * _nbytes_of_row(array)
     if stored.sizes is not None:
         return int(stored.sizes[rows].sum())
     tried = rows[:: max(1, len(rows) // _TRIED)][:_TRIED]
     return len(rows) * sum(len(stored.read(row)) for row in tried.tolist()) / len(tried)
+
+
+def _nbytes_of_row(array: Any) -> int:
+    return _bytes_of_rows(array, [0])[0].nbytes
 
 
 def _bytes_of_rows(array: Any, rows: Sequence[int]) -> list[np.ndarray]:

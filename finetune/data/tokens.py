@@ -7,8 +7,9 @@ length, or with the other rows of its batch to the first bucket that holds the l
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import tensorflow as tf
@@ -44,6 +45,29 @@ class Tokens:
     reused: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class RowsOfTexts(Sequence[tuple[str, ...]]):
+    """The texts of each row, which become Python's strings when they are taken.
+
+    Attributes:
+        columns: The first text of every row, and the second where there are two, each of shape `(rows,)`.
+    """
+
+    columns: Sequence[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, ...] | list[tuple[str, ...]]:
+        if isinstance(index, slice):
+            return list(zip(*(column[index].tolist() for column in self.columns), strict=True))
+        return tuple(str(column[index]) for column in self.columns)
+
+
 def tokenize(texts: Sequence[tuple[str, ...]], encode: Encode, settings: str, *, cache: Path | None = None) -> Tokens:
     """Turns texts into token ids, some at a time.
 
@@ -57,9 +81,10 @@ def tokenize(texts: Sequence[tuple[str, ...]], encode: Encode, settings: str, *,
         DataError: The folder cannot be written to.
     """
     digest = hashlib.sha256(f"{settings} {len(texts[0])}".encode())
-    for row in texts:
-        for text in row:  # with lengths, so that `ab`, `c` is not `a`, `bc`
+    for start in range(0, len(texts), _AT_ONCE):
+        for text in chain.from_iterable(texts[start : start + _AT_ONCE]):
             encoded = text.encode("utf-8", "surrogatepass")
+            # With lengths, so that `ab`, `c` is not `a`, `bc`.
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
     key = digest.hexdigest()[:32]
     known = kept_tokens(cache, key) if cache else None

@@ -112,7 +112,11 @@ def _own_examples(recipe: Recipe, model: keras.Model, split: str) -> Examples:
     """Returns the rows of the run's own data, those of a split as its test rows."""
     if split not in SPLITS:
         raise FinetuneError(f"A split is one of {quote(SPLITS)}. Received: `{split}`.")
-    examples = with_chosen_losses(recipe, model, build_examples(recipe, model)).examples
+    try:
+        examples = with_chosen_losses(recipe, model, build_examples(recipe, model)).examples
+    except FinetuneError as error:
+        # A run folder does not hold the rows of its recipe.
+        raise FinetuneError(f"{error} Other rows can be named with `--data`.") from error
     examples, _ = with_padding(recipe, model, examples)
     chosen: Split | None = getattr(examples, split)
     if chosen is None:

@@ -1,4 +1,4 @@
-"""A finished run, loaded: raw rows in, answers out."""
+"""A run, loaded: raw rows in, answers out."""
 
 import importlib
 import shlex
@@ -16,6 +16,8 @@ import numpy as np
 
 from finetune.errors import DataError, FinetuneError, reason
 from finetune.inference.answers import Answer, answers
+from finetune.inference.checkpoint_choice import choose_weights
+from finetune.inference.checkpoint_model import model_of_recipe, put_weights
 from finetune.inference.prepared_inputs import Prepare, prepares
 from finetune.inference.raw_rows import ROWS, TABLE_ROWS, RawRows, raw_rows_of, read_raw_rows
 from finetune.inference.record import RunRecord, open_record
@@ -55,10 +57,11 @@ class FineTuned:
     Attributes:
         record: What the run folder says.
         model: The model, a `keras.Model` that takes prepared inputs.
+        weights: Which weights it has, as a sentence without a point; empty for those of the end of the run.
     """
 
-    def __init__(self, record: RunRecord, model: keras.Model):
-        self.record, self.model = record, model
+    def __init__(self, record: RunRecord, model: keras.Model, weights: str = ""):
+        self.record, self.model, self.weights = record, model, weights
         self._prepare: Prepare | None = None
 
     @property
@@ -241,19 +244,34 @@ def _of_row(error: BaseException, place: str) -> DataError:
     return DataError(f"`{place}` cannot be read: {reason(error)}.")
 
 
-def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
-    """Loads a finished run: its model, its classes, and how raw rows become inputs.
+def load(folder: str | Path, *, checkpoint: str | None = None, allow_code: Sequence[str] = ()) -> FineTuned:
+    """Loads a run: its model, its classes, and how raw rows become inputs.
 
     Args:
         folder: The run folder, which may have been moved since.
+        checkpoint: Weights of a checkpoint in place of those at the end, also of a run that is not finished, or trained
+            at this moment: `best` (with `train.keep: best`), `last`, or the name of a file in `checkpoints`.
         allow_code: Code that may run, where the model has some: `hub:RUN` or `hub:HANDLE` for the graph of a SavedModel
             in it, and the package of a builder whose layer classes it has.
 
     Raises:
-        FinetuneError: It is no finished run, the model cannot be loaded, or it has code that is not allowed.
+        FinetuneError: It is no run or not finished, the model cannot be loaded, it has code that is not allowed, or
+            there is no such checkpoint.
     """
-    record = open_record(folder)
-    source = record.recipe.get("model") or {}
+    record = open_record(folder, checkpoint)
+    chosen = choose_weights(record.folder, checkpoint) if checkpoint else None
+    if chosen and not record.model_file.is_file():
+        model = model_of_recipe(record.folder, allow_code=allow_code)
+    else:
+        model = _saved_model(record, allow_code)
+    if chosen:
+        put_weights(model, chosen)
+    return FineTuned(_with_every_output(record, model), model, f"{chosen.said}, of `{chosen.file}`" if chosen else "")
+
+
+def _saved_model(record: RunRecord, allow_code: Sequence[str]) -> keras.Model:
+    """Loads `model.keras` of a run."""
+    source, folder = record.recipe.get("model") or {}, record.folder
     module = str(source.get("builder") or "").partition(":")[0]
     if module and module.partition(".")[0] in (*allow_code, "finetune"):
         with suppress(ImportError):  # its classes may not be needed; otherwise Keras says which are missing
@@ -268,8 +286,7 @@ def load(folder: str | Path, *, allow_code: Sequence[str] = ()) -> FineTuned:
                 f"`{written}`. If you trust the run, add `--allow-code {shlex.quote(f'hub:{folder}')}`."
             )
     with fresh_names():
-        model = load_keras_file(record.model_file, safe_mode=not has_graph)
-    return FineTuned(_with_every_output(record, model), model)
+        return load_keras_file(record.model_file, safe_mode=not has_graph)
 
 
 def _with_every_output(record: RunRecord, model: keras.Model) -> RunRecord:

@@ -15,6 +15,7 @@ import yaml
 
 from finetune.data.loss_families import family_of
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.inference.checkpoint_choice import unfinished
 from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, check_holds_run, is_finished
 
 FORMATS = ("jsonl", "csv")  # of predictions
@@ -65,13 +66,13 @@ class OutputRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run.
+    """A run.
 
     Attributes:
         folder: The run folder.
         recipe: Its recipe, as plain data.
         data: Its `data.json`.
-        result: Its `result.json`.
+        result: Its `result.json`; empty where it is not finished.
     """
 
     folder: Path
@@ -205,19 +206,22 @@ def _column_input(name: str, columns: Sequence[str], about: Mapping[str, Any]) -
     return InputRecord(name, "features", tuple(about), about)
 
 
-def open_record(folder: str | Path) -> RunRecord:
+def open_record(folder: str | Path, checkpoint: str | None = None) -> RunRecord:
     """Reads what a run folder says of its data.
 
     Args:
-        folder: A run folder, finished.
+        folder: A run folder.
+        checkpoint: Which weights are wanted, where they are not those of the end; then the run may be unfinished.
 
     Raises:
         FinetuneError: It is no run folder, the run is not finished, or its files cannot be read.
     """
     folder = Path(folder)
-    _check_finished(folder)
-    read = {}
-    for name in ("data.json", "result.json", "recipe.yaml"):
+    check_holds_run(folder, "A run folder is what `finetune run` writes.")
+    if checkpoint is None and not (is_finished(folder) and (folder / "model.keras").is_file()):
+        raise FinetuneError(unfinished(folder))
+    read: dict[str, dict[str, Any]] = {"result.json": {}}
+    for name in ("data.json", "recipe.yaml", *(["result.json"] if is_finished(folder) else [])):
         try:
             text = (folder / name).read_text(encoding="utf-8")
             read[name] = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
@@ -230,14 +234,3 @@ def open_record(folder: str | Path) -> RunRecord:
                 f"`{folder / name}` cannot be read: {said}. Copy the whole folder again."
             ) from error
     return RunRecord(folder, read["recipe.yaml"], read["data.json"], read["result.json"])
-
-
-def _check_finished(folder: Path) -> None:
-    check_holds_run(folder, "A run folder is what `finetune run` writes.")
-    if not is_finished(folder) or not (folder / "model.keras").is_file():
-        weights = folder / "checkpoints" / "last.weights.h5"
-        kept = f", and the weights so far are in `{weights}`" if weights.is_file() else ""
-        raise FinetuneError(
-            f"A run has a model when it is finished. `{folder}` is not: `model.keras` or `result.json` is missing"
-            f"{kept}. Finish it with `finetune resume {folder}`."
-        )

@@ -3,17 +3,19 @@
 Keras spells out on TensorFlow what TensorFlow has a single kernel for: BatchNormalization is a dozen operations, each
 of which reads and writes the whole batch. In a block of `native_kernels`, a layer of a class in `KERNELS` runs its
 kernel in place of its `call`, wherever a function is traced that calls the layer. Functions traced before the block
-stay what they are, and those traced in it stay native.
+stay what they are, and those traced in it stay native. `FUNCTIONS` holds kernels of functions that layers of any class
+call through `keras.ops`.
 
-A kernel is a function with the arguments of the layer's `call`, behind the layer itself. It returns the outputs, or
-`None` where it does not apply; then Keras' own `call` runs. No kernel runs:
+A kernel is a function with the arguments of the layer's `call`, behind the layer itself, or with those of the function.
+It returns the outputs, or `None` where it does not apply; then Keras' own code runs. No kernel runs:
 
-- in a subclass, whose author may count on what Keras computes;
+- in place of the `call` of a subclass, whose author may count on what Keras computes;
 - in eager calls, which a fused operation hardly shortens, and in symbolic ones, which compute nothing;
 - under XLA, which fuses by itself, and where variables are spread over several replicas;
 - in another thread than that of the block.
 
-Nothing of a model changes, not even in the block: the classes' `call` is exchanged, and looks for a block each time.
+Nothing of a model changes, not even in the block: the classes' `call` and the functions of Keras' backend are
+exchanged, and look for a block each time.
 """
 
 import threading
@@ -29,25 +31,43 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.errors import TrainingError, did_you_mean
+from finetune.kernels.attention import dot_product_attention
 from finetune.kernels.batch_normalization import batch_normalization
+from finetune.kernels.dense import dense, einsum_dense
+from finetune.kernels.einsum import einsum
+from finetune.kernels.gelu import gelu
+from finetune.kernels.group_normalization import group_normalization
+from finetune.kernels.layer_normalization import layer_normalization
 
 Kernel = Callable[..., Any]
 MODES = ("exact", "native")
 
 KERNELS: Mapping[Any, Kernel] = {
     keras.layers.BatchNormalization: batch_normalization,
+    keras.layers.Dense: dense,
+    keras.layers.EinsumDense: einsum_dense,
+    keras.layers.GroupNormalization: group_normalization,
+    keras.layers.LayerNormalization: layer_normalization,
+}
+# Functions of Keras' backend, by module and name, that layers of any class call through `keras.ops`.
+FUNCTIONS: Mapping[str, Kernel] = {
+    "nn.dot_product_attention": dot_product_attention,
+    "nn.gelu": gelu,
+    "numpy.einsum": einsum,
 }
 
 
 class NativeLayers:
-    """The layers that ran a kernel in a block.
+    """The layers, and the functions of Keras' backend, that ran a kernel in a block.
 
     Attributes:
         layers: The layers by their `id`.
+        functions: The names of the functions, as in `FUNCTIONS`.
     """
 
     def __init__(self) -> None:
         self.layers: dict[int, keras.layers.Layer] = {}
+        self.functions: set[str] = set()
 
     def counts(self, model: keras.layers.Layer) -> dict[str, int]:
         """Returns how many layers of a model ran a kernel, by the name of their class, in alphabetical order."""
@@ -60,6 +80,7 @@ _BLOCKS: ContextVar[tuple[NativeLayers, ...]] = ContextVar("blocks of native ker
 _lock = threading.Lock()
 _open_blocks = 0  # in all threads
 _calls: dict[Any, tuple[Any, Any]] = {}  # of each class: `call` in a block, and what it defines itself, if anything
+_functions: dict[str, tuple[Any, Any]] = {}  # of each name: the function in a block, and Keras' own
 
 
 @contextmanager
@@ -112,13 +133,14 @@ def traced_natively(function: Callable[..., Any], native: NativeLayers) -> Calla
         with native_kernels() as of_call:
             outputs = function(*arguments)
         native.layers.update(of_call.layers)
+        native.functions |= of_call.functions
         return outputs
 
     return run
 
 
 def _count_blocks(change: int) -> None:
-    """Exchanges the classes' `call` with the first block of all threads, and puts them back after the last."""
+    """Exchanges calls and functions with the first block of all threads, and puts them back after the last."""
     global _open_blocks
     with _lock:
         before, _open_blocks = _open_blocks, _open_blocks + change
@@ -127,7 +149,14 @@ def _count_blocks(change: int) -> None:
                 if kind not in _calls:
                     _calls[kind] = _dispatched(kind, kernel), vars(kind).get("call")
                 kind.call = _calls[kind][0]
+            for name, kernel in FUNCTIONS.items():
+                if name not in _functions:
+                    own = keras_private.backend_function(name)
+                    _functions[name] = _dispatched_function(name, own, kernel), own
+                keras_private.set_backend_function(name, _functions[name][0])
         elif _open_blocks == 0:
+            for name, (_, own) in _functions.items():
+                keras_private.set_backend_function(name, own)
             for kind, (_, own) in _calls.items():
                 if own is None:  # it has the `call` of its base
                     del kind.call
@@ -151,6 +180,23 @@ def _dispatched(kind: Any, kernel: Kernel) -> Callable[..., Any]:
         return own(self, *args, **kwargs)
 
     return call
+
+
+def _dispatched_function(name: str, own: Callable[..., Any], kernel: Kernel) -> Callable[..., Any]:
+    """Returns a function that runs the kernel in blocks of this thread, where it applies."""
+
+    @wraps(own)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        blocks = _BLOCKS.get()
+        if blocks and _may_run():
+            outputs = kernel(*args, **kwargs)
+            if outputs is not None:
+                for block in blocks:
+                    block.functions.add(name)
+                return outputs
+        return own(*args, **kwargs)
+
+    return function
 
 
 def _may_run() -> bool:

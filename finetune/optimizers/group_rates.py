@@ -108,7 +108,9 @@ class ScaledSchedule:
         Args:
             initial: The schedule that the child was made with, if any.
         """
-        start = None if self._start is None else int(as_float(self._start))
+        counts = self._start is not None and (self._from_now or self._warmup_steps)
+        # Of a phase that is over the step may still be there, and says nothing: a process that goes on has none.
+        start = int(as_float(self._start)) if counts else None
         # The rate is all that is left where the schedule cannot be made again.
         schedule = {**describe_schedule(self.schedule, initial, self.step), "rate": as_float(self._without_warmup())}
         return {"schedule": schedule, "from_now": self._from_now, "warmup_steps": self._warmup_steps, "since": start}

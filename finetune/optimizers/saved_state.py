@@ -23,7 +23,9 @@ from finetune.optimizers.clocks import Clocks
 from finetune.optimizers.group import Group
 from finetune.optimizers.group_rates import GroupRates
 from finetune.optimizers.saved import fitting_values, not_loaded
+from finetune.optimizers.saved_shape import fault_in_state
 from finetune.optimizers.unwrap_optimizer import unwrap
+from finetune.plain_shapes import parse
 
 _ENTRY = "document"  # beside the entries `0`, `1`, ... of Keras
 
@@ -82,6 +84,8 @@ class SavedState(tf.train.experimental.PythonState):
         Raises:
             GroupError: It is not.
         """
+        if wrong := fault_in_state(document):
+            raise GroupError(not_loaded(f"In the file, {wrong}."))
         if document is None:
             return
         saved, here = document["groups"], self.document()["groups"]
@@ -154,7 +158,7 @@ class SavedState(tf.train.experimental.PythonState):
         """Sets variables and document from a store of Keras, or nothing, with a warning, if it does not fit."""
         # Keras' stores have `keys` without being dicts.
         saved = np.asarray(store[_ENTRY]).tobytes() if _ENTRY in store.keys() else b"null"  # noqa: SIM118
-        document = json.loads(saved)
+        document = _parsed(saved)
         try:
             self.check(document)
             self.assign(store)
@@ -171,13 +175,21 @@ class SavedState(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: Any) -> None:
         """Takes over a document from text, or nothing of it, with a warning, if it is of other groups."""
-        document = json.loads(string_value)
+        document = _parsed(string_value)
         try:
             self.check(document)
         except GroupError as error:
             warnings.warn(str(error), stacklevel=2)
         else:
             self.restore(document)
+
+
+def _parsed(text: Any) -> Any:
+    """Returns what a text of JSON says; a list, which no state is, where it is none."""
+    try:
+        return parse(text)
+    except ValueError:
+        return []
 
 
 def _renew_train_functions(optimizer: Any) -> None:

@@ -6,7 +6,7 @@ written here or by the validators of the schema; `finetune.recipe.messages` adds
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -92,6 +92,7 @@ class Part(BaseModel):
 
     Attributes:
         keys_read_before: Keys that users may write but that were removed before validation; offered for a misspelt key.
+        renamed: New names of keys by their former ones.
     """
 
     model_config = ConfigDict(
@@ -99,6 +100,7 @@ class Part(BaseModel):
     )
 
     keys_read_before: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -116,7 +118,7 @@ class Part(BaseModel):
             return handler(written)
         except ValidationError as error:
             known = [*fields, *cls.keys_read_before]
-            details = [_detail(detail, known) for detail in error.errors(include_url=False)]
+            details = [_detail(detail, known, cls.renamed) for detail in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
     @model_serializer(mode="wrap")
@@ -127,7 +129,7 @@ class Part(BaseModel):
         return {key: item for key, item in handler(self).items() if key not in unset or item or type(item) is int}
 
 
-def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
+def _detail(error: ErrorDetails, known: Sequence[str], renamed: Mapping[str, str]) -> InitErrorDetails:
     """Turns a reported error into one that can be raised, and an unknown key into one with the nearest known keys."""
     kind: str | PydanticCustomError = error["type"]
     context = error.get("ctx", {})
@@ -135,7 +137,8 @@ def _detail(error: ErrorDetails, known: Sequence[str]) -> InitErrorDetails:
         kind = PydanticCustomError("fault", "fault", context)
     elif kind == "extra_forbidden" and len(error["loc"]) == 1:
         key = str(error["loc"][0])
-        kind = fault(f"is not a known key.{offer(key, known)}", about="key")
+        now = f"is now called `{renamed[key]}`. Rename it" if key in renamed else ""
+        kind = fault(now or f"is not a known key.{offer(key, known)}", about="key")
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 
 

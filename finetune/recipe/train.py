@@ -5,7 +5,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from finetune.recipe.extensions import EXTEND, Extension
-from finetune.recipe.fields import Count, ListOf, OpenShare, Part, Positive, choice, fault, one_of, pick
+from finetune.recipe.fields import (
+    Count,
+    ListOf,
+    OneOrMore,
+    OpenShare,
+    Part,
+    Positive,
+    Text,
+    choice,
+    fault,
+    one_of,
+    pick,
+)
 from finetune.recipe.losses import AUTO, Loss, Metrics, by_output
 from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
@@ -54,6 +66,25 @@ class AverageSpec(Part):
         return one_of(value, info, "best")
 
 
+class TrackerSpec(Part):
+    """A service that gets what the run measures; its name alone stands for `{name: ...}`.
+
+    Attributes:
+        name: `wandb`, `mlflow`, or what an installed package offers as an entry point in `finetune.trackers`.
+        project: The project of wandb, or the experiment of MLflow; by default what their own settings say.
+        report: Whether `report.html` is sent at the end of the run, too.
+    """
+
+    name: Text
+    project: Text | None = None
+    report: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class Train(Part):
     """How long and in which way all groups are trained together.
 
@@ -99,6 +130,8 @@ class Train(Part):
         log_every_steps: Steps between two measurements of rate, gradients, updates and drift of each layer group, which
             go into `steps.csv` and TensorBoard, >= 1. `auto` takes at most 2 % of the time of the steps; `off` measures
             nothing. The weights are the same.
+        trackers: Services that get the rows of `metrics.csv` and `steps.csv` while the run trains, the recipe and the
+            metrics of the test rows: `wandb`, `mlflow`. Nothing is sent to one that is not named.
         evaluate_before: Whether the test rows are evaluated before training, too. `auto` takes at most a tenth as many
             as are trained on, epochs counted, but 1,000, evenly spaced.
         shuffle: Whether every epoch has its own order of the training rows.
@@ -144,6 +177,7 @@ class Train(Part):
     cache_passes: Count = 1
     jit_compile: bool = False
     log_every_steps: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_log_every_steps)] = "auto"
+    trackers: OneOrMore[TrackerSpec] = ()
     evaluate_before: Annotated[bool | Literal["auto"], choice(True, False, "auto")] = "auto"
     shuffle: bool = True
     checkpoint_seconds: Positive = 300.0
@@ -161,6 +195,15 @@ class Train(Part):
         if not isinstance(value, dict) or value.get("loss") not in (None, "auto"):
             return value
         return {"metrics": ["auto"]} | value
+
+    @field_validator("trackers")
+    @classmethod
+    def _check_trackers(cls, value: tuple[TrackerSpec, ...]) -> tuple[TrackerSpec, ...]:
+        names = [tracker.name for tracker in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise fault(f"names `{twice}` twice. Remove one of the two", about="key")
+        return value
 
     @field_validator("label_smoothing")
     @classmethod

@@ -25,7 +25,7 @@ RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
     *("data.json", "data", "model.keras", "result.json", "plots", "features", "environment.json"),
     *("report.json", "predictions.npz", "report.html", "model_card.md", "hashes.json"),
-    *("run.log", "former", "migration.json", "evaluations.csv"),
+    *("run.log", "former", "migration.json", "evaluations.csv", "trackers.json"),
 )
 DATA_FOLDER = "data"  # in it: the files that inputs are made with
 PRESET_FOLDER = "preset"  # in that: what makes token ids as a preset does

@@ -48,6 +48,17 @@ class RunLog:
         with suppress(OSError, ValueError):
             self._text.write("".join(f"{line.rstrip()}\n" for line in rendered.getvalue().splitlines()))
 
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends the log; what comes later is not written to it.
+
+        Args:
+            error: What ends the run, if something does.
+        """
+        if error:
+            self.write(f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            self._text.close()
+
     @contextmanager
     def attach(self) -> Iterator["RunLog"]:
         """Logs what the console prints during the block, and the error that ends it."""
@@ -61,9 +72,8 @@ class RunLog:
         try:
             yield self
         except BaseException as error:
-            self.write(f"{type(error).__name__}: {error}")
+            self.close(error)
             raise
         finally:
             del vars(self._console)["print"]
-            with suppress(OSError):
-                self._text.close()
+            self.close()

@@ -48,6 +48,7 @@ from finetune.training.saving import disk_need
 from finetune.training.step_evaluation import EvaluateBySteps
 from finetune.training.tensorboard_log import TensorBoardLog
 from finetune.training.time_limit import TimeLimit
+from finetune.training.trackers import Trackers
 from finetune.training.training_clock import TrainingClock
 
 SEE_WHERE = "The option `--debug` shows where."
@@ -102,6 +103,7 @@ def train(
     advice: list[str] | None = None,
     keepers: Sequence[keras.callbacks.Callback] = (),
     time_limit: TimeLimit | None = None,
+    trackers: Trackers | None = None,
 ) -> tuple[PhaseRecord, ...]:
     """Trains a compiled model phase by phase and writes metrics, logs and weights into the run folder.
 
@@ -124,6 +126,7 @@ def train(
         advice: Gets sentences on groups that hardly move or move far more than the others.
         keepers: Callbacks that remember weights.
         time_limit: Ends the training after a time.
+        trackers: Get the rows of the metrics.
 
     Returns:
         One record for each phase.
@@ -138,7 +141,10 @@ def train(
     fit = _RunFit(model, groups, phases, examples, options, folder, console, wait, weights, non_finite, checkpoint)
     fit.clock = clock
     # Behind those that write the metrics, and before the checkpoint, which holds their state.
-    fit.observers += [*keepers, *([time_limit] if time_limit else [])]
+    fit.observers += [*keepers, *([time_limit] if time_limit else []), *([trackers] if trackers else [])]
+    if trackers:
+        trackers.rows_of_epochs = lambda: fit.metrics.rows
+        trackers.rows_of_steps = fit.monitor.rows_since if fit.monitor else trackers.rows_of_steps
     if time_limit:
         time_limit.report = fit.report
     proof = proof or FrozenRecords()
@@ -339,6 +345,9 @@ class _RunFit:
                 f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
                 f"in `{self.weights.path.parents[1]}`."
             ) from error
+        finally:
+            if self.checkpoint:
+                self.checkpoint.wait()  # before the folder is no longer this process's
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""

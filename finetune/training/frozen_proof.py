@@ -89,14 +89,20 @@ class FrozenRecords:
             TrainingError: A frozen tensor changed. The message is about the latest such stretch, which is the whole run
                 where a tensor was frozen all the time.
         """
+        if error := self.failure():
+            raise error
+
+    def failure(self) -> TrainingError | None:
+        """Returns the error that `check` raises; `None` where no frozen tensor changed."""
         for record in reversed(self.records):
             if record.changed:
-                raise TrainingError(
+                return TrainingError(
                     f"Frozen tensors must stay bit-identical. {len(record.changed)} of {record.tensors} changed in "
                     f"{record.stretch}: {quote(record.changed)}. If no callback assigns to them, look for a layer that "
                     "does so in its `call`, as `SpectralNormalization`; phases call the frozen part in inference mode. "
                     "Do not trust the trained model."
                 )
+        return None
 
 
 class FrozenProof(keras.callbacks.Callback):

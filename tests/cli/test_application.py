@@ -2,7 +2,9 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
+from finetune.cli import app
 from finetune.cli.application import naming_options
 from finetune.errors import GroupError, RecipeError, TrainingError
 
@@ -64,3 +66,21 @@ def test_a_refusal_names_the_option_that_was_typed(error, said):
     with pytest.raises(type(error)) as caught, naming_options(steps="steps", num_batches="batches"):
         raise error
     assert str(caught.value) == said
+
+
+def test_every_command_has_a_short_help_that_is_whole_and_examples_at_80_columns():
+    group = typer.main.get_command(app)
+    listing = group.get_help(typer.Context(group, info_name="finetune", terminal_width=80, max_content_width=80))
+    assert [line for line in listing.splitlines()[1:] if line.endswith("...") or len(line) > 80] == []
+    for name, command in group.commands.items():
+        text = command.get_help(typer.Context(command, info_name=f"finetune {name}", terminal_width=80))
+        assert f"Examples:\n    finetune {name}" in text
+        assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+def test_the_shell_completes_commands_and_the_keys_that_set_takes(finetune, environment):
+    environment |= {"_FINETUNE_COMPLETE": "complete_bash", "COMP_CWORD": "4"}
+    environment["COMP_WORDS"] = "finetune run recipe.yaml --set train.ep"
+    assert finetune().stdout.split() == ["train.epochs="]
+    environment |= {"COMP_WORDS": "finetune sch", "COMP_CWORD": "1"}
+    assert finetune().stdout.split() == ["schema"]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,64 @@ def test_schema_and_fill_write_files_and_name_what_comes_next(finetune, refused,
     assert (done.stdout, done.stderr) == ("written: deep/filled.yaml\n", "")
     assert finetune("check", "deep/filled.yaml").returncode == 0
     assert "`--json` prints the list of all recipes" in refused("recipes", "wine", "--json")
+
+
+def test_new_asks_nobody_where_there_is_no_terminal_and_writes_a_recipe_that_check_accepts(
+    finetune, refused, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = "\n".join(f"{number},{number / 7},{'ab'[number % 2]}" for number in range(40))
+    Path("rows.csv").write_text(f"id,size,kind\n{rows}\n")
+    done = finetune("new", "--data", "rows.csv", "--out", "mine.yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "predicted: `kind`, a class, from all other columns, without `id`\n" in done.stdout
+    assert done.stdout.endswith("train it\n")
+    assert finetune("check", "mine.yaml").returncode == 0
+    assert "Did you mean `rows.csv`?" in refused("new", "--data", "row.csv", "--out", "other.yaml")
+
+
+def test_new_asks_on_a_terminal_and_again_where_an_answer_is_not_offered(environment, tmp_path):
+    import pty
+
+    rows = "\n".join(f"{number / 7},{number / 3},{number % 4}" for number in range(40))
+    (tmp_path / "rows.csv").write_text(f"a,b,c\n{rows}\n")
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-m", "finetune", "new"]
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment, cwd=tmp_path)
+    os.close(side)
+    shown = ""
+    for answer, question in (
+        ("rows.csv", "Where are the data"),
+        ("d", "to be predicted"),
+        ("b", "none of"),
+        ("", "network"),
+    ):
+        while question not in shown:
+            shown += os.read(terminal, 1000).decode()
+        shown = shown.rpartition(question)[2]
+        os.write(terminal, f"{answer}\n".encode())
+    assert process.wait(timeout=60) == 0
+    os.close(terminal)
+    assert "target: b " in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_what_a_program_may_read_is_json(finetune, recipe):
+    assert json.loads(finetune("check", recipe, "--json").stdout) == {"valid": True, "problems": [], "notes": []}
+    done = finetune("check", recipe, "--json", "--set", "train.epochs=no", "--set", "seed=-1")
+    assert (done.returncode, done.stderr) == (2, "")
+    problems = json.loads(done.stdout)["problems"]
+    assert problems[0] == {"place": None, "message": "--set seed: `seed` must be 0 or more. Received: `-1`."}
+    assert len(problems) == 2
+    recipe.write_text(recipe.read_text().replace("epochs: 2", "epoch: 2"))
+    problem = json.loads(finetune("check", recipe, "--json").stdout)["problems"][-1]
+    assert problem["place"] == {"file": "tiny.yaml", "line": 11, "column": 9}
+    assert problem["message"] == "`train.epoch` is not a known key. Did you mean `epochs`?"
+    keys = json.loads(finetune("keys", "data.split", "--json").stdout)
+    assert (keys[0]["path"], keys[0]["keys"][0]["name"]) == ("data.split", "test")
+    assert json.loads(finetune("recipes", "--json").stdout)[0]["name"] == "digits"
+
+
+def test_data_prints_json_alone_on_standard_output(finetune, recipe):
+    done = finetune("data", recipe, "--json")
+    assert json.loads(done.stdout)["rows"]
+    assert "data: " in done.stderr

@@ -242,3 +242,15 @@ train: {epochs: 1, batch_size: 4, loss: sparse_categorical_crossentropy}
         "belongs to the network"
     ) in problems
     assert "`text` is longer than 2 tokens in 1 rows and is cut there" in problems
+
+
+def test_what_check_says_is_plain_data_with_places():
+    from finetune.commands.check import check_as_data
+
+    assert check_as_data([]) == {"valid": True, "problems": [], "notes": []}
+    said = check_as_data(["a/b.yaml:3:14: `x` is: wrong.", "and 2 more"], ["slow"])
+    assert said["problems"] == [
+        {"place": {"file": "a/b.yaml", "line": 3, "column": 14}, "message": "`x` is: wrong."},
+        {"place": None, "message": "and 2 more"},
+    ]
+    assert (said["valid"], said["notes"]) == (False, ["slow."])

@@ -21,7 +21,12 @@ from finetune.errors import FinetuneError, TrainingError
 from finetune.recipe.loader import load_recipe
 from finetune.training import batch_size
 from finetune.training.checkpoints.checkpoint import Checkpoint
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files
+from finetune.training.checkpoints.checkpoint_file import (
+    Saved,
+    checkpoint_files,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 SETTINGS = [
@@ -182,7 +187,36 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkey
     said = StringIO()
     resumed = finetune.run("out/recipe.yaml", out="out", resume=True, console=Console(file=said, width=300))
     assert weights(resumed) == straight[0]
-    assert f"warning: `{newest}` is damaged, so the checkpoint before it is taken" in said.getvalue()
+    assert (
+        f"warning: `{newest}` is damaged (its content is not what was written), so the checkpoint before"
+        in said.getvalue()
+    )
+
+
+def test_checkpoints_that_no_run_has_written_are_refused_with_the_file_and_the_name(recipe, monkeypatch):
+    killed(recipe, monkeypatch, 6)
+    given = load_recipe("out/recipe.yaml")
+    for path in checkpoint_files(Path("out/checkpoints")):
+        sound = read_checkpoint(path)
+        path.unlink()
+    noted = sound.document["more"]
+    for more, message in (
+        (noted | {"seconds": {"train": "x"}}, r'`seconds.train` must be a number, and is "x"'),
+        (noted | {"resolved": "a: ["}, "`resolved` is no recipe: while parsing"),
+        (noted | {"plan_of_phases": [[1]]}, r"`plan_of_phases.0` must be a list of 4 values"),
+        ({}, "was not written by a run"),
+    ):
+        path = write_checkpoint(Path("out/checkpoints"), Saved(sound.arrays, sound.document | {"more": more}), steps=9)
+        with pytest.raises(FinetuneError, match=message) as caught:
+            find_former_run(Path("out"), given, of_run=True)
+        assert f"`{path}`" in str(caught.value)
+        path.unlink()
+    crafted = Saved(sound.arrays, sound.document | {"position": {"epoch": "x"}})
+    path = write_checkpoint(Path("out/checkpoints"), crafted, steps=9)
+    with pytest.raises(
+        FinetuneError, match=r"Of 1 checkpoint in `out/checkpoints` none is: .*`position.epoch` must be"
+    ):
+        find_former_run(Path("out"), given, of_run=True)
 
 
 @pytest.mark.parametrize(

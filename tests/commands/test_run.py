@@ -17,6 +17,7 @@ from finetune.checksum import checksum
 from finetune.errors import DataError, FinetuneError, RecipeError, TrainingError
 from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
+from finetune.results.hashes import check_hashes
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -484,6 +485,9 @@ def test_a_frozen_tensor_that_changes_all_the_same_is_reported_and_not_hidden(od
         odd("drift", "[{name: stem, prefixes: [odd, stem], frozen: true}, {name: head, rest: true, TRAINED}]")
     stored = read_json(Path("out/result.json"))
     assert (stored["frozen_unchanged"], stored["frozen_tensors"]) == (False, 3)
+    # The error is the last line of the log, and the hashes are those of the files with it.
+    assert Path("out/run.log").read_text().splitlines()[-1].startswith("TrainingError: Frozen tensors must stay")
+    assert check_hashes(Path("out")).holds
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from finetune.data import delimited_text
+from finetune.data.arrow_columns import typed_column
 from finetune.data.table_files import read_table, table_of_columns
 from finetune.data.table_head import MISSING
 
@@ -62,6 +63,12 @@ def test_every_type_has_the_values_of_its_objects(tmp_path, kind, missing):
     same(tmp_path / "t.parquet", ARRAYS[kind], missing)
 
 
+def test_numbers_are_not_made_of_python_objects():
+    for array in (pa.array([1, None]), pa.array([0.5, math.nan]), pa.array(["1", "2"]), pa.array([True, None])):
+        assert typed_column(pa.chunked_array([array]), ("", *MISSING))
+    assert typed_column(pa.chunked_array([pa.array([1, 2])]), ("", "-999")) is None
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_white_space_around_a_text_is_that_of_python(tmp_path, monkeypatch, wide):
     monkeypatch.setattr(delimited_text, "_WIDEST", 0 if wide else 2**22)
@@ -83,6 +90,12 @@ def test_white_space_around_a_text_is_that_of_python(tmp_path, monkeypatch, wide
 )
 def test_any_texts_have_the_same_values(tmp_path_factory, texts):
     same(tmp_path_factory.mktemp("t") / "t.parquet", pa.array(texts, pa.string()))
+
+
+def test_a_column_of_few_different_texts_is_read_in_parts_of_any_length(tmp_path):
+    texts = ["Aalen", None, " Bonn", "NA", "Celle"] * 3000
+    arrays = [pa.array(texts[:1]), pa.array(texts[1:7000]), pa.array(texts[7000:])]
+    assert same(tmp_path / "t.parquet", pa.chunked_array(arrays)).missing_words == ("NA",)
 
 
 def test_long_texts_take_their_own_bytes_and_not_those_of_the_longest(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from finetune.data.batches import batches_in_order, training_batches
 from finetune.data.rows import as_rows, select, take_batch
-from finetune.data.tokens import buckets_up_to, token_rows, tokenize, width_of_batches
+from finetune.data.tokens import RowsOfTexts, buckets_up_to, token_rows, tokenize, width_of_batches
 
 LENGTHS = [3, 0, 20, 40, 1, 17, 2, 16]
 
@@ -108,6 +108,9 @@ def test_pairs_have_types():
 
 
 def test_texts_that_differ_in_where_they_are_divided_have_other_keys():
+    columns = np.array(["ab", "d"]), np.array(["c", "ef"], np.dtypes.StringDType())
+    from_arrays = tokenize(RowsOfTexts(columns), encode, "settings")
+    assert from_arrays.key == tokenize([("ab", "c"), ("d", "ef")], encode, "settings").key
     keys = {tokenize(rows, encode, "s").key for rows in ([("ab", "c")], [("a", "bc")], [("ab",), ("c",)])}
     assert len(keys) == 3
     assert tokenize([("ab", "c")], encode, "t").key not in keys

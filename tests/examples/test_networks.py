@@ -9,7 +9,7 @@ import pytest
 
 import finetune
 from finetune.errors import DataError
-from finetune.examples.networks import mlp
+from finetune.examples.networks import cnn, mlp, sound_cnn, word_average
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,3 +47,27 @@ def test_the_recipe_of_a_table_trains_without_python(tmp_path):
 def test_the_recipe_in_the_documentation_is_the_one_that_runs():
     blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), flags=re.DOTALL | re.MULTILINE)
     assert (ROOT / "recipes" / "wine.yaml").read_text() in blocks
+
+
+def test_the_small_networks_take_images_sounds_and_token_ids():
+    ones = keras.ops.ones
+    assert cnn([4, 5])(ones((2, 9, 8, 3))).shape == (2, 3, 2, 5)
+    assert sound_cnn([4, 5], window=64)(ones((2, 800))).shape[-1] == 5
+    words = word_average(10, 4, [3])
+    assert words(ones((2, 7), "int32")).shape == (2, 3)
+    padded = keras.ops.convert_to_tensor([[1, 2, 0, 0]])
+    assert keras.ops.max(keras.ops.abs(words(padded) - words(padded[:, :2]))) < 1e-6  # padding counts for nothing
+
+
+def test_numbers_that_make_no_network_are_refused():
+    for make, name in (
+        (lambda: cnn([0]), "filters"),
+        (lambda: sound_cnn([]), "filters"),
+        (lambda: word_average(0), "voc"),
+    ):
+        with pytest.raises(DataError, match=rf"`{name}\w*` says .*at least 1\. Received: "):
+            make()
+    with pytest.raises(
+        DataError, match=r"`window` is a power of 2 of at least 16 samples, such as 256\. Received: `100`"
+    ):
+        sound_cnn(window=100)

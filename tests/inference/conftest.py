@@ -1,15 +1,20 @@
 """Finished runs on each kind of data, made once for a process when a test first asks for them."""
 
 import csv
+import io
+import os
+import signal
 import wave
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import finetune
 from finetune.inference.fine_tuned import load
+from finetune.interruption import Stopped
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 HEAD = "model: {keras_file: net.keras, head: {classes: auto}}\n"
@@ -120,3 +125,32 @@ def loaded(run_of):
     """Returns a finished run on a kind of data, loaded."""
     made = {}
     return lambda kind: made.setdefault(kind, None) or made.update({kind: load(run_of(kind))}) or made[kind]
+
+
+class StopsAt(io.StringIO):
+    """What a console writes to: asks the process to end when the line of an epoch comes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def write(self, text):
+        if self.text in text:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(text)
+
+
+@pytest.fixture(scope="session")
+def best_kept(tmp_path_factory):
+    """Returns the folder of a finished run that kept its best weights, and of the same run stopped after epoch 4."""
+    folder = tmp_path_factory.mktemp("best")
+    network, recipe = arrays(folder)
+    network.save(folder / "net.keras")
+    # By this measure the first epoch is the best: its weights are not the newest.
+    keys = "epochs: 6, keep: best, validation_fraction: 0.3, until: {monitor: val_loss, mode: max, patience: 9},"
+    (folder / "recipe.yaml").write_text(recipe + TAIL.replace("epochs: 8,", keys))
+    finetune.run(folder / "recipe.yaml", folder / "run")
+    console = Console(file=StopsAt("epoch 4/6"))
+    with pytest.raises(Stopped):
+        finetune.run(folder / "recipe.yaml", folder / "stopped", console=console)
+    return folder / "run", folder / "stopped"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -30,3 +31,13 @@ def test_a_split_that_is_not_there_is_refused(run_of):
         load(run_of("images")).evaluate(split="validation")
     with pytest.raises(FinetuneError, match=r"A split is one of `train`, `test`, `validation`. Received: `tset`"):
         load(run_of("images")).evaluate(split="tset")
+
+
+def test_where_the_rows_of_the_recipe_are_gone_others_can_be_named(run_of, tmp_path):
+    shutil.copytree(run_of("arrays"), tmp_path / "run")
+    recipe, rows = tmp_path / "run" / "recipe.yaml", run_of("arrays").parent / "rows.npz"
+    recipe.write_text(recipe.read_text().replace(str(rows), str(tmp_path / "gone.npz")))
+    fine_tuned = load(tmp_path / "run")
+    with pytest.raises(FinetuneError, match=r"gone\.npz.* Other rows can be named with `--data`\."):
+        fine_tuned.evaluate()
+    assert fine_tuned.evaluate(rows).rows == 8

@@ -119,3 +119,69 @@ def left_to_keras():
             np.testing.assert_array_equal(native.values[name], value, err_msg=name)
 
     return check
+
+
+def computed_function(function: Callable[..., Any], inputs: Any, dtype: str, kernels: str, shapes: Any) -> Any:
+    """Returns outputs and gradients of a function, in float64, and the names of the functions that ran a kernel."""
+    arrays = [np.asarray(x).astype(dtype) if np.asarray(x).dtype.kind in "fV" else np.asarray(x) for x in inputs]
+    specs = [
+        tf.TensorSpec(shape, x.dtype) for x, shape in zip(arrays, shapes or [x.shape for x in arrays], strict=True)
+    ]
+
+    @tf.function(autograph=False, input_signature=specs)
+    def run(*x: Any) -> Any:
+        floats = [each for each in x if each.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            y = function(*x)
+            # Gradients of the outputs that differ from each other, and are equal in all dtypes.
+            dy = tf.cos(tf.reshape(tf.range(tf.cast(tf.size(y), tf.float64)), tf.shape(y)))
+            product = tf.reduce_sum(tf.cast(y, tf.float64) * tf.cast(tf.cast(dy, tf.bfloat16), tf.float64))
+        return y, tape.gradient(product, floats)
+
+    with with_kernels(kernels) as native:
+        y, gradients = run(*arrays)
+    named = {"outputs": y, **{f"gradient {n}": gradient for n, gradient in enumerate(gradients)}}
+    return (
+        {name: np.asarray(tf.cast(value, tf.float64)) for name, value in named.items()},
+        y.dtype.name,
+        native.functions,
+    )
+
+
+@pytest.fixture
+def function_held_to_float64():
+    """Checks that a function goes through a kernel, whose errors against float64 are at most twice those of Keras."""
+
+    def check(
+        name: str, function: Callable[..., Any], *inputs: Any, dtype: str = "float32", shapes: Any = None
+    ) -> None:
+        rounded = [
+            np.asarray(x).astype(dtype).astype("float64") if np.asarray(x).dtype.kind == "f" else x for x in inputs
+        ]
+        exact, of_exact, nothing = computed_function(function, rounded, dtype, "exact", shapes)
+        native, of_native, ran = computed_function(function, rounded, dtype, "native", shapes)
+        truth, _, _ = computed_function(function, rounded, "float64", "exact", shapes)
+        assert (ran, nothing) == ({name}, set())
+        assert of_exact == of_native
+        for part, value in truth.items():
+            assert native[part].shape == value.shape
+            size = np.sqrt(np.mean(value**2)) or 1.0
+            of_keras, of_ours = (np.sqrt(np.mean((each[part] - value) ** 2)) / size for each in (exact, native))
+            assert not of_ours > 2 * of_keras + EPSILON[dtype], (part, of_ours, of_keras)
+
+    return check
+
+
+@pytest.fixture
+def function_left_to_keras():
+    """Checks that a function does not go through a kernel, and has the bits of Keras."""
+
+    def check(function: Callable[..., Any], *inputs: Any, dtype: str = "float32", shapes: Any = None) -> None:
+        exact, _, _ = computed_function(function, inputs, dtype, "exact", shapes)
+        native, _, ran = computed_function(function, inputs, dtype, "native", shapes)
+        assert ran == set()
+        for part, value in exact.items():
+            np.testing.assert_array_equal(native[part], value, err_msg=part)
+
+    return check

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from finetune import keras_private
 from finetune.errors import TrainingError
-from finetune.kernels.native_kernels import KERNELS, native_kernels, traced_natively, with_kernels
+from finetune.kernels.native_kernels import FUNCTIONS, KERNELS, native_kernels, traced_natively, with_kernels
 
 Norm = layers.BatchNormalization
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
@@ -166,3 +167,30 @@ def test_an_error_in_a_layer_reads_as_in_keras():
             tf.function(lambda: layer(x, mask=mask), autograph=False)()
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_functions_of_the_backend_are_those_of_keras_before_and_after_a_block_also_after_an_error():
+    before = {name: keras_private.backend_function(name) for name in FUNCTIONS}
+    with native_kernels(), native_kernels():
+        assert all(keras_private.backend_function(name) is not own for name, own in before.items())
+        assert inspect.signature(keras_private.backend_function("nn.gelu")) == inspect.signature(before["nn.gelu"])
+    with pytest.raises(ZeroDivisionError), native_kernels():
+        _ = 1 / 0
+    assert {name: keras_private.backend_function(name) for name in FUNCTIONS} == before
+
+
+def test_layers_of_any_class_run_kernels_of_functions_where_graphs_of_this_thread_are_traced():
+    class Activated(layers.Layer):
+        def call(self, x):
+            return keras.activations.gelu(x)
+
+    x = np.ones((2, 3), "float32")
+    with native_kernels() as native:
+        Activated()(x)  # eager
+        tf.function(Activated(), jit_compile=True, autograph=False)(x)
+        elsewhere = threading.Thread(target=lambda: tf.function(Activated(), autograph=False)(x))
+        elsewhere.start()
+        elsewhere.join()
+        assert native.functions == set()
+        traced_natively(tf.function(Activated(), autograph=False), native)(x)
+        assert native.functions == {"nn.gelu"}

@@ -157,6 +157,21 @@ def test_the_phase_comes_back(tmp_path):
         assert reloaded(model, kind, tmp_path).optimizer.saved_state.phase == PhasePosition(2, 3, 17)
 
 
+def test_the_document_of_a_phase_does_not_depend_on_whether_the_phases_before_were_made_in_this_process():
+    def optimizer():
+        return GroupedOptimizer({"body": (keras.optimizers.SGD(exponential_decay(0.1, 10, 0.5)), tf.Variable([1.0]))})
+
+    through, fresh = optimizer(), optimizer()
+    through.iterations.assign(5)
+    through.reschedule("body", exponential_decay(0.2, 5, 0.5), from_now=True, warmup_steps=3)
+    assert through.saved_state.document()["groups"]["body"]["follows"]["since"] == 5
+    for each in (through, fresh):  # the next phase, which counts from the first step of the run
+        each.iterations.assign(9)
+        each.reschedule("body", None, from_now=False, warmup_steps=0)
+        each.reset_rates()
+    assert through.saved_state.document() == fresh.saved_state.document()
+
+
 def test_the_document_is_small_and_the_same_in_every_format(tmp_path):
     model = in_a_phase(a_model())
     text = model.optimizer.saved_state.serialize()

@@ -121,6 +121,11 @@ def test_a_misspelt_key_gets_the_nearest_key():
     assert predicate(Span, nota=3) == "is not a known key. Did you mean `note`?"
 
 
+def test_a_key_that_was_renamed_tells_its_new_name(monkeypatch):
+    monkeypatch.setattr(Span, "renamed", {"remark": "note"})
+    assert predicate(Span, remark="long") == "is now called `note`. Rename it"
+
+
 def test_a_length_is_read_from_whichever_spelling_was_used():
     assert length_of(Span(long_steps=3), "long") == Length(3, "steps")
     assert length_of(Span(long_epochs=0.5), "long") == Length(0.5, "epochs")

@@ -96,5 +96,5 @@ def test_every_key_has_the_hover_text_that_keys_prints():
     named = {("arguments", key.meaning) for block in blocks() for key in block.keys if key.name == "arguments"}
     assert {(key.name, key.meaning) for block in blocks() for key in block.keys} - named <= texts
     train = schema["definitions"]["Train"]["properties"]
-    assert train["batch_size"]["description"] == "Rows in a batch, >= 1. Default: `32`."
+    assert train["jit_compile"]["description"] == "Whether the step is compiled with XLA. Default: `false`."
     assert schema["properties"]["train"]["allOf"] == [{"$ref": "#/definitions/Train"}]

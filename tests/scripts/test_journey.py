@@ -27,3 +27,19 @@ def test_from_a_recipe_to_answers_of_an_export_there_is_no_code_to_write(script,
 
 def test_there_are_six_kinds_of_data(script):
     assert list(script.KINDS) == ["images", "text", "table", "two inputs", "audio", "several labels"]
+
+
+def test_lines_are_counted_without_blank_ones_and_comments(script):
+    assert script.lines_of("import a\n\n# what\n  # this is\nb = 1  # c\n") == 2
+
+
+def test_each_program_of_a_peer_is_for_a_kind_of_data_and_prints_its_score_last(script):
+    programs = sorted(script.PEERS.glob("*.py"))
+    assert programs
+    for program in programs:
+        peer, _, kind = program.stem.partition("_")
+        assert peer in ("fastai", "keras")
+        assert kind.replace("_", " ") in script.KINDS
+        text = program.read_text()
+        compile(text, program.name, "exec")
+        assert text.splitlines()[-1].startswith('print("score", ')

@@ -59,7 +59,8 @@ grid-template-columns:repeat(auto-fill,minmax(min(100%,10rem),1fr))}
 .cards li{background:var(--card);border-radius:8px;padding:.75rem;min-width:0}
 .cards img{width:7rem;max-width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 
-.cards dl{grid-template-columns:1fr;gap:.15rem}.cards dl>div{display:flex;gap:.5rem}.cards dt{flex:0 0 3.2rem}
+.cards dl{grid-template-columns:1fr;gap:.15rem}.cards dl>div{display:flex;flex-wrap:wrap;
+gap:0 .5rem}.cards dt{flex:0 0 3.2rem}.cards dd{overflow-wrap:break-word;max-width:100%}
 .place,.input{font-size:.8rem;margin:.25rem 0}
 pre{background:var(--card);padding:.75rem 1rem;border-radius:8px;overflow-x:auto;font-size:.85rem;white-space:pre-wrap}
 summary{cursor:pointer}footer{margin-top:3rem}

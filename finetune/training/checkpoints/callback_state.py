@@ -7,12 +7,16 @@ has the methods `state_to_resume()` and `resume_state(state)`, where the state i
 """
 
 import inspect
+import numbers
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
+
+from finetune.errors import FinetuneError, reason
+from finetune.training.checkpoints.content import type_of
 
 _SCALARS = (bool, int, float, str, type(None))
 
@@ -43,7 +47,11 @@ def callback_states(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict
 
 
 def restore_callbacks(
-    callbacks: Iterable[keras.callbacks.Callback], states: dict[str, Any], arrays: dict[str, np.ndarray]
+    callbacks: Iterable[keras.callbacks.Callback],
+    states: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    *,
+    source: str,
 ) -> None:
     """Gives callbacks the states that `callback_states` returned; one without a state stays as it is.
 
@@ -51,16 +59,44 @@ def restore_callbacks(
         callbacks: In the order of those that the states are of.
         states: By the key of each callback.
         arrays: What the states refer to.
+        source: The file, for the message.
+
+    Raises:
+        FinetuneError: A value is of another kind than that which a callback of Keras or of ours has there.
     """
     for key, callback in _keyed(callbacks):
         resume: Any = getattr(callback, "resume_state", None)
         if resume is not None and key in states:
-            resume({name: _value(value, arrays) for name, value in states[key].items()})
+            try:
+                resume({name: _value(value, arrays) for name, value in states[key].items()})
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise FinetuneError(_other_state(source, f"callbacks.{key}", reason(error))) from error
             continue
         for name, value in states.get(key, {}).items():
             if name in set(_names_made_with(callback)) | {*getattr(callback, "not_resumed", ())}:
                 continue  # of another version of the class
-            setattr(callback, name, _value(value, arrays))
+            read = _value(value, arrays)
+            if _is_of_us_or_keras(callback) and not _is_alike(vars(callback).get(name), read):
+                why = f"it is `{str(read)[:60]}`, and `{vars(callback)[name]}` in a training that begins"
+                raise FinetuneError(_other_state(source, f"callbacks.{key}.{name}", why))
+            setattr(callback, name, read)
+
+
+def _is_of_us_or_keras(callback: keras.callbacks.Callback) -> bool:
+    return type(callback).__module__.partition(".")[0] in ("finetune", "keras")
+
+
+def _is_alike(before: Any, now: Any) -> bool:
+    """Whether a value may stand in the place of another: a number for a number, a mapping for a mapping."""
+    kinds: tuple[Any, ...] = (numbers.Real, dict, list, tuple, str)
+    return before is None or now is None or all(isinstance(before, k) == isinstance(now, k) for k in kinds)
+
+
+def _other_state(source: str, name: str, why: str) -> str:
+    return (
+        f"A checkpoint holds the state of each callback as it was written. `{name}` of `{source}` is not: {why}. "
+        "Remove this file: the training then goes on from the checkpoint before it."
+    )
 
 
 def _keyed(callbacks: Iterable[keras.callbacks.Callback]) -> Iterable[tuple[str, keras.callbacks.Callback]]:
@@ -84,7 +120,7 @@ def _names_made_with(callback: keras.callbacks.Callback) -> Iterable[str]:
 def _plain(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """Returns a value as JSON has it; arrays in it are put under names that begin with `name`."""
     if isinstance(value, np.ndarray | np.generic):
-        if value.dtype.hasobject:
+        if type_of(value.dtype.name) is None:  # objects, and texts, whose type NumPy does not find by its name
             raise _NotPlainError
         arrays[name] = np.array(value)
         return {"array": name, "scalar": isinstance(value, np.generic)}

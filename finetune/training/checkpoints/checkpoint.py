@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
-from finetune.errors import TrainingError, WriteError
+from finetune.errors import TrainingError
 from finetune.keras_private import set_initial_epoch
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.unwrap_optimizer import unwrap
@@ -29,8 +29,8 @@ from finetune.training.checkpoints.checkpoint_file import (
     read_checkpoint,
     read_newest,
     steps_of,
-    write_checkpoint,
 )
+from finetune.training.checkpoints.checkpoint_writer import CheckpointWriter
 from finetune.training.checkpoints.class_columns import ClassChange
 from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
 from finetune.training.checkpoints.slot_names import read_slot_table
@@ -62,6 +62,7 @@ class Checkpoint(keras.callbacks.Callback):
     The process may be killed at any moment, also in the middle of an epoch or of a file. Start the same program again:
     the weights, slots, rates, metrics and logs at the end are those of a training that was never interrupted, bit for
     bit (on the CPU, where TensorFlow's kernels are deterministic). Keras' `BackupAndRestore` begins the epoch again.
+    Files of more than 32 MB are copied in memory and written while training goes on.
 
     Exact are also rates and their clocks, warm-ups, accumulated gradients, averages of the weights, the loss scale and
     the random state; a file that is damaged is passed over in favour of the one before. Each holds weights and slots:
@@ -84,7 +85,7 @@ class Checkpoint(keras.callbacks.Callback):
     Attributes:
         position: Where the training goes on.
         path: The newest file that is whole; `None` where there is none.
-        damaged: Newer files, which are not.
+        damaged: Newer files, which are not, with what is wrong with each.
 
     Raises:
         TrainingError: In `fit`: the file is of another model, optimizer or groups; or Keras' own loop makes calls of
@@ -125,7 +126,8 @@ class Checkpoint(keras.callbacks.Callback):
                 "Checkpoints are written every so many seconds, > 0, or steps, >= 1, and at least 1 is kept. Received "
                 f"`every_seconds={every_seconds}`, `every_steps={every_steps}`, `keep={keep}`."
             )
-        self.folder, self.every_seconds, self.every_steps, self.keep = Path(folder), every_seconds, every_steps, keep
+        self.folder, self.every_seconds, self.every_steps = Path(folder), every_seconds, every_steps
+        self._writer = CheckpointWriter(self.folder, keep)
         self.callbacks: list[keras.callbacks.Callback] = list(one_or_more(callbacks))
         # Further plain data that a file holds, for a training that has more than a model.
         self.more: Callable[[], Mapping[str, Any]] = dict
@@ -142,10 +144,10 @@ class Checkpoint(keras.callbacks.Callback):
         self._now = self.position
         self._metrics_before_test: dict[str, np.ndarray] | None = None
         self._failing = False
-        self._next_time, self._next_step = 0.0, 0
         # The step from which rates fall: the last file before it is kept beside the others.
         self.cooldown_at: int | None = None
         self._steps_before_epoch, self._longest_call = 0, 1
+        self._next_time, self._next_step, self._copied = 0.0, 0, 0.0
         self._loss: Any = None
         self._sets_epoch = False
         self._ended_epoch: tuple[int, dict[str, Any]] | None = None  # which Keras' `History` does not have yet
@@ -212,8 +214,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def go_back(self, path: Path) -> bool:
         """Lets the training go on from an older file; returns whether that could be read."""
-        saved = read_checkpoint(path)
-        if saved is None:
+        try:
+            saved = read_checkpoint(path)
+        except ValueError:  # it is damaged
             return False
         self.path, self._saved, self.position = path, saved, Position(**saved.document["position"])
         self._now = self.position
@@ -259,10 +262,17 @@ class Checkpoint(keras.callbacks.Callback):
         if self._pending or not self._is_finite():
             return False
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
+        self.wait()
         return not self._failing
+
+    def wait(self) -> None:
+        """Waits until no file is being written."""
+        self._writer.wait()
+        self._settle()
 
     def remove(self, *, keep: int = 0) -> None:
         """Removes the files of the folder but for the newest ones, and the one before the cooldown if none stays."""
+        self.wait()
         prune(self.folder, keep)
         if not keep:
             prune(self.folder / BEFORE_COOLDOWN, 0)
@@ -307,6 +317,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._first = batch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._settle()
         step = steps_done(self.model, first=self._first, last=batch)
         step = min(step, (self.params or {}).get("steps") or step)
         if step <= self._now.step:  # it was made before the checkpoint that this epoch goes on from
@@ -319,6 +330,8 @@ class Checkpoint(keras.callbacks.Callback):
         is_last = self._is_last_before_cooldown(step, batch + 1 - self._first)
         if (self._is_due(step) or is_last) and not self._trained.stop_training and self._is_finite():
             self._write(self._now)
+            if is_last:
+                self.wait()
             if is_last and self.path and not self._failing:
                 copy_checkpoint(self.path, self.folder / BEFORE_COOLDOWN)
 
@@ -344,6 +357,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._now = replace(self._now, ended=True, stopped=stopped)
         if self._is_finite():
             self._write(self._now)
+        self.wait()
         if self._sets_epoch:
             set_initial_epoch(self._trained, None)  # a later `fit` begins where its arguments say
 
@@ -386,7 +400,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _restore_callbacks(self) -> None:
         assert self._saved is not None
-        restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays)
+        restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays, source=str(self.path))
 
     def _arrive(self) -> None:
         """Gives Keras' `History`, which begins after this callback does, the epochs of the process before."""
@@ -407,6 +421,7 @@ class Checkpoint(keras.callbacks.Callback):
         return {"epoch": epochs, "history": values}
 
     def _write(self, position: Position) -> None:
+        self.wait()  # a second copy would take more memory
         begun = time.monotonic()
         arrays, state = model_state(self.model, slots=self.slots)
         states, of_callbacks = callback_states(self.callbacks)
@@ -418,13 +433,18 @@ class Checkpoint(keras.callbacks.Callback):
             "more": dict(self.more()),
         }
         content = Saved(arrays | (self._metrics_before_test or {}) | of_callbacks, document)
-        try:
-            self.path = write_checkpoint(self.folder, content, steps=self._steps_made())
-            prune(self.folder, self.keep)
-            self._failing = False
-        except WriteError as error:
-            if not self._failing:
-                self.report(f"warning: {error} Training goes on; a later checkpoint tries again.")
-            self._failing = True
-        now = time.monotonic()
-        self._next_time = now + min(self.every_seconds, (now - begun) / _SHARE)
+        self._writer.write(content, steps=self._steps_made())
+        self._next_time, self._copied = math.inf, time.monotonic() - begun
+        self._settle()
+
+    def _settle(self) -> None:
+        """Takes note of what came of the latest file, once it is written."""
+        written = self._writer.result()
+        if written is None:
+            return
+        self.path = written.path or self.path
+        if written.error and not self._failing:
+            self.report(f"warning: {written.error} Training goes on; a later checkpoint tries again.")
+        self._failing = bool(written.error)
+        # Also what the thread has taken: on a CPU it takes that from the steps.
+        self._next_time = time.monotonic() + min(self.every_seconds, (self._copied + written.seconds) / _SHARE)

@@ -106,6 +106,29 @@ def test_it_may_be_killed_again_and_again_and_while_it_validates(straight, tmp_p
     assert everything(fit(tmp_path, every_steps=2)[0]) == straight
 
 
+@pytest.fixture
+def in_background(monkeypatch):
+    """Lets a thread write checkpoints of any size."""
+    monkeypatch.setattr("finetune.training.checkpoints.checkpoint_writer.IN_BACKGROUND", 0)
+
+
+def test_a_file_that_a_thread_writes_holds_its_moment_and_not_a_later_one(in_background, straight, tmp_path):
+    for kill in (Kill(0, 4), Kill(0, 6, validating=True), Kill(1, 1), Kill(2, 6), Kill(3, 0)):
+        killed(fit, tmp_path, kill=kill, every_steps=1)
+    assert everything(fit(tmp_path, every_steps=1)[0]) == straight
+
+
+def test_what_a_thread_cannot_write_is_told_once_and_training_goes_on(in_background, tmp_path):
+    (tmp_path / "file").write_text("")
+    said, checkpoint, model = [], Checkpoint(tmp_path / "file", every_steps=1), made()
+    checkpoint.report = said.append
+    model.compile("adam", "mse")
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[checkpoint])
+    assert len(said) == 1
+    assert "could not be written" in said[0]
+    assert not checkpoint.save()
+
+
 def test_nothing_is_written_while_steps_that_were_made_before_pass(straight, tmp_path):
     for kill in (Kill(2, 4), Kill(2, 1)):  # the second while the steps before the checkpoint pass
         killed(fit, tmp_path, kill=kill, every_seconds=1e-9)
@@ -232,7 +255,7 @@ def test_a_damaged_file_is_passed_over(straight, tmp_path):
     newest, before = checkpoint_files(tmp_path)
     newest.write_bytes(newest.read_bytes()[:1000])
     checkpoint = Checkpoint(tmp_path)
-    assert (checkpoint.path, checkpoint.damaged) == (before, [newest])
+    assert (checkpoint.path, checkpoint.damaged) == (before, {newest: "its content is not what was written"})
     assert everything(fit(tmp_path, every_steps=1)[0]) == straight
 
 

@@ -1,0 +1,179 @@
+"""Recipes that are written for data of every kind: what is in them, and that they run as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune
+from finetune.commands.new import Wishes, new_recipe
+from finetune.errors import FinetuneError
+from finetune.recipe.loader import load_recipe
+
+GOOD, BAD = ("lovely", "great", "warm"), ("dull", "awful", "weak")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name, head, rows):
+    Path(name).write_text("\n".join([head, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return Path(name)
+
+
+def houses():
+    return write(
+        "houses.csv", "id,rooms,town,price", [(n, n % 5 + 1, "ABC"[n % 3], 1000.5 * (n % 5)) for n in range(60)]
+    )
+
+
+def reviews():
+    texts = [(f"the film was {(GOOD if n % 2 else BAD)[n % 3]} and {n % 7} long", "ny"[n % 2]) for n in range(60)]
+    return write("reviews.csv", "text,label", texts)
+
+
+def photos():
+    for number, (name, colour) in enumerate({"red": (250, 0, 0), "blue": (0, 0, 250)}.items()):
+        for n in range(10 + 40 * number):
+            path = Path("photos", name, f"{n}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), colour).save(path)
+    return Path("photos")
+
+
+def new(data, *, ask=None, overwrite=False, out="recipe.yaml", **wishes):
+    return new_recipe(Path(out), Wishes(data, **wishes), ask=ask, overwrite=overwrite)
+
+
+def refusal(data, **more):
+    with pytest.raises(FinetuneError) as error:
+        new(data, **more)
+    return str(error.value)
+
+
+def test_a_table_becomes_a_recipe_that_says_what_each_key_does():
+    said = new(houses())
+    assert said[:2] == [
+        "data: a table of 60 rows and 4 columns",
+        "predicted: `price`, a number, from all other columns, without `id`",
+    ]
+    assert said[-4:] == [
+        "written: recipe.yaml",
+        f"  {'finetune data recipe.yaml':<48} what was understood of the data?",
+        f"  {'finetune plan recipe.yaml':<48} what will happen to every weight?",
+        f"  {'finetune run recipe.yaml':<48} train it",
+    ]
+    recipe = load_recipe("recipe.yaml", allow_code=[])
+    assert (recipe.data.target, recipe.data.exclude) == ({"": ("price",)}, ("id",))
+    assert recipe.model.head.standardize
+    lines = Path("recipe.yaml").read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    assert Path("recipe.schema.json").is_file()
+    knobs = [line for line in lines if line.startswith("  ") and ":" in line and "learning_rate" not in line]
+    assert [line for line in knobs if "  # " not in line and "optimizer" not in line and "name: all" not in line] == []
+
+
+def test_a_recipe_runs_as_it_is():
+    new(reviews())
+    assert load_recipe("recipe.yaml").data.tokenizer.file == "recipe.tokenizer.json"
+    assert finetune.run("recipe.yaml", "run").metrics["accuracy"] > 0.8
+    new(photos(), out="photos.yaml")
+    assert finetune.run("photos.yaml", "run2").metrics["accuracy"] > 0.8
+
+
+def test_a_pretrained_network_is_fine_tuned(tiny):
+    tiny().save("tiny.keras")
+    x = np.random.default_rng(0).normal(size=(60, 6)).astype("float32")
+    np.savez("rows.npz", x=x, y=(x[:, 0] > 0).astype(int))
+    said = new(Path("rows.npz"), model="tiny.keras")
+    assert said[0] == "data: arrays of 60 rows of shape (6,)"
+    recipe = load_recipe("recipe.yaml")
+    assert ([group.name for group in recipe.groups], recipe.model.head.after) == (["body", "head"], "body")
+    assert finetune.run("recipe.yaml", "run").metrics["accuracy"] > 0.3
+
+
+def test_classes_with_few_rows_are_weighted_and_files_in_a_table_have_a_type():
+    new(photos())
+    assert load_recipe("recipe.yaml").data.class_weight == "balanced"
+    write("files.csv", "file,kind", [(f"photos/red/{n}.png", "ab"[n % 2]) for n in range(10)])
+    new(Path("files.csv"), out="files.yaml")
+    recipe = load_recipe("files.yaml")
+    assert (recipe.data.types, recipe.data.inputs) == ({"file": "image"}, {"": ("file",)})
+    assert recipe.data.class_weight is None
+
+
+def test_the_recipe_names_the_data_from_where_it_lies():
+    new(houses(), out="deep/recipe.yaml")
+    assert load_recipe("deep/recipe.yaml").data.table == "../houses.csv"
+
+
+def test_an_unclear_target_is_refused_with_the_candidates_or_asked_for():
+    table = write("a.csv", "a,b,c", [(n / 7, n / 3, n % 4) for n in range(30)])
+    assert refusal(table) == (
+        "It is not clear which column is to be predicted. Candidates are `a`, `b`, `c`. Name it: `--target c`."
+    )
+    asked = []
+
+    def ask(question, answers, default):
+        asked.append((question, tuple(answers), default))
+        return answers[0] if answers else default
+
+    new(table, ask=ask)
+    assert asked == [("Which column is to be predicted?", ("a", "b", "c"), "c"), ("Which network?", (), "small")]
+    assert load_recipe("recipe.yaml").data.target == {"": ("a",)}
+
+
+def test_the_data_are_asked_for_on_a_terminal_alone():
+    path = houses()
+    assert refusal(None) == "A recipe is written for data. Name them: `finetune new --data PATH`."
+    new(None, ask=lambda question, answers, default: default or str(path))
+    assert load_recipe("recipe.yaml").data.table == "houses.csv"
+
+
+def test_a_task_overrides_what_the_values_suggest_where_they_allow_it():
+    write("a.csv", "u,stars", [(n / 7, n % 5) for n in range(30)])
+    new(Path("a.csv"), target="stars")
+    assert load_recipe("recipe.yaml").data.types == {}
+    new(Path("a.csv"), target="stars", task="number", overwrite=True)
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.data.types, recipe.model.head.standardize) == ({"stars": "number"}, True)
+    assert refusal(Path("a.csv"), task="numbers", overwrite=True) == (
+        "`--task` is one of `classes`, `labels`, `number`. Received: `numbers`. Did you mean `number`?"
+    )
+    assert "has none. Write `--task classes`." in refusal(Path("a.csv"), target="stars", task="labels", overwrite=True)
+    assert "holds names. Remove `--task`" in refusal(reviews(), task="number", overwrite=True)
+
+
+def test_a_column_that_is_missing_and_a_table_without_a_target_are_refused():
+    assert "There is no column `prize`. The columns are `id` (id), `rooms` (number)," in refusal(
+        houses(), target="prize"
+    )
+    table = write("ids.csv", "id,code", [(n, f"x{n}y") for n in range(30)])
+    assert refusal(table).startswith(
+        "A recipe needs a target: a column of classes or numbers to predict from the others."
+    )
+    assert "Folders of classes have classes alone. Received `--target a`." in refusal(photos(), target="a")
+
+
+def test_arrays_that_no_small_network_takes_need_a_network():
+    np.savez("seq.npz", x=np.ones((20, 5, 4)), y=np.arange(20) % 2)
+    assert refusal(Path("seq.npz")).startswith(
+        "There is no small network for arrays of 20 rows of shape (5, 4). Name a network that takes them with `--model`"
+    )
+
+
+def test_nothing_is_overwritten_unasked_and_nothing_is_left_of_a_recipe_that_is_not_valid():
+    path = reviews()
+    for name in ("recipe.yaml", "recipe.tokenizer.json"):
+        Path(name).write_text("mine")
+        assert refusal(path).startswith(f"An existing file is not overwritten. `{name}` exists.")
+        assert Path(name).read_text() == "mine"
+        Path(name).unlink()
+    assert "no module `mynets` to import" in refusal(houses(), model="mynets:build")
+    assert [each.name for each in Path().glob("recipe.y*")] == []
+    assert refusal(path, out="recipe.txt") == (
+        "A recipe is a YAML file. Received `--out recipe.txt`. End its name in `.yaml`."
+    )
