@@ -37,6 +37,7 @@ _NOTED = {
     "recipe": str,
     "resolved?": str,
     "epochs?": COUNT,
+    "cooldown_at?": (COUNT, None),
     "plan_of_phases?": [[[str], (COUNT, None), (COUNT, None), COUNT]],
     "extensions?": [{str: ANY}],
     "recalibrate": bool,
