@@ -346,6 +346,8 @@ def run_alone(case: Case, recipe: Path, alone: Path) -> float:
 
 def torture(case: Case, work: Path, kills: int, turn: int) -> Outcome:
     """Runs a case with kills until it ends, and compares that with its end without."""
+    from finetune.results.run_folder import is_finished
+
     name = case.name.replace(", ", "+").replace(" ", "-")
     alone, killed, recipe = work / f"{name}-alone", work / f"{name}-killed", work / "recipe.yaml"
     seconds, outcome = run_alone(case, recipe, alone), Outcome(case.name, turn)
@@ -358,7 +360,7 @@ def torture(case: Case, work: Path, kills: int, turn: int) -> Outcome:
         if code:
             outcome.problems.append(f"exit code {code}")
         check_killed(killed, outcome)
-        if code is None and (killed / "hashes.json").exists():
+        if code is None and is_finished(killed):
             code = 0  # killed after its last file: there is nothing to go on with
         if code == 0:
             break

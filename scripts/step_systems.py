@@ -99,14 +99,14 @@ class NoUpdate(keras.optimizers.Optimizer):
         tf.raw_ops.Assert(condition=self._iterations.value >= 0, data=wanted)
 
 
-def own_loop(model: keras.Model, groups: int, steps: int) -> TrainFunction:
+def own_loop(model: keras.Model, groups: int, steps: int, kernels: str = "exact") -> TrainFunction:
     """What `finetune.FastLoop` lets `fit` call."""
     fitted(model, grouped(model, groups), steps)
     made: list[FastFunction] = []
 
     def train(iterator: Iterator[Any]) -> Any:
         if not made:
-            made.append(FastFunction(model))
+            made.append(FastFunction(model, kernels=kernels))
         return made[0](iterator)
 
     return train
@@ -120,6 +120,7 @@ SYSTEMS = {
     ),
     "finetune": System(lambda model, groups: fitted(model, grouped(model, groups)), quick=True),
     "finetune, own loop": System(lambda model, groups: own_loop(model, groups, 1)),
+    "finetune, native kernels": System(lambda model, groups: own_loop(model, groups, 1, "native")),
     "finetune, 4 steps per call": System(
         lambda model, groups: own_loop(model, groups, 4), steps_per_call=4, long_steps=False, quick=True
     ),

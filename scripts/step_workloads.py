@@ -104,6 +104,19 @@ def transformer() -> tuple[keras.Model, Batch]:
     return model, (np.random.default_rng(0).integers(0, 30522, (16, 64)), normal(16, 1))
 
 
+def application(name: str, batch: int) -> tuple[keras.Model, Batch]:
+    """A network of `keras.applications` with random weights, for images of 96 by 96."""
+    make: Any = getattr(keras.applications, name)
+    model = make(input_shape=(96, 96, 3), weights=None, classes=10, classifier_activation=None)
+    return model, (255.0 * normal(batch, 96, 96, 3), normal(batch, 10))
+
+
+def lstm() -> tuple[keras.Model, Batch]:
+    """An LSTM of 128 over 64 steps, batch 32."""
+    model = keras.Sequential([keras.Input((64, 32)), layers.LSTM(128), layers.Dense(1)])
+    return model, (normal(32, 64, 32), normal(32, 1))
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
@@ -130,6 +143,9 @@ def has_bfloat16() -> bool:
 
 EMBEDDINGS_AND_FOUR_LAYERS = 3 + 4 * 7  # input, embedding, its normalisation; each of six layers has seven parts
 
+# The systems that differ on networks whose update costs next to nothing.
+OF_KERNELS = ("Keras, one Adam", "finetune, own loop", "finetune, native kernels", "forward and backward alone")
+
 WORKLOADS = {
     "small layers": Workload(small_layers, (1, 10, 100), 20, peers="small layers"),
     "resnet": Workload(small_resnet, (1, 8, 60), 4, peers="resnet"),
@@ -138,6 +154,10 @@ WORKLOADS = {
     "transformer, four layers frozen": Workload(
         transformer, (1, 8, 30), 2, rounds=15, frozen_layers=EMBEDDINGS_AND_FOUR_LAYERS
     ),
+    "mobilenet": Workload(lambda: application("MobileNetV2", 16), (1,), 1, rounds=15, systems=OF_KERNELS),
+    "efficientnet": Workload(lambda: application("EfficientNetB0", 8), (1,), 1, rounds=15, systems=OF_KERNELS),
+    "resnet50": Workload(lambda: application("ResNet50", 8), (1,), 1, rounds=15, systems=OF_KERNELS),
+    "lstm": Workload(lstm, (1,), 2, rounds=15, systems=OF_KERNELS),
     "groups curve": Workload(
         very_many_layers, (1, 3, 10, 30, 100, 300, 1000), 5, rounds=20, systems=("Keras, one Adam", "finetune")
     ),

@@ -29,6 +29,7 @@ from finetune.data.targets import number_text_targets
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
 from finetune.keras_private import fresh_names
+from finetune.kernels.native_kernels import NativeLayers, with_kernels
 from finetune.models.builders import call_builder
 from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed
@@ -60,11 +61,12 @@ class RunLength:
 
 
 @contextmanager
-def precision(recipe: Recipe) -> Iterator[None]:
+def precision(recipe: Recipe) -> Iterator[NativeLayers]:
     """Sets what Keras keeps for the whole process: seed, dtype policy, and the numbers in the names of layers.
 
-    What a recipe builds in the block depends on the recipe alone, not on what the process did before. The former
-    policy is set again afterwards.
+    What a recipe builds in the block depends on the recipe alone, not on what the process did before. What it traces
+    there runs the kernels that the recipe asks for; the block is that of the layers that do. The former policy is set
+    again afterwards.
 
     Raises:
         RecipeError: The recipe asks for mixed precision of a model that is loaded from a file.
@@ -81,8 +83,8 @@ def precision(recipe: Recipe) -> Iterator[None]:
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(f"mixed_{mixed}" if mixed else "float32")
     try:
-        with fresh_names():
-            yield
+        with fresh_names(), with_kernels(recipe.train.kernels) as native:
+            yield native
     finally:
         keras.config.set_dtype_policy(before)
 

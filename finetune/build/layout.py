@@ -28,6 +28,7 @@ from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.groups.untracked import advice_on_untracked
+from finetune.kernels.native_kernels import layers_with_kernels
 from finetune.models.hub import check_gradients
 from finetune.models.output_names import by_output_name
 from finetune.optimizers.cooldown import cooldown_start
@@ -178,7 +179,8 @@ def _lay_out(
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     extremes = advice_on_extremes(settings, dict(recipe.train), length.steps)
-    plan = replace(plan, advice=(*plan.advice, *extremes, *advice_on_untracked(model)))
+    native = layers_with_kernels(model) if recipe.train.kernels == "native" else {}
+    plan = replace(plan, native=native, advice=(*plan.advice, *extremes, *advice_on_untracked(model)))
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 

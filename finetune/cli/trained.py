@@ -58,7 +58,7 @@ def evaluate(
 
     open_record(run, checkpoint)  # before TensorFlow starts, which takes seconds
     start_command()
-    from finetune.commands.run_result import print_class_results
+    from finetune.commands.evaluate import print_evaluation
     from finetune.inference.fine_tuned import load
 
     fine_tuned = load(run, checkpoint=checkpoint, allow_code=allow_code)
@@ -67,12 +67,7 @@ def evaluate(
     if json:
         print(dumps(asdict(result), indent=2, ensure_ascii=False))
         return
-    console = make_console()
-    console.print(f"{result.rows:,} rows of {printable(result.data)}", markup=False, highlight=False)
-    for name, value in result.metrics.items():
-        console.print(f"{name}: {value:.4f}", highlight=False)
-    for output, classes in result.classes.items():
-        print_class_results(classes, output, console, rows="rows")
+    print_evaluation(result, make_console())
 
 
 @app.command(

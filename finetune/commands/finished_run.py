@@ -9,7 +9,7 @@ import yaml
 from finetune.errors import FinetuneError, counted, reason
 from finetune.plain_shapes import ANY, COUNT, fault
 from finetune.recipe.changes import Change, changes_of_text
-from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.loader import dump_recipe, load_recipe, with_values
 from finetune.recipe.schema import Recipe
 from finetune.training.checkpoints.checkpoint_file import read_newest
 
@@ -102,8 +102,27 @@ def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -
     before = document.get("resolved") if of_run else document["recipe"]
     if before is None:  # of an older version, which could not go on changed
         return []
+    given = as_begun(given, document)
     changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
+    changes = [
+        change
+        for change in changes
+        if not (change.key == "train.kernels" and change.now == "exact" and change.was == "nothing")
+    ]
     return [change for change in changes if not any(f"{change.key}.".startswith(f"{key}.") for key in FREE)]
+
+
+def as_begun(given: Recipe, document: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe with the kernels of an older run, which had no others, where it does not name any.
+
+    Args:
+        given: The recipe.
+        document: What the run has noted in its checkpoint.
+    """
+    is_older = "kernels" not in (yaml.safe_load(document["recipe"]).get("train") or {})
+    if is_older and "kernels" not in given.train.model_fields_set:
+        return with_values(given, {("train", "kernels"): "exact"})
+    return given
 
 
 def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bool:

@@ -13,7 +13,15 @@ from finetune.errors import counted
 from finetune.recipe.loader import load_recipe
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import free_bytes
-from finetune.results.tables import LEGEND, PHASED_LEGEND, group_table, phase_notes, phase_table, weight_table
+from finetune.results.tables import (
+    LEGEND,
+    PHASED_LEGEND,
+    group_table,
+    native_text,
+    phase_notes,
+    phase_table,
+    weight_table,
+)
 from finetune.training.checkpoints.checkpoint_writer import IN_BACKGROUND
 from finetune.training.saving import disk_need, memory_advice
 
@@ -74,6 +82,10 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
         console.print(phase_table(data))
         for note in phase_notes(data):
             console.print(note, markup=False)
+    if layout.plan.native:
+        console.print(
+            f"kernels: native where they apply, in {native_text(layout.plan.native)}", markup=False, highlight=False
+        )
     if layout.rates_to_measure:
         console.print(
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"

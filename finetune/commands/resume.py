@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from finetune.commands.changed_run import OTHER_ROWS, check_changes, checkpoint_before_cooldown, with_extension
-from finetune.commands.finished_run import changes_since, check_noted, finished, none_is_whole
+from finetune.commands.finished_run import as_begun, changes_since, check_noted, finished, none_is_whole
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
@@ -77,6 +77,7 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         return None
     document = checkpoint.document
     check_noted(document, checkpoint.path)
+    given = as_begun(given, document)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
     if finished_before and not changes:
         raise FinetuneError(finished(folder))

@@ -4,7 +4,7 @@ The function `_run` is the story; start there. Each of its steps is a function b
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from math import nan
 from pathlib import Path
@@ -37,11 +37,12 @@ from finetune.data.examples import Split
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError
 from finetune.interruption import Stopped, stoppable
+from finetune.kernels.native_kernels import NativeLayers, forget_traces
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
-from finetune.results.run_folder import check_can_resume, check_room, check_run_folder, open_run_folder
+from finetune.results.run_folder import ENDING_FILE, check_can_resume, check_room, check_run_folder, open_run_folder
 from finetune.results.run_log import RunLog
 from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
@@ -165,7 +166,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = StageClock()
     begun = _load(asked, clock)
-    with precision(begun.recipe):
+    with precision(begun.recipe) as native:
         layout, range_test = _lay_out(asked, begun, clock)
         on_groups = [*advice_on_rates(layout, range_test, asked.recipe.parent), *_without_slots(begun)]
         for sentence in on_groups:
@@ -182,9 +183,15 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
-        result = _finish(asked, layout, folder, before, weights, trained, clock)
+        result = _finish(asked, layout, folder, before, weights, trained, native, clock)
+    forget_traces(layout.model)  # the caller's own block decides from here on
+    ending = folder / ENDING_FILE
+    with suppress(OSError):  # of a full disk, which the next file tells
+        ending.touch()
     write_result(result)
     write_page(folder, layout, asked.console)
+    if layout.recipe.train.keep_checkpoints is False:  # nothing would be left to go on from
+        ending.unlink(missing_ok=True)
     keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
     # Last, so that the folder shows what has happened even where the proof fails.
     changed = before.proof.failure()
@@ -192,6 +199,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
         trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
     log.close(changed)  # before its hash is taken
     write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
+    ending.unlink(missing_ok=True)
     if changed:
         raise changed
     return result
@@ -442,6 +450,7 @@ def _finish(
     before: _Before,
     weights: LastWeights,
     trained: _Trained,
+    native: NativeLayers,
     clock: StageClock,
 ) -> RunResult:
     """Evaluates, saves, draws and proves; prints the warnings."""
@@ -482,6 +491,7 @@ def _finish(
         frozen_tensors=whole_run.tensors,
         not_opened=not_opened,
         left_out=left_out,
+        native=native.to_json(model) if layout.recipe.train.kernels == "native" else None,
         keras_loop="; ".join(dict.fromkeys(record.keras_loop for record in records if record.keras_loop)),
         warnings=warnings,
         skipped_steps=trained.skipped_steps,

@@ -34,6 +34,8 @@ class RunResult:
         frozen_tensors: The number of tensors compared for that, moving statistics included.
         not_opened: Why `model.keras` does not open with plain Keras, and what to do; empty where it does.
         left_out: What of the loss and the metrics plain Keras does not have, and so `model.keras` either, as sentences.
+        native: How many layers ran a native kernel, by the name of their class (`layers`), and which `functions` of
+            Keras did; `None` with `train.kernels: exact`.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
@@ -61,6 +63,7 @@ class RunResult:
     frozen_tensors: int
     not_opened: str
     left_out: tuple[str, ...]
+    native: dict[str, Any] | None
     keras_loop: str
     warnings: tuple[str, ...]
     skipped_steps: int | None
@@ -81,6 +84,7 @@ def write_result(result: RunResult) -> None:
     phases = {"phases": [record.to_json() for record in result.phases]} if result.phases else {}
     skipped = {} if result.skipped_steps is None else {"skipped_steps": result.skipped_steps}
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}
+    kernels = {"kernels": "exact" if result.native is None else {"native": result.native}}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
     problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
     problem |= {name: of for name in ("kept", "averaged", "thresholds") if (of := getattr(result, name))}
@@ -91,6 +95,7 @@ def write_result(result: RunResult) -> None:
         {
             "format": FORMAT,
             **{name: getattr(result, name) for name in names},
+            **kernels,
             **part,
             **waited,
             **skipped,

@@ -13,6 +13,7 @@ from finetune.data.table_files import Column, cell_number
 from finetune.errors import DataError, quote
 
 VECTOR_KINDS = ("number", "category")
+_MANY_ROWS = 50  # from which on categories that hardly occur twice are no accident
 _MOST_CATEGORIES = 1000  # a column of more is text, an identifier, or needs a network with an embedding
 
 
@@ -118,7 +119,14 @@ def _one_hot(column: Column, train: np.ndarray) -> tuple[np.ndarray, dict[str, A
             f"{len(categories):,}. If it is text, name a `tokenizer` and a network that takes token ids; if it "
             "identifies rows, remove it."
         )
-    return category_places(texts.tolist(), categories), {"categories": categories}
+    about: dict[str, Any] = {"categories": categories}
+    if len(train) >= _MANY_ROWS and len(categories) > len(train) / 2:
+        about["warnings"] = [
+            f"`{column.name}` is a category with {len(categories):,} different values in {len(train):,} training "
+            "rows. A value that no other row has says nothing of other rows: write numbers or fewer categories in its "
+            "place, tokenize it, or leave it out"
+        ]
+    return category_places(texts.tolist(), categories), about
 
 
 def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarray:

@@ -24,6 +24,10 @@ from finetune.errors import DataError, PartError, did_you_mean, quote
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
 
 
+class NestedError(DataError):
+    """The cells of a column hold more than a value."""
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """A column of a table.
@@ -114,9 +118,16 @@ class Table:
             PartError: There is none of this name.
         """
         if name not in self.columns:
-            first = {known: column.texts()[:_LOOKED_AT].tolist() for known, column in self.columns.items()}
-            raise PartError(unknown_column([name], self.path, first), name)
+            raise PartError(
+                unknown_column([name], self.path, {known: self._first(known) for known in self.columns}), name
+            )
         return self.columns[name]
+
+    def _first(self, name: str) -> list[str]:
+        try:
+            return self.columns[name].texts()[:_LOOKED_AT].tolist()
+        except NestedError:
+            return []
 
     def places_of(self, rows: np.ndarray) -> str:
         """Returns where the first five of some rows are, such as `reviews.csv:1042`."""
@@ -190,8 +201,8 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
     if not columns or not len(lines):
         raise _no_rows(path)
-    made = {name: _column(name, values, missing) for name, values in columns.items()}
-    return Table(path, made, places_in(path.name, lines), warnings)
+    made = {name: partial(_column, name, values, missing) for name, values in columns.items()}
+    return Table(path, Columns(made), places_in(path.name, lines), warnings)
 
 
 def _no_rows(path: Path) -> DataError:
@@ -217,7 +228,9 @@ def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: S
             f"{', '.join(f'`{key}` {length}' for key, length in list(lengths.items())[:5]) or 'none'}."
         )
     places = places_in(name, np.arange(1, max(lengths.values()) + 1))
-    return Table(Path(name), {key: _column(key, values, missing) for key, values in columns.items()}, places)
+    return Table(
+        Path(name), Columns({key: partial(_column, key, values, missing) for key, values in columns.items()}), places
+    )
 
 
 def join_tables(tables: Sequence[Table]) -> Table:
@@ -337,7 +350,18 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
 
 
 def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
-    """Decides what the values of a column are: numbers if all that are there are numbers, else text."""
+    """Decides what the values of a column are: numbers if all that are there are numbers, else text.
+
+    Raises:
+        NestedError: They are objects of JSON, lists of lists, or bytes.
+    """
+    nested = next((value for value in values if _is_nested(value)), None)
+    if nested is not None:
+        what = "bytes" if isinstance(nested, bytes | bytearray) else "values within values"
+        raise NestedError(
+            f"A cell holds a value, or a list of labels. `{name}` holds {what}, such as `{str(nested)[:60]}`. Write a "
+            "column for each value that a network is to see, or leave this column out."
+        )
     texts = [cell_text(value) for value in values]  # data frames mark a missing value with NaN
     words = tuple(sorted({text for text in texts if text in missing} - {""}))
     texts = ["" if text in words else text for text in texts]
@@ -349,6 +373,11 @@ def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
     return Column(name, "number", column, whole, words)
+
+
+def _is_nested(value: Any) -> bool:
+    several = isinstance(value, list | tuple) and any(isinstance(part, dict | list | tuple) for part in value)
+    return several or isinstance(value, dict | bytes | bytearray)
 
 
 def _text(value: Any) -> str:

@@ -18,8 +18,10 @@ from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.labelled_rows import labelled_examples
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
+from finetune.results.report.output_facts import facts_of
 from finetune.training.class_results import results_of_classes
-from finetune.training.predictions import predict_test_rows
+from finetune.training.intervals import intervals_of_metrics
+from finetune.training.predictions import predict_test_rows, rows_of_outputs
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.try_examples import explained, try_model
 
@@ -34,13 +36,18 @@ class Evaluation:
         rows: How many there are.
         data: What they are: a split of the run's data, or the place that was named.
         metrics: Loss and metrics by name.
+        intervals: The 95 % interval of each over other rows that might have been drawn (`training/intervals.py`); empty
+            where rows are too few, or the loss needs more than targets and outputs.
         classes: Rows, recall and precision of each class by its name, for each output by its name.
+        outputs: Confusion, calibration and what else the report has of each output by its name: see `facts_of`.
     """
 
     rows: int
     data: str
     metrics: dict[str, float]
+    intervals: dict[str, list[float]]
     classes: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
 
 
 def evaluate_on(
@@ -74,9 +81,13 @@ def evaluate_on(
             compile_model(recipe, model, keras.optimizers.SGD(), examples, trial)
             compiled: Any = model
             figures = compiled.evaluate(examples.test.batches(EVALUATED_ROWS), verbose=0, return_dict=True)
-            classes = results_of_classes(model, examples, predict_test_rows(model, examples, EVALUATED_ROWS))
+            predictions = predict_test_rows(model, examples, EVALUATED_ROWS)
+            classes = results_of_classes(model, examples, predictions)
+            outputs = {name: facts_of(rows) for name, rows in rows_of_outputs(model, examples, predictions).items()}
+            intervals = intervals_of_metrics(model, predictions, seed=recipe.seed)
     by_name = {name: float(figures[name]) for name in sorted(figures, key=lambda name: name != "loss")}
-    return Evaluation(len(examples.test), str(data) if data is not None else split, by_name, classes)
+    place = str(data) if data is not None else split
+    return Evaluation(len(examples.test), place, by_name, intervals, classes, outputs)
 
 
 def _overrides(fine_tuned: FineTuned, metrics: Sequence[str]) -> list[str]:

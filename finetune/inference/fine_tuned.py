@@ -22,6 +22,7 @@ from finetune.inference.prepared_inputs import Prepare, prepares
 from finetune.inference.raw_rows import ROWS, TABLE_ROWS, RawRows, raw_rows_of, read_raw_rows
 from finetune.inference.record import RunRecord, open_record
 from finetune.keras_private import fresh_names
+from finetune.kernels.native_kernels import with_kernels
 from finetune.machine_failures import raise_machine_failure
 from finetune.models.builders import load_keras_file
 from finetune.models.output_names import by_output_name, of_output, output_names
@@ -182,7 +183,8 @@ class FineTuned:
 
     def _answers(self, inputs: Any, top: int, threshold: float | None) -> list[Answer]:
         try:
-            outputs = by_output_name(self.model, self.model.predict_on_batch(inputs))
+            with with_kernels(self.record.kernels):
+                outputs = by_output_name(self.model, self.model.predict_on_batch(inputs))
         except Exception as error:  # TensorFlow's of many classes
             raise_machine_failure(error, "The model")
             raise DataError(f"The model must take the rows. It does not: {reason(error)}.") from error

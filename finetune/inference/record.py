@@ -91,6 +91,11 @@ class RunRecord:
         return self.data.get("source") or {}
 
     @property
+    def kernels(self) -> str:
+        """How layers compute: `native` or `exact`, as in every run of before there was a choice."""
+        return (self.recipe.get("train") or {}).get("kernels", "exact")
+
+    @property
     def missing(self) -> Sequence[str] | None:
         """What stands for a missing value in a table; `None` for the default words."""
         return self._data_key("missing")

@@ -95,4 +95,6 @@ def _product_of_rows(layer: Any, x: tf.Tensor, kernel: tf.Tensor, summed: int, u
 
 
 def _is_row_by_row(activation: Callable[..., Any] | None) -> bool:
-    return activation is not None and getattr(activation, "__module__", None) in _ROW_BY_ROW
+    # Losses find the logits of these two on the tensor that they return, which must be that of the layer.
+    keeps_logits = activation in (keras.activations.softmax, keras.activations.sigmoid)
+    return not keeps_logits and getattr(activation, "__module__", None) in _ROW_BY_ROW

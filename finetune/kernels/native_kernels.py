@@ -20,7 +20,7 @@ exchanged, and look for a block each time.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
@@ -38,12 +38,16 @@ from finetune.kernels.einsum import einsum
 from finetune.kernels.gelu import gelu
 from finetune.kernels.group_normalization import group_normalization
 from finetune.kernels.layer_normalization import layer_normalization
+from finetune.kernels.pointwise_convolution import pointwise_convolution
 
 Kernel = Callable[..., Any]
 MODES = ("exact", "native")
 
 KERNELS: Mapping[Any, Kernel] = {
     keras.layers.BatchNormalization: batch_normalization,
+    keras.layers.Conv1D: pointwise_convolution,
+    keras.layers.Conv2D: pointwise_convolution,
+    keras.layers.Conv3D: pointwise_convolution,
     keras.layers.Dense: dense,
     keras.layers.EinsumDense: einsum_dense,
     keras.layers.GroupNormalization: group_normalization,
@@ -71,9 +75,11 @@ class NativeLayers:
 
     def counts(self, model: keras.layers.Layer) -> dict[str, int]:
         """Returns how many layers of a model ran a kernel, by the name of their class, in alphabetical order."""
-        inside = keras_private.sublayers(model, include_self=True)
-        names = Counter(type(layer).__name__ for layer in inside if id(layer) in self.layers)
-        return dict(sorted(names.items()))
+        return _by_class(layer for layer in _layers_in(model) if id(layer) in self.layers)
+
+    def to_json(self, model: keras.layers.Layer) -> dict[str, Any]:
+        """Returns what `result.json` says: numbers of layers by class, and the names of the functions."""
+        return {"layers": self.counts(model), "functions": sorted(self.functions)}
 
 
 _BLOCKS: ContextVar[tuple[NativeLayers, ...]] = ContextVar("blocks of native kernels in this thread", default=())
@@ -121,6 +127,45 @@ def with_kernels(kernels: str) -> AbstractContextManager[NativeLayers]:
     return native_kernels() if kernels == "native" else nullcontext(NativeLayers())
 
 
+@contextmanager
+def model_with_kernels(model: Any, kernels: str) -> Iterator[NativeLayers]:
+    """Lets a model train, evaluate and predict with these kernels in the block, and again as before behind it.
+
+    What Keras had traced of a model stays as it is, so each change of the kernels lets it be traced anew.
+
+    Args:
+        model: A compiled model.
+        kernels: `exact` or `native`.
+
+    Raises:
+        TrainingError: It is neither.
+    """
+    with with_kernels(kernels) as native:
+        if kernels == "exact":
+            yield native
+            return
+        forget_traces(model)
+        try:
+            yield native
+        finally:
+            forget_traces(model)
+
+
+def forget_traces(model: Any) -> None:
+    """Lets Keras trace the functions of a compiled model anew, with the kernels of then."""
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def layers_with_kernels(model: keras.layers.Layer) -> dict[str, int]:
+    """Returns how many layers of a model are of a class in `KERNELS`, by its name; some may not run the kernel."""
+    return _by_class(layer for layer in _layers_in(model) if type(layer) in KERNELS)
+
+
+def active_kernels() -> str:
+    """Returns how layers compute in functions that this thread traces now: `exact` or `native`."""
+    return "native" if _BLOCKS.get() else "exact"
+
+
 def traced_natively(function: Callable[..., Any], native: NativeLayers) -> Callable[..., Any]:
     """Returns a function that runs another in a block, as long as it has traced nothing before.
 
@@ -136,7 +181,21 @@ def traced_natively(function: Callable[..., Any], native: NativeLayers) -> Calla
         native.functions |= of_call.functions
         return outputs
 
+    run.kernels = "native"  # pyright: ignore[reportFunctionMemberAccess] - for `kernels_of`
     return run
+
+
+def kernels_of(function: Any) -> str:
+    """Returns how layers compute in a train function, or in one that is traced now: `exact` or `native`."""
+    return getattr(function, "kernels", active_kernels())
+
+
+def _layers_in(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return keras_private.sublayers(model, include_self=True)
+
+
+def _by_class(layers: Iterable[keras.layers.Layer]) -> dict[str, int]:
+    return dict(sorted(Counter(type(layer).__name__ for layer in layers).items()))
 
 
 def _count_blocks(change: int) -> None:

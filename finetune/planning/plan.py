@@ -1,7 +1,7 @@
 """The plan: what will happen to every weight, readable before training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -94,6 +94,7 @@ class Plan:
         steps: Steps of the whole run.
         advice: Sentences for the user, each about a thing that is probably not intended.
         phases: A `finetune.training.phases.preview.PlannedPhase` for every phase; empty where none are shown.
+        native: How many layers have a native kernel, by the name of their class; empty where none is used.
     """
 
     weights: tuple[PlannedWeight, ...]
@@ -101,11 +102,11 @@ class Plan:
     steps: int
     advice: tuple[str, ...]
     phases: tuple[Any, ...] = ()
+    native: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as dicts, lists, strings and numbers; without `phases` where there are none."""
-        data = asdict(self)
-        return data if self.phases else {key: value for key, value in data.items() if key != "phases"}
+        """Returns the plan as dicts, lists, strings and numbers; without `phases` and `native` where they are empty."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("phases", "native")}
 
 
 def make_plan(

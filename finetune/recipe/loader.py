@@ -42,7 +42,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: 
     tree = read_tree(Path(path), problems, (*Recipe.model_fields, *Recipe.keys_read_before))
     if tree is None:
         raise report(problems)
-    for override in one_or_more(overrides):
+    for override in (*_keys_of_older_run(Path(path), tree), *one_or_more(overrides)):
         tree = _overridden(tree, override, problems)
     try:
         # Problems of text, overrides and schema are reported together; a faulty override is skipped above.
@@ -70,6 +70,13 @@ def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> 
     changed._tree = tree
     changed._allowed_code = recipe.allowed_code
     return changed
+
+
+def _keys_of_older_run(path: Path, tree: Node) -> Iterator[str]:
+    """Yields what the recipe in the folder of an older run does not say, since it was not to be chosen then."""
+    in_run = path.name == "recipe.yaml" and (path.parent / "plan.txt").is_file()
+    if in_run and len(follow(tree, ("train", "kernels"))[1]) == 2:
+        yield "train.kernels=exact"
 
 
 def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:

@@ -127,6 +127,9 @@ class Train(Part):
         cache: Where the output of a frozen first part of the network is kept, so that it runs once for every example.
         cache_passes: How many passes with different random numbers are kept, where that part augments the examples.
         jit_compile: Whether the step is compiled with XLA.
+        kernels: `native` computes layers that TensorFlow has a single kernel for by that kernel, in training,
+            evaluation and prediction: the same mathematics in less time, but other rounding than Keras'. `exact` has
+            the bits of Keras.
         log_every_steps: Steps between two measurements of rate, gradients, updates and drift of each layer group, which
             go into `steps.csv` and TensorBoard, >= 1. `auto` takes at most 2 % of the time of the steps; `off` measures
             nothing. The weights are the same.
@@ -176,6 +179,7 @@ class Train(Part):
     cache: Annotated[Literal["auto", "off", "memory", "disk"], BeforeValidator(_check_cache)] = "auto"
     cache_passes: Count = 1
     jit_compile: bool = False
+    kernels: Annotated[Literal["exact", "native"], choice("exact", "native")] = "native"
     log_every_steps: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_log_every_steps)] = "auto"
     trackers: OneOrMore[TrackerSpec] = ()
     evaluate_before: Annotated[bool | Literal["auto"], choice(True, False, "auto")] = "auto"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.results.run_folder import check_holds_run, is_finished, is_run, write_json
+from finetune.results.run_folder import ENDING_FILE, check_holds_run, is_finished, is_run, write_json
 from finetune.results.run_lock import LOCK_FILE
 
 FILE = "hashes.json"
@@ -112,7 +112,7 @@ def sha256_of(path: Path) -> str:
 def _names(folder: Path) -> list[str]:
     """Returns the files of a run folder without its lock and the hashes themselves."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in paths if str(path) not in (FILE, LOCK_FILE))
+    return sorted(str(path) for path in paths if str(path) not in (FILE, LOCK_FILE, ENDING_FILE))
 
 
 def _time_of(path: Path) -> str:

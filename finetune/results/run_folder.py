@@ -25,8 +25,10 @@ RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
     *("data.json", "data", "model.keras", "result.json", "plots", "features", "environment.json"),
     *("report.json", "predictions.npz", "report.html", "model_card.md", "hashes.json"),
-    *("run.log", "former", "migration.json", "evaluations.csv", "trackers.json"),
+    *("run.log", "former", "migration.json", "evaluations.csv", "trackers.json", ".ending"),
 )
+# There from `result.json` on until everything is written: a run that is killed meanwhile has not come to its end.
+ENDING_FILE = ".ending"
 DATA_FOLDER = "data"  # in it: the files that inputs are made with
 PRESET_FOLDER = "preset"  # in that: what makes token ids as a preset does
 _WRITING = ".writing-"  # begins the name of a file that is being written
@@ -179,7 +181,7 @@ def check_can_resume(out: Path | None, *, overwrite: bool) -> None:
 
 def is_finished(folder: Path) -> bool:
     """Returns whether a folder holds a run that has come to its end."""
-    return is_run(folder) and (folder / "result.json").is_file()
+    return is_run(folder) and (folder / "result.json").is_file() and not (folder / ENDING_FILE).exists()
 
 
 def only_files_of_a_run(folder: Path) -> bool:

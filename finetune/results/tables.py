@@ -231,6 +231,22 @@ def class_results_table(classes: Mapping[str, Mapping[str, Any]], output: str = 
     return table
 
 
+def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]], of: str = "") -> Table:
+    """A row for each class that rows have, a column for each that the model takes them for.
+
+    Args:
+        names: Names of the classes, by number.
+        counts: How many rows of a class (first index) are taken for a class (second index).
+        of: Says of which output, behind the head of the first column.
+    """
+    table = _table(f"is{of} / taken for", *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in zip(names, counts, strict=True):
+        _add_row(table, name, *(f"{count:,}" if count else "" for count in row))
+    return table
+
+
 def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each column of numbers that is a target: mean, spread and range in the training rows."""
     table = _table("target", "mean", "standard deviation", "least", "greatest")
@@ -247,10 +263,17 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def native_text(layers: Mapping[str, int]) -> str:
+    """Returns numbers of layers by the names of their classes as text."""
+    return ", ".join(f"{name} ({count:,})" for name, count in layers.items())
+
+
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
     tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
     advice = [printable_lines(f"Advice: {line}\n") for line in plan["advice"]]
+    if plan.get("native"):
+        tables.append(f"Native kernels where they apply, in {native_text(plan['native'])}\n")
     if not plan.get("phases"):
         return "\n".join([LEGEND + "\n", *tables, *advice])
     notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]
@@ -284,8 +307,9 @@ def _table(*columns: str) -> Table:
         )
         # On a narrow terminal long cells are wrapped; nothing is cut off.
         fixed = right or column in ("optimizer", "BatchNorm")
+        head = Text(printable(column))  # an output or class in it may look like markup of Rich
         table.add_column(
-            column, justify="right" if right else "left", no_wrap=fixed, min_width=min(8, len(column)), overflow="fold"
+            head, justify="right" if right else "left", no_wrap=fixed, min_width=min(8, len(column)), overflow="fold"
         )
     return table
 

@@ -26,6 +26,7 @@ import tensorflow as tf
 from finetune import keras_private
 from finetune.errors import reason
 from finetune.groups.selectors import LayerGroup
+from finetune.kernels.native_kernels import kernels_of, with_kernels
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.compiled_steps import FastFunction
@@ -114,7 +115,8 @@ class StepMeasurer:
             try:
                 if self._forward is None:  # Keras' step makes the variables of metrics while it is traced
                     keras_private.build_for_training(self._model, known)
-                self._passes[key] = tf.function(self._passed, autograph=False).get_concrete_function(known)
+                with with_kernels(kernels_of(self.function)):
+                    self._passes[key] = tf.function(self._passed, autograph=False).get_concrete_function(known)
             except Exception as error:  # a layer's own gradient may raise anything; it is told, and training goes on
                 self.no_gradients = f"the loss could not be differentiated a second time: {reason(error)}"
                 return None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import finetune
-from finetune.commands.finished_run import FREE, changes_since, finished, has_changed
+from finetune.commands.finished_run import FREE, as_begun, changes_since, finished, has_changed
 from finetune.recipe.loader import dump_recipe, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -39,3 +39,35 @@ def test_a_finished_run_is_told_from_one_that_is_to_go_on_without_tensorflow(rec
         [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(root)}, check=True
     )
     assert done.stdout.split() == ["True", "False"]
+
+
+def without_kernels(folder):
+    """Makes a finished run look as those did that had no choice of kernels."""
+    recipe = Path(folder, "recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("  kernels: exact\n", ""))
+    assert "kernels" not in recipe.read_text()
+    return recipe
+
+
+def test_a_run_of_before_there_was_a_choice_of_kernels_goes_on_with_the_bits_of_keras(recipe):
+    given = load_recipe(recipe)
+    document = {"recipe": dump_recipe(given, absolute_paths=True).replace("  kernels: native\n", "")}
+    assert as_begun(given, document).train.kernels == "exact"
+    assert changes_since(document, given, of_run=False) == []
+    native = load_recipe(recipe, overrides=["train.kernels=native"])
+    assert as_begun(native, document).train.kernels == "native"
+    assert [str(change) for change in changes_since(document, native, of_run=False)] == [
+        "`train.kernels`: was nothing, is native"
+    ]
+    assert as_begun(given, {"recipe": dump_recipe(given)}) is given
+
+
+def test_the_recipe_in_the_folder_of_such_a_run_is_exact_and_extends_it_bit_for_bit(recipe):
+    short, long = (["train.kernels=exact", f"train.epochs={epochs}"] for epochs in (1, 3))
+    expected = finetune.run(recipe, out="long", overrides=long)
+    finetune.run(recipe, out="out", overrides=short)
+    own = without_kernels("out")
+    assert load_recipe(own).train.kernels == "exact"
+    result = finetune.run(own, out="out", overrides=["train.epochs=3"], resume=True)
+    assert (result.native, result.metrics) == (None, expected.metrics)
+    assert load_recipe(own, overrides=["train.kernels=native"]).train.kernels == "native"

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 
 import finetune
 from finetune.cli import app
+from finetune.commands.audit import audit
 from finetune.commands.resume import check_same_data, check_same_start, find_former_run
 from finetune.errors import FinetuneError, TrainingError
 from finetune.recipe.loader import load_recipe
+from finetune.results.run_folder import is_finished
 from finetune.training import batch_size
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.checkpoint_file import (
@@ -278,3 +280,27 @@ def test_a_measured_batch_size_is_that_of_the_run_and_of_all_that_goes_on_with_i
     monkeypatch.setattr(batch_size, "available_memory", lambda: 0)  # as if it had run out since
     longer = finetune.run(recipe, out="out", overrides=[*auto, "train.epochs=2"], resume=True)
     assert longer.batch_size == 8
+
+
+def test_a_run_that_is_killed_while_it_writes_its_report_is_not_finished_and_ends_when_it_goes_on(recipe, monkeypatch):
+    class KilledError(BaseException):
+        """What stands for a process that is killed."""
+
+    def kill(*arguments):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.commands.run.write_page", kill)
+        with pytest.raises(KilledError):
+            finetune.run(recipe, "out")
+    assert Path("out/result.json").exists()
+    assert not is_finished(Path("out"))
+    before = json.loads(Path("out/result.json").read_text())
+    finetune.run(recipe, "out", resume=True)
+    assert is_finished(Path("out"))
+    assert audit(Path("out")).holds
+    assert Path("out/report.html").exists()
+    after = json.loads(Path("out/result.json").read_text())
+    assert before["metrics"] == after["metrics"]
+    with pytest.raises(FinetuneError, match="is finished, and is not trained again"):
+        finetune.run(recipe, "out", resume=True)

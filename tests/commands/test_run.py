@@ -86,6 +86,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
         "frozen_unchanged",
         "frozen_tensors",
         "seconds",
+        "kernels",
     }
     assert stored["metrics"] == result.metrics
     assert stored["metrics_before"] == result.metrics_before
@@ -685,3 +686,16 @@ def test_a_loss_that_grows_and_stays_finite_is_told(recipe, tmp_path, rows):
     assert warning.startswith("the test loss is ")
     assert f"warning: {warning}" in out.getvalue()
     assert json.loads((tmp_path / "out" / "result.json").read_text())["warnings"] == [warning]
+
+
+def test_the_result_says_which_layers_ran_native_kernels_and_exact_ones_have_the_bits_of_keras(recipe, finished):
+    result, told, _ = finished
+    assert result.native == {"layers": {"BatchNormalization": 1}, "functions": []}
+    assert read_json(result.folder / "result.json")["kernels"] == {"native": result.native}
+    assert read_json(result.folder / "plan.json")["native"] == {"BatchNormalization": 1, "Dense": 3}
+    assert "kernels: native where they apply, in BatchNormalization (1), Dense (3)" in told
+    assert "where they apply, in BatchNormalization (1), Dense (3)" in (result.folder / "plan.txt").read_text()
+    exact = finetune.run(recipe, out="exact", overrides=["train.kernels=exact"])
+    assert read_json(exact.folder / "result.json")["kernels"] == "exact"
+    assert "native" not in read_json(exact.folder / "plan.json")
+    assert exact.model.test_function is None  # a function of the run's would run its kernels

@@ -80,3 +80,14 @@ def test_places_of_categories_are_those_of_the_layer_of_keras():
     made = category_places(texts, categories)
     np.testing.assert_array_equal(made[[0, 1, 2, 4, 5]], np.asarray(expected)[[0, 1, 2, 4, 5]])
     np.testing.assert_array_equal(made[3], made[5])  # the number that it stands for
+
+
+def test_categories_that_hardly_occur_twice_are_a_warning():
+    names = np.array([f"id {number}" for number in range(60)])
+    _, fitted = feature_vectors([Column("id", "text", names)], {}, np.arange(60))
+    assert fitted["id"]["warnings"] == [
+        "`id` is a category with 60 different values in 60 training rows. A value that no other row has says nothing of "
+        "other rows: write numbers or fewer categories in its place, tokenize it, or leave it out"
+    ]
+    for few in (np.arange(40), np.arange(60) % 30):
+        assert "warnings" not in feature_vectors([Column("id", "text", names[few])], {}, np.arange(len(few)))[1]["id"]

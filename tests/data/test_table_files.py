@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import feather, parquet
 
-from finetune.data.table_files import join_tables, read_table
+from finetune.data.table_files import join_tables, read_table, table_of_columns
 from finetune.errors import DataError
 
 ROWS = [
@@ -200,3 +200,20 @@ def test_json_that_is_nested_too_deep_is_an_error_with_its_line(tmp_path):
     path.write_text('{"a": 1, "label": 1}\n{"a": ' + "[" * 100_000 + "]" * 100_000 + ', "label": 1}\n')
     with pytest.raises(DataError, match=r"Every line must be JSON. `t.jsonl:2` is not: maximum recursion depth"):
         read_table(path)
+
+
+@pytest.mark.parametrize("value", [{"age": 3}, [[1, 2], [3]], [{"a": 1}]])
+def test_values_within_values_are_refused_where_they_are_named_and_only_there(tmp_path, value):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"user": each, "tags": ["x", "y"], "n": 1}) + "\n" for each in (None, value)))
+    table = read_table(path)
+    assert (table.column("n").values.tolist(), table.column("tags").values.tolist()) == ([1, 1], ["x|y"] * 2)
+    with pytest.raises(DataError, match=r"`user` holds values within values, such as `.*`\. Write a column for each"):
+        table.column("user")
+    with pytest.raises(DataError, match=r"has no column `users`\. Its columns are `user`, `tags`, `n`"):
+        table.column("users")
+
+
+def test_bytes_are_no_value_of_a_cell():
+    with pytest.raises(DataError, match=r"`photo` holds bytes, such as `b'abc'`\."):
+        table_of_columns({"photo": [b"abc"], "n": [1]}, "t").column("photo")

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from finetune.errors import FinetuneError
@@ -14,6 +15,18 @@ def test_the_figures_on_the_test_rows_are_those_that_the_run_printed(kind, run_o
     assert result.metrics == pytest.approx(printed["metrics"], abs=1e-6)
     assert result.classes == printed["classes"]
     assert (result.data, result.rows) == ("test", json.loads((run_of(kind) / "data.json").read_text())["rows"]["test"])
+
+
+def test_intervals_confusion_and_calibration_are_those_of_the_report_of_the_run(run_of):
+    for kind in ("images", "table", "labels"):
+        result, report = load(run_of(kind)).evaluate(), json.loads((run_of(kind) / "report.json").read_text())
+        assert {name: pytest.approx(of) for name, of in result.intervals.items()} == report["intervals"]
+        assert set(result.outputs) == set(report["outputs"])
+        for name, facts in result.outputs.items():
+            of_run = {key: value for key, value in report["outputs"][name].items() if key != "worst"}
+            assert json.loads(json.dumps(facts)) == of_run
+    counts = np.array(load(run_of("images")).evaluate(split="train").outputs[""]["confusion"])
+    assert counts.sum(axis=1).tolist() == [4, 4, 4]
 
 
 def test_other_data_and_other_metrics_give_their_own_figures(run_of):

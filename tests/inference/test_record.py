@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -64,3 +65,10 @@ def test_options_of_a_prediction_are_checked_before_anything_is_loaded(tmp_path)
     check_prediction(["-"], None, None, "skip")
     with pytest.raises(DataError, match=r"`.*row\.csv` does not exist\. Did you mean `rows\.csv`"):
         check_prediction([str(tmp_path / "row.csv")], None, None, "stop")
+
+
+def test_a_record_says_how_layers_compute_and_one_of_before_there_was_a_choice_is_exact(run_of):
+    record = open_record(run_of("arrays"))
+    assert record.kernels == "native"
+    older = {name: value for name, value in record.recipe["train"].items() if name != "kernels"}
+    assert replace(record, recipe={**record.recipe, "train": older}).kernels == "exact"

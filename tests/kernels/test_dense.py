@@ -122,6 +122,18 @@ def test_the_mask_of_the_inputs_is_that_of_the_outputs_as_in_keras():
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("activation", "loss"), [("softmax", "categorical"), ("sigmoid", "binary")])
+def test_a_loss_of_probabilities_finds_the_logits_behind_them_as_in_keras(activation, loss):
+    layer, x = Dense(2, activation=activation), tf.constant([[[60.0], [-60.0]]])
+    layer.build(x.shape)
+    layer.set_weights([np.array([[1.0, -1.0]]), np.zeros(2)])
+    y = tf.constant([[[0.0, 1.0], [0.0, 1.0]]])
+    value = tf.function(lambda x: getattr(keras.losses, f"{loss}_crossentropy")(y, layer(x)), autograph=False)
+    with native_kernels() as native:
+        np.testing.assert_allclose(value(x), [[120.0 if loss == "categorical" else 60.0, 0.0]], atol=1e-6)
+    assert native.counts(layer) == {"Dense": 1}
+
+
 def test_an_empty_batch_gives_an_empty_result():
     layer = Dense(6, activation="gelu")
     layer.build((None, 5, 4))

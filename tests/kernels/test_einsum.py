@@ -116,3 +116,18 @@ def test_weights_get_one_product_as_gradient_where_tensorflow_multiplies_each_ex
     kinds = [op.type for op in run.get_concrete_function(x).graph.get_operations()]
     assert kinds.count("MatMul") == 2
     assert not {"Einsum", "BatchMatMulV2"} & {*kinds}
+
+
+def test_products_of_any_labels_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    lengths, computed = dict(zip("abcdef", (2, 3, 1, 4, 5, 2), strict=True)), 0
+    while computed < 100:
+        first, second = ("".join(rng.permutation([*lengths])[: rng.integers(1, 5)]) for _ in range(2))
+        result = "".join(label for label in rng.permutation(sorted({*first, *second})) if rng.random() < 0.6)
+        a, b = (rng.normal(size=[lengths[label] for label in labels]) for labels in (first, second))
+        product = einsum(f"{first},{second}->{result}", tf.constant(a), tf.constant(b))
+        if product is not None:
+            computed += 1
+            expected = np.einsum(f"{first},{second}->{result}", a, b)
+            assert product.shape == expected.shape
+            np.testing.assert_allclose(product, expected, rtol=1e-9, atol=1e-12, err_msg=f"{first},{second}->{result}")

@@ -12,7 +12,17 @@ from keras import layers
 
 from finetune import keras_private
 from finetune.errors import TrainingError
-from finetune.kernels.native_kernels import FUNCTIONS, KERNELS, native_kernels, traced_natively, with_kernels
+from finetune.kernels.native_kernels import (
+    FUNCTIONS,
+    KERNELS,
+    active_kernels,
+    kernels_of,
+    layers_with_kernels,
+    model_with_kernels,
+    native_kernels,
+    traced_natively,
+    with_kernels,
+)
 
 Norm = layers.BatchNormalization
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
@@ -144,6 +154,7 @@ def test_a_function_that_is_traced_later_can_be_traced_in_a_block():
     run = traced_natively(tf.function(lambda x: model(x, training=True), autograph=False), native)
     run(IMAGES)
     assert native.counts(model) == {"BatchNormalization": 1}
+    assert kernels_of(run) == "native"
 
 
 def test_kernels_are_exact_or_native():
@@ -167,6 +178,29 @@ def test_an_error_in_a_layer_reads_as_in_keras():
             tf.function(lambda: layer(x, mask=mask), autograph=False)()
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_what_keras_had_traced_of_a_model_is_traced_anew_with_other_kernels():
+    model = network()
+    exact = model.predict(IMAGES, verbose=0)
+    with model_with_kernels(model, "native") as native:
+        assert active_kernels() == "native"
+        model.predict(IMAGES, verbose=0)
+        assert native.counts(model) == {"BatchNormalization": 1}
+    assert (model.predict_function, active_kernels()) == (None, "exact")
+    np.testing.assert_array_equal(model.predict(IMAGES, verbose=0), exact)
+    with model_with_kernels(model, "exact") as native:
+        assert model.predict_function is not None
+        assert kernels_of(model.predict_function) == "exact"
+
+
+def test_the_layers_with_a_kernel_are_those_of_the_table_alone():
+    class Same(Norm):
+        pass
+
+    assert layers_with_kernels(keras.Sequential([Norm(), Norm(), Same(), layers.Flatten()])) == {
+        "BatchNormalization": 2
+    }
 
 
 def test_functions_of_the_backend_are_those_of_keras_before_and_after_a_block_also_after_an_error():

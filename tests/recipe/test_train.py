@@ -80,3 +80,8 @@ def test_any_other_log_every_steps_are_an_error(value):
 def test_the_evaluation_before_training_is_on_or_off_or_automatic():
     assert [train(evaluate_before=value).evaluate_before for value in (True, False, "auto")] == [True, False, "auto"]
     assert "`auto`" in predicate(evaluate_before="sometimes")
+
+
+def test_kernels_are_native_unless_exact_ones_are_asked_for():
+    assert (train().kernels, train(kernels="exact").kernels) == ("native", "exact")
+    assert predicate(kernels="fast") == 'is not a known value. Received: `"fast"`. Choose from `exact`, `native`.'

@@ -14,6 +14,7 @@ import tensorflow as tf
 from finetune.data.batches import training_batches
 from finetune.errors import TrainingError
 from finetune.keras_private import set_initial_epoch
+from finetune.kernels.native_kernels import kernels_of
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
@@ -147,6 +148,7 @@ class Checkpoint(keras.callbacks.Callback):
         # The step from which rates fall: the last file before it is kept beside the others.
         self.cooldown_at: int | None = None
         self._steps_before_epoch, self._longest_call = 0, 1
+        self._kernels = "exact"
         self._next_time, self._next_step, self._copied = 0.0, 0, 0.0
         self._loss: Any = None
         self._sets_epoch = False
@@ -285,6 +287,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._next_time, self._metrics_before_test = time.monotonic(), None
+        self._kernels = kernels_of(self._trained.train_function)
+        if self._pending and not self._changed:
+            self._check_kernels()
         check_calls(self.model, (self.params or {}).get("steps"))
         if not self._pending:
             if self.in_phases and self._now.ended:  # a phase begins after another
@@ -398,6 +403,16 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             restore_model(model, *state, source=str(self.path))
 
+    def _check_kernels(self) -> None:
+        assert self._saved is not None
+        before, now = self._saved.document.get("kernels", "exact"), self._kernels
+        if before != now:
+            raise TrainingError(
+                f"A training goes on with the kernels it was begun with, or its bits are others. `{self.path}` is of "
+                f"one with `kernels: {before}`, and it goes on with `kernels: {now}`. Pass `kernels={before!r}`, or "
+                "begin another training in another folder."
+            )
+
     def _restore_callbacks(self) -> None:
         assert self._saved is not None
         restore_callbacks(self.callbacks, self._saved.document["callbacks"], self._saved.arrays, source=str(self.path))
@@ -427,6 +442,7 @@ class Checkpoint(keras.callbacks.Callback):
         states, of_callbacks = callback_states(self.callbacks)
         document = {
             "position": asdict(position),
+            "kernels": self._kernels,
             "model": state,
             "callbacks": states,
             "history": self._history(),

@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.errors import TrainingError, reason
-from finetune.kernels.native_kernels import NativeLayers, traced_natively, with_kernels
+from finetune.kernels.native_kernels import NativeLayers, active_kernels, traced_natively, with_kernels
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
@@ -45,9 +45,10 @@ class FastFunction:
     Args:
         model: A compiled and built model for which `reason_against` returns `None`.
         forward: What is called, as `forward(x, training=True)`, in place of the model; it shares the model's weights.
-        kernels: How layers compute: `exact` or `native`; see `finetune.kernels`.
+        kernels: How layers compute: `exact` or `native`; in a block of native kernels they are native in any case.
 
     Attributes:
+        kernels: How they do.
         native: The layers that run a native kernel.
         calls: How many steps a call makes, if there are as many batches; at first `model.steps_per_execution`.
         reason: Why the steps are Keras' own after all, which shows in the first call; otherwise `None`.
@@ -64,7 +65,7 @@ class FastFunction:
             )
         self.calls = Calls(model.steps_per_execution)
         self.reason: str | None = None
-        self._model, self._forward, self._kernels = model, forward, kernels
+        self._model, self._forward, self.kernels = model, forward, _in_block(kernels)
         self.native = NativeLayers()
         self._made_for = compile_state(model)
         # In the model's order, in which Keras passes gradients to the optimizer: sums over all of them depend on it.
@@ -81,7 +82,7 @@ class FastFunction:
 
     def fits(self, model: Any, kernels: str = "exact") -> bool:
         """Returns whether the model is compiled and frozen as when this function was made, which had these kernels."""
-        return self._kernels == kernels and self._made_for == compile_state(model)
+        return self.kernels == _in_block(kernels) and self._made_for == compile_state(model)
 
     def changed_since(self, model: Any) -> list[str]:
         """Returns the paths of weights whose `trainable` was changed since, if the model was not compiled again."""
@@ -136,7 +137,7 @@ class FastFunction:
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
             self._before_trace = random.getstate(), np.random.get_state()
-            with with_kernels(self._kernels) as self.native, self._buffers.filled():
+            with with_kernels(self.kernels) as self.native, self._buffers.filled():
                 done = self._steps(iterator, steps)
             logs = self._model.get_metrics_result()
             self._before_trace = None
@@ -150,7 +151,7 @@ class FastFunction:
         ours = model.train_function
         model.make_train_function(force=True)
         step, model.train_function = model.train_function, ours
-        if self._kernels == "native":
+        if self.kernels == "native":
             step = traced_natively(step, self.native)
 
         def run(iterator: Any, steps: tf.Tensor) -> tuple[int, dict[str, Any]]:
@@ -226,6 +227,10 @@ class FastFunction:
         _keep(captured(moved))
         guard = getattr(unwrap(model.optimizer), "finite_gradients", None)
         return guard.loss_of_step(loss) if guard else loss
+
+
+def _in_block(kernels: str) -> str:
+    return "native" if active_kernels() == "native" else kernels
 
 
 class _KeptVariablesError(Exception):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from finetune import keras_private
 from finetune.checksum import as_array
 from finetune.data.rows import Rows
+from finetune.kernels.native_kernels import active_kernels
 from finetune.training.features.graph import Step
 
 _CHUNK_ROWS = 4096  # hashed at once, so that data on disk are not read into memory as a whole
@@ -30,7 +31,7 @@ def feature_keys(
 
     A key depends on the bytes of the data; on the calls that lead to the value; on the layers' configs, weights and
     types, and on which of them are frozen; on the code of layers that are not Keras' own; on the versions of Keras and
-    TensorFlow; and, if there are several passes, on the random state of the layers.
+    TensorFlow, and on the kernels; and, if there are several passes, on the random state of the layers.
 
     Args:
         steps: The steps in front of a cut, in order.
@@ -59,7 +60,7 @@ class _UnknownError(Exception):
 
 
 def _step(step: Step, infers: bool, passes: int) -> str:
-    parts = [keras.__version__, tf.__version__, str(infers), _content(list(step.constants))]
+    parts = [keras.__version__, tf.__version__, active_kernels(), str(infers), _content(list(step.constants))]
     operation = step.operation
     if operation is None:
         return _digest("in", *parts)

@@ -15,6 +15,7 @@ import keras
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
+from finetune.kernels.native_kernels import model_with_kernels
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
@@ -47,6 +48,7 @@ def train_phases(
     epochs: int | None = None,
     batch_size: int | None = None,
     callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | None = (),
+    kernels: str = "exact",
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
     **fit: Any,
 ) -> list[PhaseRecord]:
@@ -68,6 +70,8 @@ def train_phases(
         callbacks: A Keras callback or several; the epochs are numbered through all phases. A callback that stops the
             training ends a phase. With a `finetune.Checkpoint` or Keras' `BackupAndRestore`, a
             training that was interrupted goes on where its file is.
+        kernels: `exact` has the bits of Keras; `native` computes layers that TensorFlow has a single kernel for by that
+            kernel, in less time, where it trains and where it validates.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
@@ -77,7 +81,8 @@ def train_phases(
     Raises:
         GroupError: The phases do not fit the groups, the optimizer is not a `GroupedOptimizer`, or an argument is not
             one of `fit` or is decided by the phases.
-        TrainingError: A frozen tensor changed, other code changed what is trainable, or a backup is of another run.
+        TrainingError: A frozen tensor changed, other code changed what is trainable, a backup is of another run, or
+            `kernels` is neither of the two.
 
     Example:
         >>> import numpy as np
@@ -125,21 +130,22 @@ def train_phases(
 
     records, proof = [], FrozenRecords()
     try:
-        for record in run_phases(
-            model,
-            groups,
-            phases,
-            fit_phase,
-            gradient_batches=lambda: data,
-            validates=lambda epoch: validates_after(epoch, settings.get("validation_freq", 1)),
-            proof=proof,
-            batches_per_epoch=steps,
-            restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
-            checkpoint=checkpoint,
-            on_phase=on_phase,
-        ):
-            proof.check()
-            records.append(record)
+        with model_with_kernels(model, kernels):
+            for record in run_phases(
+                model,
+                groups,
+                phases,
+                fit_phase,
+                gradient_batches=lambda: data,
+                validates=lambda epoch: validates_after(epoch, settings.get("validation_freq", 1)),
+                proof=proof,
+                batches_per_epoch=steps,
+                restore=lambda: max([0, *[backup.restore(model) for backup in backups]]),
+                checkpoint=checkpoint,
+                on_phase=on_phase,
+            ):
+                proof.check()
+                records.append(record)
         for backup in backups:
             backup.finish()
     finally:

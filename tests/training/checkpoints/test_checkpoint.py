@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from finetune import Checkpoint, GroupedOptimizer, Selector, resolve_groups, train_phases
+from finetune import Checkpoint, FastLoop, GroupedOptimizer, Selector, resolve_groups, train_phases
 from finetune.errors import TrainingError
 from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_newest
 from finetune.training.phases.phase import Phase
@@ -291,3 +291,26 @@ def test_a_disk_that_is_full_lets_training_go_on(tmp_path):
     model.fit(X, Y, epochs=2, verbose=0, callbacks=[checkpoint])
     assert len(said) == 1
     assert "could not be written" in said[0]
+
+
+def test_a_training_goes_on_with_the_kernels_it_was_begun_with(tmp_path):
+    def trained(folder, kernels, epochs, kill=None):
+        model = made()
+        model.compile(keras.optimizers.Adam(1e-2), "mse")
+        model.optimizer.build(model.trainable_variables)
+        checkpoint = Checkpoint(tmp_path / folder, every_steps=2)
+        callbacks = [FastLoop(kernels=kernels), checkpoint, *([kill] if kill else [])]
+        batches = checkpoint.batches(X, Y, batch_size=3, seed=7)
+        model.fit(batches, steps_per_epoch=STEPS, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        return [weight.numpy() for weight in model.weights]
+
+    straight = trained("straight", "native", 3)
+    with pytest.raises(KilledError):
+        trained("killed", "native", 3, Kill(1, 4))
+    with pytest.raises(TrainingError) as caught:
+        trained("killed", "exact", 3)
+    assert "is of one with `kernels: native`, and it goes on with `kernels: exact`. Pass `kernels='native'`" in str(
+        caught.value
+    )
+    for before, now in zip(straight, trained("killed", "native", 3), strict=True):
+        np.testing.assert_array_equal(before, now)

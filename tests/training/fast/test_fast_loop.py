@@ -241,6 +241,36 @@ def test_a_model_with_a_training_step_of_its_own_runs_native_kernels_in_it():
     model.fit(*IMAGES, verbose=0, callbacks=[FastLoop()])
 
 
+def test_native_kernels_train_a_transformer_on_texts_of_several_lengths_and_repeat_their_own_bits():
+    tokens = keras.Input((None,), dtype="int32")
+    rows = np.random.default_rng(0).integers(1, 20, (12, 7))
+    rows[4:8, 5:] = 0
+    y = np.random.default_rng(1).normal(size=(12, 1)).astype("float32")
+    lengths = [7, 5, 7]
+    batches = tf.data.Dataset.from_generator(
+        lambda: ((rows[4 * i : 4 * i + 4, :n], y[4 * i : 4 * i + 4]) for i, n in enumerate(lengths)),
+        output_signature=(tf.TensorSpec((None, None), tf.int64), tf.TensorSpec((None, 1))),
+    ).apply(tf.data.experimental.assert_cardinality(3))
+
+    def transformer():
+        keras.utils.set_random_seed(0)
+        x = keras.layers.Embedding(20, 8, mask_zero=True)(tokens)
+        attended = keras.layers.MultiHeadAttention(2, 4, dropout=0.1)(x, x)
+        x = keras.layers.LayerNormalization()(keras.layers.Add()([x, attended]))
+        x = keras.layers.Dense(8)(keras.layers.Dense(16, activation="gelu")(x))
+        model = keras.Model(tokens, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(x)))
+        model.compile(keras.optimizers.Adam(1e-2), loss="mse")
+        return model
+
+    losses = []
+    for kernels in ("exact", "native", "native"):
+        model, loop = transformer(), FastLoop(kernels=kernels)
+        losses.append(model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=[loop]).history["loss"])
+        assert loop.native == ({} if kernels == "exact" else {"Dense": 2, "EinsumDense": 4, "LayerNormalization": 1})
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert losses[1] == losses[2]
+
+
 def test_kernels_of_another_name_are_refused():
     with pytest.raises(TrainingError, match="Received `kernels='fast'`"):
         FastLoop(kernels="fast")

@@ -5,6 +5,7 @@ from keras import layers, ops
 
 from finetune import HubLayer
 from finetune.data.rows import Rows
+from finetune.kernels.native_kernels import native_kernels
 from finetune.training.features.cache_keys import feature_keys
 from finetune.training.features.cut import find_cut
 
@@ -31,6 +32,12 @@ def key(model=None, x=X, **options):
 
 def test_the_same_network_and_data_have_the_same_key():
     assert key() == key()
+
+
+def test_the_kernels_change_the_key():
+    with native_kernels():
+        native = key()
+    assert native != key()
 
 
 def test_a_view_of_the_data_and_a_file_of_them_have_the_key_of_the_data(tmp_path):

@@ -708,3 +708,19 @@ def test_a_single_phase_is_a_list_of_one(tiny, rows, prepared, train):
     model = tiny()
     groups = prepared(model)
     assert [record.epochs for record in train(model, groups, Phase(epochs=1), rows)] == [1]
+
+
+def test_phases_with_native_kernels_train_to_within_rounding_and_give_the_model_back_exact(tiny, rows, prepared):
+    losses = []
+    for kernels in ("exact", "native", "native"):
+        model = tiny()
+        groups, history = prepared(model), []
+        keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs, to=history: to.append(logs))
+        phases = [Phase(["head"], 1), Phase("all", 2)]
+        train_phases(model, groups, phases, *rows, kernels=kernels, callbacks=keep, validation_data=rows, shuffle=False)
+        losses.append([logs[name] for logs in history for name in ("loss", "val_loss")])
+        assert model.test_function is None or kernels == "exact"
+    assert losses[1] == losses[2] != losses[0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    with pytest.raises(TrainingError, match="Received `kernels='both'`"):
+        train_phases(model, groups, phases, *rows, kernels="both")

@@ -1,0 +1,64 @@
+"""A convolution with a kernel of size 1 as a matrix product of pixels and filters.
+
+For pixels `x`, shape `(n, inputs)`, and filters `w`, shape `(inputs, outputs)`:
+
+    y = x w + b;  dx = dy w^T;  dw = x^T dy
+
+That is what a convolution of size 1 is, and what the narrow layers of MobileNet and the bottlenecks of ResNet consist
+of. Keras calls the operation for convolutions of any size, whose gradients for the inputs and the kernel take a third
+more time here than two matrix products. Where no gradient is taken Keras' call stays: TensorFlow joins that operation
+with the BatchNormalization and the ReLU behind it.
+
+References:
+    Lin et al. (2014), Network in Network, https://arxiv.org/abs/1312.4400
+    `keras.layers.Conv2D.call`, which it stands for.
+"""
+
+from math import prod
+from typing import Any
+
+import tensorflow as tf
+
+from finetune import keras_private
+from finetune.kernels.shapes import lengths_of, reshape
+
+
+def pointwise_convolution(layer: Any, inputs: Any) -> Any:
+    """Computes a `Conv1D`, `Conv2D` or `Conv3D`; a kernel of `finetune.kernels.native_kernels`.
+
+    Args:
+        layer: The layer.
+        inputs: The batch, shape `(..., channels)`.
+
+    Returns:
+        The outputs; `None` where the kernel does not apply.
+    """
+    if not _applies(layer, inputs):
+        return None
+    weights = tf.convert_to_tensor(layer.kernel)
+    if weights.dtype != inputs.dtype or not keras_private.is_recorded([inputs, weights]):
+        return None
+    channels, filters = weights.shape[-2:]
+    if prod(layer.strides) > 1:  # a kernel of size 1 sees only the pixels that remain
+        inputs = inputs[:, *(slice(None, None, stride) for stride in layer.strides)]
+    pixels = tf.reshape(inputs, (-1, channels))
+    outputs = tf.matmul(pixels, tf.reshape(weights, (channels, filters)))
+    outputs = reshape(outputs, [*lengths_of(inputs)[:-1], filters])
+    if layer.use_bias:
+        # As Keras, with the axes of the outputs: other gradients of a bias add up more in half precision.
+        outputs += tf.reshape(tf.convert_to_tensor(layer.bias), (1,) * (layer.rank + 1) + (filters,))
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def _applies(layer: Any, inputs: Any) -> bool:
+    return (
+        isinstance(inputs, tf.Tensor)
+        and inputs.dtype in (tf.float32, tf.bfloat16)  # in float16 the bias' gradient has four times Keras' error
+        and inputs.shape.rank == layer.rank + 2
+        and layer.data_format == "channels_last"
+        and prod(layer.kernel_size) == 1
+        and layer.groups == 1
+        and layer.padding in ("valid", "same")
+        and inputs.shape[-1] is not None
+        and 0 not in inputs.shape.as_list()
+    )
