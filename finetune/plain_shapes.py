@@ -8,22 +8,24 @@ it is read, so that everything behind the reader may rely on it. A shape is one 
     `SIZE`, `POSITIVE`                                      a whole number from 1 on; a finite number above 0
     `frozenset({"a", "b"})`                                 one of these texts
     `{"name": shape, "other?": shape}`                      a mapping with these names; those with `?` may be missing
+    `{"name": shape, "": None}`                             likewise, and it has no other names
     `{str: shape}`                                          a mapping from any names
     `[shape]`                                               a list of such values
     `[shape, shape]`                                        a list of exactly these values
     `(shape, shape)`                                        any of these
     `ANY`                                                   whatever JSON has
 
-Names that a shape does not have are left alone: a later version may write more.
+Other names are left alone: a later version may write more.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import printable
+from finetune.errors import FinetuneError, printable, quote, reason
 
 ANY, COUNT, FINITE = "anything", "a whole number from 0 on", "a finite number"
 SIZE, POSITIVE = "a whole number from 1 on", "a finite number above 0"
@@ -92,7 +94,7 @@ def parse(text: str | bytes) -> Any:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         document = json.loads(text)
-        _check_depth(document)
+        check_depth(document)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -100,15 +102,47 @@ def parse(text: str | bytes) -> Any:
     return document
 
 
-def _check_depth(document: Any) -> None:
+@contextmanager
+def as_written(source: object, name: str, advice: str) -> Iterator[None]:
+    """Puts into a sentence what goes wrong in the block, in which a value of a file is taken over.
+
+    For values whose shape only those know who take them over, such as callbacks of the user's.
+
+    Args:
+        source: The file.
+        name: The name of the value.
+        advice: What to do, a sentence.
+
+    Raises:
+        FinetuneError: The value is not what is needed.
+    """
+    try:
+        yield
+    except FinetuneError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FinetuneError(
+            f"What a training has written is read as it was written. `{printable(name)}` in `{source}` cannot be: "
+            f"{reason(error)}. {advice}"
+        ) from error
+
+
+def check_depth(document: Any) -> None:
+    """Checks that data are not nested so deeply, nor within themselves, that nobody could walk through them.
+
+    Raises:
+        ValueError: They are.
+    """
     level = [document]
     for _ in range(_DEEPEST):
-        level = [
+        values = [
             inner
             for each in level
             if isinstance(each, dict | list)
             for inner in (each.values() if isinstance(each, dict) else each)
         ]
+        # Each once: an alias of YAML may name the same list a million times.
+        level = list({id(inner): inner for inner in values}.values())
         if not level:
             return
     raise ValueError("it is nested too deeply")
@@ -118,8 +152,10 @@ def _fault_in_mapping(value: Mapping[Any, Any], shape: dict[Any, Any], place: st
     if str in shape:
         inner = (fault(each, shape[str], _within(place, name)) for name, each in value.items())
         return next(filter(None, inner), "")
-    for key, of in shape.items():
-        name = key.removesuffix("?")
+    known = {key.removesuffix("?"): (key, of) for key, of in shape.items() if key}
+    if "" in shape and (unknown := [name for name in value if name not in known]):
+        return f"`{printable(_within(place, unknown[0]))}` is none of {quote(known, limit=20)}"
+    for name, (key, of) in known.items():
         if name in value:
             if wrong := fault(value[name], of, _within(place, name)):
                 return wrong

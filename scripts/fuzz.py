@@ -20,6 +20,7 @@ import gc
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -36,6 +37,7 @@ SCRIPTS = Path(__file__).parent
 sys.path.insert(0, str(SCRIPTS))
 
 from fuzz_inputs import COMMANDS, Case, make_case, make_pristine  # noqa: E402 - as the other scripts import each other
+from fuzz_run_folders import RUN_COMMANDS, make_runs  # noqa: E402
 
 FAULTS = ("internal", "traceback", "hang", "crash", "no place")
 HANG_SECONDS = 5.0
@@ -155,6 +157,8 @@ def _work(seed: int, first: int, last: int, step: int, commands: Sequence[str], 
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     start_tensorflow()
     _spare_what_repeats()
+    # A logger may hold the output of an input before, which is closed; that is no fault of the input.
+    logging.raiseExceptions = False
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -188,6 +192,8 @@ def fuzz(seed: int, count: int, commands: Sequence[str], out: Path, *, first: in
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "pristine").exists():
         make_pristine(out / "pristine")
+    if {*RUN_COMMANDS} & {*commands} and not (out / "pristine" / "runs").exists():
+        make_runs(out / "pristine")
     done = [record["number"] for record in _read(out)]
     number = max([first - step, *done]) + step
     while number < count:
@@ -233,7 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="how many inputs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commands", default=",".join(COMMANDS), help="separated by commas; default: all")
+    parser.add_argument(
+        "--commands", default=",".join(COMMANDS), help="separated by commas; default: all that take no run"
+    )
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder of the log")
     options = parser.parse_args()
     out = options.out.absolute()

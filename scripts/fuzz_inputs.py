@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from fuzz_run_folders import RUN_COMMANDS, make_run_case
 from pydantic import ValidationError
 
 from finetune.recipe.keys import blocks
@@ -154,19 +155,27 @@ class Case:
         arguments: The command line, without the name of the program.
         files: Functions that change files in the working folder, by the names of the files.
         recipe: Text of `recipe.yaml`.
+        run: The name of a run folder, and what changes a file in it.
     """
 
     arguments: list[str]
     recipe: str
     files: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    run: tuple[str, Callable[[Path], None]] | None = None
 
     def write(self, pristine: Path, folder: Path) -> None:
         """Makes the working folder of the input anew from a folder of valid files."""
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(pristine, folder)
+        shutil.copytree(pristine, folder, ignore=shutil.ignore_patterns("runs"))
         (folder / "recipe.yaml").write_bytes(self.recipe.encode("utf-8", "surrogatepass"))
         for name, change in self.files.items():
             (folder / name).write_bytes(change((folder / name).read_bytes()))
+        if self.run:
+            name, change_run = self.run
+            shutil.copytree(pristine / name, folder / name)
+            if "other" in self.arguments:
+                shutil.copytree(pristine / "runs" / "arrays", folder / "other")
+            change_run(folder / name)
 
 
 def make_case(seed: int, number: int, commands: tuple[str, ...] = COMMANDS) -> Case:
@@ -179,6 +188,9 @@ def make_case(seed: int, number: int, commands: tuple[str, ...] = COMMANDS) -> C
     """
     draw = random.Random(f"{seed}:{number}")
     command = draw.choice(commands)
+    if command in RUN_COMMANDS:
+        arguments, run, change = make_run_case(command, draw)
+        return Case(arguments, yaml.safe_dump(_BASE), run=(run, change))
     source, extra = draw.choice(_SOURCES), draw.choice(_EXTRAS)
     recipe = _merged(_merged(_BASE, source), extra if "model" not in source or "restore" not in extra else {})
     files = _changed_files(draw) if draw.random() < 0.3 else {}

@@ -8,7 +8,8 @@ import numpy as np
 from finetune.build.audio_source import network_sounds
 from finetune.build.image_source import network_images
 from finetune.data.file_names import FilePaths, RowPlaces, joined_texts
-from finetune.data.table_files import Column, Table
+from finetune.data.table_column import Column
+from finetune.data.table_files import Table
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.schema import Recipe
 

@@ -23,7 +23,7 @@ from finetune.data.examples import Examples
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
-from finetune.errors import RecipeError
+from finetune.errors import RecipeError, quote
 from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup
@@ -37,6 +37,7 @@ from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import place_of, placed, with_values
+from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import phases_block
 from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
@@ -179,8 +180,10 @@ def _lay_out(
     sources |= {weight.name: weight.source for weight in restored.restored} if restored else {}
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     extremes = advice_on_extremes(settings, dict(recipe.train), length.steps)
+    fresh = advice_on_fresh(recipe, written_phases, sources)
     native = layers_with_kernels(model) if recipe.train.kernels == "native" else {}
-    plan = replace(plan, native=native, advice=(*plan.advice, *extremes, *advice_on_untracked(model)))
+    advice = (*plan.advice, *fresh, *extremes, *advice_on_untracked(model))
+    plan = replace(plan, native=native, advice=advice)
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
 
@@ -215,6 +218,26 @@ def _lay_out(
         restored=restored,
         chosen=chosen,
         phases_block=phases_block(written_phases) if names_strategy else None,
+    )
+
+
+def advice_on_fresh(recipe: Recipe, phases: Sequence[PhaseSpec], sources: Mapping[str, str | None]) -> Iterator[str]:
+    """Says where groups wait frozen in some phase although nothing is pretrained.
+
+    Args:
+        recipe: The recipe.
+        phases: Its phases, written out.
+        sources: Where each weight of the network comes from, by its name.
+    """
+    named = {name for phase in phases for name in ((ALL,) if phase.train == ALL else phase.train)}
+    first = next((n for n, phase in enumerate(phases) if phase.train != ALL and named - {*phase.train}), None)
+    if recipe.phases is None or first is None or any(sources.values()):
+        return
+    loaded = " Unless the builder loaded weights, remove" if recipe.model.builder else " Remove"
+    yield (
+        f"Nothing is pretrained, and phase {first + 1} trains {quote(phases[first].train)} alone: what is frozen "
+        f"meanwhile is random, and training on top of it teaches little.{loaded} `phases`, or add pretrained weights: "
+        "`restore`, or `weights` of an application."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from finetune.data.table_head import is_unnamed
 from finetune.errors import DataError, PartError, RecipeError, quote
 from finetune.recipe.data import REST
 from finetune.recipe.loader import place_of, with_values
@@ -60,7 +61,8 @@ def located_text(recipe: Recipe, keys: Keys, text: str) -> str:
 
 
 def with_rest(recipe: Recipe, columns: Sequence[str]) -> Recipe:
-    """Returns the recipe with the names of columns in place of `inputs: rest`, which are those not named otherwise.
+    """Returns the recipe with the names of columns in place of `inputs: rest`, which are those not named otherwise,
+    without those that have no name of their own.
 
     Args:
         recipe: The recipe.
@@ -74,7 +76,7 @@ def with_rest(recipe: Recipe, columns: Sequence[str]) -> Recipe:
     if not rest or REST in columns:
         return recipe
     named = {part for keys, part in named_parts(recipe) if keys[1] not in ("types", "features")}
-    others = [column for column in columns if column not in named]
+    others = [column for column in columns if column not in named and not is_unnamed(column)]
     if not others:
         raise DataError(
             f"`inputs: {REST}` are the columns that are not named otherwise, and all are: {quote(columns, limit=12)}. "

@@ -23,6 +23,7 @@ from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_files import Table, join_tables, read_table
+from finetune.data.table_head import unnamed_warning
 from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.loader import placed, resolve_path
@@ -89,7 +90,11 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     splits = {name: rows_of.select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "inputs": columns}
     about |= {"target": targets[""].about if is_single else named}
-    about |= {"warnings": warnings} if (warnings := [*table.warnings, *text_warnings(columns)]) else {}
+    about |= (
+        {"warnings": warnings}
+        if (warnings := [*table.warnings, *unnamed_warning(table.columns), *text_warnings(columns)])
+        else {}
+    )
     class_names = targets[""].class_names if is_single else ()
     places = {name: RowPlaces(table.places.text, rows) for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)

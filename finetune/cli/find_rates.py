@@ -54,6 +54,10 @@ def lr_range(
     allow_code: AllowCode = [],  # noqa: B006
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
+    from finetune.training.lr_range.consensus import check_steps
+
+    with naming_options(steps="steps"):
+        check_steps(steps)  # before TensorFlow starts, which takes seconds
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure

@@ -4,8 +4,6 @@ Whatever is trained may change: the length, groups, optimizers, rates, phases to
 and the phases that are over, may not.
 """
 
-import csv
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import with_values
 from finetune.recipe.schema import Recipe
+from finetune.results.run_documents import read_of_run, read_rows_of_run
 from finetune.results.run_folder import write_json
 from finetune.training.checkpoints.carried_state import CarriedPart
 from finetune.training.checkpoints.checkpoint import Checkpoint
@@ -291,10 +290,9 @@ def former_ends(folder: Path) -> tuple[dict[str, Any], ...]:
     ends = []
     kept = [path for path in (folder / "former").glob("*") if path.name.isdigit()]
     for path in sorted(kept, key=lambda path: int(path.name)):
-        with (path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            epochs = sum(1 for _ in csv.DictReader(file))
-        result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-        ends.append({"folder": f"former/{path.name}", "epochs": epochs, "metrics": result["metrics"]})
+        epochs = len(read_rows_of_run(path / "metrics.csv"))
+        metrics = read_of_run(path / "result.json").get("metrics", {})
+        ends.append({"folder": f"former/{path.name}", "epochs": epochs, "metrics": metrics})
     return tuple(ends)
 
 

@@ -11,7 +11,9 @@ from finetune.plain_shapes import ANY, COUNT, fault
 from finetune.recipe.changes import Change, changes_of_text
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
 from finetune.recipe.schema import Recipe
+from finetune.results.run_documents import fault_in_run
 from finetune.training.checkpoints.checkpoint_file import read_newest
+from finetune.training.checkpoints.content import REMOVE
 
 # Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
 FREE = (
@@ -32,6 +34,16 @@ FREE = (
 )
 
 
+_RECORD = {
+    **dict.fromkeys(("number", "epochs", "steps", "parameters", "frozen_tensors"), COUNT),
+    "epochs_left": int,
+    "train": [str],
+    "frozen_changed": [str],
+    "seconds": float,
+    "keras_loop?": (str, None),
+    "frozen_unchanged": bool,
+    "": None,
+}
 # What a run notes in each checkpoint beside the state of the training.
 _NOTED = {
     "recipe": str,
@@ -45,6 +57,9 @@ _NOTED = {
     "metrics_before": {str: float},
     "checksums_before": {str: str},
     "seconds": {str: float},
+    "records?": [_RECORD],
+    "proof?": {"records": [{"stretch": str, "tensors": COUNT, "changed": [str], "": None}], "_last": {str: str}},
+    "seeds?": [[COUNT]],
 }
 
 
@@ -60,7 +75,7 @@ def check_noted(document: Mapping[str, Any], path: Path | None) -> None:
     """
     if "recipe" not in document:
         raise FinetuneError(f"`{path}` was not written by a run. Go on with the program that wrote it.")
-    wrong = fault(document, _NOTED)
+    wrong = fault(document, _NOTED) or fault_in_run("data.json", document["data"])
     for key in ("recipe", "resolved"):
         try:
             if not wrong and not isinstance(yaml.safe_load(document.get(key) or "{}"), dict):
@@ -68,10 +83,7 @@ def check_noted(document: Mapping[str, Any], path: Path | None) -> None:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             wrong = f"`{key}` is no recipe: {reason(error)}"
     if wrong:
-        raise FinetuneError(
-            f"A checkpoint holds what the run has noted. `{path}` does not: {wrong}. Remove this file: the run then "
-            "goes on from the checkpoint before it."
-        )
+        raise FinetuneError(f"A checkpoint holds what the run has noted. `{path}` does not: {wrong}. {REMOVE}")
 
 
 def none_is_whole(folder: Path, damaged: Mapping[Path, str]) -> str:

@@ -1,7 +1,5 @@
 """`finetune repeat`: runs the recipe of a run again, in another process, and compares the weights bit for bit."""
 
-import csv
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from finetune.commands.run import run
 from finetune.errors import FinetuneError, quote
 from finetune.results.hashes import FILE, check_hashes
 from finetune.results.model_weights import checksums_of_model
+from finetune.results.run_documents import read_of_run, read_rows_of_run
 from finetune.results.run_folder import is_finished
 
 
@@ -114,9 +113,8 @@ def _changed_files(folder: Path) -> tuple[list[str], Mapping[str, Any]]:
 def _compared(before: Path, now: Path, changed: Sequence[str]) -> Repetition:
     old, new = (checksums_of_model(folder / "model.keras") for folder in (before, now))
     names = list(dict.fromkeys([*old, *new]))
-    metrics = [json.loads((folder / "result.json").read_text())["metrics"] for folder in (before, now)]
-    environments = [folder / "environment.json" for folder in (before, now)]
-    surroundings = [json.loads(path.read_text()) if path.is_file() else {} for path in environments]
+    metrics = [read_of_run(folder / "result.json")["metrics"] for folder in (before, now)]
+    surroundings = [read_of_run(folder / "environment.json") for folder in (before, now)]
     return Repetition(
         tensors=len(names),
         different=tuple(name for name in names if old.get(name) != new.get(name)),
@@ -129,10 +127,7 @@ def _compared(before: Path, now: Path, changed: Sequence[str]) -> Repetition:
 
 
 def _first_difference(before: Path, now: Path) -> int | None:
-    rows = []
-    for path in (before, now):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows.append(list(csv.DictReader(file)))
+    rows = [read_rows_of_run(path) for path in (before, now)]
     shared = min(map(len, rows))
     for number in range(shared):
         if rows[0][number] != rows[1][number]:
@@ -143,6 +138,7 @@ def _first_difference(before: Path, now: Path) -> int | None:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if not before:
         return ["the run has not kept its environment"]
+    before = {part: of for part, of in before.items() if isinstance(of, Mapping)}  # an older version had lists
     return [
         f"{part}, {name}: was {before.get(part, {}).get(name, 'nothing')}, is {now.get(part, {}).get(name, 'nothing')}"
         for part in now

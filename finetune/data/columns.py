@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.table_files import Column, cell_number
+from finetune.data.table_column import Column, cell_number
 from finetune.errors import DataError, quote
 
 VECTOR_KINDS = ("number", "category")

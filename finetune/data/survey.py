@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from finetune.data.file_endings import IMAGES, SOUNDS
-from finetune.data.table_files import Column, read_table
+from finetune.data.table_column import Column
+from finetune.data.table_files import read_table
 from finetune.data.table_head import ENDINGS as TABLES
+from finetune.data.table_head import is_unnamed
 from finetune.errors import DataError, counted, did_you_mean, quote
 from finetune.startup import start_tensorflow
 
@@ -36,7 +38,7 @@ _CONVERTED = {
 }
 _MOST_FILES = 100_000  # that are looked at in a folder
 _LOOKED_AT = 20  # images whose sizes are read
-_NAMES_OF_IDS = ("id", "index", "idx", "key", "uuid", "name", "rownumber", "unnamed: 0", "")
+_NAMES_OF_IDS = ("id", "index", "idx", "key", "uuid", "name", "rownumber")
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,8 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
 
 
 def _survey_of_column(column: Column, rows: int) -> ColumnSurvey:
+    if is_unnamed(column.name):
+        return ColumnSurvey(column.name, "id")
     if column.kind == "number":
         present = column.values[~np.isnan(column.values)]
         values, counts = np.unique(present, return_counts=True)

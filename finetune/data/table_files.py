@@ -4,7 +4,6 @@ Readers give text, and what is a number is decided here, so that the same table 
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,56 +15,13 @@ import numpy as np
 from finetune.data.arrow_columns import ArrowColumn, typed_column
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
-from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows, text_array
-from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, is_finite, unknown_column
+from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows
+from finetune.data.table_column import Column, NestedError, column_of
+from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
-
-
-class NestedError(DataError):
-    """The cells of a column hold more than a value."""
-
-
-@dataclass(frozen=True, eq=False)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        name: Its name in the head of the table.
-        kind: `number` or `text`.
-        values: Shape `(rows,)`: float64 with NaN where a number is missing; or text, empty where it is missing.
-        whole: Whether all numbers are there and are whole.
-        missing_words: What stands in its cells for a missing value, beside nothing: `NA`, `None` and so on.
-    """
-
-    name: str
-    kind: str
-    values: np.ndarray
-    whole: bool = False
-    missing_words: tuple[str, ...] = ()
-
-    @property
-    def missing(self) -> np.ndarray:
-        """Which rows have no value, shape `(rows,)`."""
-        return np.isnan(self.values) if self.kind == "number" else self.values == ""
-
-    def texts(self) -> np.ndarray:
-        """Returns the values as text; whole numbers have no decimal point."""
-        if self.kind == "text":
-            return self.values
-        return np.array(["" if np.isnan(v) else cell_number(v) for v in self.values])
-
-
-def cell_number(value: float) -> str:
-    """Returns a number as text; a whole number has no decimal point."""
-    return f"{value:.0f}" if value == np.rint(value) else repr(float(value))
-
-
-def cell_text(value: Any) -> str:
-    """Returns the value of a cell as text, as a table has it: empty where it is missing, lists joined by `|`."""
-    return "" if value is None or (isinstance(value, float) and value != value) else _text(value)
 
 
 class Columns(Mapping[str, Column]):
@@ -201,7 +157,7 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
         raise DataError(f"A table is a file that ends in one of {quote(ENDINGS, limit=12)}. Received: `{path}`.")
     if not columns or not len(lines):
         raise _no_rows(path)
-    made = {name: partial(_column, name, values, missing) for name, values in columns.items()}
+    made = {name: partial(column_of, name, values, missing) for name, values in columns.items()}
     return Table(path, Columns(made), places_in(path.name, lines), warnings)
 
 
@@ -229,7 +185,7 @@ def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: S
         )
     places = places_in(name, np.arange(1, max(lengths.values()) + 1))
     return Table(
-        Path(name), Columns({key: partial(_column, key, values, missing) for key, values in columns.items()}), places
+        Path(name), Columns({key: partial(column_of, key, values, missing) for key, values in columns.items()}), places
     )
 
 
@@ -261,8 +217,8 @@ def join_tables(tables: Sequence[Table]) -> Table:
 def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
     _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
-    names = [name.strip() for name in head]
-    if not all(names) or len(set(names)) != len(names):
+    names = head_names(head)
+    if len(set(names)) != len(names):
         return None
     read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
     if not read or not read[0]:
@@ -282,7 +238,7 @@ def _read_arrow(path: Path, missing: Sequence[str]) -> Table:
 
     def made(name: str) -> Column:
         typed = typed_column(arrays[name], ("", *missing))
-        return _of_arrow(name, typed) if typed else _column(name, arrays[name].to_pylist(), missing)
+        return _of_arrow(name, typed) if typed else column_of(name, arrays[name].to_pylist(), missing)
 
     return Table(
         path, Columns({name: partial(made, name) for name in arrays}), places_in(path.name, np.arange(1, rows + 1))
@@ -305,11 +261,11 @@ def _read_delimited(
         lines.append(line)
     if not rows:
         raise DataError(f"A table begins with the names of its columns. `{path}` is empty.")
-    names = [name.strip() for name in rows[0]]
-    repeated = sorted({name for name in names if names.count(name) > 1 or not name})
+    names = head_names(rows[0])
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(
-            f"Every column needs a name of its own in the first line. In `{path}` these are empty or occur twice: "
+            f"Every column needs a name of its own in the first line. In `{path}` these occur twice: "
             f"{quote(repeated)}. The first line is `{delimiter.join(names)[:80]}`."
         )
     for line, row in zip(lines[1:], rows[1:], strict=True):
@@ -347,53 +303,3 @@ def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
             lines.append(line)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
-
-
-def _column(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
-    """Decides what the values of a column are: numbers if all that are there are numbers, else text.
-
-    Raises:
-        NestedError: They are objects of JSON, lists of lists, or bytes.
-    """
-    nested = next((value for value in values if _is_nested(value)), None)
-    if nested is not None:
-        what = "bytes" if isinstance(nested, bytes | bytearray) else "values within values"
-        raise NestedError(
-            f"A cell holds a value, or a list of labels. `{name}` holds {what}, such as `{str(nested)[:60]}`. Write a "
-            "column for each value that a network is to see, or leave this column out."
-        )
-    texts = [cell_text(value) for value in values]  # data frames mark a missing value with NaN
-    words = tuple(sorted({text for text in texts if text in missing} - {""}))
-    texts = ["" if text in words else text for text in texts]
-    present = [text for text in texts if text]
-    numbers = _numbers(present) if present else None
-    if numbers is None:
-        return Column(name, "text", text_array(texts), missing_words=words)
-    column = np.full(len(texts), np.nan)
-    column[[bool(text) for text in texts]] = numbers
-    whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
-    return Column(name, "number", column, whole, words)
-
-
-def _is_nested(value: Any) -> bool:
-    several = isinstance(value, list | tuple) and any(isinstance(part, dict | list | tuple) for part in value)
-    return several or isinstance(value, dict | bytes | bytearray)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):  # several labels
-        return "|".join(map(str, value))
-    return value.strip() if isinstance(value, str) else str(value)
-
-
-def _numbers(texts: Sequence[str]) -> np.ndarray | None:
-    try:
-        numbers = np.array([float(text) for text in texts])
-    except ValueError:
-        return None
-    # Python also takes `1_000`, `infinity` and the digits of other scripts, which are text in a table, and drops the
-    # zeros of a code like `007`.
-    is_text = any("_" in text or not text.isascii() or re.match(r"[+-]?0\d", text) for text in texts)
-    return numbers if np.isfinite(numbers).all() and not is_text else None

@@ -5,7 +5,8 @@ Nothing here needs NumPy or TensorFlow, so that a recipe with a misspelt column 
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_head(path: Path) -> dict[str, list[str]] | None:
         if ending in DELIMITERS:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in islice(csv.reader(file, delimiter=DELIMITERS[ending]), _LOOKED_AT) if row]
-            names = [name.strip() for name in rows[0]]
+            names = head_names(rows[0])
             return {
                 name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
             }
@@ -48,6 +49,43 @@ def read_head(path: Path) -> dict[str, list[str]] | None:
         return {name: [] for name in names} or None
     except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error):
         return None
+
+
+def head_names(cells: Sequence[str]) -> list[str]:
+    """Returns the names of columns; one without a name is called as pandas calls it, `Unnamed: 0` by its place.
+
+    Args:
+        cells: The cells of the first line.
+    """
+    names = [cell.strip() for cell in cells]
+    for place in (place for place, name in enumerate(names) if not name):
+        name, number = f"Unnamed: {place}", 0
+        while name in names:  # a table that pandas has read and written again has a column of this name
+            number += 1
+            name = f"Unnamed: {place}.{number}"
+        names[place] = name
+    return names
+
+
+def is_unnamed(name: str) -> bool:
+    """Returns whether a column has no name of its own: an index of pandas, or an empty cell in the first line."""
+    return re.fullmatch(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__", name) is not None
+
+
+def unnamed_warning(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns what to say about columns without a name of their own; nothing where there are none.
+
+    Args:
+        names: The names of all columns.
+    """
+    unnamed = list(filter(is_unnamed, names))
+    if not unnamed:
+        return ()
+    return (
+        f"{quote(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no name in the first line, as the index that "
+        f"pandas writes; `inputs: rest` leaves {'it' if len(unnamed) == 1 else 'them'} out. Write tables without the "
+        "index (`to_csv(index=False)`), or name the column where it is meant",
+    )
 
 
 def _names_of_arrow(path: Path) -> Sequence[str]:

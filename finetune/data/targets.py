@@ -14,7 +14,8 @@ import numpy as np
 from finetune.data.examples import SPLITS, Examples, leaves
 from finetune.data.labels import encode_classes
 from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, UNKNOWN, family_of
-from finetune.data.table_files import Column, Table
+from finetune.data.table_column import Column
+from finetune.data.table_files import Table
 from finetune.errors import DataError, quote
 
 AUTO = "auto"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from finetune.errors import did_you_mean, quote
+from finetune.errors import counted, did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, paths_down
 
 CONDITION_KINDS = ("prefixes", "regex", "layers", "variables")
@@ -112,6 +112,12 @@ def without_match(tree: LayerTree, condition: Condition) -> str:
     group, kind, value, _ = condition
     if kind == "prefixes":
         advice = f"The model's top layers are {quote(_with_weights(tree))}.{_near_names(tree, value.strip('/'))}"
+        if begun := [layer for layer in _with_weights(tree) if layer.startswith(value.strip("/"))]:
+            advice = (
+                f"A prefix ends at a `/`, or is a whole name, and {counted(len(begun), 'layer')} only begin"
+                f"{'s' if len(begun) == 1 else ''} with it: {quote(begun, limit=3)}. Write "
+                f"`regex: '{re.escape(value.strip('/'))}.*'` instead to take {'it' if len(begun) == 1 else 'them'}."
+            )
         if value.strip("/") in tree.layers:
             advice = "That layer has no weights. Remove it from the list."
     elif kind == "regex":

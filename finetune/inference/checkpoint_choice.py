@@ -61,11 +61,13 @@ def choose_weights(folder: Path, name: str) -> ChosenWeights:
                 f"`--checkpoint` is `{BEST}`, `{LAST}`, or the name of a file in `checkpoints`. Received: `{name}`. "
                 f"{has}.{did_you_mean(name, [BEST, LAST, *files])}"
             )
-        if name != WEIGHTS and (saved := read_checkpoint(file)) is None:
+        try:
+            saved = None if name == WEIGHTS else read_checkpoint(file)
+        except ValueError as error:
             raise FinetuneError(
-                f"A checkpoint has the content that its name has the checksum of. `{file}` is damaged. Take "
+                f"A checkpoint has the content that its name has the checksum of. `{file}` is damaged ({error}). Take "
                 f"`--checkpoint {LAST}`, which passes over it."
-            )
+            ) from error
     if saved is not None and file is not None:
         return ChosenWeights(file, _said(saved), _weights(saved))
     if (checkpoints / WEIGHTS).is_file():

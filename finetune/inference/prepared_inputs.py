@@ -13,7 +13,7 @@ from finetune.build.text_source import made_of_ids
 from finetune.data.audio import read_sound
 from finetune.data.columns import category_places
 from finetune.data.images import image_of_bytes
-from finetune.data.table_files import cell_text
+from finetune.data.table_column import cell_text
 from finetune.data.table_head import MISSING
 from finetune.data.tokenizer_file import Encode, encoding, open_tokenizer
 from finetune.data.tokens import buckets_up_to

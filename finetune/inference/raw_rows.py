@@ -17,7 +17,7 @@ from finetune.data.columnar_files import columnar_batches
 from finetune.data.delimited_text import delimited_rows
 from finetune.data.images import ENDINGS as IMAGES
 from finetune.data.npz import read_array, read_arrays
-from finetune.data.table_head import ARROW, DELIMITERS, LINES
+from finetune.data.table_head import ARROW, DELIMITERS, LINES, head_names
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
 from finetune.inference.record import check_exist
@@ -128,8 +128,8 @@ def _of_file(path: Path, size: int, quotes: bool) -> Iterator[RawRows]:
 def _of_delimited(path: Path, delimiter: str, size: int, quotes: bool) -> Iterator[RawRows]:
     rows = delimited_rows(path, delimiter, quotes=quotes)
     _, head = next(rows, (1, []))
-    names = [name.strip() for name in head]
-    if not all(names) or len(set(names)) != len(names):
+    names = head_names(head)
+    if len(set(names)) != len(names):
         raise DataError(
             "Every column needs a name of its own in the first line. "
             f"`{path}` begins with `{delimiter.join(head)[:80]}`."

@@ -5,17 +5,16 @@ input is made of, and the loss. Files that an input needs, such as the tokenizer
 a folder that is moved to another machine works there.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune.data.loss_families import family_of
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.inference.checkpoint_choice import unfinished
+from finetune.plain_shapes import fault
+from finetune.results.run_documents import RECIPE, fault_in_fitted, read_of_run, read_recipe_of_run
 from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, check_holds_run, is_finished
 
 FORMATS = ("jsonl", "csv")  # of predictions
@@ -131,6 +130,7 @@ class RunRecord:
 
     def _output(self, name: str, loss: Any) -> OutputRecord:
         about = self.source.get("target") or {}
+        about = about if isinstance(about, Mapping) else {"columns": about}  # of an older version
         about = about.get(name, {}) if name else about
         facts = self.data.get("outputs", {}).get(name, {}) if name else self.data
         loss_name = str(loss["name"] if isinstance(loss, Mapping) else loss)
@@ -225,17 +225,18 @@ def open_record(folder: str | Path, checkpoint: str | None = None) -> RunRecord:
     check_holds_run(folder, "A run folder is what `finetune run` writes.")
     if checkpoint is None and not (is_finished(folder) and (folder / "model.keras").is_file()):
         raise FinetuneError(unfinished(folder))
-    read: dict[str, dict[str, Any]] = {"result.json": {}}
-    for name in ("data.json", "recipe.yaml", *(["result.json"] if is_finished(folder) else [])):
-        try:
-            text = (folder / name).read_text(encoding="utf-8")
-            read[name] = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
-            if not isinstance(read[name], dict):
-                raise ValueError(f"it holds a {type(read[name]).__name__}")
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            said = str(error).splitlines()[0]
+    if not (folder / "data.json").is_file():
+        raise FinetuneError(
+            f"A run folder says in `data.json` how its rows were read. There is none in `{folder}`. Copy the whole "
+            "folder again."
+        )
+    data, result = (read_of_run(folder / name) for name in ("data.json", "result.json"))
+    recipe = read_recipe_of_run(folder / "recipe.yaml")
+    wrong = {"recipe.yaml": fault(recipe, RECIPE), "data.json": fault_in_fitted(data)}
+    for name, why in wrong.items():
+        if why:
             raise FinetuneError(
-                f"A run folder says in `data.json`, `recipe.yaml` and `result.json` how its rows were read. "
-                f"`{folder / name}` cannot be read: {said}. Copy the whole folder again."
-            ) from error
-    return RunRecord(folder, read["recipe.yaml"], read["data.json"], read["result.json"])
+                f"Rows are read and answers are named as the run has noted it. `{folder / name}` does not say how: "
+                f"{why}. Copy the whole folder again."
+            )
+    return RunRecord(folder, recipe, data, result)

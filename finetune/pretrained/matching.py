@@ -21,6 +21,7 @@ from finetune.pretrained.formats.tensor_roles import (
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 from finetune.pretrained.matching_rules import Pair, pair_weights
 from finetune.pretrained.problems import (
+    another_network,
     disputed_weights,
     low_coverage,
     missing_weights,
@@ -70,7 +71,11 @@ def match(
     """
     exclude = tuple(exclude)  # read several times below, and a generator can be read once
     renamed, unmatched_rules = _renamed([*weight_file.tensors, *weight_file.others], rename or {})
-    tensors = apply_transforms(_candidates(renamed, tree), transform)
+    candidates, transform = _candidates(renamed, tree), tuple(transform)
+    try:
+        tensors = apply_transforms(candidates, transform)
+    except RestoreError as error:  # the file may be at fault, rather than the rule
+        raise RestoreError(f"{_of_another_network(candidates, tree, transform)}{error}") from error
     # A name that a rule made was made for this model: it counts more than a name that happens to be in the file.
     chosen_names = {tensor.name for tensor in tensors if set(tensor.steps) - {"average"}}
     pairs, disputed = pair_weights(tree.leaves, tensors, locations or {}, chosen_names)
@@ -80,6 +85,7 @@ def match(
     # All kinds of problems are collected: a user should not have to fix and try once for each. Rules that match nothing
     # come first, since they often explain what is missing and unused below.
     problems = [
+        *another_network(plan),
         *unmatched_rules,
         *unmatched_excludes(tree, exclude),
         *disputed_weights({name: claims for name, claims in claimants.items() if not is_under(name, exclude)}),
@@ -90,6 +96,20 @@ def match(
         *nothing_restored(plan),
     ]
     return replace(plan, problems=tuple(problems))
+
+
+def _of_another_network(tensors: Sequence[StoredTensor], tree: LayerTree, transform: Sequence[Transform]) -> str:
+    """Returns a sentence where hardly any name of the file is one of the model, before rules are at fault."""
+    if any(rule.to for rule in transform):  # names that rules make are not known yet
+        return ""
+    names = {name for tensor in tensors for name in (tensor.name, tensor.name.replace(".", "/"), *tensor.aliases)}
+    known = sum(leaf.name in names for leaf in tree.leaves)
+    if len(tree.leaves) < 8 or known >= len(tree.leaves) / 4:
+        return ""
+    return (
+        f"The file does not seem to hold the weights of this network: it has {known} of the model's {len(tree.leaves)} "
+        "names. Check first that `from` names the right file. "
+    )
 
 
 def _renamed(tensors: Sequence[StoredTensor], rules: Mapping[str, str]) -> tuple[Sequence[StoredTensor], Sequence[str]]:

@@ -15,6 +15,7 @@ from finetune.pretrained.formats.weight_file import StoredTensor
 from finetune.pretrained.matching_rules import Pair, in_keras3
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
 
+_LARGE = 8  # weights of a network of which some always fit a file of its own
 _SHOWN = 5  # names in a message; a foreign file may differ in hundreds
 _Item = TypeVar("_Item")
 
@@ -31,6 +32,19 @@ def unmatched_excludes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]
                 f"`exclude` takes prefixes of the model's names, and `{prefix}` matches nothing. The model's names "
                 f"begin with {quote(top)}.{did_you_mean(prefix, known)}"
             )
+
+
+def another_network(plan: RestorePlan) -> Iterator[str]:
+    """Yields a message if hardly any weight of the model is in the file, and hardly any of the file's in the model."""
+    in_model = len(plan.restored) + len(plan.missing) + len(plan.shape_conflict)
+    others = len([tensor for tensor in plan.unused if tensor.shape]) + len(plan.shape_conflict)
+    few = in_model >= _LARGE and len(plan.restored) < in_model / 4
+    if few and others > len(plan.restored) and not _rename_hint(plan.missing, plan.unused):
+        yield (
+            f"The file does not seem to hold the weights of this network: {len(plan.restored)} of the model's "
+            f"{in_model} weights fit. Check first that `from` names the right file, and that the model is the one, "
+            "with the arguments, that the file was made of."
+        )
 
 
 def disputed_weights(claimants: Mapping[str, Sequence[StoredTensor]]) -> Iterator[str]:
@@ -59,11 +73,18 @@ def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str
     missing = [leaf for leaf in plan.missing if leaf.name not in disputed and not is_under(leaf.name, allowed)]
     if missing:
         listed = _listed(missing, lambda leaf: f"`{leaf.name}`{_nearest_tensor(leaf, plan.unused)}")
+        advice = (
+            f"Exclude {_layers(missing)} to keep fresh weights there, `rename` the file's weights, or name a prefix in "
+            "`allow_missing`."
+        )
+        if len({leaf.layer for leaf in missing}) > _SHOWN:  # no new head, but other names or another network
+            advice = (
+                "If the file has them under other names, `rename` them; if it is of another network, take the file of "
+                "this one. Layers that are new keep fresh weights with `exclude`, or a prefix in `allow_missing`."
+            )
         yield (
             f"Each weight of the model must be in the file, and {_count(missing, 'is', 'are')} not: {listed}. "
-            f"Exclude {_layers(missing)} to keep fresh weights there, `rename` the file's weights, or name a prefix in "
-            f"`allow_missing`.{_rename_hint(missing, plan.unused)}{_lists_hint(plan, missing)}"
-            f"{_averages_hint(plan, missing)}"
+            f"{advice}{_rename_hint(missing, plan.unused)}{_lists_hint(plan, missing)}{_averages_hint(plan, missing)}"
         )
 
 

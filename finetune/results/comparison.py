@@ -6,6 +6,8 @@ References:
 """
 
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +17,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from finetune.errors import FinetuneError, reason
+from finetune.machine_failures import raise_machine_failure
+from finetune.plain_shapes import as_written
 from finetune.results.report.run_files import RunFiles
+from finetune.results.run_documents import read_recipe_of_run
 
 _DRAWS = 2000
 _MOST_PAIRS = 45  # of ten runs
@@ -68,7 +74,7 @@ def recipe_differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     Args:
         runs: The files of the runs.
     """
-    flat = [dict(_flat(yaml.safe_load(run.recipe))) for run in runs]
+    flat = [dict(_flat(read_recipe_of_run(run.folder / "recipe.yaml", run.recipe))) for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
     rows = {key: [str(each.get(key, "")) for each in flat] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
@@ -81,12 +87,15 @@ def seed_groups(runs: Sequence[RunFiles]) -> list[SeedGroup]:
         runs: The files of the runs.
     """
     groups: dict[str, list[RunFiles]] = {}
+    seeds: dict[str, list[Any]] = {}
     for run in runs:
-        recipe = yaml.safe_load(run.recipe)
+        recipe = read_recipe_of_run(run.folder / "recipe.yaml", run.recipe)
         seed = recipe.pop("seed", None)
-        members = groups.setdefault(yaml.safe_dump(recipe, sort_keys=True), [])
-        if run.result and all(yaml.safe_load(other.recipe).get("seed") != seed for other in members):
+        key = yaml.safe_dump(recipe, sort_keys=False)
+        members = groups.setdefault(key, [])
+        if run.result and seed not in seeds.setdefault(key, []):
             members.append(run)
+            seeds[key].append(seed)
     return [_averaged(members) for members in groups.values() if len(members) > 1]
 
 
@@ -100,8 +109,11 @@ def pairs_of(runs: Sequence[RunFiles]) -> Iterator[RunPair]:
     pairs = [(a, b) for a, b in combinations(known, 2) if a[0].report["test_rows"] == b[0].report["test_rows"]]
     for (first, ours), (second, theirs) in pairs[:_MOST_PAIRS]:
         for output in ours:
-            if output in theirs and _fit(ours[output], theirs[output]):
-                yield _pair(first, second, output, ours[output], theirs[output])
+            with as_written(f"{first.folder}` or `{second.folder}", "predictions.npz", "Copy the whole folders again."):
+                fits = output in theirs and _fit(ours[output], theirs[output])
+                pair = _pair(first, second, output, ours[output], theirs[output]) if fits else None
+            if pair:
+                yield pair
 
 
 def _pair(
@@ -169,11 +181,18 @@ def _predictions(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     outputs: dict[str, dict[str, Any]] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            output, _, part = name.rpartition("/")
-            if part != "rows":
-                outputs.setdefault(output, {})[part] = arrays[name]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                output, _, part = name.rpartition("/")
+                if part != "rows":
+                    outputs.setdefault(output, {})[part] = arrays[name]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise_machine_failure(error, f"reading `{path}`")
+        raise FinetuneError(
+            f"The files of a run folder are read as the run wrote them. `{path}` cannot be: {reason(error)}. Copy the "
+            "whole folder again."
+        ) from error
     return outputs
 
 

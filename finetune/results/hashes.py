@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.plain_shapes import parse
+from finetune.results.run_documents import fault_in_run
 from finetune.results.run_folder import ENDING_FILE, check_holds_run, is_finished, is_run, write_json
 from finetune.results.run_lock import LOCK_FILE
 
@@ -139,7 +141,7 @@ def _read(folder: Path) -> dict[str, Any]:
         check_holds_run(folder, "An audit is of a run.")
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text)
+        document = parse(text)
         is_whole = isinstance(document, dict) and document.get("sha256") == _own(document)
         # JSON has several texts for the same content: `\\u00e9` is `\\u00E9`.
         is_whole = is_whole and text == json.dumps(document, indent=2) + "\n"
@@ -164,4 +166,6 @@ def _read(folder: Path) -> dict[str, Any]:
             f"`{path}` has the format {document.get('format')!r}, and this version reads {FORMAT}. Use the version of "
             "finetune that wrote it."
         )
+    if wrong := fault_in_run(FILE, document):
+        raise FinetuneError(f"`{path}` is not as a run writes it: {wrong}. Restore it from a copy.")
     return document

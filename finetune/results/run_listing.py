@@ -1,12 +1,12 @@
 """What a run folder holds, as plain data and as text: state, figures, data, files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError, printable
+from finetune.errors import printable
 from finetune.results.formatting import size_text
+from finetune.results.run_documents import read_of_run
 from finetune.results.run_folder import is_finished
 from finetune.results.run_lock import LOCK_FILE
 
@@ -22,7 +22,7 @@ def list_run(folder: Path) -> dict[str, Any]:
     Raises:
         FinetuneError: A file of it cannot be read.
     """
-    data, result = (_read(folder / name) for name in ("data.json", "result.json"))
+    data, result = (read_of_run(folder / name) for name in ("data.json", "result.json"))
     source = data.get("source") or {}
     outputs = data.get("outputs", {"": data})
     classes = {name: of.get("class_names", []) for name, of in outputs.items() if of.get("class_names")}
@@ -58,7 +58,7 @@ def run_text(folder: Path, listing: Mapping[str, Any]) -> str:
     lines += [f"data: {' '.join(map(str, listing['source'].values())) or 'arrays'}; rows: {rows}"] if rows else []
     for output, names in listing["classes"].items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        lines.append(f"classes{f' of {output}' if output else ''}: {', '.join(names[:_SHOWN])}{more}")
+        lines.append(f"classes{f' of {output}' if output else ''}: {', '.join(map(str, names[:_SHOWN]))}{more}")
     lines += [f"test {name}: {value:.4f}" for name, value in listing["metrics"].items() if value is not None]
     if listing["frozen_unchanged"] is not None:
         lines.append(f"frozen tensors unchanged: {'yes' if listing['frozen_unchanged'] else 'NO'}")
@@ -68,18 +68,6 @@ def run_text(folder: Path, listing: Mapping[str, Any]) -> str:
     width = max(map(len, listing["files"]), default=0)
     lines += ["", *(f"{name:<{width}}  {size_text(size):>10}" for name, size in listing["files"].items())]
     return "\n".join(map(printable, lines))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError(f"it holds a {type(read).__name__}")
-    except (OSError, ValueError) as error:
-        raise FinetuneError(f"A run folder describes itself in JSON. `{path}` cannot be read: {error}.") from error
-    return read
 
 
 def _size(path: Path) -> int:

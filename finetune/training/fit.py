@@ -21,6 +21,7 @@ from finetune.errors import FinetuneError, TrainingError, WriteError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.interruption import Stopped, deferred
 from finetune.machine_failures import failure_text
+from finetune.plain_shapes import as_written
 from finetune.training.callbacks import (
     LastWeights,
     LearningRateLogger,
@@ -30,6 +31,7 @@ from finetune.training.callbacks import (
     StopAtSignal,
 )
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.content import REMOVE
 from finetune.training.checkpoints.model_state import seeds
 from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
@@ -362,8 +364,9 @@ class _RunFit:
         if self.checkpoint and self.checkpoint.goes_on:
             # Features are those of the begin of the phase, and so are the numbers of the random layers in front.
             self.seeds = self.checkpoint.document["seeds"]
-            for variable, value in zip(seeds(self.model), self.seeds, strict=True):
-                variable.assign(value)
+            with as_written(self.checkpoint.path, "seeds", REMOVE):
+                for variable, value in zip(seeds(self.model), self.seeds, strict=True):
+                    variable.assign(value)
             first_epoch, first_step = self.checkpoint.place(self.options.steps_per_epoch)
         else:
             self.seeds = [variable.numpy().tolist() for variable in seeds(self.model)]

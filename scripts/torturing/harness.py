@@ -82,7 +82,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 def ended(process: subprocess.Popen[str], *codes: int) -> str:
     """Waits for a process to end with one of the exit codes and without a traceback; returns what it said."""
-    error = process.communicate(timeout=180)[1]
+    error = process.communicate(timeout=1200)[1]
     assert process.returncode in codes, f"exit {process.returncode}: {error}"
     assert "Traceback" not in error, error
     return error
@@ -109,7 +109,7 @@ def finetune(
     command = [sys.executable, "-P", "-m", "finetune", *map(str, arguments)]
     more.setdefault("stdin", subprocess.DEVNULL)
     more |= {"cwd": folder, "env": env or environment(folder), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done: Any = subprocess.run(command, check=False, timeout=240, **more)
+    done: Any = subprocess.run(command, check=False, timeout=1200, **more)
     said = (done.stdout or b"").decode("utf-8", "replace")
     assert done.returncode in codes, f"exit {done.returncode}: {said[-1500:]}"
     assert "Traceback" not in said, said

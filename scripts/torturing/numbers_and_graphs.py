@@ -116,7 +116,7 @@ def a_sound_file_is_never_called_damaged(folder: Path, lacks: str) -> None:
         for name in ("h5py", "numpy", "json", "zipfile"):
             (folder / f"{name}.py").write_text("raise SystemExit(7)")
     command = [sys.executable, "-P", "-c", _READ, *map(str, LIMITS.get(lacks, ()))]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-800:]
     assert "damaged" not in done.stdout, done.stdout
     if lacks not in LIMITS:

@@ -74,7 +74,7 @@ def a_run_on_a_read_only_file_system(folder: Path, what: str) -> None:
     script = _READ_ONLY.replace("{before}", before)
     command = ["unshare", "--map-root-user", "--user", "--mount", "bash", "-c", script, "sh"]
     command += [sys.executable, "-m", "finetune", *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode in codes, f"exit {done.returncode}: {done.stderr[-1000:]}"
     assert "Traceback" not in done.stderr, done.stderr
     assert "please report" not in done.stderr, done.stderr
@@ -86,7 +86,7 @@ def a_run_with_closed_streams_trains_to_its_end(folder: Path, streams: str) -> N
     command = f"{sys.executable} -m finetune run r.yaml --out out {streams}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], cwd=folder, env=environment(folder), capture_output=True,
-        text=True, timeout=240, check=False,
+        text=True, timeout=1200, check=False,
     )  # fmt: skip
     assert (folder / "out" / "result.json").is_file(), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -98,7 +98,7 @@ def little_memory_ends_in_a_line_or_in_success(folder: Path, kilobytes: int) -> 
     tiny(folder)
     command = f"ulimit -v {kilobytes}; exec {sys.executable} -m finetune run r.yaml --out out"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240,
+        ["bash", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=1200,
         check=False,
     )  # fmt: skip
     assert "damaged" not in done.stderr, done.stderr
@@ -119,7 +119,7 @@ def leftovers_in_the_working_folder_are_not_run(folder: Path, module: str) -> No
     script = Path(sys.executable).with_name("finetune")
     command = [str(script), "run", "r.yaml", "--out", "out", "--overwrite"]
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not (folder / "RAN").exists(), "code of the working folder was run"
@@ -144,7 +144,7 @@ def lr_range_tests_that_start_together_share_no_folder(folder: Path, count: int)
     command = [sys.executable, "-m", "finetune", "lr-range", "r.yaml", "--out", "out", "--steps", "60"]
     options = {"cwd": folder, "env": environment(folder), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     processes = [subprocess.Popen(command, text=True, **options) for _ in range(count)]  # pyright: ignore
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    errors = [process.communicate(timeout=1200)[1] for process in processes]
     codes = sorted(process.returncode for process in processes)
     assert codes.count(2) == count - 1, (codes, errors)
     assert not (folder / "out" / ".lock").exists()

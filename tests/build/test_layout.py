@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import finetune
 from finetune.build.data import precision
-from finetune.build.layout import build_layout, with_peaks
+from finetune.build.layout import advice_on_fresh, build_layout, with_peaks
 from finetune.errors import FinetuneError
 from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
@@ -21,6 +21,7 @@ from finetune.recipe.train import Train
 from finetune.training.fit import FitOptions
 
 DIGITS = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
+WINE = DIGITS.with_name("wine.yaml")
 ONCE = {  # the functions that are counted, by module and name
     ("finetune.groups.selectors", "resolve_groups"),
     ("finetune.build.groups", "group_specs"),
@@ -263,3 +264,21 @@ def test_images_that_would_be_scaled_twice_are_advice(tmp_path):
     with precision(recipe):
         advice = build_layout(recipe).plan.advice
     assert any("takes pixels from 0 to 255, since `scaling` scales them. The inputs are" in each for each in advice)
+
+
+def test_phases_that_freeze_a_network_without_pretrained_weights_are_advised_against(tmp_path):
+    text = WINE.read_text().replace("tables/", f"{WINE.parent}/tables/")
+    groups = "[{name: body, rest: true, optimizer: adam, learning_rate: 1e-3}, {name: head, prefixes: [head], optimizer: adam, learning_rate: 1e-2}]"
+    (tmp_path / "a.yaml").write_text(
+        f"extends: base.yaml\ngroups: {groups}\nphases: [{{train: head, epochs: 1}}, {{train: all, epochs: 1}}]\ntrain: {{epochs: null}}\n"
+    )
+    (tmp_path / "base.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "a.yaml")
+    said = [line for line in build_layout(recipe).plan.advice if line.startswith("Nothing is pretrained")]
+    assert said == [
+        "Nothing is pretrained, and phase 1 trains `head` alone: what is frozen meanwhile is random, and training on top "
+        "of it teaches little. Unless the builder loaded weights, remove `phases`, or add pretrained weights: `restore`, "
+        "or `weights` of an application."
+    ]
+    assert list(advice_on_fresh(recipe, recipe.phases, {"hidden_0/kernel": "file.h5"})) == []
+    assert list(advice_on_fresh(recipe, recipe.phases[1:], {})) == []

@@ -224,3 +224,26 @@ def test_a_loss_may_be_spelled_as_its_class(people, loss, shape, outputs):
     assert examples.y_train.shape[1:] == shape
     assert examples.class_names == ("x", "y", "z")
     assert count_outputs(examples, loss) == outputs
+
+
+def test_columns_without_a_name_are_not_among_the_rest_and_a_warning_says_so_once(people):
+    (people.parent / "people.csv").write_text(
+        "\n".join([",age,kind,", *[f"{n},{n / 2},{'xy'[n % 2]}," for n in range(12)]])
+    )
+    (people.parent / "test.csv").write_text(",age,kind,\n0,1,x,\n1,2,y,\n")
+    examples = table_of(people, vector_network(1), "inputs=rest", "target=kind", "test_table=test.csv")
+    assert list(examples.source["inputs"][""]) == ["age"]
+    [warning] = examples.source["warnings"]
+    assert warning == (
+        "`Unnamed: 0`, `Unnamed: 3` have no name in the first line, as the index that pandas writes; `inputs: rest` leaves "
+        "them out. Write tables without the index (`to_csv(index=False)`), or name the column where it is meant"
+    )
+
+
+def test_a_column_without_a_name_may_be_named_by_its_place(people):
+    (people.parent / "people.csv").write_text(
+        "\n".join([",age,kind", *[f"{n // 4},{n},{'xy'[n % 2]}" for n in range(12)]])
+    )
+    split = '{by: group, column: "Unnamed: 0", test: 0.4}'
+    examples = table_of(people, vector_network(2), 'inputs=["Unnamed: 0", age]', "target=kind", f"split={split}")
+    assert (len(examples.train), len(examples.test)) == (8, 4)

@@ -31,8 +31,8 @@ def test_figures_have_their_intervals_and_classes_what_they_are_taken_for():
         " class  rows  recall  precision",
         " [b]       3   0.667",
         " is / taken for  [b]  cat",
-        " [b]             2    1",
-        " cat                  3",
+        " [b]               2    1",
+        " cat                    3",
         "calibration error: 0.125  (how far probabilities are from the share that is right)",
     ]
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from finetune.data.columns import category_places, feature_vectors
-from finetune.data.table_files import Column, Table
+from finetune.data.table_column import Column
+from finetune.data.table_files import Table
 from finetune.errors import DataError
 
 TRAIN = np.array([0, 1, 2, 3])

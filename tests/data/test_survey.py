@@ -210,3 +210,8 @@ def test_arrays_without_inputs_and_damaged_files_are_refused(tmp_path):
     assert "holds `a`. Rename them." in refusal(tmp_path / "a.npz")
     Path(tmp_path / "b.npz").write_bytes(b"PK\x03\x04 no archive")
     assert "cannot be read as a file of `numpy.savez`" in refusal(tmp_path / "b.npz")
+
+
+def test_a_column_without_a_name_tells_rows_apart(tmp_path):
+    found = survey(write_table(tmp_path / "t.csv", ",a,b\nx,1,u\nx,2,v\ny,3,u\n"))
+    assert kinds(found)["Unnamed: 0"] == "id"

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from finetune.data.table_head import read_head, unknown_column
+from finetune.data.table_head import is_unnamed, read_head, unknown_column, unnamed_warning
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,12 @@ def test_another_separator_is_told(tmp_path):
     said = unknown_column(["a"], tmp_path / "t.csv", {"a;b": []})
     assert "separated by commas, those of a `.tsv` by tabs" in said
     assert "seems to have `;`: its first line is `a;b`" in said
+
+
+def test_an_index_of_pandas_is_known_by_its_name():
+    names = ["Unnamed: 0", "Unnamed: 12.1", "__index_level_0__", "Unnamed", "Unnamed: x", "index"]
+    assert list(filter(is_unnamed, names)) == names[:3]
+    assert unnamed_warning(["a"]) == ()
+    assert unnamed_warning(["a", "__index_level_0__"])[0].startswith(
+        "`__index_level_0__` has no name in the first line"
+    )

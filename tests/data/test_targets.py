@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Examples
-from finetune.data.table_files import Column, Table
+from finetune.data.table_column import Column
+from finetune.data.table_files import Table
 from finetune.data.table_places import places_in
 from finetune.data.targets import class_target, kind_of_array, loss_for, metrics_for, number_text_targets, read_target
 from finetune.errors import DataError

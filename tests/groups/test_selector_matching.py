@@ -288,3 +288,14 @@ def test_the_first_variables_of_inception_are_those_of_tf1_in_the_order_of_creat
     graph = [int(leaf.layer.rpartition("_")[2]) for leaf in tree.trainable if leaf.layer.startswith("conv2d_")]
     assert graph != sorted(graph)
     assert "order: creation" in order_note(tree, [Condition("body", "variables", "0:40")])
+
+
+def test_a_prefix_that_layers_only_begin_with_offers_the_regular_expression():
+    model = keras.Sequential([keras.Input((4,)), *(L.Dense(4, name=f"block_{number}_dense") for number in range(4))])
+    tree = layer_tree(model)
+    assert without_match(tree, Condition("body", "prefixes", "block", "graph")) == (
+        "group `body` matches nothing: `prefixes: [block]`. A prefix ends at a `/`, or is a whole name, and 4 layers "
+        "only begin with it: `block_0_dense`, `block_1_dense`, `block_2_dense` and 1 more. Write `regex: 'block.*'` "
+        "instead to take them."
+    )
+    assert len(matching_leaves(tree, Condition("body", "regex", "block.*", "graph"))) == 8

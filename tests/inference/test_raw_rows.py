@@ -124,3 +124,8 @@ def test_paths_in_python_are_read_and_columns_of_other_lengths_refused(tmp_path)
     with pytest.raises(DataError, match="same number of rows"):
         list(raw_rows_of({"a": [1], "b": []}, read=read_raw_rows))
     assert list(raw_rows_of([], read=read_raw_rows)) == []
+
+
+def test_columns_without_a_name_have_those_of_training(tmp_path):
+    (tmp_path / "t.csv").write_text(",a,\n0,1,\n")
+    assert read(tmp_path / "t.csv") == [(["t.csv:2"], {"Unnamed: 0": ["0"], "a": ["1"], "Unnamed: 2": [""]})]

@@ -44,7 +44,7 @@ def test_a_damaged_file_of_a_run_is_named(run_of, tmp_path):
 
     shutil.copytree(run_of("arrays"), tmp_path / "run")
     (tmp_path / "run" / "data.json").write_text("[1")
-    with pytest.raises(FinetuneError, match=r"`.*data\.json` cannot be read: .*Copy the whole folder again"):
+    with pytest.raises(FinetuneError, match=r"`.*data\.json` cannot be: .*Copy the whole folder again"):
         open_record(tmp_path / "run")
 
 

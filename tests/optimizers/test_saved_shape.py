@@ -39,9 +39,9 @@ def test_what_an_optimizer_writes_and_an_older_file_without_it_have_no_fault(wri
         (("groups", "b", "follows", "schedule"), {"rate": 1.0}, "`groups.b.follows.schedule` must say which"),
         (("groups", "b", "follows", "schedule"), {"rate": 1.0, "initial": True}, "must say which schedule it is"),
         (("groups", "b", "follows", "schedule", "samples"), [[1]], "samples.0` must be a list of 2 values"),
-        (("phase",), {"number": 0, "epoch": 0, "step": 0}, "`phase` must have a number from 1 on"),
+        (("phase",), {"number": 0, "epoch": 0, "step": 0}, "`phase.number` must be a whole number from 1 on, and is 0"),
         (("phase",), {"number": 1, "epoch": 0}, "`phase.step` is missing"),
-        (("phase",), {"number": 1, "epoch": 0, "step": 0, "x": 1}, "no other names than number, epoch, step"),
+        (("phase",), {"number": 1, "epoch": 0, "step": 0, "x": 1}, "`phase.x` is none of `number`, `epoch`, `step`"),
     ],
 )
 def test_a_value_that_was_changed_is_named(written, path, value, message):

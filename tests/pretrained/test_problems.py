@@ -10,6 +10,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 from finetune.pretrained.matching import match
 from finetune.pretrained.problems import low_coverage, nothing_restored, unmatched_excludes
+from finetune.pretrained.transforms import Transform
 
 
 def tree_of(**dense):
@@ -213,4 +214,27 @@ def test_what_may_be_unused_is_named_as_the_file_spells_it_or_as_keras_3_does():
         match(tree, file_of(conv | unused), allow_unused=allowed).check()
     assert "1 is not: `Logits/kernel`" in complaint(
         match(tree, file_of(conv | unused), allow_unused=["block", "logit"])
+    )
+
+
+def test_the_file_of_another_network_is_named_first_and_nothing_is_to_be_excluded():
+    tree = tree_of(**{f"dense_{number}": 4 for number in range(6)})
+    others = {f"conv_{number}/{name}": (3, 3) for number in range(6) for name in ("kernel", "bias")}
+    message = complaint(match(tree, file_of(others)))
+    assert message.splitlines()[1] == (
+        "- The file does not seem to hold the weights of this network: 0 of the model's 12 weights fit. Check first "
+        "that `from` names the right file, and that the model is the one, with the arguments, that the file was made of."
+    )
+    assert "If the file has them under other names, `rename` them; if it is of another network" in message
+    assert "Exclude `dense_0`" not in message
+
+
+def test_a_rule_is_not_blamed_for_the_file_of_another_network():
+    tree = tree_of(**{f"dense_{number}": 4 for number in range(6)})
+    others = file_of({f"conv_{number}/kernel": (3, 3, 1) for number in range(6)})
+    with pytest.raises(RestoreError) as caught:
+        match(tree, others, transform=[Transform(names=(".*/kernel",), transpose=(1, 0))])
+    assert str(caught.value).startswith(
+        "The file does not seem to hold the weights of this network: it has 0 of the model's 12 names. Check first that "
+        "`from` names the right file. `transform` must fit each weight that its pattern matches."
     )

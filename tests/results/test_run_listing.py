@@ -43,5 +43,7 @@ def test_a_finished_run_shows_its_figures_and_what_is_wrong(folder):
 
 def test_a_damaged_file_is_named(folder):
     (folder / "result.json").write_text("[]")
-    with pytest.raises(FinetuneError, match=r"`.*result\.json` cannot be read: it holds a list"):
+    with pytest.raises(
+        FinetuneError, match=r"`.*result\.json` cannot be: its content must be a mapping, and is a list"
+    ):
         list_run(folder)

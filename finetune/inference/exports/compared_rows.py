@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.data.columns import is_number
 from finetune.data.examples import Examples
-from finetune.data.table_files import cell_text
+from finetune.data.table_column import cell_text
 from finetune.data.table_head import MISSING
 from finetune.errors import DataError, FinetuneError
 from finetune.inference.exports.raw_graph import GraphInput

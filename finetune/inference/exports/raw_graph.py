@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from finetune.build.source_keys import network_inputs
 from finetune.build.text_source import made_of_ids
-from finetune.data.table_files import cell_text
+from finetune.data.table_column import cell_text
 from finetune.data.table_head import MISSING
 from finetune.inference.answers import class_labels
 from finetune.inference.exports.image_graph import NOT_IN_GRAPH, image_in_graph

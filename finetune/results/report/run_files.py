@@ -1,7 +1,5 @@
 """What a run folder holds, read for a report: plain data, whatever part of a run there is."""
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.results.run_documents import read_of_run, read_rows_of_run
 from finetune.results.run_folder import check_holds_run
 
+_ADVICE = "Restore it from a copy, or remove it: the report leaves out what it says."
 FORMAT = 1  # of `report.json`
 _MOST_ROWS = 200_000  # of `steps.csv`, read at even distances
 
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     check_holds_run(folder, "A report is about a run.")
     names = ("result", "report", "plan", "restore", "data", "environment")
-    documents = {name: _json(folder / f"{name}.json") for name in names}
+    documents = {name: read_of_run(folder / f"{name}.json", advice=_ADVICE) for name in names}
     if documents["report"].get("format", FORMAT) != FORMAT:
         raise FinetuneError(
             f"`{folder / 'report.json'}` has the format {documents['report']['format']!r}, and this version reads "
@@ -66,31 +66,15 @@ def read_run(folder: Path) -> RunFiles:
     return RunFiles(
         folder=folder,
         recipe=(folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace"),
-        range_test=_json(folder / "plots" / "lr_range.json"),
+        range_test=read_of_run(folder / "plots" / "lr_range.json", advice=_ADVICE),
         epochs=_rows(folder / "metrics.csv"),
         steps=_rows(folder / "steps.csv"),
         **documents,
     )
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise FinetuneError(
-            f"The files of a run folder are read as the run wrote them. `{path}` is damaged: {error}. Restore it "
-            "from a copy, or remove it: the report leaves out what it says."
-        ) from error
-    return value if isinstance(value, dict) else {}
-
-
 def _rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [{name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(file)]
+    rows = [{name: _number(value) for name, value in row.items() if name} for row in read_rows_of_run(path)]
     return tuple(rows[:: max(-(-len(rows) // _MOST_ROWS), 1)])
 
 

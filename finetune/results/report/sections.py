@@ -205,10 +205,12 @@ def _targets(output: str, of: Mapping[str, Any]) -> Iterator[Markup]:
         yield table((f"target{named}", "mean", "standard deviation", "least", "greatest"), rows[:_MOST_ROWS])
 
 
-def _fitted(inputs: Mapping[str, Any]) -> Markup:
+def _fitted(inputs: Any) -> Markup:
     rows = []
-    for name, columns in inputs.items():
-        for column, about in columns.items() if isinstance(columns, dict) else ():
+    for name, columns in inputs.items() if isinstance(inputs, Mapping) else ():
+        for column, about in columns.items() if isinstance(columns, Mapping) else ():
+            if not isinstance(about, Mapping):  # of an older version
+                continue
             kept = {key: value for key, value in about.items() if key not in ("kind", "categories", "missing_words")}
             if categories := about.get("categories"):
                 kept["categories"] = f"{', '.join(map(str, categories[:6]))}" + (" ..." if len(categories) > 6 else "")

@@ -15,8 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune.errors import FinetuneError, reason
-from finetune.training.checkpoints.content import type_of
+from finetune.errors import FinetuneError
+from finetune.plain_shapes import as_written
+from finetune.training.checkpoints.content import REMOVE, type_of
 
 _SCALARS = (bool, int, float, str, type(None))
 
@@ -67,18 +68,19 @@ def restore_callbacks(
     for key, callback in _keyed(callbacks):
         resume: Any = getattr(callback, "resume_state", None)
         if resume is not None and key in states:
-            try:
+            with as_written(source, f"callbacks.{key}", REMOVE):
                 resume({name: _value(value, arrays) for name, value in states[key].items()})
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                raise FinetuneError(_other_state(source, f"callbacks.{key}", reason(error))) from error
             continue
         for name, value in states.get(key, {}).items():
             if name in set(_names_made_with(callback)) | {*getattr(callback, "not_resumed", ())}:
                 continue  # of another version of the class
             read = _value(value, arrays)
             if _is_of_us_or_keras(callback) and not _is_alike(vars(callback).get(name), read):
-                why = f"it is `{str(read)[:60]}`, and `{vars(callback)[name]}` in a training that begins"
-                raise FinetuneError(_other_state(source, f"callbacks.{key}.{name}", why))
+                raise FinetuneError(
+                    f"What a training has written is read as it was written. `callbacks.{key}.{name}` in `{source}` "
+                    f"cannot be: it is `{str(read)[:60]}`, and `{vars(callback)[name]}` in a training that begins. "
+                    f"{REMOVE}"
+                )
             setattr(callback, name, read)
 
 
@@ -90,13 +92,6 @@ def _is_alike(before: Any, now: Any) -> bool:
     """Whether a value may stand in the place of another: a number for a number, a mapping for a mapping."""
     kinds: tuple[Any, ...] = (numbers.Real, dict, list, tuple, str)
     return before is None or now is None or all(isinstance(before, k) == isinstance(now, k) for k in kinds)
-
-
-def _other_state(source: str, name: str, why: str) -> str:
-    return (
-        f"A checkpoint holds the state of each callback as it was written. `{name}` of `{source}` is not: {why}. "
-        "Remove this file: the training then goes on from the checkpoint before it."
-    )
 
 
 def _keyed(callbacks: Iterable[keras.callbacks.Callback]) -> Iterable[tuple[str, keras.callbacks.Callback]]:

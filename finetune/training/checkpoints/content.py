@@ -16,9 +16,10 @@ from finetune.errors import printable
 from finetune.optimizers.saved_shape import fault_in_state
 from finetune.plain_shapes import ANY, COUNT, fault
 
+REMOVE = "Remove this file: the training then goes on from the checkpoint before it."
 HEADER = {"format": int, "types": {str: [str, [COUNT]]}, "document": dict}
 _DOCUMENT: dict[str, Any] = {
-    "position": {"epoch": COUNT, "step": COUNT, "ended": bool, "stopped": bool},
+    "position": {"epoch": COUNT, "step": COUNT, "ended": bool, "stopped": bool, "": None},
     "model": {
         "paths": {"metrics": [str], "model": [str], "optimizer": [str]},
         "optimizer": ANY,
@@ -72,8 +73,6 @@ def fault_in_document(document: Any, arrays: Mapping[str, np.ndarray]) -> str:
     """
     if wrong := fault(document, _DOCUMENT):
         return wrong
-    if unknown := document["position"].keys() - _DOCUMENT["position"].keys():
-        return f"`position.{printable(min(unknown))}` is none of a position"
     model = document["model"]
     if wrong := fault_in_state(model["optimizer"], "model.optimizer") or _fault_in_slots(model, arrays):
         return wrong

@@ -35,5 +35,5 @@ def test_a_damaged_file_and_a_later_format_are_named(folder):
     with pytest.raises(FinetuneError, match=r"report.json` has the format 99, and this version reads 1"):
         read_run(folder)
     (folder / "plan.json").write_text("{")
-    with pytest.raises(FinetuneError, match=r"plan.json` is damaged: .* Restore it from a copy, or remove it"):
+    with pytest.raises(FinetuneError, match=r"plan.json` cannot be: .* Restore it from a copy, or remove it"):
         read_run(folder)

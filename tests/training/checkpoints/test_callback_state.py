@@ -107,7 +107,7 @@ def test_a_state_of_another_kind_is_refused_with_the_file_and_the_name():
     restore_callbacks([callback], states, arrays, source="step.safetensors")
     states["EarlyStopping-1"]["wait"] = "x"
     with pytest.raises(
-        FinetuneError, match=r"`callbacks.EarlyStopping-1.wait` of `step.safetensors` is not: it is `x`"
+        FinetuneError, match=r"`callbacks.EarlyStopping-1.wait` in `step.safetensors` cannot be: it is `x`"
     ):
         restore_callbacks([callback], states, arrays, source="step.safetensors")
 
@@ -121,7 +121,7 @@ def test_a_callback_that_reads_its_own_state_is_told_of_by_the_file():
     restore_callbacks([callback], {"Counting-1": {"count": 1}}, {}, source="step.safetensors")
     assert callback.count == 2
     for state in ({}, {"count": "x"}):
-        with pytest.raises(FinetuneError, match=r"`callbacks.Counting-1` of `step.safetensors` is not: "):
+        with pytest.raises(FinetuneError, match=r"`callbacks.Counting-1` in `step.safetensors` cannot be: "):
             restore_callbacks([callback], {"Counting-1": state}, {}, source="step.safetensors")
 
 

@@ -33,7 +33,7 @@ CHANGES = [
     (("position", "epoch"), 10**30, "`position.epoch` must be a whole number from 0 on"),
     (("position", "step"), -1, "`position.step` must be a whole number from 0 on, and is -1"),
     (("position", "ended"), 1, "`position.ended` must be true or false, and is 1"),
-    (("position", "later"), 1, "`position.later` is none of a position"),
+    (("position", "later"), 1, "`position.later` is none of `epoch`, `step`"),
     (("model",), [], "`model` must be a mapping"),
     (("model", "paths", "model"), DELETE, "`model.paths.model` is missing"),
     (("model", "paths", "model"), ["a"] * 9, "`model.names` has 2 entries, and `model.paths.model` has 9"),
