@@ -31,6 +31,7 @@ from finetune.groups.untracked import advice_on_untracked
 from finetune.kernels.native_kernels import layers_with_kernels
 from finetune.models.hub import check_gradients
 from finetune.models.output_names import by_output_name
+from finetune.optimizers.cooldown import cooldown_start
 from finetune.planning.extreme_settings import advice_on_extremes
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
@@ -95,6 +96,12 @@ class Layout:
     def rates_to_measure(self) -> bool:
         """Whether an LR range test has yet to choose the rates; the rates in the recipe then only give their ratios."""
         return self.recipe.train.learning_rate == "auto"
+
+    @property
+    def cooldown_at(self) -> int | None:
+        """The step from which the rates fall; until then they do not depend on the length of the run."""
+        rates = [settings.learning_rate for settings in self.settings.values()]
+        return None if any(phase.rates for phase in self.phases) else cooldown_start(rates)
 
     def factors(self, peaks: Mapping[str, float]) -> dict[str, float]:
         """Returns what the rates of some groups must be multiplied with to have these peaks."""

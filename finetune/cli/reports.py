@@ -42,6 +42,9 @@ def repeat(
     allow_code: AllowCode = [],  # noqa: B006 - typer reads the default
 ) -> None:
     """Run the recipe of a finished run again, and compare the weights bit for bit; exits 1 if they differ."""
+    from finetune.results.run_folder import check_holds_run
+
+    check_holds_run(run, "A run is repeated.")
     start_command(run / "recipe.yaml", (), allow_code, out=out)
     from finetune.commands.repeat import repeat as repeat_run
     from finetune.commands.repeat import repetition_lines

@@ -97,13 +97,9 @@ def resume(
     ] = False,
 ) -> None:
     """Go on with a run that was stopped or killed, bit for bit; with `--set`, train it for longer, or otherwise."""
-    from finetune.results.run_folder import is_run
+    from finetune.results.run_folder import check_holds_run
 
-    if not is_run(run):
-        raise FinetuneError(
-            f"A run goes on in its run folder. `{run}` is none: it has no `recipe.yaml` and `plan.txt`. Name the "
-            "folder that the run has printed, such as `runs/digits-1`."
-        )
+    check_holds_run(run, "A run goes on in its run folder.")
     changed = _with_limit(overrides, time_limit)
     _run(run / "recipe.yaml", run, changed, allow_code, resume=True, other_data=other_data)
 

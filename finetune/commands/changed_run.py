@@ -21,6 +21,7 @@ from finetune.results.run_documents import read_of_run, read_rows_of_run
 from finetune.results.run_folder import write_json
 from finetune.training.checkpoints.carried_state import CarriedPart
 from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.checkpoint_file import BEFORE_COOLDOWN, checkpoint_files, steps_of
 from finetune.training.checkpoints.class_columns import class_changes
 from finetune.training.phases.phase import Phase
 
@@ -98,6 +99,25 @@ def with_extension(recipe: Recipe, document: Mapping[str, Any], *, steps: int) -
         return recipe  # other keys have changed
     extension = {"by": recipe.train.extend, "at_steps": steps, "total_steps": total}
     return with_values(recipe, {("train", "extensions"): [*before, extension]})
+
+
+def checkpoint_before_cooldown(checkpoint: Checkpoint, recipe: Recipe) -> Path | None:
+    """Returns the file from which a run goes on whose rates have begun to fall, and which is to be longer now.
+
+    Args:
+        checkpoint: Of the run before.
+        recipe: The changed recipe.
+
+    Returns:
+        The last file before the fall; `None` where the run goes on from its newest.
+    """
+    document, phases = checkpoint.document, recipe.phases if isinstance(recipe.phases, tuple) else ()
+    epochs = recipe.train.epochs or sum(phase.epochs or 0 for phase in phases)
+    start = document.get("cooldown_at")
+    if recipe.train.extend != "stretch" or start is None or epochs <= document["epochs"]:
+        return None
+    kept = [path for path in checkpoint_files(checkpoint.folder / BEFORE_COOLDOWN) if steps_of(path) <= start]
+    return kept[0] if kept and checkpoint.steps > start else None
 
 
 def plan_of_phases(phases: Sequence[Phase], groups: Sequence[Any], steps_per_epoch: int) -> list[list[Any]]:

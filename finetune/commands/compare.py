@@ -11,7 +11,7 @@ from finetune.results.report.markup import Markup, element, table
 from finetune.results.report.page import page_of
 from finetune.results.report.run_files import RunFiles, read_run
 from finetune.results.report.verdict import interval_text
-from finetune.results.run_folder import write_text
+from finetune.results.run_folder import check_holds_run, write_text
 
 Rows = list[tuple[str, ...]]
 _MOST_DIFFERENCES = 40
@@ -32,6 +32,8 @@ def compare(folders: Sequence[str | Path], *, out: Path | None = None) -> list[t
     """
     paths = [inner for folder in folders for inner in runs_in(Path(folder))]
     paths = list(dict.fromkeys(paths))
+    for path in paths:
+        check_holds_run(path, "A comparison is of runs.")
     if len(paths) < 2:
         raise FinetuneError(
             f"A comparison is of two runs or more. Received {len(paths)}. Name run folders, or a folder that holds "

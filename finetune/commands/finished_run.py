@@ -23,6 +23,7 @@ FREE = (
         for key in (
             "checkpoint_seconds",
             "checkpoint_steps",
+            "checkpoint_optimizer",
             "keep_checkpoints",
             "log_every_steps",
             "evaluate_before",
@@ -48,6 +49,7 @@ _NOTED = {
     "recipe": str,
     "resolved?": str,
     "epochs?": COUNT,
+    "cooldown_at?": (COUNT, None),
     "plan_of_phases?": [[[str], (COUNT, None), (COUNT, None), COUNT]],
     "extensions?": [{str: ANY}],
     "recalibrate": bool,

@@ -12,7 +12,7 @@ from finetune.results.formatting import size_text
 from finetune.training.averaged_weights import CollectWeights, greedy_average
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files
+from finetune.training.checkpoints.checkpoint_file import BEFORE_COOLDOWN, checkpoint_files
 from finetune.training.keep_best import KeepBest
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
@@ -65,12 +65,16 @@ def keep_checkpoints(
     # With averaged weights the last but one has those from which a longer training goes on.
     kept = {True: 2, False: 0, "last": 2 if settings.use_ema else 1}[settings.keep_checkpoints]
     checkpoint.remove(keep=kept)
-    size = sum(path.stat().st_size for path in checkpoint_files(checkpoint.folder))
-    if size:
+    sizes = [
+        sum(path.stat().st_size for path in checkpoint_files(folder))
+        for folder in (checkpoint.folder, checkpoint.folder / BEFORE_COOLDOWN)
+    ]
+    if sizes[0]:
         weights.drop_optimizer(model)  # its state is in the checkpoint
+        part = f", {size_text(sizes[1])} of it from before the rates fell" if sizes[1] else ""
         console.print(
-            f"kept to train for longer: {size_text(size)} in {checkpoint.folder} (`train.keep_checkpoints: false` "
-            "removes it)",
+            f"kept to train for longer: {size_text(sum(sizes))} in {checkpoint.folder}{part} "
+            "(`train.keep_checkpoints: false` removes it)",
             highlight=False,
             markup=False,
         )

@@ -53,6 +53,12 @@ def print_model(layout: Layout, console: Console) -> None:
         console.print(layout.restored.summary(), markup=False)
 
 
+def disk_need_of(layout: Layout) -> tuple[int, int]:
+    """Returns what `disk_need` does of a run."""
+    slots, cooldown = layout.recipe.train.checkpoint_optimizer, layout.cooldown_at
+    return disk_need(layout.model, layout.length.epochs, slots=slots, more_checkpoints=cooldown is not None)
+
+
 def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, out: Path | None = None) -> None:
     """Prints the model, a table of the groups, the phases, the room on the disk and the advice.
 
@@ -84,14 +90,18 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
         console.print(
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
         )
-    needed, largest = disk_need(layout.model, length.epochs)
+    needed, checkpoint = disk_need_of(layout)
+    slots = checkpoint - disk_need(layout.model, length.epochs, slots=False)[1]
+    part = f"{size_text(slots)} of it slots of the optimizers" if slots else "without the slots of the optimizers"
     free = free_bytes(out or Path("runs"))
     copied = (
-        f". Checkpoints are copied in memory, {size_text(largest)}, and written while training goes on"
-        if largest > IN_BACKGROUND
-        else ""
+        ". Checkpoints are copied in memory, and written while training goes on" if checkpoint > IN_BACKGROUND else ""
     )
-    console.print(f"disk: a run takes up to {size_text(needed)}; {size_text(free)} are free{copied}", markup=False)
+    console.print(
+        f"disk: a run takes up to {size_text(needed)}, a checkpoint {size_text(checkpoint)}, {part}; {size_text(free)} "
+        f"are free{copied}",
+        markup=False,
+    )
     memory = memory_advice(layout.model, available=available_memory())
     for advice in (*layout.plan.advice, *([memory] if memory else [])):
         console.print(f"advice: {advice}", markup=False)

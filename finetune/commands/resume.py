@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from finetune.commands.changed_run import OTHER_ROWS, check_changes, with_extension
+from finetune.commands.changed_run import OTHER_ROWS, check_changes, checkpoint_before_cooldown, with_extension
 from finetune.commands.finished_run import as_begun, changes_since, check_noted, finished, none_is_whole
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
@@ -35,6 +35,7 @@ class FormerRun:
         document: What the run has noted beside the state of the training.
         changes: What differs from the recipe that it was trained with so far.
         is_finished: Whether the run had come to its end.
+        goes_back: Whether the checkpoint is that before the rates fell, and not the newest.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class FormerRun:
     document: Mapping[str, Any]
     changes: tuple[Change, ...]
     is_finished: bool
+    goes_back: bool = False
 
 
 def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_data: bool = False) -> FormerRun | None:
@@ -84,12 +86,15 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         recipe = load_recipe(folder / "recipe.yaml", allow_code=given.allowed_code)
         return FormerRun(recipe, document["recipe"], checkpoint, document, (), is_finished=False)
     check_changes(folder, changes, given, document)
+    kept = checkpoint_before_cooldown(checkpoint, given)
+    goes_back = kept is not None and checkpoint.go_back(kept)
+    document = checkpoint.document
     recipe = with_extension(given, document, steps=checkpoint.steps)
     written = dump_recipe(recipe, absolute_paths=True)
     if recipe.train.batch_size == "auto" and not any(change.key == "train.batch_size" for change in changes):
         measured = yaml.safe_load(document["resolved"])["train"]["batch_size"]
         recipe = with_values(recipe, {("train", "batch_size"): measured})
-    return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before)
+    return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before, goes_back)
 
 
 def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

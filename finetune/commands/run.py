@@ -27,7 +27,7 @@ from finetune.commands.changed_run import (
 )
 from finetune.commands.kept_weights import average, best_keeper, collector, keep_checkpoints
 from finetune.commands.lr_range import advice_on_rates, with_measured_rates, write_range_test
-from finetune.commands.plan import print_plan
+from finetune.commands.plan import disk_need_of, print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
 from finetune.commands.run_report import predicted, write_facts, write_page, write_run_hashes
 from finetune.commands.run_result import RunResult, write_result
@@ -62,7 +62,6 @@ from finetune.training.phases.records import PhaseRecord
 from finetune.training.recalibrate import recalibrate as recalibrate_statistics
 from finetune.training.rehearsal import EVALUATED_ROWS
 from finetune.training.reopened import open_again
-from finetune.training.saving import disk_need
 from finetune.training.time_limit import TimeLimit
 from finetune.training.trackers import Trackers
 from finetune.training.try_examples import explained
@@ -169,7 +168,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
     begun = _load(asked, clock)
     with precision(begun.recipe) as native:
         layout, range_test = _lay_out(asked, begun, clock)
-        on_groups = advice_on_rates(layout, range_test, asked.recipe.parent)
+        on_groups = [*advice_on_rates(layout, range_test, asked.recipe.parent), *_without_slots(begun)]
         for sentence in on_groups:
             asked.say(f"warning: {sentence}")
         before = _evaluate_before(asked, begun, layout, clock)
@@ -224,7 +223,22 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
         asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
     where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
+    if former.goes_back:
+        asked.say(
+            f"the rates fall from step {former.document['cooldown_at'] + 1:,} on: the run goes on from before that, as "
+            "a longer run would. `train.extend: cooldown`, or `append`, goes on from its end"
+        )
     return _Begun(former.recipe, former.written, former.document["recalibrate"], former)
+
+
+def _without_slots(begun: _Begun) -> list[str]:
+    """Returns a sentence where a run goes on without the slots of its optimizers."""
+    if begun.former is None or begun.former.checkpoint.holds_slots:
+        return []
+    return [
+        f"the run went on from step {begun.former.checkpoint.steps:,} with fresh slots in all optimizers, since its "
+        "checkpoints hold none (`train.checkpoint_optimizer: false`): the end is not that of a run which was left alone"
+    ]
 
 
 def _lay_out(asked: _Asked, begun: _Begun, clock: StageClock) -> tuple[Layout, Any]:
@@ -261,7 +275,7 @@ def _evaluate_before(asked: _Asked, begun: _Begun, layout: Layout, clock: StageC
                 "(`train.evaluate_before: true` takes all)"
             )
         metrics_of_mean = score_of_constant(layout.model, layout.examples)
-    check_room(asked.out or Path("runs"), *disk_need(layout.model, layout.length.epochs), overwrite=asked.overwrite)
+    check_room(asked.out or Path("runs"), *disk_need_of(layout), overwrite=asked.overwrite)
     # Checksums of all that no phase trains; each phase adds those of what it freezes.
     proof, frozen = FrozenRecords(), frozen_in_all(layout.model, layout.groups, layout.phases)
     checksums, of_data = proof.begin(frozen), list[str]()
@@ -310,6 +324,7 @@ def _open_folder(
     folder = held.enter_context(opened)
     log.open(folder / "run.log", append=former is not None)
     weights = LastWeights(last_weights(folder))
+    weights.optimizer = layout.recipe.train.checkpoint_optimizer
     held.enter_context(_kept_at_a_signal(weights))
     if former and former.changes:
         kept = keep_former(folder) if former.is_finished else ""
@@ -336,10 +351,13 @@ def _checkpoint(begun: _Begun, layout: Layout, folder: Path, before: _Before, cl
     settings = layout.recipe.train
     checkpoint = begun.former.checkpoint if begun.former else Checkpoint(folder / "checkpoints")
     checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
+    checkpoint.slots = settings.checkpoint_optimizer
+    checkpoint.cooldown_at = layout.cooldown_at
     noted = {
         "recipe": begun.written,
         "resolved": dump_recipe(layout.recipe, absolute_paths=True),
         "epochs": layout.length.epochs,
+        "cooldown_at": checkpoint.cooldown_at,
         "plan_of_phases": plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch),
         "extensions": [extension.model_dump() for extension in settings.extensions],
         "recalibrate": begun.recalibrate,

@@ -16,7 +16,7 @@ from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.inference.checkpoint_choice import unfinished
 from finetune.plain_shapes import fault
 from finetune.results.run_documents import RECIPE, fault_in_fitted, read_of_run, read_recipe_of_run
-from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, is_finished, is_run
+from finetune.results.run_folder import DATA_FOLDER, PRESET_FOLDER, check_holds_run, is_finished
 
 FORMATS = ("jsonl", "csv")  # of predictions
 _FILES = {"images": "image", "audio": "audio"}  # kinds of sources whose rows are files, and the kind of their input
@@ -229,7 +229,7 @@ def open_record(folder: str | Path, checkpoint: str | None = None) -> RunRecord:
         FinetuneError: It is no run folder, the run is not finished, or its files cannot be read.
     """
     folder = Path(folder)
-    _check_run(folder)
+    check_holds_run(folder, "A run folder is what `finetune run` writes.")
     if checkpoint is None and not (is_finished(folder) and (folder / "model.keras").is_file()):
         raise FinetuneError(unfinished(folder))
     if not (folder / "data.json").is_file():
@@ -247,14 +247,3 @@ def open_record(folder: str | Path, checkpoint: str | None = None) -> RunRecord:
                 f"{why}. Copy the whole folder again."
             )
     return RunRecord(folder, recipe, data, result)
-
-
-def _check_run(folder: Path) -> None:
-    if not is_run(folder):
-        runs = [path.parent for path in [*folder.glob("*/plan.txt"), *folder.parent.glob("*/plan.txt")]]
-        others = [str(path) for path in sorted(runs) if is_run(path)]
-        near = did_you_mean(str(folder), others) or (f" There are {quote(others)}." if others else "")
-        raise FinetuneError(
-            f"A run folder is what `finetune run` writes. `{folder}` "
-            f"{'holds no run' if folder.is_dir() else 'is no folder'}.{near}"
-        )

@@ -27,6 +27,8 @@ def missing_files(recipe: Recipe) -> Iterator[str]:
             continue
         path = _local_path(recipe, keys[-1], text)
         problem = path and _problem(keys[-1], path)
+        if problem and path and problem.startswith("does not exist"):
+            problem += _elsewhere(recipe, path)
         if problem:
             place = place_of(recipe, *keys)
             yield f"{place}: `{'.'.join(keys)}` {problem}" if place else f"`{'.'.join(keys)}` {problem}"
@@ -97,11 +99,22 @@ def _problem(key: str, path: Path) -> str:
     folder = next(parent for parent in path.parents if parent.is_dir())  # the root at last
     if folder != path.parent:
         return f"does not exist: `{path}`. The nearest folder that exists is `{folder}`."
-    return f"does not exist: `{path}`.{did_you_mean(path.name, _names(folder)) or _has(folder)}"
+    alike = [name for name in _names(folder) if Path(name).suffix == path.suffix]
+    return f"does not exist: `{path}`.{did_you_mean(path.name, alike) or _has(folder, path.suffix)}"
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder)) if os.access(folder, os.R_OK | os.X_OK) else []
+def _elsewhere(recipe: Recipe, path: Path) -> str:
+    """Returns a sentence where what is missing lies near the recipe, as after a run and its data were moved."""
+    here = resolve_path(recipe, "")
+    near = [folder / path.name for folder in (here, *here.parents[:2])]
+    there = next((each for each in near if each.exists()), None)
+    return f" There is `{there}`, if it was moved." if there else ""
+
+
+def _names(folder: Path, suffix: str = "") -> list[str]:
+    """Returns the names in a folder; those that end like the name that is looked for come first."""
+    names = sorted(os.listdir(folder)) if os.access(folder, os.R_OK | os.X_OK) else []
+    return sorted(names, key=lambda name: bool(suffix) and Path(name).suffix != suffix)
 
 
 def _content(folder: Path) -> str:
@@ -109,6 +122,6 @@ def _content(folder: Path) -> str:
     return f" that holds {quote(names)}" if names else " that is empty"
 
 
-def _has(folder: Path) -> str:
-    names = _names(folder)
+def _has(folder: Path, suffix: str) -> str:
+    names = _names(folder, suffix)
     return f" `{folder}` holds {quote(names)}." if names else f" `{folder}` is empty."

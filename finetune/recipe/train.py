@@ -141,6 +141,8 @@ class Train(Part):
         checkpoint_seconds: A checkpoint to go on from is written at least so often, > 0; more often where that takes at
             most a hundredth of the time.
         checkpoint_steps: Within an epoch, checkpoints are written after so many steps, and at no other time.
+        checkpoint_optimizer: Whether checkpoints hold the slots of the optimizer. Without, they take the size of the
+            weights alone, and a run that goes on begins with fresh slots: it does not end with the same bits.
         keep_checkpoints: Which checkpoints stay when the run is over: the last (`last`), from which the run can be
             extended; the last two (`true`); or none (`false`). Each holds the weights and all slots of the optimizer:
             with Adam, three times the size of the weights.
@@ -184,6 +186,7 @@ class Train(Part):
     shuffle: bool = True
     checkpoint_seconds: Positive = 300.0
     checkpoint_steps: Count | None = None
+    checkpoint_optimizer: bool = True
     keep_checkpoints: Annotated[Literal["last"] | bool, choice("last", True, False)] = "last"
     extend: Annotated[Literal["stretch", "append", "cooldown"], choice(*EXTEND)] = "stretch"
     extensions: ListOf[Extension] = ()

@@ -14,7 +14,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.plain_shapes import parse
 from finetune.results.run_documents import fault_in_run
-from finetune.results.run_folder import ENDING_FILE, is_finished, is_run, write_json
+from finetune.results.run_folder import ENDING_FILE, check_holds_run, is_finished, is_run, write_json
 from finetune.results.run_lock import LOCK_FILE
 
 FILE = "hashes.json"
@@ -138,10 +138,7 @@ def _own(document: Mapping[str, Any]) -> str:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not is_run(folder) and not path.is_file():  # a recipe that is gone is a result of the audit
-        raise FinetuneError(
-            f"An audit is of a run. `{folder}` is no run folder: it has no `recipe.yaml` and `plan.txt`. Name the "
-            "folder that the run has printed, such as `runs/digits-1`."
-        )
+        check_holds_run(folder, "An audit is of a run.")
     try:
         text = path.read_text(encoding="utf-8")
         document = parse(text)

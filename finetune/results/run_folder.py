@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError, WriteError, printable
+from finetune.errors import FinetuneError, WriteError, did_you_mean, printable, quote
 from finetune.results.formatting import size_text
 from finetune.results.run_lock import LOCK_FILE, check_held, check_unlocked, locked
 
@@ -134,6 +134,37 @@ def _first_free(parent: Path, name: str) -> Path:
 def is_run(folder: Path) -> bool:
     """Returns whether a folder holds a run, which may be unfinished."""
     return (folder / "recipe.yaml").is_file() and (folder / "plan.txt").is_file()
+
+
+def check_holds_run(folder: Path, rule: str) -> None:
+    """Checks that a folder holds a run, which may be unfinished.
+
+    Args:
+        folder: What the user has named.
+        rule: What the command is about, as a sentence.
+
+    Raises:
+        FinetuneError: It does not; the message says what is there, and which runs are in it or beside it.
+    """
+    if is_run(folder):
+        return
+    inside, beside = (
+        [str(path.parent) for path in sorted(place.glob("*/plan.txt")) if is_run(path.parent)]
+        for place in (folder, folder.parent)
+    )
+    why = "it has no `recipe.yaml` and `plan.txt`" if folder.is_dir() else "there is no such folder"
+    why = "it is a file" if folder.is_file() else why
+    if folder.is_file() and is_run(folder.parent):
+        advice = f"Name the folder it is in: `{folder.parent}`."
+    elif folder.is_file() and folder.suffix in (".yaml", ".yml"):
+        advice = f"A recipe is run with `finetune run {folder}`, which prints the folder."
+    elif inside:
+        advice = f"It holds runs: {quote(inside)}. Name one of them."
+    elif beside:
+        advice = f"There are the runs {quote(beside)}.{did_you_mean(str(folder), beside)}"
+    else:
+        advice = "Name the folder that the run has printed, such as `runs/digits-1`."
+    raise FinetuneError(f"{rule} `{folder}` is no run folder: {why}. {advice}")
 
 
 def check_can_resume(out: Path | None, *, overwrite: bool) -> None:

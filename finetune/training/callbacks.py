@@ -139,6 +139,7 @@ class LastWeights(keras.callbacks.Callback):
         super().__init__()
         self.path = self.saved_to = path
         self.saved = ""
+        self.optimizer = True  # whether the file also holds its state
         self.warned = FailedWrites(report)
         self.unsaved = False
         self._moment, self._steps, self._first = "", 0, 0
@@ -203,7 +204,7 @@ class LastWeights(keras.callbacks.Callback):
         if self.unsaved:
             begun = time.monotonic()
             with self.warned.of(WriteError):
-                save_weights(_model(self), self.path)
+                save_weights(_model(self), self.path, optimizer=self.optimizer)
                 self.saved, self.saved_to, self.unsaved = self._moment, self.path, False
             now = time.monotonic()
             self._next = now + (now - begun) / self._SHARE

@@ -91,12 +91,14 @@ def _without_optimizer(model: keras.Model) -> Iterator[None]:
         model.optimizer, model.compiled = optimizer, True
 
 
-def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
+def disk_need(model: keras.Model, epochs: int, *, slots: bool = True, more_checkpoints: int = 0) -> tuple[int, int]:
     """Estimates what a run writes, beside features, for which room is sought when their size is known.
 
     Args:
         model: A compiled model.
         epochs: Epochs of the run.
+        slots: Whether checkpoints hold those of the optimizer.
+        more_checkpoints: How many are kept beside the latest.
 
     Returns:
         The bytes that all files take at most at once, and those of the largest file.
@@ -104,12 +106,14 @@ def disk_need(model: keras.Model, epochs: int) -> tuple[int, int]:
     optimizer: Any = model.optimizer
     weights = sum(_nbytes(variable) for variable in model.variables)
     # Until an optimizer is built its slots are not known; Adam has two for each weight, and few have more.
-    slots = sum(_nbytes(variable) for variable in optimizer.variables) if optimizer.built else 2 * weights
+    of_optimizer = sum(_nbytes(variable) for variable in optimizer.variables) if optimizer.built else 2 * weights
     headers = 2048 * 3 * len(model.variables)  # what HDF5 keeps beside the values, of weights and slots, about
-    checkpoint = weights + slots + headers
+    checkpoint = weights + of_optimizer * slots + headers
     # A new file is written while the former are still there: two of `last.weights.h5`, three to go on from. And
     # `model.keras` takes no more than the weights.
-    return 5 * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
+    return (
+        5 + more_checkpoints
+    ) * checkpoint + 2**19 + 1024 * epochs, checkpoint  # beside them plan, plots, and the logs of each epoch
 
 
 def memory_advice(model: keras.Model, *, available: int) -> str:

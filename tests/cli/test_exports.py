@@ -15,4 +15,4 @@ def test_a_run_is_exported_from_the_command_line_and_the_difference_is_printed(f
 
 
 def test_what_needs_no_tensorflow_is_checked_before_it_starts(refused, tmp_path):
-    assert "holds no run" in refused("export", tmp_path, "--out", tmp_path / "out")
+    assert "is no run folder" in refused("export", tmp_path, "--out", tmp_path / "out")

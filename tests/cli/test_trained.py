@@ -20,5 +20,5 @@ def test_a_run_is_evaluated_and_asked_from_the_command_line(finetune, refused, r
 
 
 def test_what_needs_no_tensorflow_is_checked_before_it_starts(refused, tmp_path):
-    assert "is no folder" in refused("evaluate", tmp_path / "none")
-    assert "holds no run" in refused("predict", tmp_path, "-")
+    assert "there is no such folder" in refused("evaluate", tmp_path / "none")
+    assert "is no run folder" in refused("predict", tmp_path, "-")

@@ -13,6 +13,7 @@ from finetune.commands.changed_run import (
     advice_on_split,
     check_changes,
     check_network,
+    checkpoint_before_cooldown,
     fit_in,
     plan_of_phases,
     with_extension,
@@ -24,7 +25,7 @@ from finetune.recipe.loader import load_recipe
 from finetune.results.hashes import check_hashes
 from finetune.training.checkpoints.carried_state import CarriedPart
 from finetune.training.checkpoints.checkpoint import Checkpoint
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 STABLE = (
@@ -288,3 +289,38 @@ def test_places_of_categories_stay_and_means_are_told(recipe, monkeypatch):
         FinetuneError, match=r"each category has its place.*`columns.town.categories.0`: was Bonn, is Aac"
     ):
         fit_in(checkpoint, plan, changes, {"source": {"columns": {"town": {"categories": ["Aachen", "Bonn"]}}}})
+
+
+def test_a_finished_run_whose_rates_fell_goes_on_from_before_as_the_longer_run_bit_for_bit(recipe):
+    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=3"])
+    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.epochs=2"])
+    (kept,) = checkpoint_files(Path("out/checkpoints/before_cooldown"))
+    assert kept.name.startswith("step-0000003-")  # of 6 steps; the last 3 fall
+    longer, said = resumed("train.epochs=3")
+    assert f"going on at epoch 1, step 4 from `{kept}`" in said
+    assert "the rates fall from step 4 on: the run goes on from before that, as a longer run would." in said
+    assert weights(longer) == weights(straight)
+    assert rows("out") == rows("straight")
+    (kept,) = checkpoint_files(Path("out/checkpoints/before_cooldown"))
+    assert kept.name.startswith("step-0000006-")
+    assert check_hashes(Path("out")).holds
+    assert checkpoint_before_cooldown(Checkpoint("out/checkpoints"), load_recipe("out/recipe.yaml")) is None
+    appended = load_recipe("out/recipe.yaml", overrides=["train.epochs=4", "train.extend=append"])
+    assert checkpoint_before_cooldown(Checkpoint("out/checkpoints"), appended) is None
+
+
+def test_checkpoints_without_slots_are_small_and_a_run_that_goes_on_from_one_says_so(recipe, monkeypatch):
+    adam = ["groups.body.optimizer=adam", "train.epochs=2"]
+    killed(recipe, monkeypatch, 4, *adam, out="whole")
+    killed(recipe, monkeypatch, 4, *adam, "train.checkpoint_optimizer=false")
+    whole, small = (checkpoint_files(Path(out, "checkpoints"))[0] for out in ("whole", "out"))
+    former, document = read_checkpoint(small).arrays, read_checkpoint(small).document["model"]
+    slots = sum(bool(row and row[0]) for row in document["slots"])
+    assert len(read_checkpoint(whole).arrays) - len(former) == slots > 0
+    result, said = resumed()
+    sentence = (
+        "the run went on from step 4 with fresh slots in all optimizers, since its checkpoints hold none "
+        "(`train.checkpoint_optimizer: false`): the end is not that of a run which was left alone"
+    )
+    assert f"warning: {sentence}" in said.replace("\n", " ")
+    assert sentence in result.warnings

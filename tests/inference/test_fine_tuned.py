@@ -91,14 +91,14 @@ def test_a_run_that_was_moved_without_its_data_predicts_the_same(run_of, loaded,
 
 
 def test_a_run_that_is_not_finished_or_none_is_refused_with_what_to_do(run_of, tmp_path):
-    with pytest.raises(FinetuneError, match="holds no run"):
+    with pytest.raises(FinetuneError, match="is no run folder"):
         load(tmp_path)
     begun = tmp_path / "begun"
     shutil.copytree(run_of("arrays"), begun)
     (begun / "result.json").unlink()
     with pytest.raises(FinetuneError, match=rf"is not: .* Finish it with `finetune resume {begun}`"):
         load(begun)
-    with pytest.raises(FinetuneError, match=r"Did you mean `.*begun"):
+    with pytest.raises(FinetuneError, match=r"It holds runs: `.*begun"):
         load(tmp_path)
 
 

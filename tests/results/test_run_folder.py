@@ -13,6 +13,7 @@ import pytest
 from finetune.errors import FinetuneError, LockError, WriteError
 from finetune.results.run_folder import (
     RUN_FILES,
+    check_holds_run,
     check_room,
     check_run_folder,
     open_run_folder,
@@ -250,3 +251,34 @@ def test_a_full_disk_keeps_the_former_file_and_says_how_much_is_free(here, code)
 def test_names_of_columns_hold_no_control_characters(here):
     write_csv(here / "a.csv", [{"a\x1b[31m\n_loss": 1.0}])
     assert (here / "a.csv").read_text() == "a\\x1b[31m\\n_loss\n1.0\n"
+
+
+def test_what_is_no_run_folder_is_told_with_what_is_there_and_the_runs_nearby(tmp_path):
+    def told(folder):
+        with pytest.raises(FinetuneError) as error:
+            check_holds_run(folder, "An audit is of a run.")
+        return str(error.value)
+
+    runs, recipe = tmp_path / "runs", tmp_path / "pets.yaml"
+    runs.mkdir()
+    recipe.write_text("seed: 1")
+    none = "Name the folder that the run has printed, such as `runs/digits-1`."
+    assert (
+        told(runs) == f"An audit is of a run. `{runs}` is no run folder: it has no `recipe.yaml` and `plan.txt`. {none}"
+    )
+    assert (
+        told(tmp_path / "x")
+        == f"An audit is of a run. `{tmp_path / 'x'}` is no run folder: there is no such folder. {none}"
+    )
+    assert told(recipe).endswith(
+        f"it is a file. A recipe is run with `finetune run {recipe}`, which prints the folder."
+    )
+    run = runs / "pets-1"
+    run.mkdir()
+    for name in ("recipe.yaml", "plan.txt"):
+        (run / name).write_text("")
+    assert told(runs).endswith(f"It holds runs: `{run}`. Name one of them.")
+    assert told(run / "recipe.yaml").endswith(f"it is a file. Name the folder it is in: `{run}`.")
+    other = runs / "pets-2"
+    assert told(other).endswith(f"There are the runs `{run}`. Did you mean `{run}`?")
+    check_holds_run(run, "")

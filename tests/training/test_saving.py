@@ -85,6 +85,10 @@ def test_the_estimate_is_what_the_files_take_or_a_little_more(rows, tmp_path, dt
     assert 5 * weights + whole // 2 <= total
     assert total <= 5 * largest + 2**20
     assert abs(before[1] - largest) < 20_000
+    without = disk_need(model, epochs=3, slots=False)[1]
+    save_weights(model, tmp_path / "b.weights.h5", optimizer=False)
+    assert (tmp_path / "b.weights.h5").stat().st_size <= without < largest / 2
+    assert disk_need(model, epochs=3, more_checkpoints=1)[0] == total + largest
 
 
 def test_more_memory_than_there_is_is_told(model):

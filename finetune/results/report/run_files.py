@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.errors import FinetuneError
 from finetune.results.run_documents import read_of_run, read_rows_of_run
-from finetune.results.run_folder import is_run
+from finetune.results.run_folder import check_holds_run
 
 _ADVICE = "Restore it from a copy, or remove it: the report leaves out what it says."
 FORMAT = 1  # of `report.json`
@@ -55,11 +55,7 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         FinetuneError: It holds no run, or a file of it is damaged.
     """
-    if not is_run(folder):
-        raise FinetuneError(
-            f"A report is about a run. `{folder}` is no run folder: it has no `recipe.yaml` and `plan.txt`. Name the "
-            "folder that the run has printed, such as `runs/digits-1`."
-        )
+    check_holds_run(folder, "A report is about a run.")
     names = ("result", "report", "plan", "restore", "data", "environment")
     documents = {name: read_of_run(folder / f"{name}.json", advice=_ADVICE) for name in names}
     if documents["report"].get("format", FORMAT) != FORMAT:

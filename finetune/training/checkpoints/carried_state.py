@@ -91,7 +91,8 @@ def carry_over(
     optimizer: GroupedOptimizer = unwrap(model.optimizer)
     table, saved_state = read_slot_table(document), document["optimizer"]
     paths = document["paths"]["optimizer"]
-    saved: _Slots = {row[1]: (row[0], arrays[array_name("optimizer", n)]) for n, row in enumerate(table) if row}
+    rows = {array_name("optimizer", n): row for n, row in enumerate(table) if row}
+    saved: _Slots = {row[1]: (row[0], arrays[name]) for name, row in rows.items() if name in arrays}
     here = slot_names(optimizer, names)
     saved = _slots_by_class(columns, parts["optimizer"], weights, here, saved)
     counters = {path: arrays[array_name("optimizer", n)] for n, path in enumerate(paths) if not (table and table[n])}
@@ -198,6 +199,8 @@ def _carry_groups(
         used |= {*slots}
         rule = type(child).__name__
         why = next(filter(None, (_reason(name, v, saved, rule, rules) for name, v in slots.items())), "")
+        if slots and document.get("slots_left_out"):
+            why = "the checkpoint holds no slots (`train.checkpoint_optimizer`)"
         if why or not slots:
             starts[group] = steps if why else saved_groups.get(group, {"start": 0})["start"]
             parts += [CarriedPart(group, "fresh", len(slots), why)] if why else []

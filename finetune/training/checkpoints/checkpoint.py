@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,12 @@ from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.sequences import one_or_more
 from finetune.training.checkpoints.callback_state import callback_states, restore_callbacks
 from finetune.training.checkpoints.carried_state import CarriedPart, carry_over
+from finetune.training.checkpoints.changed_document import begin_patience_anew, forget_best, undo_time_limit
 from finetune.training.checkpoints.checkpoint_file import (
+    BEFORE_COOLDOWN,
     Saved,
     checkpoint_files,
+    copy_checkpoint,
     prune,
     read_checkpoint,
     read_newest,
@@ -132,6 +134,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.more: Callable[[], Mapping[str, Any]] = dict
         self.report: Callable[[str], None] = lambda sentence: None
         self.carried: list[CarriedPart] | None = None  # what was carried, in a training that goes on changed
+        self.slots = True  # whether files hold those of a `GroupedOptimizer`
         self._changed = False
         self._classes: Sequence[ClassChange] = ()
         self.in_phases = False  # whether somebody else calls `restore` before each `fit`
@@ -142,6 +145,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._now = self.position
         self._metrics_before_test: dict[str, np.ndarray] | None = None
         self._failing = False
+        # The step from which rates fall: the last file before it is kept beside the others.
+        self.cooldown_at: int | None = None
+        self._steps_before_epoch, self._longest_call = 0, 1
         self._kernels = "exact"
         self._next_time, self._next_step, self._copied = 0.0, 0, 0.0
         self._loss: Any = None
@@ -159,6 +165,11 @@ class Checkpoint(keras.callbacks.Callback):
     def document(self) -> Mapping[str, Any]:
         """The further data of the file that the training goes on with; empty where there is none, and on from there."""
         return self._saved.document["more"] if self._saved else {}
+
+    @property
+    def holds_slots(self) -> bool:
+        """Whether the file that the training goes on with has the slots of the optimizer, if there is one."""
+        return not (self._saved and self._saved.document["model"].get("slots_left_out"))
 
     @property
     def steps(self) -> int:
@@ -192,43 +203,33 @@ class Checkpoint(keras.callbacks.Callback):
             The callbacks whose best value no longer counts.
         """
         assert self._saved is not None
-        self._changed, self._classes, forgotten = True, classes, []
+        self._changed, self._classes = True, classes
         if goes_beyond:
             self._take_weights_before_average()
             self.position = replace(self.position, ended=False, stopped=False)
-            for state in self._saved.document["callbacks"].values():
-                if "stopped_epoch" in state:  # a patience that was used up
-                    state |= {"wait": 0, "stopped_epoch": 0}
-            self._undo_cooldown()
+            begin_patience_anew(self._saved.document)
+            undo_time_limit(self._saved.document)
         if begins_epoch:
             self.position = replace(self.position, step=0)
-        if forgets_best:
-            states = self._saved.document["callbacks"]
-            forgotten = [key for key, state in states.items() if {"best", "kept"} & state.keys()]
-            for key in forgotten:
-                del states[key]
         self._now = self.position
-        return forgotten
+        return forget_best(self._saved.document) if forgets_best else []
 
-    def _undo_cooldown(self) -> None:
-        """Gives the rates back what a time limit has taken off them at its end."""
-        assert self._saved is not None
-        state = self._saved.document["callbacks"].get("TimeLimit-1")
-        if state and state["reached"]:
-            for group in self._saved.document["model"]["optimizer"]["groups"].values():
-                group["scale"] /= state["factor"]
-            state |= {"factor": 1.0, "reached": False, "cools": None}
+    def go_back(self, path: Path) -> bool:
+        """Lets the training go on from an older file; returns whether that could be read."""
+        try:
+            saved = read_checkpoint(path)
+        except ValueError:  # it is damaged
+            return False
+        self.path, self._saved, self.position = path, saved, Position(**saved.document["position"])
+        self._now = self.position
+        return True
 
     def _take_weights_before_average(self) -> None:
         """Goes back to the file of the same step in which the average has not yet replaced the weights."""
         assert self._saved is not None
         names = [row and row[1].slot for row in read_slot_table(self._saved.document["model"])]
         for path in checkpoint_files(self.folder)[1:] if "average" in names and self.position.ended else ():
-            if steps_of(path) != self.steps:
-                continue
-            with suppress(ValueError):  # it is damaged
-                self._saved, self.path = read_checkpoint(path), path
-                self.position = Position(**self._saved.document["position"])
+            if steps_of(path) == self.steps and self.go_back(path):
                 return
 
     def batches(self, x: Any, y: Any, *, batch_size: int, **options: Any) -> tf.data.Dataset:
@@ -272,9 +273,11 @@ class Checkpoint(keras.callbacks.Callback):
         self._settle()
 
     def remove(self, *, keep: int = 0) -> None:
-        """Removes the files of the folder but for the newest ones."""
+        """Removes the files of the folder but for the newest ones, and the one before the cooldown if none stays."""
         self.wait()
         prune(self.folder, keep)
+        if not keep:
+            prune(self.folder / BEFORE_COOLDOWN, 0)
 
     # -- What Keras calls ---------------------------------------------------------------------------------------------
 
@@ -311,6 +314,7 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             self._saved = None  # as large as weights and slots together
         self._pending, self._now = False, Position(epoch, passed)
+        self._steps_before_epoch = self._steps_made() - passed
         self._loss = None
         self._next_step = passed + (self.every_steps or 0)
 
@@ -328,8 +332,13 @@ class Checkpoint(keras.callbacks.Callback):
             return
         self._now, self._saved = replace(self._now, step=step), None
         self._loss = (logs or {}).get("loss")
-        if self._is_due(step) and not self._trained.stop_training and self._is_finite():
+        is_last = self._is_last_before_cooldown(step, batch + 1 - self._first)
+        if (self._is_due(step) or is_last) and not self._trained.stop_training and self._is_finite():
             self._write(self._now)
+            if is_last:
+                self.wait()
+            if is_last and self.path and not self._failing:
+                copy_checkpoint(self.path, self.folder / BEFORE_COOLDOWN)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._metrics_before_test = metrics_state(self.model)  # which the evaluation begins with resetting
@@ -367,6 +376,14 @@ class Checkpoint(keras.callbacks.Callback):
         self._next_step = (step // self.every_steps + 1) * self.every_steps
         return True
 
+    def _is_last_before_cooldown(self, step: int, size: int) -> bool:
+        """Whether the next call of as many steps as any so far would make a step at a rate that falls."""
+        made, self._longest_call = self._steps_before_epoch + step, max(self._longest_call, size)
+        return self.cooldown_at is not None and made <= self.cooldown_at < made + self._longest_call
+
+    def _steps_made(self) -> int:
+        return int(as_float(unwrap(self._trained.optimizer).iterations))
+
     def _is_finite(self) -> bool:
         return self._loss is None or math.isfinite(float(self._loss))
 
@@ -381,7 +398,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _put_into(self, model: Any) -> None:
         assert self._saved is not None
         state = self._saved.arrays, self._saved.document["model"]
-        if self._changed:
+        if self._changed or not self.holds_slots:
             self.carried = carry_over(model, *state, source=str(self.path), classes=self._classes)
         else:
             restore_model(model, *state, source=str(self.path))
@@ -421,7 +438,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, position: Position) -> None:
         self.wait()  # a second copy would take more memory
         begun = time.monotonic()
-        arrays, state = model_state(self.model)
+        arrays, state = model_state(self.model, slots=self.slots)
         states, of_callbacks = callback_states(self.callbacks)
         document = {
             "position": asdict(position),
@@ -432,8 +449,7 @@ class Checkpoint(keras.callbacks.Callback):
             "more": dict(self.more()),
         }
         content = Saved(arrays | (self._metrics_before_test or {}) | of_callbacks, document)
-        steps = int(as_float(unwrap(self._trained.optimizer).iterations))
-        self._writer.write(content, steps=steps)
+        self._writer.write(content, steps=self._steps_made())
         self._next_time, self._copied = math.inf, time.monotonic() - begun
         self._settle()
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from finetune.training.checkpoints.content import HEADER, fault_in_document, fau
 
 _NAME = re.compile(r"step-(\d+)-(\d+)-([0-9a-f]{16})\.safetensors")  # steps made, number of the file, checksum
 _FORMAT = 1
+BEFORE_COOLDOWN = "before_cooldown"  # folder of the last file before rates fall, within that of all others
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,22 @@ def steps_of(path: Path) -> int:
     """Returns the steps that were made when a checkpoint was written."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else 0
+
+
+def copy_checkpoint(path: Path, folder: Path) -> None:
+    """Keeps a checkpoint in another folder, in which it is then the only one; takes no room while both are there."""
+    with suppress(OSError):  # the training goes on without
+        folder.mkdir(exist_ok=True)
+        target = folder / path.name
+        try:
+            target.hardlink_to(path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            shutil.copy2(path, target)
+        for other in checkpoint_files(folder):
+            if other != target:
+                other.unlink()
 
 
 def prune(folder: Path, keep: int) -> None:

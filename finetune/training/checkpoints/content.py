@@ -78,15 +78,22 @@ def fault_in_document(document: Any, arrays: Mapping[str, np.ndarray]) -> str:
         return wrong
     if wrong := _fault_in_random(model["random"]):
         return wrong
+    slots = model.get("slots") or []
+    left_out = {f"optimizer/{n:05d}" for n, row in enumerate(slots) if row and row[0]} if _leaves_out(model) else set()
     for part, paths in model["paths"].items():
         for place in range(len(paths)):
-            if (name := f"{part}/{place:05d}") not in arrays:
+            if (name := f"{part}/{place:05d}") not in arrays and name not in left_out:
                 return f"the array `{name}` of `{printable(paths[place])}` is missing"
     for key, state in document["callbacks"].items():
         for name, value in state.items():
             if not _is_plain(value, arrays):
                 return f"`callbacks.{printable(key)}.{printable(name)}` is no value of a callback"
     return ""
+
+
+def _leaves_out(model: Mapping[str, Any]) -> bool:
+    """Whether the slots of groups were not to be written: `train.checkpoint_optimizer: false`."""
+    return model.get("slots_left_out") is True
 
 
 def _fault_in_slots(model: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

@@ -18,16 +18,25 @@ from finetune.training.checkpoints.slot_names import slot_table, weight_names
 from finetune.training.snapshot import holder, random_state, set_random_state
 
 
-def model_state(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the arrays of a compiled model, and what is no array."""
-    arrays = {}
+def model_state(model: Any, *, slots: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays of a compiled model, and what is no array.
+
+    Args:
+        model: The model.
+        slots: Whether the slots of the groups of a `GroupedOptimizer` are among the arrays. Counters, averages and
+            accumulated gradients always are.
+    """
+    arrays, optimizer = {}, unwrap(model.optimizer)
+    names = _names(model, optimizer)
+    left_out = {array_name("optimizer", n) for n, row in enumerate(names.get("slots", ())) if row and row[0]}
     for part, variables in parts_of(model).items():
-        arrays |= {array_name(part, place): np.array(variable.numpy()) for place, variable in enumerate(variables)}
-    optimizer = unwrap(model.optimizer)
+        of_part = {array_name(part, place): variable for place, variable in enumerate(variables)}
+        arrays |= {name: np.array(v.numpy()) for name, v in of_part.items() if slots or name not in left_out}
     document = {
         "paths": {part: [path_of(variable) for variable in variables] for part, variables in parts_of(model).items()},
         "optimizer": optimizer.saved_state.document() if isinstance(optimizer, GroupedOptimizer) else None,
-        **_names(model, optimizer),
+        **names,
+        **({} if slots else {"slots_left_out": True}),
         "random": _packed(random_state()),
     }
     return arrays, document

@@ -156,3 +156,16 @@ def test_no_class_in_common_leaves_the_last_layer_fresh():
     parts = carried(trained(TWO, outputs=3), after, classes=[ClassChange("", ABC, ("x", "y", "z"))])
     assert parts["head/kernel", "fresh"].why == "no class keeps its column"
     np.testing.assert_array_equal(after.get_weights()[-2], fresh)
+
+
+def test_a_checkpoint_without_slots_carries_all_else_and_says_so():
+    before, after = trained(TWO, use_ema=True), trained(TWO, steps=0, use_ema=True)
+    whole, _ = model_state(before)
+    arrays, document = model_state(before, slots=False)
+    assert len(whole) - len(arrays) == 12  # two of each weight; the averages stay
+    parts = {(part.name, part.state): part for part in carry_over(after, arrays, document, source="a.safetensors")}
+    assert parts["low", "fresh"].why == "the checkpoint holds no slots (`train.checkpoint_optimizer`)"
+    assert set(parts) == {("weights", "carried"), ("low", "fresh"), ("head", "fresh"), ("average", "carried")}
+    assert int(step_counter(after.optimizer)) == 3
+    assert after.optimizer.saved_state.document()["groups"]["head"]["start"] == 3  # of its bias correction
+    np.testing.assert_array_equal(after.get_weights()[2], before.get_weights()[2])

@@ -8,6 +8,7 @@ from finetune.errors import WriteError
 from finetune.training.checkpoints.checkpoint_file import (
     Saved,
     checkpoint_files,
+    copy_checkpoint,
     prune,
     read_checkpoint,
     read_newest,
@@ -102,3 +103,14 @@ def test_a_file_that_cannot_be_written_leaves_the_former(tmp_path):
     with pytest.raises(WriteError, match="could not be written"):
         write_checkpoint(tmp_path / "file", Saved({}, SOUND), steps=2)
     assert read_newest(tmp_path)[0] == first
+
+
+def test_a_checkpoint_that_is_kept_in_another_folder_stays_when_the_others_go(tmp_path):
+    for steps in (3, 5):
+        path = write_checkpoint(tmp_path, Saved(ARRAYS, SOUND), steps=steps)
+        copy_checkpoint(path, tmp_path / "kept")
+        copy_checkpoint(path, tmp_path / "kept")
+    prune(tmp_path, 0)
+    (kept,) = checkpoint_files(tmp_path / "kept")
+    saved = read_checkpoint(kept)
+    assert (kept.name, saved.document) == (path.name, SOUND)
