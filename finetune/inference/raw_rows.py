@@ -19,7 +19,7 @@ from finetune.data.json_rows import json_object, json_rows
 from finetune.data.npz import read_array, read_arrays
 from finetune.data.separators import TextForm, separator_of, separator_text, with_points
 from finetune.data.table_bytes import ending_of
-from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names
+from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names, is_number
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
 from finetune.inference.record import check_exist
@@ -145,8 +145,29 @@ def _of_delimited(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
                     f"{len(row)}. Put text with {separator_text(delimiter)} in it in double quotes."
                 )
         columns: dict[str, Sequence[str]] = dict(zip(names, zip(*(row for _, row in some), strict=True), strict=True))
-        columns |= {name: with_points(columns[name]) for name in form.commas if name in columns}
-        yield RawRows(columns, [f"{path.name}:{line}" for line, _ in some], path.parent)
+        places = [f"{path.name}:{line}" for line, _ in some]
+        for name in (name for name in form.commas if name in columns):
+            _check_written_alike(name, columns[name], places)
+            columns[name] = with_points(columns[name])
+        yield RawRows(columns, places, path.parent)
+
+
+def _check_written_alike(name: str, values: Sequence[str], places: Sequence[str]) -> None:
+    """Refuses points beside decimal commas: `1.234` may be more than a thousand."""
+    by_mark = {
+        mark: next(
+            (row for row, value in enumerate(values) if mark in value and is_number(value.replace(",", "."))), None
+        )
+        for mark in ".,"
+    }
+    if None not in by_mark.values():
+        shown = " and ".join(
+            f"`{values[row].strip()}` (`{places[row]}`)" for row in by_mark.values() if row is not None
+        )
+        raise DataError(
+            f"Numbers of a column are written in a single way. `{name}` has {shown}. Correct them, without separators "
+            "of thousands."
+        )
 
 
 def _of_objects(

@@ -163,7 +163,6 @@ def test_what_is_missing_offers_the_nearest_name(tmp_path):
     [
         ("a.zip", "Unpack it, and name the folder."),
         ("a.xlsx", "Save the sheet as CSV."),
-        ("a.json", "`a.json:1` must be JSON. It is not: Expecting value."),
         ("a.mp3", "Convert the sounds to WAV, in a folder for each class."),
         ("a.npy", "Write inputs and targets into a .npz with `numpy.savez(path, x=..., y=...)`."),
         ("a.docx", "Convert it to one of these."),

@@ -134,9 +134,9 @@ def test_columns_without_a_name_have_those_of_training(tmp_path):
 
 
 def test_rows_are_split_and_numbers_written_as_those_of_training(tmp_path):
-    (tmp_path / "t.csv").write_text("a;b\n 1,5;x,5\n2.5;y\n")
+    (tmp_path / "t.csv").write_text("a;b\n 1,5;x,5\n2;y\n")
     form = TextForm(found=";", commas=("a",))
-    assert read(tmp_path / "t.csv", form=form)[0][1] == {"a": [" 1.5", "2.5"], "b": ["x,5", "y"]}
+    assert read(tmp_path / "t.csv", form=form)[0][1] == {"a": [" 1.5", "2"], "b": ["x,5", "y"]}
     (tmp_path / "t.csv").write_text("a,b\n2.5,y\n")
     assert read(tmp_path / "t.csv", form=form)[0][1] == {"a": ["2.5"], "b": ["y"]}
     (tmp_path / "u.csv").write_text("a,b\n2|5,y\n")
@@ -152,3 +152,10 @@ def test_compressed_tables_and_arrays_of_objects_are_rows(tmp_path):
     form = TextForm(commas=("a",))
     assert read(tmp_path / "t.csv.gz", form=form) == [(["t.csv.gz:2"], {"a": ["1.5"], "b": ["x"]})]
     assert read(tmp_path / "t.json") == [(["t.json:1", "t.json:2"], {"a": ["1,5", 2]})]
+
+
+def test_points_beside_decimal_commas_are_refused_with_both_places(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n1,5;1.0\n2;2,5\n1.234;3\n")
+    said = r"written in a single way\. `a` has `1\.234` \(`t\.csv:4`\) and `1,5` \(`t\.csv:2`\)\. Correct them"
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / "t.csv", form=TextForm(commas=("a",)))
