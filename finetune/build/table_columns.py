@@ -24,7 +24,7 @@ def unknown_columns(recipe: Recipe) -> Iterator[str]:
     written = [(keys, part) for keys, part in named_parts(recipe) if part != REST or keys[1] != "inputs"]
     for key in filter(lambda key: getattr(source, key), ("table", "test_table", "validation_table")):
         path = resolve_path(recipe, getattr(source, key))
-        head = read_head(path)
+        head = read_head(path, source.delimiter, quotes=source.quotes)
         unknown = [(keys, column) for keys, column in written if head and column not in head]
         if unknown and head and is_misread(head):  # a single fault, however many columns are named
             yield located_text(recipe, ("data", key), unknown_column([column for _, column in unknown], path, head))

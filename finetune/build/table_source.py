@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from finetune.build.file_columns import kind_of_files, network_files
-from finetune.build.named_parts import with_rest
+from finetune.build.named_parts import named_parts, with_rest
 from finetune.build.source_keys import (
     class_names_of,
     limited_rows,
@@ -21,7 +21,9 @@ from finetune.build.text_source import IDS, is_tokenized, made_of_ids, needs_tok
 from finetune.data.columns import VectorWidthError, check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
+from finetune.data.separators import TABBED, written_separator
 from finetune.data.splits import Indices, split_by_column
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.table_head import unnamed_warning
 from finetune.data.targets import Target, read_target
@@ -45,7 +47,13 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     others = {"test": source.test_table, "validation": source.validation_table}
     files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
     tables = {
-        name: read_table(resolve_path(recipe, path), source.missing, quotes=source.quotes)
+        name: read_table(
+            resolve_path(recipe, path),
+            source.missing,
+            quotes=source.quotes,
+            delimiter=source.delimiter,
+            decimal=source.decimal,
+        )
         for name, path in files.items()
     }
     return examples_of_tables(recipe, tables, network)
@@ -89,7 +97,7 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     rows_of = Split(x, y[""] if is_single else y, _weights(recipe, table))
     splits = {name: rows_of.select(rows) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "inputs": columns}
-    about |= {"target": targets[""].about if is_single else named}
+    about |= _text_form(recipe, table) | {"target": targets[""].about if is_single else named}
     about |= (
         {"warnings": warnings}
         if (warnings := [*table.warnings, *unnamed_warning(table.columns), *text_warnings(columns)])
@@ -98,6 +106,17 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     class_names = targets[""].class_names if is_single else ()
     places = {name: RowPlaces(table.places.text, rows) for name, rows in indices.items()}
     return make_examples(**splits, class_names=class_names, source=about, places=places)
+
+
+def _text_form(recipe: Recipe, table: Table) -> dict[str, Any]:
+    """Returns how values are written where that is not by commas and with points: rows to predict are read so, too."""
+    if not table.delimiter:
+        return {}
+    names = [name for name in dict.fromkeys(part for _, part in named_parts(recipe)) if name in table.columns]
+    commas = [name for name in names if table.column(name).has_commas]
+    usual = "\t" if ending_of(table.path) in TABBED else ","
+    delimiter = {"delimiter": written_separator(table.delimiter)} if table.delimiter != usual else {}
+    return delimiter | ({"decimal_commas": commas} if commas else {})
 
 
 def _indices(recipe: Recipe, table: Table, parts: Mapping[str, Table], targets: Mapping[str, Target]) -> Indices:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.delimited_text import empty_texts, is_wide, text_array
+from finetune.data.separators import COMMA_NUMBER
 from finetune.data.table_head import is_finite
 
 # What `str.strip` removes; Arrow has another list of its own.
@@ -26,11 +27,13 @@ class ArrowColumn:
 
     Attributes:
         is_number: Whether all of its values are numbers, or missing.
-        make: Returns the values as in `finetune.data.table_files.Column`, and which words stand for missing ones.
+        make: Returns the values as in `finetune.data.table_column.Column`, and which words stand for missing ones.
+        has_commas: Whether its numbers are written with a decimal comma.
     """
 
     is_number: bool
     make: Callable[[], tuple[np.ndarray, tuple[str, ...]]]
+    has_commas: bool = False
 
 
 def typed_column(column: Any, missing: Sequence[str]) -> ArrowColumn | None:
@@ -58,27 +61,42 @@ def typed_column(column: Any, missing: Sequence[str]) -> ArrowColumn | None:
     return ArrowColumn(True, lambda: (values, ()))
 
 
-def typed_texts(column: Any, missing: Sequence[str]) -> ArrowColumn:
+def typed_texts(column: Any, missing: Sequence[str], decimal: str = ".") -> ArrowColumn:
     """Decides what a column of text is: numbers if all that are there are numbers, else text.
 
     Args:
         column: A `pyarrow.ChunkedArray` of text without nulls.
         missing: What stands for a missing value, the empty text among them.
+        decimal: `.`, `,`, or `auto` for either, in all cells the same.
     """
-    import pyarrow as pa
     from pyarrow import compute
 
     pc: Any = compute
     texts, is_missing = _cells(column, missing)
-    present = pc.if_else(is_missing, None, texts)
-    if not pc.any(pc.match_substring_regex(present, "^[+-]?0[0-9]")).as_py():
-        try:
-            numbers = pc.cast(present, pa.float64()).to_numpy()
-        except pa.ArrowInvalid:
-            numbers = None
-        if numbers is not None and np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all():
-            return ArrowColumn(True, lambda: (numbers, _words(texts, is_missing)))
-    return ArrowColumn(False, partial(column_texts, column, missing))
+    present, has_commas = pc.if_else(is_missing, None, texts), False
+    numbers = _numbers(present, is_missing) if decimal != "," else None
+    if numbers is None and decimal != "." and pc.all(pc.match_substring_regex(present, f"^({COMMA_NUMBER})$")).as_py():
+        has_commas = bool(pc.any(pc.match_substring(present, ",")).as_py())
+        numbers = _numbers(pc.replace_substring(present, ",", "."), is_missing)
+    if numbers is None:
+        return ArrowColumn(False, partial(column_texts, column, missing))
+    return ArrowColumn(True, lambda: (numbers, _words(texts, is_missing)), has_commas)
+
+
+def _numbers(present: Any, is_missing: Any) -> np.ndarray | None:
+    """Returns the numbers that texts are, NaN where there is none; `None` where some text is no number."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    pc: Any = compute
+    if pc.any(pc.match_substring_regex(present, "^[+-]?0[0-9]")).as_py():
+        return None
+    try:
+        numbers = pc.cast(present, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        return None
+    is_finite = np.isfinite(numbers[~is_missing.to_numpy()]).all() and not np.isnan(numbers).all()
+    return numbers if is_finite else None
 
 
 def column_texts(column: Any, missing: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -93,12 +111,13 @@ def column_texts(column: Any, missing: Sequence[str]) -> tuple[np.ndarray, tuple
     pc: Any = compute
     texts, is_missing = _cells(column, missing)
     present = pc.if_else(is_missing, "", texts)
-    if len(pc.unique(present.slice(0, 4 * _FEW))) <= _FEW:  # names of categories are made once each
-        encoded = present.combine_chunks().dictionary_encode()
-        return text_array(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()], _words(texts, is_missing)
     lengths = pc.utf8_length(present)
     widest, total = pc.max(lengths).as_py() or 0, pc.sum(lengths).as_py() or 0
-    if not is_wide(widest, len(present), total):
+    is_plain = not is_wide(widest, len(present), total)
+    if is_plain and len(pc.unique(present.slice(0, 4 * _FEW))) <= _FEW:  # names of categories are made once each
+        encoded = present.combine_chunks().dictionary_encode()
+        return text_array(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()], _words(texts, is_missing)
+    if is_plain:
         return np.array(present.to_pylist(), np.str_), _words(texts, is_missing)
     values = empty_texts(len(present))
     for start in range(0, len(present), _AT_ONCE):

@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune.data.arrow_columns import ArrowColumn, column_texts, typed_texts
 from finetune.data.plain_bytes import look_at_bytes
+from finetune.data.table_bytes import is_compressed, read_bytes
 from finetune.data.table_head import is_finite
 
 _HEAD = 2**18  # bytes that show which columns are numbers
@@ -27,7 +28,13 @@ _ODD_UTF8 = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a", b"\xe2\x80", b"\xe2\x81", b"
 
 
 def read_plain_csv(
-    path: Path, delimiter: str, names: Sequence[str], missing: Sequence[str], *, quotes: bool = True
+    path: Path,
+    delimiter: str,
+    names: Sequence[str],
+    missing: Sequence[str],
+    *,
+    quotes: bool = True,
+    decimal: str = ".",
 ) -> tuple[int, dict[str, ArrowColumn]] | None:
     """Reads a table whose every row is a line.
 
@@ -37,6 +44,7 @@ def read_plain_csv(
         names: The names of the columns, all different.
         missing: Values that stand for none.
         quotes: Whether values may be in double quotes; otherwise quotes are characters like others.
+        decimal: `.`, `,`, or `auto` for either, in all cells of a column the same.
 
     Returns:
         The number of rows, and each column by its name; `None` where pyarrow is not installed, or another reader might
@@ -48,12 +56,12 @@ def read_plain_csv(
         return None
     if not names or not path.stat().st_size:
         return None
-    data = np.memmap(path, np.uint8, "r")
+    data = np.frombuffer(read_bytes(path), np.uint8) if is_compressed(path) else np.memmap(path, np.uint8, "r")
     about = look_at_bytes(data, delimiter)
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
     # A number that stands for a missing value, such as -999, is looked for as text.
-    direct = plain and not about.has_codes and not any(map(is_finite, missing))
-    if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1)):
+    direct = plain and not about.has_codes and not any(map(is_finite, missing)) and decimal != ","
+    if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1, decimal)):
         return about.lines - 1, columns
     if not plain and not _is_read_alike(bytes(data), delimiter, quotes):
         return None
@@ -61,7 +69,7 @@ def read_plain_csv(
     if table is None or table.num_rows != about.lines - 1:
         return None  # a quoted value goes over several lines, or a line is empty
     with ThreadPoolExecutor() as pool:  # pyarrow works outside of Python's lock
-        columns = pool.map(lambda column: typed_texts(column, missing), table.columns)
+        columns = pool.map(lambda column: typed_texts(column, missing, decimal), table.columns)
         return table.num_rows, dict(zip(names, columns, strict=True))
 
 
@@ -95,7 +103,7 @@ def _read(buffer: Any, delimiter: str, types: dict[int, Any], quotes: bool = Tru
 
 
 def _read_numbers(
-    data: np.ndarray, delimiter: str, names: Sequence[str], missing: Sequence[str], rows: int
+    data: np.ndarray, delimiter: str, names: Sequence[str], missing: Sequence[str], rows: int, decimal: str
 ) -> dict[str, ArrowColumn] | None:
     """Reads columns that begin with numbers as numbers at once; `None` where that is not what they are.
 
@@ -117,8 +125,10 @@ def _read_numbers(
         return None
     columns: dict[str, ArrowColumn] = {}
     for name, column, kind in zip(names, table.columns, few, strict=True):
-        if not kind.is_number:
-            columns[name] = ArrowColumn(False, partial(column_texts, column, missing))
+        if not kind.is_number:  # what is no number may be one with a decimal comma
+            is_text = decimal == "."
+            texts = ArrowColumn(False, partial(column_texts, column, missing))
+            columns[name] = texts if is_text else typed_texts(column, missing, decimal)
             continue
         values = column.to_numpy()
         if np.count_nonzero(np.isfinite(values)) != len(values) - column.null_count:

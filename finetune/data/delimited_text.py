@@ -1,14 +1,14 @@
 """Lines of values in text files: CSV and TSV, in UTF-8, and what is said about files that are something else."""
 
 import csv
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune.data.separators import any_length
+from finetune.data.table_bytes import open_bytes, open_text, read_bytes
 from finetune.errors import DataError, quote
 
 # What a file begins with that is no text.
@@ -43,7 +43,7 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
     """
     check_text(path)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    with _any_length(), path.open(encoding="utf-8-sig", newline="") as file:
+    with any_length(), open_text(path) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
         begin = 1
         try:
@@ -62,23 +62,13 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
             ) from error
 
 
-@contextmanager
-def _any_length() -> Iterator[None]:
-    """Lets values be longer than 131,072 characters, which is what Python's reader takes otherwise."""
-    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def check_text(path: Path) -> None:
     """Refuses files that are no text in UTF-8, as far as their beginning shows it.
 
     Raises:
         DataError: Says what the file is, and how to convert it.
     """
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         head = file.read(_LOOKED_AT)
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
@@ -96,7 +86,7 @@ def check_text(path: Path) -> None:
 
 def not_utf8(path: Path) -> DataError:
     """Returns the error that names the first bytes of a file that are not UTF-8, with their line."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -36,7 +36,7 @@ def look_at_bytes(data: np.ndarray, delimiter: str) -> PlainBytes:
 
     Args:
         data: The bytes, uint8 of shape `(bytes,)`.
-        delimiter: What is between two cells: a comma or a tab.
+        delimiter: What is between two cells: a character that no number holds.
     """
     between, starts = ord(delimiter), range(0, len(data), _TOGETHER)
 
@@ -62,7 +62,8 @@ def _has_codes(part: np.ndarray, between: int) -> bool:
         return False
     codes = part[1:-1] == _ZERO
     codes &= (part[2:] - _ZERO) < 10  # uint8: what is below `0` is far above 10
-    codes &= part[:-2] < _POINT  # in a number the byte before is a digit or a point
+    begins = part[:-2] < _POINT  # in a number the byte before is a digit or a point
+    codes &= begins | (part[:-2] == between) if between > _POINT else begins
     places = np.flatnonzero(codes) + 1
     before = part[places - 1]
     signed = (before == _PLUS) | (before == _MINUS)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.file_endings import IMAGES, SOUNDS
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column
 from finetune.data.table_files import read_table
 from finetune.data.table_head import ENDINGS as TABLES
@@ -31,11 +32,11 @@ _KNOWN = (
 _CONVERTED = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z"), "Unpack it, and name the folder"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as CSV"),
-    **dict.fromkeys((".json", ".txt"), "Write it as a table with a line of names, or as JSON lines (.jsonl)"),
     **dict.fromkeys((".mp3", ".ogg", ".flac", ".m4a"), "Convert the sounds to WAV, in a folder for each class"),
     **dict.fromkeys((".npy",), "Write inputs and targets into a .npz with `numpy.savez(path, x=..., y=...)`"),
     **dict.fromkeys((".h5", ".hdf5", ".mat"), "Write the arrays into a .npz with `numpy.savez(path, x=..., y=...)`"),
 }
+_NOTES = (".txt", ".json")  # which are tables where they are named, and often something else in a folder
 _MOST_FILES = 100_000  # that are looked at in a folder
 _LOOKED_AT = 20  # images whose sizes are read
 _NAMES_OF_IDS = ("id", "index", "idx", "key", "uuid", "name", "rownumber")
@@ -111,7 +112,7 @@ def survey(path: Path) -> DataSurvey:
     if path.is_dir():
         return _survey_of_folder(path)
     ending = path.suffix.lower()
-    if ending in TABLES:
+    if ending_of(path) in TABLES:
         return survey_of_tables({"table": path})
     if ending == ".npz":
         return _survey_of_arrays(path)
@@ -134,7 +135,7 @@ def _survey_of_folder(folder: Path) -> DataSurvey:
     if not inside:
         raise DataError(f"The folder `{folder}` is empty. Data are {_KNOWN}.")
     below = Counter(_kind_of(path) for path in islice(_files_below(folders), _MOST_FILES))
-    tables = [path for path in files if path.suffix.lower() in TABLES]
+    tables = [path for path in files if ending_of(path) in TABLES and ending_of(path) not in _NOTES]
     arrays = [path for path in files if path.suffix.lower() == ".npz"]
     records = [path for path in files if _is_records(path)]
     kinds = {"images": below["images"], "sounds": below["sounds"]}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.delimited_text import text_array
+from finetune.data.separators import is_comma_number, with_points
 from finetune.errors import DataError
 
 
@@ -25,6 +26,7 @@ class Column:
         values: Shape `(rows,)`: float64 with NaN where a number is missing; or text, empty where it is missing.
         whole: Whether all numbers are there and are whole.
         missing_words: What stands in its cells for a missing value, beside nothing: `NA`, `None` and so on.
+        has_commas: Whether its numbers are written with a decimal comma.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Column:
     values: np.ndarray
     whole: bool = False
     missing_words: tuple[str, ...] = ()
+    has_commas: bool = False
 
     @property
     def missing(self) -> np.ndarray:
@@ -55,13 +58,14 @@ def cell_text(value: Any) -> str:
     return "" if value is None or (isinstance(value, float) and value != value) else _text(value)
 
 
-def column_of(name: str, values: Sequence[Any], missing: Sequence[str]) -> Column:
+def column_of(name: str, values: Sequence[Any], missing: Sequence[str], decimal: str = ".") -> Column:
     """Decides what the values of a column are: numbers if all that are there are numbers, else text.
 
     Args:
         name: Its name.
         values: The values of its cells, `None` where they are missing.
         missing: What stands for a missing value, beside nothing.
+        decimal: `.`, `,`, or `auto` for either, in all cells the same.
 
     Raises:
         NestedError: They are objects of JSON, lists of lists, or bytes.
@@ -77,13 +81,13 @@ def column_of(name: str, values: Sequence[Any], missing: Sequence[str]) -> Colum
     words = tuple(sorted({text for text in texts if text in missing} - {""}))
     texts = ["" if text in words else text for text in texts]
     present = [text for text in texts if text]
-    numbers = _numbers(present) if present else None
+    numbers, has_commas = _numbers_of(present, decimal) if present else (None, False)
     if numbers is None:
         return Column(name, "text", text_array(texts), missing_words=words)
     column = np.full(len(texts), np.nan)
     column[[bool(text) for text in texts]] = numbers
     whole = len(present) == len(texts) and bool((numbers == np.rint(numbers)).all())
-    return Column(name, "number", column, whole, words)
+    return Column(name, "number", column, whole, words, has_commas)
 
 
 def _is_nested(value: Any) -> bool:
@@ -97,6 +101,17 @@ def _text(value: Any) -> str:
     if isinstance(value, list):  # several labels
         return "|".join(map(str, value))
     return value.strip() if isinstance(value, str) else str(value)
+
+
+def _numbers_of(texts: Sequence[str], decimal: str) -> tuple[np.ndarray | None, bool]:
+    """Returns the numbers that texts are, if all are, and whether they have decimal commas."""
+    if decimal != ",":
+        numbers = _numbers(texts)
+        if numbers is not None or decimal == ".":
+            return numbers, False
+    if not all(map(is_comma_number, texts)):
+        return None, False
+    return _numbers(with_points(texts)), any("," in text for text in texts)
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray | None:

@@ -3,7 +3,6 @@
 Readers give text, and what is a number is decided here, so that the same table has the same values in every format.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,9 +14,12 @@ import numpy as np
 from finetune.data.arrow_columns import ArrowColumn, typed_column
 from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
-from finetune.data.delimited_text import check_text, delimited_rows, not_utf8, swallowed_rows
+from finetune.data.delimited_text import delimited_rows, swallowed_rows
+from finetune.data.json_rows import json_rows
+from finetune.data.separators import decimal_in, is_comma_number, separator_of, separator_text
+from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column, NestedError, column_of
-from finetune.data.table_head import ARROW, DELIMITERS, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
+from finetune.data.table_head import ARROW, DELIMITED, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
 from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
 
@@ -57,12 +59,16 @@ class Table:
         places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
             the row in files without lines.
         warnings: What is probably not meant so.
+        delimiter: What is between two values of a file of text; empty for others.
+        decimal: How its numbers may be written: `.`, `,`, or `auto` for either, each column in a single way.
     """
 
     path: Path
     columns: Mapping[str, Column]
     places: Places
     warnings: tuple[str, ...] = ()
+    delimiter: str = ""
+    decimal: str = "."
 
     def __len__(self) -> int:
         return len(self.places)
@@ -98,12 +104,14 @@ class Table:
             types: Columns of which it is written what they are, by name; they are taken as that.
 
         Raises:
-            DataError: At least 9 of 10 values of a column are numbers, and others are not.
+            DataError: At least 9 of 10 values of a column are numbers, and others are not; or some have a decimal
+                comma and others a point.
         """
         for column in (self.column(name) for name in names if name not in types):
             if column.kind == "number":
                 continue
-            is_stray = np.array([bool(text) and not is_finite(text) for text in column.texts().tolist()])
+            texts = column.texts().tolist()
+            is_stray = np.array([bool(text) and not self._is_number(text) for text in texts])
             strays, present = np.flatnonzero(is_stray), int((~column.missing).sum())
             if 0 < len(strays) <= present / 10:
                 raise DataError(
@@ -112,6 +120,17 @@ class Table:
                     f"{self.places_of(strays)}. Correct them, leave the cell of a missing number empty, or set "
                     f"`types: {{{column.name}: category}}`."
                 )
+            pointed = next((text for text in texts if "." in text), "")
+            other = next((text for text in texts if "," in text), "")
+            if pointed and not len(strays) and (other or self.decimal == ","):
+                raise DataError(
+                    f"Numbers of a column are written in a single way. `{column.name}` has `{pointed}`, and "
+                    f"{f'`{other}`' if other else '`data.decimal` is `,`'}. Correct them, without separators of "
+                    f"thousands, or set `types: {{{column.name}: category}}`."
+                )
+
+    def _is_number(self, text: str) -> bool:
+        return is_finite(text) or (self.decimal != "." and is_comma_number(text))
 
     def select(self, rows: np.ndarray) -> "Table":
         """Returns the table of some rows."""
@@ -122,35 +141,46 @@ class Table:
             return replace(self.columns[name], values=self.columns[name].values[rows])
 
         columns = Columns({name: partial(some, name) for name in self.columns})
-        return Table(self.path, columns, self.places.select(rows), self.warnings)
+        return replace(self, columns=columns, places=self.places.select(rows))
 
 
-def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes: bool = True) -> Table:
+def read_table(
+    path: str | Path,
+    missing: Sequence[str] | None = None,
+    *,
+    quotes: bool = True,
+    delimiter: str = "auto",
+    decimal: str = "auto",
+) -> Table:
     """Reads a table whose first line, where it has lines, holds the names of its columns.
 
     Args:
-        path: A file that ends in `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.feather`.
+        path: A file that ends in `.csv`, `.tsv`, `.txt`, `.jsonl`, `.json`, or one of these with `.gz`, `.bz2` or `.xz`
+            behind it, or in `.parquet` or `.feather`.
         missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
         quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
+        delimiter: What is between two values of text: `tab`, the character, or `auto`, see `separator_of`.
+        decimal: `.`, `,`, or `auto`: of files with a semicolon or a tab between values, columns whose numbers all have
+            a point or none are read so, and those that all have a comma or none, too.
 
     Raises:
         DataError: The file cannot be read as such a table; with the line.
     """
     path, missing = Path(path), MISSING if missing is None else missing
     if not path.is_file():
-        others = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in ENDINGS)
+        others = sorted(other.name for other in path.parent.glob("*") if ending_of(other) in ENDINGS)
         raise DataError(
             f"The table `{path}` does not exist. `{path.parent}` holds {quote(others) or 'no tables'}."
             f"{did_you_mean(path.name, others)}"
         )
-    ending = path.suffix.lower()
-    if ending in DELIMITERS and (table := _read_plain(path, DELIMITERS[ending], missing, quotes)):
-        return table
-    warnings: tuple[str, ...] = ()
-    if ending in DELIMITERS:
-        columns, lines, warnings = _read_delimited(path, DELIMITERS[ending], quotes)
-    elif ending in LINES:
-        columns, lines = _read_json_lines(path)
+    ending = ending_of(path)
+    if ending in DELIMITED:
+        mark = separator_of(path, delimiter, quotes=quotes)
+        decimal = decimal_in(mark, decimal)
+        table = _read_plain(path, mark, missing, quotes, decimal)
+        return table or _read_delimited(path, mark, missing, quotes, decimal)
+    if ending in LINES:
+        columns, lines = _read_json(path)
     elif ending in ARROW:
         return _read_arrow(path, missing)
     else:
@@ -158,7 +188,7 @@ def read_table(path: str | Path, missing: Sequence[str] | None = None, *, quotes
     if not columns or not len(lines):
         raise _no_rows(path)
     made = {name: partial(column_of, name, values, missing) for name, values in columns.items()}
-    return Table(path, Columns(made), places_in(path.name, lines), warnings)
+    return Table(path, Columns(made), places_in(path.name, lines))
 
 
 def _no_rows(path: Path) -> DataError:
@@ -206,27 +236,30 @@ def join_tables(tables: Sequence[Table]) -> Table:
         words = tuple(sorted({word for part in parts for word in part.missing_words}))
         if len({part.kind for part in parts}) == 1:
             values = np.concatenate([part.values for part in parts])
-            return Column(name, parts[0].kind, values, all(part.whole for part in parts), words)
+            is_whole, commas = (all(part.whole for part in parts), any(part.has_commas for part in parts))
+            return Column(name, parts[0].kind, values, is_whole, words, commas)
         return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
 
     warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
     columns = Columns({name: partial(joined, name) for name in tables[0].columns})
-    return Table(tables[0].path, columns, join_places([table.places for table in tables]), warnings)
+    places = join_places([table.places for table in tables])
+    return replace(tables[0], columns=columns, places=places, warnings=warnings)
 
 
-def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool) -> Table | None:
+def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool, decimal: str) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
     _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
     names = head_names(head)
     if len(set(names)) != len(names):
         return None
-    read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes)
+    read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes, decimal=decimal)
     if not read or not read[0]:
         return None
     rows, arrow = read
 
     columns = Columns({name: partial(_of_arrow, name, column) for name, column in arrow.items()})
-    return Table(path, columns, places_in(path.name, np.arange(2, rows + 2)))
+    places = places_in(path.name, np.arange(2, rows + 2))
+    return Table(path, columns, places, delimiter=delimiter, decimal=decimal)
 
 
 def _read_arrow(path: Path, missing: Sequence[str]) -> Table:
@@ -249,12 +282,11 @@ def _of_arrow(name: str, column: ArrowColumn) -> Column:
     values, words = column.make()
     if not column.is_number:
         return Column(name, "text", values, missing_words=words)
-    return Column(name, "number", values, bool((values == np.rint(values)).all()), words)  # NaN is unlike itself
+    # NaN is unlike itself.
+    return Column(name, "number", values, bool((values == np.rint(values)).all()), words, column.has_commas)
 
 
-def _read_delimited(
-    path: Path, delimiter: str, quotes: bool
-) -> tuple[dict[str, Sequence[str]], np.ndarray, tuple[str, ...]]:
+def _read_delimited(path: Path, delimiter: str, missing: Sequence[str], quotes: bool, decimal: str) -> Table:
     rows, lines = [], []
     for line, row in delimited_rows(path, delimiter, quotes=quotes):
         rows.append(row)
@@ -272,34 +304,21 @@ def _read_delimited(
         if len(row) != len(names):
             raise DataError(
                 f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                f"{len(row)}. Put text that contains a {'tab' if delimiter == chr(9) else 'comma'} in double quotes."
+                f"{len(row)}. Put text that contains {separator_text(delimiter)} in double quotes."
             )
+    if not rows[1:]:
+        raise _no_rows(path)
     warnings = swallowed_rows(path, delimiter, rows[1:], lines[1:], len(names)) if quotes else ()
-    columns: dict[str, Sequence[str]] = dict(zip(names, map(list, zip(*rows[1:], strict=True)), strict=False))
-    return columns, np.array(lines[1:], np.int64), warnings
+    columns = {
+        name: partial(column_of, name, values, missing, decimal)
+        for name, values in zip(names, zip(*rows[1:], strict=True), strict=True)
+    }
+    places = places_in(path.name, np.array(lines[1:], np.int64))
+    return Table(path, Columns(columns), places, warnings, delimiter, decimal)
 
 
-def _read_json_lines(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
-    rows, lines = [], []
-    check_text(path)
-    with path.open("rb") as file:
-        for line, content in enumerate(file, start=1):
-            try:
-                text = content.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise not_utf8(path) from error
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"Every line must be JSON. `{path.name}:{line}` is not: {error}.") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'Every line must be a JSON object such as `{{"text": "good", "label": 1}}`. `{path.name}:{line}` '
-                    f"is a `{type(row).__name__}`."
-                )
-            rows.append(row)
-            lines.append(line)
+def _read_json(path: Path) -> tuple[dict[str, Sequence[Any]], np.ndarray]:
+    numbered = list(json_rows(path))
+    rows = [row for _, row in numbered]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}, np.array(lines, np.int64)
+    return {name: [row.get(name) for row in rows] for name in names}, np.array([n for n, _ in numbered], np.int64)

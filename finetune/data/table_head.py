@@ -11,43 +11,49 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 
-from finetune.errors import did_you_mean, quote
+from finetune.data.separators import any_length, separator_of, separator_text, written_separator
+from finetune.data.table_bytes import DELIMITED, LINES, ending_of, open_text
+from finetune.errors import FinetuneError, did_you_mean, quote
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # what stands for a missing value, beside an empty cell
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-LINES = (".jsonl", ".ndjson")
 ARROW = (".parquet", ".pq", ".feather", ".arrow")
-ENDINGS = (*DELIMITERS, *LINES, *ARROW)
+ENDINGS = (*DELIMITED, *LINES, *ARROW)
 _LOOKED_AT = 1000  # rows
 
 
-def read_head(path: Path) -> dict[str, list[str]] | None:
+def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> dict[str, list[str]] | None:
     """Returns the columns of a table by name, with the values of the first rows where these are text.
 
     Args:
         path: The file.
+        delimiter: `auto`, `tab`, or the character between two values.
+        quotes: Whether values may be in double quotes.
 
     Returns:
         `None` where the columns are not known, or the file cannot be read: the reader of the whole table says why.
     """
-    ending = path.suffix.lower()
+    ending = ending_of(path)
     try:
-        if ending in DELIMITERS:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in islice(csv.reader(file, delimiter=DELIMITERS[ending]), _LOOKED_AT) if row]
+        if ending in DELIMITED:
+            mark, quoting = (
+                separator_of(path, delimiter, quotes=quotes),
+                csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            )
+            with any_length(), open_text(path) as file:
+                rows = [row for row in islice(csv.reader(file, delimiter=mark, quoting=quoting), _LOOKED_AT) if row]
             names = head_names(rows[0])
             return {
                 name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
             }
         if ending in LINES:
-            with path.open(encoding="utf-8-sig") as file:
+            with open_text(path) as file:
                 lines = list(islice((line for line in file if line.strip()), _LOOKED_AT + 1))
             # A line may lack keys: only at the end of the file all names are known.
             names = [name for line in lines for name in json.loads(line)] if len(lines) <= _LOOKED_AT else []
         else:
             names = _names_of_arrow(path) if ending in ARROW else []
         return {name: [] for name in names} or None
-    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error):
+    except (OSError, ValueError, TypeError, IndexError, ImportError, RecursionError, csv.Error, FinetuneError):
         return None
 
 
@@ -107,7 +113,7 @@ def is_misread(columns: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _other_separator(columns: Mapping[str, Sequence[str]]) -> str:
-    return next((mark for mark in ";\t|" if len(columns) == 1 and all(mark in name for name in columns)), "")
+    return next((mark for mark in ",;\t|" if len(columns) == 1 and all(mark in name for name in columns)), "")
 
 
 def _values_in(columns: Mapping[str, Sequence[str]]) -> list[str]:
@@ -126,9 +132,9 @@ def unknown_column(unknown: Sequence[str], path: Path, columns: Mapping[str, Seq
     names = list(columns)
     if other := _other_separator(columns):
         return (
-            f"The values of a `.csv` are separated by commas, those of a `.tsv` by tabs. `{path}` seems to have "
-            f"{'tabs' if other == chr(9) else f'`{other}`'}: its first line is `{names[0][:80]}`. Write it again, or "
-            "name it by what it is."
+            f"`{path}` seems to have {separator_text(other)} between its values, but not the same number in every row: "
+            f'its first line is `{names[0][:80]}`. Set `data.delimiter: "{written_separator(other)}"`, or name it by '
+            "what it is."
         )
     values = _values_in(columns)
     hint = (

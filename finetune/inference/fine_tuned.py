@@ -158,7 +158,7 @@ class FineTuned:
             lines: What `-` reads.
         """
         size = size or self._chunk
-        return read_raw_rows(inputs, size=size, quotes=self.record.quotes, lines=lines)
+        return read_raw_rows(inputs, size=size, form=self.record.text_form, lines=lines)
 
     def predictions(
         self, chunks: Iterable[RawRows], *, top: int = 3, threshold: float | None = None, skip: bool = False

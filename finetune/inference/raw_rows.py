@@ -3,7 +3,6 @@
 A chunk has columns of values and the place of each row. What the values become is `prepared_inputs.py`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,8 +15,11 @@ from finetune.data.audio import ENDINGS as SOUNDS
 from finetune.data.columnar_files import columnar_batches
 from finetune.data.delimited_text import delimited_rows
 from finetune.data.images import ENDINGS as IMAGES
+from finetune.data.json_rows import json_object, json_rows
 from finetune.data.npz import read_array, read_arrays
-from finetune.data.table_head import ARROW, DELIMITERS, LINES, head_names
+from finetune.data.separators import TextForm, separator_of, separator_text, with_points
+from finetune.data.table_bytes import ending_of
+from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
 from finetune.inference.record import check_exist
@@ -25,6 +27,7 @@ from finetune.inference.record import check_exist
 ROWS = 32  # in a chunk of images, sounds or arrays
 TABLE_ROWS = 512  # in a chunk of numbers, categories and texts, which are small
 ARRAYS = (".npz", ".npy")
+AS_FOUND = TextForm()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,7 @@ class RawRows:
 
 
 def read_raw_rows(
-    inputs: Sequence[str | Path], *, size: int = ROWS, quotes: bool = True, lines: TextIO | None = None
+    inputs: Sequence[str | Path], *, size: int = ROWS, form: TextForm = AS_FOUND, lines: TextIO | None = None
 ) -> Iterator[RawRows]:
     """Reads rows from the places that a command line names, in their order.
 
@@ -63,7 +66,7 @@ def read_raw_rows(
         inputs: Files of images or sounds, folders of them (with all folders inside), tables, NumPy files; `-` reads
             `lines`, a text or a JSON object a line.
         size: Rows of a chunk at most, >= 1.
-        quotes: Whether values of CSV and TSV may be in double quotes.
+        form: How values are written in tables that are text.
         lines: What `-` reads.
 
     Raises:
@@ -84,7 +87,7 @@ def read_raw_rows(
         if pending:
             yield _of_files(pending)
             pending = []
-        yield from _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, quotes)
+        yield from _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, form)
     if pending:
         yield _of_files(pending)
 
@@ -92,7 +95,7 @@ def read_raw_rows(
 def _check_kinds(inputs: Sequence[str | Path]) -> None:
     for path in (Path(each) for each in inputs if str(each) != "-"):
         known = (*IMAGES, *SOUNDS, *TABLES, *ARRAYS)
-        if not path.is_dir() and path.suffix.lower() not in known:
+        if not path.is_dir() and ending_of(path) not in known:
             raise DataError(
                 "Rows are read from images, sounds, tables and NumPy files, by their endings: "
                 f"{quote(known, limit=30)}. Received: `{path}`. Rename it, or pass its text on standard input: `-`."
@@ -112,21 +115,21 @@ def _of_files(paths: Sequence[Path]) -> RawRows:
     return RawRows({"": list(paths)}, [str(path) for path in paths])
 
 
-def _of_file(path: Path, size: int, quotes: bool) -> Iterator[RawRows]:
-    ending = path.suffix.lower()
-    if ending in DELIMITERS:
-        yield from _of_delimited(path, DELIMITERS[ending], size, quotes)
+def _of_file(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
+    ending = ending_of(path)
+    if ending in DELIMITED:
+        yield from _of_delimited(path, size, form)
     elif ending in LINES:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from _of_json_lines(file, path.name, size, path.parent)
+        yield from _of_objects(json_rows(path), path.name, size, path.parent)
     elif ending in ARROW:
         yield from _of_columnar(path, size)
     else:
         yield from _of_arrays(path, size)
 
 
-def _of_delimited(path: Path, delimiter: str, size: int, quotes: bool) -> Iterator[RawRows]:
-    rows = delimited_rows(path, delimiter, quotes=quotes)
+def _of_delimited(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
+    delimiter = separator_of(path, form.delimiter, quotes=form.quotes, first=form.found)
+    rows = delimited_rows(path, delimiter, quotes=form.quotes)
     _, head = next(rows, (1, []))
     names = head_names(head)
     if len(set(names)) != len(names):
@@ -139,30 +142,20 @@ def _of_delimited(path: Path, delimiter: str, size: int, quotes: bool) -> Iterat
             if len(row) != len(names):
                 raise DataError(
                     f"Every row must have a value for each of the {len(names)} columns. `{path.name}:{line}` has "
-                    f"{len(row)}. Put text with a {'tab' if delimiter == chr(9) else 'comma'} in it in double quotes."
+                    f"{len(row)}. Put text with {separator_text(delimiter)} in it in double quotes."
                 )
-        columns = dict(zip(names, zip(*(row for _, row in some), strict=True), strict=True))
+        columns: dict[str, Sequence[str]] = dict(zip(names, zip(*(row for _, row in some), strict=True), strict=True))
+        columns |= {name: with_points(columns[name]) for name in form.commas if name in columns}
         yield RawRows(columns, [f"{path.name}:{line}" for line, _ in some], path.parent)
 
 
-def _of_json_lines(lines: Iterable[str], name: str, size: int, folder: Path | None) -> Iterator[RawRows]:
-    for some in _chunks(((n, text) for n, text in enumerate(lines, start=1) if text.strip()), size):
-        rows = [_json_object(text, f"{name}:{line}") for line, text in some]
-        names = dict.fromkeys(key for row in rows for key in row)
-        columns = {key: [row.get(key) for row in rows] for key in names}
-        yield RawRows(columns, [f"{name}:{line}" for line, _ in some], folder)
-
-
-def _json_object(text: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"Every line must be JSON. `{place}` is not: {error}.") from error
-    if not isinstance(row, dict):
-        raise DataError(
-            f'Every line must be a JSON object such as `{{"text": "good"}}`. `{place}` is a `{type(row).__name__}`.'
-        )
-    return row
+def _of_objects(
+    rows: Iterable[tuple[int, dict[str, Any]]], name: str, size: int, folder: Path | None
+) -> Iterator[RawRows]:
+    for some in _chunks(rows, size):
+        names = dict.fromkeys(key for _, row in some for key in row)
+        columns = {key: [row.get(key) for _, row in some] for key in names}
+        yield RawRows(columns, [f"{name}:{number}" for number, _ in some], folder)
 
 
 def _of_lines(lines: Iterable[str], size: int) -> Iterator[RawRows]:
@@ -173,7 +166,9 @@ def _of_lines(lines: Iterable[str], size: int) -> Iterator[RawRows]:
         return
     every = _utf8_lines(chain([first], filled))
     if first.lstrip().startswith("{"):
-        yield from _of_json_lines(every, "standard input", size, Path())
+        name = "standard input"
+        rows = ((n, json_object(text, f"{name}:{n}")) for n, text in enumerate(every, start=1) if text.strip())
+        yield from _of_objects(rows, name, size, Path())
         return
     for some in _chunks(((n, text.rstrip("\r\n")) for n, text in enumerate(every, start=1) if text.strip()), size):
         yield RawRows({"": [text for _, text in some]}, [f"standard input:{line}" for line, _ in some], Path())

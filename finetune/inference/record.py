@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.loss_families import family_of
+from finetune.data.separators import TextForm
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.inference.checkpoint_choice import unfinished
 from finetune.plain_shapes import fault
@@ -100,9 +101,15 @@ class RunRecord:
         return self._data_key("missing")
 
     @property
-    def quotes(self) -> bool:
-        """Whether values of CSV and TSV may be in double quotes."""
-        return self._data_key("quotes") is not False
+    def text_form(self) -> TextForm:
+        """How values are written in tables that are text."""
+        found = str(self.source.get("delimiter", ""))
+        return TextForm(
+            self._data_key("quotes") is not False,
+            self._data_key("delimiter") or "auto",
+            "\t" if found == "tab" else found,
+            tuple(self.source.get("decimal_commas", ())),
+        )
 
     def _data_key(self, name: str) -> Any:
         return (self.recipe.get("data") or {}).get(name)

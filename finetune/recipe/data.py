@@ -42,6 +42,8 @@ _KEYS_OF = {  # keys that only some sources have
     "types": ("table", "builder"),
     "missing": ("table", "builder"),
     "quotes": ("table",),
+    "delimiter": ("table",),
+    "decimal": ("table",),
     "tokenizer": ("table", "builder"),
     "features": ("tfrecord",),
     "sample_rate": ("audio", "table", "builder"),
@@ -58,6 +60,8 @@ KERAS_DATASETS = (
 )
 Resize = Literal["pad", "crop", "stretch"]
 SplitBy = Literal["random", "stratified", "group", "hash"]
+Delimiter = Literal["auto", ",", ";", "|", "tab"]
+Decimal = Literal["auto", ".", ","]
 ColumnType = Literal["number", "category", "text", "image", "audio"]
 
 
@@ -124,6 +128,12 @@ def _check_missing(value: Any) -> Any:
     return ["null" if each is None else str(each) if type(each) in (int, float) else each for each in value]
 
 
+def _check_delimiter(value: Any) -> Any:
+    if value == "":  # what YAML makes of an unquoted `|`
+        raise fault('is empty. Put the character in quotes: `"|"`')
+    return pick("tab" if value == "\t" else value, get_args(Delimiter))
+
+
 def _check_keep(value: Any) -> Any:
     modes = ("off", "memory", "disk")
     value = "off" if value is False else value  # what YAML 1.1 makes of an unquoted `off`
@@ -141,7 +151,7 @@ class DataSource(Part):
         npz: A file with the arrays `x_train`, `y_train`, `x_test`, `y_test`, and optionally validation rows.
         images: A folder with a folder of images for each class; or with `train`, `test` and, optionally, `validation`,
             of which each has folders of classes.
-        table: A CSV, TSV, JSON lines, Parquet or Feather file; its first line names the columns.
+        table: A CSV, TSV, other delimited, JSON, Parquet or Feather file; the first line of text names the columns.
         tfrecord: Files of `tf.train.Example`s: a pattern such as `train-*.tfrecord`, a list, or these for `train`,
             `test` and, optionally, `validation`.
         audio: A folder with a folder of WAV files for each class; or with `train`, `test` and so on, as `images`.
@@ -161,6 +171,10 @@ class DataSource(Part):
             `nan`, `null`, `NULL`, `None`. With `[]` these are classes and categories like others.
         quotes: Whether `"` begins a value of a CSV or TSV file that may hold separators and line breaks; with `false`
             quotes are characters like others.
+        delimiter: What is between two values of a table that is text: `,`, `;`, `|` or `tab`. `auto` takes a tab for
+            `.tsv`, and otherwise what splits the first rows into the same number of values, a comma first.
+        decimal: Whether a `.` or a `,` begins the decimals of the numbers of such a table. `auto` takes the comma where
+            values are separated by `;` or tabs, for columns whose every number has it or is whole.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.
@@ -204,6 +218,8 @@ class DataSource(Part):
     types: dict[Text, Annotated[ColumnType, choice(*get_args(ColumnType))]] = Field(default_factory=dict)
     missing: Annotated[ListOf[Text] | None, BeforeValidator(_check_missing)] = None
     quotes: bool = True
+    delimiter: Annotated[Delimiter, BeforeValidator(_check_delimiter)] = "auto"
+    decimal: Annotated[Decimal, choice(*get_args(Decimal))] = "auto"
     tokenizer: TokenizerSpec | None = None
     arguments: Arguments = Field(default_factory=dict)
     size: Annotated[ListOf[Count], Field(min_length=2, max_length=2)] | None = None

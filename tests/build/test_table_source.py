@@ -247,3 +247,16 @@ def test_a_column_without_a_name_may_be_named_by_its_place(people):
     split = '{by: group, column: "Unnamed: 0", test: 0.4}'
     examples = table_of(people, vector_network(2), 'inputs=["Unnamed: 0", age]', "target=kind", f"split={split}")
     assert (len(examples.train), len(examples.test)) == (8, 4)
+
+
+def test_how_a_table_is_written_is_kept_for_rows_to_predict(people):
+    rows = [f"{n},5;{n};{'xy'[n % 2]}" for n in range(12)]
+    (people.parent / "people.csv").write_text("\n".join(["price;size;kind", *rows]))
+    examples = table_of(people, vector_network(2), "inputs=[price, size]", "target=kind")
+    assert (examples.source["delimiter"], examples.source["decimal_commas"]) == (";", ["price"])
+    assert examples.source["inputs"][""]["price"]["mean"] % 0.5 == 0
+    (people.parent / "people.csv").write_text("\n".join(["price;size;kind", *rows]).replace(";", "|"))
+    keys = ("inputs=price", "target=kind", 'delimiter="|"', "decimal=','")
+    assert table_of(people, vector_network(1), *keys).source["decimal_commas"] == ["price"]
+    usual = table_of(people, vector_network(11), "inputs=price", "target=kind")  # text: categories of the training rows
+    assert "decimal_commas" not in usual.source

@@ -29,6 +29,9 @@ PIECES = [
     "+",
     "e",
     "1.5",
+    "1,5",
+    ";",
+    "|",
     "007",
     "1_0",
 ]
@@ -55,14 +58,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("tables")
 
 
-def both(path):
+def both(path, **options):
     """Returns the table as pyarrow reads it, and as Python's own reader does; `None` for a refusal."""
     tables = []
     for plain in (read_plain_csv, lambda *_, **__: None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(table_files, "read_plain_csv", plain)
             try:
-                tables.append(read_table(path))
+                tables.append(read_table(path, **options))
             except DataError as error:
                 tables.append(str(error))
     return tables
@@ -72,7 +75,8 @@ def same(one, other):
     if isinstance(one, str) or isinstance(other, str):
         return one == other
     return one.places == other.places and all(
-        (a.name, a.kind, a.whole, a.values.dtype) == (b.name, b.kind, b.whole, b.values.dtype)
+        (a.name, a.kind, a.whole, a.has_commas, a.values.dtype)
+        == (b.name, b.kind, b.whole, b.has_commas, b.values.dtype)
         and np.array_equal(a.values, b.values, equal_nan=a.kind == "number")
         for a, b in zip(one.columns.values(), other.columns.values(), strict=True)
     )
@@ -81,11 +85,11 @@ def same(one, other):
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.lists(st.lists(st.sampled_from(PIECES), max_size=3), min_size=2, max_size=2), min_size=1, max_size=5),
-    st.sampled_from([",", "\t"]),
+    st.sampled_from([",", "\t", ";", "|"]),
     st.booleans(),
 )
 def test_pyarrow_and_python_read_the_same_table_or_refuse_it_in_the_same_words(folder, rows, delimiter, ends):
-    path = folder / ("t.csv" if delimiter == "," else "t.tsv")
+    path = folder / ("t.tsv" if delimiter == "\t" else "t.csv")
     lines = [delimiter.join("".join(cell) for cell in row) for row in rows]
     path.write_bytes((f"x{delimiter}y\n" + "\n".join(lines) + ("\n" if ends else "")).encode())
     assert same(*both(path))
@@ -132,15 +136,36 @@ def test_both_readers_see_the_same_missing_words(tmp_path, missing):
 CELLS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     st.integers(-(10**20), 10**20).map(str),
-    st.sampled_from(["", "NA", "-0", "+5", ".5", "5.", "1e-05", "007", "-01", " 02", "inf", "x 05", "2024-01-05", "a"]),
+    st.decimals(-999, 999, places=2).map(lambda value: str(value).replace(".", ",")),
+    st.sampled_from(
+        [
+            "",
+            "NA",
+            "-0",
+            "1,5",
+            ",5",
+            "5,",
+            "+5",
+            ".5",
+            "5.",
+            "1e-05",
+            "007",
+            "-01",
+            " 02",
+            "inf",
+            "x 05",
+            "2024-01-05",
+            "a",
+        ]
+    ),
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=12), st.integers(1, 60))
 def test_numbers_that_are_read_at_once_are_those_of_the_cells(folder, rows, head):
-    path = folder / "n.csv"
-    path.write_text("x,y\n" + "\n".join(",".join(row) for row in rows) + "\n")
+    path = folder / "n.tsv"
+    path.write_text("x\ty\n" + "\n".join("\t".join(row) for row in rows) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrow_csv, "_HEAD", head)  # what comes behind the head may be something else
         assert same(*both(path))
@@ -165,3 +190,26 @@ def test_a_column_is_made_when_it_is_asked_for(tmp_path):
     assert table.columns._made == {}
     assert table.column("b") is table.column("b")
     assert list(table.columns._made) == ["b"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=12),
+    st.sampled_from([";", "|", "\t"]),
+    st.sampled_from(["auto", ".", ","]),
+)
+def test_both_readers_see_the_same_numbers_whatever_begins_their_decimals(folder, rows, mark, decimal):
+    path = folder / "d.csv"
+    path.write_text(f"x{mark}y\n" + "\n".join(mark.join(row) for row in rows) + "\n")
+    assert same(*both(path, decimal=decimal))
+
+
+def test_decimal_commas_are_read_by_pyarrow(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b;c\n1,5;x;0,5\n-2;y,z;1\n")
+    _, columns = read_plain_csv(tmp_path / "t.csv", ";", ["a", "b", "c"], MISSING, decimal="auto")
+    assert [(column.is_number, column.has_commas) for column in columns.values()] == [
+        (True, True),
+        (False, False),
+        (True, True),
+    ]
+    assert columns["a"].make()[0].tolist() == [1.5, -2]

@@ -41,8 +41,9 @@ def test_tabs_are_plain_between_the_cells_of_a_tsv():
 
 @pytest.mark.parametrize(("cell", "is_code"), [("007", True), ("-01", True), ("+00", True), ("  07", True)])
 @pytest.mark.parametrize("text", ["{},1\n", "1,{}\n", "1,2\n{},3", "1,{},2\n"])
-def test_numbers_that_begin_like_codes_are_found_wherever_they_are(text, cell, is_code):
-    assert look("a,b\n" + text.format(cell)).has_codes is is_code
+@pytest.mark.parametrize("mark", [",", ";", "|", "\t"])
+def test_numbers_that_begin_like_codes_are_found_wherever_they_are(text, cell, is_code, mark):
+    assert look(("a,b\n" + text.format(cell)).replace(",", mark), mark).has_codes is is_code
 
 
 @pytest.mark.parametrize("cell", ["0.07", "100", "1e-05", "0", "2024-01-05", "x05", "row 05", "-0.5", ".05", "1.005"])

@@ -163,7 +163,7 @@ def test_what_is_missing_offers_the_nearest_name(tmp_path):
     [
         ("a.zip", "Unpack it, and name the folder."),
         ("a.xlsx", "Save the sheet as CSV."),
-        ("a.json", "Write it as a table with a line of names, or as JSON lines (.jsonl)."),
+        ("a.json", "`a.json:1` must be JSON. It is not: Expecting value."),
         ("a.mp3", "Convert the sounds to WAV, in a folder for each class."),
         ("a.npy", "Write inputs and targets into a .npz with `numpy.savez(path, x=..., y=...)`."),
         ("a.docx", "Convert it to one of these."),
@@ -215,3 +215,10 @@ def test_arrays_without_inputs_and_damaged_files_are_refused(tmp_path):
 def test_a_column_without_a_name_tells_rows_apart(tmp_path):
     found = survey(write_table(tmp_path / "t.csv", ",a,b\nx,1,u\nx,2,v\ny,3,u\n"))
     assert kinds(found)["Unnamed: 0"] == "id"
+
+
+def test_a_text_file_is_a_table_where_it_is_named_and_notes_in_a_folder(tmp_path):
+    write_table(tmp_path / "data/t.txt", "a;b\n1,5;x\n2,5;y\n")
+    assert kinds(survey(tmp_path / "data/t.txt")) == {"a": "number", "b": "category"}
+    write_table(tmp_path / "data/t.csv", "a,b,c\n1,x,2\n2,y,3\n")
+    assert len(survey(tmp_path / "data").columns) == 3

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from finetune.data.table_column import column_of
 from finetune.data.table_files import read_table, table_of_columns
+from finetune.data.table_head import MISSING
 from finetune.errors import DataError
 
 
-@pytest.mark.parametrize("value", ["1_000", "infinity", "1e999", "0x10", "12a", "1,5"])
+@pytest.mark.parametrize("value", ["1_000", "infinity", "1e999", "0x10", "12a", "1.000,5", "1,000.5"])
 def test_what_is_no_number_in_a_table_is_text(tmp_path, value):
     (tmp_path / "a.tsv").write_text(f"a\tb\n1\tx\n{value}\ty\n")
     assert read_table(tmp_path / "a.tsv").column("a").kind == "text"
@@ -51,3 +53,25 @@ def test_values_within_values_are_refused_where_they_are_named_and_only_there(tm
 def test_bytes_are_no_value_of_a_cell():
     with pytest.raises(DataError, match=r"`photo` holds bytes, such as `b'abc'`\."):
         table_of_columns({"photo": [b"abc"], "n": [1]}, "t").column("photo")
+
+
+@pytest.mark.parametrize(
+    ("cells", "decimal", "values", "has_commas"),
+    [
+        (["3,14", "2", "NA"], "auto", [3.14, 2, None], True),
+        (["3.14", "2"], "auto", [3.14, 2], False),
+        (["1", "2"], ",", [1, 2], False),
+        (["1,0", "2,0"], ",", [1, 2], True),
+        (["3,14", "2.5"], "auto", ["3,14", "2.5"], False),  # which of the two is it?
+        (["1.234,56", "2,5"], "auto", ["1.234,56", "2,5"], False),  # thousands are not guessed
+        (["3,14"], ".", ["3,14"], False),
+        (["3.14"], ",", ["3.14"], False),
+        (["007,5"], "auto", ["007,5"], False),
+        (["1,5 kg", "2,5"], "auto", ["1,5 kg", "2,5"], False),
+    ],
+)
+def test_a_column_has_a_decimal_comma_where_all_of_its_numbers_have_it_or_are_whole(cells, decimal, values, has_commas):
+    column = column_of("x", cells, MISSING, decimal)
+    assert column.has_commas is has_commas
+    assert [None if value != value else value for value in column.values.tolist()] == values
+    assert column.whole is (cells in (["1", "2"], ["1,0", "2,0"]))

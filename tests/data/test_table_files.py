@@ -154,13 +154,41 @@ def test_a_few_words_among_numbers_are_named_with_their_lines(tmp_path):
     table.check_numbers(["zip", "text"], {})  # codes with zeros in front, and text, are no numbers
 
 
-def test_a_table_with_another_separator_says_which(tmp_path):
-    (tmp_path / "t.csv").write_text("a;b\n1;2\n")
-    with pytest.raises(DataError, match=r"seems to have `;`: its first line is `a;b`"):
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_a_table_with_another_separator_is_read(tmp_path, mark):
+    (tmp_path / "t.csv").write_text(f"a{mark}b\n1{mark}x, y\n2{mark}z\n")
+    table = read_table(tmp_path / "t.csv")
+    assert (table.column("a").values.tolist(), table.column("b").values.tolist()) == ([1, 2], ["x, y", "z"])
+    assert (table.delimiter, table.select(np.array([1])).delimiter) == (mark, mark)
+    (tmp_path / "t.csv").write_text(f"a{mark}b\n1{mark}2\n3\n")
+    with pytest.raises(DataError, match=r"but not the same number in every row: its first line is `a.+b`\. Set `data"):
         read_table(tmp_path / "t.csv").column("a")
-    (tmp_path / "t.csv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(DataError, match=r"seems to have tabs"):
-        read_table(tmp_path / "t.csv").column("a")
+    with pytest.raises(DataError, match=r"each of the 2 columns\. `t\.csv:3` has 1\. Put text that contains a "):
+        read_table(tmp_path / "t.csv", delimiter="tab" if mark == "\t" else mark)
+
+
+def test_decimal_commas_and_points_in_a_column_are_refused_with_both(tmp_path):
+    rows = "\n".join([*(f"{n},5" for n in range(12)), "1.234"])
+    (tmp_path / "t.tsv").write_text(f"price\n{rows}\n")
+    with pytest.raises(DataError) as error:
+        read_table(tmp_path / "t.tsv").check_numbers(["price"], {})
+    assert str(error.value) == (
+        "Numbers of a column are written in a single way. `price` has `1.234`, and `0,5`. Correct them, without separators "
+        "of thousands, or set `types: {price: category}`."
+    )
+    (tmp_path / "t.csv").write_text("price\n1.5\n")
+    with pytest.raises(DataError, match=r"`price` has `1\.5`, and `data\.decimal` is `,`"):
+        read_table(tmp_path / "t.csv", decimal=",").check_numbers(["price"], {})
+    (tmp_path / "t.tsv").write_text(f"price\n{rows[:-5]}?\n")
+    with pytest.raises(DataError, match=r"`price` has numbers in 12 rows, and other text in 1: `\?`, at `t\.tsv:14`"):
+        read_table(tmp_path / "t.tsv").check_numbers(["price"], {})
+
+
+def test_tables_with_decimal_commas_and_points_are_joined(tmp_path):
+    (tmp_path / "a.csv").write_text("x;y\n1,5;a\n")
+    (tmp_path / "b.csv").write_text("y,x\nb,2.5\n")
+    column = join_tables([read_table(tmp_path / name) for name in ("a.csv", "b.csv")]).column("x")
+    assert (column.values.tolist(), column.has_commas) == ([1.5, 2.5], True)
 
 
 def test_an_open_quote_is_named_with_its_line(tmp_path):

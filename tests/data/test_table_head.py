@@ -67,8 +67,17 @@ def test_a_first_line_of_values_is_told(tmp_path, columns, values):
 
 def test_another_separator_is_told(tmp_path):
     said = unknown_column(["a"], tmp_path / "t.csv", {"a;b": []})
-    assert "separated by commas, those of a `.tsv` by tabs" in said
-    assert "seems to have `;`: its first line is `a;b`" in said
+    assert "seems to have a semicolon between its values, but not the same number in every row" in said
+    assert 'its first line is `a;b`. Set `data.delimiter: ";"`, or name it by what it is' in said
+    assert 'Set `data.delimiter: "tab"`' in unknown_column(["a"], tmp_path / "t.csv", {"a\tb": []})
+
+
+def test_the_head_is_split_as_the_rows_are(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n1,5;x\n")
+    assert list(read_head(tmp_path / "t.csv") or ()) == ["a", "b"]
+    assert list(read_head(tmp_path / "t.csv", "|") or ()) == ["a;b"]
+    (tmp_path / "t.csv").write_text('a;b\n"1;x\n')
+    assert list(read_head(tmp_path / "t.csv", quotes=False) or ()) == ["a", "b"]
 
 
 def test_an_index_of_pandas_is_known_by_its_name():

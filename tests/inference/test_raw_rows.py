@@ -1,8 +1,10 @@
+import gzip
 import io
 
 import numpy as np
 import pytest
 
+from finetune.data.separators import TextForm
 from finetune.errors import DataError
 from finetune.inference.raw_rows import raw_rows_of, read_raw_rows
 
@@ -129,3 +131,24 @@ def test_paths_in_python_are_read_and_columns_of_other_lengths_refused(tmp_path)
 def test_columns_without_a_name_have_those_of_training(tmp_path):
     (tmp_path / "t.csv").write_text(",a,\n0,1,\n")
     assert read(tmp_path / "t.csv") == [(["t.csv:2"], {"Unnamed: 0": ["0"], "a": ["1"], "Unnamed: 2": [""]})]
+
+
+def test_rows_are_split_and_numbers_written_as_those_of_training(tmp_path):
+    (tmp_path / "t.csv").write_text("a;b\n 1,5;x,5\n2.5;y\n")
+    form = TextForm(found=";", commas=("a",))
+    assert read(tmp_path / "t.csv", form=form)[0][1] == {"a": [" 1.5", "2.5"], "b": ["x,5", "y"]}
+    (tmp_path / "t.csv").write_text("a,b\n2.5,y\n")
+    assert read(tmp_path / "t.csv", form=form)[0][1] == {"a": ["2.5"], "b": ["y"]}
+    (tmp_path / "u.csv").write_text("a,b\n2|5,y\n")
+    with pytest.raises(
+        DataError, match=r"each of the 1 columns\. `u\.csv:2` has 2\. Put text with a vertical bar in it"
+    ):
+        read(tmp_path / "u.csv", form=TextForm(delimiter="|"))
+
+
+def test_compressed_tables_and_arrays_of_objects_are_rows(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a;b\n1,5;x\n"))
+    (tmp_path / "t.json").write_text('[{"a": "1,5"}, {"a": 2}]')
+    form = TextForm(commas=("a",))
+    assert read(tmp_path / "t.csv.gz", form=form) == [(["t.csv.gz:2"], {"a": ["1.5"], "b": ["x"]})]
+    assert read(tmp_path / "t.json") == [(["t.json:1", "t.json:2"], {"a": ["1,5", 2]})]

@@ -143,3 +143,25 @@ def test_a_limit_a_split_and_names_of_classes_are_for_every_source(source):
 )
 def test_what_other_sources_cannot_have_is_said(keys, said):
     assert predicate(**keys).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"delimiter": "tabs"}, 'is not a known value. Received: `"tabs"`. Did you mean `tab`'),
+        ({"delimiter": ":"}, 'is not a known value. Received: `":"`. Choose from `auto`, `,`, `;`, `|`, `tab`'),
+        ({"delimiter": ""}, 'is empty. Put the character in quotes: `"|"`'),
+        ({"decimal": ";"}, 'is not a known value. Received: `";"`. Choose from `auto`, `.`, `,`'),
+    ],
+)
+def test_values_are_separated_and_decimals_begin_in_a_few_ways(keys, said):
+    assert said in predicate(table="t.csv", inputs="a", target="b", **keys)
+
+
+def test_how_a_table_is_written_is_for_tables():
+    assert (
+        DataSource.model_validate({"table": "t.csv", "inputs": "a", "target": "b", "delimiter": "\t"}).delimiter
+        == "tab"
+    )
+    for key, value in (("delimiter", ";"), ("decimal", ",")):
+        assert predicate(npz="a.npz", **{key: value}) == "is for data from `table`, and these are from `npz`. Remove it"
