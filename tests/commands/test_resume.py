@@ -226,7 +226,7 @@ def test_checkpoints_that_no_run_has_written_are_refused_with_the_file_and_the_n
     [
         (["run", "tiny.yaml", "--resume"], "Name the folder with `--out`"),
         (["run", "tiny.yaml", "--resume", "--overwrite", "--out", "out"], "Remove one of the two"),
-        (["resume", "nowhere"], "`nowhere` is none"),
+        (["resume", "nowhere"], "`nowhere` is no run folder"),
     ],
 )
 def test_wrong_options_are_answered_before_tensorflow_starts(arguments, message, recipe):
