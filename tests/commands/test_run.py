@@ -79,6 +79,7 @@ def test_the_result_is_in_a_file_and_in_what_is_returned(finished):
     stored = read_json(result.folder / "result.json")
     assert set(stored) == {
         "format",
+        "batch_size",
         "metrics",
         "metrics_before",
         "metrics_of_mean",

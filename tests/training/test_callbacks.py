@@ -128,10 +128,10 @@ def saved_at(monkeypatch):
     """Makes saving take 0.3 s; the steps after which it was done."""
     steps = []
 
-    def slow(model, path):
+    def slow(model, path, **options):
         steps.append(int(model.optimizer.iterations))
         time.sleep(0.3)
-        save_weights(model, path)
+        save_weights(model, path, **options)
 
     monkeypatch.setattr(callbacks, "save_weights", slow)
     return steps
