@@ -144,6 +144,7 @@ class StopsAt(io.StringIO):
 def best_kept(tmp_path_factory):
     """Returns the folder of a finished run that kept its best weights, and of the same run stopped after epoch 4."""
     folder = tmp_path_factory.mktemp("best")
+    keras.utils.set_random_seed(0)  # of other weights a later epoch may be the best
     network, recipe = arrays(folder)
     network.save(folder / "net.keras")
     # By this measure the first epoch is the best: its weights are not the newest.
