@@ -7,7 +7,7 @@ validator takes more than the annotation says, the annotation is a suggestion. R
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, GetPydanticSchema
+from pydantic import AfterValidator, BeforeValidator, GetPydanticSchema
 from pydantic.fields import FieldInfo
 
 from finetune.recipe.fields import IN_A_LIST, Part, RecipePath
@@ -109,8 +109,8 @@ def _of_type(hint: Any, metadata: list[Any], definitions: dict[str, Any]) -> dic
         return {"type": "array", "items": _whole(arguments[0], item), **_lengths(metadata, "Items")}
     if origin is dict:
         return {"type": "object", "additionalProperties": _value(arguments[1], definitions)}
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        schema = _reference(hint, definitions)  # type: ignore[arg-type]
+    if isinstance(hint, type) and issubclass(hint, Part):
+        schema = _reference(hint, definitions)
         # A class of the user's spelling may come, too: the names are offered, and others are left to `check`.
         return {"anyOf": [{"enum": list(OPTIMIZERS)}, schema]} if hint is OptimizerSpec else schema
     if hint not in _TYPES:

@@ -7,7 +7,7 @@ What several schedules share (lengths, warm-ups, boundaries) is in `schedule_par
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Tag, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Tag, field_validator
 
 from finetune.errors import quote
 from finetune.recipe.fields import (
@@ -22,7 +22,6 @@ from finetune.recipe.fields import (
     Share,
     choice,
     fault,
-    one_of,
     pick,
     validated_by,
 )
@@ -35,6 +34,7 @@ from finetune.recipe.schedule_parts import (
     WithTotal,
     WithWarmUp,
     check_part_count,
+    length_check,
 )
 
 
@@ -131,10 +131,7 @@ class CosineDecayRestarts(WithWarmUp, WithInitial):
     m_mul: Positive = 1.0
     alpha: Share = 0.0
 
-    @field_validator("first_decay_fraction")
-    @classmethod
-    def _check_first_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "first_decay_steps", "first_decay_epochs")
+    _check_first_decay = length_check("first_decay")
 
 
 class InverseSquareRoot(WithPeak):
@@ -151,10 +148,7 @@ class InverseSquareRoot(WithPeak):
     warmup_epochs: Positive | None = None
     warmup_fraction: Fraction | None = None
 
-    @field_validator("warmup_fraction")
-    @classmethod
-    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "warmup_steps", "warmup_epochs")
+    _check_warmup = length_check("warmup")
 
 
 class SlantedTriangular(WithWarmUp, WithTotal, WithPeak):
@@ -213,15 +207,9 @@ class WarmupStableDecay(WithTotal, WithPeak):
     alpha: Share = 0.0
     shape: Annotated[Literal["linear", "1-sqrt"], choice("linear", "1-sqrt")] = "linear"
 
-    @field_validator("warmup_fraction")
-    @classmethod
-    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "warmup_steps", "warmup_epochs", default=None)
+    _check_warmup = length_check("warmup", default=None)
 
-    @field_validator("decay_fraction")
-    @classmethod
-    def _check_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "decay_steps", "decay_epochs", default=0.1)
+    _check_decay = length_check("decay", default=0.1)
 
 
 class Constant(WithWarmUp, WithInitial):

@@ -26,6 +26,20 @@ from finetune.recipe.fields import (
 )
 
 
+def length_check(name: str, **default: float | None) -> Any:
+    """Returns the validator of a length: exactly one of its spellings is there, or, with a `default`, at most one.
+
+    Args:
+        name: The length without its unit: `decay` of `decay_steps`, `decay_epochs` and `decay_fraction`.
+        default: As `default`: the fraction without any of them; `None` for no such part.
+    """
+
+    def check(value: float | None, info: ValidationInfo) -> float | None:
+        return one_of(value, info, f"{name}_steps", f"{name}_epochs", **default)
+
+    return field_validator(f"{name}_fraction")(check)
+
+
 class BaseSchedule(Part):
     """Base of every schedule.
 
@@ -83,10 +97,7 @@ class WithDecay(BaseSchedule):
     decay_epochs: Positive | None = None
     decay_fraction: Fraction | None = None
 
-    @field_validator("decay_fraction")
-    @classmethod
-    def _check_decay(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "decay_steps", "decay_epochs")
+    _check_decay = length_check("decay")
 
 
 class WithTotal(BaseSchedule):
@@ -102,10 +113,7 @@ class WithTotal(BaseSchedule):
     total_epochs: Positive | None = None
     total_fraction: Fraction | None = None
 
-    @field_validator("total_fraction")
-    @classmethod
-    def _check_total(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "total_steps", "total_epochs", default=1.0)
+    _check_total = length_check("total", default=1.0)
 
 
 class WithWarmUp(BaseSchedule):
@@ -128,10 +136,7 @@ class WithWarmUp(BaseSchedule):
         """The linear warm-up in front of the schedule, if there is one."""
         return length_of(self, "warmup")
 
-    @field_validator("warmup_fraction")
-    @classmethod
-    def _check_warmup(cls, value: float | None, info: ValidationInfo) -> float | None:
-        return one_of(value, info, "warmup_steps", "warmup_epochs", default=None)
+    _check_warmup = length_check("warmup", default=None)
 
     @field_validator("warmup_from")
     @classmethod

@@ -34,6 +34,7 @@ _DOCUMENT: dict[str, Any] = {
 }
 _MOST_DIMENSIONS = 32
 _SCALARS = bool | int | float | str | None
+_OF_WRONG_STATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # not: no memory
 
 
 def type_of(name: str) -> np.dtype[Any] | None:
@@ -117,7 +118,7 @@ def _fault_in_random(state: Mapping[str, Any]) -> str:
     try:
         kind, keys, *rest = numpy
         np.random.RandomState().set_state((kind, np.array(keys, np.uint32), *rest))  # pyright: ignore[reportCallIssue]
-    except Exception:  # NumPy checks each part of its state, with errors of several kinds
+    except _OF_WRONG_STATE:  # NumPy checks each part of its state
         return "`model.random.numpy` is no state of NumPy's random generator"
     for name, value in (("python", python), ("tensorflow", state["tensorflow"])):
         try:
@@ -128,7 +129,7 @@ def _fault_in_random(state: Mapping[str, Any]) -> str:
                 random.Random().setstate((version, tuple(words), gauss))
                 if gauss is not None:
                     float(gauss)
-        except Exception:  # Python checks its state, likewise
+        except _OF_WRONG_STATE:  # Python checks its state, likewise
             return f"`model.random.{name}` is no state of Python's random generator"
     if len(state["keras"] or [0, 0]) != 2 or max(state["keras"] or [0]) >= 2**32:
         return "`model.random.keras` is no seed of Keras"
