@@ -23,7 +23,7 @@ from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.separators import TABBED, written_separator
 from finetune.data.splits import Indices, split_by_column
-from finetune.data.table_bytes import ending_of
+from finetune.data.table_bytes import DELIMITED, ending_of
 from finetune.data.table_files import Table, join_tables, read_table
 from finetune.data.table_head import unnamed_warning
 from finetune.data.targets import Target, read_target
@@ -46,6 +46,7 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     source = recipe.data
     others = {"test": source.test_table, "validation": source.validation_table}
     files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
+    _check_keys_of_text(recipe, list(files.values()))
     tables = {
         name: read_table(
             resolve_path(recipe, path),
@@ -57,6 +58,19 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
         for name, path in files.items()
     }
     return examples_of_tables(recipe, tables, network)
+
+
+def _check_keys_of_text(recipe: Recipe, files: Sequence[str]) -> None:
+    """Refuses keys that only tables of delimited text have where no file is such a table, which would ignore them."""
+    if any(ending_of(resolve_path(recipe, file)) in DELIMITED for file in files):
+        return
+    for key in ("quotes", "delimiter", "decimal"):
+        if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default:
+            with placed(recipe, "data", key):
+                raise DataError(
+                    f"`data.{key}` is for tables of text that end in {quote(DELIMITED)}, and `{files[0]}` is none. "
+                    "Remove it."
+                )
 
 
 def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: keras.Model | None) -> Examples:

@@ -260,3 +260,14 @@ def test_how_a_table_is_written_is_kept_for_rows_to_predict(people):
     assert table_of(people, vector_network(1), *keys).source["decimal_commas"] == ["price"]
     usual = table_of(people, vector_network(11), "inputs=price", "target=kind")  # text: categories of the training rows
     assert "decimal_commas" not in usual.source
+
+
+@pytest.mark.parametrize("key", ["quotes=false", "delimiter=;", 'decimal=","'])
+def test_keys_of_delimited_text_are_refused_where_the_table_is_none(recipe, key):
+    (recipe.parent / "people.jsonl").write_text('{"age": 1, "kind": "x"}\n' * 9)
+    table = "data={table: people.jsonl, inputs: age, target: kind}"
+    name = key.partition("=")[0]
+    with pytest.raises(
+        RecipeError, match=rf"`data\.{name}` is for tables of text that end in `\.csv`.*people\.jsonl` is"
+    ):
+        build_examples(load_recipe(recipe, overrides=[table, f"data.{key}"]), vector_network(1))
