@@ -34,6 +34,7 @@ from finetune.errors import TrainingError, did_you_mean
 from finetune.kernels.attention import dot_product_attention
 from finetune.kernels.batch_normalization import batch_normalization
 from finetune.kernels.dense import dense, einsum_dense
+from finetune.kernels.depthwise_convolution import depthwise_conv, separable_conv
 from finetune.kernels.einsum import einsum
 from finetune.kernels.gelu import gelu
 from finetune.kernels.group_normalization import group_normalization
@@ -55,8 +56,10 @@ KERNELS: Mapping[Any, Kernel] = {
 }
 # Functions of Keras' backend, by module and name, that layers of any class call through `keras.ops`.
 FUNCTIONS: Mapping[str, Kernel] = {
+    "nn.depthwise_conv": depthwise_conv,
     "nn.dot_product_attention": dot_product_attention,
     "nn.gelu": gelu,
+    "nn.separable_conv": separable_conv,
     "numpy.einsum": einsum,
 }
 
