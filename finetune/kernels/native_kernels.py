@@ -96,7 +96,7 @@ _functions: dict[str, tuple[Any, Any]] = {}  # of each name: the function in a b
 def native_kernels() -> Iterator[NativeLayers]:
     """Lets functions that are traced in the block, by this thread, compute layers with the kernels of `KERNELS`.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization()])
         >>> with native_kernels() as native:
         ...     outputs = model.predict(tf.ones((2, 4, 4, 3)), verbose=0)
