@@ -155,11 +155,11 @@ def _gradient_of_kernel(x: tf.Tensor, dy: tf.Tensor, size: Any, stride: int) -> 
     around = [[each // 2, each - each // 2] for each in missing]
     no_example = [0, channels * tf.cast(tf.equal(examples, 0), tf.int32)]  # the operation takes no empty kernel
     image = tf.pad(_examples_as_channels(x)[None], [[0, 0], *around, no_example])
-    filters = tf.pad(_examples_as_channels(dy)[..., None], [[0, 0], [0, 0], no_example, [0, 0]])
+    filters = tf.pad(tf.expand_dims(_examples_as_channels(dy), 3), [[0, 0], [0, 0], no_example, [0, 0]])
     each = tf.raw_ops.DepthwiseConv2dNative(
         input=image, filter=filters, strides=[1, 1, 1, 1], dilations=[1, stride, stride, 1], padding="VALID"
     )[:, : size[0], : size[1]]
-    return tf.reduce_sum(tf.reshape(each, (*size, -1, channels)), 2)[..., None]
+    return tf.expand_dims(tf.reduce_sum(tf.reshape(each, (*size, -1, channels)), 2), 3)
 
 
 def _examples_as_channels(x: tf.Tensor) -> tf.Tensor:
