@@ -81,4 +81,5 @@ class _StepTimes(keras.callbacks.Callback):
         self.losses.append(float((logs or {})["loss"]))  # waits for the step
         self.seconds.append(time.perf_counter() - self._begun)
         if sum(self.seconds[1:]) > self._most_seconds:
-            self.model.stop_training = True
+            model: Any = self.model
+            model.stop_training = True
