@@ -86,7 +86,8 @@ def _alone(op: tf.Operation) -> Callable[[], Any]:
         if tensor.dtype.is_integer:  # the shape of the result
             arguments[argument.name] = tf.constant(op.outputs[0].shape.as_list())
         else:
-            numbers = np.random.default_rng(0).standard_normal(tuple(tensor.shape))
+            lengths: Any = tensor.shape.as_list()
+            numbers = np.random.default_rng(0).standard_normal(lengths)
             arguments[argument.name] = tf.Variable(tf.cast(numbers, tensor.dtype))
     options = {each.name: op.get_attr(each.name) for each in made.attr if each.type != "type"}
     options = {

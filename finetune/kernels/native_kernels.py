@@ -40,6 +40,7 @@ from finetune.kernels.gelu import gelu
 from finetune.kernels.group_normalization import group_normalization
 from finetune.kernels.layer_normalization import layer_normalization
 from finetune.kernels.pointwise_convolution import pointwise_convolution
+from finetune.kernels.silu import silu
 
 Kernel = Callable[..., Any]
 MODES = ("exact", "native")
@@ -60,6 +61,7 @@ FUNCTIONS: Mapping[str, Kernel] = {
     "nn.dot_product_attention": dot_product_attention,
     "nn.gelu": gelu,
     "nn.separable_conv": separable_conv,
+    "nn.silu": silu,
     "numpy.einsum": einsum,
 }
 
