@@ -126,6 +126,7 @@ class LastWeights(keras.callbacks.Callback):
         report: Called with a sentence where the file cannot be written.
 
     Attributes:
+        writes: Whether the file is written; of several workers, one does.
         saved: What the file holds, such as `epoch 3`; empty before it is written.
         saved_to: Where that is: `path`, or a file in another folder.
         unsaved: Whether the weights are finite and newer than the file.
@@ -140,6 +141,7 @@ class LastWeights(keras.callbacks.Callback):
         self.path = self.saved_to = path
         self.saved = ""
         self.optimizer = True  # whether the file also holds its state
+        self.writes = True
         self.warned = FailedWrites(report)
         self.unsaved = False
         self._moment, self._steps, self._first = "", 0, 0
@@ -184,6 +186,8 @@ class LastWeights(keras.callbacks.Callback):
         Args:
             newest: Whether the weights of the model are worth saving; otherwise the file stays as it is.
         """
+        if not self.writes:
+            return "The chief saves the weights."
         self.unsaved &= newest
         if newest and self._steps and math.isfinite(float(1.0 if self._loss is None else self._loss)):
             of_all = f" of {steps}" if (steps := (self.params or {}).get("steps")) else ""
@@ -201,7 +205,7 @@ class LastWeights(keras.callbacks.Callback):
         return f"The weights after {self.saved} are in `{self.saved_to}`.{lost}"
 
     def _save(self) -> None:
-        if self.unsaved:
+        if self.unsaved and self.writes:
             begun = time.monotonic()
             with self.warned.of(WriteError):
                 save_weights(_model(self), self.path, optimizer=self.optimizer)
