@@ -850,7 +850,8 @@ def abort_collectives(message: str) -> None:
     Args:
         message: Why, for the error that they raise.
     """
-    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, message)
+    present: Any = context.context()
+    present.abort_collective_ops(tf.errors.UNAVAILABLE, message)
 
 
 def custom_gradients(graph: Any) -> Iterator[tuple[list[Any], list[Any]]]:

@@ -11,6 +11,8 @@ import pkgutil
 import platform
 import random
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -144,7 +144,7 @@ def start_command(
         out: The run folder, for a command that writes to it.
         overwrite: Whether the folder may hold files.
         resume: Whether it may hold a run that goes on.
-        joins: Whether the command is for several workers, where the environment names some; the caller then leaves them.
+        joins: Whether several workers, where the environment names some, do it together; the caller ends that.
     """
     from finetune.commands.check import check as check_recipe
     from finetune.startup import lasting_imports, start_tensorflow

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune.commands.check import check
-from finetune.distribution.launch import finetune_command, launch
+from finetune.distribution.worker_processes import finetune_command, launch
 from finetune.errors import printable
 from finetune.results.run_folder import check_can_resume, new_run_folder
 

@@ -167,7 +167,13 @@ def run(
 
 
 def train_beside_chief(
-    recipe: str | Path, out: Path, *, overrides: Sequence[str], allow_code: Sequence[str], console: Console, **asked: Any
+    recipe: str | Path,
+    out: Path,
+    *,
+    overrides: Sequence[str],
+    allow_code: Sequence[str],
+    console: Console,
+    **asked: Any,
 ) -> None:
     """Does what a worker that is not the chief does in a run: all of it up to the end of training.
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from finetune.distribution.channel import open_channel
+from finetune import __version__
 from finetune.distribution.cluster import Cluster, read_tf_config
 from finetune.distribution.facts import check_equal, fingerprint, versions
+from finetune.distribution.greeting import open_channel
 from finetune.errors import FinetuneError
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.schema import Recipe
@@ -60,7 +61,7 @@ def join_workers(
     channel = open_channel(cluster)
     told = {"recipe": fingerprint(dump_recipe(loaded)), "seed": loaded.seed, "run folder": out.name, "--resume": resume}
     try:
-        check_equal(cluster, channel.exchange(told | versions(), "what it was told"))
+        check_equal(cluster, channel.exchange(told | versions(__version__), "what it was told"))
     except FinetuneError as error:
         channel.close(str(error))
         raise
@@ -149,8 +150,8 @@ def _copy_run(out: Path, folder: Path, files: Sequence[Sequence[Any]], cluster: 
     """
     if [list(each) for each in _seen(out)] != [list(each) for each in files]:
         raise FinetuneError(
-            f"A run goes on from checkpoints that all of its workers read. {cluster.name(cluster.index)} does not see those "
-            f"that the chief sees in `{out}`. Keep the run folder on a disk that all machines share."
+            "A run goes on from checkpoints that all of its workers read. "
+            f"{cluster.name(cluster.index, begins=True)} does not see those that the chief sees in `{out}`. Keep the run folder on a disk that all machines share."
         )
     for path in out.iterdir():
         if path.is_file() and path.name != LOCK_FILE and path.suffix != ".keras":

@@ -1,7 +1,7 @@
 """The workers of a run: their addresses, and which of them this process is. Read before TensorFlow starts.
 
-Whatever starts the processes (`finetune launch`, Kubernetes, SLURM and so on) says the same to each of them: the address
-of every worker, and its own number. TensorFlow's name for that is the environment variable `TF_CONFIG`:
+Whatever starts the processes (`finetune launch`, Kubernetes, SLURM and so on) says the same to each of them: the
+address of every worker, and its own number. TensorFlow's name for that is the environment variable `TF_CONFIG`:
 
     {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, "task": {"type": "worker", "index": 0}}
 
@@ -45,9 +45,10 @@ class Cluster:
         """How many there are."""
         return len(self.addresses)
 
-    def name(self, index: int) -> str:
-        """Returns what messages call a worker."""
-        return f"worker {index} (`{self.addresses[index]}`" + (", the chief)" if index == 0 else ")")
+    def name(self, index: int, *, begins: bool = False) -> str:
+        """Returns what messages call a worker; with a capital letter where a sentence `begins` with it."""
+        role = ", the chief" if index == 0 else ""
+        return f"{'W' if begins else 'w'}orker {index} (`{self.addresses[index]}`{role})"
 
     def to_tf_config(self) -> str:
         """Returns the cluster as `TF_CONFIG` has it, with workers alone."""

@@ -6,18 +6,21 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from finetune import __version__
 from finetune.distribution.cluster import Cluster
 from finetune.errors import FinetuneError, printable
 
 _SHOWN = 5  # differences in a message
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of what computes; nothing is imported for it."""
+def versions(finetune: str) -> dict[str, str]:
+    """Returns the versions of what computes; nothing is imported for it.
+
+    Args:
+        finetune: That of this package.
+    """
     python = ".".join(map(str, sys.version_info[:2]))
     installed = {name: version(name) for name in ("tensorflow", "keras", "numpy")}
-    return {"version of finetune": __version__, "version of python": python} | {
+    return {"version of finetune": finetune, "version of python": python} | {
         f"version of {name}": number for name, number in installed.items()
     }
 
@@ -49,9 +52,9 @@ def check_equal(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:
     if problems:
         shown = problems[:_SHOWN] + ([f"{len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
         raise FinetuneError(
-            f"All {cluster.workers} workers of a run train the same network, by the same recipe, on the same rows. What "
-            f"they were told differs: {'; '.join(shown)}. Begin all of them with the same command, the same files and "
-            "the same packages."
+            f"All {cluster.workers} workers of a run train the same network, by the same recipe, on the same rows. "
+            f"What they were told differs: {'; '.join(shown)}. Begin all of them with the same command, the same files "
+            "and the same packages."
         )
 
 

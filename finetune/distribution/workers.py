@@ -24,7 +24,7 @@ import tensorflow as tf
 from finetune import keras_private
 from finetune.distribution.channel import Channel
 from finetune.distribution.cluster import VARIABLE, Cluster, host_and_port
-from finetune.distribution.launch import LAUNCHER
+from finetune.distribution.worker_processes import LAUNCHER
 from finetune.errors import FinetuneError, TrainingError, printable_lines, reason
 
 GRACE_SECONDS = 20.0  # from the loss of a worker until this one has to have ended
@@ -153,8 +153,8 @@ def join(channel: Channel) -> Workers:
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         channel.check()
         raise FinetuneError(
-            f"TensorFlow starts a server at the address of each worker. That of {cluster.name(cluster.index)} does not start: "
-            f"{reason(error)}. Look whether another process has taken the port, and begin all workers anew."
+            f"TensorFlow starts a server at the address of each worker. That of {cluster.name(cluster.index)} does not "
+            f"start: {reason(error)}. Look whether another process has taken the port, and begin all workers anew."
         ) from error
     _joined = Workers(channel, strategy)
     return _joined
@@ -228,5 +228,3 @@ def _choose_gpu(cluster: Cluster) -> None:
     before = [address for address in cluster.addresses[: cluster.index] if host_and_port(address)[0] == here]
     if len(gpus) > 1:
         tf.config.set_visible_devices([gpus[len(before) % len(gpus)]], "GPU")
-
-

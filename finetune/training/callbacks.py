@@ -160,7 +160,7 @@ class LastWeights(keras.callbacks.Callback):
         self._steps, self._loss = steps_done(self.model, first=self._first, last=batch), (logs or {}).get("loss")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
+        self.unsaved = self.writes and math.isfinite(float((logs or {}).get("loss", 0.0)))
         self._moment, self._steps = f"epoch {epoch + 1}", 0
         if time.monotonic() >= self._next:
             self._save()
@@ -205,7 +205,7 @@ class LastWeights(keras.callbacks.Callback):
         return f"The weights after {self.saved} are in `{self.saved_to}`.{lost}"
 
     def _save(self) -> None:
-        if self.unsaved and self.writes:
+        if self.unsaved:
             begun = time.monotonic()
             with self.warned.of(WriteError):
                 save_weights(_model(self), self.path, optimizer=self.optimizer)

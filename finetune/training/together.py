@@ -71,7 +71,7 @@ class SameWeights(keras.callbacks.Callback):
         each = self.workers.channel.exchange(sums, f"the weights {when}, one by one")
         names = [leaf.name for leaf, values in zip(leaves, zip(*each, strict=True), strict=True) if len({*values}) > 1]
         raise TrainingError(
-            f"All workers hold the same weights, bit for bit. {when[0].upper()}{when[1:]} {len(names)} of {len(leaves)} "
-            f"differ between them: {quote(names)}. Look for a layer that writes weights outside of TensorFlow's graph, "
-            "and whether all machines have the same processors and packages."
+            f"All workers hold the same weights, bit for bit. {when[0].upper()}{when[1:]} {len(names)} of "
+            f"{len(leaves)} differ between them: {quote(names)}. Look for a layer that writes weights outside of "
+            "TensorFlow's graph, and whether all machines have the same processors and packages."
         )

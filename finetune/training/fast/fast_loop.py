@@ -35,8 +35,8 @@ def train_function(model: Any, forward: Callable[..., Any] | None = None) -> Cal
         return FastFunction(model, forward)
     if training_workers():
         raise TrainingError(
-            f"Several workers sum the gradients of each step in the fast loop, which cannot train `{model.name}`: {why}. "
-            "Train in a single process, or change that."
+            "Several workers sum the gradients of each step in the fast loop, which cannot train "
+            f"`{model.name}`: {why}. Train in a single process, or change that."
         )
     # Keras keeps the function of an earlier state of the model unless it is forced to make it anew.
     model.make_train_function(force=True)

@@ -74,8 +74,9 @@ def launch(
     with deferred():
         begun: list[_Worker] = []
         try:
-            for cluster in local_clusters(workers):
-                begun.append(_start(command, cluster, _Log(logs / f"worker-{cluster.index}.log", is_ready), show))
+            for cluster in local_clusters(workers):  # one by one: those that were started are ended if one cannot be
+                log = _Log(logs / f"worker-{cluster.index}.log", is_ready)
+                begun.append(_start(command, cluster, log, show))
             first = _wait(begun)
         finally:
             _end(begun)
@@ -103,7 +104,8 @@ def local_clusters(workers: int) -> list[Cluster]:
     """
     if workers < 2:
         raise FinetuneError(
-            f"Several workers are at least 2. Received `--workers {workers}`. `finetune run` trains in a single process."
+            f"Several workers are at least 2. Received `--workers {workers}`. `finetune run` trains in a single "
+            "process."
         )
     with ExitStack() as held:  # all at once, so that no port is given twice
         sockets = [held.enter_context(socket.socket()) for _ in range(workers)]
@@ -164,10 +166,10 @@ class _Log:
 
 def _read(worker: _Worker, stream: Any, is_error: bool, show: Callable[[str, bool], None]) -> None:
     """Passes on what a worker prints, line by line, in a thread of its own."""
-    for line in stream:
-        worker.log.write(line if line.endswith(b"\n") else line + b"\n")
-        text = line.decode("utf-8", "replace").rstrip("\r\n")
-        show(f"{worker.index}: {text}", is_error)
+    with stream:
+        for line in stream:
+            worker.log.write(line if line.endswith(b"\n") else line + b"\n")
+            show(f"{worker.index}: {line.decode('utf-8', 'replace').rstrip()}", is_error)
 
 
 def _wait(workers: Sequence[_Worker]) -> _Worker | None:
