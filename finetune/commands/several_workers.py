@@ -151,7 +151,8 @@ def _copy_run(out: Path, folder: Path, files: Sequence[Sequence[Any]], cluster: 
     if [list(each) for each in _seen(out)] != [list(each) for each in files]:
         raise FinetuneError(
             "A run goes on from checkpoints that all of its workers read. "
-            f"{cluster.name(cluster.index, begins=True)} does not see those that the chief sees in `{out}`. Keep the run folder on a disk that all machines share."
+            f"{cluster.name(cluster.index, begins=True)} does not see those that the chief sees in `{out}`. Keep the "
+            "run folder on a disk that all machines share."
         )
     for path in out.iterdir():
         if path.is_file() and path.name != LOCK_FILE and path.suffix != ".keras":

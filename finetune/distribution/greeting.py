@@ -67,8 +67,8 @@ def _listening(cluster: Cluster) -> Iterator[socket.socket]:
                 continue
             raise FinetuneError(
                 f"Each worker needs the port that {cluster.source} names for it. Port {port} of "
-                f"{cluster.name(cluster.index)} cannot be used: {error.strerror}. End the process that holds it, perhaps "
-                "an earlier run, or choose another port in every process."
+                f"{cluster.name(cluster.index)} cannot be used: {error.strerror}. End the process that holds it, "
+                "perhaps an earlier run, or choose another port in every process."
             ) from error
         with listener:
             listener.settimeout(_RETRY_SECONDS)

@@ -347,14 +347,14 @@ class _RunFit:
             raise
         except FinetuneError as error:
             if lost_worker(seconds=0):
-                raise TrainingError(f"{error} {self.weights.keep(newest=False)} {self._where_to_go_on()}") from error
+                raise TrainingError(f"{error} {self._kept_after_loss()}") from error
             if self.non_finite and self.non_finite.stopped_at:
                 self.weights.limit(self.non_finite.stopped_at.step - 1)  # no later step was made
             kept = self.weights.keep(newest=not self.finite_weights.failed)
             raise type(error)(f"{error} {kept}") from error
         except Exception as error:
             if lost := lost_worker():
-                raise TrainingError(f"{lost} {self.weights.keep(newest=False)} {self._where_to_go_on()}") from error
+                raise TrainingError(f"{lost} {self._kept_after_loss()}") from error
             what = failure_text(error) or f"{type(error).__name__}: {reason(error)}."
             raise TrainingError(
                 f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
@@ -364,11 +364,14 @@ class _RunFit:
             if self.checkpoint:
                 self.checkpoint.wait()  # before the folder is no longer this process's
 
-    def _where_to_go_on(self) -> str:
-        """Returns a sentence on how to go on where a worker is gone: a step that it left may be made in part."""
-        if self.checkpoint is None or self.checkpoint.path is None:
-            return "Begin the run anew: there is no checkpoint yet."
-        return f"Begin all workers anew with `--resume`, which goes on from `{self.checkpoint.path}`."
+    def _kept_after_loss(self) -> str:
+        """Returns what is kept where a worker is gone, and how to go on: a step that it left may be made in part."""
+        kept = self.weights.keep(newest=False)
+        if self.checkpoint is None or not self.checkpoint.writes:
+            return kept
+        if self.checkpoint.path is None:
+            return f"{kept} Begin the run anew: there is no checkpoint yet."
+        return f"{kept} Begin all workers anew with `--resume`, which goes on from `{self.checkpoint.path}`."
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""

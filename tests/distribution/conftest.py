@@ -1,11 +1,15 @@
-"""Channels of several workers in threads of this process, over real sockets."""
+"""Channels of several workers in threads of this process, over real sockets; and two workers in real processes."""
 
+import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from finetune.distribution.channel import Channel, Limits
 from finetune.distribution.greeting import open_channel
+from finetune.distribution.worker_processes import launch
 from finetune.errors import FinetuneError
 
 
@@ -29,3 +33,13 @@ def together():
     yield open_all
     for channel in opened:
         channel.close()
+
+
+@pytest.fixture(scope="session")
+def two_workers(tmp_path_factory):
+    """Runs `program_of_workers.py` in two processes; returns what each has seen."""
+    folder, lines = tmp_path_factory.mktemp("workers"), []
+    command = [sys.executable, str(Path(__file__).with_name("program_of_workers.py")), str(folder)]
+    code = launch(command, 2, logs=folder / "logs", show=lambda line, is_error: lines.append(line))
+    assert code == 0, "\n".join(lines[-40:])
+    return [json.loads((folder / f"{index}.json").read_text()) for index in range(2)]
