@@ -5,7 +5,7 @@ The function `_run` is the story; start there. Each of its steps is a function b
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
 from finetune.build.layout import Layout, build_layout
+from finetune.build.mixed_precision import with_measured_precision
 from finetune.commands.changed_run import (
     advice_on_split,
     check_network,
@@ -195,8 +196,11 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult | None:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = StageClock()
     begun = _load(asked, clock)
-    with precision(begun.recipe) as native:
-        layout, range_test = _lay_out(asked, begun, clock)
+    with clock("prepare"):
+        recipe, chosen = with_measured_precision(begun.recipe)
+    begun = replace(begun, recipe=recipe)
+    with precision(recipe) as native:
+        layout, range_test = _lay_out(asked, begun, clock, chosen)
         on_groups = [*advice_on_rates(layout, range_test, asked.recipe.parent), *_without_slots(begun)]
         for sentence in on_groups:
             asked.say(f"warning: {sentence}")
@@ -217,6 +221,7 @@ def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult | None:
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
         result = _finish(asked, layout, folder, before, weights, trained, native, clock)
+        result = replace(result, mixed_precision=" ".join(chosen))
     forget_traces(layout.model)  # the caller's own block decides from here on
     ending = folder / ENDING_FILE
     with suppress(OSError):  # of a full disk, which the next file tells
@@ -274,10 +279,10 @@ def _without_slots(begun: _Begun) -> list[str]:
     ]
 
 
-def _lay_out(asked: _Asked, begun: _Begun, clock: StageClock) -> tuple[Layout, Any]:
+def _lay_out(asked: _Asked, begun: _Begun, clock: StageClock, chosen: Sequence[str]) -> tuple[Layout, Any]:
     """Builds the layout, with measured rates where the recipe asks for them, and prints its plan."""
     with clock("prepare"):
-        layout = build_layout(begun.recipe)
+        layout = build_layout(begun.recipe, chosen)
     range_test = None
     if layout.rates_to_measure:
         with clock("lr_range"):

@@ -59,7 +59,7 @@ def training_batches(
     Raises:
         DataError: The arrays do not fit together, are empty, or a number is out of range.
 
-    Example:
+    Examples:
         >>> rows = tf.range(5)
         >>> batches = training_batches(rows, rows, batch_size=2, shuffle=False)
         >>> [x.numpy().tolist() for x, y in batches.take(4)]

@@ -92,7 +92,7 @@ class Checkpoint(keras.callbacks.Callback):
         TrainingError: In `fit`: the file is of another model, optimizer or groups; or Keras' own loop makes calls of
             several steps that do not end where an epoch ends.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> def train(epochs):

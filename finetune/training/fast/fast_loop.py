@@ -74,7 +74,7 @@ class FastLoop(keras.callbacks.Callback):
     Raises:
         TrainingError: `kernels` is neither.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> from finetune import GroupedOptimizer
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
