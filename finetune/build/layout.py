@@ -109,19 +109,25 @@ class Layout:
 
 
 @located_at("model")
-def build_layout(recipe: Recipe) -> Layout:
+def build_layout(recipe: Recipe, chosen: Sequence[str] = ()) -> Layout:
     """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
     Call it within `finetune.build.data.precision`, which sets the seed that fresh weights follow.
 
+    Args:
+        recipe: The recipe.
+        chosen: Sentences on what was chosen before in place of `auto`.
+
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
-    recipe, model, examples, chosen = build_model_and_examples(recipe)
+    recipe, model, examples, of_losses = build_model_and_examples(recipe)
     tree, measures = layer_tree(model), recipe.train.batch_size == "auto"
     if measures:  # at the smallest size, so that the whole model is there for the measurement
         recipe = with_values(recipe, {("train", "batch_size"): FIRST})
-    layout = _lay_out(recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), chosen)
+    layout = _lay_out(
+        recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), (*chosen, *of_losses)
+    )
     return _with_largest_batch(layout) if measures else layout
 
 

@@ -18,6 +18,7 @@ left out then: first the buffers of single weights, then all of them, then the w
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -25,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError, reason
 from finetune.kernels.native_kernels import NativeLayers, active_kernels, traced_natively, with_kernels
 from finetune.optimizers.fused.stacked_variable import Buffers
@@ -33,6 +35,7 @@ from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.moved_weights import captured, in_custom_gradients, shown, without_dense_gradient
 from finetune.training.fast.steps_per_call import Calls, calls_restored
+from finetune.training.fast.steps_together import MetricsBuiltError, StepTogether, metrics_together, rows_of
 from finetune.training.fit_data import without_optionals
 from finetune.training.step import compile_state, loss_and_gradients
 
@@ -115,9 +118,11 @@ class FastFunction:
                     raise  # by a step that ran: batches were read
                 if isinstance(error, _KeptVariablesError):
                     self._buffers = self._buffers.without(error.variables)
+                elif isinstance(error, MetricsBuiltError):
+                    pass  # the next trace finds their variables
                 elif len(self._buffers):
                     self._buffers = Buffers()
-                elif self._forward is None:
+                elif self._forward is None and not training_workers():
                     self.reason = f"its step cannot be compiled with others in one call: {reason(error)}"
                 else:
                     raise
@@ -137,7 +142,7 @@ class FastFunction:
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
             self._before_trace = random.getstate(), np.random.get_state()
-            with with_kernels(self.kernels) as self.native, self._buffers.filled():
+            with with_kernels(self.kernels) as self.native, self._buffers.filled(), metrics_together(self._model):
                 done = self._steps(iterator, steps)
             logs = self._model.get_metrics_result()
             self._before_trace = None
@@ -195,8 +200,8 @@ class FastFunction:
         This is Keras' `train_step`, in its order (forward, loss, loss metric, gradients, update, metrics), except that
         some weights are read from and written to the buffers.
         """
-        model = self._model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        model, together = self._model, StepTogether.begin(self._model, data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(together.data if together else data)
         slices = self._buffers.slices()
         options = {"training": True} if keras_private.takes_training(model) else {}
 
@@ -206,20 +211,25 @@ class FastFunction:
                 loss = keras_private.compute_loss(
                     model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
                 )
-            rows = tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
+            rows = together.rows if together else rows_of(x)
+            loss = together.loss(loss) if together else loss
             keras_private.loss_tracker(model).update_state(loss, sample_weight=rows)
             return loss, y_pred
 
         # Gradients are taken for the slices themselves: the layers never see the variables behind them.
         part_of = {id(variable): part for variable, part in slices}
         sources = [part_of.get(id(variable), variable) for variable in self._trained]
-        loss, y_pred, gradients = loss_and_gradients(
-            forward, sources, optimizer=model.optimizer, watched=[part for _, part in slices]
-        )
+        with together.seeds() if together else nullcontext():
+            loss, y_pred, gradients = loss_and_gradients(
+                forward, sources, optimizer=model.optimizer, watched=[part for _, part in slices]
+            )
         gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         moved = [variable for variable, _ in slices]
         missing = without_dense_gradient(moved, [gradient_of[id(variable)] for variable in moved])
         _keep([*missing, *in_custom_gradients(slices)])
+        if together:
+            loss, gradients = together.sum(loss, gradients)
+            x, y, y_pred, sample_weight = together.own_rows((x, y, y_pred, sample_weight))
         # The optimizer writes the buffers, or the variables that have none.
         model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
