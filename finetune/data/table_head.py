@@ -90,8 +90,8 @@ def unnamed_warning(names: Iterable[str]) -> tuple[str, ...]:
         return ()
     return (
         f"{quote(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no name in the first line, as the index that "
-        f"pandas or R writes; `inputs: rest` leaves {'it' if len(unnamed) == 1 else 'them'} out. Write tables without the "
-        "index (`to_csv(index=False)`, `row.names = FALSE`), or name the column where it is meant",
+        f"pandas or R writes; `inputs: rest` leaves {'it' if len(unnamed) == 1 else 'them'} out. Write tables without "
+        "the index (`to_csv(index=False)`, `row.names = FALSE`), or name the column where it is meant",
     )
 
 
