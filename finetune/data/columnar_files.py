@@ -87,7 +87,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def _decoded(column: Any) -> Iterator[Any]:
-    """Yields a column, or, of one that names the values of a dictionary, these values of a few thousand rows at a time."""
+    """Yields a column; of one that points to the values of a dictionary, these values, of some rows at a time."""
     import pyarrow as pa
 
     if not isinstance(column, pa.DictionaryArray):
