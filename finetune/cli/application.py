@@ -147,6 +147,7 @@ def start_command(
     from finetune.commands.check import check as check_recipe
     from finetune.startup import lasting_imports, start_tensorflow
 
+    cpu_devices = None
     if recipe is not None:
         options = {
             "overrides": overrides,
@@ -156,6 +157,9 @@ def start_command(
             "resume": resume,
         }
         check_recipe(recipe, **options, shows_graphs=True)
+        from finetune.recipe.loader import load_recipe
+
+        cpu_devices = load_recipe(recipe, overrides=overrides, allow_code=allow_code).distribute.cpu_devices
     with nullcontext() if "keras" in sys.modules else lasting_imports():
-        start_tensorflow()
+        start_tensorflow(cpu_devices)
         import keras  # noqa: F401
