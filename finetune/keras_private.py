@@ -828,6 +828,35 @@ def captures(graph: Any, variable: tf.Variable) -> bool:
     return any(outside is variable.handle for outside, _ in getattr(graph, "captures", ()))
 
 
+def writes(graph: Any, variable: tf.Variable) -> bool:
+    """Returns whether a function that is being traced may write a variable that was made outside of it.
+
+    Reads `FuncGraph.captures`, as `captures` does. A function, loop or branch that is called with the variable counts
+    as one that writes it.
+
+    Args:
+        graph: Of the function.
+        variable: A variable that was made in eager mode.
+    """
+    inside = {id(inner) for outside, inner in getattr(graph, "captures", ()) if outside is variable.handle}
+    reads = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+    users = (operation for operation in graph.get_operations() if operation.type not in reads) if inside else ()
+    return any(id(tensor) in inside for operation in users for tensor in operation.inputs)
+
+
+def abort_collectives(message: str) -> None:
+    """Lets the collective operations that wait for another process fail, and all that come.
+
+    Calls `Context.abort_collective_ops`, as `MultiWorkerMirroredStrategy` does where a worker is gone; there is no
+    public name for it.
+
+    Args:
+        message: Why, for the error that they raise.
+    """
+    present: Any = context.context()
+    present.abort_collective_ops(tf.errors.UNAVAILABLE, message)
+
+
 def custom_gradients(graph: Any) -> Iterator[tuple[list[Any], list[Any]]]:
     """Yields the results and the arguments of every call of a `tf.custom_gradient` function in a graph.
 
@@ -919,13 +948,6 @@ def set_strategy(model: keras.Model, strategy: Any) -> None:
         strategy: A strategy; `None` for a single device.
     """
     model._distribute_strategy = strategy
-
-
-def sagemaker_resolver() -> Any:
-    """Returns what reads the machines of a SageMaker job; TensorFlow ships it without a public name."""
-    from tensorflow.python.distribute.cluster_resolver.sagemaker_cluster_resolver import SageMakerClusterResolver
-
-    return SageMakerClusterResolver()
 
 
 @contextlib.contextmanager

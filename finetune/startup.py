@@ -5,29 +5,27 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Lines of information and warnings as Abseil writes them, before TensorFlow has read the log level.
 _LOG_LINE = re.compile(rb"(?:WARNING: All log messages before absl::InitializeLog|[IW]\d{4} )")
 
 
-def start_tensorflow(cpu_devices: int | None = None) -> None:
+def start_tensorflow(prepare: Callable[[], object] = lambda: None) -> None:
     """Imports TensorFlow and starts its runtime, with their output to the terminal suppressed.
 
     If the start fails, everything that was suppressed is printed; not so after Ctrl-C.
 
     Args:
-        cpu_devices: Into how many devices the CPU is divided, >= 2; `None` leaves it whole. The runtime that has
-            started cannot be changed.
+        prepare: Called between the two, for what must be done before the first operation.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _held_output():
         import tensorflow as tf
 
-        if cpu_devices:
-            divide_cpu(cpu_devices)
+        prepare()
         tf.constant(0)  # the first operation starts the runtime, which looks for devices
 
 

@@ -12,6 +12,8 @@ import pkgutil
 import platform
 import random
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -887,6 +889,41 @@ def captures():
     assert not private.captures(tf.compat.v1.get_default_graph(), read), "outside of functions nothing is captured"
 
 
+@checks(private.writes)
+def writes():
+    read, written, in_branch, unused = (tf.Variable([1.0]) for _ in range(4))
+    seen: dict[int, bool] = {}
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        written.assign(x)
+        tf.cond(tf.reduce_all(x < 3.0), lambda: in_branch.assign(x), lambda: x)
+        seen.update({i: private.writes(x.graph, v) for i, v in enumerate((read, written, in_branch, unused))})
+        return read + x
+
+    step(tf.ones(1))
+    # What is read after this question was asked is not written either.
+    assert seen == {0: False, 1: True, 2: True, 3: False}
+
+
+@checks(private.abort_collectives)
+def abort_collectives():
+    """In a process of its own, which has no collective operations afterwards."""
+    program = """
+import threading, tensorflow as tf
+from finetune.keras_private import abort_collectives
+try:
+    threading.Timer(1.0, abort_collectives, ["worker 1 is gone"]).start()
+    tf.raw_ops.CollectiveReduceV2(
+        input=tf.ones(2), group_size=2, group_key=1, instance_key=1, ordering_token=[], merge_op="Add", final_op="Id"
+    )
+except tf.errors.UnavailableError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "worker 1 is gone" in ended.stdout, ended.stderr
+
+
 @checks(private.custom_gradients)
 def custom_gradients():
     @tf.custom_gradient
@@ -986,15 +1023,6 @@ def model_lets_go_of_its_strategy():
     assert model.distribute_strategy is strategy
     private.set_strategy(model, None)
     assert model.distribute_strategy is tf.distribute.get_strategy()
-
-
-@checks(private.sagemaker_resolver)
-def sagemaker_resolver_reads_the_environment():
-    hosts = {"SM_HOSTS": '["a", "b"]', "SM_CURRENT_HOST": "b"}
-    with mock.patch.dict(os.environ, hosts):
-        resolver = private.sagemaker_resolver()
-        assert (resolver.task_type, resolver.task_id) == ("worker", 1)
-        assert resolver.cluster_spec().as_dict() == {"worker": ["a:2223", "b:2223"]}
 
 
 @checks(private.functions_replaced)

@@ -23,7 +23,7 @@ def build_distribution(recipe: Recipe) -> Distribution:
         FinetuneError: There are no such devices.
     """
     spec = recipe.distribute
-    return make_distribution(spec.devices, cluster=spec.cluster, cpu_devices=spec.cpu_devices)
+    return make_distribution(spec.devices, cpu_devices=spec.cpu_devices)
 
 
 def with_global_batch(recipe: Recipe, distribution: Distribution) -> tuple[Recipe, tuple[str, ...]]:
@@ -82,8 +82,16 @@ def synchronize_batch_norm(recipe: Recipe, model: keras.Model, distribution: Dis
         recipe: The recipe.
         model: The model, before anything of it is traced.
         distribution: The devices.
+
+    Raises:
+        RecipeError: They are of several processes.
     """
     if distribution.replicas > 1 and recipe.distribute.batch_norm == "synchronized":
+        if distribution.strategy is None:
+            raise RecipeError(
+                f"{place_of(recipe, 'distribute', 'batch_norm')}: `distribute.batch_norm: synchronized` is for the "
+                "replicas of one process. Received several processes. Write `local`."
+            )
         for layer in keras_private.sublayers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True

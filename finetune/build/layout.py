@@ -113,24 +113,27 @@ class Layout:
 
 
 @located_at("model")
-def build_layout(recipe: Recipe) -> Layout:
+def build_layout(recipe: Recipe, chosen: Sequence[str] = ()) -> Layout:
     """Builds the model of a recipe and everything around it, up to the point where training can begin.
 
     Call it within `finetune.build.data.precision`, which sets the seed that fresh weights follow.
+
+    Args:
+        recipe: The recipe.
+        chosen: Sentences on what was chosen before in place of `auto`.
 
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
     distribution = build_distribution(recipe)
     recipe, on_batch = with_global_batch(recipe, distribution)
-    recipe, model, examples, chosen = build_model_and_examples(recipe, distribution)
+    recipe, model, examples, of_losses = build_model_and_examples(recipe, distribution)
     synchronize_batch_norm(recipe, model, distribution)
-    chosen = (*on_batch, *chosen)
     tree, measures = layer_tree(model), recipe.train.batch_size == "auto"
     if measures:  # at the smallest size, so that the whole model is there for the measurement
         recipe = with_values(recipe, {("train", "batch_size"): FIRST})
     restore = lambda: restore_weights(recipe, model, tree)  # noqa: E731
-    layout = _lay_out(recipe, model, examples, tree, restore, chosen, distribution)
+    layout = _lay_out(recipe, model, examples, tree, restore, (*on_batch, *chosen, *of_losses), distribution)
     return _with_largest_batch(layout) if measures else layout
 
 

@@ -9,6 +9,7 @@ from finetune.available_memory import available_memory
 from finetune.build.data import batch_rows, precision
 from finetune.build.distribute import described
 from finetune.build.layout import Layout, build_layout
+from finetune.build.mixed_precision import with_measured_precision
 from finetune.data.examples import summary
 from finetune.errors import counted
 from finetune.recipe.loader import load_recipe
@@ -43,8 +44,9 @@ def plan(recipe: str | Path, *, overrides: Sequence[str] = (), allow_code: Seque
         FinetuneError: The input is wrong.
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    loaded, chosen = with_measured_precision(loaded)
     with precision(loaded):
-        return build_layout(loaded)
+        return build_layout(loaded, chosen)
 
 
 def print_model(layout: Layout, console: Console) -> None:

@@ -4,7 +4,7 @@
 result that of a single device with the same batch, up to rounding:
 
 1. A replica's loss is its part of the loss of the batch: the sum over its rows, divided by what the whole batch is
-   divided by (`finetune.distribution.reductions`). So gradients are summed, by the optimizer (`update_once`).
+   divided by (`finetune.distribution.loss_means`). So gradients are summed, by the optimizer (`update_once`).
 2. Moving statistics become the mean over the replicas, weighted by their rows. Keras lets the copies diverge, and saves
    those of the first replica.
 3. Random layers draw other numbers on each replica, as for other rows on a single device. Keras draws the same.
@@ -15,14 +15,19 @@ device.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.distribution.reductions import exact_means, in_share, sum_over_replicas
+from finetune.distribution.loss_means import exact_means, in_share, sum_over_replicas
 from finetune.variables import tf_variable
+
+
+def rows_of(x: Any) -> Any:
+    """Returns how many rows the inputs of a batch have, as a scalar tensor."""
+    return tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
 
 
 class WholeBatch:
@@ -34,7 +39,7 @@ class WholeBatch:
 
     def rows(self, x: Any) -> Any:
         """Returns how many rows the part has."""
-        return tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
+        return rows_of(x)
 
     def counted(self, data: Any) -> Any:
         """Returns the rows that count, of inputs, targets, outputs or weights of the part."""
@@ -91,20 +96,17 @@ def run_on_replicas(
     Args:
         strategy: The strategy under which the variables of the model were made.
         step: Called with the part of the data and its `PartOfBatch`; its results must be those of the batch.
-        data: The batch of this process, or a `CountedBatch`: tensors whose first axis counts the rows, in any
-            structure. Processes may have batches of different sizes.
+        data: The batch: tensors whose first axis counts the rows, in any structure.
         moving: Variables that the forward pass updates, of which the replicas shall keep the mean.
 
     Returns:
         The results of the first replica of this process.
     """
     local = len(strategy.extended.worker_devices)
-    batch, counts = data if isinstance(data, CountedBatch) else (data, True)
 
     def in_replica() -> Any:
         replica: Any = tf.distribute.get_replica_context()
-        part, count = _part(batch, replica.replica_id_in_sync_group % local, local)
-        count *= tf.cast(counts, tf.int32)
+        part, count = _part(data, replica.replica_id_in_sync_group % local, local)
         fraction = tf.cast(count, tf.float32)
         share = PartOfBatch(count, fraction / sum_over_replicas(fraction))
         before = [tf.identity(tf_variable(variable)) for variable in moving]
@@ -116,18 +118,6 @@ def run_on_replicas(
     with exact_means():
         results = strategy.run(in_replica)
     return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], results)
-
-
-class CountedBatch(NamedTuple):
-    """The batch of a process that may have no row of the global one, and then takes part with rows that do not count.
-
-    Attributes:
-        data: At least one row, in the structure of a batch.
-        counts: Whether they count, a scalar of booleans.
-    """
-
-    data: Any
-    counts: Any
 
 
 def moving_variables(model: keras.Model) -> list[Any]:

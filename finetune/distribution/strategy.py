@@ -4,14 +4,12 @@ TensorFlow has the engine: a `tf.distribute.Strategy` holds a copy of every vari
 model, and sums gradients over them. Here a strategy is chosen and made, and noted at the model that is made under it.
 
 Keras notes a strategy at a model, too, and then distributes `fit`, `evaluate` and `predict` by itself, with results
-that are not those of a single device (`finetune.distribution.reductions`), and not at all on several machines
+that are not those of a single device (`finetune.distribution.loss_means`), and not at all on several machines
 (https://github.com/keras-team/keras/issues/20585). So the models of `adopt` are models of a single device for Keras;
 their training function makes the steps on all replicas (`finetune.training.fast.replicated_steps`).
 """
 
-import json
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -21,15 +19,11 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.workers import workers
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.startup import divide_cpu
 
 _ATTRIBUTE = "_finetune_strategy"
-_RESOLVERS: dict[str, Callable[[], Any]] = {
-    "tf_config": lambda: tf.distribute.cluster_resolver.TFConfigClusterResolver(),
-    "slurm": lambda: tf.distribute.cluster_resolver.SlurmClusterResolver(),
-    "sagemaker": lambda: _sagemaker_resolver(),
-}
 
 
 @dataclass(frozen=True)
@@ -56,13 +50,12 @@ class Distribution:
 SINGLE = Distribution()
 
 
-def make_distribution(devices: str, *, cluster: str = "auto", cpu_devices: int | None = None) -> Distribution:
+def make_distribution(devices: str, *, cpu_devices: int | None = None) -> Distribution:
     """Finds the devices, and makes the strategy that trains on them.
 
     Args:
-        devices: `auto`, `single`, `mirrored`, `multi_worker` or `tpu`. `auto` takes several machines where the
-            environment names some, else several GPUs, else a single device.
-        cluster: How the machines of `multi_worker` are found: `auto`, `tf_config`, `slurm` or `sagemaker`.
+        devices: `auto`, `single`, `mirrored`, `multi_worker` or `tpu`. `auto` takes several machines where this
+            process has joined other workers, else several GPUs, else a single device.
         cpu_devices: Into how many devices the CPU is divided, >= 2; `None` leaves it whole.
 
     Raises:
@@ -70,7 +63,7 @@ def make_distribution(devices: str, *, cluster: str = "auto", cpu_devices: int |
     """
     if cpu_devices:
         divide_cpu(cpu_devices)
-    makers = {"mirrored": _mirrored, "multi_worker": lambda: _multi_worker(cluster), "tpu": _tpu}
+    makers = {"mirrored": _mirrored, "multi_worker": _multi_worker, "tpu": _tpu}
     kind = _available() if devices == "auto" else devices
     if kind == "single":
         return SINGLE
@@ -82,23 +75,20 @@ def make_distribution(devices: str, *, cluster: str = "auto", cpu_devices: int |
 
 def _available() -> str:
     """Returns what `auto` stands for here."""
-    if cluster_of_environment():
+    if workers():
         return "multi_worker"
     return "mirrored" if len(_local_devices()) > 1 else "single"
 
 
-def cluster_of_environment() -> str | None:
-    """Returns what in the environment names several machines: `tf_config`, `slurm`, `sagemaker` or nothing."""
-    try:
-        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-        if sum(len(cluster.get(job, ())) for job in ("chief", "worker")) > 1:
-            return "tf_config"
-        if len(json.loads(os.environ.get("SM_HOSTS") or "[]")) > 1:
-            return "sagemaker"
-    except (ValueError, AttributeError, TypeError):
-        return "tf_config"  # whose reader says what is wrong with it
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
-    return "slurm" if tasks.isdecimal() and int(tasks) > 1 else None
+def _multi_worker() -> Distribution:
+    together = workers()
+    if together is None:
+        raise FinetuneError(
+            "`devices: multi_worker` needs several processes that know of each other. This is a single one. Begin them "
+            "with `finetune launch`, or `finetune run` in each with `TF_CONFIG`."
+        )
+    # Their variables are ordinary ones: the sums are over processes (`finetune.distribution.workers`).
+    return Distribution("multi_worker", None, len(together))
 
 
 def _local_devices() -> tuple[str, ...]:
@@ -123,32 +113,6 @@ def _mirrored_strategy(names: tuple[str, ...]) -> tf.distribute.Strategy:
     # By default TensorFlow sums with NCCL, which only GPUs have.
     reduction = None if names[0].startswith("GPU") else tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(list(names), reduction)
-
-
-def _multi_worker(cluster: str) -> Distribution:
-    where = cluster_of_environment() if cluster == "auto" else cluster
-    if where is None:
-        raise FinetuneError(
-            "`devices: multi_worker` needs several processes that know of each other. Neither `TF_CONFIG` nor SLURM or "
-            "SageMaker names any here. Begin them with `finetune launch`, or set `TF_CONFIG` in each."
-        )
-    return Distribution("multi_worker", strategy := _multi_worker_strategy(where), strategy.num_replicas_in_sync)
-
-
-@cache
-def _multi_worker_strategy(where: str) -> tf.distribute.Strategy:
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=_RESOLVERS[where]())
-    except (ValueError, RuntimeError, KeyError, OSError, tf.errors.OpError) as error:
-        raise FinetuneError(
-            f"`cluster: {where}` must name the machines and the place of this process among them. {reason(error)}. "
-            "Compare the environment of all processes."
-        ) from error
-
-
-def _sagemaker_resolver() -> Any:
-    # TensorFlow does not export it as a public name.
-    return keras_private.sagemaker_resolver()
 
 
 @cache

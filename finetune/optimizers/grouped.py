@@ -89,7 +89,7 @@ class GroupedOptimizer(AveragingOptimizer):
         GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or has a
             setting that belongs to all groups, a rate is not a positive number, or `fused` is not one of its values.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
         >>> body, head = model.layers
         >>> optimizer = GroupedOptimizer({

@@ -7,7 +7,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from finetune.recipe.fields import Count, Part, choice, fault
 
 DEVICES = ("auto", "single", "mirrored", "multi_worker", "tpu")
-CLUSTERS = ("auto", "tf_config", "slurm", "sagemaker")
 
 
 class Distribute(Part):
@@ -15,16 +14,14 @@ class Distribute(Part):
 
     Attributes:
         devices: `single` makes the steps on one device, `mirrored` on all GPUs of this machine (or on `cpu_devices`),
-            `multi_worker` on several machines, of which each runs this recipe, `tpu` on a TPU. `auto` takes several
-            machines where `TF_CONFIG` or SLURM names some, else all GPUs if there are several, else a single device.
+            `multi_worker` in several processes, which `finetune launch` or `TF_CONFIG` names, `tpu` on a TPU. `auto`
+            takes several processes where there are some, else all GPUs if there are several, else a single device.
         batch_size_is: Whether `train.batch_size` counts the rows of a step on all devices together (`global`), or those
             on each of them (`per_replica`). Schedules and results go by the global one, which the plan shows.
         scale_rates: With `per_replica`, by what the rates of all groups are multiplied: the number of replicas
             (`linear`) or its square root (`sqrt`). By default rates are used as they are written.
         batch_norm: Whether BatchNormalization normalizes by the rows of its replica (`local`), or by those of all
             (`synchronized`), as on a single device.
-        cluster: How the machines of `multi_worker` are found: from `TF_CONFIG`, SLURM or SageMaker, or what is there
-            (`auto`).
         cpu_devices: Divides the CPU into so many devices, >= 2, to try several replicas on a machine without GPUs.
     """
 
@@ -32,7 +29,6 @@ class Distribute(Part):
     batch_size_is: Annotated[Literal["global", "per_replica"], choice("global", "per_replica")] = "global"
     scale_rates: Annotated[Literal["linear", "sqrt"] | None, choice("linear", "sqrt", None)] = None
     batch_norm: Annotated[Literal["local", "synchronized"], choice("local", "synchronized")] = "local"
-    cluster: Annotated[Literal["auto", "tf_config", "slurm", "sagemaker"], choice(*CLUSTERS)] = "auto"
     cpu_devices: Annotated[Count, Field(ge=2)] | None = None
 
     @field_validator("scale_rates")
@@ -44,14 +40,6 @@ class Distribute(Part):
                 "same on any number of devices. Remove one of the two",
                 about="key",
             )
-        return value
-
-    @field_validator("cluster")
-    @classmethod
-    def _check_cluster(cls, value: str, info: ValidationInfo) -> str:
-        devices = info.data.get("devices", "multi_worker")
-        if value != "auto" and devices != "multi_worker":
-            raise fault(f"is for `devices: multi_worker`, and `devices` is `{devices}`. Remove one of the two")
         return value
 
     @field_validator("cpu_devices")

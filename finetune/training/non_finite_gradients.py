@@ -78,7 +78,7 @@ class NonFiniteGradients(keras.callbacks.Callback):
         GroupError: The answer is something else, or the model is not compiled with a `GroupedOptimizer`, or has several
             replicas.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
         >>> model.compile(GroupedOptimizer([(keras.optimizers.Adam(1e-3), model)]), "mse")

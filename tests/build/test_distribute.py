@@ -2,13 +2,14 @@
 
 import keras
 import pytest
+import tensorflow as tf
 
 from finetune.build.distribute import build_distribution, described, synchronize_batch_norm, with_global_batch
 from finetune.distribution.strategy import SINGLE, Distribution
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.loader import load_recipe
 
-FOUR = Distribution("mirrored", None, 4, ("GPU:0", "GPU:1", "GPU:2", "GPU:3"))
+FOUR = Distribution("mirrored", tf.distribute.get_strategy(), 4, ("GPU:0", "GPU:1", "GPU:2", "GPU:3"))
 THREE = Distribution("multi_worker", None, 3)
 PER_REPLICA = "distribute.batch_size_is=per_replica"
 
@@ -55,6 +56,16 @@ def test_the_rates_of_a_strategy_of_groups_are_scaled_too(recipe):
     recipe.write_text(text[:begin] + "groups: {by: layer, peak: 0.5, decay: 2, optimizer: adam}\n" + text[end:])
     loaded = load_recipe(recipe, overrides=[PER_REPLICA, "distribute.scale_rates=linear"])
     assert with_global_batch(loaded, FOUR)[0].groups.peak == 2.0
+
+
+def test_several_processes_do_not_synchronize_batch_norm(tiny, recipe):
+    loaded = load_recipe(recipe, overrides=["distribute.batch_norm=synchronized"])
+    with pytest.raises(RecipeError) as caught:
+        synchronize_batch_norm(loaded, tiny(), THREE)
+    assert str(caught.value) == (
+        "--set distribute.batch_norm: `distribute.batch_norm: synchronized` is for the replicas of one process. Received "
+        "several processes. Write `local`."
+    )
 
 
 def test_a_batch_with_fewer_rows_than_replicas_is_refused_at_its_place(recipe):

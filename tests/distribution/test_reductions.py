@@ -1,51 +1,41 @@
-"""Means of a loss over the rows of all replicas; whole trainings are in `test_step_on_replicas.py`."""
+"""What two real processes have computed together: see `program_of_workers.py`."""
 
-import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.distribution.reductions import exact_means, in_share, sum_over_replicas
+from finetune.distribution.reductions import padded
 
 
-def loss_of(reduction="sum_over_batch_size", mask=None, weights=None):
-    outputs = tf.constant([[1.0], [2.0], [3.0], [4.0]])
-    if mask is not None:
-        outputs._keras_mask = tf.constant(mask)
-    return float(keras.losses.MeanSquaredError(reduction=reduction)(tf.zeros((4, 1)), outputs, sample_weight=weights))
+def test_loss_gradients_and_statistics_are_those_of_the_rows_of_all_workers(two_workers):
+    """Worker 0 has all rows; what worker 1 computes of none, NaN, counts for nothing."""
+    assert [seen["step"] for seen in two_workers] == [[1.0, [2.0], [0.0]]] * 2
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"])
-@pytest.mark.parametrize("mask", [None, [True, False, True, False]])
-@pytest.mark.parametrize("weights", [None, np.float32([1, 2, 3, 4])])
-def test_with_a_single_replica_each_reduction_is_that_of_keras(reduction, mask, weights):
-    expected = loss_of(reduction, mask, weights)
-    with exact_means(), in_share(tf.constant(4), tf.constant(1.0)):
-        assert loss_of(reduction, mask, weights) == pytest.approx(expected, rel=1e-6)
+def test_metrics_are_those_of_all_rows_after_each_call(two_workers):
+    assert [(seen["mean"], seen["counted"]) for seen in two_workers] == [(2.0, 8.0)] * 2
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
-def test_rows_that_do_not_count_add_nothing(reduction):
-    with exact_means(), in_share(tf.constant(0), tf.constant(0.0)):
-        assert loss_of(reduction) == 0.0
+def test_each_worker_draws_numbers_of_its_own_and_the_seed_stays_that_of_the_chief(two_workers):
+    chief, other = two_workers
+    assert chief["seed"] == other["seed"] == chief["seed inside"] != other["seed inside"]
+    assert chief["seed inside"][1] == other["seed inside"][1]
 
 
-def test_outside_of_a_replica_and_of_the_block_keras_is_as_it_was():
-    functions = keras.src.losses.loss.reduce_values, keras.random.SeedGenerator.next
-    with exact_means():
-        assert loss_of() == 7.5
-    assert (keras.src.losses.loss.reduce_values, keras.random.SeedGenerator.next) == functions
+def test_only_statistics_that_the_step_writes_are_averaged(two_workers):
+    assert two_workers[0]["written"] == ["a/moving_mean", "a/moving_variance"]
 
 
-def test_a_function_that_reduces_by_itself_is_taken_as_a_mean():
-    class OwnMean(keras.losses.Loss):
-        def call(self, y_true, y_pred):
-            return tf.reduce_mean(y_pred)
+@pytest.mark.parametrize("case", range(4))
+def test_two_workers_train_what_one_process_trains_within_a_millionth(two_workers, case):
+    for seen in two_workers:
+        name, (of_weights, of_metrics) = list(seen["trained"].items())[case]
+        assert of_weights < 1e-6, name
+        assert of_metrics < 2e-6, name
+    assert two_workers[0]["trained"] == two_workers[1]["trained"]
 
-    with exact_means(), in_share(tf.constant(1), tf.constant(0.25)):
-        assert float(OwnMean()(tf.zeros((4, 1)), tf.ones((4, 1)))) == 0.25
-        assert float(OwnMean(reduction="sum")(tf.zeros((4, 1)), tf.ones((4, 1)))) == 1.0
 
-
-def test_the_sum_over_a_single_replica_is_the_value():
-    assert [float(part) for part in sum_over_replicas([tf.constant(2.0), tf.constant(3.0)])] == [2.0, 3.0]
+def test_an_empty_batch_gets_a_row_of_zeros():
+    x, nothing = padded((tf.zeros((0, 3), tf.int32), None), tf.constant(0))
+    assert nothing is None
+    assert x.shape == (1, 3)
+    assert padded(tf.ones((2, 3)), tf.constant(2)).shape == (2, 3)

@@ -1,7 +1,5 @@
 """Which devices train a model. What several of them compute is in `test_step_on_replicas.py`."""
 
-import json
-
 import keras
 import pytest
 import tensorflow as tf
@@ -9,7 +7,6 @@ import tensorflow as tf
 from finetune.distribution.strategy import (
     SINGLE,
     adopt,
-    cluster_of_environment,
     is_adopted,
     make_distribution,
     release,
@@ -20,44 +17,12 @@ from finetune.distribution.strategy import (
 from finetune.errors import FinetuneError
 
 
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    for name in ("TF_CONFIG", "SM_HOSTS", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.mark.parametrize("devices", ["auto", "single"])
 def test_a_machine_with_one_device_trains_without_a_strategy(devices):
     distribution = make_distribution(devices)
     assert distribution is SINGLE
     with distribution.scope():
         assert not tf.distribute.has_strategy()
-
-
-def config(**cluster):
-    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}})
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "where"),
-    [
-        ("TF_CONFIG", config(worker=["a:1", "b:1"]), "tf_config"),
-        ("TF_CONFIG", config(chief=["a:1"], worker=["b:1"]), "tf_config"),
-        ("TF_CONFIG", config(worker=["a:1"]), None),
-        ("TF_CONFIG", config(worker=["a:1"], ps=["b:1"], evaluator=["c:1"]), None),
-        ("TF_CONFIG", "{}", None),
-        ("TF_CONFIG", "", None),
-        ("TF_CONFIG", "not JSON", "tf_config"),  # whose reader says what is wrong
-        ("TF_CONFIG", "[]", "tf_config"),
-        ("SLURM_STEP_NUM_TASKS", "4", "slurm"),
-        ("SLURM_STEP_NUM_TASKS", "1", None),
-        ("SM_HOSTS", '["a", "b"]', "sagemaker"),
-        ("SM_HOSTS", '["a"]', None),
-    ],
-)
-def test_several_machines_are_found_in_the_environment(monkeypatch, name, value, where):
-    monkeypatch.setenv(name, value)
-    assert cluster_of_environment() == where
 
 
 @pytest.mark.parametrize(
@@ -70,8 +35,8 @@ def test_several_machines_are_found_in_the_environment(monkeypatch, name, value,
         ),
         (
             "multi_worker",
-            "`devices: multi_worker` needs several processes that know of each other. Neither `TF_CONFIG` nor SLURM or "
-            "SageMaker names any here. Begin them with `finetune launch`, or set `TF_CONFIG` in each.",
+            "`devices: multi_worker` needs several processes that know of each other. This is a single one. Begin them "
+            "with `finetune launch`, or `finetune run` in each with `TF_CONFIG`.",
         ),
         (
             "gpu",

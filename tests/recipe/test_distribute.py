@@ -14,7 +14,7 @@ def loaded(recipe, text):
 def test_a_recipe_without_the_key_takes_the_devices_that_are_there_and_a_global_batch(recipe):
     made = loaded(recipe, "").distribute
     assert (made.devices, made.batch_size_is, made.scale_rates, made.batch_norm) == ("auto", "global", None, "local")
-    assert (made.cluster, made.cpu_devices) == ("auto", None)
+    assert made.cpu_devices is None
 
 
 def test_all_keys_are_read_and_survive_being_written(recipe):
@@ -46,12 +46,6 @@ def test_all_keys_are_read_and_survive_being_written(recipe):
             "tiny.yaml:12:14: `distribute.scale_rates` is for `batch_size_is: per_replica`, where more replicas make "
             "larger batches. A global batch is the same on any number of devices. Remove one of the two",
         ),
-        (
-            "{devices: mirrored, cluster: slurm}",
-            "tiny.yaml:12:42: `distribute.cluster` is for `devices: multi_worker`, and `devices` is `mirrored`. Remove "
-            "one of the two",
-        ),
-        ("{cluster: kubernetes}", '`distribute.cluster` is not a known value. Received: `"kubernetes"`. Choose from'),
         ("{device: tpu}", "`distribute.device` is not a known key. Did you mean `devices` or `cpu_devices`?"),
     ],
 )

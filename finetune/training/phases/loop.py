@@ -85,7 +85,7 @@ def train_phases(
         TrainingError: A frozen tensor changed, other code changed what is trainable, a backup is of another run, or
             `kernels` is neither of the two.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from finetune import Selector, resolve_groups
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])
