@@ -5,24 +5,53 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Lines of information and warnings as Abseil writes them, before TensorFlow has read the log level.
 _LOG_LINE = re.compile(rb"(?:WARNING: All log messages before absl::InitializeLog|[IW]\d{4} )")
 
 
-def start_tensorflow() -> None:
+def start_tensorflow(prepare: Callable[[], object] = lambda: None) -> None:
     """Imports TensorFlow and starts its runtime, with their output to the terminal suppressed.
 
     If the start fails, everything that was suppressed is printed; not so after Ctrl-C.
+
+    Args:
+        prepare: Called between the two, for what must be done before the first operation.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _held_output():
         import tensorflow as tf
 
+        prepare()
         tf.constant(0)  # the first operation starts the runtime, which looks for devices
+
+
+def divide_cpu(count: int) -> None:
+    """Divides the CPU into several devices, before TensorFlow has begun.
+
+    Args:
+        count: How many, >= 2.
+
+    Raises:
+        FinetuneError: TensorFlow has begun with another number.
+    """
+    import tensorflow as tf
+
+    from finetune.errors import FinetuneError
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        present = len(tf.config.list_logical_devices("CPU"))
+        if present != count:
+            raise FinetuneError(
+                f"`cpu_devices` divides the CPU before the first operation of TensorFlow. Received {count}, and "
+                f"TensorFlow has begun with {present}. Begin a new process, as `finetune run` does."
+            ) from error
 
 
 @contextmanager

@@ -117,6 +117,32 @@ def lstm() -> tuple[keras.Model, Batch]:
     return model, (normal(32, 64, 32), normal(32, 1))
 
 
+def bert_tiny() -> tuple[keras.Model, Batch]:
+    """BERT-tiny of KerasHub with dropout, of two layers of 128, 16 texts of 64 of which a part is padding."""
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(30522, num_layers=2, num_heads=2, hidden_dim=128, intermediate_dim=512)
+    tokens = keras.Input((64,), dtype="int32")
+    inputs = {"token_ids": tokens, "segment_ids": 0 * tokens, "padding_mask": tokens != 0}
+    model = keras.Model(tokens, layers.Dense(1)(backbone(inputs)["pooled_output"]))
+    rng = np.random.default_rng(0)
+    texts = rng.integers(1, 30522, (16, 64)) * (np.arange(64) < rng.integers(20, 65, (16, 1)))
+    return model, (texts, normal(16, 1))
+
+
+def small_vit() -> tuple[keras.Model, Batch]:
+    """A vision transformer of six layers of 192, 16 images of 64 by 64 in 64 patches."""
+    inputs = keras.Input((64, 64, 3))
+    x = layers.Reshape((64, 192))(layers.Conv2D(192, 8, 8)(inputs))
+    for _ in range(6):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(3, 64)(y, y)])
+        wide = layers.Dense(768, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(192)(wide)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(10)(x)), (normal(16, 64, 64, 3), normal(16, 10))
+
+
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
@@ -158,6 +184,8 @@ WORKLOADS = {
     "efficientnet": Workload(lambda: application("EfficientNetB0", 8), (1,), 1, rounds=15, systems=OF_KERNELS),
     "resnet50": Workload(lambda: application("ResNet50", 8), (1,), 1, rounds=15, systems=OF_KERNELS),
     "lstm": Workload(lstm, (1,), 2, rounds=15, systems=OF_KERNELS),
+    "bert tiny": Workload(bert_tiny, (1,), 2, rounds=15, systems=OF_KERNELS),
+    "vit": Workload(small_vit, (1,), 2, rounds=15, systems=OF_KERNELS),
     "groups curve": Workload(
         very_many_layers, (1, 3, 10, 30, 100, 300, 1000), 5, rounds=20, systems=("Keras, one Adam", "finetune")
     ),

@@ -4,6 +4,7 @@ After an upgrade of Keras or TensorFlow this file says by name what moved.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import os
@@ -11,6 +12,8 @@ import pkgutil
 import platform
 import random
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -886,6 +889,41 @@ def captures():
     assert not private.captures(tf.compat.v1.get_default_graph(), read), "outside of functions nothing is captured"
 
 
+@checks(private.writes)
+def writes():
+    read, written, in_branch, unused = (tf.Variable([1.0]) for _ in range(4))
+    seen: dict[int, bool] = {}
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        written.assign(x)
+        tf.cond(tf.reduce_all(x < 3.0), lambda: in_branch.assign(x), lambda: x)
+        seen.update({i: private.writes(x.graph, v) for i, v in enumerate((read, written, in_branch, unused))})
+        return read + x
+
+    step(tf.ones(1))
+    # What is read after this question was asked is not written either.
+    assert seen == {0: False, 1: True, 2: True, 3: False}
+
+
+@checks(private.abort_collectives)
+def abort_collectives():
+    """In a process of its own, which has no collective operations afterwards."""
+    program = """
+import threading, tensorflow as tf
+from finetune.keras_private import abort_collectives
+try:
+    threading.Timer(1.0, abort_collectives, ["worker 1 is gone"]).start()
+    tf.raw_ops.CollectiveReduceV2(
+        input=tf.ones(2), group_size=2, group_key=1, instance_key=1, ordering_token=[], merge_op="Add", final_op="Id"
+    )
+except tf.errors.UnavailableError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "worker 1 is gone" in ended.stdout, ended.stderr
+
+
 @checks(private.custom_gradients)
 def custom_gradients():
     @tf.custom_gradient
@@ -975,6 +1013,43 @@ def build_for_training():
     assert private.compiled_loss(model).built
     assert "mae" in model.get_metrics_result()
     np.testing.assert_equal(model.get_weights(), weights)
+
+
+@checks(private.set_strategy)
+def model_lets_go_of_its_strategy():
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    assert model.distribute_strategy is strategy
+    private.set_strategy(model, None)
+    assert model.distribute_strategy is tf.distribute.get_strategy()
+
+
+@checks(private.functions_replaced)
+def losses_and_seeds_go_through_what_is_in_their_place():
+    seen = []
+
+    def note(name, own, *args, **kwargs):
+        seen.append(name)
+        return own(*args, **kwargs)
+
+    names = ("reduce_values", "apply_mask", "scale_loss_for_distribution", "unscale_loss_for_distribution")
+    replaced = {
+        "losses": {name: functools.partial(note, name) for name in names},
+        "next_seed": lambda seed: seed + 1,
+    }
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, seeds = np.ones((2, 1)), keras.random.SeedGenerator(5)
+    with private.functions_replaced(**replaced, applies=lambda: True):
+        model.fit(x, x, verbose=0)
+        assert seeds.next().numpy().tolist() == [6, 1]
+    assert {*names} <= {*seen}
+    seen.clear()
+    with private.functions_replaced(**replaced, applies=lambda: False):
+        model.evaluate(x, x, verbose=0)
+        assert seeds.next().numpy().tolist() == [5, 1]
+    assert not seen
 
 
 # -- What is overridden, and that nothing else is used ----------------------------------------------------------------

@@ -22,8 +22,6 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
     history = names["history"].history
     assert {"loss", "learning_rate/body", "learning_rate/head"} <= set(history)
     assert names["optimizer"].learning_rates["head"] == pytest.approx(1e-3)
-    assert [variable.name for variable in names["network"].trainable_variables] == ["kernel", "bias"] * 2
-    assert float(names["loss"]) > 0
 
 
 def test_the_recipe_in_the_readme_is_the_one_that_runs():
@@ -45,7 +43,8 @@ def test_every_command_in_the_readme_is_one():
 def test_every_schedule_and_every_option_is_named():
     from finetune.recipe.learning_rates import SCHEDULES
 
-    assert [name for name in SCHEDULES if f"`{name}`" not in README] == []
+    page = (ROOT / "docs" / "writing_recipes.md").read_text(encoding="utf-8")
+    assert [name for name in SCHEDULES if f"`{name}`" not in page] == []
     for option in ("--set", "--allow-code", "--out", "--weights", "--json"):
         assert option in README
 

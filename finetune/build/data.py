@@ -72,6 +72,8 @@ def precision(recipe: Recipe) -> Iterator[NativeLayers]:
         RecipeError: The recipe asks for mixed precision of a model that is loaded from a file.
     """
     mixed = recipe.train.mixed_precision
+    if mixed == "auto":  # where nothing is trained; `with_measured_precision` comes before what trains
+        mixed = False
     if mixed and recipe.model.keras_file:
         raise RecipeError(
             f"{place_of(recipe, 'train', 'mixed_precision')}: a model from a file keeps the precision it was saved "

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -133,6 +134,7 @@ def start_command(
     out: Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    joins: bool = False,
 ) -> None:
     """Starts TensorFlow, which takes seconds, after whatever can be checked without it.
 
@@ -143,6 +145,7 @@ def start_command(
         out: The run folder, for a command that writes to it.
         overwrite: Whether the folder may hold files.
         resume: Whether it may hold a run that goes on.
+        joins: Whether several workers, where the environment names some, do it together; the caller ends that.
     """
     from finetune.commands.check import check as check_recipe
     from finetune.startup import lasting_imports, start_tensorflow
@@ -156,6 +159,17 @@ def start_command(
             "resume": resume,
         }
         check_recipe(recipe, **options, shows_graphs=True)
+    prepare = lambda: None  # noqa: E731
+    if recipe is not None:
+        from finetune.recipe.loader import load_recipe
+        from finetune.startup import divide_cpu
+
+        if cpu_devices := load_recipe(recipe, overrides=overrides, allow_code=allow_code).distribute.cpu_devices:
+            prepare = partial(divide_cpu, cpu_devices)
+    if joins and recipe is not None:
+        from finetune.commands.several_workers import join_workers
+
+        prepare = join_workers(recipe, overrides, out=out, resume=resume) or prepare
     with nullcontext() if "keras" in sys.modules else lasting_imports():
-        start_tensorflow()
+        start_tensorflow(prepare)
         import keras  # noqa: F401

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,6 +83,48 @@ def run(
 
 
 @app.command(
+    short_help="Fine-tune in several processes.",
+    epilog=examples(
+        "finetune launch --workers 2 recipes/digits.yaml",
+        "finetune launch --workers 2 recipe.yaml --out runs/first --resume",
+    ),
+)
+def launch(
+    recipe: RecipePath,
+    workers: Annotated[int, typer.Option(min=2, help="How many processes of this machine train.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default
+    allow_code: AllowCode = [],  # noqa: B006
+    time_limit: TimeLimitOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
+    ] = False,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in `--out`, also with another number of workers.")
+    ] = False,
+) -> None:
+    """Run a recipe in several processes, each of which takes its part of every batch; the results are those of one."""
+    from finetune.commands.launch import launch_run
+
+    code = launch_run(
+        recipe,
+        workers,
+        out,
+        overrides=_with_limit(overrides, time_limit),
+        allow_code=allow_code,
+        overwrite=overwrite,
+        recalibrate=recalibrate,
+        resume=resume,
+    )
+    raise typer.Exit(code)
+
+
+@app.command(
     short_help="Go on with a run that was stopped.",
     epilog=examples("finetune resume runs/digits-1", "finetune resume runs/digits-1 --set train.epochs=40"),
 )
@@ -152,24 +194,23 @@ def _run(
         if out and is_finished(out) and not other_data and not has_changed(out, recipe, overrides):
             print(printable(f"{finished(out)}."))
             return
-    start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume)
+    start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume, joins=True)
     from finetune.commands.run import run as run_recipe
+    from finetune.commands.run import train_beside_chief
     from finetune.commands.run_result import print_class_results
+    from finetune.commands.several_workers import as_worker
     from finetune.results.hashes import write_hashes_again
     from finetune.results.run_log import RunLog
 
     console = make_console()
-    result = run_recipe(
-        recipe,
-        out,
-        overrides=overrides,
-        allow_code=allow_code,
-        overwrite=overwrite,
-        recalibrate=recalibrate,
-        resume=resume,
-        other_data=other_data,
-        console=console,
-    )
+    options: dict[str, Any] = {"overrides": overrides, "allow_code": allow_code, "console": console}
+    options |= {"overwrite": overwrite, "recalibrate": recalibrate, "resume": resume, "other_data": other_data}
+    with as_worker(out, resume=resume) as folder:
+        if folder != out and folder:
+            own = folder / "recipe.yaml"
+            train_beside_chief(own if out and recipe == out / "recipe.yaml" else recipe, folder, **options)
+            return
+        result = run_recipe(recipe, out, **options)
     with RunLog(console).attach() as log:
         log.open(result.folder / "run.log", append=True)
         for name, value in result.metrics.items():

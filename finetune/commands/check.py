@@ -85,11 +85,15 @@ def check(
         from finetune.results.run_folder import check_run_folder
 
         check_run_folder(out, overwrite=overwrite, resume=resume)
-    measured = (
+    of_size = (
         "`train.batch_size: auto` makes a few steps of several sizes before training, and takes the largest power of "
         "two that fits into memory, up to 1,024 rows and an eighth of the training rows"
     )
-    return (measured,) if loaded.train.batch_size == "auto" else ()
+    of_precision = (
+        "`train.mixed_precision: auto` makes a few steps in float32 and in bfloat16 before training, and takes "
+        "bfloat16 where the processor has it, its steps are at least a tenth faster, and their loss is as good"
+    )
+    return (of_size,) * (loaded.train.batch_size == "auto") + (of_precision,) * (loaded.train.mixed_precision == "auto")
 
 
 def check_as_data(problems: Sequence[str], notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -127,6 +131,7 @@ def check_deep(
     """
     from finetune.build.data import precision
     from finetune.build.layout import build_layout
+    from finetune.build.mixed_precision import with_measured_precision
     from finetune.build.source_keys import loss_names
     from finetune.commands.run import fit_options
     from finetune.commands.written_files import draw_curves
@@ -141,12 +146,13 @@ def check_deep(
 
     begun = time.perf_counter()
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    loaded, chosen = with_measured_precision(loaded)
     with precision(loaded):
-        layout = build_layout(loaded)
+        layout = build_layout(loaded, chosen)
         prepared = time.perf_counter() - begun
         console.print(f"data: {summary(layout.examples)}", markup=False)
-        if loaded.train.batch_size == "auto":
-            console.print(layout.chosen[-1], markup=False, highlight=False)
+        for sentence in (*chosen, *layout.chosen[-1:] * (loaded.train.batch_size == "auto")):
+            console.print(sentence, markup=False, highlight=False)
         with console.status("training on a few rows"):
             training = layout.model, layout.groups, layout.phases, layout.examples, fit_options(layout)
             rehearsal = rehearse(*training, finish=draw_curves)

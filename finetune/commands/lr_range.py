@@ -12,6 +12,7 @@ from rich.console import Console
 
 from finetune.build.data import build_batches, precision
 from finetune.build.layout import Layout, build_layout, with_peaks
+from finetune.build.mixed_precision import with_measured_precision
 from finetune.commands.plan import print_model
 from finetune.errors import RecipeError, TrainingError
 from finetune.recipe.groups import Strategy
@@ -78,8 +79,9 @@ def lr_range(
     check_run_folder(folder, overwrite=overwrite)
     if write:  # before the measurement, which may take minutes
         _check_writable(loaded, Path(recipe), settings)
+    loaded, chosen = with_measured_precision(loaded)
     with precision(loaded):
-        layout = build_layout(loaded)
+        layout = build_layout(loaded, chosen)
         print_model(layout, console)
         with _taken(folder, overwrite=overwrite):
             result = _measure(layout, settings, console)

@@ -91,9 +91,10 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
     document = checkpoint.document
     recipe = with_extension(given, document, steps=checkpoint.steps)
     written = dump_recipe(recipe, absolute_paths=True)
-    if recipe.train.batch_size == "auto" and not any(change.key == "train.batch_size" for change in changes):
-        measured = yaml.safe_load(document["resolved"])["train"]["batch_size"]
-        recipe = with_values(recipe, {("train", "batch_size"): measured})
+    for key in ("batch_size", "mixed_precision"):
+        if getattr(recipe.train, key) == "auto" and not any(change.key == f"train.{key}" for change in changes):
+            measured = yaml.safe_load(document["resolved"])["train"].get(key, False)
+            recipe = with_values(recipe, {("train", key): measured})
     return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before, goes_back)
 
 

@@ -5,7 +5,7 @@ The function `_run` is the story; start there. Each of its steps is a function b
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import yaml
 from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
+from finetune.build.distribute import build_distribution, with_global_batch
 from finetune.build.layout import Layout, build_layout
+from finetune.build.mixed_precision import with_measured_precision
 from finetune.commands.changed_run import (
     advice_on_split,
     check_network,
@@ -31,6 +33,7 @@ from finetune.commands.plan import disk_need_of, print_plan
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
 from finetune.commands.run_report import predicted, write_facts, write_page, write_run_hashes
 from finetune.commands.run_result import RunResult, write_result
+from finetune.commands.several_workers import check_same_layout, common_clock
 from finetune.commands.stage_clock import StageClock
 from finetune.commands.written_files import described, draw_curves, write_model, write_plan
 from finetune.data.examples import Split
@@ -80,6 +83,7 @@ class _Asked:
     resume: bool
     other_data: bool
     console: Console
+    is_chief: bool = True
 
     def say(self, sentence: str) -> None:
         """Prints a sentence as it is."""
@@ -159,31 +163,66 @@ def run(
     asked = _Asked(Path(recipe), out, overrides, allow_code, overwrite, recalibrate, resume, other_data, console)
     with stoppable(), ExitStack() as held:
         log = held.enter_context(RunLog(console).attach())
-        return _run(asked, held, log)
+        result = _run(asked, held, log)
+        assert result
+        return result
 
 
-def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult:
+def train_beside_chief(
+    recipe: str | Path,
+    out: Path,
+    *,
+    overrides: Sequence[str],
+    allow_code: Sequence[str],
+    console: Console,
+    **asked: Any,
+) -> None:
+    """Does what a worker that is not the chief does in a run: all of it up to the end of training.
+
+    Args:
+        recipe: As for `run`.
+        out: A folder of this worker alone.
+        overrides: As for `run`, and so on.
+        allow_code: The same.
+        console: The same.
+        asked: The other options of `run`.
+    """
+    options = {"overrides": overrides, "allow_code": allow_code, "console": console, "is_chief": False, **asked}
+    with stoppable(), ExitStack() as held:
+        log = held.enter_context(RunLog(console).attach())
+        _run(_Asked(Path(recipe), out, **options), held, log)
+
+
+def _run(asked: _Asked, held: ExitStack, log: RunLog) -> RunResult | None:
     """Does what `run` says; the lock of the run folder is `held` until the caller lets it go."""
     clock = StageClock()
     begun = _load(asked, clock)
-    with precision(begun.recipe) as native:
-        layout, range_test = _lay_out(asked, begun, clock)
+    with clock("prepare"):
+        recipe, chosen = with_measured_precision(begun.recipe)
+    begun = replace(begun, recipe=recipe)
+    with precision(recipe) as native:
+        layout, range_test = _lay_out(asked, begun, clock, chosen)
         on_groups = [*advice_on_rates(layout, range_test, asked.recipe.parent), *_without_slots(begun)]
         for sentence in on_groups:
             asked.say(f"warning: {sentence}")
+        check_same_layout(layout, described(layout))
         before = _evaluate_before(asked, begun, layout, clock)
         # Nothing has been written so far: a run that fails above leaves no folder.
         folder, weights = _open_folder(asked, begun, layout, before.of_data, held, log)
         if range_test:
             write_range_test(range_test, folder / "plots")
         checkpoint = _checkpoint(begun, layout, folder, before, clock)
-        trackers = _trackers(asked, layout, folder, held)
+        weights.writes = checkpoint.writes = asked.is_chief
+        trackers = _trackers(asked, layout, folder, held) if asked.is_chief else None
         trained = _train(asked, layout, folder, before, weights, checkpoint, trackers, on_groups, clock)
+        if not asked.is_chief:
+            return None
         if begun.recalibrate:  # statistics of trained groups alone, so the proof still holds
             with clock("recalibrate"):
                 count = recalibrate_statistics(layout.model, layout.groups, build_rows(layout.recipe, layout.examples))
             asked.say(f"recalibrated: the statistics of {count} BatchNormalization layers")
         result = _finish(asked, layout, folder, before, weights, trained, native, clock)
+        result = replace(result, mixed_precision=" ".join(chosen))
     forget_traces(layout.model)  # the caller's own block decides from here on
     ending = folder / ENDING_FILE
     with suppress(OSError):  # of a full disk, which the next file tells
@@ -209,6 +248,10 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
     """Loads the recipe, and finds the run that goes on."""
     with clock("load"):
         loaded = load_recipe(asked.recipe, overrides=asked.overrides, allow_code=asked.allow_code)
+        # Here, so that a run that goes on elsewhere has batches of as many rows, whatever the number of replicas.
+        loaded, on_batch = with_global_batch(loaded, build_distribution(loaded))
+        for sentence in on_batch:
+            asked.say(sentence)
         check_run_folder(asked.out, overwrite=asked.overwrite, resume=asked.resume)
         out = asked.out
         of_run = out is not None and asked.recipe.resolve() == (out / "recipe.yaml").resolve()
@@ -241,10 +284,10 @@ def _without_slots(begun: _Begun) -> list[str]:
     ]
 
 
-def _lay_out(asked: _Asked, begun: _Begun, clock: StageClock) -> tuple[Layout, Any]:
+def _lay_out(asked: _Asked, begun: _Begun, clock: StageClock, chosen: Sequence[str]) -> tuple[Layout, Any]:
     """Builds the layout, with measured rates where the recipe asks for them, and prints its plan."""
     with clock("prepare"):
-        layout = build_layout(begun.recipe)
+        layout = build_layout(begun.recipe, chosen)
     range_test = None
     if layout.rates_to_measure:
         with clock("lr_range"):
@@ -395,7 +438,7 @@ def _train(
     non_finite = NonFiniteGradients(settings.non_finite, layout.groups) if settings.non_finite else None
     keep_best, collect = best_keeper(settings), collector(settings)
     seconds = settings.time_limit_seconds
-    time_limit = TimeLimit(seconds, layout.length.steps) if seconds else None
+    time_limit = TimeLimit(seconds, layout.length.steps, clock=common_clock()) if seconds else None
     with clock("train"), located(layout.recipe, "data"), unreadable_rows_named(layout.examples):
         records = train(
             layout.model,

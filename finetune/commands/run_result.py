@@ -37,6 +37,7 @@ class RunResult:
         native: How many layers ran a native kernel, by the name of their class (`layers`), and which `functions` of
             Keras did; `None` with `train.kernels: exact`.
         keras_loop: Why Keras' own loop made the steps, and not the fast one; empty where it did not.
+        mixed_precision: Which type `train.mixed_precision: auto` chose, and why; empty where nothing was chosen.
         warnings: What does not fail a run and should be known, such as a loss that has become far larger.
         skipped_steps: How many steps were left out as their gradients were not finite; `None` without
             `train.non_finite`.
@@ -65,6 +66,7 @@ class RunResult:
     left_out: tuple[str, ...]
     native: dict[str, Any] | None
     keras_loop: str
+    mixed_precision: str = field(default="", kw_only=True)
     warnings: tuple[str, ...]
     skipped_steps: int | None
     seconds: dict[str, float]
@@ -86,7 +88,9 @@ def write_result(result: RunResult) -> None:
     part = {} if result.rows_before is None else {"rows_before": result.rows_before}
     kernels = {"kernels": "exact" if result.native is None else {"native": result.native}}
     waited = {} if result.data_wait is None else {"data_wait": result.data_wait}
-    problem: dict[str, Any] = {name: text for name in ("not_opened", "keras_loop") if (text := getattr(result, name))}
+    problem: dict[str, Any] = {
+        name: text for name in ("not_opened", "keras_loop", "mixed_precision") if (text := getattr(result, name))
+    }
     problem |= {name: of for name in ("kept", "averaged", "thresholds") if (of := getattr(result, name))}
     lists = ("extended_from", "warnings", "left_out")
     problem |= {name: list(of) for name in lists if (of := getattr(result, name))}

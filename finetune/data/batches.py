@@ -54,12 +54,12 @@ def training_batches(
             them in turn.
         augmentation: How the rows are changed in every epoch, if they are.
         share: A worker's number, from 0, and the number of workers: each gets its contiguous part of every batch, and
-            `batch_size` is that of all workers together.
+            `batch_size` is that of all workers together. A batch of fewer rows than workers is empty for some.
 
     Raises:
         DataError: The arrays do not fit together, are empty, or a number is out of range.
 
-    Example:
+    Examples:
         >>> rows = tf.range(5)
         >>> batches = training_batches(rows, rows, batch_size=2, shuffle=False)
         >>> [x.numpy().tolist() for x, y in batches.take(4)]
@@ -74,6 +74,8 @@ def training_batches(
     blends = augmentation is not None and bool(augmentation.batch_layers)
     part_of = _whole if blends or share == (0, 1) else lambda indices: _part(indices, share)
     make_order, indices_at = _orders(rows, shuffle, seed)
+    # A batch that is made of its rows must be there without one, too.
+    ends_empty = _part_size(rows - (steps - 1) * batch_size, share) == 0
     by_row = augmentation is not None or any(array.take_row for array in tf.nest.flatten((inputs, others)))
 
     def batches(epoch: Any, order: Any) -> Any:
@@ -86,9 +88,10 @@ def training_batches(
             return part_of(indices_at(order, epoch, step * batch_size, tf.minimum((step + 1) * batch_size, rows)))
 
         if by_row:
-            size = batch_size if part_of is _whole else _bounds(batch_size, share)[1] - _bounds(batch_size, share)[0]
+            size = batch_size if part_of is _whole else _part_size(batch_size, share)
             indices = numbers.map(chosen).unbatch()
-            return _made_by_row((inputs, *others), numbers, indices, size, epoch, offset, augmentation)
+            made = _made_by_row((inputs, *others), numbers, indices, size, epoch, offset, augmentation)
+            return made.concatenate(_empty(made)) if ends_empty and part_of is not _whole else made
 
         def batch(step: Any) -> tuple[Any, ...]:
             indices = chosen(step)
@@ -114,16 +117,16 @@ def _check_position(rows: int, batch_size: int, first_epoch: int, first_step: in
         raise DataError(
             f"`first_step` must be from 0 to {steps - 1}, since an epoch has {steps} batches. Received {first_step}."
         )
-    (worker, workers), last = share, rows - (steps - 1) * batch_size
+    worker, workers = share
     if not 0 <= worker < workers:
         raise DataError(
             f"`share` must be the number of a worker, from 0, and the number of workers. Received {worker} and "
             f"{workers}."
         )
-    if workers > last:
+    if batch_size < workers:
         raise DataError(
-            f"Every worker must get a row of every batch. The last of an epoch has {last} rows, {rows:,} rows in "
-            f"batches of {batch_size}, and there are {workers} workers. Choose another `batch_size`."
+            f"Every worker takes its part of each batch. Received batches of {batch_size} rows for {workers} workers. "
+            "Choose a larger `batch_size`, or fewer workers."
         )
 
 
@@ -140,6 +143,17 @@ def _part(values: Any, share: tuple[int, int]) -> Any:
 def _bounds(rows: Any, share: tuple[int, int]) -> tuple[Any, Any]:
     worker, workers = share
     return worker * rows // workers, (worker + 1) * rows // workers
+
+
+def _part_size(rows: int, share: tuple[int, int]) -> int:
+    start, stop = _bounds(rows, share)
+    return stop - start
+
+
+def _empty(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a batch without a row, of the same structure."""
+    zeros = lambda spec: tf.zeros([0, *(size or 0 for size in spec.shape[1:])], spec.dtype)  # noqa: E731
+    return tf.data.Dataset.from_tensors(tf.nest.map_structure(zeros, batches.element_spec))
 
 
 def _orders(rows: int, shuffle: bool, seed: int) -> tuple[Callable[[Any], Any], Callable[..., Any]]:

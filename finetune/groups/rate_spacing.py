@@ -17,10 +17,11 @@ def discriminative_rates(
 ) -> tuple[float, ...]:
     """Spaces learning rates geometrically, smallest for the group nearest the input.
 
-    >>> discriminative_rates(0.08, 3, decay=2)
-    (0.02, 0.04, 0.08)
-    >>> discriminative_rates(0.08, 3, layer_decay=0.5)
-    (0.02, 0.04, 0.08)
+    Examples:
+        >>> discriminative_rates(0.08, 3, decay=2)
+        (0.02, 0.04, 0.08)
+        >>> discriminative_rates(0.08, 3, layer_decay=0.5)
+        (0.02, 0.04, 0.08)
 
     Args:
         peak: Learning rate of the last group, per step. Must be > 0.
@@ -76,8 +77,9 @@ def _checked(rates: tuple[float, ...], ratio: str, direction: str) -> tuple[floa
 def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
     """Spaces learning rates geometrically from `low` to `high`, as fastai's `slice(low, high)` does.
 
-    >>> spread_rates(0.001, 0.1, 2)
-    (0.001, 0.1)
+    Examples:
+        >>> spread_rates(0.001, 0.1, 2)
+        (0.001, 0.1)
 
     Args:
         low: Learning rate of the first group, per step. Must be > 0.

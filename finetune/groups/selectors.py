@@ -126,7 +126,7 @@ def resolve_groups(
         GroupError: The selectors do not partition the weights, a selector is wrong, or not exactly one of `selectors`
             and `by` was passed.
 
-    Example:
+    Examples:
         >>> import keras
         >>> body, top = keras.layers.Dense(3, name="body"), keras.layers.Dense(2, name="top")
         >>> model = keras.Sequential([keras.Input((4,)), body, top])

@@ -34,11 +34,13 @@ from finetune.errors import TrainingError, did_you_mean
 from finetune.kernels.attention import dot_product_attention
 from finetune.kernels.batch_normalization import batch_normalization
 from finetune.kernels.dense import dense, einsum_dense
+from finetune.kernels.depthwise_convolution import depthwise_conv, separable_conv
 from finetune.kernels.einsum import einsum
 from finetune.kernels.gelu import gelu
 from finetune.kernels.group_normalization import group_normalization
 from finetune.kernels.layer_normalization import layer_normalization
 from finetune.kernels.pointwise_convolution import pointwise_convolution
+from finetune.kernels.silu import silu
 
 Kernel = Callable[..., Any]
 MODES = ("exact", "native")
@@ -55,8 +57,11 @@ KERNELS: Mapping[Any, Kernel] = {
 }
 # Functions of Keras' backend, by module and name, that layers of any class call through `keras.ops`.
 FUNCTIONS: Mapping[str, Kernel] = {
+    "nn.depthwise_conv": depthwise_conv,
     "nn.dot_product_attention": dot_product_attention,
     "nn.gelu": gelu,
+    "nn.separable_conv": separable_conv,
+    "nn.silu": silu,
     "numpy.einsum": einsum,
 }
 
@@ -93,7 +98,7 @@ _functions: dict[str, tuple[Any, Any]] = {}  # of each name: the function in a b
 def native_kernels() -> Iterator[NativeLayers]:
     """Lets functions that are traced in the block, by this thread, compute layers with the kernels of `KERNELS`.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.BatchNormalization()])
         >>> with native_kernels() as native:
         ...     outputs = model.predict(tf.ones((2, 4, 4, 3)), verbose=0)

@@ -101,7 +101,7 @@ class HubLayer(HubPart):
         FinetuneError: If the handle cannot be resolved, the graph has other operations that reach outside of it, the
             SavedModel has no variables or nothing to call, or it has no such signature or output.
 
-    Example:
+    Examples:
         >>> layer = HubLayer("https://tfhub.dev/google/nnlm-en-dim50/2", name="hub")  # doctest: +SKIP
         >>> model = keras.Sequential([keras.Input((), dtype="string"), layer, keras.layers.Dense(2)])  # doctest: +SKIP
     """

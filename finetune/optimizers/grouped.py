@@ -40,7 +40,7 @@ from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
 from finetune.optimizers.optimizer_map import groups_of_map
-from finetune.optimizers.replicas import in_every_replica, update_once
+from finetune.optimizers.replicas import in_every_replica, scope_from_outside, update_once
 from finetune.optimizers.saved import group_config, read_groups
 from finetune.optimizers.saved_state import SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
@@ -90,7 +90,7 @@ class GroupedOptimizer(AveragingOptimizer):
         GroupError: If a group is empty, a variable is in two groups, an optimizer is shared, used before or has a
             setting that belongs to all groups, a rate is not a positive number, or `fused` is not one of its values.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2)])
         >>> body, head = model.layers
         >>> optimizer = GroupedOptimizer({
@@ -290,7 +290,8 @@ class GroupedOptimizer(AveragingOptimizer):
         """
         self._admit(list(variables))
         if not self.built:
-            with children.made_outside_of_trace():
+            # On all devices that its variables are on, also for a caller who has left the scope of their strategy.
+            with scope_from_outside(self._distribution_strategy), children.made_outside_of_trace():
                 self._make_slots()
 
     def _make_slots(self) -> None:

@@ -42,10 +42,11 @@ def exponential_decay(
     Raises:
         GroupError: If an argument is out of its bound. This holds for all functions of this module.
 
-    >>> rate = exponential_decay(1e-4, 100, 0.96, staircase=True)
-    >>> [f"{float(rate(step)):.3e}" for step in (0, 99, 100, 200)]
-    ['1.000e-04', '1.000e-04', '9.600e-05', '9.216e-05']
-    >>> optimizer = keras.optimizers.Adam(learning_rate=rate)
+    Examples:
+        >>> rate = exponential_decay(1e-4, 100, 0.96, staircase=True)
+        >>> [f"{float(rate(step)):.3e}" for step in (0, 99, 100, 200)]
+        ['1.000e-04', '1.000e-04', '9.600e-05', '9.216e-05']
+        >>> optimizer = keras.optimizers.Adam(learning_rate=rate)
     """
     return keras.optimizers.schedules.ExponentialDecay(*checked(exponential_decay, locals()).values())
 
@@ -315,8 +316,9 @@ def make_schedule(name: str, /, **arguments: Any) -> LearningRateSchedule:
     Raises:
         GroupError: If there is no such schedule, it does not take these arguments, or an argument is out of its bound.
 
-    >>> float(make_schedule("cosine_decay", initial=1e-3, decay_steps=10)(10))
-    0.0
+    Examples:
+        >>> float(make_schedule("cosine_decay", initial=1e-3, decay_steps=10)(10))
+        0.0
     """
     known = schedule_functions()
     if name not in known:

@@ -45,12 +45,13 @@ class Momentum(keras.optimizers.Optimizer):
         Sutskever et al. (2013), On the importance of initialization and momentum in deep learning,
         https://proceedings.mlr.press/v28/sutskever13.html
 
-    >>> weight = tf.Variable([1.0])
-    >>> optimizer = Momentum(learning_rate=0.5, momentum=0.5)
-    >>> for _ in range(2):
-    ...     optimizer.apply([tf.constant([1.0])], [weight])  # m is 1, then 1.5
-    >>> weight.numpy().tolist()
-    [-0.25]
+    Examples:
+        >>> weight = tf.Variable([1.0])
+        >>> optimizer = Momentum(learning_rate=0.5, momentum=0.5)
+        >>> for _ in range(2):
+        ...     optimizer.apply([tf.constant([1.0])], [weight])  # m is 1, then 1.5
+        >>> weight.numpy().tolist()
+        [-0.25]
     """
 
     def __init__(

@@ -47,11 +47,12 @@ class TF1RMSprop(keras.optimizers.Optimizer):
         Hinton (2012), Neural Networks for Machine Learning, lecture 6,
         https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf
 
-    >>> weight = tf.Variable([1.0])
-    >>> optimizer = TF1RMSprop(learning_rate=0.5, rho=0.5, epsilon=0.0)
-    >>> optimizer.apply([tf.constant([1.0])], [weight])  # s stays 1
-    >>> weight.numpy().tolist()
-    [0.5]
+    Examples:
+        >>> weight = tf.Variable([1.0])
+        >>> optimizer = TF1RMSprop(learning_rate=0.5, rho=0.5, epsilon=0.0)
+        >>> optimizer.apply([tf.constant([1.0])], [weight])  # s stays 1
+        >>> weight.numpy().tolist()
+        [0.5]
     """
 
     def __init__(

@@ -28,9 +28,10 @@ class Transform:
     Give one of `transpose`, `reshape`, `split`, `concatenate` and `add`, or none of them to only rename. Patterns are
     matched against the names that `rename` made.
 
-    >>> transpose_kernels = Transform((r".*/kernel",), transpose=(1, 0))  # of dense layers of PyTorch
-    >>> split_qkv = Transform((r"(.*)/qkv",), (r"\1/q", r"\1/k", r"\1/v"), split=3)
-    >>> add_biases = Transform((r"(.*)/bias_ih", r"(.*)/bias_hh"), (r"\1/bias",), add=True)
+    Examples:
+        >>> transpose_kernels = Transform((r".*/kernel",), transpose=(1, 0))  # of dense layers of PyTorch
+        >>> split_qkv = Transform((r"(.*)/qkv",), (r"\1/q", r"\1/k", r"\1/v"), split=3)
+        >>> add_biases = Transform((r"(.*)/bias_ih", r"(.*)/bias_hh"), (r"\1/bias",), add=True)
 
     Attributes:
         names: Regular expressions over whole names. Only `concatenate` and `add` take several, in their order.

@@ -121,7 +121,9 @@ class Train(Part):
         non_finite: What happens to a step whose gradients are not finite numbers: with `stop` the run ends with the
             weights before it, with `skip` the step is left out. By default it is made, and the run fails at the end of
             the epoch, or where the loss shows it.
-        mixed_precision: The type in which layers compute; `false` computes in float32.
+        mixed_precision: The type in which layers compute; `false` computes in float32. `auto` makes a few steps in each
+            before training, and takes `bfloat16` where the processor has it, steps are at least a tenth faster, and
+            their loss is as good; the run folder's recipe has the type that was taken.
         steps_per_execution: Steps in a call, between which no callback is called; `auto` takes as many as last a
             twentieth of a second. The results are the same.
         cache: Where the output of a frozen first part of the network is kept, so that it runs once for every example.
@@ -174,7 +176,9 @@ class Train(Part):
     use_ema: bool = False
     ema_momentum: OpenShare = 0.99
     non_finite: Annotated[Literal["stop", "skip"] | None, choice("stop", "skip", None)] = None
-    mixed_precision: Annotated[Literal[False, "bfloat16", "float16"], choice(False, "bfloat16", "float16")] = False
+    mixed_precision: Annotated[
+        Literal[False, "bfloat16", "float16", "auto"], choice(False, "bfloat16", "float16", "auto")
+    ] = False
     steps_per_execution: Annotated[int | Literal["auto"], BeforeValidator(_check_count_or_auto)] = "auto"
     cache: Annotated[Literal["auto", "off", "memory", "disk"], BeforeValidator(_check_cache)] = "auto"
     cache_passes: Count = 1

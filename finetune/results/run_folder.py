@@ -25,7 +25,7 @@ RUN_FILES = (
     *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "steps.csv", "tensorboard", "checkpoints"),
     *("data.json", "data", "model.keras", "result.json", "plots", "features", "environment.json"),
     *("report.json", "predictions.npz", "report.html", "model_card.md", "hashes.json"),
-    *("run.log", "former", "migration.json", "evaluations.csv", "trackers.json", ".ending"),
+    *("run.log", "former", "migration.json", "evaluations.csv", "trackers.json", ".ending", "workers"),
 )
 # There from `result.json` on until everything is written: a run that is killed meanwhile has not come to its end.
 ENDING_FILE = ".ending"
@@ -117,6 +117,19 @@ def _cannot_be_created(error: OSError) -> FinetuneError:
         f"A run needs a folder that can be created and written to. `{error.filename}`: {error.strerror}. Choose "
         "another folder with `--out`."
     )
+
+
+def new_run_folder(name: str) -> Path:
+    """Creates the first `runs/<name>-<number>` that does not exist.
+
+    Raises:
+        FinetuneError: It cannot be created.
+    """
+    check_run_folder(None)
+    try:
+        return _first_free(Path("runs"), name)
+    except OSError as error:
+        raise _cannot_be_created(error) from error
 
 
 def _first_free(parent: Path, name: str) -> Path:

@@ -16,8 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from finetune.errors import LockError, WriteError
+from finetune.plain_shapes import SIZE, fault
 
 LOCK_FILE = ".lock"
+_OWNER = {"pid": SIZE, "host": str, "since": str, "process_started": str, "": None}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class LockOwner:
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # of a number that no process can have
             return True
         except OSError:  # it belongs to somebody else
             pass
@@ -153,11 +155,12 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _owner(descriptor: int) -> LockOwner | None:
-    """Returns whom a lock file names; `None` where it is empty or damaged: written by a process that died meanwhile."""
+    """Returns whom a lock file names; `None` where it names nobody: its writer died meanwhile, or it is not ours."""
     try:
-        return LockOwner(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError, RecursionError):
+        content = json.loads(os.pread(descriptor, 4096, 0))
+    except (ValueError, RecursionError):
         return None
+    return None if fault(content, _OWNER) else LockOwner(**content)
 
 
 def _in_use(path: Path, owner: LockOwner | None) -> str:

@@ -126,6 +126,7 @@ class LastWeights(keras.callbacks.Callback):
         report: Called with a sentence where the file cannot be written.
 
     Attributes:
+        writes: Whether the file is written; of several workers, one does.
         saved: What the file holds, such as `epoch 3`; empty before it is written.
         saved_to: Where that is: `path`, or a file in another folder.
         unsaved: Whether the weights are finite and newer than the file.
@@ -140,6 +141,7 @@ class LastWeights(keras.callbacks.Callback):
         self.path = self.saved_to = path
         self.saved = ""
         self.optimizer = True  # whether the file also holds its state
+        self.writes = True
         self.warned = FailedWrites(report)
         self.unsaved = False
         self._moment, self._steps, self._first = "", 0, 0
@@ -158,7 +160,7 @@ class LastWeights(keras.callbacks.Callback):
         self._steps, self._loss = steps_done(self.model, first=self._first, last=batch), (logs or {}).get("loss")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.unsaved = math.isfinite(float((logs or {}).get("loss", 0.0)))
+        self.unsaved = self.writes and math.isfinite(float((logs or {}).get("loss", 0.0)))
         self._moment, self._steps = f"epoch {epoch + 1}", 0
         if time.monotonic() >= self._next:
             self._save()
@@ -184,6 +186,8 @@ class LastWeights(keras.callbacks.Callback):
         Args:
             newest: Whether the weights of the model are worth saving; otherwise the file stays as it is.
         """
+        if not self.writes:
+            return "The chief saves the weights."
         self.unsaved &= newest
         if newest and self._steps and math.isfinite(float(1.0 if self._loss is None else self._loss)):
             of_all = f" of {steps}" if (steps := (self.params or {}).get("steps")) else ""

@@ -53,7 +53,7 @@ class FiniteWeights(keras.callbacks.Callback):
     Raises:
         TrainingError: In `fit`: which weight, which group, and between which steps it happened.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="head")])
         >>> model.compile(keras.optimizers.SGD(1e30), "mse")
         >>> x = keras.ops.ones((8, 2))

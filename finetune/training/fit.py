@@ -17,6 +17,7 @@ from rich.console import Console
 
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples
+from finetune.distribution.workers import lost_worker, training_together, workers
 from finetune.errors import FinetuneError, TrainingError, WriteError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.interruption import Stopped, deferred
@@ -32,7 +33,6 @@ from finetune.training.callbacks import (
 )
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.checkpoints.content import REMOVE
-from finetune.training.checkpoints.model_state import seeds
 from finetune.training.data_wait import DataWait, reads_from_disk
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.fast.steps_per_call import calls_restored, share_calls
@@ -47,9 +47,11 @@ from finetune.training.phases.loop import run_phases
 from finetune.training.phases.phase import Phase, state_of
 from finetune.training.phases.records import PhaseRecord, PhaseStart
 from finetune.training.saving import disk_need
+from finetune.training.snapshot import seeds
 from finetune.training.step_evaluation import EvaluateBySteps
 from finetune.training.tensorboard_log import TensorBoardLog
 from finetune.training.time_limit import TimeLimit
+from finetune.training.together import SameWeights, StopTogether
 from finetune.training.trackers import Trackers
 from finetune.training.training_clock import TrainingClock
 
@@ -186,6 +188,7 @@ def train(
         on_phase=fit.announce,
     )
     with (
+        training_together(),
         _tidied(model, folder / "features"),
         fit.progress,
         closing(fit.tensorboard),
@@ -302,6 +305,11 @@ class _RunFit:
             *([self.wait] if self.wait else []),
             *([self.evaluation] if self.evaluation else []),
         ]
+        together, share = workers(), (0, 1)
+        self.ending: list[keras.callbacks.Callback] = [StopAtSignal()]  # behind the checkpoint
+        if together:
+            share, self.ending = together.share, [SameWeights(together), StopTogether(together)]
+            together.pads = (len(examples.train) - 1) % options.batch_size + 1 < len(together)
         self.data = CachedBatches(
             model,
             examples.train,
@@ -315,6 +323,7 @@ class _RunFit:
             leaves=[leaf for group in groups for leaf in group.leaves],
             augmentation=examples.augmentation,
             reserve=disk_need(model, options.epochs)[0],  # the weights come first
+            share=share,
         )
 
     def report(self, sentence: str) -> None:
@@ -337,11 +346,15 @@ class _RunFit:
                 stop.kept += f" `finetune resume {self.weights.path.parents[1]}` goes on from there."
             raise
         except FinetuneError as error:
+            if lost_worker(seconds=0):
+                raise TrainingError(f"{error} {self._kept_after_loss()}") from error
             if self.non_finite and self.non_finite.stopped_at:
                 self.weights.limit(self.non_finite.stopped_at.step - 1)  # no later step was made
             kept = self.weights.keep(newest=not self.finite_weights.failed)
             raise type(error)(f"{error} {kept}") from error
         except Exception as error:
+            if lost := lost_worker():
+                raise TrainingError(f"{lost} {self._kept_after_loss()}") from error
             what = failure_text(error) or f"{type(error).__name__}: {reason(error)}."
             raise TrainingError(
                 f"Training stopped with an error. {what} {self.weights.keep()} {SEE_WHERE} What was written so far is "
@@ -350,6 +363,15 @@ class _RunFit:
         finally:
             if self.checkpoint:
                 self.checkpoint.wait()  # before the folder is no longer this process's
+
+    def _kept_after_loss(self) -> str:
+        """Returns what is kept where a worker is gone, and how to go on: a step that it left may be made in part."""
+        kept = self.weights.keep(newest=False)
+        if self.checkpoint is None or not self.checkpoint.writes:
+            return kept
+        if self.checkpoint.path is None:
+            return f"{kept} Begin the run anew: there is no checkpoint yet."
+        return f"{kept} Begin all workers anew with `--resume`, which goes on from `{self.checkpoint.path}`."
 
     def announce(self, start: PhaseStart) -> None:
         """Prints what is trained, and numbers the phase in the metrics, if the recipe has phases."""
@@ -404,7 +426,7 @@ class _RunFit:
                 validation_data=self.validation,
                 shuffle=False,  # the batches come shuffled
                 verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-                callbacks=[*of_phase, StopAtSignal(), *clocks],
+                callbacks=[*of_phase, *self.ending, *clocks],
             )
 
     def phases_to_come(self, start: PhaseStart) -> Iterator[tuple[list[Any], Sequence[keras.layers.Layer]]]:

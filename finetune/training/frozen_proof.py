@@ -125,7 +125,7 @@ class FrozenProof(keras.callbacks.Callback):
         TrainingError: In `fit`: a frozen tensor changed, the model trains weights of a frozen group, or `trainable` was
             changed after the step was compiled.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from finetune import Selector, freeze, resolve_groups
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])

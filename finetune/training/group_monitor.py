@@ -53,7 +53,7 @@ class GroupMonitor(keras.callbacks.Callback):
     Raises:
         TrainingError: `every_steps` is not a positive whole number.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from finetune import Selector, resolve_groups
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])

@@ -74,3 +74,9 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         eager.setstate(state["tensorflow"])
     if state["keras"] is not None and (seeds := keras_private.seed_generator()) is not None:
         seeds.state.assign(state["keras"])
+
+
+def seeds(model: Any) -> list[Any]:
+    """Returns the variables of a model that are no weights: the states of its random layers."""
+    known = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
+    return [variable for variable in model.variables if id(variable) not in known]

@@ -109,7 +109,7 @@ def grouped_train_step(
         TrainingError: The module cannot be called, or the loss is not a name that Keras knows.
         GroupError: There is nothing to train, or a variable belongs to no group of the optimizer.
 
-    Example:
+    Examples:
         >>> module = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
         >>> step = grouped_train_step(module, "mse", keras.optimizers.SGD(0.1))
         >>> losses = [float(step(tf.ones((8, 4)), tf.zeros((8, 2)))) for _ in range(3)]

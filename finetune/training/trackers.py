@@ -7,7 +7,6 @@ repository, no figures of the machine, no console. Their own settings hold, such
 """
 
 import importlib
-import json
 import os
 import re
 import time
@@ -21,11 +20,13 @@ from typing import Any, Protocol, Self
 import keras
 
 from finetune.errors import TrainingError, reason
+from finetune.plain_shapes import COUNT, read_document
 from finetune.recipe.tracker_names import ENTRY_POINTS
 from finetune.results.run_folder import write_json
 from finetune.training.snapshot import unchanged_random_state
 
 FILE = "trackers.json"
+_SENT = {str: {"id": (str, None), "epochs": COUNT, "steps": COUNT, "": None}}
 _SHARE = 0.01  # of the training time that sending takes at most
 _LEAST_SECONDS = 1.0  # between two times
 
@@ -311,7 +312,7 @@ def _open(name: str, options: TrackerOptions) -> Tracker:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Returns what was sent by tracker; nothing where that is not known, and everything is sent again."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_document(path, _SENT)
     except (OSError, ValueError):
         return {}
 

@@ -215,17 +215,13 @@ def test_every_epoch_has_an_order_of_its_own_also_where_it_is_computed(orders):
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (4, 3), (5, 2), (11, 4)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (4, 3), (5, 2), (11, 4), (5, 3), (5, 5)])
 def test_the_shares_of_all_workers_are_the_global_batches(orders, batch_size, workers, by_row):
     if by_row:
         tensor = tf.constant(X)
         x = Rows(11, lambda at: tf.gather(tensor, at), take_row=lambda at: tensor[at])
     else:
         x = X
-    if 11 % batch_size and 11 % batch_size < workers:
-        with pytest.raises(DataError, match="Every worker must get a row of every batch"):
-            training_batches(x, Y, batch_size=batch_size, share=(0, workers))
-        return
     count = 2 * steps_per_epoch(11, batch_size)
     whole = targets(training_batches(x, Y, batch_size=batch_size), count)
     shares = [
@@ -243,6 +239,7 @@ def test_the_shares_of_all_workers_are_the_global_batches(orders, batch_size, wo
         ({"first_step": 3}, "`first_step` must be from 0 to 2, since an epoch has 3 batches. Received 3."),
         ({"first_step": -1}, "`first_step` must be from 0 to 2, since an epoch has 3 batches. Received -1."),
         ({"share": (2, 2)}, "`share` must be the number of a worker, from 0, and the number of workers. Received 2"),
+        ({"share": (0, 5)}, "Every worker takes its part of each batch. Received batches of 4 rows for 5 workers."),
     ],
 )
 def test_a_position_or_a_share_that_does_not_exist_is_an_error(options, said):

@@ -70,7 +70,7 @@ def test_null_in_an_optional_key_means_its_default(read):
 
 
 def test_a_choice_compares_types_so_zero_does_not_count_as_false(complaint, read):
-    known = "Choose from `false`, `bfloat16`, `float16`."
+    known = "Choose from `false`, `bfloat16`, `float16`, `auto`."
     said = [f"`train.mixed_precision` is not a known value. Received: `0`. {known}"]
     assert complaint("train", "mixed_precision", to=0) == said
     assert read("train", "mixed_precision", to=False).train.mixed_precision is False

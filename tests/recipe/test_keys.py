@@ -29,7 +29,7 @@ def test_values_are_those_that_the_schema_accepts():
     assert key("data.split", "test").values == "number > 0, < 1"
     assert key("data", "resize").values == "`pad`, `crop`, `stretch`"
     assert key("data", "size").values == "list of 2 x whole number >= 1"
-    assert key("train", "mixed_precision").values == "`false`, `bfloat16`, `float16`"
+    assert key("train", "mixed_precision").values == "`false`, `bfloat16`, `float16`, `auto`"
     assert key("groups", "batch_norm").values == "`train`, `freeze`, `affine`, `statistics`"
     assert key("groups", "prefixes").values == "text, or a list"
     assert key("phases", "rates").values == "mapping of number > 0 or mapping with `schedule`"

@@ -103,7 +103,14 @@ def test_a_lock_of_another_host_stays_and_the_file_to_remove_is_named(tmp_path):
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[1]", '{"pid": 1}', '{"pid": 1, "host": "h", "since": "", "process_started": "", "more": 1}'),
+        *('{"pid": -1, "host": "h", "since": "", "process_started": ""}', '{"pid": "1", "host": 2, "since": 3}'),
+        json.dumps({"pid": 2**60, "host": socket.gethostname(), "since": "", "process_started": ""}),
+    ],
+)
 def test_a_damaged_lock_file_of_no_process_is_taken_over(tmp_path, content):
     (tmp_path / LOCK_FILE).write_text(content)
     check_unlocked(tmp_path)

@@ -112,6 +112,14 @@ def test_what_cannot_be_sent_is_told_once_and_sent_later(notebook):
     assert json.loads(Path("trackers.json").read_text()) == {"notebook": {"id": "notebook-1", "epochs": 2, "steps": 0}}
 
 
+@pytest.mark.parametrize("content", ["[1]", '{"notebook": 3}', '{"notebook": {"id": "a", "epochs": -1, "steps": 0}}'])
+def test_everything_is_sent_again_where_what_was_sent_is_not_known(notebook, content):
+    Path("trackers.json").write_text(content)
+    with trackers([]) as made:
+        made.end("finished")
+    assert [line[:2] for line in notebook()[1:]] == [["epoch", 1], ["epoch", 2], ["end", "finished"]]
+
+
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt, "stopped"), (TrainingError, "failed")])
 def test_a_run_that_does_not_come_to_its_end_is_ended_as_such(notebook, error, state):
     with pytest.raises(error), trackers([]):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
+from finetune.distribution.strategy import scope_of
 from finetune.errors import TrainingError
 from finetune.keras_private import set_initial_epoch
 from finetune.kernels.native_kernels import kernels_of
@@ -92,7 +93,7 @@ class Checkpoint(keras.callbacks.Callback):
         TrainingError: In `fit`: the file is of another model, optimizer or groups; or Keras' own loop makes calls of
             several steps that do not end where an epoch ends.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> def train(epochs):
@@ -135,6 +136,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.report: Callable[[str], None] = lambda sentence: None
         self.carried: list[CarriedPart] | None = None  # what was carried, in a training that goes on changed
         self.slots = True  # whether files hold those of a `GroupedOptimizer`
+        self.writes = True  # of several workers, one does
         self._changed = False
         self._classes: Sequence[ClassChange] = ()
         self.in_phases = False  # whether somebody else calls `restore` before each `fit`
@@ -261,7 +263,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def save(self) -> bool:
         """Writes a file of the present step; returns whether that could be done."""
-        if self._pending or not self._is_finite():
+        if self._pending or not self._is_finite() or not self.writes:
             return False
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
         self.wait()
@@ -390,7 +392,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _restore_all(self) -> None:
         assert self._saved is not None
         if not self._trained.optimizer.built:
-            with self._trained.distribute_strategy.scope():
+            with scope_of(self._trained):
                 self._trained.optimizer.build(self._trained.trainable_variables)
         self._put_into(self.model)
         self._restore_callbacks()
@@ -436,6 +438,8 @@ class Checkpoint(keras.callbacks.Callback):
         return {"epoch": epochs, "history": values}
 
     def _write(self, position: Position) -> None:
+        if not self.writes:
+            return
         self.wait()  # a second copy would take more memory
         begun = time.monotonic()
         arrays, state = model_state(self.model, slots=self.slots)

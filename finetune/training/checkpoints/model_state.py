@@ -88,12 +88,6 @@ def set_packed_random_state(packed: Mapping[str, Any]) -> None:
     set_random_state(_unpacked(packed))
 
 
-def seeds(model: Any) -> list[Any]:
-    """Returns the variables of a model that are no weights: the states of its random layers."""
-    known = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
-    return [variable for variable in model.variables if id(variable) not in known]
-
-
 def parts_of(model: Any) -> dict[str, list[Any]]:
     """Returns the variables of a compiled model by what they belong to, each once."""
     seen: set[int] = set()

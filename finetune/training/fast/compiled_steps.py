@@ -18,6 +18,7 @@ left out then: first the buffers of single weights, then all of them, then the w
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -25,6 +26,15 @@ import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.step_on_replicas import (
+    WHOLE_BATCH,
+    PartOfBatch,
+    WholeBatch,
+    moving_variables,
+    run_on_replicas,
+)
+from finetune.distribution.strategy import replicas_of, scope_of, strategy_of
+from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError, reason
 from finetune.kernels.native_kernels import NativeLayers, active_kernels, traced_natively, with_kernels
 from finetune.optimizers.fused.stacked_variable import Buffers
@@ -32,7 +42,8 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.moved_weights import captured, in_custom_gradients, shown, without_dense_gradient
-from finetune.training.fast.steps_per_call import Calls, calls_restored
+from finetune.training.fast.steps_per_call import Calls, calls_restored, without_optional
+from finetune.training.fast.steps_together import MetricsBuiltError, StepTogether, metrics_together
 from finetune.training.fit_data import without_optionals
 from finetune.training.step import compile_state, loss_and_gradients
 
@@ -99,11 +110,19 @@ class FastFunction:
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         steps = self.calls.begin()
+        if replicas_of(self._model) > 1:
+            self._make_variables(iterator.element_spec)
         done, logs = self._traced_run(iterator, steps)
         self.calls.steps_made = int(done)
         if not self.calls.steps_made:
             raise StopIteration  # how Keras' loop learns that the data have ended
         return logs
+
+    def _make_variables(self, spec: Any) -> None:
+        """Makes slots and metrics on all replicas, before a step is traced that would make them on the first alone."""
+        with scope_of(self._model):
+            self._model.optimizer.build(self._trained)
+            keras_private.build_for_training(self._model, tf.nest.map_structure(without_optional, spec))
 
     def _traced_run(self, iterator: Any, steps: int) -> tuple[Any, dict[str, Any]]:
         """Runs the function; what cannot be traced is left out, until it can."""
@@ -115,9 +134,11 @@ class FastFunction:
                     raise  # by a step that ran: batches were read
                 if isinstance(error, _KeptVariablesError):
                     self._buffers = self._buffers.without(error.variables)
+                elif isinstance(error, MetricsBuiltError):
+                    pass  # the next trace finds their variables
                 elif len(self._buffers):
                     self._buffers = Buffers()
-                elif self._forward is None:
+                elif self._forward is None and not training_workers() and replicas_of(self._model) == 1:
                     self.reason = f"its step cannot be compiled with others in one call: {reason(error)}"
                 else:
                     raise
@@ -137,7 +158,7 @@ class FastFunction:
         @tf.function(reduce_retracing=True, autograph=False)
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
             self._before_trace = random.getstate(), np.random.get_state()
-            with with_kernels(self.kernels) as self.native, self._buffers.filled():
+            with with_kernels(self.kernels) as self.native, self._buffers.filled(), metrics_together(self._model):
                 done = self._steps(iterator, steps)
             logs = self._model.get_metrics_result()
             self._before_trace = None
@@ -183,20 +204,24 @@ class FastFunction:
 
         # A function of its own, as in Keras' loop: TensorFlow optimizes the graphs of functions and loops differently,
         # and would add up the gradients of a tensor that is used three times in another order.
-        step = tf.function(self._step, autograph=False)
+        step = tf.function(self._step if replicas_of(self._model) == 1 else self._step_on_replicas, autograph=False)
         first = iterator.get_next_as_optional()
         has_batch = lambda done, batch: batch.has_value()  # noqa: E731
         # Steps depend on each other: no iteration may start before the last one has ended.
         return tf.while_loop(has_batch, body, (tf.constant(0), first), parallel_iterations=1)[0]
 
-    def _step(self, data: Any) -> Any:
+    def _step_on_replicas(self, data: Any) -> Any:
+        """Makes one step on all replicas and returns its loss."""
+        return run_on_replicas(strategy_of(self._model), self._step, data, moving=moving_variables(self._model))
+
+    def _step(self, data: Any, part: WholeBatch | PartOfBatch = WHOLE_BATCH) -> Any:
         """Makes one step and returns its loss.
 
         This is Keras' `train_step`, in its order (forward, loss, loss metric, gradients, update, metrics), except that
         some weights are read from and written to the buffers.
         """
-        model = self._model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        model, together = self._model, StepTogether.begin(self._model, data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(together.data if together else data)
         slices = self._buffers.slices()
         options = {"training": True} if keras_private.takes_training(model) else {}
 
@@ -206,22 +231,28 @@ class FastFunction:
                 loss = keras_private.compute_loss(
                     model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
                 )
-            rows = tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
-            keras_private.loss_tracker(model).update_state(loss, sample_weight=rows)
-            return loss, y_pred
+            of_batch = together.loss(loss) if together else part.total(loss)
+            rows = together.rows if together else part.rows(x)
+            keras_private.loss_tracker(model).update_state(of_batch, sample_weight=rows)
+            return of_batch if together else loss, (of_batch, y_pred)
 
         # Gradients are taken for the slices themselves: the layers never see the variables behind them.
-        part_of = {id(variable): part for variable, part in slices}
-        sources = [part_of.get(id(variable), variable) for variable in self._trained]
-        loss, y_pred, gradients = loss_and_gradients(
-            forward, sources, optimizer=model.optimizer, watched=[part for _, part in slices]
-        )
+        slice_of = {id(variable): tensor for variable, tensor in slices}
+        sources = [slice_of.get(id(variable), variable) for variable in self._trained]
+        with together.seeds() if together else nullcontext():
+            _, (loss, y_pred), gradients = loss_and_gradients(
+                forward, sources, optimizer=model.optimizer, watched=[tensor for _, tensor in slices]
+            )
         gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         moved = [variable for variable, _ in slices]
         missing = without_dense_gradient(moved, [gradient_of[id(variable)] for variable in moved])
         _keep([*missing, *in_custom_gradients(slices)])
+        if together:
+            loss, gradients = together.sum(loss, gradients)
+            x, y, y_pred, sample_weight = together.own_rows((x, y, y_pred, sample_weight))
         # The optimizer writes the buffers, or the variables that have none.
         model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
+        x, y, y_pred, sample_weight = part.counted((x, y, y_pred, sample_weight))
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         # Last, when everything that a step uses is in its graph.
         _keep(captured(moved))

@@ -25,6 +25,7 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.snapshot import no_trace
@@ -200,6 +201,8 @@ def share_calls(
     # Keras divides the epoch into calls when `fit` begins, before any callback runs, so the number is set now. The
     # callback takes it back as soon as training begins: `evaluate` between two epochs is compiled for one step a call.
     steps = _measured_steps(model, calls, batches, steps_per_epoch)
+    if workers := training_workers():
+        steps = workers.agree(steps, "how many steps share a call")
     if divides:
         steps = max(n for n in range(1, steps + 1) if divides % n == 0)
     calls.steps_per_call = model.steps_per_execution = steps

@@ -37,6 +37,7 @@ class CachedBatches:
         report: Called with a sentence that says what is kept, or why nothing is.
         leaves: All weights of the model, where they are known already.
         augmentation: How the rows are changed in every epoch, if they are. Nothing is cached then.
+        share: The part of each batch that this process trains on, as for `training_batches`.
 
     Attributes:
         features: The features that the latest batches hold; `None` where they hold the rows themselves.
@@ -57,11 +58,12 @@ class CachedBatches:
         leaves: Sequence[Leaf] | None = None,
         augmentation: Augmentation | None = None,
         reserve: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         self._model: Any = model
         self._rows, self._mode, self._passes, self._report = rows, mode, passes, report
         self._options: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
-        self._options["sample_weight"] = rows.weights
+        self._options |= {"sample_weight": rows.weights, "share": share}
         self._store = FeatureStore(folder, reserve=max(reserve, DISK_MARGIN_BYTES))
         self._leaves, self._augmentation = leaves, augmentation
         self._functions: dict[Any, Any] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from finetune.distribution.strategy import scope_of
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
@@ -88,7 +89,7 @@ def train_phases(
         TrainingError: A frozen tensor changed, other code changed what is trainable, a backup is of another run, or
             `kernels` is neither of the two.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from finetune import Selector, resolve_groups
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])
@@ -209,7 +210,7 @@ def run_phases(
     loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenRecords())
     loop.batches_per_epoch = steps_per_epoch or batches_per_epoch
     try:
-        with loop.model.distribute_strategy.scope():
+        with scope_of(model):
             # Slots of all groups are made before the first phase is traced, also of those that it freezes.
             loop.model.optimizer.build(model.trainable_variables)
         if checkpoint and checkpoint.goes_on:

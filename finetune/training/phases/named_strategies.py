@@ -41,7 +41,7 @@ def phases_of_strategy(
         GroupError: The strategy breaks a rule, or does not say how long it is; the number of batches or a peak rate is
             needed and unknown.
 
-    Example:
+    Examples:
         >>> from finetune.groups.selectors import resolve_groups
         >>> layers = [keras.layers.Dense(3, name="body"), keras.layers.Dense(2, name="head")]
         >>> model = keras.Sequential([keras.Input((4,)), *layers])

@@ -7,7 +7,8 @@ import pytest
 
 from finetune import GroupedOptimizer
 from finetune.errors import TrainingError
-from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model, seeds
+from finetune.training.checkpoints.model_state import metrics_state, model_state, restore_model
+from finetune.training.snapshot import seeds
 
 
 def trained(units=3, *, fit=True):

@@ -1,0 +1,167 @@
+"""Runs in each of two real processes; writes what it has seen as JSON. What it shows is asserted in the tests."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from finetune.distribution.cluster import read_tf_config
+from finetune.distribution.greeting import open_channel
+
+cluster = read_tf_config()
+channel = open_channel(cluster)
+
+import keras  # noqa: E402 - after the greeting, as in a run
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from finetune import GroupedOptimizer  # noqa: E402
+from finetune.data.batches import steps_per_epoch, training_batches  # noqa: E402
+from finetune.distribution.reductions import metrics_of_all, own_seeds, sum_step, written_statistics  # noqa: E402
+from finetune.distribution.workers import join, leaving, training_together, workers  # noqa: E402
+from finetune.training.fast.fast_loop import FastLoop  # noqa: E402
+from finetune.training.together import SameWeights  # noqa: E402
+
+ROWS, BATCH = 17, 8  # the last batch has a single row
+seen: dict = {}
+
+
+def plain(tensor):
+    return tf.cast(tensor, tf.float64).numpy().tolist()
+
+
+def sums():
+    index, share = cluster.index, workers()
+    values = [
+        tf.constant([[1.0, 2.0]]) * (index + 1),
+        None,
+        tf.constant(10 * (index + 1), tf.int64),
+        tf.constant([0.5], tf.bfloat16),
+        tf.IndexedSlices(tf.ones((index + 1, 2)) * (index + 1), tf.range(index + 1), tf.constant([4, 2])),
+        tf.constant([index], tf.float32),
+    ]
+    dense, nothing, number, half, sparse, last = tf.function(lambda: share.sums(values), autograph=False)()
+    seen["sums"] = [plain(dense), nothing, plain(number), plain(half), plain(tf.convert_to_tensor(sparse)), plain(last)]
+    seen["sparse rows"] = sparse.indices.numpy().tolist()
+
+
+def step():
+    """Worker 0 has 3 rows with a loss of 1, worker 1 none, and what it computes of them is no number."""
+    index, statistic = cluster.index, tf.Variable([float(cluster.index)])
+    rows, nan = (tf.constant(3), 1.0) if index == 0 else (tf.constant(0), float("nan"))
+
+    @tf.function(autograph=False)
+    def run():
+        loss, gradients = sum_step(workers(), rows, tf.constant(nan), [tf.constant([2.0 * nan]), None], [statistic])
+        return loss, gradients[0]
+
+    loss, gradient = run()
+    seen["step"] = [plain(loss), plain(gradient), plain(statistic)]
+
+
+def metrics():
+    metric, state = keras.metrics.Mean(), keras.random.SeedGenerator(5).state
+
+    @tf.function(autograph=False)
+    def run(value):
+        with metrics_of_all(workers(), metric.variables):
+            metric.update_state([value, value])
+        with own_seeds(workers(), [state]):
+            inside = tf.identity(state.value)
+        return metric.result(), inside
+
+    results = [run(tf.constant(1.0 + 2 * cluster.index)) for _ in range(2)]
+    seen["mean"], seen["seed inside"], seen["seed"] = plain(results[-1][0]), plain(results[-1][1]), plain(state)
+    seen["counted"] = plain(metric.count)
+
+
+def written():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.BatchNormalization(name="a"), keras.layers.BatchNormalization(name="b")]
+    )
+    model.layers[1].trainable = False
+    found = []
+
+    @tf.function(autograph=False)
+    def run(x):
+        model(x, training=True)
+        found.extend(variable.path for variable in written_statistics(model.non_trainable_variables))
+
+    run(tf.ones((2, 3)))
+    seen["written"] = sorted(path.removeprefix(f"{model.name}/") for path in found)
+
+
+def made(embeds=False, frozen_norm=False):
+    keras.utils.set_random_seed(3)
+    if embeds:
+        layers = [keras.Input((4,), dtype="int32"), keras.layers.Embedding(9, 5), keras.layers.Flatten()]
+    else:
+        layers = [keras.Input((4,)), keras.layers.Dense(5, activation="relu", kernel_regularizer="l2")]
+    layers += [keras.layers.BatchNormalization(trainable=False)] if frozen_norm else []
+    return keras.Sequential([*layers, keras.layers.Dense(3, name="head")])
+
+
+def trained(together, *, rows=ROWS, embeds=False, frozen_norm=False, float16=False, weights=False, **options):
+    """Returns the weights and the metrics of two epochs."""
+    random = np.random.default_rng(0)
+    x = random.integers(0, 9, (rows, 4)) if embeds else random.normal(size=(rows, 4)).astype("float32")
+    y = random.integers(0, 3, rows)
+    keras.config.set_dtype_policy("mixed_float16" if float16 else "float32")
+    model = made(embeds, frozen_norm)
+    keras.config.set_dtype_policy("float32")
+    body, head = model.layers[:-1], model.layers[-1:]
+    adam, sgd = keras.optimizers.Adam(1e-2), keras.optimizers.SGD(1e-1, momentum=0.9)
+    optimizer = GroupedOptimizer({"body": (adam, body), "head": (sgd, head)}, **options)
+    if float16:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**30)  # some steps overflow
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        optimizer, loss, metrics=["accuracy"], weighted_metrics=["accuracy"] if weights else None, steps_per_execution=2
+    )
+    batches = training_batches(
+        x,
+        y,
+        batch_size=BATCH,
+        seed=1,
+        sample_weight=np.linspace(0, 2, rows).astype("float32") if weights else None,
+        share=workers().share if together else (0, 1),
+    )
+    callbacks = [FastLoop(), *([SameWeights(workers())] if together else [])]
+    history = model.fit(batches, steps_per_epoch=steps_per_epoch(rows, BATCH), epochs=3, verbose=0, callbacks=callbacks)
+    return [weight.numpy() for weight in model.weights], history.history
+
+
+def compare(name, **case):
+    alone, metrics_alone = trained(together=False, **case)
+    workers().pads = (case.get("rows", ROWS) - 1) % BATCH + 1 < 2
+    with training_together():
+        both, metrics_both = trained(together=True, **case)
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(alone, both, strict=True))
+    of_metrics = max(
+        abs(a - b) for key in metrics_alone for a, b in zip(metrics_alone[key], metrics_both[key], strict=True)
+    )
+    seen.setdefault("trained", {})[name] = [difference, of_metrics]
+
+
+with leaving():
+    join(channel)
+    for part in (sums, step, metrics, written):
+        part()
+    compare("clipped, an empty part", global_clipnorm=0.5)
+    compare("sparse", embeds=True, rows=13)
+    compare("accumulated, averaged, weighted", gradient_accumulation_steps=2, use_ema=True, weights=True, rows=13)
+    compare("loss scale, frozen normalization", float16=True, frozen_norm=True, rows=16)
+    # Last, since it ends the training: a weight that a worker has changed.
+    model = made()
+    model.compile("sgd", "mse")
+    if cluster.index:
+        model.layers[0].bias.assign([1.0, 0.0, 0.0, 0.0, 0.0])
+    try:
+        same = SameWeights(workers())
+        same.set_model(model)
+        same.on_epoch_end(4)
+    except Exception as error:
+        seen["differs"] = f"{type(error).__name__}: {error}"
+    folder = Path(sys.argv[1])
+    (folder / f"{cluster.index}.json").write_text(json.dumps(seen))
+    assert os.environ["TF_CONFIG"]
