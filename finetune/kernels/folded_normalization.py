@@ -72,7 +72,9 @@ def _saves_time(op: tf.Operation, x: tf.Tensor) -> bool:
         is_plain = not (op.get_attr("transpose_a") or op.get_attr("transpose_b"))
     else:
         is_plain = op.get_attr("data_format") == b"NHWC"
-    kernel, (batch, *positions, channels) = op.inputs[1].shape.as_list(), x.shape.as_list()
+    kernel: list[Any] = op.inputs[1].shape.as_list()
+    lengths: list[Any] = x.shape.as_list()
+    batch, *positions, channels = lengths
     if not is_plain or None in kernel or None in positions:
         return False
     return prod(kernel) < (batch or _USUAL_BATCH) * prod(positions) * channels
