@@ -841,6 +841,13 @@ def writes(graph: Any, variable: tf.Variable) -> bool:
     return any(id(tensor) in inside for operation in users for tensor in operation.inputs)
 
 
+def sagemaker_resolver() -> Any:
+    """Returns what reads the machines of a SageMaker job; TensorFlow ships it without a public name."""
+    from tensorflow.python.distribute.cluster_resolver.sagemaker_cluster_resolver import SageMakerClusterResolver
+
+    return SageMakerClusterResolver()
+
+
 def abort_collectives(message: str) -> None:
     """Lets the collective operations that wait for another process fail, and all that come.
 
