@@ -12,11 +12,12 @@ The sections follow the folders of the package. A reader who wants to know how t
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state, masking, symbolic_scope
+from keras.src.losses import loss as loss_module
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
 from keras.src.trainers import compile_utils, data_adapters
@@ -45,6 +47,7 @@ OVERRIDDEN: dict[type, tuple[str, ...]] = {
         "_backend_update_step",
         "_check_variables_are_known",
         "_clip_gradients",
+        "_distribution_strategy",
         "_get_variable_index",
         "_iterations",
         "_model_variables_moving_average",
@@ -940,3 +943,52 @@ def build_for_training(model: keras.Model, batch: Any) -> None:
         batch: A batch of inputs and targets, or its `tf.TensorSpec`s.
     """
     model._symbolic_build(data_batch=batch)
+
+
+def set_strategy(model: keras.Model, strategy: Any) -> None:
+    """Sets the `tf.distribute` strategy that a model's `fit` uses: `Trainer._distribute_strategy`.
+
+    Keras notes the strategy under whose scope a model was made, and has no way to let go of it.
+
+    Args:
+        model: The model.
+        strategy: A strategy; `None` for a single device.
+    """
+    model._distribute_strategy = strategy
+
+
+@contextlib.contextmanager
+def functions_replaced(
+    *, losses: Mapping[str, Callable[..., Any]], next_seed: Callable[[Any], Any], applies: Callable[[], bool]
+) -> Iterator[None]:
+    """Replaces, in the block, functions of Keras in which a loss is reduced, and the seeds that are drawn.
+
+    Sets attributes of the module `keras.src.losses.loss`, and `SeedGenerator.next`. Keras reduces a loss by the rows of
+    a replica, and has no hook for the number of rows of all of them.
+
+    Args:
+        losses: By the name of a function, what is called in its place, with the function as first argument.
+        next_seed: Called with each seed that is drawn, of two numbers; returns that which is used.
+        applies: Whether they are replaced in the thread that calls.
+    """
+
+    def replaced(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return other(own, *args, **kwargs) if applies() else own(*args, **kwargs)
+
+        return function
+
+    def draw(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return next_seed(own(*args, **kwargs))
+
+    places: list[tuple[Any, str, Any]] = [(loss_module, name, other) for name, other in losses.items()]
+    places.append((keras.random.SeedGenerator, "next", draw))
+    held = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    try:
+        for (owner, name, other), (_, _, own) in zip(places, held, strict=True):
+            setattr(owner, name, replaced(own, other))
+        yield
+    finally:
+        for owner, name, own in held:
+            setattr(owner, name, own)

@@ -29,6 +29,31 @@ def start_tensorflow(prepare: Callable[[], object] = lambda: None) -> None:
         tf.constant(0)  # the first operation starts the runtime, which looks for devices
 
 
+def divide_cpu(count: int) -> None:
+    """Divides the CPU into several devices, before TensorFlow has begun.
+
+    Args:
+        count: How many, >= 2.
+
+    Raises:
+        FinetuneError: TensorFlow has begun with another number.
+    """
+    import tensorflow as tf
+
+    from finetune.errors import FinetuneError
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        present = len(tf.config.list_logical_devices("CPU"))
+        if present != count:
+            raise FinetuneError(
+                f"`cpu_devices` divides the CPU before the first operation of TensorFlow. Received {count}, and "
+                f"TensorFlow has begun with {present}. Begin a new process, as `finetune run` does."
+            ) from error
+
+
 @contextmanager
 def lasting_imports() -> Iterator[None]:
     """Imports modules in the block that stay until the process ends: nothing of them is garbage.

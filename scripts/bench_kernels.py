@@ -65,7 +65,7 @@ def products_alone(model: keras.Model, batch: Batch) -> Callable[[], Any] | None
     """Returns what runs a step's convolutions and matrix products on random numbers; `None` where loops hold them."""
     with native_kernels():
         graph = step_graph(model, batch)
-    operations = [op for op in graph.get_operations() if op.type in ALONE]
+    operations = [op for op in _needed(graph) if op.type in ALONE]
     if any(op.type in ("While", "StatelessWhile") for op in graph.get_operations()):
         return None
     calls = [_alone(op) for op in operations]
@@ -76,6 +76,18 @@ def products_alone(model: keras.Model, batch: Batch) -> Callable[[], Any] | None
         return [tf.reshape(call(), (-1,))[0] for call in calls]
 
     return run
+
+
+def _needed(graph: Any) -> list[tf.Operation]:
+    """Returns the operations that the results of a function depend on; TensorFlow runs no others."""
+    needed: dict[str, tf.Operation] = {}
+    waiting = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
+    while waiting:
+        op = waiting.pop()
+        if op.name not in needed:
+            needed[op.name] = op
+            waiting += [*(tensor.op for tensor in op.inputs), *op.control_inputs]
+    return [op for op in graph.get_operations() if op.name in needed]
 
 
 def _alone(op: tf.Operation) -> Callable[[], Any]:

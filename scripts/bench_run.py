@@ -4,9 +4,11 @@
 Whole processes run in turns; `ratio` is the median over the rounds of `finetune run` by the plain script, `spread` the
 middle half of these ratios. The plain script does the same work as `recipes/digits.yaml` as far as Keras can: the same
 network, weights, frozen layers, batches, epochs and evaluations, one Adam instead of two optimizers, TensorBoard,
-CSVLogger and weights after every epoch, the model saved. It writes neither a plan nor a proof.
+CSVLogger and weights after every epoch, the model saved. It writes neither a plan nor a proof. With `--job images` both
+train MobileNetV2 on folders of photographs (`image_job.py`), the head alone first.
 
     python scripts/bench_run.py --json run.json
+    python scripts/bench_run.py --job images --rounds 3 --job-only     # in about 5 minutes
 """
 
 import argparse
@@ -69,20 +71,37 @@ def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def against_plain(rounds: int, folder: Path) -> Iterator[dict[str, Any]]:
+def job_in(folder: Path, job: str) -> tuple[Path, Path]:
+    """Returns the recipe of a job and the plain script that does the same; what they read is written to the folder."""
+    recipe, plain = RECIPE, folder / "plain.py"
+    if job == "digits":
+        plain.write_text(PLAIN.format(weights=ROOT / "recipes" / "weights" / "mnist_cnn.weights.h5"))
+        return recipe, plain
+    images = importlib.import_module("image_job")
+    images.write_photographs(folder / "photos")
+    recipe = folder / "images.yaml"
+    recipe.write_text(images.RECIPE)
+    plain.write_text(images.PLAIN)
+    return recipe, plain
+
+
+def against_plain(rounds: int, folder: Path, job: str) -> Iterator[dict[str, Any]]:
     """Yields the wall and the processor time of a run against those of the plain script."""
-    plain = folder / "plain.py"
-    plain.write_text(PLAIN.format(weights=ROOT / "recipes" / "weights" / "mnist_cnn.weights.h5"))
+    recipe, plain = job_in(folder, job)
     runs: list[tuple[float, float]] = []
     scripts: list[tuple[float, float]] = []
     for number in range(rounds):
         scripts.append(timed([str(plain)], folder))
-        runs.append(timed(["-m", "finetune", "run", str(RECIPE), "--out", f"run-{number}"], folder))
+        runs.append(timed(["-m", "finetune", "run", str(recipe), "--out", f"run-{number}"], folder))
     for at, kind in enumerate(("wall", "processor")):
         ratios = [run[at] / script[at] for run, script in zip(runs, scripts, strict=True)]
         low, middle, high = (round(value, 3) for value in statistics.quantiles(ratios, n=4))
         seconds = [round(statistics.median(times[at] for times in side), 2) for side in (runs, scripts)]
-        yield {"name": f"finetune run, {kind}", "seconds": seconds[0], "plain_seconds": seconds[1]} | {
+        yield {
+            "name": f"finetune run{'' if job == 'digits' else f' of {job}'}, {kind}",
+            "seconds": seconds[0],
+            "plain_seconds": seconds[1],
+        } | {
             "ratio": middle,
             "spread": (low, high),
         }
@@ -180,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe whose training is timed in parts")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="a change to that recipe")
+    parser.add_argument("--job", choices=("digits", "images"), default="digits", help="what runs beside plain Keras")
+    parser.add_argument("--job-only", action="store_true", help="nothing but the job beside plain Keras")
     parser.add_argument("--training-only", action="store_true", help="only time the parts of the training")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -187,10 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if not options.training_only:
+        if not (options.training_only or options.job_only):
             figures += from_the_shell(options.rounds, folder)
-            figures += against_plain(options.rounds, folder)
-        figures += shares(training_time(options.recipe, options.overrides, folder))
+        if not options.training_only:
+            figures += against_plain(options.rounds, folder, options.job)
+        if not options.job_only:
+            figures += shares(training_time(options.recipe, options.overrides, folder))
     for figure in figures:
         print("  ".join(f"{key}: {value}" if key != "name" else str(value) for key, value in figure.items()))
     if options.json:

@@ -7,6 +7,7 @@ their time in all is not that of a step; `bench_step.py` measures that.
 
     python scripts/profile_step.py --json profile.json       # small layers, 100 groups
     python scripts/profile_step.py --workload transformer --groups 8
+    python scripts/profile_step.py --workload efficientnet --groups 1 --after "finetune, native kernels" --by-purpose
 """
 
 import argparse
@@ -29,6 +30,24 @@ from step_workloads import WORKLOADS
 STEPS = 10
 CALLS = ("StatefulPartitionedCall", "PartitionedCall", "While", "StatelessWhile", "If", "StatelessIf")  # hold others
 SHOWN = 12
+# What kernels are for, by the first of these that is part of their type; oneDNN's begin with `_Mkl`.
+PURPOSES = {
+    "depthwise, gradient of the kernel": ("DepthwiseConv2dNativeBackpropFilter",),
+    "depthwise, gradient of the inputs": ("DepthwiseConv2dNativeBackpropInput",),
+    "depthwise, forward": ("DepthwiseConv2d",),
+    "convolution, gradient of the kernel": ("Conv2DBackpropFilter", "Conv3DBackpropFilter"),
+    "convolution, gradient of the inputs": ("Conv2DBackpropInput", "Conv3DBackpropInput"),
+    "convolution, forward": ("Conv2D", "Conv3D"),
+    "matrix products": ("MatMul", "Einsum"),
+    "normalization": ("BatchNorm", "LayerNorm"),
+    "pooling": ("Pool",),
+    "optimizer": ("ResourceApply", "ResourceSparseApply", "AssignSubVariable", "AssignAddVariable", "AssignVariable"),
+    "embeddings": ("Gather", "UnsortedSegment", "Unique", "ResourceScatter"),
+    "slices, transpositions, concatenations": ("Slice", "Transpose", "Concat", "Pad", "Pack", "Split", "Tile"),
+    "sums and means": ("Sum", "Mean", "BiasAddGrad", "SquaredDifference"),
+    "input": ("Iterator", "Optional", "Dataset"),
+}
+ELEMENTWISE = "element by element, and the rest"
 
 
 def profile(workload: str, system: str, groups: int) -> dict[str, Any]:
@@ -68,6 +87,16 @@ def kernels(folder: Path) -> Iterator[tuple[str, int]]:
                 yield kind, event.duration_ps
 
 
+def by_purpose(profiled: dict[str, Any]) -> dict[str, Any]:
+    """Returns a profile whose kernels are added up by what they are for."""
+    added: dict[str, tuple[int, float]] = {}
+    for kind, (number, share) in profiled["kinds"].items():
+        purpose = next((name for name, parts in PURPOSES.items() if any(part in kind for part in parts)), ELEMENTWISE)
+        before = added.get(purpose, (0, 0.0))
+        added[purpose] = before[0] + number, before[1] + share
+    return profiled | {"kinds": added}
+
+
 def table(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Sets two profiles side by side; the kinds that take the most time in either come first."""
     rows = ["| kernel | in a step, before | share | in a step, after | share |", "|---|--:|--:|--:|--:|"]
@@ -88,9 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=WORKLOADS, default="small layers")
     parser.add_argument("--groups", type=int, default=100, help="of ours (default %(default)s)")
+    parser.add_argument("--after", choices=SYSTEMS, default="finetune", help="beside Keras (default %(default)s)")
+    parser.add_argument("--by-purpose", action="store_true", help="add up kernels by what they are for")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
-    found = [profile(options.workload, BASELINE, 1), profile(options.workload, "finetune", options.groups)]
+    found = [profile(options.workload, BASELINE, 1), profile(options.workload, options.after, options.groups)]
+    if options.by_purpose:
+        found = [by_purpose(each) for each in found]
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(*found))

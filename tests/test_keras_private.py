@@ -4,6 +4,7 @@ After an upgrade of Keras or TensorFlow this file says by name what moved.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import os
@@ -1012,6 +1013,43 @@ def build_for_training():
     assert private.compiled_loss(model).built
     assert "mae" in model.get_metrics_result()
     np.testing.assert_equal(model.get_weights(), weights)
+
+
+@checks(private.set_strategy)
+def model_lets_go_of_its_strategy():
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    assert model.distribute_strategy is strategy
+    private.set_strategy(model, None)
+    assert model.distribute_strategy is tf.distribute.get_strategy()
+
+
+@checks(private.functions_replaced)
+def losses_and_seeds_go_through_what_is_in_their_place():
+    seen = []
+
+    def note(name, own, *args, **kwargs):
+        seen.append(name)
+        return own(*args, **kwargs)
+
+    names = ("reduce_values", "apply_mask", "scale_loss_for_distribution", "unscale_loss_for_distribution")
+    replaced = {
+        "losses": {name: functools.partial(note, name) for name in names},
+        "next_seed": lambda seed: seed + 1,
+    }
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, seeds = np.ones((2, 1)), keras.random.SeedGenerator(5)
+    with private.functions_replaced(**replaced, applies=lambda: True):
+        model.fit(x, x, verbose=0)
+        assert seeds.next().numpy().tolist() == [6, 1]
+    assert {*names} <= {*seen}
+    seen.clear()
+    with private.functions_replaced(**replaced, applies=lambda: False):
+        model.evaluate(x, x, verbose=0)
+        assert seeds.next().numpy().tolist() == [5, 1]
+    assert not seen
 
 
 # -- What is overridden, and that nothing else is used ----------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain, count
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from finetune.build.data import steps_per_epoch
 from finetune.data.examples import Examples
 from finetune.data.loss_families import plain_name
+from finetune.distribution.strategy import scope_of
 from finetune.errors import DataError, RecipeError, quote, reason
 from finetune.keras_private import fresh_names
 from finetune.models.nearest_names import offer_names
@@ -28,6 +29,7 @@ from finetune.training.smoothed_loss import SmoothedSparseCategoricalCrossentrop
 from finetune.training.try_examples import Trial
 
 _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras chooses the class by the shape of the targets
+_NO_SCOPE = nullcontext()
 _NOT_NAMES = ("get", "serialize", "deserialize", "loss", "metric")  # in Keras' modules, but neither losses nor metrics
 
 
@@ -58,14 +60,15 @@ def compile_model(
         name: list(_metrics(recipe, name, named, tasks.get(name), model, trial))
         for name, named in by_output(train.metrics).items()
     }
-    model.compile(
-        optimizer=optimizer,
-        loss=losses[""] if list(losses) == [""] else losses,  # pyright: ignore[reportArgumentType] - Keras' default is a str
-        metrics=metrics[""] if list(metrics) == [""] else metrics,
-        # More steps than an epoch has would share no more calls, and Keras' own loop writes each of them into a graph.
-        steps_per_execution=min(1 if train.steps_per_execution == "auto" else train.steps_per_execution, steps),
-        jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
-    )
+    with scope_of(model):
+        model.compile(
+            optimizer=optimizer,
+            loss=losses[""] if list(losses) == [""] else losses,  # pyright: ignore[reportArgumentType] - Keras' default is a str
+            metrics=metrics[""] if list(metrics) == [""] else metrics,
+            # More steps than an epoch has would share no more calls, and Keras' own loop writes each into a graph.
+            steps_per_execution=min(1 if train.steps_per_execution == "auto" else train.steps_per_execution, steps),
+            jit_compile=train.jit_compile,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
+        )
     notes = [
         notes_on(metric.name, metric.arguments, task, _named_loss(recipe, name).name)
         for name, named in by_output(train.metrics).items()
@@ -127,10 +130,10 @@ def _metrics(
     y, outputs = (by_output_name(model, each).get(output) for each in (trial.y, trial.outputs))
     for index, named in enumerate(every):
         keys = ("metrics", output, index) if output else ("metrics", index)
-        metric = _keras_object(recipe, keras.metrics, named, *keys)
+        metric = _keras_object(recipe, keras.metrics, named, *keys, scope=scope_of(model))
         if task:
             try:
-                metric = _fitted(metric, named, task, y, outputs)
+                metric = _fitted(metric, named, task, y, outputs, scope_of(model))
             except DataError as error:
                 place = place_of(recipe, "train", *keys)
                 raise RecipeError(f"{place}: metric `{named.name}` {error}") from error
@@ -143,14 +146,14 @@ def _metrics(
         yield metric
 
 
-def _fitted(metric: Any, named: Named, task: Task, y: Any, outputs: Any) -> Any:
+def _fitted(metric: Any, named: Named, task: Task, y: Any, outputs: Any, scope: Any) -> Any:
     """Returns a metric that is right for the task; the name alone where Keras makes just that of it."""
     plain = named.name.lower().replace("_", "")
     by_shape = plain in ("accuracy", "acc")
     make: Any = accuracy_of(task) if by_shape else _classes(keras.metrics).get(plain) or keras.metrics.get(named.name)
     make = type(make) if isinstance(make, keras.metrics.Metric) else make  # Keras makes an object of `mae`
     try:
-        with fresh_names():
+        with scope, fresh_names():
             fitted = fit_metric(named.name, make, named.arguments, task)
     except DataError:
         raise
@@ -172,7 +175,7 @@ def _names(module: Any) -> list[str]:
     return [name for name, value in vars(module).items() if callable(value) and name.lower() not in _NOT_NAMES]
 
 
-def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int) -> Any:
+def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int, scope: Any = _NO_SCOPE) -> Any:
     """Returns what `compile` accepts for a loss or a metric.
 
     That is the name as it is written where Keras knows it, because the logs then have this name; else an object of
@@ -193,7 +196,7 @@ def _keras_object(recipe: Recipe, module: Any, named: Named, *keys: str | int) -
         kind = "a metric" if other is keras.metrics else "a loss"
         raise RecipeError(f"{about} is not a name that Keras knows.{offer_names(named.name, known, others, kind)}")
     try:
-        with fresh_names():  # else a metric is called `precision_1` in the second run of a process
+        with scope, fresh_names():  # else a metric is called `precision_1` in the second run of a process
             return classes[plain](**named.arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{about} does not accept its arguments. Keras says: {reason(error)}.") from error

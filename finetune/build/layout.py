@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune.build.compile import compile_model
 from finetune.build.data import RunLength, steps_per_epoch
+from finetune.build.distribute import build_distribution, synchronize_batch_norm, with_global_batch
 from finetune.build.groups import build_groups, group_specs, with_frozen, with_normalization
 from finetune.build.model import build_model_and_examples, keys_of_width, pretrained_sources
 from finetune.build.optimizer import build_optimizer, build_settings
@@ -23,6 +24,7 @@ from finetune.data.examples import Examples
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
+from finetune.distribution.strategy import Distribution
 from finetune.errors import RecipeError, quote
 from finetune.groups.finite_values import listed, problems_in
 from finetune.groups.layer_tree import LayerTree, layer_tree
@@ -71,6 +73,7 @@ class Layout:
         restored: What was restored; `None` for a recipe without `restore`.
         chosen: Sentences on the losses and metrics that were chosen in place of `auto`.
         phases_block: The phases as YAML, where the recipe names a strategy of phases.
+        distribution: The devices that train.
     """
 
     recipe: Recipe
@@ -86,6 +89,7 @@ class Layout:
     restored: RestoreReport | None
     chosen: tuple[str, ...]
     phases_block: str | None
+    distribution: Distribution
 
     @property
     def peaks(self) -> dict[str, float]:
@@ -121,13 +125,15 @@ def build_layout(recipe: Recipe, chosen: Sequence[str] = ()) -> Layout:
     Raises:
         FinetuneError: The input is wrong. Faults that need no weights are found before weights are read from disk.
     """
-    recipe, model, examples, of_losses = build_model_and_examples(recipe)
+    distribution = build_distribution(recipe)
+    recipe, on_batch = with_global_batch(recipe, distribution)
+    recipe, model, examples, of_losses = build_model_and_examples(recipe, distribution)
+    synchronize_batch_norm(recipe, model, distribution)
     tree, measures = layer_tree(model), recipe.train.batch_size == "auto"
     if measures:  # at the smallest size, so that the whole model is there for the measurement
         recipe = with_values(recipe, {("train", "batch_size"): FIRST})
-    layout = _lay_out(
-        recipe, model, examples, tree, lambda: restore_weights(recipe, model, tree), (*chosen, *of_losses)
-    )
+    restore = lambda: restore_weights(recipe, model, tree)  # noqa: E731
+    layout = _lay_out(recipe, model, examples, tree, restore, (*on_batch, *chosen, *of_losses), distribution)
     return _with_largest_batch(layout) if measures else layout
 
 
@@ -136,7 +142,12 @@ def _with_largest_batch(layout: Layout) -> Layout:
     size = measure_batch_size(layout.model, layout.examples)
     recipe = with_values(layout.recipe, {("train", "batch_size"): size.rows})
     chosen = (*layout.chosen, size.sentence(len(layout.examples.train)))
-    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, chosen)
+    return _derived(recipe, layout, chosen)
+
+
+def _derived(recipe: Recipe, layout: Layout, chosen: tuple[str, ...]) -> Layout:
+    restore = lambda: layout.restored  # noqa: E731
+    return _lay_out(recipe, layout.model, layout.examples, layout.tree, restore, chosen, layout.distribution)
 
 
 def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
@@ -151,7 +162,7 @@ def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     """
     recipe = scaled(layout.recipe, layout.factors(peaks))  # the recipe in the run folder has the new rates, too
     recipe = with_values(recipe, {("train", "learning_rate"): None})
-    return _lay_out(recipe, layout.model, layout.examples, layout.tree, lambda: layout.restored, layout.chosen)
+    return _derived(recipe, layout, layout.chosen)
 
 
 @located_at("model")
@@ -162,6 +173,7 @@ def _lay_out(
     tree: LayerTree,
     restore: Callable[[], RestoreReport | None],
     chosen: tuple[str, ...],
+    distribution: Distribution,
 ) -> Layout:
     """Works out the layout; `restore` puts the pretrained weights into the model and is called on the way."""
     # What the groups are: `listed` as the recipe means them, `specs` with those that `always_train` adds.
@@ -177,7 +189,8 @@ def _lay_out(
     _check_updates(recipe, lengths)
 
     # How the groups are trained, in the run and in each phase. Beyond these lines the recipe has no fault any more.
-    settings = build_settings(recipe, specs, length)
+    with distribution.scope():
+        settings = build_settings(recipe, specs, length)
     phases = build_phases(recipe, written_phases, specs, groups, length, examples)
 
     restored = restore()  # after the checks: a file of many gigabytes is not read for a recipe with a fault
@@ -201,7 +214,9 @@ def _lay_out(
     with placed(recipe, "data"), placed(recipe, *of_length, only=LengthError), unreadable_rows_named(examples):
         examples, notes_on_padding = with_padding(recipe, model, examples)
         trial = try_model(model, examples)
-    notes = compile_model(recipe, model, build_optimizer(recipe, groups, settings), examples, trial)
+    with distribution.scope():
+        optimizer = build_optimizer(recipe, groups, settings)
+    notes = compile_model(recipe, model, optimizer, examples, trial)
     with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
         try_examples(model, examples, trial)
     on_targets = [*_advice_on_targets(recipe, model, examples, trial), *_advice_on_images(model, trial)]
@@ -224,6 +239,7 @@ def _lay_out(
         restored=restored,
         chosen=chosen,
         phases_block=phases_block(written_phases) if names_strategy else None,
+        distribution=distribution,
     )
 
 

@@ -10,6 +10,7 @@ from finetune.build.objectives import with_chosen_losses, with_logits
 from finetune.data.examples import Examples
 from finetune.data.labels import count_outputs
 from finetune.data.loss_families import activation_for
+from finetune.distribution.strategy import SINGLE, Distribution, adopt
 from finetune.errors import DataError
 from finetune.groups.layer_tree import LayerTree
 from finetune.models.applications import make_application, top_layers
@@ -170,19 +171,28 @@ class Built(NamedTuple):
     chosen: tuple[str, ...]
 
 
-def build_model_and_examples(recipe: Recipe) -> Built:
+def build_model_and_examples(recipe: Recipe, distribution: Distribution = SINGLE) -> Built:
     """Builds the model and the examples of a recipe, which need each other.
 
     The size of images is by default that of the network's input, and the width of the head that of the targets.
 
+    Args:
+        recipe: The recipe.
+        distribution: The devices on which the model has its weights.
+
     Raises:
         FinetuneError: As `build_network`, `build_examples`, `with_chosen_losses` and `with_head`.
     """
-    network = build_network(recipe, waits=True)
+    with distribution.scope():
+        network = build_network(recipe, waits=True)
+    adopt(network)
     examples = build_examples(recipe, network)
-    build_for(recipe, network, examples)
+    with distribution.scope():
+        build_for(recipe, network, examples)
     chosen = with_chosen_losses(recipe, network, examples)
-    model = with_head(chosen.recipe, network, chosen.examples)
+    with distribution.scope():
+        model = with_head(chosen.recipe, network, chosen.examples)
+    adopt(model)
     sentences = tuple(filter(None, (converter_sentence(network), *chosen.sentences)))
     return Built(with_logits(chosen, model, chosen.examples), model, chosen.examples, sentences)
 

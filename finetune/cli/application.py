@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,10 +160,16 @@ def start_command(
         }
         check_recipe(recipe, **options, shows_graphs=True)
     prepare = lambda: None  # noqa: E731
+    if recipe is not None:
+        from finetune.recipe.loader import load_recipe
+        from finetune.startup import divide_cpu
+
+        if cpu_devices := load_recipe(recipe, overrides=overrides, allow_code=allow_code).distribute.cpu_devices:
+            prepare = partial(divide_cpu, cpu_devices)
     if joins and recipe is not None:
         from finetune.commands.several_workers import join_workers
 
-        prepare = join_workers(recipe, overrides, out=out, resume=resume)
+        prepare = join_workers(recipe, overrides, out=out, resume=resume) or prepare
     with nullcontext() if "keras" in sys.modules else lasting_imports():
         start_tensorflow(prepare)
         import keras  # noqa: F401

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune.available_memory import available_memory
-from finetune.build.data import precision
+from finetune.build.data import batch_rows, precision
+from finetune.build.distribute import described
 from finetune.build.layout import Layout, build_layout
 from finetune.build.mixed_precision import with_measured_precision
 from finetune.data.examples import summary
@@ -79,6 +80,9 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND
     of_each = counted(length.steps_per_epoch, "step")
     console.print(f"plan: {counted(length.epochs, 'epoch')} of {of_each}. {legend}")
+    if layout.distribution.replicas > 1:
+        text = described(layout.distribution, batch_rows(layout.recipe), layout.model)
+        console.print(text, markup=False, highlight=False)
     console.print((weight_table if every_weight else group_table)(data))
     if layout.plan.phases:
         console.print(phase_table(data))

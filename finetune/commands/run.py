@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from finetune.build.data import batch_rows, build_rows, precision
+from finetune.build.distribute import build_distribution, with_global_batch
 from finetune.build.layout import Layout, build_layout
 from finetune.build.mixed_precision import with_measured_precision
 from finetune.commands.changed_run import (
@@ -247,6 +248,10 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
     """Loads the recipe, and finds the run that goes on."""
     with clock("load"):
         loaded = load_recipe(asked.recipe, overrides=asked.overrides, allow_code=asked.allow_code)
+        # Here, so that a run that goes on elsewhere has batches of as many rows, whatever the number of replicas.
+        loaded, on_batch = with_global_batch(loaded, build_distribution(loaded))
+        for sentence in on_batch:
+            asked.say(sentence)
         check_run_folder(asked.out, overwrite=asked.overwrite, resume=asked.resume)
         out = asked.out
         of_run = out is not None and asked.recipe.resolve() == (out / "recipe.yaml").resolve()

@@ -19,7 +19,7 @@ from finetune.distribution.cluster import Cluster, read_tf_config
 from finetune.distribution.facts import check_equal, fingerprint, versions
 from finetune.distribution.greeting import open_channel
 from finetune.errors import FinetuneError
-from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.loader import dump_recipe, load_recipe, place_of
 from finetune.recipe.schema import Recipe
 from finetune.results.run_lock import LOCK_FILE
 
@@ -28,13 +28,24 @@ if TYPE_CHECKING:
 
 
 def find_cluster(recipe: Recipe) -> Cluster | None:
-    """Returns the workers that the environment names, if a run has several."""
-    return read_tf_config()
+    """Returns the workers that the environment names, if a run has several.
+
+    Raises:
+        FinetuneError: The recipe asks for several, and the environment names none.
+    """
+    devices = recipe.distribute.devices
+    cluster = read_tf_config() if devices in ("auto", "multi_worker") else None
+    if cluster is None and devices == "multi_worker":
+        raise FinetuneError(
+            f"{place_of(recipe, 'distribute', 'devices')}: `distribute.devices: multi_worker` needs several processes "
+            "that know of each other, and `TF_CONFIG` names none. Begin them with `finetune launch`, or set it in each."
+        )
+    return cluster
 
 
 def join_workers(
     recipe: Path, overrides: Sequence[str] = (), *, out: Path | None = None, resume: bool = False
-) -> Callable[[], object]:
+) -> Callable[[], object] | None:
     """Waits for the other workers of a run, if there are some, and compares what they are told.
 
     Args:
@@ -44,7 +55,7 @@ def join_workers(
         resume: Whether the run in it goes on.
 
     Returns:
-        What to call between the import of TensorFlow and its first operation.
+        What to call between the import of TensorFlow and its first operation; `None` for a single process.
 
     Raises:
         FinetuneError: The cluster is wrong, or a worker does not come, or was told something else.
@@ -52,7 +63,7 @@ def join_workers(
     loaded = load_recipe(recipe, overrides=overrides)
     cluster = find_cluster(loaded)
     if cluster is None:
-        return lambda: None
+        return None
     if out is None:
         raise FinetuneError(
             f"All workers of a run are told of the same run folder. {cluster.source} names {cluster.workers} workers. "

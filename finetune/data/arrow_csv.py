@@ -59,8 +59,9 @@ def read_plain_csv(
     data = np.frombuffer(read_bytes(path), np.uint8) if is_compressed(path) else np.memmap(path, np.uint8, "r")
     about = look_at_bytes(data, delimiter)
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
-    # A number that stands for a missing value, such as -999, is looked for as text.
-    direct = plain and not about.has_codes and not any(map(is_finite, missing)) and decimal != ","
+    # A number that stands for a missing value, such as -999, is looked for as text. Between values, a space is not
+    # told from those before a number.
+    direct = plain and delimiter != " " and not about.has_codes and not any(map(is_finite, missing)) and decimal != ","
     if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1, decimal)):
         return about.lines - 1, columns
     if not plain and not _is_read_alike(bytes(data), delimiter, quotes):

@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ ENDINGS = IMAGES
 RESIZES = ("pad", "crop", "stretch")
 _REDUCTIONS = (1, 2, 4, 8)  # by which the decoder of JPEG can divide height and width
 _PILLOW = 0  # in place of a reduction: TensorFlow would decode the file otherwise
+_SHRINKS = 16  # is added to a reduction where the decoded image may have more than twice the size
 _AT_ONCE = 4096  # files that wait for a thread
 _SHOWN = 5  # files in a message
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
@@ -71,7 +73,9 @@ def image_rows(
         DataError: Files cannot be read as images; names them.
     """
     paths = file_paths(paths)
-    decoders = _look_at(paths, size, resize, checked, places)
+    looks = _look_at(paths, size, resize, checked, places)
+    # What no file needs is no part of the graph: a branch costs more than most of what it would choose from.
+    shrinks, (reductions, decoders) = bool((looks >= _SHRINKS).any()), np.unique(looks % _SHRINKS, return_inverse=True)
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
     sizes = np.zeros(len(paths), np.int64)
     for number, path in enumerate(paths):
@@ -79,12 +83,12 @@ def image_rows(
         sizes[number] = stat.st_size
         digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
     with tf.device("CPU:0"):
-        decoder_of: Any = tf.constant(decoders)
+        decoder_of: Any = tf.constant(decoders.astype(np.int32))
     name = paths.graph_names()
 
     def pixels(index: Any) -> Any:
-        decoder = tf.cast(decoder_of[index], tf.int32)
-        return _image(tf.io.read_file(name(index)), decoder, size, channels, resize, value_range)
+        image = _decoded(tf.io.read_file(name(index)), decoder_of[index], reductions.tolist(), channels)
+        return _in_range(resized(image, size, resize, shrinks=shrinks), value_range)
 
     # A function of its own: outside of a graph `map_fn` logs warnings where a file cannot be decoded.
     @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.int64)])
@@ -111,17 +115,17 @@ def image_of_bytes(data: Any, *, size: tuple[int, int], channels: int, resize: s
         value_range: What black and white become.
     """
 
-    def look(content: bytes) -> np.ndarray:
-        reduction = _reduction(io.BytesIO(content), size, resize)
-        place = 0 if isinstance(reduction, str) else (_PILLOW, *_REDUCTIONS).index(reduction)
-        return np.array(place, np.int32)
+    def decoder_for(content: bytes) -> np.ndarray:
+        look = _look(io.BytesIO(content), size, resize)
+        return np.array(0 if isinstance(look, str) else all_reductions.index(look % _SHRINKS), np.int32)
 
-    decoder: Any = tf.ensure_shape(tf.numpy_function(look, [data], tf.int32, stateful=False), ())
-    return _image(data, decoder, size, channels, resize, value_range)
+    all_reductions = (_PILLOW, *_REDUCTIONS)
+    decoder: Any = tf.ensure_shape(tf.numpy_function(decoder_for, [data], tf.int32, stateful=False), ())
+    return _in_range(resized(_decoded(data, decoder, all_reductions, channels), size, resize), value_range)
 
 
-def _image(data: Any, decoder: Any, size: tuple[int, int], channels: int, resize: str, value_range: Any) -> Any:
-    """Decodes bytes; `decoder` is the place of the reduction among `_PILLOW` and `_REDUCTIONS`."""
+def _decoded(data: Any, decoder: Any, reductions: Sequence[int], channels: int) -> Any:
+    """Decodes bytes; `decoder` is the place in `reductions` of what divides the height and the width."""
 
     def decode(reduction: int) -> Callable[[], Any]:
         if reduction == _PILLOW:
@@ -129,19 +133,23 @@ def _image(data: Any, decoder: Any, size: tuple[int, int], channels: int, resize
         # The op decodes PNG, too. `INTEGER_ACCURATE` gives the values that other libraries give.
         return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=reduction, dct_method="INTEGER_ACCURATE")
 
+    ways = [decode(reduction) for reduction in reductions]
+    return tf.ensure_shape(ways[0]() if len(ways) == 1 else tf.switch_case(decoder, ways), (None, None, channels))
+
+
+def _in_range(image: Any, value_range: tuple[float, float]) -> Any:
     low, high = value_range
-    image: Any = tf.switch_case(decoder, [decode(each) for each in (_PILLOW, *_REDUCTIONS)])
-    image = resized(tf.ensure_shape(image, (None, None, channels)), size, resize)
     return image if (low, high) == (0, 255) else low + image * ((high - low) / 255.0)
 
 
-def resized(image: Any, size: tuple[int, int], resize: str) -> Any:
+def resized(image: Any, size: tuple[int, int], resize: str, *, shrinks: bool = True) -> Any:
     """Returns an image of the size, float32. An image that has the size already keeps its values.
 
     Args:
         image: Shape `(height, width, channels)`, of any numbers.
         size: Height and width in pixels.
         resize: `pad`, `crop` or `stretch`, as for `image_rows`.
+        shrinks: Whether it may have more than twice the size.
     """
     shape: Any = tf.cast(tf.shape(image)[:2], tf.float32)
     ratios: Any = tf.constant(size, tf.float32) / shape
@@ -151,11 +159,8 @@ def resized(image: Any, size: tuple[int, int], resize: str) -> Any:
         ratio = tf.reduce_min(ratios) if resize == "pad" else tf.reduce_max(ratios)
         inner = tf.maximum(tf.cast(tf.round(shape * ratio), tf.int32), 1)
     # Down to a half every pixel still counts in a bilinear mean of four; antialiasing takes three times as long.
-    image = tf.cond(
-        ratio < 0.5,
-        lambda: tf.image.resize(image, inner, antialias=True),
-        lambda: tf.image.resize(image, inner),
-    )
+    plain = partial(tf.image.resize, image, inner)
+    image = tf.cond(ratio < 0.5, partial(plain, antialias=True), plain) if shrinks else plain()
     excess: Any = inner - tf.constant(size)
     if resize == "pad":
         before = -excess // 2
@@ -169,18 +174,18 @@ def resized(image: Any, size: tuple[int, int], resize: str) -> Any:
 def _look_at(
     paths: Sequence[Path], size: tuple[int, int], resize: str, checked: bool, places: Sequence[str]
 ) -> np.ndarray:
-    """Reads the head of every file; returns which decoder it takes, uint8 of shape `(files,)`, as `_image` has them.
+    """Reads the head of every file; returns what `_look` says of it, uint8 of shape `(files,)`.
 
     Raises:
         DataError: Files are not images.
     """
-    decoders, broken, count = np.zeros(len(paths), np.uint8), [], 0
+    seen, broken, count = np.zeros(len(paths), np.uint8), [], 0
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(paths), _AT_ONCE):
-            looks = pool.map(lambda path: _reduction(path, size, resize), paths[start : start + _AT_ONCE])
+            looks = pool.map(lambda path: _look(path, size, resize), paths[start : start + _AT_ONCE])
             for number, look in enumerate(looks, start):
                 if not isinstance(look, str):
-                    decoders[number] = (_PILLOW, *_REDUCTIONS).index(look)
+                    seen[number] = look
                     continue
                 count += 1
                 if len(broken) < _SHOWN:
@@ -192,21 +197,26 @@ def _look_at(
             f"Image files must be readable. {count} of {len(paths)} are not: {', '.join(broken)}{more}. "
             "Replace or remove them."
         )
-    return decoders
+    return seen
 
 
-def _reduction(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int | str:
-    """Returns the reduction of a file that TensorFlow decodes as Pillow does; what is wrong with it as text."""
+def _look(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int | str:
+    """Returns the reduction for a file that TensorFlow decodes as Pillow does, else `_PILLOW`; plus `_SHRINKS`, if so.
+
+    What is wrong with a file is returned as text.
+    """
     try:
         with Image.open(path) as image:
             upright = image.getexif().get(_ORIENTATION, 1) == 1
             eight_bits = image.format == "JPEG" or "transparency" not in image.info
             if not (image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and upright and eight_bits):
-                return _PILLOW
+                return _PILLOW + _SHRINKS
             # A JPEG decodes to a half, a quarter or an eighth of its size: in less time, and without aliasing.
             shrinks = [image.height / size[0], image.width / size[1]]
             shrink = max(shrinks) if resize == "pad" else min(shrinks)
-            return max(r for r in _REDUCTIONS if r <= max(shrink, 1) and (r == 1 or image.format == "JPEG"))
+            reduction = max(r for r in _REDUCTIONS if r <= max(shrink, 1) and (r == 1 or image.format == "JPEG"))
+            is_small = -(-image.height // reduction) <= 2 * size[0] and -(-image.width // reduction) <= 2 * size[1]
+            return reduction if is_small else reduction + _SHRINKS
     except UnidentifiedImageError:
         is_empty = not (path.getbuffer().nbytes if isinstance(path, io.BytesIO) else path.stat().st_size)
         return "empty" if is_empty else "not an image"

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from finetune.data.table_bytes import ending_of, open_text
 
-SEPARATORS = (",", ";", "\t", "|")  # in the order in which they are tried
+SEPARATORS = (",", ";", "\t", "|", " ")  # in the order in which they are tried
 TABBED = (".tsv", ".tab")  # whose values a tab separates, whatever they hold
 COMMA_NUMBER = r"[+-]?([0-9]+(,[0-9]*)?|,[0-9]+)([eE][+-]?[0-9]+)?"  # as both readers know a number of this kind
-_LOOKED_AT = 100  # rows
+LOOKED_AT = 100  # rows
 _MOST = 2**20  # characters of them
-_WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+_WORDS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar", " ": "a space"}
+_WRITTEN = {"\t": "tab", " ": "space"}  # in recipes
+_MARKS = {word: mark for mark, word in _WRITTEN.items()}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TextForm:
 
     Attributes:
         quotes: Whether values may be in double quotes.
-        delimiter: What is between two values: `auto`, `tab`, or the character.
+        delimiter: What is between two values: `auto`, `tab`, `space`, or the character.
         found: What was between the values of the training rows, which `auto` tries first; may be empty.
         commas: Columns whose numbers had a decimal comma in the training rows.
     """
@@ -44,36 +46,61 @@ def separator_of(path: Path, written: str = "auto", *, quotes: bool = True, firs
     """Returns what is between two values of a table.
 
     Of a `.tsv` that is a tab. Of other files it is the first of `SEPARATORS` that splits the line of names and the rows
-    below it into the same number of values, at least 2; and a comma where none does.
+    below it into the same number of values, at least 2, or into a value more below (`lacks_first_name`); a comma where
+    none does.
 
     Args:
         path: The file, which may have any content.
-        written: `auto`, or what the user says: `tab`, or the character.
+        written: `auto`, or what the user says: `tab`, `space`, or the character.
         quotes: Whether values may be in double quotes.
         first: What is tried first; by default a comma.
     """
     if written != "auto":
-        return "\t" if written == "tab" else written
+        return _MARKS.get(written, written)
     if ending_of(path) in TABBED:
         return "\t"
-    first = first or ","
+    first = _MARKS.get(first, first) or ","
     try:
         with open_text(path) as file:
             text = file.read(_MOST)
     except (OSError, ValueError):
         return first  # its reader says what is wrong
-    return next((mark for mark in dict.fromkeys((first, *SEPARATORS)) if _splits(text, mark, quotes)), first)
+    marks = list(dict.fromkeys((first, *SEPARATORS)))
+    splits = {mark: _splits(text, mark, quotes) for mark in marks}
+    return next((mark for how in ("alike", "below") for mark in marks if splits[mark] == how), first)
 
 
-def _splits(text: str, mark: str, quotes: bool) -> bool:
+def _splits(text: str, mark: str, quotes: bool) -> str:
+    """Returns `alike` where all lines have the same number of values, `below` where all but the first have one more."""
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     try:
         with any_length():
-            rows = list(islice(csv.reader(StringIO(text, ""), delimiter=mark, quoting=quoting), _LOOKED_AT))
+            rows = list(islice(csv.reader(StringIO(text, ""), delimiter=mark, quoting=quoting), LOOKED_AT))
     except csv.Error:
-        return False
-    rows = list(filter(None, rows[:-1] if len(text) == _MOST and len(rows) < _LOOKED_AT else rows))
-    return bool(rows) and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}
+        return ""
+    rows = list(filter(None, rows[:-1] if len(text) == _MOST and len(rows) < LOOKED_AT else rows))
+    if rows and len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}:
+        return "alike"
+    return "below" if rows and lacks_first_name(rows[0], rows[1:]) else ""
+
+
+def lacks_first_name(head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Returns whether a table begins with the names of its rows, which have no name in the first line, as R writes it.
+
+    Every row then has a value more than the first line. The names of rows are all different; below a single name of a
+    column they are numbers counted from 1, so that a text with a comma in each row is not taken for such a table.
+
+    Args:
+        head: The cells of the first line.
+        rows: Rows below it, of which the first 100 are looked at.
+    """
+    rows = rows[:LOOKED_AT]
+    if not head or not rows or {len(row) for row in rows} != {len(head) + 1} or not any(row[-1] for row in rows):
+        return False  # rows that end in a separator have nothing behind it
+    names = [row[0].strip() for row in rows]
+    return len(set(names)) == len(names) and (
+        len(head) > 1 or names == [str(number) for number in range(1, len(names) + 1)]
+    )
 
 
 @contextmanager
@@ -92,8 +119,8 @@ def separator_text(mark: str) -> str:
 
 
 def written_separator(mark: str) -> str:
-    """Returns a separator as a recipe has it: `tab`, or the character."""
-    return "tab" if mark == "\t" else mark
+    """Returns a separator as a recipe has it: `tab`, `space`, or the character."""
+    return _WRITTEN.get(mark, mark)
 
 
 def decimal_in(separator: str, written: str) -> str:
@@ -105,7 +132,7 @@ def decimal_in(separator: str, written: str) -> str:
     """
     if written != "auto":
         return written
-    return "auto" if separator in ";\t" else "."
+    return "auto" if separator in ";\t " else "."
 
 
 def is_comma_number(text: str) -> bool:

@@ -6,6 +6,7 @@ Readers give text, and what is a number is decided here, so that the same table 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from finetune.data.arrow_csv import read_plain_csv
 from finetune.data.columnar_files import read_columnar
 from finetune.data.delimited_text import delimited_rows, swallowed_rows
 from finetune.data.json_rows import json_rows
-from finetune.data.separators import decimal_in, is_comma_number, separator_of, separator_text
+from finetune.data.separators import LOOKED_AT, decimal_in, is_comma_number, separator_of, separator_text
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column, NestedError, column_of
 from finetune.data.table_head import ARROW, DELIMITED, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
@@ -159,7 +160,7 @@ def read_table(
             behind it, or in `.parquet` or `.feather`.
         missing: What stands for a missing value, beside an empty cell; by default `NA`, `None` and the like.
         quotes: Whether values of CSV and TSV may be in double quotes; otherwise quotes are characters like others.
-        delimiter: What is between two values of text: `tab`, the character, or `auto`, see `separator_of`.
+        delimiter: What is between two values of text: `tab`, `space`, the character, or `auto`, see `separator_of`.
         decimal: `.`, `,`, or `auto`: of files with a semicolon or a tab between values, columns whose numbers all have
             a point or none are read so, and those that all have a comma or none, too.
 
@@ -248,8 +249,8 @@ def join_tables(tables: Sequence[Table]) -> Table:
 
 def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool, decimal: str) -> Table | None:
     """Reads a table of plain lines quickly; `None` where that cannot be, or where there is a fault to describe."""
-    _, head = next(delimited_rows(path, delimiter, quotes=quotes), (1, []))
-    names = head_names(head)
+    first = [row for _, row in islice(delimited_rows(path, delimiter, quotes=quotes), LOOKED_AT + 1)] or [[]]
+    names = head_names(first[0], first[1:])
     if len(set(names)) != len(names):
         return None
     read = read_plain_csv(path, delimiter, names, ("", *missing), quotes=quotes, decimal=decimal)
@@ -293,7 +294,7 @@ def _read_delimited(path: Path, delimiter: str, missing: Sequence[str], quotes: 
         lines.append(line)
     if not rows:
         raise DataError(f"A table begins with the names of its columns. `{path}` is empty.")
-    names = head_names(rows[0])
+    names = head_names(rows[0], rows[1 : LOOKED_AT + 1])
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(

@@ -11,7 +11,7 @@ from itertools import islice
 from math import isfinite
 from pathlib import Path
 
-from finetune.data.separators import any_length, separator_of, separator_text, written_separator
+from finetune.data.separators import any_length, lacks_first_name, separator_of, separator_text, written_separator
 from finetune.data.table_bytes import DELIMITED, LINES, ending_of, open_text
 from finetune.errors import FinetuneError, did_you_mean, quote
 
@@ -26,7 +26,7 @@ def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> di
 
     Args:
         path: The file.
-        delimiter: `auto`, `tab`, or the character between two values.
+        delimiter: `auto`, `tab`, `space`, or the character between two values.
         quotes: Whether values may be in double quotes.
 
     Returns:
@@ -41,7 +41,7 @@ def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> di
             )
             with any_length(), open_text(path) as file:
                 rows = [row for row in islice(csv.reader(file, delimiter=mark, quoting=quoting), _LOOKED_AT) if row]
-            names = head_names(rows[0])
+            names = head_names(rows[0], rows[1:])
             return {
                 name: [row[place].strip() for row in rows[1:] if place < len(row)] for place, name in enumerate(names)
             }
@@ -57,13 +57,14 @@ def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> di
         return None
 
 
-def head_names(cells: Sequence[str]) -> list[str]:
+def head_names(cells: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the names of columns; one without a name is called as pandas calls it, `Unnamed: 0` by its place.
 
     Args:
         cells: The cells of the first line.
+        rows: Rows below it. Where they show that their first column has no cell in the first line, it has no name.
     """
-    names = [cell.strip() for cell in cells]
+    names = [cell.strip() for cell in (["", *cells] if lacks_first_name(cells, rows) else cells)]
     for place in (place for place, name in enumerate(names) if not name):
         name, number = f"Unnamed: {place}", 0
         while name in names:  # a table that pandas has read and written again has a column of this name
@@ -74,7 +75,7 @@ def head_names(cells: Sequence[str]) -> list[str]:
 
 
 def is_unnamed(name: str) -> bool:
-    """Returns whether a column has no name of its own: an index of pandas, or an empty cell in the first line."""
+    """Returns whether a column has no name of its own: an index of pandas, or none in the first line."""
     return re.fullmatch(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__", name) is not None
 
 
@@ -89,8 +90,8 @@ def unnamed_warning(names: Iterable[str]) -> tuple[str, ...]:
         return ()
     return (
         f"{quote(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no name in the first line, as the index that "
-        f"pandas writes; `inputs: rest` leaves {'it' if len(unnamed) == 1 else 'them'} out. Write tables without the "
-        "index (`to_csv(index=False)`), or name the column where it is meant",
+        f"pandas or R writes; `inputs: rest` leaves {'it' if len(unnamed) == 1 else 'them'} out. Write tables without "
+        "the index (`to_csv(index=False)`, `row.names = FALSE`), or name the column where it is meant",
     )
 
 

@@ -17,7 +17,7 @@ from finetune.data.delimited_text import delimited_rows
 from finetune.data.images import ENDINGS as IMAGES
 from finetune.data.json_rows import json_object, json_rows
 from finetune.data.npz import read_array, read_arrays
-from finetune.data.separators import TextForm, separator_of, separator_text, with_points
+from finetune.data.separators import LOOKED_AT, TextForm, separator_of, separator_text, with_points
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names, is_number
 from finetune.data.table_head import ENDINGS as TABLES
@@ -131,7 +131,8 @@ def _of_delimited(path: Path, size: int, form: TextForm) -> Iterator[RawRows]:
     delimiter = separator_of(path, form.delimiter, quotes=form.quotes, first=form.found)
     rows = delimited_rows(path, delimiter, quotes=form.quotes)
     _, head = next(rows, (1, []))
-    names = head_names(head)
+    first = list(islice(rows, LOOKED_AT))
+    names, rows = head_names(head, [row for _, row in first]), chain(first, rows)
     if len(set(names)) != len(names):
         raise DataError(
             "Every column needs a name of its own in the first line. "

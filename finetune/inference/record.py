@@ -107,7 +107,7 @@ class RunRecord:
         return TextForm(
             self._data_key("quotes") is not False,
             self._data_key("delimiter") or "auto",
-            "\t" if found == "tab" else found,
+            found,
             tuple(self.source.get("decimal_commas", ())),
         )
 

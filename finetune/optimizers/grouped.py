@@ -39,7 +39,7 @@ from finetune.optimizers.group import make_groups
 from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
-from finetune.optimizers.replicas import in_every_replica, update_once
+from finetune.optimizers.replicas import in_every_replica, scope_from_outside, update_once
 from finetune.optimizers.saved import group_config, read_groups
 from finetune.optimizers.saved_state import SavedState
 from finetune.optimizers.sparse import divisible, merge_rows, on_values
@@ -272,7 +272,8 @@ class GroupedOptimizer(AveragingOptimizer):
         """
         self._admit(list(variables))
         if not self.built:
-            with children.made_outside_of_trace():
+            # On all devices that its variables are on, also for a caller who has left the scope of their strategy.
+            with scope_from_outside(self._distribution_strategy), children.made_outside_of_trace():
                 self._make_slots()
 
     def _make_slots(self) -> None:

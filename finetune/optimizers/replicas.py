@@ -6,6 +6,7 @@ single replica both functions here only call `step`.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -37,3 +38,9 @@ def in_every_replica(step: Callable[..., None], *args: Any) -> None:
         tf.distribute.get_strategy().extended.call_for_each_replica(step, args=args)
     else:
         step(*args)
+
+
+def scope_from_outside(strategy: tf.distribute.Strategy) -> AbstractContextManager[Any]:
+    """Returns a block in which variables are made for a strategy of several replicas, unless the caller is in it."""
+    is_inside = tf.distribute.has_strategy() or strategy.num_replicas_in_sync == 1
+    return nullcontext() if is_inside else strategy.scope()

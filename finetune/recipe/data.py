@@ -60,7 +60,7 @@ KERAS_DATASETS = (
 )
 Resize = Literal["pad", "crop", "stretch"]
 SplitBy = Literal["random", "stratified", "group", "hash"]
-Delimiter = Literal["auto", ",", ";", "|", "tab"]
+Delimiter = Literal["auto", ",", ";", "|", "tab", "space"]
 Decimal = Literal["auto", ".", ","]
 ColumnType = Literal["number", "category", "text", "image", "audio"]
 
@@ -131,7 +131,7 @@ def _check_missing(value: Any) -> Any:
 def _check_delimiter(value: Any) -> Any:
     if value == "":  # what YAML makes of an unquoted `|`
         raise fault('is empty. Put the character in quotes: `"|"`')
-    return pick("tab" if value == "\t" else value, get_args(Delimiter))
+    return pick({"\t": "tab", " ": "space"}.get(value, value) if isinstance(value, str) else value, get_args(Delimiter))
 
 
 def _check_keep(value: Any) -> Any:
@@ -171,10 +171,10 @@ class DataSource(Part):
             `nan`, `null`, `NULL`, `None`. With `[]` these are classes and categories like others.
         quotes: Whether `"` begins a value of a CSV or TSV file that may hold separators and line breaks; with `false`
             quotes are characters like others.
-        delimiter: What is between two values of a table that is text: `,`, `;`, `|` or `tab`. `auto` takes a tab for
-            `.tsv`, and otherwise what splits the first rows into the same number of values, a comma first.
+        delimiter: What is between two values of a table that is text: `,`, `;`, `|`, `tab` or `space`. `auto` takes a
+            tab for `.tsv`, and otherwise what splits the first rows into the same number of values, a comma first.
         decimal: Whether a `.` or a `,` begins the decimals of the numbers of such a table. `auto` takes the comma where
-            values are separated by `;` or tabs, for columns whose every number has it or is whole.
+            values are separated by `;`, tabs or spaces, for columns whose every number has it or is whole.
         tokenizer: How text becomes token ids. Without, a network that takes text gets the text.
         arguments: Keyword arguments of the builder.
         size: Height and width of the images; by default those that the network takes.

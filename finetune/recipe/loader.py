@@ -21,6 +21,8 @@ from finetune.sequences import one_or_more
 # not on the list, since e.g. `keras.saving.load_model` runs code from the file that it loads.
 TRUSTED = ("finetune.examples", "keras.applications", "keras.datasets")
 
+_YAML_MARKS = ",|>*&%@`#-?:;"  # with which a text may begin that is not what YAML makes of it; no brackets and quotes
+
 
 def load_recipe(path: str | Path, *, overrides: Sequence[str] = (), allow_code: Sequence[str] | None = None) -> Recipe:
     """Reads and checks a recipe.
@@ -89,12 +91,27 @@ def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:
         problems.append(Problem(place, "`extends` is for files and cannot be set. Write it into the recipe."))
         return tree
     # `a.b=` without a value means null, which removes the key.
-    value = parse(text, lambda line, column: place, problems) if text.strip() else Node(None, place)
+    value = _value_of(text.strip(), place, problems)
     try:
         return with_value(tree, keys, value) if value else tree
     except RecipeError as error:
         problems.append(Problem(place, str(error)))
         return tree
+
+
+def _value_of(text: str, place: Place, problems: list[Problem]) -> Node | None:
+    """Returns the value of an option: YAML, or the text itself where it is a mark of YAML, as `,`, or begins with one.
+
+    So `data.delimiter=,` and `data.tfrecord=*.tfrecord` need no quotes within those of the shell.
+    """
+    if not text:
+        return Node(None, place)
+    faults: list[Problem] = []
+    value = None if len(text) == 1 and text in _YAML_MARKS else parse(text, lambda line, column: place, faults)
+    if (value is None or faults) and text[0] in _YAML_MARKS:
+        return Node(text, place)
+    problems += faults
+    return value
 
 
 def _with_folders(tree: Node) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from finetune.recipe.augment import MIXING_LAYERS
 from finetune.recipe.data import DataSource
+from finetune.recipe.distribute import Distribute
 from finetune.recipe.fields import Part, RecipePath, fault
 from finetune.recipe.groups import Groups
 from finetune.recipe.losses import by_output
@@ -53,6 +54,7 @@ class Recipe(Part):
         groups: The layer groups, or a strategy that makes them.
         phases: Stretches of training, or a strategy of them; by default all groups are trained all the time.
         train: How long and in which way all groups are trained together.
+        distribute: On which devices and machines the steps are made.
         report: What is written about the run at its end.
         format: Number of the format of recipes and run folders; this version reads and writes 1.
     """
@@ -66,6 +68,7 @@ class Recipe(Part):
     groups: Groups
     phases: Phases | None = None
     train: Train
+    distribute: Distribute = Distribute()
     report: ReportSpec = ReportSpec()
     format: Annotated[int, BeforeValidator(_check_format)] = FORMAT
     _tree: Any = PrivateAttr(default=None)  # where everything was written, for `finetune.recipe.loader`
@@ -110,6 +113,9 @@ class Recipe(Part):
             self._check_phases()
         self._check_orders()
         self._check_blending()
+        if self.distribute.batch_size_is == "per_replica" and self.train.batch_size == "auto":
+            rule = "needs a number in `train.batch_size`, and that is `auto`, which measures the rows of all devices"
+            raise fault(f"{rule}. Write a number, or `global`", at=("distribute", "batch_size_is"))
         if self.data.tokenizer and not self.data.tokenizer.file and not self.model.preset:
             rule = "is missing. Only a KerasHub preset (`model.preset`) brings its own tokenizer"
             raise fault(rule, at=("data", "tokenizer", "file"))

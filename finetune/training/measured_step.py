@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.strategy import replicas_of
 from finetune.errors import reason
 from finetune.groups.selectors import LayerGroup
 from finetune.kernels.native_kernels import kernels_of, with_kernels
@@ -80,7 +81,7 @@ class StepMeasurer:
         self._weights = {name: variables for name, variables in of_groups.items() if variables}
         self._start = {name: [start[id(v)] for v in variables] for name, variables in self._weights.items()}
         # Another `train_step` may compute another loss; gradients of several replicas would have to be summed.
-        replicas = model.distribute_strategy.num_replicas_in_sync
+        replicas = replicas_of(model)
         self.no_gradients = "" if replicas == 1 else "the model has several replicas"
         if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
             self.no_gradients = f"`{type(model).__name__}` has its own `train_step`"

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.strategy import replicas_of
 from finetune.errors import GroupError, TrainingError, printable, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
@@ -114,10 +115,10 @@ class NonFiniteGradients(keras.callbacks.Callback):
                 "`NonFiniteGradients` decides about the steps of a `finetune.GroupedOptimizer`. The model is compiled "
                 f"with `{type(optimizer).__name__}`. Put it into a `GroupedOptimizer`, as its only group if need be."
             )
-        if model.distribute_strategy.num_replicas_in_sync > 1:
+        if replicas_of(model) > 1:
             raise GroupError(
                 "`NonFiniteGradients` works with a single replica. The model has "
-                f"{model.distribute_strategy.num_replicas_in_sync}. Leave it out, and check the weights with "
+                f"{replicas_of(model)}. Leave it out, and check the weights with "
                 "`finetune.FiniteWeights`."
             )
         if optimizer.finite_gradients is self.guard is not None:

@@ -246,3 +246,17 @@ def test_folders_of_another_shape_are_explained(save, tmp_path, names, said):
     with pytest.raises(DataError) as caught:
         find_images(tmp_path / "pets")
     assert said in str(caught.value)
+
+
+def test_a_graph_has_no_branches_that_no_file_needs(tmp_path):
+    for name, size in (("a.jpg", (300, 200)), ("b.jpg", (200, 100)), ("c.png", (500, 40))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+
+    def branches(*names):
+        rows = image_rows([tmp_path / name for name in names], size=(128, 128))
+        graph = tf.function(rows.take_row).get_concrete_function(tf.TensorSpec((), tf.int64)).graph
+        return {op.type for op in graph.get_operations()} & {"If", "StatelessIf", "Case", "StatelessCase"}
+
+    assert branches("b.jpg") == set()
+    assert {name.removeprefix("Stateless") for name in branches("a.jpg", "b.jpg")} == {"Case"}
+    assert branches("c.png") == {"StatelessIf"}

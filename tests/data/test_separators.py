@@ -24,13 +24,20 @@ def test_each_separator_is_what_splits_the_rows_into_the_same_number_of_values(t
     [
         ("a,b;c\n1,2;3\n", ","),  # both do: a comma first
         ("text\nx; y\n", ","),
-        ("a|b\nx|y|z\n", ","),  # another number of values
+        ("a|b\nx|y|z\n1|2\n", ","),  # another number of values
         ("a;b,c\n1,5;2\n2;3\n", ";"),
         ("", ","),
         ('a;b\n"1;2\n', ","),
+        ("a;b\n1,5;2\n", ";"),  # alike by `;`, although by commas it might be a row with its number
+        ("a;b\n1;x;5\n2;y;6\n", ";"),  # as R writes names of rows
+        ('"a" "b"\n"1" 5 "x"\n"3" 6 "y"\n', " "),
+        ("text\n1 good\n2 bad\n", " "),
+        ("text\n1 good\n3 bad\n", ","),
+        ("a;b\n1;2;\n3;4;\n", ","),  # a separator at the end of the rows
+        ("a;b\n1;2;3\n1;4;3\n", ","),  # names of rows are all different
     ],
 )
-def test_without_a_separator_that_splits_all_rows_alike_it_is_a_comma(tmp_path, text, mark):
+def test_it_splits_all_rows_alike_or_those_below_into_one_more_and_else_it_is_a_comma(tmp_path, text, mark):
     assert separator_of(written(tmp_path / "t.csv", text)) == mark
 
 
@@ -66,5 +73,5 @@ def test_what_is_none_stays_as_it_is(text):
 
 
 def test_a_decimal_comma_is_looked_for_only_where_commas_do_not_separate():
-    assert [decimal_in(mark, "auto") for mark in SEPARATORS] == [".", "auto", "auto", "."]
+    assert [decimal_in(mark, "auto") for mark in SEPARATORS] == [".", "auto", "auto", ".", "auto"]
     assert decimal_in(",", ",") == ","

@@ -167,6 +167,24 @@ def test_a_table_with_another_separator_is_read(tmp_path, mark):
         read_table(tmp_path / "t.csv", delimiter="tab" if mark == "\t" else mark)
 
 
+@pytest.mark.parametrize("with_arrow", [True, False])
+@pytest.mark.parametrize("mark", [",", " ", "\t"])
+def test_names_of_rows_below_a_shorter_head_are_a_column_without_a_name(tmp_path, monkeypatch, mark, with_arrow):
+    if not with_arrow:
+        monkeypatch.setattr("finetune.data.table_files.read_plain_csv", lambda *_, **__: None)
+    rows = [("price", "code"), ("2", "1.5", "01"), ("7", "NA", "02")]  # R keeps the numbers of rows it has chosen from
+    text = "\n".join(mark.join(row) for row in rows)
+    (tmp_path / "t.csv").write_text(text)
+    table = read_table(tmp_path / "t.csv")
+    assert list(table.columns) == ["Unnamed: 0", "price", "code"] == list(read_head(tmp_path / "t.csv") or ())
+    np.testing.assert_array_equal(table.column("price").values, [1.5, np.nan])
+    assert table.column("code").values.tolist() == ["01", "02"]
+    assert table.column("Unnamed: 0").values.tolist() == [2, 7]
+    (tmp_path / "t.csv").write_text(f"{text}\n8{mark}1\n")
+    with pytest.raises(DataError, match=r"each of the 2 columns\. `t\.csv:2` has 3"):
+        read_table(tmp_path / "t.csv", delimiter={"\t": "tab", " ": "space"}.get(mark, mark)).column("price")
+
+
 def test_decimal_commas_and_points_in_a_column_are_refused_with_both(tmp_path):
     rows = "\n".join([*(f"{n},5" for n in range(12)), "1.234"])
     (tmp_path / "t.tsv").write_text(f"price\n{rows}\n")

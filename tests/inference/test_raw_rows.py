@@ -131,6 +131,10 @@ def test_paths_in_python_are_read_and_columns_of_other_lengths_refused(tmp_path)
 def test_columns_without_a_name_have_those_of_training(tmp_path):
     (tmp_path / "t.csv").write_text(",a,\n0,1,\n")
     assert read(tmp_path / "t.csv") == [(["t.csv:2"], {"Unnamed: 0": ["0"], "a": ["1"], "Unnamed: 2": [""]})]
+    (tmp_path / "t.csv").write_text("a b\n7 1 x\n")
+    assert read(tmp_path / "t.csv", form=TextForm(found="space")) == [
+        (["t.csv:2"], {"Unnamed: 0": ["7"], "a": ["1"], "b": ["x"]})
+    ]
 
 
 def test_rows_are_split_and_numbers_written_as_those_of_training(tmp_path):

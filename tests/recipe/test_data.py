@@ -149,7 +149,10 @@ def test_what_other_sources_cannot_have_is_said(keys, said):
     ("keys", "said"),
     [
         ({"delimiter": "tabs"}, 'is not a known value. Received: `"tabs"`. Did you mean `tab`'),
-        ({"delimiter": ":"}, 'is not a known value. Received: `":"`. Choose from `auto`, `,`, `;`, `|`, `tab`'),
+        (
+            {"delimiter": ":"},
+            'is not a known value. Received: `":"`. Choose from `auto`, `,`, `;`, `|`, `tab`, `space`',
+        ),
         ({"delimiter": ""}, 'is empty. Put the character in quotes: `"|"`'),
         ({"decimal": ";"}, 'is not a known value. Received: `";"`. Choose from `auto`, `.`, `,`'),
     ],
@@ -162,6 +165,9 @@ def test_how_a_table_is_written_is_for_tables():
     assert (
         DataSource.model_validate({"table": "t.csv", "inputs": "a", "target": "b", "delimiter": "\t"}).delimiter
         == "tab"
+    )
+    assert (
+        DataSource.model_validate({"table": "t", "inputs": "a", "target": "b", "delimiter": " "}).delimiter == "space"
     )
     for key, value in (("delimiter", ";"), ("decimal", ",")):
         assert predicate(npz="a.npz", **{key: value}) == "is for data from `table`, and these are from `npz`. Remove it"

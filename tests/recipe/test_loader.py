@@ -168,6 +168,26 @@ def test_an_override_of_null_or_nothing_takes_a_key_away():
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (",", ","),
+        ("|", "|"),
+        (";", ";"),
+        ("*.csv", "*.csv"),
+        ("@last", "@last"),
+        ("%1", "%1"),
+        ("~", None),
+        ("'|'", "|"),
+        ("a,b", "a,b"),
+    ],
+)
+def test_what_yaml_takes_for_a_mark_is_text_in_an_override(text, value):
+    write()
+    recipe = load_recipe("recipe.yaml", overrides=[f"model.arguments.mark={text}"])
+    assert recipe.model.arguments["mark"] == value
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         (

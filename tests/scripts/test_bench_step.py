@@ -30,15 +30,15 @@ def bench(script):
 
 @pytest.fixture(scope="module")
 def graphs(script):
-    """The graph of a step of 100 small layers, by system and number of groups."""
-    bench, small = script("bench_step"), script("step_workloads").WORKLOADS["small layers"]
+    """The graph of a step of 40 small layers, by system and number of groups."""
+    bench, small = script("bench_step"), script("step_workloads").small_layers
 
     def graph(system, groups):
-        model, batch = small.build()
+        model, batch = small(40)
         bench.SYSTEMS[system].prepare(model, groups)
         return bench.step_graph(model, batch)
 
-    cases = [("Keras, one Adam", 1), ("forward and backward alone", 1), *(("finetune", n) for n in (1, 10, 100))]
+    cases = [("Keras, one Adam", 1), ("forward and backward alone", 1), *(("finetune", n) for n in (1, 40))]
     return {case: graph(*case) for case in cases}
 
 
@@ -48,28 +48,27 @@ def operations(graphs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("groups", [1, 10, 100])
+@pytest.mark.parametrize("groups", [1, 40])
 def test_a_step_has_less_than_three_tenths_of_the_operations_of_keras(operations, groups):
     assert operations["finetune", groups] < 0.3 * operations["Keras, one Adam", 1]
 
 
 @pytest.mark.slow
 def test_operations_do_not_grow_with_the_groups(operations):
-    assert operations["finetune", 10] <= 1.02 * operations["finetune", 1]
-    assert operations["finetune", 100] <= 1.02 * operations["finetune", 1]
+    assert operations["finetune", 40] <= 1.02 * operations["finetune", 1]
 
 
 @pytest.mark.slow
 def test_an_update_has_no_more_operations_than_forward_and_backward(operations):
-    assert operations["finetune", 100] < 2 * operations["forward and backward alone", 1]
+    assert operations["finetune", 40] < 2 * operations["forward and backward alone", 1]
 
 
 @pytest.mark.slow
-def test_a_step_captures_two_fifths_of_the_variables_that_keras_captures_and_as_many_for_100_groups_as_for_1(graphs):
+def test_a_step_captures_two_fifths_of_the_variables_that_keras_captures_and_as_many_for_40_groups_as_for_1(graphs):
     # A call costs 2 to 3 microseconds for each captured variable, whatever the step does with it.
     captured = {case: len(graph.captures) for case, graph in graphs.items()}
     assert captured["finetune", 1] < 0.4 * captured["Keras, one Adam", 1]
-    assert captured["finetune", 10] == captured["finetune", 100] == captured["finetune", 1]
+    assert captured["finetune", 40] == captured["finetune", 1]
 
 
 @pytest.mark.slow

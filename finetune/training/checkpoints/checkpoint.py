@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
+from finetune.distribution.strategy import scope_of
 from finetune.errors import TrainingError
 from finetune.keras_private import set_initial_epoch
 from finetune.kernels.native_kernels import kernels_of
@@ -391,7 +392,7 @@ class Checkpoint(keras.callbacks.Callback):
     def _restore_all(self) -> None:
         assert self._saved is not None
         if not self._trained.optimizer.built:
-            with self._trained.distribute_strategy.scope():
+            with scope_of(self._trained):
                 self._trained.optimizer.build(self._trained.trainable_variables)
         self._put_into(self.model)
         self._restore_callbacks()

@@ -26,6 +26,14 @@ import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.step_on_replicas import (
+    WHOLE_BATCH,
+    PartOfBatch,
+    WholeBatch,
+    moving_variables,
+    run_on_replicas,
+)
+from finetune.distribution.strategy import replicas_of, scope_of, strategy_of
 from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError, reason
 from finetune.kernels.native_kernels import NativeLayers, active_kernels, traced_natively, with_kernels
@@ -34,8 +42,8 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.fallback_reasons import reason_against
 from finetune.training.fast.moved_weights import captured, in_custom_gradients, shown, without_dense_gradient
-from finetune.training.fast.steps_per_call import Calls, calls_restored
-from finetune.training.fast.steps_together import MetricsBuiltError, StepTogether, metrics_together, rows_of
+from finetune.training.fast.steps_per_call import Calls, calls_restored, without_optional
+from finetune.training.fast.steps_together import MetricsBuiltError, StepTogether, metrics_together
 from finetune.training.fit_data import without_optionals
 from finetune.training.step import compile_state, loss_and_gradients
 
@@ -102,11 +110,19 @@ class FastFunction:
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         steps = self.calls.begin()
+        if replicas_of(self._model) > 1:
+            self._make_variables(iterator.element_spec)
         done, logs = self._traced_run(iterator, steps)
         self.calls.steps_made = int(done)
         if not self.calls.steps_made:
             raise StopIteration  # how Keras' loop learns that the data have ended
         return logs
+
+    def _make_variables(self, spec: Any) -> None:
+        """Makes slots and metrics on all replicas, before a step is traced that would make them on the first alone."""
+        with scope_of(self._model):
+            self._model.optimizer.build(self._trained)
+            keras_private.build_for_training(self._model, tf.nest.map_structure(without_optional, spec))
 
     def _traced_run(self, iterator: Any, steps: int) -> tuple[Any, dict[str, Any]]:
         """Runs the function; what cannot be traced is left out, until it can."""
@@ -122,7 +138,7 @@ class FastFunction:
                     pass  # the next trace finds their variables
                 elif len(self._buffers):
                     self._buffers = Buffers()
-                elif self._forward is None and not training_workers():
+                elif self._forward is None and not training_workers() and replicas_of(self._model) == 1:
                     self.reason = f"its step cannot be compiled with others in one call: {reason(error)}"
                 else:
                     raise
@@ -188,13 +204,17 @@ class FastFunction:
 
         # A function of its own, as in Keras' loop: TensorFlow optimizes the graphs of functions and loops differently,
         # and would add up the gradients of a tensor that is used three times in another order.
-        step = tf.function(self._step, autograph=False)
+        step = tf.function(self._step if replicas_of(self._model) == 1 else self._step_on_replicas, autograph=False)
         first = iterator.get_next_as_optional()
         has_batch = lambda done, batch: batch.has_value()  # noqa: E731
         # Steps depend on each other: no iteration may start before the last one has ended.
         return tf.while_loop(has_batch, body, (tf.constant(0), first), parallel_iterations=1)[0]
 
-    def _step(self, data: Any) -> Any:
+    def _step_on_replicas(self, data: Any) -> Any:
+        """Makes one step on all replicas and returns its loss."""
+        return run_on_replicas(strategy_of(self._model), self._step, data, moving=moving_variables(self._model))
+
+    def _step(self, data: Any, part: WholeBatch | PartOfBatch = WHOLE_BATCH) -> Any:
         """Makes one step and returns its loss.
 
         This is Keras' `train_step`, in its order (forward, loss, loss metric, gradients, update, metrics), except that
@@ -211,17 +231,17 @@ class FastFunction:
                 loss = keras_private.compute_loss(
                     model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
                 )
-            rows = together.rows if together else rows_of(x)
-            loss = together.loss(loss) if together else loss
-            keras_private.loss_tracker(model).update_state(loss, sample_weight=rows)
-            return loss, y_pred
+            of_batch = together.loss(loss) if together else part.total(loss)
+            rows = together.rows if together else part.rows(x)
+            keras_private.loss_tracker(model).update_state(of_batch, sample_weight=rows)
+            return of_batch if together else loss, (of_batch, y_pred)
 
         # Gradients are taken for the slices themselves: the layers never see the variables behind them.
-        part_of = {id(variable): part for variable, part in slices}
-        sources = [part_of.get(id(variable), variable) for variable in self._trained]
+        slice_of = {id(variable): tensor for variable, tensor in slices}
+        sources = [slice_of.get(id(variable), variable) for variable in self._trained]
         with together.seeds() if together else nullcontext():
-            loss, y_pred, gradients = loss_and_gradients(
-                forward, sources, optimizer=model.optimizer, watched=[part for _, part in slices]
+            _, (loss, y_pred), gradients = loss_and_gradients(
+                forward, sources, optimizer=model.optimizer, watched=[tensor for _, tensor in slices]
             )
         gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         moved = [variable for variable, _ in slices]
@@ -232,6 +252,7 @@ class FastFunction:
             x, y, y_pred, sample_weight = together.own_rows((x, y, y_pred, sample_weight))
         # The optimizer writes the buffers, or the variables that have none.
         model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
+        x, y, y_pred, sample_weight = part.counted((x, y, y_pred, sample_weight))
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         # Last, when everything that a step uses is in its graph.
         _keep(captured(moved))

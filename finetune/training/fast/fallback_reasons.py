@@ -5,6 +5,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from finetune.distribution.strategy import is_adopted, replicas_of
+
 
 def reason_against(model: Any) -> str | None:
     """Returns why the fast loop cannot make the steps of a compiled model; `None` if it can.
@@ -26,7 +28,7 @@ def reason_against(model: Any) -> str | None:
     # XLA cannot compile an iterator, so its steps are compiled one by one. `auto` is False on a CPU.
     if model.jit_compile is True:
         return "XLA compiles its step"
-    # Gradients would have to be summed over the replicas inside the loop.
-    if model.distribute_strategy.num_replicas_in_sync > 1 or tf.distribute.has_strategy():
+    # Keras has divided the batches of such a model already; `finetune.distribution` does so itself.
+    if (replicas_of(model) > 1 and not is_adopted(model)) or tf.distribute.has_strategy():
         return "it has several replicas"
     return None

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from finetune import keras_private
+from finetune.distribution.strategy import is_adopted
 from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError, quote
 from finetune.kernels.native_kernels import NativeLayers, traced_natively, with_kernels
@@ -28,19 +29,24 @@ def train_function(model: Any, forward: Callable[..., Any] | None = None) -> Cal
         forward: What is called, as `forward(x, training=True)`, in place of the model; see `takes_forward`.
 
     Raises:
-        TrainingError: A model that keeps Keras' own loop is to be trained by several workers, or with `forward`.
+        TrainingError: A model that keeps Keras' own loop is to be trained by several workers or replicas, or with
+            `forward`.
     """
     why = reason_against(model)
     if forward is not None or why is None:
         return FastFunction(model, forward)
-    if training_workers():
-        raise TrainingError(
-            "Several workers sum the gradients of each step in the fast loop, which cannot train "
-            f"`{model.name}`: {why}. Train in a single process, or change that."
-        )
+    if training_workers() or is_adopted(model):
+        raise _not_together(model, why)
     # Keras keeps the function of an earlier state of the model unless it is forced to make it anew.
     model.make_train_function(force=True)
     return model.train_function
+
+
+def _not_together(model: Any, why: str) -> TrainingError:
+    return TrainingError(
+        "Several workers or replicas sum the gradients of each step in the fast loop, which cannot train "
+        f"`{model.name}`: {why}. Train in a single process on a single device, or change that."
+    )
 
 
 def takes_forward(model: Any) -> bool:
@@ -99,6 +105,8 @@ class FastLoop(keras.callbacks.Callback):
             model.make_train_function(force=True)  # ours was left in the model by an error or Ctrl-C
         self._before = model.train_function
         self.reason = reason_against(model)
+        if self.reason and is_adopted(model):
+            raise _not_together(model, self.reason)
         # A phase installs its function before `fit`, which then stays.
         if self.reason is None and not isinstance(self._before, FastFunction):
             if kept is not None and (changed := kept.changed_since(model)):

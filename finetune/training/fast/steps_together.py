@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.distribution.reductions import metrics_of_all, own_seeds, padded, sum_step, written_statistics
+from finetune.distribution.step_on_replicas import rows_of
 from finetune.distribution.workers import Workers, training_workers
 from finetune.groups.layer_tree import layer_tree
 from finetune.training.snapshot import seeds
@@ -45,11 +46,6 @@ def metrics_together(model: Any) -> Iterator[None]:
 def _metric_variables(model: Any) -> list[Any]:
     of_loss = getattr(keras_private.compiled_loss(model), "metrics", None) or ()
     return [*model.metrics_variables, *(variable for metric in of_loss for variable in metric.variables)]
-
-
-def rows_of(x: Any) -> Any:
-    """Returns how many rows the inputs of a batch have, as a scalar tensor."""
-    return tf.shape(next(part for part in tf.nest.flatten(x) if part is not None))[0]
 
 
 @dataclass(frozen=True)

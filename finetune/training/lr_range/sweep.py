@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
 from finetune import keras_private
+from finetune.distribution.strategy import replicas_of
 from finetune.errors import GroupError, TrainingError, did_you_mean, quote
 from finetune.optimizers.group_rates import ScaledSchedule
 from finetune.optimizers.grouped import GroupedOptimizer
@@ -178,7 +179,7 @@ def check_model(model: Any) -> None:
             f"An LR range test trains with the model's optimizer and loss. `{getattr(model, 'name', model)}` is not "
             "compiled. Call `model.compile` first."
         )
-    replicas = model.distribute_strategy.num_replicas_in_sync
+    replicas = replicas_of(model)
     if replicas > 1:
         raise TrainingError(
             f"An LR range test trains on a single device. `{model.name}` was made under a strategy of {replicas} "

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from finetune.distribution.strategy import scope_of
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
@@ -204,7 +205,7 @@ def run_phases(
     loop = _PhaseLoop(model, groups, phases, steps_per_epoch, gradient_batches, validates, proof or FrozenRecords())
     loop.batches_per_epoch = steps_per_epoch or batches_per_epoch
     try:
-        with loop.model.distribute_strategy.scope():
+        with scope_of(model):
             # Slots of all groups are made before the first phase is traced, also of those that it freezes.
             loop.model.optimizer.build(model.trainable_variables)
         if checkpoint and checkpoint.goes_on:

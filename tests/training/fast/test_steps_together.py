@@ -64,6 +64,6 @@ def test_a_model_that_keeps_the_loop_of_keras_is_not_trained_by_several(lone, op
     with training_together(), pytest.raises(TrainingError) as caught:
         train_function(model)
     assert str(caught.value) == (
-        "Several workers sum the gradients of each step in the fast loop, which cannot train "
-        f"`net`: {why}. Train in a single process, or change that."
+        "Several workers or replicas sum the gradients of each step in the fast loop, which cannot train "
+        f"`net`: {why}. Train in a single process on a single device, or change that."
     )

@@ -1,0 +1,94 @@
+"""Means over the rows of all replicas, in place of the means of Keras' losses over those of one.
+
+Keras takes the mean over a replica's rows and divides it by the number of replicas. That is the mean over the batch
+only if all replicas have equally many rows: the last batch of an epoch is weighted wrongly, and so is every batch with
+masks, where a mean is over the entries that count. Here the sum over a replica's rows is divided by the number of
+entries of all replicas, with the functions of Keras in which a mean is taken replaced while a step is traced.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from finetune import keras_private
+
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+# TensorFlow traces each replica in a thread of its own, in turns: what is replaced is common, the rows are not.
+_REPLICA = threading.local()
+
+
+def sum_over_replicas(value: Any) -> Any:
+    """Returns the sum over all replicas, of a tensor or of each in a list; to be called in each of them."""
+    replica: Any = tf.distribute.get_replica_context()
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def exact_means() -> AbstractContextManager[None]:
+    """Makes the losses of Keras, in the block, parts of the loss of the batch, in replicas that are `in_share`."""
+    return keras_private.functions_replaced(
+        losses={
+            "reduce_values": _reduce_values,
+            "apply_mask": _apply_mask,
+            "scale_loss_for_distribution": lambda own, value: _share_of(value),
+            "unscale_loss_for_distribution": lambda own, value: sum_over_replicas(value),
+        },
+        next_seed=_seed_of_replica,
+        applies=lambda: hasattr(_REPLICA, "count"),
+    )
+
+
+@contextmanager
+def in_share(count: tf.Tensor, of_batch: tf.Tensor) -> Iterator[None]:
+    """Says what of the batch this replica has, for `exact_means`.
+
+    Args:
+        count: How many of its rows count: all, or none.
+        of_batch: These rows as a fraction of those of all replicas.
+    """
+    _REPLICA.count, _REPLICA.of_batch = tf.minimum(count, 1), of_batch
+    try:
+        yield
+    finally:
+        del _REPLICA.count, _REPLICA.of_batch
+
+
+def _counted(value: tf.Tensor) -> tf.Tensor:
+    return value * tf.cast(_REPLICA.count, value.dtype)
+
+
+def _share_of(value: Any) -> Any:
+    return value * tf.cast(_REPLICA.of_batch, value.dtype)
+
+
+def _reduce_values(
+    own: Callable[..., Any], values: Any, sample_weight: Any = None, reduction: Any = "sum_over_batch_size"
+) -> Any:
+    if reduction in (None, "none"):
+        return values
+    if values.shape.rank == 0:  # a function of the user's has reduced the rows
+        return _share_of(values) if reduction in _MEANS else values
+    loss = _counted(tf.reduce_sum(values))
+    if reduction not in _MEANS:
+        return loss
+    weights = None if reduction != "mean_with_sample_weight" else sample_weight
+    entries = tf.cast(tf.size(values) if weights is None else tf.reduce_sum(weights), loss.dtype)
+    return tf.math.divide_no_nan(loss, tf.stop_gradient(sum_over_replicas(_counted(entries))))
+
+
+def _apply_mask(own: Callable[..., Any], sample_weight: Any, mask: Any, dtype: Any, reduction: Any) -> Any:
+    if mask is not None and reduction in ("mean", "sum_over_batch_size"):
+        mask = tf.cast(mask, dtype)
+        entries = tf.stack([tf.cast(tf.size(mask), dtype), tf.reduce_sum(mask)])
+        total, valid = tf.unstack(sum_over_replicas(_counted(entries)))
+        mask, reduction = mask * tf.math.divide_no_nan(total, valid), "sum"  # a mask as it is, then
+    return own(sample_weight, mask, dtype=dtype, reduction=reduction)
+
+
+def _seed_of_replica(seed: Any) -> Any:
+    """Returns another seed for every replica but the first; of its two numbers the second counts the draws."""
+    replica: Any = tf.distribute.get_replica_context()
+    number = tf.cast(replica.replica_id_in_sync_group, seed.dtype)
+    return seed + tf.stack([number * tf.constant(0x9E3779B1, seed.dtype), tf.zeros_like(number)])
