@@ -906,6 +906,15 @@ def writes():
     assert seen == {0: False, 1: True, 2: True, 3: False}
 
 
+@checks(private.synchronized_moments)
+def synchronized_moments():
+    layer, x = keras.layers.BatchNormalization(synchronized=True), tf.constant([[1.0], [3.0]])
+    with private.synchronized_moments(lambda own, x, axes, keepdims: [2 * part for part in own(x, axes, keepdims)]):
+        doubled = layer(x, training=True)
+    np.testing.assert_allclose(doubled[:, 0], (x[:, 0] - 4) / np.sqrt(2.0 + layer.epsilon), rtol=1e-5)
+    np.testing.assert_allclose(layer(x, training=True)[:, 0], [-1, 1], atol=1e-3)
+
+
 @checks(private.abort_collectives)
 def abort_collectives():
     """In a process of its own, which has no collective operations afterwards."""

@@ -71,5 +71,5 @@ def _resolver(source: str) -> Any:
 def _missing(source: str, why: str) -> FinetuneError:
     return FinetuneError(
         f"{NAMES[source]} names the workers of a run to each of its processes. Here it does not: {why}. Start the "
-        "processes with it (`srun finetune run ...`), or name another in `distribute.cluster`."
+        "processes with it (`srun finetune run ...`), or set `TF_CONFIG` in each."
     )

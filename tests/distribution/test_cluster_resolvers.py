@@ -47,16 +47,22 @@ def test_workers_are_found_where_the_environment_names_them(environment):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ("slurm", "SLURM names the workers of a run to each of its processes. Here it does not: SLURM_PROCID not found in environment"),
+        (
+            "slurm",
+            "SLURM names the workers of a run to each of its processes. Here it does not: SLURM_PROCID not found in environment",
+        ),
         ("sagemaker", "SageMaker names the workers of a run to each of its processes. Here it does not: "),
-        ("tf_config", "TF_CONFIG names the workers of a run to each of its processes. Here it does not: `TF_CONFIG` is not set."),
+        (
+            "tf_config",
+            "TF_CONFIG names the workers of a run to each of its processes. Here it does not: `TF_CONFIG` is not set.",
+        ),
     ],
 )
 def test_what_is_named_must_be_there(environment, named, said):
     with pytest.raises(FinetuneError) as caught:
         find_cluster(named)
     assert str(caught.value).startswith(said)
-    assert str(caught.value).endswith("or name another in `distribute.cluster`.")
+    assert str(caught.value).endswith("or set `TF_CONFIG` in each.")
 
 
 def test_what_cannot_be_read_is_not_passed_over(environment):
