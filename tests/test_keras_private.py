@@ -915,6 +915,16 @@ def synchronized_moments():
     np.testing.assert_allclose(layer(x, training=True)[:, 0], [-1, 1], atol=1e-3)
 
 
+@checks(private.sagemaker_resolver)
+def sagemaker_resolver():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SM_HOSTS", '["algo-1", "algo-2"]')
+        environment.setenv("SM_CURRENT_HOST", "algo-2")
+        resolver = private.sagemaker_resolver()
+        assert resolver.cluster_spec().as_dict() == {"worker": ["algo-1:2223", "algo-2:2223"]}
+        assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+
+
 @checks(private.abort_collectives)
 def abort_collectives():
     """In a process of its own, which has no collective operations afterwards."""

@@ -30,7 +30,7 @@ def trained(**options):
     )
     x = np.random.default_rng(0).normal(size=(10, 4)).astype("float32")
     batches = training_batches(x, x[:, :3], batch_size=4)
-    history = model.fit(batches, steps_per_epoch=3, epochs=2, verbose=0, callbacks=[FastLoop()])
+    history = model.fit(batches, steps_per_epoch=3, epochs=2, shuffle=False, verbose=0, callbacks=[FastLoop()])
     return [weight.numpy() for weight in model.weights], history.history
 
 
