@@ -33,10 +33,10 @@ def find_cluster(named: str = "auto") -> Cluster | None:
     try:
         resolver = _resolver(source)
         spec = resolver.cluster_spec().as_dict()
-        place = resolver.get_task_info() if source == "slurm" else (resolver.task_type, resolver.task_id)
+        task_type, task_id = resolver.get_task_info() if source == "slurm" else (resolver.task_type, resolver.task_id)
     except (AssertionError, ValueError, RuntimeError, KeyError, OSError) as error:
         raise _missing(source, reason(error)) from error
-    return cluster_of(spec, *place, NAMES[source])
+    return cluster_of(spec, task_type, task_id, NAMES[source])
 
 
 def in_environment(environment: Mapping[str, str]) -> str | None:
