@@ -14,6 +14,7 @@ _MODULES = {
     "Checkpoint": "training.checkpoints.checkpoint",
     "Examples": "data.examples",
     "FastLoop": "training.fast.fast_loop",
+    "FineTuner": "training.fine_tuner",
     "FinetuneError": "errors",
     "FiniteWeights": "training.finite_weights",
     "FrozenProof": "training.frozen_proof",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from finetune.training.callbacks import LearningRateLogger as LearningRateLogger
     from finetune.training.checkpoints.checkpoint import Checkpoint as Checkpoint
     from finetune.training.fast.fast_loop import FastLoop as FastLoop
+    from finetune.training.fine_tuner import FineTuner as FineTuner
     from finetune.training.finite_weights import FiniteWeights as FiniteWeights
     from finetune.training.freezing import freeze as freeze
     from finetune.training.frozen_proof import FrozenProof as FrozenProof

@@ -845,6 +845,31 @@ def writes(graph: Any, variable: tf.Variable) -> bool:
     return any(id(tensor) in inside for operation in users for tensor in operation.inputs)
 
 
+def sagemaker_resolver() -> Any:
+    """Returns what reads the machines of a SageMaker job; TensorFlow ships it without a public name."""
+    from tensorflow.python.distribute.cluster_resolver.sagemaker_cluster_resolver import SageMakerClusterResolver
+
+    return SageMakerClusterResolver()
+
+
+@contextlib.contextmanager
+def synchronized_moments(function: Callable[..., Any]) -> Iterator[None]:
+    """Replaces, in the block, what computes mean and variance for a `synchronized` BatchNormalization.
+
+    Sets `_compute_moments_sync` of Keras' backend, which sums over the replicas of a strategy that it knows.
+
+    Args:
+        function: Called with Keras' function, and with its arguments: the inputs, the axes, and `keepdims`.
+    """
+    module: Any = importlib.import_module("keras.src.backend.tensorflow.nn")
+    own = module._compute_moments_sync
+    module._compute_moments_sync = functools.partial(function, own)
+    try:
+        yield
+    finally:
+        module._compute_moments_sync = own
+
+
 def abort_collectives(message: str) -> None:
     """Lets the collective operations that wait for another process fail, and all that come.
 

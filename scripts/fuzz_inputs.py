@@ -384,7 +384,7 @@ def _arguments(command: str, draw: random.Random) -> list[str]:
         "check": [["--out", draw.choice(["out", "photos", "rows.npz"])]],
         "plan": [["--weights"], ["--json"]],
         "data": [["--sheet", draw.choice(["sheet.png", "sheet.txt", "photos", "no/such/a.png"])]],
-        "lr-range": [["--steps", odd("8")], ["--start", odd("1e-6")], ["--end", odd("1")], ["--group", odd("head")]]
+        "lr-range": [["--steps", odd("24")], ["--start", odd("1e-6")], ["--end", odd("1")], ["--group", odd("head")]]
         + [
             ["--repeats", odd("1")],
             ["--each"],
@@ -424,7 +424,7 @@ def _arguments(command: str, draw: random.Random) -> list[str]:
         positional = [draw.choice([*_VALUES, "train.epochs", "x", ""])]
     chosen = [option for option in options[command] if draw.random() < 0.15]
     if command == "lr-range" and not any("--steps" in option for option in chosen):
-        chosen.append(["--steps", "8"])
+        chosen.append(["--steps", "24"])
     if command not in ("inspect", "keys", "reference") and draw.random() < 0.15:
         place = draw.choice(
             ["train.epochs", "train.loss", "groups.head.learning_rate", "groups.0", "data", "x", "model.head"]

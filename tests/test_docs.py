@@ -88,6 +88,13 @@ def test_the_programs_of_a_page_run_as_they_are(page, tmp_path, monkeypatch):
     assert run_blocks(page)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+def test_the_three_lines_of_python_run_where_the_recipes_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").symlink_to(ROOT / "recipes")
+    assert run_blocks("fine_tuner")["history"].history["loss"]
+
+
 @pytest.mark.parametrize("page", ["monitoring", "resume"])
 def test_the_fragments_of_a_page_run_after_a_model_was_compiled(page, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -117,7 +124,7 @@ def test_what_is_done_with_a_run_is_done_with_one_of_photos(tmp_path, monkeypatc
 
 
 def test_every_program_is_run():
-    tried = {"tutorial", "python", "hub", "monitoring", "resume", "after"}
+    tried = {"tutorial", "python", "fine_tuner", "hub", "monitoring", "resume", "after"}
     assert {page for page, blocks in PROGRAMS.items() if blocks} == tried
 
 

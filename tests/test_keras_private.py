@@ -906,6 +906,25 @@ def writes():
     assert seen == {0: False, 1: True, 2: True, 3: False}
 
 
+@checks(private.synchronized_moments)
+def synchronized_moments():
+    layer, x = keras.layers.BatchNormalization(synchronized=True), tf.constant([[1.0], [3.0]])
+    with private.synchronized_moments(lambda own, x, axes, keepdims: [2 * part for part in own(x, axes, keepdims)]):
+        doubled = layer(x, training=True)
+    np.testing.assert_allclose(doubled[:, 0], (x[:, 0] - 4) / np.sqrt(2.0 + layer.epsilon), rtol=1e-5)
+    np.testing.assert_allclose(layer(x, training=True)[:, 0], [-1, 1], atol=1e-3)
+
+
+@checks(private.sagemaker_resolver)
+def sagemaker_resolver():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SM_HOSTS", '["algo-1", "algo-2"]')
+        environment.setenv("SM_CURRENT_HOST", "algo-2")
+        resolver = private.sagemaker_resolver()
+        assert resolver.cluster_spec().as_dict() == {"worker": ["algo-1:2223", "algo-2:2223"]}
+        assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+
+
 @checks(private.abort_collectives)
 def abort_collectives():
     """In a process of its own, which has no collective operations afterwards."""

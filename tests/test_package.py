@@ -31,6 +31,7 @@ def test_the_package_hands_out_these_names_and_no_others():
             "Checkpoint",
             "Examples",
             "FastLoop",
+            "FineTuner",
             "FinetuneError",
             "FiniteWeights",
             "FrozenProof",

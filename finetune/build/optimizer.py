@@ -15,12 +15,12 @@ from finetune.build.data import RunLength
 from finetune.build.groups import place_of_group
 from finetune.build.rates import build_run_rate
 from finetune.errors import GroupError, RecipeError, reason
-from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
 from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.tf1_momentum import Momentum
 from finetune.optimizers.tf1_rmsprop import TF1RMSprop
+from finetune.planning.joined_optimizer import join_optimizers
 from finetune.planning.plan import GroupSettings
 from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import GroupSpec
@@ -79,19 +79,9 @@ def build_optimizer(
         groups: All layer groups of the model, input to output.
         settings: What `build_settings` returned. The optimizers in it must be new: a `GroupedOptimizer` keeps them.
     """
-    children: dict[str, Any] = {}
-    for group in groups:
-        if group.frozen:
-            continue
-        child = settings[group.name].optimizer
-        # Weight decay regularizes products of weights and inputs; biases and gammas are not among these.
-        undecayed = [leaf.variable for leaf in group.trainable if not takes_weight_decay(leaf)]
-        if undecayed and not settings[group.name].decay_bias_and_norm:
-            child.exclude_from_weight_decay(var_list=undecayed)
-        children[group.name] = (child, group)
     # Keys of `train` that are arguments of `GroupedOptimizer` reach it by name: a new key needs no line here.
     accepted = inspect.signature(GroupedOptimizer).parameters
-    return GroupedOptimizer(children, **{name: value for name, value in recipe.train if name in accepted})
+    return join_optimizers(groups, settings, **{name: value for name, value in recipe.train if name in accepted})
 
 
 def make_optimizer(spec: OptimizerSpec, learning_rate: Any) -> keras.optimizers.Optimizer:

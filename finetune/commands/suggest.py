@@ -14,6 +14,7 @@ from finetune.build.layout import Layout, build_layout
 from finetune.commands.plan import print_model
 from finetune.errors import FinetuneError, quote
 from finetune.groups.selectors import LayerGroup, resolve_groups
+from finetune.recipe.fields import is_in_float32
 from finetune.recipe.groups import GroupSpec, Strategy, groups_block
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.rate_edits import scaled, tidy
@@ -88,6 +89,7 @@ def suggest_groups(
     # Auto-RGN: rate = peak * norm / largest norm, so the group with the largest norm gets the peak.
     rates = auto_rgn({name: mean for name, (mean, _) in norms.items()}, peak or max(layout.peaks.values()))
     trained = {group.name: tidy(rates[group.name]) for group in groups if group.name in rates and not group.frozen}
+    _check_rates(trained)
     specs = _new_specs(loaded, groups, trained) if by else scaled(loaded, layout.factors(trained)).groups
     assert isinstance(specs, tuple)
     size = batch_rows(layout.recipe)
@@ -119,6 +121,16 @@ def _check(
     if not Path(out).parent.is_dir():
         raise FinetuneError(
             f"`--out {out}` must be in a folder that exists. There is no `{Path(out).parent}`. Create it first."
+        )
+
+
+def _check_rates(rates: Mapping[str, float]) -> None:
+    outside = [f"`{name}`: {rate:g}" for name, rate in rates.items() if not is_in_float32(rate)]
+    if outside:
+        raise FinetuneError(
+            "A learning rate must be between 1.2e-38 and 3.4e38: in float32, other numbers become 0 or infinite. In "
+            f"proportion to the gradients the rates would be {', '.join(outside)}. Pass another rate for the largest "
+            "with `--peak`."
         )
 
 

@@ -1,12 +1,16 @@
-"""Reads Parquet and Feather files, a few thousand rows at a time, within the limits for small files that hold much.
+"""Reads Parquet and Feather files within the limits for small files that hold much.
 
-Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes. Columns stay as Arrow holds them
+Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes: what is not as long as its type
+says is unpacked a few thousand rows at a time. Columns stay as Arrow holds them
 until they are asked for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from finetune.errors import DataError, FinetuneError, quote
 from finetune.files.size_limits import check_size
@@ -26,14 +30,16 @@ def read_columnar(path: Path) -> Mapping[str, Any]:
     """
     columns: dict[str, list[Any]] = {}
     held = 0
-    for names, parts, size in _arrays(path):
-        held += size
-        check_size(path, held)
-        for name, part in zip(names, parts, strict=True):
-            columns.setdefault(name, []).append(part)
-    import pyarrow as pa
-
-    return {name: pa.chunked_array(parts) for name, parts in columns.items()}
+    with _readable(path) as pa:
+        for batch in _parquet_columns(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path):
+            _check_names(path, batch.schema.names)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                parts = columns.setdefault(name, [])
+                for part in _decoded(column):
+                    held += part.nbytes
+                    check_size(path, held)
+                    parts.append(part)
+        return {name: pa.chunked_array(parts) for name, parts in columns.items()}
 
 
 def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]], int]]:
@@ -45,12 +51,19 @@ def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]
         DataError: The file cannot be read, or pyarrow is not installed.
         FinetuneError: It holds far more than its size.
     """
-    for names, parts, size in _arrays(path):
-        yield names, [part.to_pylist() for part in parts], size
+    with _readable(path):
+        for batch in _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path):
+            _check_names(path, batch.schema.names)
+            for start in range(0, batch.num_rows or 1, _ROWS):
+                parts = [next(_decoded(column)) for column in batch.slice(start, _ROWS).columns]
+                size = sum(part.nbytes for part in parts)
+                check_size(path, size)
+                yield batch.schema.names, [part.to_pylist() for part in parts], size
 
 
-def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
-    """Yields rows of a file as `columnar_batches` does, with Arrow's arrays as values."""
+@contextmanager
+def _readable(path: Path) -> Iterator[Any]:
+    """Gives `pyarrow`, and what it raises over a file as errors that name it."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -59,20 +72,7 @@ def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
             "`pip install 'discriminative-finetune[tables]'`."
         ) from error
     try:
-        batches = _parquet(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path)
-        for batch in batches:
-            names = batch.schema.names
-            if len(set(names)) < len(names):
-                twice = sorted({name for name in names if names.count(name) > 1})
-                raise DataError(f"Every column needs a name of its own. In `{path}` these occur twice: {quote(twice)}.")
-            for start in range(0, batch.num_rows or 1, _ROWS):
-                parts = [
-                    part.dictionary_decode() if isinstance(part, pa.DictionaryArray) else part
-                    for part in batch.slice(start, _ROWS).columns
-                ]
-                size = sum(part.nbytes for part in parts)
-                check_size(path, size)
-                yield names, parts, size
+        yield pa
     except FinetuneError:
         raise
     except Exception as error:  # pyarrow raises errors of many classes over damaged files
@@ -80,15 +80,54 @@ def _arrays(path: Path) -> Iterator[tuple[Sequence[str], list[Any], int]]:
         raise DataError(f"`{path}` cannot be read as a table: {error}.") from error
 
 
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(f"Every column needs a name of its own. In `{path}` these occur twice: {quote(twice)}.")
+
+
+def _decoded(column: Any) -> Iterator[Any]:
+    """Yields a column; of one that points to the values of a dictionary, these values, of some rows at a time."""
+    import pyarrow as pa
+
+    if not isinstance(column, pa.DictionaryArray):
+        yield column
+        return
+    for start in range(0, len(column) or 1, _ROWS):
+        yield column.slice(start, _ROWS).dictionary_decode()
+
+
 def _parquet(path: Path) -> Iterator[Any]:
+    with _open_parquet(path) as file:
+        yield _no_rows(file.schema_arrow)
+        yield from file.iter_batches(_ROWS)
+
+
+def _parquet_columns(path: Path) -> Iterator[Any]:
+    """Yields parts of some columns: those of numbers at once, since the number of rows says what they take."""
+    from pyarrow import types
+
+    with _open_parquet(path) as file:
+        schema = file.schema_arrow
+        yield _no_rows(schema)
+        numbers = [field.name for field in schema if types.is_primitive(field.type)]
+        others = [name for name in schema.names if name not in set(numbers)]
+        # A name such as `a` also chooses `a.b`, hence `select`.
+        for group in range(file.num_row_groups if numbers else 0):
+            yield from file.read_row_group(group, columns=numbers).select(numbers).to_batches()
+        for batch in file.iter_batches(_ROWS, columns=others) if others else ():
+            yield batch.select(others)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
         about = file.metadata
         groups = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
         check_size(path, max(groups, 8 * about.num_rows * about.num_columns))
-        yield _no_rows(file.schema_arrow)
-        yield from file.iter_batches(_ROWS)
+        yield file
 
 
 def _feather(path: Path) -> Iterator[Any]:
@@ -140,11 +179,7 @@ def _unpacked_bytes(path: Path) -> int:
             if not batch.Offset(10) or not batch.Offset(8):  # not compressed, or without buffers
                 continue
             first = batch.Vector(batch.Offset(8))
-            for number in range(batch.VectorLen(batch.Offset(8))):
-                offset, length = (
-                    int.from_bytes(data[at : at + 8], "little") for at in (first + 16 * number, first + 16 * number + 8)
-                )
-                if length >= 8:
-                    held += max(
-                        0, int.from_bytes(message.body[offset : offset + 8].to_pybytes(), "little", signed=True)
-                    )
+            places = np.frombuffer(data, "<i8", 2 * batch.VectorLen(batch.Offset(8)), first).reshape(-1, 2)
+            body = memoryview(message.body or b"")
+            for offset in places[places[:, 1] >= 8, 0].tolist():
+                held += max(0, int.from_bytes(body[offset : offset + 8], "little", signed=True))

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.workers import training_workers
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 # TensorFlow traces each replica in a thread of its own, in turns: what is replaced is common, the rows are not.
@@ -21,13 +22,22 @@ _REPLICA = threading.local()
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Returns the sum over all replicas, of a tensor or of each in a list; to be called in each of them."""
+    """Returns the sum over all replicas, of a tensor or of each in a list; to be called in each of them.
+
+    Several workers are replicas, too, though TensorFlow does not know: their variables are ordinary ones.
+    """
+    if together := training_workers():
+        sums = together.sums(tf.nest.flatten(value))
+        return sums if isinstance(value, list) else sums[0]
     replica: Any = tf.distribute.get_replica_context()
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def exact_means() -> AbstractContextManager[None]:
-    """Makes the losses of Keras, in the block, parts of the loss of the batch, in replicas that are `in_share`."""
+    """Makes the losses of Keras, in the block, parts of the loss of the batch, in replicas that are `in_share`.
+
+    BatchNormalization that is `synchronized` takes the rows of all workers; those of replicas Keras takes by itself.
+    """
     return keras_private.functions_replaced(
         losses={
             "reduce_values": _reduce_values,
@@ -109,5 +119,6 @@ def _moments(own: Callable[..., Any], x: Any, axes: Any, keepdims: bool) -> Any:
 def _seed_of_replica(seed: Any) -> Any:
     """Returns another seed for every replica but the first; of its two numbers the second counts the draws."""
     replica: Any = tf.distribute.get_replica_context()
-    number = tf.cast(replica.replica_id_in_sync_group, seed.dtype)
+    together = training_workers()
+    number = tf.cast(together.cluster.index if together else replica.replica_id_in_sync_group, seed.dtype)
     return seed + tf.stack([number * tf.constant(0x9E3779B1, seed.dtype), tf.zeros_like(number)])

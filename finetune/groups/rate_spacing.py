@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from finetune.errors import GroupError, did_you_mean, quote
 
@@ -105,6 +107,61 @@ def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
     # rate of group i: low * (high / low) ** (i / last); both ends are exact, not rounded
     last = num_groups - 1
     return (low, *(low * (high / low) ** (group / last) for group in range(1, last)), high)
+
+
+def rates_by_group(rate: Any, base: Mapping[str, float]) -> dict[str, float]:
+    """Returns the learning rate of each group, from any of the forms in which rates of all groups are written.
+
+    >>> rates_by_group(0.5, {"body": 0.01, "head": 0.1})
+    {'body': 0.05, 'head': 0.5}
+    >>> rates_by_group(slice(0.001, 0.1), {"body": 1.0, "head": 1.0})
+    {'body': 0.001, 'head': 0.1}
+    >>> rates_by_group(slice(0.1), {"stem": 1.0, "body": 1.0, "head": 1.0})
+    {'stem': 0.01, 'body': 0.01, 'head': 0.1}
+
+    Args:
+        rate: A number: the rate of the last group, to which the others keep their ratio in `base`. A slice as in
+            fastai: `slice(low, high)` is spread geometrically from the first to the last group, and `slice(high)` gives
+            the last group `high` and all others a tenth. Rates of some groups by name. Or a sequence with a rate for
+            each group.
+        base: The present rate of each group that is trained, input to output, by name.
+
+    Raises:
+        GroupError: A rate is no finite number above 0, a group does not exist, or the form is none of these.
+    """
+    names = list(base)
+    if isinstance(rate, slice):
+        if rate.stop is None or rate.step is not None:
+            raise GroupError(
+                "A slice of learning rates is `slice(low, high)` or `slice(high)`, as in fastai. Received: "
+                f"`{rate!r}`. Write `slice(1e-5, 1e-3)`, for example."
+            )
+        if rate.start is not None:
+            return dict(zip(names, spread_rates(rate.start, rate.stop, len(names)), strict=True))
+        high = check_rate(rate.stop)
+        return {name: high if name == names[-1] else high / 10 for name in names}
+    if isinstance(rate, Mapping):
+        unknown = [name for name in rate if name not in base]
+        if unknown:
+            raise GroupError(
+                f"Learning rates by name are those of groups that are trained: {quote(names)}. Received: "
+                f"{quote(unknown)}.{did_you_mean(str(unknown[0]), names)}"
+            )
+        return {
+            name: check_rate(rate[name], f"the learning rate of `{name}`") if name in rate else base[name]
+            for name in names
+        }
+    if isinstance(rate, Sequence) and not isinstance(rate, str):
+        if len(rate) != len(names):
+            raise GroupError(
+                f"A list of learning rates has a rate for each group, input to output: {quote(names, limit=9)}. "
+                f"Received {len(rate)} for {len(names)} groups. Write `slice(low, high)`, which fits any number."
+            )
+        each = zip(names, rate, strict=True)
+        return {name: check_rate(of_group, f"the learning rate of `{name}`") for name, of_group in each}
+    number: Any = rate  # or what is none, which is refused
+    peak, last = check_rate(number), base[names[-1]]
+    return {name: peak if name == names[-1] else peak * each / last for name, each in base.items()}
 
 
 def check_rate(value: float, what: str = "learning_rate") -> float:

@@ -39,6 +39,7 @@ from finetune.optimizers.group import make_groups
 from finetune.optimizers.group_rates import GroupRates, as_float
 from finetune.optimizers.members import Members
 from finetune.optimizers.moving_averages import AveragingOptimizer
+from finetune.optimizers.optimizer_map import groups_of_map
 from finetune.optimizers.replicas import in_every_replica, scope_from_outside, update_once
 from finetune.optimizers.saved import group_config, read_groups
 from finetune.optimizers.saved_state import SavedState
@@ -148,6 +149,23 @@ class GroupedOptimizer(AveragingOptimizer):
         self.children.saved_state = SavedState(self, members.groups, self._rates, self._clocks)
         self._apply_calls = ApplyCalls()
         self.finite_gradients: FiniteGradients | None = None  # set by `NonFiniteGradients`, before a step is traced
+
+    @classmethod
+    def from_optimizer_map(
+        cls, model: Any, optimizer_map: keras.optimizers.OptimizerMap, **arguments: Any
+    ) -> "GroupedOptimizer":
+        """Makes the optimizer that `keras.optimizers.MultiOptimizer(optimizer_map)` is for a model.
+
+        Args:
+            model: A built model.
+            optimizer_map: Optimizers by paths of variables, or regular expressions of them, as Keras matches them; see
+                `groups_of_map`. Their names become those of the groups.
+            arguments: Of `GroupedOptimizer`.
+
+        Raises:
+            GroupError: A key matches nothing, or an optimizer cannot be used in a group.
+        """
+        return cls(groups_of_map(model, optimizer_map), **arguments)
 
     # -- Groups and rates ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from finetune.groups.batch_norm import BATCH_NORM_MODES, is_batch_norm
 from finetune.groups.frozen_by import QUANTIZED
 from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
 from finetune.groups.selectors import LayerGroup
+from finetune.results.tables import plan_summary
 
 # Advice is given on rates above the first in networks deeper than the second: a rule of thumb, not a limit.
 HIGH_RATE, DEEP_LAYERS = 0.1, 7
@@ -84,9 +85,9 @@ class PlannedWeight:
     peak: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What will happen to every weight.
+    """What will happen to every weight; `print` shows its groups, phases and advice.
 
     Attributes:
         weights: A row for every weight, in model order.
@@ -103,6 +104,9 @@ class Plan:
     advice: tuple[str, ...]
     phases: tuple[Any, ...] = ()
     native: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return plan_summary(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as dicts, lists, strings and numbers; without `phases` and `native` where they are empty."""

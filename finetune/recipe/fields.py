@@ -240,9 +240,13 @@ def _compiled(text: str) -> str:
     return text
 
 
+def is_in_float32(number: float) -> bool:
+    """Whether a positive number neither becomes 0 nor infinite in the type in which networks are trained."""
+    return 1.2e-38 <= number <= 3.4e38
+
+
 def _in_float32(number: float) -> float:
-    """Refuses positive numbers that become 0 or infinite in the type in which networks are trained."""
-    if not 1.2e-38 <= number <= 3.4e38:
+    if not is_in_float32(number):
         raise fault(
             "must be between 1.2e-38 and 3.4e38: in float32, other numbers become 0 or infinite", received=number
         )

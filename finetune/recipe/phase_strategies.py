@@ -122,13 +122,17 @@ class GradualUnfreezing(PhaseStrategy):
     def phases(self, peaks: Mapping[str, float], epochs: int | None) -> tuple[PhaseSpec, ...]:
         """Returns a phase for each group: first the last group alone, and in every phase one more before it.
 
+        Where a run has fewer epochs than that takes, several groups enter in a phase, as evenly as can be: of 18 groups
+        in 4 epochs, 1, 6 more, 6 more and 5 more.
+
         The rate of a group is `decay` times smaller than that of the group after it. With `h` groups after it, it is
         `peak / decay ** h` (ULMFiT's `lr[l - 1] = lr[l] / 2.6`), at the top of a slanted triangle over each phase.
         """
         names = list(peaks)
         peak = self.peak or peaks[names[-1]]
         rates = {name: peak / self.decay**height for height, name in enumerate(reversed(names))}
-        last = self.last_epochs(self.epochs_per_group * (len(names) - 1), epochs)
+        starts = self._first_groups(len(names), epochs)
+        last = self.last_epochs(self.epochs_per_group * (len(starts) - 1), epochs)
         return tuple(
             _phase(
                 names[start:],
@@ -136,8 +140,18 @@ class GradualUnfreezing(PhaseStrategy):
                 rates={name: {"schedule": "slanted_triangular", "peak": rates[name]} for name in names[start:]},
                 clock="phase",
             )
-            for start in range(len(names) - 1, -1, -1)
+            for start in starts
         )
+
+    def _first_groups(self, groups: int, epochs: int | None) -> list[int]:
+        """Returns the place of the first group that each phase trains."""
+        further = groups - 1  # that enter after the last
+        if self.epochs is None and epochs is not None:
+            # One phase fewer than there is room for before the last phase, which has an epoch at least.
+            further = min(further, (epochs - 1) // self.epochs_per_group)
+        if further < 1:
+            return sorted({groups - 1, 0}, reverse=True)  # two phases do not fit either: `last_epochs` says so
+        return [(groups - 1) * (further - phase) // further for phase in range(further + 1)]
 
 
 class LpFt(PhaseStrategy):

@@ -43,7 +43,7 @@ _MOST_AXES = 4  # x axes below each other; more cannot be read
 _WIDTH, _LEFT, _AXES_WIDTH, _AXES_HEIGHT = 9.3, 1.1, 7.5, 4.2
 _X_AXIS, _TEXT_LINE = 0.72, 0.24
 _REASON_WIDTH = 100  # characters
-_RATE = "learning_rate/"
+_RATE, _RATES = "learning_rate/", "learning rate"  # of a group in a row, and the panel of all of them
 
 
 def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], *, path: Path | None = None) -> Figure:
@@ -83,6 +83,7 @@ def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], 
 def plot_training(
     history_rows: Sequence[Mapping[str, Any]],
     *,
+    rates_within: Sequence[Mapping[str, Any]] = (),
     trained: Mapping[int, Sequence[str]] | None = None,
     path: Path | None = None,
 ) -> Figure:
@@ -92,6 +93,8 @@ def plot_training(
         history_rows: A row for each epoch, as in `metrics.csv`: `epoch`, `loss`, `val_loss`, metrics and
             `learning_rate/<group>`, and in a run with phases the number of the `phase`. A value that is missing and a
             rate of 0 leave a gap.
+        rates_within: Rows of rates within the epochs, whose `epoch` is a fraction: epoch 1 goes from 0.5 to 1.5. They
+            show a rate that rises and falls, and are drawn in place of the rates in `history_rows`.
         trained: Names of the groups that are trained in each phase, by its number. The rate of a group then has a gap
             where it is not trained. By default all groups are trained in all phases.
         path: Writes `<path>.png` and `<path>.svg`; `path` may end in either.
@@ -107,7 +110,10 @@ def plot_training(
     with style():
         figure, axes = new_figure(lines, columns, size=(5.0 * columns, 4.0 * lines), layout="constrained")
         for axis, (title, keys) in zip(axes, panels.items(), strict=False):
-            _draw_panel(axis, title, {key: _column(history_rows, key, trained) for key in keys}, epochs)
+            rows, places = history_rows, epochs
+            if title == _RATES and rates_within:
+                rows, places = rates_within, [row["epoch"] for row in rates_within]
+            _draw_panel(axis, title, {key: _column(rows, key, trained) for key in keys}, places)
             _mark_phases(axis, history_rows, epochs)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
@@ -274,15 +280,15 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     keys = [key for key in measured if key not in ("epoch", "phase")]
     # The loss first, the rates last; `sorted` is stable, so the metrics between stay in the order of the file.
     for key in sorted(keys, key=lambda key: (not key.endswith("loss"), key.startswith(_RATE))):
-        title = "learning rate" if key.startswith(_RATE) else key.removeprefix("val_")
+        title = _RATES if key.startswith(_RATE) else key.removeprefix("val_")
         panels.setdefault(title, []).append(key)
     return panels
 
 
-def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epochs: Sequence[int]) -> None:
+def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epochs: Sequence[float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    is_rates, count = title == "learning rate", len(columns)
+    is_rates, count = title == _RATES, len(columns)
     # Of many groups the legend names the first, the middle and the last; their colours run from input to output.
     named = range(count) if count <= len(COLOURS) else (0, count // 2, count - 1)
     for number, (key, values) in enumerate(columns.items()):
@@ -296,7 +302,7 @@ def _draw_panel(axis: Axes, title: str, columns: Mapping[str, np.ndarray], epoch
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     # Half an epoch at each side, so that a run of a single epoch shows a point in the middle.
-    axis.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axis.set_xlim(math.floor(min(epochs) + 0.5) - 0.5, math.floor(max(epochs) + 0.5) + 0.5)
     if is_rates:
         axis.set_yscale("log")
     axis.legend(fontsize=11, frameon=True, framealpha=0.8, edgecolor="none")

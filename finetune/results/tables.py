@@ -20,8 +20,8 @@ _SUMMED_UP_BEYOND = 3  # groups in a cell
 PHASED_LEGEND = "Learning rates are those of the first, the middle and the last step in which a group is trained."
 
 
-def group_table(plan: Plan) -> FittedTable:
-    """A row for each group: its layers, and how it is trained."""
+def group_table(plan: Plan, *, restored: bool = True) -> FittedTable:
+    """A row for each group: its layers, how it is trained, and how many of its weights are `restored`."""
     phases = plan.get("phases") or ()
     table = FittedTable(
         (
@@ -33,7 +33,8 @@ def group_table(plan: Plan) -> FittedTable:
             *(TableColumn("optimizer"), TableColumn("peak rate", right=True)),
             *([TableColumn("in phase", right=True)] if phases else []),
             *(TableColumn("learning rate", leaves=2), TableColumn("decay", right=True, leaves=5)),
-            *(TableColumn("BatchNorm", leaves=4), TableColumn("restored", right=True, leaves=3)),
+            TableColumn("BatchNorm", leaves=4),
+            *([TableColumn("restored", right=True, leaves=3)] if restored else []),
         )
     )
     for name in plan["groups"]:
@@ -53,7 +54,7 @@ def group_table(plan: Plan) -> FittedTable:
             _rates(trained["learning_rate"]) if trained else "",
             f"{decays[0]:g}" if decays else "",
             next((_mode(row) for row in rows if row["batch_normalization"]), ""),
-            f"{sum(bool(row['restored_from']) for row in rows)}/{len(rows)}",
+            *([f"{sum(bool(row['restored_from']) for row in rows)}/{len(rows)}"] if restored else []),
         )
     return table
 
@@ -270,14 +271,24 @@ def native_text(layers: Mapping[str, int]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The whole plan as plain text: phases, groups, weights and advice."""
-    tables = [as_text(group_table(plan)), as_text(weight_table(plan))]
+    return "\n".join(_plan_parts(plan, group_table(plan), as_text(weight_table(plan))))
+
+
+def plan_summary(plan: Plan) -> str:
+    """The plan as plain text without a row for each weight: phases, groups and advice."""
+    restored = any(row["restored_from"] for row in plan["weights"])
+    return "\n".join(_plan_parts(plan, group_table(plan, restored=restored))).rstrip()
+
+
+def _plan_parts(plan: Plan, groups: FittedTable, *weights: str) -> list[str]:
+    tables = [as_text(groups), *weights]
     advice = [printable_lines(f"Advice: {line}\n") for line in plan["advice"]]
     if plan.get("native"):
         tables.append(f"Native kernels where they apply, in {native_text(plan['native'])}\n")
     if not plan.get("phases"):
-        return "\n".join([LEGEND + "\n", *tables, *advice])
+        return [LEGEND + "\n", *tables, *advice]
     notes = [f"{line[0].upper()}{line[1:]}\n" for line in phase_notes(plan)]
-    return "\n".join([PHASED_LEGEND + "\n", as_text(phase_table(plan)), *notes, *tables, *advice])
+    return [PHASED_LEGEND + "\n", as_text(phase_table(plan)), *notes, *tables, *advice]
 
 
 def as_text(table: Table | FittedTable) -> str:

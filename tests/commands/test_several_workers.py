@@ -22,7 +22,7 @@ def recipe(tmp_path):
 
 def test_a_process_alone_joins_nobody(recipe, tmp_path, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert join_workers(recipe)() is None
+    assert join_workers(recipe) is None
     with as_worker(tmp_path, resume=True) as folder:
         assert folder == tmp_path
     assert common_clock() is time.monotonic

@@ -59,6 +59,14 @@ def test_arguments_out_of_their_bounds_are_refused(recipe, wrong):
         suggest_groups(recipe, **wrong)
 
 
+@pytest.mark.parametrize(
+    ("peak", "outside"), [(1e300, r"`body`: 1e\+300, `head`: \S+e\+\d\d\d"), (1.2e-38, "`head`: ")]
+)
+def test_rates_that_become_0_or_infinite_in_float32_are_refused(recipe, peak, outside):
+    with pytest.raises(FinetuneError, match=f"must be between 1.2e-38 and 3.4e38: .* would be {outside}"):
+        suggest_groups(recipe, peak=peak, num_batches=1)
+
+
 def test_a_missing_folder_is_reported_before_the_measurement(recipe):
     with pytest.raises(FinetuneError, match=r"There is no `no/such`\."):
         suggest_groups(recipe, out="no/such/new.yaml")

@@ -16,6 +16,8 @@ def table(rows):
             "none": pa.array([None if n % 3 else n for n in range(rows)], pa.int64()),
             "kind": pa.array([["a", "b"][n % 2] for n in range(rows)]).dictionary_encode(),
             "list": [[n, n + 1] for n in range(rows)],
+            "number.text": [str(n) for n in range(rows)],
+            "flag": [n % 2 == 0 for n in range(rows)],
         }
     )
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
-from finetune.groups.rate_spacing import check_rate, discriminative_rates, length_in_steps, spread_rates
+from finetune.groups.rate_spacing import (
+    check_rate,
+    discriminative_rates,
+    length_in_steps,
+    rates_by_group,
+    spread_rates,
+)
 
 rates = st.floats(1e-12, 10.0)
 sizes = st.integers(1, 60)
@@ -191,3 +197,45 @@ def test_a_wrong_layer_decay_is_an_error_that_says_what_to_do(arguments, message
     with pytest.raises(GroupError) as error:
         discriminative_rates(0.1, 4, **arguments)
     assert message in str(error.value)
+
+
+BASE = {"stem": 1e-4, "body": 1e-3, "head": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("written", "rates"),
+    [
+        (0.1, [1e-3, 1e-2, 0.1]),  # of the last group; the ratios stay
+        (slice(1e-5, 1e-3), [1e-5, 1e-4, 1e-3]),
+        (slice(1e-3), [1e-4, 1e-4, 1e-3]),
+        (slice(None, 1e-3), [1e-4, 1e-4, 1e-3]),
+        ({"body": 0.5}, [1e-4, 0.5, 1e-2]),
+        ([1, 2, 3], [1, 2, 3]),
+        ((1, 2, 3), [1, 2, 3]),
+    ],
+)
+def test_rates_of_all_groups_are_written_in_several_forms(written, rates):
+    assert rates_by_group(written, BASE) == pytest.approx(dict(zip(BASE, rates, strict=True)))
+
+
+def test_a_slice_gives_a_single_group_its_high_end_as_in_fastai():
+    assert rates_by_group(slice(1e-5, 1e-3), {"all": 1.0}) == rates_by_group(slice(1e-3), {"all": 1.0}) == {"all": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (slice(1e-3, None), r"is `slice\(low, high\)` or `slice\(high\)`"),
+        (slice(1e-5, 1e-3, 2), r"Received: `slice\(1e-05, 0.001, 2\)`"),
+        (slice(1e-3, 1e-5), "low to high"),
+        (slice(0), "must be a finite number above 0"),
+        ({"hed": 1.0}, "those of groups that are trained: .* Did you mean `head`"),
+        ({"head": 0}, "the learning rate of `head` must be a finite number above 0"),
+        ([1, 2], "Received 2 for 3 groups"),
+        ("1e-3", "That is text"),
+        (None, "must be a finite number"),
+    ],
+)
+def test_rates_in_no_such_form_are_refused(written, message):
+    with pytest.raises(GroupError, match=message):
+        rates_by_group(written, BASE)

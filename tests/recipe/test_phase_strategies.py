@@ -105,5 +105,25 @@ def test_a_strategy_that_cannot_know_its_length_says_how_to_give_one():
         expand("gradual_unfreezing")
     assert "does not say how long its last phase is. Give it `epochs`" in caught.value.context["predicate"]
     with pytest.raises(PydanticCustomError) as caught:
-        expand("gradual_unfreezing", epochs=2)
-    assert "needs 2 epochs before its last phase, and `train.epochs` is 2" in caught.value.context["predicate"]
+        expand("gradual_unfreezing", epochs=1)
+    assert "needs 1 epochs before its last phase, and `train.epochs` is 1" in caught.value.context["predicate"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "epochs", "per_group", "entered"),
+    [
+        (18, 4, 1, [1, 7, 13, 18]),  # more groups than epochs: as evenly as can be
+        (3, 2, 1, [1, 3]),
+        (3, 9, 1, [1, 2, 3]),
+        (5, 7, 2, [1, 3, 4, 5]),  # two epochs for each of the first three phases, one for the last
+        (1, 3, 1, [1]),
+    ],
+)
+def test_several_groups_enter_at_once_where_the_run_has_fewer_epochs_than_groups(groups, epochs, per_group, entered):
+    peaks = {f"g{n}": 1.0 for n in range(groups)}
+    phases = expand({"strategy": "gradual_unfreezing", "epochs_per_group": per_group}, epochs, peaks)
+    assert [len(phase.train) for phase in phases] == entered
+    assert sum(phase.epochs for phase in phases) == epochs
+    assert {name: rate.peak for name, rate in phases[-1].rates.items()} == pytest.approx(
+        {f"g{n}": 2.6 ** (n - groups + 1) for n in range(groups)}
+    )

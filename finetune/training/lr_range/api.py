@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from finetune.errors import GroupError
+from finetune.errors import GroupError, TrainingError
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.plots import plot_lr_range
 from finetune.training.fit_data import fit_batches
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 ALL = "all groups"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RangeTest:
-    """The result of an LR range test. In a notebook `.plot()` shows it.
+    """The result of an LR range test. In a notebook `.plot()` shows it; `print` says what it suggests.
 
     Attributes:
         sweeps: The sweeps, one for each repeat, under the name of the group that was swept alone, or `all groups`.
@@ -55,6 +55,34 @@ class RangeTest:
         # The swept rate is that of the last group; the others keep their ratio to it.
         last = list(self.base_rates.values())[-1]
         return {name: together.learning_rate * rate / last for name, rate in self.base_rates.items()}
+
+    @property
+    def suggestion(self) -> float:
+        """The suggested rate of the last group that was swept.
+
+        Raises:
+            TrainingError: The test suggests none, and why.
+        """
+        rates = self.learning_rates
+        if not rates:
+            raise TrainingError(self.refusal)
+        return list(rates.values())[-1]
+
+    @property
+    def refusal(self) -> str:
+        """Why there is no suggestion, and what to do; empty where there is one."""
+        reasons = [verdict.refused for verdict in self.verdicts.values() if verdict.refused]
+        if self.learning_rates:
+            return ""
+        return f"The LR range test suggests no rate. {' '.join(reasons)} Repeat it (`repeats=5`), or write a rate."
+
+    def __repr__(self) -> str:
+        lines = [f"note: {note}" for note in (*self.notes, *(n for v in self.verdicts.values() for n in v.notes))]
+        lines += [f"no suggestion: {verdict.refused}" for verdict in self.verdicts.values() if verdict.refused]
+        for name, rate in self.learning_rates.items():
+            verdict = self.verdicts.get(name) or self.verdicts[ALL]
+            lines.append(f"suggested for `{name}`: {rate:.3g}  (confidence {verdict.confidence:.2f})")
+        return "\n".join(lines)
 
     @property
     def curves(self) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,7 @@ def train_phases(
     batch_size: int | None = None,
     callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] | None = (),
     kernels: str = "exact",
+    every_group: bool = True,
     on_phase: Callable[[PhaseStart], None] = lambda start: None,
     **fit: Any,
 ) -> list[PhaseRecord]:
@@ -60,7 +61,8 @@ def train_phases(
     Args:
         model: Compiled with a `GroupedOptimizer`; it does not matter what was frozen before.
         groups: All of its layer groups.
-        phases: One or more; every group that is not frozen for good is trained in one of them. Or a strategy: its name
+        phases: One or more; every group that is not frozen for good is trained in one of them, unless `every_group` is
+            `False`. Or a strategy: its name
             such as `"gradual_unfreezing"`, or a mapping such as `{"strategy": "lp_ft", "probe_epochs": 2}`, with the
             names and settings that `phases` has in a recipe.
         x: Inputs as for `model.fit`: arrays, structures of arrays, a `tf.data.Dataset`, a `PyDataset`, or a generator,
@@ -73,6 +75,8 @@ def train_phases(
             training that was interrupted goes on where its file is.
         kernels: `exact` has the bits of Keras; `native` computes layers that TensorFlow has a single kernel for by that
             kernel, in less time, where it trains and where it validates.
+        every_group: Whether it is an error that no phase of a list trains a group. A strategy says itself what it
+            trains.
         on_phase: Called with every phase that begins; `print` shows what is trained.
         fit: More arguments of `model.fit`, such as `validation_data` or `class_weight`.
 
@@ -104,6 +108,7 @@ def train_phases(
     # Phases announce themselves through `on_phase`; Keras' own lines appear on request.
     settings = {"verbose": 0, **fit, **({} if batch_size is None else {"batch_size": batch_size})}
     steps = steps_in_epoch(x, batch_size or 32, fit)
+    is_strategy = isinstance(phases, str | Mapping)
     if isinstance(phases, str | Mapping):
         rates = grouped_optimizer(model).initial_rates
         phases = phases_of_strategy(phases, groups, rates, epochs=epochs, steps_per_epoch=steps)
@@ -113,7 +118,7 @@ def train_phases(
             "`epochs`, or pass a strategy such as `gradual_unfreezing` in place of the list."
         )
     phases = one_or_more(phases)
-    check_phases(groups, phases)
+    check_phases(groups, phases, every=every_group and not is_strategy)
     data = PhaseData(x, y, settings, AUTO_RGN_BATCHES, model)
     callbacks, backups = with_phase_backups(callbacks)
     checkpoint = next((callback for callback in callbacks if isinstance(callback, Checkpoint)), None)

@@ -73,7 +73,7 @@ def with_phases(
     def rate_in(place: int, group: str) -> Callable[[int], float]:
         # As in the loop: a group warms up when the phase before did not train it.
         warms = place == 0 or group not in names[place - 1]
-        return _rate_of(phases[place], group, settings[group], starts[place], warms=warms)
+        return rate_in_phase(phases[place], group, settings[group], starts[place], warms=warms)
 
     rows = [
         _planned(phase, groups, state, lengths[place], lambda group, place=place: rate_in(place, group), settings)
@@ -93,10 +93,19 @@ def with_phases(
     return replace(plan, weights=weights, phases=tuple(rows), advice=(*plan.advice, *_advice(groups, phases)))
 
 
-def _rate_of(phase: Phase, group: str, settings: GroupSettings, start: int, *, warms: bool) -> Callable[[int], float]:
+def rate_in_phase(
+    phase: Phase, group: str, settings: GroupSettings, start: int, *, warms: bool
+) -> Callable[[int], float]:
     """Returns the rate of a group as a function of the step within the phase.
 
     A rate that warms up is multiplied by `min(step / warmup_steps, 1)`, as `GroupedOptimizer.reschedule` does it.
+
+    Args:
+        phase: The phase.
+        group: Name of the group, which the phase trains.
+        settings: How the group is trained where the phase does not say it.
+        start: Step of the run with which the phase begins.
+        warms: Whether the group warms up, because the phase before did not train it.
     """
     # What `_PhaseLoop.set_rates` does: Auto-RGN replaces the rates of the phase, and these replace those of the groups.
     rate: Any = phase.auto_rgn or phase.rates.get(group, settings.learning_rate)

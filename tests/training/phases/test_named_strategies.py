@@ -77,6 +77,15 @@ def test_train_phases_takes_the_name_of_a_strategy_and_trains_its_phases(tiny, r
     ]  # fmt: skip
 
 
+def test_train_phases_takes_a_strategy_that_trains_a_single_group(tiny, rows):
+    model = tiny()
+    groups = compiled(model, NUMBERS)
+    [record] = finetune.train_phases(model, groups, {"strategy": "surgical", "train": "first"}, *rows, epochs=1)
+    assert record.train == ("stem",)
+    [record] = finetune.train_phases(model, groups, Phase("head", 1), *rows, every_group=False)
+    assert record.train == ("head",)
+
+
 def test_a_strategy_by_name_and_its_list_written_by_hand_end_with_the_same_bits(tiny, rows):
     def weights(phases, **length):
         keras.utils.set_random_seed(1)
@@ -126,7 +135,9 @@ def test_a_strategy_of_unknown_length_asks_for_epochs_and_not_for_a_key_of_recip
     with pytest.raises(GroupError, match=r"does not say how long its last phase is\. .*of the whole run: `epochs`\."):
         phases_of_strategy("lp_ft", three_groups(tiny()), NUMBERS)
     with pytest.raises(GroupError, match=r"needs 2 epochs before its last phase, and `epochs` is 2\."):
-        phases_of_strategy("gradual_unfreezing", three_groups(tiny()), NUMBERS, epochs=2, steps_per_epoch=1)
+        phases_of_strategy(
+            {"strategy": "lp_ft", "probe_epochs": 2}, three_groups(tiny()), NUMBERS, epochs=2, steps_per_epoch=1
+        )
 
 
 def test_schedules_over_a_phase_need_the_number_of_batches(tiny):
