@@ -4,6 +4,7 @@
 `finetune check` accepts.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -134,8 +135,9 @@ def meanings(part: type[Part]) -> dict[str, str]:
     """Returns what the docstrings of a class and of its bases say about each field, by its name or its key."""
     notes: dict[str, str] = {}
     for base in reversed(part.__mro__):
-        _, _, listing = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
-        for name, text in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", listing, re.MULTILINE):
+        docstring = inspect.cleandoc(base.__dict__.get("__doc__") or "")  # as Python 3.13 keeps it, whatever the version
+        _, _, listing = docstring.partition("Attributes:\n")
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listing, re.MULTILINE):
             notes[name] = re.sub(r"\s+", " ", text).strip()
     return notes
 
