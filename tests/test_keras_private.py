@@ -906,6 +906,25 @@ def writes():
     assert seen == {0: False, 1: True, 2: True, 3: False}
 
 
+@checks(private.synchronized_moments)
+def synchronized_moments():
+    layer, x = keras.layers.BatchNormalization(synchronized=True), tf.constant([[1.0], [3.0]])
+    with private.synchronized_moments(lambda own, x, axes, keepdims: [2 * part for part in own(x, axes, keepdims)]):
+        doubled = layer(x, training=True)
+    np.testing.assert_allclose(doubled[:, 0], (x[:, 0] - 4) / np.sqrt(2.0 + layer.epsilon), rtol=1e-5)
+    np.testing.assert_allclose(layer(x, training=True)[:, 0], [-1, 1], atol=1e-3)
+
+
+@checks(private.sagemaker_resolver)
+def sagemaker_resolver():
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SM_HOSTS", '["algo-1", "algo-2"]')
+        environment.setenv("SM_CURRENT_HOST", "algo-2")
+        resolver = private.sagemaker_resolver()
+        assert resolver.cluster_spec().as_dict() == {"worker": ["algo-1:2223", "algo-2:2223"]}
+        assert (resolver.task_type, resolver.task_id) == ("worker", 1)
+
+
 @checks(private.abort_collectives)
 def abort_collectives():
     """In a process of its own, which has no collective operations afterwards."""
@@ -1036,15 +1055,17 @@ def losses_and_seeds_go_through_what_is_in_their_place():
     names = ("reduce_values", "apply_mask", "scale_loss_for_distribution", "unscale_loss_for_distribution")
     replaced = {
         "losses": {name: functools.partial(note, name) for name in names},
+        "moments": functools.partial(note, "moments"),
         "next_seed": lambda seed: seed + 1,
     }
-    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    norm = keras.layers.BatchNormalization(synchronized=True)
+    model = keras.Sequential([keras.Input((1,)), norm, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, seeds = np.ones((2, 1)), keras.random.SeedGenerator(5)
     with private.functions_replaced(**replaced, applies=lambda: True):
         model.fit(x, x, verbose=0)
         assert seeds.next().numpy().tolist() == [6, 1]
-    assert {*names} <= {*seen}
+    assert {*names, "moments"} <= {*seen}
     seen.clear()
     with private.functions_replaced(**replaced, applies=lambda: False):
         model.evaluate(x, x, verbose=0)

@@ -203,7 +203,7 @@ def _lay_out(
     plan = make_plan(tree, groups, settings, steps=length.steps, restored_from=sources)
     extremes = advice_on_extremes(settings, dict(recipe.train), length.steps)
     fresh = advice_on_fresh(recipe, written_phases, sources)
-    native = layers_with_kernels(model) if recipe.train.kernels == "native" else {}
+    native = layers_with_kernels(model) if recipe.train.kernels == "native" and distribution.strategy is None else {}
     advice = (*plan.advice, *fresh, *extremes, *advice_on_untracked(model))
     plan = replace(plan, native=native, advice=advice)
     if shows_phases(recipe):

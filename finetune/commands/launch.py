@@ -8,7 +8,8 @@ from pathlib import Path
 
 from finetune.commands.check import check
 from finetune.distribution.worker_processes import finetune_command, launch
-from finetune.errors import printable
+from finetune.errors import FinetuneError, printable
+from finetune.recipe.loader import load_recipe, place_of
 from finetune.results.run_folder import check_can_resume, new_run_folder
 
 LOGS = "workers"  # the folder of the logs in the run folder
@@ -49,6 +50,12 @@ def launch_run(
     if resume:
         check_can_resume(out, overwrite=overwrite)
     check(recipe, overrides=overrides, allow_code=allow_code, out=out, overwrite=overwrite, resume=resume)
+    devices = (loaded := load_recipe(recipe, overrides=overrides)).distribute.devices
+    if devices not in ("auto", "multi_worker"):
+        raise FinetuneError(
+            f"{place_of(loaded, 'distribute', 'devices')}: several workers train with `distribute.devices: "
+            f"multi_worker`, or `auto`. Received `{devices}`. Remove it, or use `finetune run`."
+        )
     folder = out or new_run_folder(recipe.stem)
     options = [part for each in overrides for part in ("--set", each)]
     options += [part for each in allow_code for part in ("--allow-code", each)]

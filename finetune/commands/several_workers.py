@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from finetune import __version__
-from finetune.distribution.cluster import Cluster, read_tf_config
+from finetune.distribution.cluster import Cluster
+from finetune.distribution.cluster_resolvers import find_cluster as resolve_cluster
 from finetune.distribution.facts import check_equal, fingerprint, versions
 from finetune.distribution.greeting import open_channel
 from finetune.errors import FinetuneError
@@ -34,11 +35,12 @@ def find_cluster(recipe: Recipe) -> Cluster | None:
         FinetuneError: The recipe asks for several, and the environment names none.
     """
     devices = recipe.distribute.devices
-    cluster = read_tf_config() if devices in ("auto", "multi_worker") else None
+    cluster = resolve_cluster() if devices in ("auto", "multi_worker") else None
     if cluster is None and devices == "multi_worker":
         raise FinetuneError(
             f"{place_of(recipe, 'distribute', 'devices')}: `distribute.devices: multi_worker` needs several processes "
-            "that know of each other, and `TF_CONFIG` names none. Begin them with `finetune launch`, or set it in each."
+            "that know of each other, and neither `TF_CONFIG` nor SLURM or SageMaker names any. Begin them with "
+            "`finetune launch`, or set `TF_CONFIG` in each."
         )
     return cluster
 
@@ -68,6 +70,12 @@ def join_workers(
         raise FinetuneError(
             f"All workers of a run are told of the same run folder. {cluster.source} names {cluster.workers} workers. "
             "Choose the folder with `--out`."
+        )
+    if loaded.train.mixed_precision == "auto":  # as each would choose by its own clock
+        raise FinetuneError(
+            f"{place_of(loaded, 'train', 'mixed_precision')}: `train.mixed_precision: auto` measures steps on one "
+            f"machine, and {cluster.source} names {cluster.workers} workers. Write `bfloat16` or `false`; a run or "
+            "`finetune plan` on one of the machines says which is faster."
         )
     channel = open_channel(cluster)
     told = {"recipe": fingerprint(dump_recipe(loaded)), "seed": loaded.seed, "run folder": out.name, "--resume": resume}

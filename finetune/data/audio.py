@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.file_beginnings import begins_as
 from finetune.data.file_endings import SOUNDS
 from finetune.data.file_names import file_paths
 from finetune.data.rows import Rows, StoredRows
@@ -66,7 +67,7 @@ def read_head(path: str | Path) -> Sound:
 def _head(file: BinaryIO) -> Sound:
     head = file.read(12)
     if head[:4] not in (b"RIFF", b"RF64") or head[8:12] != b"WAVE":
-        raise ValueError("it is empty" if not head else "it does not begin as one")
+        raise ValueError(f"it is {begins_as(head)}" if begins_as(head) else "it does not begin as one")
     layout = None
     while len(chunk := file.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.file_beginnings import begins_as
 from finetune.data.separators import any_length
 from finetune.data.table_bytes import open_bytes, open_text, read_bytes
 from finetune.errors import DataError, quote
@@ -73,6 +74,8 @@ def check_text(path: Path) -> None:
     for magic, what in _OTHERS.items():
         if head.startswith(magic):
             raise DataError(f"Tables are text in UTF-8. `{path.name}` is {what}.")
+    if head and (kind := begins_as(head)):
+        raise DataError(f"Tables are text in UTF-8. `{path.name}` is {kind}.")
     encoding = next((name for mark, name in _WIDE.items() if head.startswith(mark)), "")
     zeros = [head[place::2].count(0) for place in (0, 1)]
     if not encoding and max(zeros) > len(head) / 4:  # ASCII as UTF-16 without a mark has a zero beside each letter

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.examples import ARRAY_NAMES, Examples, Split, check_examples
+from finetune.data.file_beginnings import BYTES, begins_as
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
 from finetune.files.npy_headers import check_arrays
 from finetune.machine_failures import raise_machine_failure
@@ -117,7 +118,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise errors of many classes
         raise_machine_failure(error, f"Reading `{path}`")
-        raise DataError(f"`{path}` must be a readable `.npz` file; reading it failed: {error}. {_ADVICE}") from error
+        raise DataError(f"`{path}` must be a readable `.npz` file; {_fault(path, error)}. {_ADVICE}") from error
     if arrays is None:
         raise DataError(f"`{path}` must be an `.npz` file of named arrays; received a single array. {_ADVICE}")
     return arrays
@@ -136,7 +137,18 @@ def read_array(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # NumPy's header parser raises errors of many classes
         raise_machine_failure(error, f"Reading `{path}`")
-        raise DataError(f"`{path}` must be a readable `.npy` file; reading it failed: {error}. {_ADVICE}") from error
+        raise DataError(f"`{path}` must be a readable `.npy` file; {_fault(path, error)}. {_ADVICE}") from error
+
+
+def _fault(path: Path, error: Exception) -> str:
+    """Returns why a file cannot be read; of one that is not NumPy's, `numpy.load` would say that it holds pickles."""
+    if isinstance(error, OSError):
+        return f"reading it failed: {error}"
+    with path.open("rb") as file:
+        head = file.read(BYTES)
+    if head.startswith((b"PK", b"\x93NUMPY")):
+        return f"reading it failed: {error}"
+    return f"it is {begins_as(head) or 'no file of NumPy'}"
 
 
 def _mapped(path: Path) -> dict[str, np.memmap]:

@@ -1,4 +1,4 @@
-"""Means over the rows of all replicas, in place of the means of Keras' losses over those of one.
+"""Means over the rows of all replicas, in place of those that Keras takes over the rows of one.
 
 Keras takes the mean over a replica's rows and divides it by the number of replicas. That is the mean over the batch
 only if all replicas have equally many rows: the last batch of an epoch is weighted wrongly, and so is every batch with
@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.workers import training_workers
 
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 # TensorFlow traces each replica in a thread of its own, in turns: what is replaced is common, the rows are not.
@@ -21,13 +22,22 @@ _REPLICA = threading.local()
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Returns the sum over all replicas, of a tensor or of each in a list; to be called in each of them."""
+    """Returns the sum over all replicas, of a tensor or of each in a list; to be called in each of them.
+
+    Several workers are replicas, too, though TensorFlow does not know: their variables are ordinary ones.
+    """
+    if together := training_workers():
+        sums = together.sums(tf.nest.flatten(value))
+        return sums if isinstance(value, list) else sums[0]
     replica: Any = tf.distribute.get_replica_context()
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def exact_means() -> AbstractContextManager[None]:
-    """Makes the losses of Keras, in the block, parts of the loss of the batch, in replicas that are `in_share`."""
+    """Makes the losses of Keras, in the block, parts of the loss of the batch, in replicas that are `in_share`.
+
+    BatchNormalization that is `synchronized` takes the rows of all workers; those of replicas Keras takes by itself.
+    """
     return keras_private.functions_replaced(
         losses={
             "reduce_values": _reduce_values,
@@ -35,6 +45,7 @@ def exact_means() -> AbstractContextManager[None]:
             "scale_loss_for_distribution": lambda own, value: _share_of(value),
             "unscale_loss_for_distribution": lambda own, value: sum_over_replicas(value),
         },
+        moments=_moments,
         next_seed=_seed_of_replica,
         applies=lambda: hasattr(_REPLICA, "count"),
     )
@@ -87,8 +98,27 @@ def _apply_mask(own: Callable[..., Any], sample_weight: Any, mask: Any, dtype: A
     return own(sample_weight, mask, dtype=dtype, reduction=reduction)
 
 
+def _moments(own: Callable[..., Any], x: Any, axes: Any, keepdims: bool) -> Any:
+    """Returns mean and variance over the rows that count of all replicas.
+
+    In two passes, as on a single device. Keras subtracts the square of the mean from the mean of the squares, which
+    loses the digits that both have in common.
+    """
+
+    def mean_of(value: Any) -> Any:
+        sums = tf.reduce_sum(value, axis=axes, keepdims=True)
+        entries = tf.reduce_sum(tf.ones_like(value), axis=axes, keepdims=True)
+        total, count = sum_over_replicas([_counted(sums), _counted(entries)])
+        return tf.math.divide_no_nan(total, count)
+
+    mean = mean_of(x)
+    variance = mean_of(tf.math.squared_difference(x, tf.stop_gradient(mean)))
+    return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
+
+
 def _seed_of_replica(seed: Any) -> Any:
     """Returns another seed for every replica but the first; of its two numbers the second counts the draws."""
     replica: Any = tf.distribute.get_replica_context()
-    number = tf.cast(replica.replica_id_in_sync_group, seed.dtype)
+    together = training_workers()
+    number = tf.cast(together.cluster.index if together else replica.replica_id_in_sync_group, seed.dtype)
     return seed + tf.stack([number * tf.constant(0x9E3779B1, seed.dtype), tf.zeros_like(number)])

@@ -1,19 +1,11 @@
 """What a step and its metrics are over all workers, out of what each has computed on its part of the batch.
 
-The loss of a batch is a mean over its N rows. A worker with n of them has the mean over these, so
-
-    loss = sum(n * loss of the worker) / N,
-
-and so have the gradients, which are linear in the loss; with regularization losses, too, as the n add up to N. The
-moving statistics of BatchNormalization are linear in the statistics of the batch, and are averaged alike: what they
-become is what they are with the mean of the workers' statistics. Metrics are sums in Keras, and are added up: what a
-call has added to them on each worker is added on all.
-
-A mean that is not over rows (`mean_with_sample_weight`, or over the steps of sequences that are masked) weighs the
-parts of the workers by their rows all the same, as Keras does with the replicas of a strategy.
+The loss of a worker is its part of the loss of the batch (`loss_means.py`), so losses and gradients are summed. Moving
+statistics become the mean over the workers, by their rows. Metrics are sums in Keras, and are added up: what a call
+has added to them on each worker is added on all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,36 +18,26 @@ from finetune.variables import tf_variable
 
 
 def sum_step(
-    workers: Workers, rows: Any, loss: Any, gradients: Sequence[Any], statistics: Sequence[Any]
+    workers: Workers, of_batch: Any, loss: Any, gradients: Sequence[Any], changes: Sequence[tuple[Any, Any]]
 ) -> tuple[Any, list[Any]]:
-    """Returns loss and gradients of a whole batch, and averages the statistics that the forward pass has written.
+    """Returns loss and gradients of a whole batch, and averages what the forward pass has changed.
 
     Everything of one type goes in one collective operation.
 
     Args:
         workers: All workers.
-        rows: Rows of this worker's part, a scalar; 0 where the batch has fewer rows than there are workers.
-        loss: The mean over them.
-        gradients: Of this loss; `None` where it does not depend on a variable.
-        statistics: Variables that are averaged.
+        of_batch: The rows of this worker as a fraction of the batch, a scalar tensor.
+        loss: The part of this worker in the loss of the batch.
+        gradients: Of this part; `None` where it does not depend on a variable.
+        changes: Moving statistics, each with its value before the step, which is the same on all workers.
     """
-    share = tf.cast(rows, tf.float32)
-    variables = [tf_variable(variable) for variable in statistics]
-    parts = [loss, *gradients, *(variable.read_value() for variable in variables)]
-    total, *sums = workers.sums([share, *(_times(part, share) for part in parts)])
-    loss, *means = (_times(part, 1.0 / total) for part in sums)
-    for variable, mean in zip(variables, means[len(gradients) :], strict=True):
-        variable.assign(mean, read_value=False)
-    return loss, means[: len(gradients)]
-
-
-def _times(tensor: Any, factor: Any) -> Any:
-    """Returns the product, 0 where the factor is 0 whatever the tensor is."""
-    if tensor is None:
-        return None
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(_times(tensor.values, factor), tensor.indices, tensor.dense_shape)
-    return tf.math.multiply_no_nan(tensor, tf.cast(factor, tensor.dtype))
+    held = [(tf_variable(variable), before) for variable, before in changes]
+    # Of the changes: where there is none, the value stays bit for bit.
+    parts = [(v.read_value() - before) * tf.cast(of_batch, v.dtype) for v, before in held]
+    loss, *sums = workers.sums([loss, *gradients, *parts])
+    for (variable, before), change in zip(held, sums[len(gradients) :], strict=True):
+        variable.assign(before + change, read_value=False)
+    return loss, sums[: len(gradients)]
 
 
 def written_statistics(candidates: Iterable[Any]) -> list[Any]:
@@ -84,26 +66,24 @@ def metrics_of_all(workers: Workers, variables: Sequence[keras.Variable]) -> Ite
         variable.assign(value + more, read_value=False)
 
 
-@contextmanager
-def own_seeds(workers: Workers, states: Iterable[Any]) -> Iterator[None]:
-    """Gives the random layers of each worker numbers of their own in the block: the workers have different rows.
-
-    Afterwards the seeds are those of the chief, whose checkpoint holds them.
+def moments_of_all(workers: Workers, counts: Any) -> Callable[..., tuple[Any, Any]]:
+    """Returns what computes the mean and the variance of a BatchNormalization over the rows of all workers.
 
     Args:
         workers: All workers.
-        states: Variables of shape `(2,)`: a seed, which is changed, and a counter.
+        counts: 1 where the rows of this worker count, else 0; a scalar tensor.
     """
-    held = [tf_variable(state) for state in states] if not workers.is_chief else []
 
-    def change() -> None:
-        for state in held:
-            key = tf.cast(tf.constant([workers.cluster.index * 0x9E3779B1 % 2**31, 0], tf.int64), state.dtype)
-            state.assign(tf.bitwise.bitwise_xor(state.read_value(), key), read_value=False)
+    def moments(own: Any, x: Any, axes: Any, keepdims: bool) -> tuple[Any, Any]:
+        counted = tf.cast(counts, x.dtype)
+        size = counted * tf.cast(tf.size(x) / tf.size(tf.reduce_sum(x, axes)), x.dtype)
+        sums = [counted * tf.reduce_sum(part, axes, keepdims=True) for part in (x, tf.square(x))]
+        total, squares, rows = workers.differentiable_sums([*sums, size])
+        mean = tf.math.divide_no_nan(total, rows)
+        variance = tf.maximum(tf.math.divide_no_nan(squares, rows) - tf.square(mean), 0.0)
+        return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
 
-    change()
-    yield
-    change()
+    return moments
 
 
 def padded(data: Any, rows: Any) -> Any:

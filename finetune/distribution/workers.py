@@ -76,6 +76,15 @@ class Workers:
                 results[place].set_shape(tensors[place].shape)
         return results
 
+    def differentiable_sums(self, tensors: Sequence[Any]) -> list[Any]:
+        """Returns what `sums` returns; the gradient of a sum is the sum of the gradients of all workers."""
+
+        @tf.custom_gradient
+        def total(*parts: Any) -> Any:
+            return self.sums(parts), lambda *upstream: self.sums(upstream)
+
+        return list(total(*tensors))
+
     def _sum(self, tensor: Any) -> Any:
         def in_replica() -> Any:
             # Within the strategy every tensor has the device of its replica, which the sum asks for.

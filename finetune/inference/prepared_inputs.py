@@ -12,6 +12,7 @@ from finetune.build.source_keys import network_inputs
 from finetune.build.text_source import made_of_ids
 from finetune.data.audio import read_sound
 from finetune.data.columns import category_places
+from finetune.data.file_beginnings import BYTES, begins_as
 from finetune.data.images import image_of_bytes
 from finetune.data.table_column import cell_text
 from finetune.data.table_head import MISSING
@@ -36,7 +37,10 @@ def prepares(record: RunRecord, model: Any) -> Prepare:
         A function whose result is what the model takes. It raises `DataError` where a row does not fit, and says where
         the row is.
     """
-    tensors = network_inputs(model)
+    tensors, columns = (
+        network_inputs(model),
+        list(dict.fromkeys(name for each in record.inputs for name in each.columns)),
+    )
     parts = [(_maker(record, each, tensors), each) for each in record.inputs]
     if [each.kind for _, each in parts] == ["array"]:
         return lambda rows: _arrays(rows, tensors)
@@ -45,7 +49,7 @@ def prepares(record: RunRecord, model: Any) -> Prepare:
     def prepare(rows: RawRows) -> Any:
         made: dict[str, Any] = {}
         for make, each in parts:
-            value = make(_values(rows, each))
+            value = make(_values(rows, each, columns))
             if each.kind != "tokens":
                 made[each.name] = value
                 continue
@@ -56,12 +60,19 @@ def prepares(record: RunRecord, model: Any) -> Prepare:
     return prepare
 
 
-def _values(rows: RawRows, each: InputRecord) -> RawRows:
+def _values(rows: RawRows, each: InputRecord, every: Sequence[str]) -> RawRows:
     """Returns the columns of an input; a value without a name is that of an only column.
+
+    Args:
+        rows: The rows.
+        each: The input.
+        every: The columns of all inputs.
 
     Raises:
         DataError: A column is missing.
     """
+    if "" in rows.columns and every != [""]:
+        _check_nameless(rows, each, every)
     if each.columns == ("",) and "" not in rows.columns:
         if len(rows.columns) != 1:
             raise DataError(
@@ -69,15 +80,14 @@ def _values(rows: RawRows, each: InputRecord) -> RawRows:
                 f"{quote(rows.columns)}. Name the files, their folder, or a table with a single column of their names."
             )
         return RawRows({"": next(iter(rows.columns.values()))}, rows.places, rows.folder)
-    if "" in rows.columns and len(each.columns) == 1:
+    if "" in rows.columns:
         return RawRows({each.columns[0]: rows.columns[""]}, rows.places, rows.folder)
     absent = [name for name in each.columns if name not in rows.columns]
     if absent:
         known = list(rows.columns)
-        received = f"columns {quote(known)}" if known != [""] else "rows of a single value without a name"
         raise DataError(
-            f"Rows need the columns that the model was trained on: {quote(each.columns, limit=20)}. `{rows.places[0]}` "
-            f"has {received}; {quote(absent)} {'is' if len(absent) == 1 else 'are'} missing."
+            f"Rows need the columns that the model was trained on: {quote(every, limit=20)}. `{rows.places[0]}` "
+            f"has columns {quote(known)}; {quote(absent)} {'is' if len(absent) == 1 else 'are'} missing."
             f"{did_you_mean(absent[0], known)}"
         )
     if each.kind != "features":  # numbers and categories may be missing; a text or a file that is not there is none
@@ -85,6 +95,26 @@ def _values(rows: RawRows, each: InputRecord) -> RawRows:
             if all(rows.columns[name][row] is None for name in each.columns):
                 raise DataError(f"Rows need a value for {quote(each.columns)}. `{place}` has none.")
     return RawRows({name: rows.columns[name] for name in each.columns}, rows.places, rows.folder)
+
+
+def _check_nameless(rows: RawRows, each: InputRecord, every: Sequence[str]) -> None:
+    """Refuses values without a name where rows have several columns, and files and arrays where they are no such.
+
+    Raises:
+        DataError: Says what was received, and which columns rows have.
+    """
+    first = rows.columns[""][0]
+    is_file = isinstance(first, Path)
+    if len(every) == 1 and (each.kind in ("image", "audio") or not (is_file or np.ndim(first))):
+        return
+    shape = np.shape(first) if not is_file else ()
+    received = "a file" if is_file else f"an array of shape {shape}" if shape else "a single value without a name"
+    these = "these columns" if len(every) > 1 else "this column"
+    these += "" if len(every) > 1 or each.kind == "features" else ", or texts on standard input: `-`"
+    raise DataError(
+        f"Rows need the columns that the model was trained on: {quote(every, limit=20)}. `{rows.places[0]}` is "
+        f"{received}. Give a table, or JSON objects, with {these}."
+    )
 
 
 def _maker(record: RunRecord, each: InputRecord, tensors: Mapping[str, Any]) -> Callable[[RawRows], Any]:
@@ -138,7 +168,12 @@ def _images(each: InputRecord) -> Callable[[RawRows], Any]:
         values = next(iter(rows.columns.values()))
         contents = [content_of(value, rows, row) for row, value in enumerate(values)]
         with tf.device("CPU:0"):
-            return decode(tf.constant(contents, tf.string))
+            try:
+                return decode(tf.constant(contents, tf.string))
+            except tf.errors.OpError as error:
+                for data, place in zip(contents, rows.places, strict=True):
+                    _check_image(data, place, error)
+                raise
 
     return make
 
@@ -166,12 +201,33 @@ def content_of(value: Any, rows: RawRows, row: int) -> bytes:
     return file.getvalue()
 
 
+def _check_image(data: bytes, place: str, error: Exception) -> None:
+    """Refuses bytes that are no image at all; of damaged images the decoder's words say more."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        Image.open(io.BytesIO(data)).close()
+    except UnidentifiedImageError:
+        kind = begins_as(data[:BYTES]) or "none of these"
+        raise DataError(
+            f"The rows of this run are images: JPEG, PNG, GIF, BMP, WebP. `{place}` is {kind}. Leave it "
+            "out, or give the image."
+        ) from error
+    except Exception:  # Pillow raises errors of many classes over damaged files
+        return
+
+
 def _picture(array: np.ndarray, place: str) -> Any:
     from PIL import Image
 
+    if array.ndim not in (2, 3) or array.dtype.kind not in "iuf":
+        raise DataError(
+            "The rows of this run are images: names of files, or arrays of shape (height, width) or (height, width, "
+            f"3). `{place}` has type `{array.dtype}` and shape {array.shape}."
+        )
     plain = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     whole = plain.astype(np.uint8) if plain.dtype.kind in "iuf" else plain
-    if plain.ndim not in (2, 3) or plain.dtype.kind not in "iuf" or (whole != plain).any():
+    if (whole != plain).any():
         raise DataError(
             "A picture in memory has whole values from 0 to 255, shape (height, width) or (height, width, 3). "
             f"`{place}` has type `{array.dtype}` and shape {array.shape}. Multiply values from 0 to 1 by 255, or name "
@@ -211,7 +267,10 @@ def _sounds(each: InputRecord, *, channel_axis: bool) -> Callable[[RawRows], Any
 def _samples(value: Any, length: int, place: str) -> np.ndarray:
     samples = np.asarray(value, np.float32)
     if samples.ndim != 1:
-        raise DataError(f"Samples have shape (length,). `{place}` has {samples.shape}.")
+        raise DataError(
+            "The rows of this run are sounds: names of WAV files, or samples of shape (length,). "
+            f"`{place}` has shape {samples.shape}."
+        )
     whole = np.zeros(length, np.float32)
     whole[: min(length, len(samples))] = samples[:length]
     return whole
@@ -260,8 +319,8 @@ def _arrays(rows: RawRows, tensors: Mapping[str, Any]) -> Any:
     if set(given) != set(names):
         wrong = sorted(set(given) - set(names))
         raise DataError(
-            f"This run was trained on arrays: {quote(name or 'its only input' for name in names)}. `{rows.places[0]}` "
-            f"has {quote(name or 'values without a name' for name in given)}."
+            f"This run was trained on arrays{'' if names == [''] else ': ' + quote(names)}. `{rows.places[0]}` has "
+            f"{'values without a name' if list(given) == [''] else 'the columns ' + quote(given)}."
             f"{did_you_mean(wrong[0], names) if wrong else ''} Give an `.npz` or `.npy` file of rows as the network "
             "takes them."
         )
@@ -275,7 +334,8 @@ def _array(values: Sequence[Any], tensor: Any, rows: RawRows) -> np.ndarray:
         array = np.asarray(values, object if dtype == "string" else dtype)
     except (TypeError, ValueError):
         first = values[0]
-        shown = f"`{str(first)[:60]}`" if isinstance(first, str | Path) else f"a `{type(first).__name__}`"
+        text = f"the text `{first[:60]}`" if isinstance(first, str) else f"a `{type(first).__name__}`"
+        shown = "a file of another kind" if isinstance(first, Path) else text
         raise DataError(
             f"This run was trained on arrays, rows of shape {shape}. `{rows.places[0]}` is {shown}. Give an `.npz` or "
             "`.npy` file of rows as the network takes them."

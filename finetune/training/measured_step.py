@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.distribution.strategy import replicas_of
+from finetune.distribution.workers import training_workers
 from finetune.errors import reason
 from finetune.groups.selectors import LayerGroup
 from finetune.kernels.native_kernels import kernels_of, with_kernels
@@ -83,6 +84,8 @@ class StepMeasurer:
         # Another `train_step` may compute another loss; gradients of several replicas would have to be summed.
         replicas = replicas_of(model)
         self.no_gradients = "" if replicas == 1 else "the model has several replicas"
+        if training_workers():
+            self.no_gradients = "several workers train the model"
         if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
             self.no_gradients = f"`{type(model).__name__}` has its own `train_step`"
         self._handover: _Handover | None = None

@@ -47,6 +47,10 @@ def folder(tmp_path_factory):
     return folder
 
 
+def rows_of_metrics(out):
+    return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+
+
 def weights(out):
     return [weight.numpy() for weight in keras.models.load_model(out / "model.keras").weights]
 
@@ -59,8 +63,7 @@ def test_three_workers_fine_tune_what_one_process_does(folder):
     assert code == 0, "\n".join(lines)
     for a, b in zip(weights(alone), weights(together), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    rows = [list(csv.DictReader((out / "metrics.csv").open())) for out in (alone, together)]
-    for one, other in zip(*rows, strict=True):
+    for one, other in zip(rows_of_metrics(alone), rows_of_metrics(together), strict=True):
         np.testing.assert_allclose([float(v) for v in one.values()], [float(v) for v in other.values()], atol=2e-6)
     results = [json.loads((out / "result.json").read_text())["metrics"] for out in (alone, together)]
     np.testing.assert_allclose([*results[0].values()], [*results[1].values()], atol=1e-6)
@@ -105,7 +108,7 @@ def test_a_worker_that_is_killed_ends_the_others_and_a_run_of_another_number_goe
     run(folder / "recipe.yaml", folder / "long", overrides=changes)
     for a, b in zip(weights(folder / "long"), weights(out), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)  # after 800 steps
-    assert len(list(csv.DictReader((out / "metrics.csv").open()))) == 201
+    assert len(rows_of_metrics(out)) == 201
 
 
 def test_workers_that_are_told_different_things_end_with_a_sentence_on_each(folder):

@@ -22,7 +22,7 @@ def recipe(tmp_path):
 
 def test_a_process_alone_joins_nobody(recipe, tmp_path, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
-    assert join_workers(recipe)() is None
+    assert join_workers(recipe) is None
     with as_worker(tmp_path, resume=True) as folder:
         assert folder == tmp_path
     assert common_clock() is time.monotonic
@@ -36,6 +36,16 @@ def test_the_environment_names_the_workers(recipe, monkeypatch):
         join_workers(recipe)
     assert str(caught.value) == (
         "All workers of a run are told of the same run folder. TF_CONFIG names 2 workers. Choose the folder with `--out`."
+    )
+
+
+def test_several_workers_do_not_choose_a_type_each_by_its_own_clock(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(TWO))
+    with pytest.raises(FinetuneError) as caught:
+        join_workers(recipe, ["train.mixed_precision=auto"], out=tmp_path / "out")
+    assert str(caught.value) == (
+        "--set train.mixed_precision: `train.mixed_precision: auto` measures steps on one machine, and TF_CONFIG names 2 "
+        "workers. Write `bfloat16` or `false`; a run or `finetune plan` on one of the machines says which is faster."
     )
 
 

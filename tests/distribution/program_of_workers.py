@@ -17,7 +17,8 @@ import tensorflow as tf  # noqa: E402
 
 from finetune import GroupedOptimizer  # noqa: E402
 from finetune.data.batches import steps_per_epoch, training_batches  # noqa: E402
-from finetune.distribution.reductions import metrics_of_all, own_seeds, sum_step, written_statistics  # noqa: E402
+from finetune.distribution.loss_means import exact_means, in_share  # noqa: E402
+from finetune.distribution.reductions import metrics_of_all, sum_step, written_statistics  # noqa: E402
 from finetune.distribution.workers import join, leaving, training_together, workers  # noqa: E402
 from finetune.training.fast.fast_loop import FastLoop  # noqa: E402
 from finetune.training.together import SameWeights  # noqa: E402
@@ -46,13 +47,15 @@ def sums():
 
 
 def step():
-    """Worker 0 has 3 rows with a loss of 1, worker 1 none, and what it computes of them is no number."""
-    index, statistic = cluster.index, tf.Variable([float(cluster.index)])
-    rows, nan = (tf.constant(3), 1.0) if index == 0 else (tf.constant(0), float("nan"))
+    """Worker 0 has the whole batch."""
+    of_batch, statistic = tf.constant(1.0 - cluster.index), tf.Variable([1.0])
 
     @tf.function(autograph=False)
     def run():
-        loss, gradients = sum_step(workers(), rows, tf.constant(nan), [tf.constant([2.0 * nan]), None], [statistic])
+        before = statistic.read_value()
+        statistic.assign_add([1.0 + 4 * cluster.index])
+        changes = [(statistic, before)]
+        loss, gradients = sum_step(workers(), of_batch, 3 * of_batch, [2.0 * of_batch[tf.newaxis], None], changes)
         return loss, gradients[0]
 
     loss, gradient = run()
@@ -60,18 +63,22 @@ def step():
 
 
 def metrics():
-    metric, state = keras.metrics.Mean(), keras.random.SeedGenerator(5).state
+    metric, generator = keras.metrics.Mean(), keras.random.SeedGenerator(5)
 
     @tf.function(autograph=False)
     def run(value):
         with metrics_of_all(workers(), metric.variables):
             metric.update_state([value, value])
-        with own_seeds(workers(), [state]):
-            inside = tf.identity(state.value)
-        return metric.result(), inside
+        with training_together(), exact_means(), in_share(tf.constant(1), tf.constant(0.5)):
+            seed = tf.identity(generator.next())
+        return metric.result(), seed
 
     results = [run(tf.constant(1.0 + 2 * cluster.index)) for _ in range(2)]
-    seen["mean"], seen["seed inside"], seen["seed"] = plain(results[-1][0]), plain(results[-1][1]), plain(state)
+    seen["mean"], seen["seed inside"], seen["seed"] = (
+        plain(results[-1][0]),
+        plain(results[-1][1]),
+        plain(generator.state),
+    )
     seen["counted"] = plain(metric.count)
 
 
@@ -91,8 +98,15 @@ def written():
     seen["written"] = sorted(path.removeprefix(f"{model.name}/") for path in found)
 
 
-def made(embeds=False, frozen_norm=False):
+def made(embeds=False, frozen_norm=False, masked=False, synchronized=False):
     keras.utils.set_random_seed(3)
+    if masked:  # rows of different lengths, and a loss for each place
+        embedding = keras.layers.Embedding(9, 5, mask_zero=True)
+        return keras.Sequential([keras.Input((4,), dtype="int32"), embedding, keras.layers.Dense(3, name="head")])
+    if synchronized:
+        norm = keras.layers.BatchNormalization(synchronized=True)
+        dense = keras.layers.Dense(5, activation="relu")
+        return keras.Sequential([keras.Input((4,)), dense, norm, keras.layers.Dense(3, name="head")])
     if embeds:
         layers = [keras.Input((4,), dtype="int32"), keras.layers.Embedding(9, 5), keras.layers.Flatten()]
     else:
@@ -101,13 +115,18 @@ def made(embeds=False, frozen_norm=False):
     return keras.Sequential([*layers, keras.layers.Dense(3, name="head")])
 
 
-def trained(together, *, rows=ROWS, embeds=False, frozen_norm=False, float16=False, weights=False, **options):
+def trained(together, *, rows=ROWS, float16=False, weights=False, network=(), **options):
     """Returns the weights and the metrics of two epochs."""
     random = np.random.default_rng(0)
-    x = random.integers(0, 9, (rows, 4)) if embeds else random.normal(size=(rows, 4)).astype("float32")
-    y = random.integers(0, 3, rows)
+    masked = "masked" in network
+    x = (
+        random.integers(0, 4 if masked else 9, (rows, 4))
+        if masked or "embeds" in network
+        else random.normal(size=(rows, 4)).astype("float32")
+    )
+    y = random.integers(0, 3, (rows, 4) if masked else rows)
     keras.config.set_dtype_policy("mixed_float16" if float16 else "float32")
-    model = made(embeds, frozen_norm)
+    model = made(**dict.fromkeys(network, True))
     keras.config.set_dtype_policy("float32")
     body, head = model.layers[:-1], model.layers[-1:]
     adam, sgd = keras.optimizers.Adam(1e-2), keras.optimizers.SGD(1e-1, momentum=0.9)
@@ -148,9 +167,11 @@ with leaving():
     for part in (sums, step, metrics, written):
         part()
     compare("clipped, an empty part", global_clipnorm=0.5)
-    compare("sparse", embeds=True, rows=13)
+    compare("sparse", network=["embeds"], rows=13)
     compare("accumulated, averaged, weighted", gradient_accumulation_steps=2, use_ema=True, weights=True, rows=13)
-    compare("loss scale, frozen normalization", float16=True, frozen_norm=True, rows=16)
+    compare("loss scale, frozen normalization", float16=True, network=["frozen_norm"], rows=16)
+    compare("masked", network=["masked"])
+    compare("synchronized normalization", network=["synchronized"])
     # Last, since it ends the training: a weight that a worker has changed.
     model = made()
     model.compile("sgd", "mse")

@@ -7,8 +7,8 @@ from finetune.distribution.reductions import padded
 
 
 def test_loss_gradients_and_statistics_are_those_of_the_rows_of_all_workers(two_workers):
-    """Worker 0 has all rows; what worker 1 computes of none, NaN, counts for nothing."""
-    assert [seen["step"] for seen in two_workers] == [[1.0, [2.0], [0.0]]] * 2
+    """Worker 0 has all rows; what worker 1 has changed counts for nothing."""
+    assert [seen["step"] for seen in two_workers] == [[3.0, [2.0], [2.0]]] * 2
 
 
 def test_metrics_are_those_of_all_rows_after_each_call(two_workers):
@@ -17,7 +17,8 @@ def test_metrics_are_those_of_all_rows_after_each_call(two_workers):
 
 def test_each_worker_draws_numbers_of_its_own_and_the_seed_stays_that_of_the_chief(two_workers):
     chief, other = two_workers
-    assert chief["seed"] == other["seed"] == chief["seed inside"] != other["seed inside"]
+    assert chief["seed"] == other["seed"]
+    assert chief["seed inside"][0] != other["seed inside"][0]
     assert chief["seed inside"][1] == other["seed inside"][1]
 
 
@@ -25,7 +26,7 @@ def test_only_statistics_that_the_step_writes_are_averaged(two_workers):
     assert two_workers[0]["written"] == ["a/moving_mean", "a/moving_variance"]
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(6))
 def test_two_workers_train_what_one_process_trains_within_a_millionth(two_workers, case):
     for seen in two_workers:
         name, (of_weights, of_metrics) = list(seen["trained"].items())[case]

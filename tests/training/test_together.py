@@ -34,14 +34,14 @@ def test_a_signal_stops_at_the_end_of_a_step(lone, model):
         )
     )
     options = {"batch_size": 2, "epochs": 2, "verbose": 0}
-    with stoppable(), pytest.raises(Stopped) as caught, deferred():
+    with pytest.raises(Stopped) as caught, stoppable(), deferred():
         model.fit(tf.ones((8, 2)), tf.ones((8, 1)), callbacks=[signalling, StopTogether(lone)], **options)
     assert steps == [0, 1]
     assert caught.value.exit_code == 143
 
 
 def test_without_a_signal_training_goes_on(lone, model):
-    history = model.fit(
-        tf.ones((8, 2)), tf.ones((8, 1)), epochs=2, verbose=0, callbacks=[StopTogether(lone), SameWeights(lone)]
-    )
+    callbacks = [StopTogether(lone), SameWeights(lone)]
+    with stoppable():
+        history = model.fit(tf.ones((8, 2)), tf.ones((8, 1)), epochs=2, verbose=0, callbacks=callbacks)
     assert len(history.epoch) == 2

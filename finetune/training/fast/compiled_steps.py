@@ -220,8 +220,11 @@ class FastFunction:
         This is Keras' `train_step`, in its order (forward, loss, loss metric, gradients, update, metrics), except that
         some weights are read from and written to the buffers.
         """
-        model, together = self._model, StepTogether.begin(self._model, data)
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(together.data if together else data)
+        model, workers = self._model, training_workers()
+        together = StepTogether(workers, model, data) if workers else None
+        if together:
+            data, part = together.data, together.part
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         slices = self._buffers.slices()
         options = {"training": True} if keras_private.takes_training(model) else {}
 
@@ -231,15 +234,16 @@ class FastFunction:
                 loss = keras_private.compute_loss(
                     model, x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
                 )
-            of_batch = together.loss(loss) if together else part.total(loss)
-            rows = together.rows if together else part.rows(x)
-            keras_private.loss_tracker(model).update_state(of_batch, sample_weight=rows)
-            return of_batch if together else loss, (of_batch, y_pred)
+            if together:  # the loss of the batch comes with the gradients
+                return loss, (loss, y_pred)
+            of_batch = part.total(loss)
+            keras_private.loss_tracker(model).update_state(of_batch, sample_weight=part.rows(x))
+            return loss, (of_batch, y_pred)
 
         # Gradients are taken for the slices themselves: the layers never see the variables behind them.
         slice_of = {id(variable): tensor for variable, tensor in slices}
         sources = [slice_of.get(id(variable), variable) for variable in self._trained]
-        with together.seeds() if together else nullcontext():
+        with together.forward() if together else nullcontext():
             _, (loss, y_pred), gradients = loss_and_gradients(
                 forward, sources, optimizer=model.optimizer, watched=[tensor for _, tensor in slices]
             )
@@ -249,7 +253,7 @@ class FastFunction:
         _keep([*missing, *in_custom_gradients(slices)])
         if together:
             loss, gradients = together.sum(loss, gradients)
-            x, y, y_pred, sample_weight = together.own_rows((x, y, y_pred, sample_weight))
+            keras_private.loss_tracker(model).update_state(loss, sample_weight=part.rows(x))
         # The optimizer writes the buffers, or the variables that have none.
         model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
         x, y, y_pred, sample_weight = part.counted((x, y, y_pred, sample_weight))

@@ -7,18 +7,18 @@ Nothing here is traced where a process trains alone.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.distribution.reductions import metrics_of_all, own_seeds, padded, sum_step, written_statistics
-from finetune.distribution.step_on_replicas import rows_of
+from finetune.distribution.loss_means import exact_means, in_share
+from finetune.distribution.reductions import metrics_of_all, moments_of_all, padded, sum_step, written_statistics
+from finetune.distribution.step_on_replicas import PartOfBatch, rows_of
 from finetune.distribution.workers import Workers, training_workers
 from finetune.groups.layer_tree import layer_tree
-from finetune.training.snapshot import seeds
+from finetune.variables import tf_variable
 
 
 class MetricsBuiltError(Exception):
@@ -48,46 +48,43 @@ def _metric_variables(model: Any) -> list[Any]:
     return [*model.metrics_variables, *(variable for metric in of_loss for variable in metric.variables)]
 
 
-@dataclass(frozen=True)
 class StepTogether:
     """A step that several workers make.
 
-    Attributes:
+    Args:
         workers: All workers.
         model: What they train.
-        data: The part of the batch that this worker has; a row of zeros where it has none.
-        rows: How many rows this worker has, a scalar tensor.
+        data: The part of the batch that this worker has.
+
+    Attributes:
+        data: The same; a row of zeros where it has none.
+        part: How much of the batch that is.
     """
 
-    workers: Workers
-    model: Any
-    data: Any
-    rows: Any
-
-    @classmethod
-    def begin(cls, model: Any, data: Any) -> "StepTogether | None":
-        """Begins a step; `None` where this process trains alone."""
-        workers = training_workers()
-        if workers is None:
-            return None
+    def __init__(self, workers: Workers, model: Any, data: Any):
         rows = rows_of(data)
-        return cls(workers, model, padded(data, rows) if workers.pads else data, rows)
+        fraction = tf.cast(rows, tf.float32)
+        [total] = workers.sums([fraction])
+        self.workers, self.model = workers, model
+        self.data = padded(data, rows) if workers.pads else data
+        self.part = PartOfBatch(rows, fraction / total)
+        created = [leaf.variable for leaf in layer_tree(model).leaves if not leaf.trainable]
+        floats = [variable for variable in created if tf.as_dtype(tf_variable(variable).dtype).is_floating]
+        self._before = [(variable, tf_variable(variable).read_value()) for variable in floats]
 
-    def loss(self, loss: Any) -> Any:
-        """Returns the loss of the rows of this worker; 0 where it has none."""
-        return tf.where(self.rows > 0, loss, tf.zeros_like(loss)) if self.workers.pads else loss
-
-    def seeds(self) -> AbstractContextManager[None]:
-        """Returns a block in which random layers draw numbers of this worker's own."""
-        return own_seeds(self.workers, seeds(self.model))
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Makes losses those of this part of the batch, in the block, and random numbers those of this worker."""
+        moments = moments_of_all(self.workers, tf.minimum(self.part.count, 1))
+        with (
+            exact_means(),
+            in_share(self.part.count, self.part.of_batch),
+            keras_private.synchronized_moments(moments),
+        ):
+            yield
 
     def sum(self, loss: Any, gradients: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Returns loss and gradients of the whole batch, and makes the statistics those of it."""
-        created = [leaf.variable for leaf in layer_tree(self.model).leaves if not leaf.trainable]
-        return sum_step(self.workers, self.rows, loss, gradients, written_statistics(created))
-
-    def own_rows(self, parts: Any) -> Any:
-        """Returns the rows of this worker alone, for the metrics."""
-        if not self.workers.pads:
-            return parts
-        return tf.nest.map_structure(lambda part: None if part is None else part[: self.rows], parts)
+        written = {id(variable) for variable in written_statistics(variable for variable, _ in self._before)}
+        changes = [(variable, before) for variable, before in self._before if id(variable) in written]
+        return sum_step(self.workers, self.part.of_batch, loss, gradients, changes)

@@ -11,7 +11,6 @@ from finetune.distribution.cluster import Cluster
 from finetune.distribution.workers import Workers, training_together
 from finetune.errors import TrainingError
 from finetune.training.fast.fast_loop import FastLoop, train_function
-from finetune.training.fast.steps_together import StepTogether, rows_of
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def trained(**options):
     )
     x = np.random.default_rng(0).normal(size=(10, 4)).astype("float32")
     batches = training_batches(x, x[:, :3], batch_size=4)
-    history = model.fit(batches, steps_per_epoch=3, epochs=2, verbose=0, callbacks=[FastLoop()])
+    history = model.fit(batches, steps_per_epoch=3, epochs=2, shuffle=False, verbose=0, callbacks=[FastLoop()])
     return [weight.numpy() for weight in model.weights], history.history
 
 
@@ -45,14 +44,6 @@ def test_a_worker_without_others_trains_as_a_process_alone(lone, pads):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for key, values in metrics.items():
         np.testing.assert_allclose(values, metrics_together[key], atol=1e-6)
-
-
-def test_a_process_alone_begins_no_common_step():
-    assert StepTogether.begin(None, None) is None
-
-
-def test_rows_are_counted_at_the_first_part_of_a_batch():
-    assert int(rows_of((None, {"a": tf.ones((3, 2))}))) == 3
 
 
 @pytest.mark.parametrize(
