@@ -264,7 +264,10 @@ def _load(asked: _Asked, clock: StageClock) -> _Begun:
     place = former.checkpoint.position
     for path, why in former.checkpoint.damaged.items():
         asked.say(f"warning: `{path}` is damaged ({why}), so the checkpoint before it is taken")
-    where = f"epoch {place.epoch + 1}" + (f", step {place.step + 1}" if place.step else "")
+    plan = former.document.get("plan_of_phases") or []
+    steps = next((total // epochs for _, epochs, _, total in plan if epochs), 0)
+    within = f", step {place.step + 1}" if place.step else ""
+    where = f"epoch {place.epoch + 1}" + (", after its last step" if steps and place.step >= steps else within)
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
     if former.goes_back:
         asked.say(

@@ -11,6 +11,8 @@ from finetune.data.delimited_text import text_array
 from finetune.data.separators import is_comma_number, with_points
 from finetune.errors import DataError
 
+_SEVERAL = list | tuple | set | frozenset | np.ndarray  # data frames hold lists of Parquet as arrays
+
 
 class NestedError(DataError):
     """The cells of a column hold more than a value."""
@@ -54,7 +56,7 @@ def cell_number(value: float) -> str:
 
 
 def cell_text(value: Any) -> str:
-    """Returns the value of a cell as text, as a table has it: empty where it is missing, lists joined by `|`."""
+    """Returns the value of a cell as text: empty where it is missing; a list is joined by `|`, an empty one is `|`."""
     return "" if value is None or (isinstance(value, float) and value != value) else _text(value)
 
 
@@ -91,15 +93,16 @@ def column_of(name: str, values: Sequence[Any], missing: Sequence[str], decimal:
 
 
 def _is_nested(value: Any) -> bool:
-    several = isinstance(value, list | tuple) and any(isinstance(part, dict | list | tuple) for part in value)
+    several = isinstance(value, _SEVERAL) and any(isinstance(part, dict | _SEVERAL) for part in value)
     return several or isinstance(value, dict | bytes | bytearray)
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):  # several labels
-        return "|".join(map(str, value))
+    if isinstance(value, _SEVERAL):  # labels; an empty list has none of them, which is no missing value
+        parts = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return "|".join(text for part in parts if (text := cell_text(part))) or "|"
     return value.strip() if isinstance(value, str) else str(value)
 
 

@@ -7,8 +7,9 @@ In training, over all axes but the last, of `n` elements a channel:
 
 The kernel returns the variance of a sample, `sum((x - mean)^2) / (n - 1)`, and Keras averages that of the batch; so it
 is scaled by `(n - 1) / n`. In inference the moving mean and variance take the place of those of the batch; TensorFlow
-then joins the kernel with the convolution before it and the ReLU behind it. Where a gradient passes through, it is
-written here: `FusedBatchNormGradV3` would compute those of gamma and beta, though a frozen layer needs none of them.
+then joins the kernel with the convolution before it and the ReLU behind it. Where a gradient passes through, the layer
+becomes part of that convolution (`folded_normalization.py`), or its gradient is written here: `FusedBatchNormGradV3`
+would compute those of gamma and beta, though a frozen layer needs none of them.
 
 References:
     Ioffe & Szegedy (2015), https://arxiv.org/abs/1502.03167
@@ -21,6 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.kernels.folded_normalization import folded
 
 _CUDNN_EPSILON = 1.001e-5  # cuDNN takes no smaller one
 _DTYPES = (tf.float32, tf.float16, tf.bfloat16)
@@ -50,7 +52,8 @@ def batch_normalization(layer: Any, inputs: Any, training: Any = None, mask: Any
     else:
         mean, variance = tf.cast(layer.moving_mean, tf.float32), tf.cast(layer.moving_variance, tf.float32)
         if keras_private.is_recorded([x, gamma, beta, mean, variance]):
-            y = _differentiated(x, gamma, beta, mean, variance, layer.epsilon)
+            y = folded(x, gamma, beta, mean, variance, layer.epsilon) if keras_private.is_recorded([x]) else None
+            y = _differentiated(x, gamma, beta, mean, variance, layer.epsilon) if y is None else y
         else:
             y = _inferred(x, gamma, beta, mean, variance, layer.epsilon)
     return y if y.shape.rank == inputs.shape.rank else tf.reshape(y, tf.shape(inputs))

@@ -32,13 +32,31 @@ def test_values_of_other_kinds_in_json_become_text_and_lists_become_labels(tmp_p
     assert table.places_of(np.array([1])) == "`a.jsonl:3`"
 
 
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (["x", "y"], "x|y"),
+        (("x", "y"), "x|y"),
+        ({"y", "x"}, "x|y"),
+        (np.array(["x", "y"], object), "x|y"),
+        ([True, 2, None, float("nan")], "true|2"),
+        ([], "|"),
+        (np.array([]), "|"),
+        (None, ""),
+    ],
+)
+def test_lists_of_any_kind_are_labels_and_an_empty_one_has_none_of_them_and_is_not_missing(cell, text):
+    column = table_of_columns({"tags": [cell, "z"]}, "t").column("tags")
+    assert column.values.tolist() == [text, "z"]
+
+
 def test_numbers_with_a_decimal_point_can_be_whole(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1.0,0.5\n20.0,2\n")
     table = read_table(tmp_path / "a.csv")
     assert (table.column("a").whole, table.column("b").whole) == (True, False)
 
 
-@pytest.mark.parametrize("value", [{"age": 3}, [[1, 2], [3]], [{"a": 1}]])
+@pytest.mark.parametrize("value", [{"age": 3}, [[1, 2], [3]], [{"a": 1}], [[]]])
 def test_values_within_values_are_refused_where_they_are_named_and_only_there(tmp_path, value):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"user": each, "tags": ["x", "y"], "n": 1}) + "\n" for each in (None, value)))
