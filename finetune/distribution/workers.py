@@ -161,6 +161,7 @@ def join(channel: Channel) -> Workers:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         channel.check()
+        channel.close(reason(error))
         raise FinetuneError(
             f"TensorFlow starts a server at the address of each worker. That of {cluster.name(cluster.index)} does not "
             f"start: {reason(error)}. Look whether another process has taken the port, and begin all workers anew."
