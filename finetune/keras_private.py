@@ -25,6 +25,7 @@ import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state, masking, symbolic_scope
+from keras.src.backend.tensorflow import nn as keras_nn
 from keras.src.losses import loss as loss_module
 from keras.src.models import functional
 from keras.src.saving import keras_saveable, saving_lib, serialization_lib
@@ -977,15 +978,20 @@ def set_strategy(model: keras.Model, strategy: Any) -> None:
 
 @contextlib.contextmanager
 def functions_replaced(
-    *, losses: Mapping[str, Callable[..., Any]], next_seed: Callable[[Any], Any], applies: Callable[[], bool]
+    *,
+    losses: Mapping[str, Callable[..., Any]],
+    moments: Callable[..., Any],
+    next_seed: Callable[[Any], Any],
+    applies: Callable[[], bool],
 ) -> Iterator[None]:
-    """Replaces, in the block, functions of Keras in which a loss is reduced, and the seeds that are drawn.
+    """Replaces, in the block, functions of Keras that look at the rows of one replica, and the seeds that are drawn.
 
-    Sets attributes of the module `keras.src.losses.loss`, and `SeedGenerator.next`. Keras reduces a loss by the rows of
-    a replica, and has no hook for the number of rows of all of them.
+    Sets attributes of the module `keras.src.losses.loss`, `_compute_moments_sync` of `keras.src.backend.tensorflow.nn`,
+    and `SeedGenerator.next`. Keras has no hook for the number of rows of all replicas.
 
     Args:
         losses: By the name of a function, what is called in its place, with the function as first argument.
+        moments: Likewise, in place of what gives mean and variance for a synchronized BatchNormalization.
         next_seed: Called with each seed that is drawn, of two numbers; returns that which is used.
         applies: Whether they are replaced in the thread that calls.
     """
@@ -1001,7 +1007,7 @@ def functions_replaced(
         return next_seed(own(*args, **kwargs))
 
     places: list[tuple[Any, str, Any]] = [(loss_module, name, other) for name, other in losses.items()]
-    places.append((keras.random.SeedGenerator, "next", draw))
+    places += [(keras_nn, "_compute_moments_sync", moments), (keras.random.SeedGenerator, "next", draw)]
     held = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
         for (owner, name, other), (_, _, own) in zip(places, held, strict=True):

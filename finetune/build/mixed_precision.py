@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from finetune.build.data import batch_rows, precision
+from finetune.build.distribute import build_distribution
 from finetune.build.layout import build_layout
 from finetune.recipe.loader import with_values
 from finetune.recipe.schema import Recipe
@@ -37,6 +38,11 @@ def with_measured_precision(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
         return in_float32, ("mixed precision: as the file of the model has it, which keeps its types",)
     if not has_bfloat16():
         return in_float32, ("mixed precision: none, since the processor does not compute in bfloat16",)
+    if (replicas := build_distribution(recipe).replicas) > 1:
+        return in_float32, (
+            f"mixed precision: none, since steps are measured on one device, and {replicas} train. Write `bfloat16` in "
+            "`train.mixed_precision` where it is faster",
+        )
     in_bfloat16 = with_values(recipe, {("train", "mixed_precision"): "bfloat16"})
     wide = _tried(in_float32)
     mixed, why = chosen_type(wide, _tried(in_bfloat16, steps=wide.steps))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.data.survey import DataSurvey
 from finetune.errors import FinetuneError, did_you_mean
+from finetune.files.zip_archives import zip_archive
 from finetune.recipe.model import APPLICATIONS
 
 SMALL = "small"
@@ -227,7 +228,7 @@ def _file(path: Path, folder: Path) -> Network:
         )
     line = f"  keras_file: {placed(path, folder)}  # the network and its weights"
     try:  # a classifier ends in a layer for its own classes, which the new head takes the place of
-        with zipfile.ZipFile(path) as archive:
+        with zip_archive(path) as archive:
             layers = json.loads(archive.read("config.json"))["config"]["layers"]
         names = [layer["config"].get("name") for layer in layers if layer["class_name"] != "InputLayer"]
         after = f", after: {names[-2]}" if layers[-1]["class_name"] == "Dense" and len(names) > 1 else ""

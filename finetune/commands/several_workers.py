@@ -71,6 +71,12 @@ def join_workers(
             f"All workers of a run are told of the same run folder. {cluster.source} names {cluster.workers} workers. "
             "Choose the folder with `--out`."
         )
+    if loaded.train.mixed_precision == "auto":  # as each would choose by its own clock
+        raise FinetuneError(
+            f"{place_of(loaded, 'train', 'mixed_precision')}: `train.mixed_precision: auto` measures steps on one "
+            f"machine, and {cluster.source} names {cluster.workers} workers. Write `bfloat16` or `false`; a run or "
+            "`finetune plan` on one of the machines says which is faster."
+        )
     channel = open_channel(cluster)
     told = {"recipe": fingerprint(dump_recipe(loaded)), "seed": loaded.seed, "run folder": out.name, "--resume": resume}
     try:

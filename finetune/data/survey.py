@@ -313,16 +313,17 @@ def _with_files(tables: Sequence[Path], folder: Path) -> DataSurvey | None:
 
 def _survey_of_arrays(path: Path) -> DataSurvey:
     from finetune.files.npy_headers import check_arrays, read_npy_header
+    from finetune.files.zip_archives import zip_archive
 
     try:
         check_arrays(path)
         shapes = {}
-        with zipfile.ZipFile(path) as archive:
+        with zip_archive(path) as archive:
             for member in archive.infolist():
                 with archive.open(member) as file:
                     shapes[member.filename.removesuffix(".npy")] = read_npy_header(file, member.file_size, path.name)
-        inputs = [name for name in shapes if name == "x" or name.split("/")[0] in ("x", "x_train")]
-        first = np.load(path)[inputs[0]][:1000] if len(inputs) == 1 and not shapes[inputs[0]][1].hasobject else None
+            inputs = [name for name in shapes if name == "x" or name.split("/")[0] in ("x", "x_train")]
+            first = np.load(path)[inputs[0]][:1000] if len(inputs) == 1 and not shapes[inputs[0]][1].hasobject else None
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"`{path}` cannot be read as a file of `numpy.savez`: {error}. Write it again.") from error
     if not inputs:

@@ -1,4 +1,4 @@
-"""Means over the rows of all replicas, in place of the means of Keras' losses over those of one.
+"""Means over the rows of all replicas, in place of those that Keras takes over the rows of one.
 
 Keras takes the mean over a replica's rows and divides it by the number of replicas. That is the mean over the batch
 only if all replicas have equally many rows: the last batch of an epoch is weighted wrongly, and so is every batch with
@@ -45,6 +45,7 @@ def exact_means() -> AbstractContextManager[None]:
             "scale_loss_for_distribution": lambda own, value: _share_of(value),
             "unscale_loss_for_distribution": lambda own, value: sum_over_replicas(value),
         },
+        moments=_moments,
         next_seed=_seed_of_replica,
         applies=lambda: hasattr(_REPLICA, "count"),
     )
@@ -95,6 +96,24 @@ def _apply_mask(own: Callable[..., Any], sample_weight: Any, mask: Any, dtype: A
         total, valid = tf.unstack(sum_over_replicas(_counted(entries)))
         mask, reduction = mask * tf.math.divide_no_nan(total, valid), "sum"  # a mask as it is, then
     return own(sample_weight, mask, dtype=dtype, reduction=reduction)
+
+
+def _moments(own: Callable[..., Any], x: Any, axes: Any, keepdims: bool) -> Any:
+    """Returns mean and variance over the rows that count of all replicas.
+
+    In two passes, as on a single device. Keras subtracts the square of the mean from the mean of the squares, which
+    loses the digits that both have in common.
+    """
+
+    def mean_of(value: Any) -> Any:
+        sums = tf.reduce_sum(value, axis=axes, keepdims=True)
+        entries = tf.reduce_sum(tf.ones_like(value), axis=axes, keepdims=True)
+        total, count = sum_over_replicas([_counted(sums), _counted(entries)])
+        return tf.math.divide_no_nan(total, count)
+
+    mean = mean_of(x)
+    variance = mean_of(tf.math.squared_difference(x, tf.stop_gradient(mean)))
+    return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
 
 
 def _seed_of_replica(seed: Any) -> Any:

@@ -37,6 +37,10 @@ class WholeBatch:
         """Returns the loss of the batch, of that of this part."""
         return loss
 
+    def share(self, value: Any) -> Any:
+        """Returns the share that the part has of what is the same for every part, such as a loss of the weights."""
+        return value
+
     def rows(self, x: Any) -> Any:
         """Returns how many rows the part has."""
         return rows_of(x)
@@ -65,6 +69,10 @@ class PartOfBatch:
     def total(self, loss: Any) -> Any:
         """Returns the loss of the batch, of that of this part; the same on every replica."""
         return sum_over_replicas(loss)
+
+    def share(self, value: Any) -> Any:
+        """Returns the share that the part has of what is the same for every part, such as a loss of the weights."""
+        return value * tf.cast(self.of_batch, value.dtype) if tf.is_tensor(value) else value * self.of_batch
 
     def rows(self, x: Any) -> Any:
         """Returns how many rows of the part count."""

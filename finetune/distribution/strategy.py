@@ -10,7 +10,8 @@ their training function makes the steps on all replicas (`finetune.training.fast
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from finetune import keras_private
 from finetune.distribution.workers import workers
 from finetune.errors import FinetuneError, did_you_mean, quote, reason
 from finetune.startup import divide_cpu
+from finetune.variables import tf_variable
 
 _ATTRIBUTE = "_finetune_strategy"
 
@@ -145,6 +147,18 @@ def release(model: keras.Model) -> None:
         keras_private.set_strategy(model, strategy)
 
 
+@contextmanager
+def adopted(model: keras.Model) -> Iterator[None]:
+    """Makes a model of several replicas one of a single device for Keras, in the block: see `adopt`."""
+    was = is_adopted(model)
+    adopt(model)
+    try:
+        yield
+    finally:
+        if not was:
+            release(model)
+
+
 def is_adopted(model: Any) -> bool:
     """Whether Keras takes a model of several replicas for one of a single device: see `adopt`."""
     return _ATTRIBUTE in vars(model)
@@ -153,6 +167,12 @@ def is_adopted(model: Any) -> bool:
 def strategy_of(model: Any) -> Any:
     """Returns the strategy whose replicas train a model; TensorFlow's default one for a model of a single device."""
     return vars(model).get(_ATTRIBUTE) or model.distribute_strategy
+
+
+def strategy_of_variables(variables: Sequence[Any]) -> tf.distribute.Strategy | None:
+    """Returns the strategy of several replicas under which variables were made; `None` on a single device."""
+    held = map(tf_variable, variables)
+    return next((v.distribute_strategy for v in held if isinstance(v, tf.distribute.DistributedValues)), None)
 
 
 def scope_of(model: Any) -> AbstractContextManager[Any]:

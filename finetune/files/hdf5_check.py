@@ -9,7 +9,6 @@ import json
 import signal
 import subprocess
 import sys
-import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from finetune.errors import RestoreError, quote
 from finetune.files import hdf5_survey
 from finetune.files.size_limits import check_size
+from finetune.files.zip_archives import zip_archive
 
 _SECONDS = 300.0  # on the clock, where the disk may be slow; `hdf5_survey.cpu_seconds` is what counts
 # How the library ends a process, and the kernel one that computes forever. Others, such as SIGKILL by a system that is
@@ -81,7 +81,7 @@ def _survey_here(path: Path, member: str) -> dict[str, Any]:
     """Surveys the file in this process: for errors that Python knows, and where no process could be started."""
     source: Any = path
     if member:
-        with zipfile.ZipFile(path) as archive:
+        with zip_archive(path) as archive:
             source = BytesIO(archive.read(member))
     with h5py.File(source, "r") as file:
         return hdf5_survey.survey(file)

@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from finetune.files.size_limits import check_zip
+from finetune.files.zip_archives import zip_archive
 
 
 def read_npy_header(file: IO[bytes], held: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -50,7 +51,7 @@ def check_arrays(path: str | Path) -> None:
                 read_npy_header(file, path.stat().st_size, path.name)
         return
     check_zip(path)
-    with zipfile.ZipFile(path) as archive:
+    with zip_archive(path) as archive:
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
                 with archive.open(member) as file:

@@ -7,10 +7,10 @@ that holds far more than its own size holds something else.
 import os
 import re
 import struct
-import zipfile
 from pathlib import Path
 
 from finetune.errors import FinetuneError
+from finetune.files.zip_archives import zip_archive
 
 VARIABLE = "FINETUNE_MAX_SIZE"
 MOST_BYTES = 64 * 2**30
@@ -74,7 +74,7 @@ def check_zip(path: str | Path) -> None:
         zipfile.BadZipFile: The archive is damaged.
     """
     check_zip_list(path)
-    with zipfile.ZipFile(path) as archive:
+    with zip_archive(path) as archive:
         check_size(path, sum(member.file_size for member in archive.infolist()))
 
 

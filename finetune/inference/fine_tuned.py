@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from finetune.errors import DataError, FinetuneError, reason
+from finetune.files.zip_archives import zip_archive
 from finetune.inference.answers import Answer, answers
 from finetune.inference.checkpoint_choice import choose_weights
 from finetune.inference.checkpoint_model import model_of_recipe, put_weights
@@ -303,7 +304,7 @@ def _with_every_output(record: RunRecord, model: keras.Model) -> RunRecord:
 def _has_graph(path: Path) -> bool:
     """Returns whether a `.keras` file holds the graph of a SavedModel, which safe mode refuses."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zip_archive(path) as archive:
             return b'"finetune>HubLayer"' in archive.read("config.json")
     except (OSError, KeyError, zipfile.BadZipFile):
         return False  # loading says what is wrong

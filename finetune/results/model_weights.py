@@ -8,6 +8,7 @@ from shutil import copyfileobj
 from typing import Any
 
 from finetune.errors import FinetuneError, reason
+from finetune.files.zip_archives import zip_archive
 
 _WEIGHTS = "model.weights.h5"
 
@@ -33,7 +34,7 @@ def checksums_of_model(path: Path) -> dict[str, str]:
             checksums[name] = digest.hexdigest()
 
     try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryFile() as weights:
+        with zip_archive(path) as archive, tempfile.TemporaryFile() as weights:
             with archive.open(_WEIGHTS) as packed:
                 copyfileobj(packed, weights)
             with h5py.File(weights, "r") as file:

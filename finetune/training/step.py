@@ -6,17 +6,27 @@ own `train_step`, because it must show what `fit` would do, whatever the model's
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from finetune import keras_private
+from finetune.distribution.step_on_replicas import (
+    WHOLE_BATCH,
+    PartOfBatch,
+    WholeBatch,
+    moving_variables,
+    run_on_replicas,
+)
+from finetune.distribution.strategy import strategy_of_variables
 from finetune.errors import GroupError, TrainingError, did_you_mean, reason
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.saved_module import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
+from finetune.optimizers.replicas import scope_from_outside
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.variables import tf_variable
 
@@ -88,7 +98,9 @@ def grouped_train_step(
 
     It is for custom training loops around a `tf.Module`, or around what `hub.load` returned: one compiled function,
     whatever the number of groups. The module is called with `training=True` if it takes that argument; its
-    regularization losses are added.
+    regularization losses are added. Where its variables were made in the scope of a `tf.distribute` strategy, the step
+    is made on all replicas of this process, each with its part of the batch: call the function as it is, and not by
+    `strategy.run`.
 
     Args:
         module: A `tf.Module`, a Keras layer or model, or what `hub.load` or `tf.saved_model.load` returned.
@@ -124,25 +136,34 @@ def grouped_train_step(
     # The order of the variables is part of the result: the global norm of the gradients is a sum in this order.
     trained = _trained_variables(module, optimizer, variables)
     # Outside of the compiled function: a `tf.function` may create variables only in its first trace.
-    optimizer.build(trained)
+    strategy = strategy_of_variables(trained)
+    with nullcontext() if strategy is None else scope_from_outside(strategy):
+        optimizer.build(trained)
     loss_function = _loss_function(loss, module)
     # A Keras layer is asked for the arguments of its `call`, since `__call__` takes any.
     call = module.__call__ if not isinstance(module, keras.Layer) else module.call
     options = {"training": True} if takes_training(call) else {}
 
-    @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
-    def step(inputs: Any, targets: Any, sample_weight: Any = None) -> tf.Tensor:
-        if class_weight:
-            weighed = keras_private.with_class_weights((inputs, targets, sample_weight), class_weight)
-            inputs, targets, sample_weight = weighed
+    def step_of(data: Any, part: WholeBatch | PartOfBatch) -> tf.Tensor:
+        inputs, targets, sample_weight = data
 
         def forward() -> tuple[Any, None]:
             of_batch = loss_function(targets, module(inputs, **options), sample_weight)
-            return of_batch + _regularization(module), None
+            return of_batch + part.share(_regularization(module)), None
 
         value, _, gradients = loss_and_gradients(forward, trained, optimizer=optimizer)
         optimizer.apply(gradients, trained)
-        return value
+        return part.total(value)
+
+    @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)
+    def step(inputs: Any, targets: Any, sample_weight: Any = None) -> tf.Tensor:
+        data = inputs, targets, sample_weight
+        if class_weight:
+            data = keras_private.with_class_weights(data, class_weight)
+        if strategy is None:
+            return step_of(data, WHOLE_BATCH)
+        moving = moving_variables(module) if isinstance(module, keras.Layer) else ()
+        return run_on_replicas(strategy, step_of, data, moving=moving)
 
     return step
 

@@ -39,6 +39,16 @@ def test_the_environment_names_the_workers(recipe, monkeypatch):
     )
 
 
+def test_several_workers_do_not_choose_a_type_each_by_its_own_clock(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", json.dumps(TWO))
+    with pytest.raises(FinetuneError) as caught:
+        join_workers(recipe, ["train.mixed_precision=auto"], out=tmp_path / "out")
+    assert str(caught.value) == (
+        "--set train.mixed_precision: `train.mixed_precision: auto` measures steps on one machine, and TF_CONFIG names 2 "
+        "workers. Write `bfloat16` or `false`; a run or `finetune plan` on one of the machines says which is faster."
+    )
+
+
 def test_a_wrong_cluster_is_an_error_before_anything_is_loaded(recipe, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{")
     with pytest.raises(FinetuneError, match="it is no JSON"):

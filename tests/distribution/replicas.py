@@ -4,21 +4,29 @@ TensorFlow divides the CPU into devices once in a process, so the tests run this
 """
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
 import finetune
+from finetune.data.examples import Examples
 from finetune.distribution.strategy import adopt, make_distribution
+from finetune.errors import TrainingError
 from finetune.startup import divide_cpu
+from finetune.training.precision_trial import try_precision
 
 ROWS = 22  # in batches of 8, the last of which has 6: 2, 1, 2 and 1 on four replicas
+BOTH = ("everything", "fewer_rows_than_replicas")  # on 2 replicas, too; each training takes a second
 CASES: dict[str, Callable[[Any], Any]] = {}
 
 
@@ -76,7 +84,7 @@ def everything(strategy):
 
 @case
 def fewer_rows_than_replicas(strategy):
-    return trained(strategy, lambda: dense(layers.BatchNormalization(synchronized=True)), data=data(17))
+    return trained(strategy, lambda: dense(layers.BatchNormalization(synchronized=True)), data=data(19))
 
 
 @case
@@ -97,6 +105,14 @@ def weighted_mean(strategy):
 
 
 @case
+def moving_mean_of_local_batch_norm(strategy):
+    """Behind the inputs, the mean of the replicas' means is that of the batch; their variances are not."""
+    norm = layers.BatchNormalization
+    results = trained(strategy, lambda: [keras.Input((5,)), norm(momentum=0.5), layers.Dense(3, activation="softmax")])
+    return [results[2]]
+
+
+@case
 def half_precision(strategy):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -107,6 +123,146 @@ def half_precision(strategy):
         keras.config.set_dtype_policy("float32")
 
 
+def two_groups(strategy: Any, *, frozen: bool = False, **compiled: Any) -> tuple[Any, list[Any]]:
+    """Returns a model that is compiled in the scope of a strategy, and its groups `body` and `head`."""
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        model = keras.Sequential(dense(layers.BatchNormalization(momentum=0.5, synchronized=True, name="norm")))
+        selectors = [finetune.Selector("body", layers="0:2", frozen=frozen), finetune.Selector("head", rest=True)]
+        body, head = groups = finetune.resolve_groups(model, selectors)
+        finetune.freeze(model, groups)
+        rules = {} if frozen else {"body": (keras.optimizers.SGD(0.05, momentum=0.9), body)}
+        optimizer = finetune.GroupedOptimizer({**rules, "head": (keras.optimizers.Adam(0.01), head)})
+        model.compile(optimizer, **{"loss": "sparse_categorical_crossentropy", **compiled})
+    return model, list(groups)
+
+
+def examples_of(x: np.ndarray, y: np.ndarray) -> Examples:
+    return Examples(x_train=x, y_train=y, x_test=x, y_test=y)
+
+
+def values_of(model: Any) -> list[np.ndarray]:
+    return [np.asarray(v.numpy(), "f8") for v in (*model.weights, *model.optimizer.variables)]
+
+
+@case
+def phases_of_the_users_own_model(strategy):
+    model, groups = two_groups(strategy)
+    phases = [finetune.Phase(["head"], epochs=1), finetune.Phase("all", epochs=2, rates={"head": 0.005})]
+    records = finetune.train_phases(model, groups, phases, *data(), batch_size=8, shuffle=False)
+    assert all(record.frozen_unchanged and not record.keras_loop for record in records)
+    assert model.distribute_strategy is strategy
+    return values_of(model)
+
+
+@case
+def learning_rates(strategy):
+    model, _ = two_groups(strategy)
+    before = values_of(model) if model.optimizer.built else None
+    sweep = finetune.lr_range_test(model, *data(), batch_size=8, steps=20, end=0.1)
+    assert before is None or all(np.array_equal(a, b) for a, b in zip(before, values_of(model), strict=True))
+    return [np.asarray(curve["losses"]) for curve in sweep.curves.values()]
+
+
+@case
+def a_trial_of_precision(strategy):
+    model, _ = two_groups(strategy)
+    adopt(model)
+    trial = try_precision(model, examples_of(*data()), batch_size=8, most_steps=3)
+    return [np.asarray([trial.first, trial.loss])]
+
+
+@case
+def steps_of_ones_own(strategy):
+    """They are refused with the reason, since Keras would make them on the first replica alone."""
+
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    with strategy.scope():
+        model = Own(dense(), name="own")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    adopt(model)
+    refusal = (
+        "Several workers or replicas sum the gradients of each step in the fast loop, which cannot train `own`: `Own` "
+        "has its own `train_step`. Train in a single process on a single device, or change that."
+    )
+    refused = pytest.raises(TrainingError, match=re.escape(refusal))
+    with nullcontext() if strategy.num_replicas_in_sync == 1 else refused:
+        model.fit(*data(), verbose=0, callbacks=[finetune.FastLoop()])
+    return [np.zeros(1)]
+
+
+@case
+def a_loop_of_ones_own(strategy):
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            draw = np.random.default_rng(0)
+            self.kernel = tf.Variable(draw.standard_normal((5, 3)).astype("f4"), name="kernel")
+            self.regularization_losses = [lambda: 0.1 * tf.reduce_sum(self.kernel**2)]
+
+        def __call__(self, x):
+            return tf.nn.softmax(x @ self.kernel)
+
+    x, y = data()
+    values = []
+    for make in (Module, lambda: two_groups(strategy)[0]):
+        keras.utils.set_random_seed(3)
+        with strategy.scope():
+            module = make()
+            optimizer = keras.optimizers.Adam(0.1)
+        step = finetune.grouped_train_step(module, "sparse_categorical_crossentropy", optimizer)
+        values += [np.asarray([float(step(x[n:], y[n:])) for n in (0, 7, 19, 3)])]
+        values += [np.asarray(v.numpy()) for v in module.variables]
+    return values
+
+
+@case
+def going_on(strategy):
+    """Differences between a training that was broken off and goes on, and one that was left alone: no bit."""
+
+    class BreakOff(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1 and int(self.model.optimizer.iterations.numpy()) > 3:
+                raise KeyboardInterrupt
+
+    results = []
+    for breaks in (False, True):
+        with TemporaryDirectory() as folder:
+            for callbacks in ([BreakOff()], []) if breaks else ([],):
+                model, groups = two_groups(strategy)
+                checkpoint = finetune.Checkpoint(folder, every_steps=1)
+                phases = [finetune.Phase(["head"], epochs=1), finetune.Phase("all", epochs=2)]
+                options = {"batch_size": 8, "shuffle": False, "callbacks": [checkpoint, *callbacks]}
+                with suppress(KeyboardInterrupt):
+                    finetune.train_phases(model, groups, phases, *data(), **options)
+            results.append(values_of(model))
+    return [left_alone - went_on for left_alone, went_on in zip(*results, strict=True)]
+
+
+@case
+def sent(strategy):
+    """How many numbers a step sums over the replicas, with a frozen body and without: those of the head are 27."""
+    counts, sums = [], tf.distribute.ReplicaContext.all_reduce
+
+    def count(self, operation, value, *options):
+        counts[-1] += sum(int(np.prod(part.shape)) for part in tf.nest.flatten(value)) / self.num_replicas_in_sync
+        return sums(self, operation, value, *options)
+
+    for frozen in (True, False):
+        model, _ = two_groups(strategy, frozen=frozen)
+        adopt(model)
+        counts.append(0)
+        tf.distribute.ReplicaContext.all_reduce = count
+        try:
+            model.fit(*data(), batch_size=8, verbose=0, callbacks=[finetune.FastLoop()])
+        finally:
+            tf.distribute.ReplicaContext.all_reduce = sums
+    return [np.asarray(counts if strategy.num_replicas_in_sync > 1 else [0, 0])]
+
+
 def main(names: list[str]) -> None:
     divide_cpu(4)
     four = make_distribution("mirrored").strategy
@@ -115,9 +271,12 @@ def main(names: list[str]) -> None:
         try:
             single = CASES[name](tf.distribute.get_strategy())
             worst = {}
-            for strategy in (two, four):
+            for strategy in (two, four) if name in BOTH else (four,):
                 several = CASES[name](strategy)
                 assert [a.shape for a in single] == [b.shape for b in several]
+                if name == "sent":
+                    worst[strategy.num_replicas_in_sync] = several[0].tolist()
+                    continue
                 worst[strategy.num_replicas_in_sync] = max(
                     float(np.abs(a - b).max()) for a, b in zip(single, several, strict=True)
                 )

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from finetune.files.size_limits import check_header, check_zip_list
+from finetune.files.zip_archives import zip_archive
 
 _SSTABLE_END = bytes.fromhex("57fb808b247547db")  # magic number of LevelDB tables, little endian
 _LONGEST_HEADER = 100_000_000  # bytes; the limit in the safetensors specification
@@ -53,12 +54,8 @@ def zip_members(path: Path) -> list[str]:
         FinetuneError: It lists too many files.
     """
     check_zip_list(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name for name in archive.namelist() if not name.endswith("/")]
-    except (ValueError, NotImplementedError, OverflowError, EOFError) as error:
-        # What `zipfile` raises over sizes and versions that make no sense.
-        raise zipfile.BadZipFile(str(error)) from error
+    with zip_archive(path) as archive:
+        return [name for name in archive.namelist() if not name.endswith("/")]
 
 
 def is_tar(path: Path) -> bool:

@@ -27,6 +27,7 @@ import numpy as np
 
 from finetune.files.hdf5_check import check_hdf5
 from finetune.files.size_limits import check_zip
+from finetune.files.zip_archives import zip_archive
 from finetune.pretrained.automatic_names import is_automatic_name, without_number
 from finetune.pretrained.formats.detect import is_zip, zip_members
 from finetune.pretrained.formats.tensor_roles import OTHER, SLOT, STATE, WEIGHT, role_of_path
@@ -58,7 +59,7 @@ def read_keras_archive(path: Path) -> WeightFile:
     """
     check_zip(path)
     check_hdf5(path, _WEIGHTS_IN_ZIP)
-    with zipfile.ZipFile(path) as archive:
+    with zip_archive(path) as archive:
         content = archive.read(_WEIGHTS_IN_ZIP)
     return WeightFile(str(path), "keras", *_keras3_tensors(lambda: h5py.File(io.BytesIO(content))))
 

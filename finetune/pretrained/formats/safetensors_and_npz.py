@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from finetune.errors import RestoreError, quote
 from finetune.files.npy_headers import read_npy_header
 from finetune.files.size_limits import check_header, check_zip
+from finetune.files.zip_archives import zip_archive
 from finetune.pretrained.formats.tensor_roles import split_by_role, with_roles
 from finetune.pretrained.formats.weight_file import StoredTensor, WeightFile
 
@@ -122,7 +123,7 @@ def read_npz(path: Path) -> WeightFile:
         FinetuneError: It unpacks to too much.
     """
     check_zip(path)
-    with zipfile.ZipFile(path) as archive:
+    with zip_archive(path) as archive:
         headers = {name.removesuffix(".npy"): _npy_header(archive, name) for name in archive.namelist()}
     objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
     if objects:
@@ -147,7 +148,7 @@ def _npy_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...],
 
 
 def _read_npy(path: Path, name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+    with zip_archive(path) as archive, archive.open(f"{name}.npy") as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
     return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 

@@ -156,7 +156,7 @@ def lr_range_test(
     Raises:
         GroupError: The group does not exist, or the arguments contradict each other or are out of range.
         DataError: `fit` would not take these data.
-        TrainingError: The batches ran out, the model has several replicas, or its steps fail or return no loss.
+        TrainingError: The batches ran out, or the model's steps fail or return no loss.
 
     References:
         Smith (2017), Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186

@@ -23,9 +23,10 @@ import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
 from finetune import keras_private
-from finetune.distribution.strategy import replicas_of
+from finetune.distribution.step_on_replicas import moving_variables, run_on_replicas
+from finetune.distribution.strategy import replicas_of, scope_of, strategy_of
 from finetune.errors import GroupError, TrainingError, did_you_mean, quote
-from finetune.optimizers.group_rates import ScaledSchedule
+from finetune.optimizers.group_rates import ScaledSchedule, as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fit_data import without_optionals
@@ -106,7 +107,7 @@ def sweep_rates(
     Raises:
         GroupError: A group does not exist, or `start`, `end`, `steps`, `repeats`, `others` or `stop_factor` are not
             possible.
-        TrainingError: The batches ran out, the model has several replicas, or its steps fail or return no loss.
+        TrainingError: The batches ran out, or the model's steps fail or return no loss.
     """
     _check_range(start, end, steps, stop_factor, repeats)
     check_others(others)
@@ -172,7 +173,7 @@ def check_model(model: Any) -> None:
 
     Raises:
         GroupError: It is not compiled.
-        TrainingError: It has several replicas.
+        TrainingError: XLA compiles its step, and it has several replicas.
     """
     if getattr(model, "optimizer", None) is None:
         raise GroupError(
@@ -180,11 +181,10 @@ def check_model(model: Any) -> None:
             "compiled. Call `model.compile` first."
         )
     replicas = replicas_of(model)
-    if replicas > 1:
+    if replicas > 1 and model.jit_compile is True:
         raise TrainingError(
-            f"An LR range test trains on a single device. `{model.name}` was made under a strategy of {replicas} "
-            "replicas. Build and compile it again outside of the scope of the strategy, and pass that to the test: the "
-            "rates hold for batches of the same total size."
+            f"An LR range test does not compile the steps of several replicas by XLA. `{model.name}` was made under a "
+            f"strategy of {replicas} replicas and compiled with `jit_compile=True`. Compile it without."
         )
 
 
@@ -226,16 +226,17 @@ def _present_rate(child: keras.optimizers.Optimizer) -> float:
     """Returns the child's present rate; of a schedule the highest of its early rates, since a warm-up starts at 0."""
     rate = keras_private.held_rate(child)
     if isinstance(rate, ScaledSchedule) and isinstance(rate.schedule, LearningRateSchedule):
-        return max(float(rate.schedule(step)) for step in _EARLY_STEPS) * float(rate.multiplier)
-    return float(rate(0)) if isinstance(rate, LearningRateSchedule) else float(child.learning_rate)
+        return max(float(rate.schedule(step)) for step in _EARLY_STEPS) * as_float(rate.multiplier)
+    return as_float(rate(0)) if isinstance(rate, LearningRateSchedule) else as_float(child.learning_rate)
 
 
 def _build(model: keras.Model, spec: Any) -> None:
     """Makes slots, loss and metrics where that is possible without a batch: else the sweep is traced a second time."""
-    if model.built and not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
+    with scope_of(model):
+        if model.built and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
     if all(isinstance(part, tf.TensorSpec) and part.shape.rank is not None for part in tf.nest.flatten(spec)):
-        with suppress(Exception):  # what is wrong shows when the step itself is traced
+        with suppress(Exception), scope_of(model):  # what is wrong shows when the step itself is traced
             keras_private.build_for_training(model, spec)
 
 
@@ -315,6 +316,9 @@ def _compiled_sweep(
     It calls the model's own `train_step`, so that a class with another step is measured as `fit` would train it.
     """
     step = tf.function(model.train_step, jit_compile=True) if model.jit_compile is True else model.train_step
+    if replicas_of(model) > 1:
+        own_step, strategy, moving = step, strategy_of(model), moving_variables(model)
+        step = lambda data: run_on_replicas(strategy, lambda part, _: own_step(part), data, moving=moving)  # noqa: E731
 
     def loss_of(data: Any) -> tf.Tensor:
         # `train_step` returns the mean loss since the last reset; a reset before every batch makes it the batch's own.

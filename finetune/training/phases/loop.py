@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from finetune.distribution.strategy import scope_of
+from finetune.distribution.strategy import adopted, scope_of
 from finetune.errors import GroupError
 from finetune.groups.layer_tree import layers_in_order
 from finetune.groups.selectors import LayerGroup
@@ -136,7 +136,7 @@ def train_phases(
 
     records, proof = [], FrozenRecords()
     try:
-        with model_with_kernels(model, kernels):
+        with adopted(model), model_with_kernels(model, kernels):
             for record in run_phases(
                 model,
                 groups,

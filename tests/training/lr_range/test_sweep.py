@@ -1,9 +1,6 @@
 """The LR range test measures what a hand-written sweep measures, and leaves no trace."""
 
 import random
-import subprocess
-import sys
-import textwrap
 
 import keras
 import numpy as np
@@ -311,29 +308,3 @@ def test_data_that_do_not_fit_the_model_are_an_error_in_one_line():
     assert "received input with shape (8, 5)" in said
     assert said.endswith("The test compiles them; check that `model.fit` takes the same data.")
     assert len(said.splitlines()) == 1
-
-
-REPLICAS = """
-    import keras, numpy as np, tensorflow as tf
-    import finetune
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()).scope():
-        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)], name="net")
-        model.compile("sgd", "mse", jit_compile=False)
-    try:
-        finetune.lr_range_test(model, np.ones((8, 3)), np.ones((8, 1)), steps=5)
-    except finetune.FinetuneError as error:
-        print(error)
-"""
-
-
-@pytest.mark.slow
-def test_a_model_of_several_replicas_is_refused_with_the_way_out():
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(REPLICAS)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == (
-        "An LR range test trains on a single device. `net` was made under a strategy of 2 replicas. Build and compile it "
-        "again outside of the scope of the strategy, and pass that to the test: the rates hold for batches of the same "
-        "total size."
-    )
