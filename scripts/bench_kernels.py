@@ -178,7 +178,7 @@ def write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)} (default: all)")
-    parser.add_argument("--seconds", type=float, default=45.0, help="to measure each network (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="to measure each network (default %(default)g)")
     parser.add_argument("--steps-only", action="store_true", help="neither start-up nor memory")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with the marks of the table")

@@ -38,6 +38,7 @@ from finetune.planning.extreme_settings import advice_on_extremes
 from finetune.planning.plan import GroupSettings, Plan, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.error_places import located_at
+from finetune.recipe.groups import Strategy
 from finetune.recipe.loader import place_of, placed, with_values
 from finetune.recipe.phase_spec import ALL, PhaseSpec
 from finetune.recipe.phase_strategies import phases_block
@@ -46,7 +47,7 @@ from finetune.recipe.schema import Recipe
 from finetune.training.batch_size import FIRST, measure_batch_size
 from finetune.training.fast.steps_per_call import divide_evenly
 from finetune.training.freezing import check_trainable, freeze
-from finetune.training.input_checks import input_problems
+from finetune.training.input_checks import input_facts, input_problems
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
@@ -72,6 +73,7 @@ class Layout:
         plan: What will happen to every weight.
         restored: What was restored; `None` for a recipe without `restore`.
         chosen: Sentences on the losses and metrics that were chosen in place of `auto`.
+        inputs: Sentences on the range of each input and what the network does with it first.
         phases_block: The phases as YAML, where the recipe names a strategy of phases.
         distribution: The devices that train.
     """
@@ -88,6 +90,7 @@ class Layout:
     plan: Plan
     restored: RestoreReport | None
     chosen: tuple[str, ...]
+    inputs: tuple[str, ...]
     phases_block: str | None
     distribution: Distribution
 
@@ -238,13 +241,14 @@ def _lay_out(
         plan=plan,
         restored=restored,
         chosen=chosen,
+        inputs=tuple(input_facts(model, _ranges(trial))),
         phases_block=phases_block(written_phases) if names_strategy else None,
         distribution=distribution,
     )
 
 
 def advice_on_fresh(recipe: Recipe, phases: Sequence[PhaseSpec], sources: Mapping[str, str | None]) -> Iterator[str]:
-    """Says where groups wait frozen in some phase although nothing is pretrained.
+    """Says where groups wait frozen in some phase, or learn slowly, although nothing is pretrained.
 
     Args:
         recipe: The recipe.
@@ -253,7 +257,17 @@ def advice_on_fresh(recipe: Recipe, phases: Sequence[PhaseSpec], sources: Mappin
     """
     named = {name for phase in phases for name in ((ALL,) if phase.train == ALL else phase.train)}
     first = next((n for n, phase in enumerate(phases) if phase.train != ALL and named - {*phase.train}), None)
-    if recipe.phases is None or first is None or any(sources.values()):
+    if any(sources.values()):
+        return
+    if recipe.phases is None or first is None:
+        rates = recipe.groups if isinstance(recipe.groups, Strategy) else None
+        if rates and (len(set(rates.spread or ())) > 1 or (rates.decay or 1) > 1 or (rates.layer_decay or 1) < 1):
+            loaded = "Unless the builder loaded weights, give" if recipe.model.builder else "Give"
+            yield (
+                "Nothing is pretrained, and the groups near the input have lower rates: these keep what is pretrained, "
+                f"and here they keep random weights. {loaded} all groups one rate (`decay: 1`), or add pretrained "
+                "weights: `restore`, or `weights` of an application."
+            )
         return
     loaded = " Unless the builder loaded weights, remove" if recipe.model.builder else " Remove"
     yield (
@@ -276,9 +290,15 @@ def _advice_on_targets(recipe: Recipe, model: keras.Model, examples: Examples, t
 
 def _advice_on_images(model: keras.Model, trial: Trial) -> Iterator[str]:
     """Yields a sentence where images that are scaled already meet a network that scales them."""
+    yield from input_problems(model, _ranges(trial, axes=4))
+
+
+def _ranges(trial: Trial, axes: int = 0) -> dict[str, tuple[float, float]]:
+    """Returns least and greatest value of each input of numbers in the trial; with `axes`, of those with so many."""
     inputs = trial.x if isinstance(trial.x, Mapping) else {"": trial.x}
-    images = {name: np.asarray(x) for name, x in inputs.items() if len(getattr(x, "shape", ())) == 4}
-    yield from input_problems(model, {name: (float(x.min()), float(x.max())) for name, x in images.items()})
+    arrays = {name: np.asarray(x) for name, x in inputs.items() if not axes or len(getattr(x, "shape", ())) == axes}
+    numbers = {name: x for name, x in arrays.items() if x.dtype.kind in "biuf" and x.size}
+    return {name: (float(x.min()), float(x.max())) for name, x in numbers.items()}
 
 
 def _check_finite(recipe: Recipe, tree: LayerTree) -> None:

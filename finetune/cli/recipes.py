@@ -41,7 +41,7 @@ def check(
         notes = check_recipe(recipe, overrides=overrides, allow_code=allow_code, out=out)
         problems: list[str] = []
         if deep:
-            start_command()
+            start_command(recipe, overrides, allow_code)
             console = make_console(stderr=json)
             problems = check_deep(recipe, overrides=overrides, allow_code=allow_code, console=console).problems
     except FinetuneError as error:

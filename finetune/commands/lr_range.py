@@ -14,7 +14,8 @@ from finetune.build.data import build_batches, precision
 from finetune.build.layout import Layout, build_layout, with_peaks
 from finetune.build.mixed_precision import with_measured_precision
 from finetune.commands.plan import print_model
-from finetune.errors import RecipeError, TrainingError
+from finetune.errors import RecipeError, TrainingError, quote
+from finetune.groups.layer_tree import layers_in_order
 from finetune.recipe.groups import Strategy
 from finetune.recipe.loader import load_recipe, place_of
 from finetune.recipe.rate_edits import check_text, scaled, scaled_text, tidy
@@ -23,10 +24,13 @@ from finetune.results.run_folder import check_run_folder, open_run_folder, repla
 from finetune.results.tables import rules_table
 from finetune.results.terminal_plots import terminal_plot
 from finetune.training.callbacks import progress_bar
+from finetune.training.freezing import apply_state, freeze
 from finetune.training.group_advice import advice_on_divergence
+from finetune.training.inference import undo_inference_mode
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
 from finetune.training.lr_range.consensus import check_steps
 from finetune.training.lr_range.sweep import check_others
+from finetune.training.phases.phase import state_of
 
 _AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
 
@@ -84,8 +88,9 @@ def lr_range(
         layout = build_layout(loaded, chosen)
         print_model(layout, console)
         with _taken(folder, overwrite=overwrite):
-            result = _measure(layout, settings, console)
-            print_range_test(result, console)
+            with _as_in_first_phase(layout, settings, console):
+                result = _measure(layout, settings, console)
+            print_range_test(result, console, trained=layout.phases[0].names(layout.groups))
             if folder:
                 write_range_test(result, folder)
                 console.print(f"written: {folder / 'lr_range.json'}, .png and .svg", markup=False)
@@ -106,6 +111,32 @@ def _taken(folder: Path | None, *, overwrite: bool) -> Iterator[None]:
     finally:
         with suppress(OSError):
             folder.rmdir()  # empty, where nothing was measured
+
+
+@contextmanager
+def _as_in_first_phase(layout: Layout, settings: Range, console: Console) -> Iterator[None]:
+    """Freezes, in the block, what the first phase freezes, and says what is swept and what that costs."""
+    each = list(layout.settings) if settings.each else [settings.group]
+    steps, per_epoch = settings.steps * settings.repeats * len(each), layout.length.steps_per_epoch
+    cost = f"{steps:,} steps, as many as {steps / per_epoch:.2g} epochs have; the model is not changed"
+    first = layout.phases[0]
+    trained = first.names(layout.groups)
+    if len(trained) == len(layout.settings) or settings.group or settings.each:
+        console.print(f"LR range test: {cost}", highlight=False, markup=False)
+        yield
+        return
+    console.print(
+        f"LR range test of phase 1, which trains {quote(trained, limit=3)} alone: {cost}. The rates of the other "
+        "groups keep their ratio to it; `--each` sweeps every group",
+        highlight=False,
+        markup=False,
+    )
+    apply_state(layout.model, state_of(layout.model, layout.groups, first))
+    try:
+        yield
+    finally:
+        undo_inference_mode(layers_in_order(layout.model))
+        freeze(layout.model, layout.groups)
 
 
 def with_measured_rates(layout: Layout, console: Console) -> tuple[Layout, RangeTest]:
@@ -153,8 +184,14 @@ def advice_on_rates(layout: Layout, measured: RangeTest | None, folder: Path) ->
     return advice_on_divergence(divergences, layout.peaks, ALL)
 
 
-def print_range_test(result: RangeTest, console: Console) -> None:
-    """Prints the curve, what each rule suggests, and the rate suggested for every group."""
+def print_range_test(result: RangeTest, console: Console, *, trained: Sequence[str] | None = None) -> None:
+    """Prints the curve, what each rule suggests, and the rate suggested for every group.
+
+    Args:
+        result: The result.
+        console: Where to print.
+        trained: Names of the groups that were trained together; by default all.
+    """
     for note in result.notes:
         console.print(f"note: {note}")
     for name, verdict in result.verdicts.items():
@@ -163,7 +200,7 @@ def print_range_test(result: RangeTest, console: Console) -> None:
         plot = terminal_plot(
             curve["rates"], curve["smoothed"], mark=verdict.learning_rate, ascii_only="utf" not in encoding
         )
-        console.print(f"\n{_title(name, result)}\n{plot}")
+        console.print(f"\n{_title(name, result, trained or list(result.base_rates))}\n{plot}")
         console.print(rules_table(verdict.to_json()))
         if verdict.refused:
             console.print(f"no suggestion: {verdict.refused}")
@@ -179,11 +216,13 @@ def print_range_test(result: RangeTest, console: Console) -> None:
         console.print(f"suggested for `{name}`: {tidy(rate):g}  (confidence {verdict.confidence:.2f})")
 
 
-def _title(name: str, result: RangeTest) -> str:
+def _title(name: str, result: RangeTest, trained: Sequence[str]) -> str:
     if name != ALL:
         return f"smoothed loss against the learning rate of `{name}` alone"
     names = list(result.base_rates)
-    return f"smoothed loss against the learning rate of `{names[-1]}`" + ("; all groups rise" if len(names) > 1 else "")
+    rising = "; all groups rise" if len(names) > 1 else ""
+    rising = f"; {quote(trained, limit=3)} trained" if len(trained) < len(names) else rising
+    return f"smoothed loss against the learning rate of `{names[-1]}`{rising}"
 
 
 def _measure(layout: Layout, settings: Range, console: Console) -> RangeTest:

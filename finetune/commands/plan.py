@@ -74,7 +74,7 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
     print_model(layout, console)
     if layout.examples.source:
         console.print(f"data: {summary(layout.examples)}", markup=False)
-    for sentence in layout.chosen:
+    for sentence in (*layout.chosen, *layout.inputs):
         console.print(sentence, markup=False, highlight=False)
     data, length = layout.plan.to_json(), layout.length
     legend = PHASED_LEGEND if layout.plan.phases else LEGEND

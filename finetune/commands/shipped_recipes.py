@@ -121,6 +121,9 @@ def _files(path: Path, folder: Path) -> Iterator[Path]:
     for file in files_of(load_recipe(path)):
         if file.is_relative_to(folder):
             yield file
+            # The columns of a table may name files, which are in folders beside it.
+            beside = [each for each in file.parent.iterdir() if each.is_dir()] if file.suffix == ".csv" else []
+            yield from (each for part in beside for each in part.rglob("*") if each.is_file())
             yield from (file.parent / _PROVENANCE,) if (file.parent / _PROVENANCE).is_file() else ()
 
 

@@ -43,6 +43,11 @@ _MOST_AXES = 4  # x axes below each other; more cannot be read
 _WIDTH, _LEFT, _AXES_WIDTH, _AXES_HEIGHT = 9.3, 1.1, 7.5, 4.2
 _X_AXIS, _TEXT_LINE = 0.72, 0.24
 _REASON_WIDTH = 100  # characters
+_NOTED = 24  # groups in a note
+_LAG = (
+    "The smoothed loss is a mean of all losses so far, of which the last 50 count most (factor 0.98): it lags behind "
+    "the batches, and begins to rise at a higher rate than they do."
+)
 _RATE, _RATES = "learning_rate/", "learning rate"  # of a group in a row, and the panel of all of them
 
 
@@ -74,9 +79,9 @@ def plot_lr_range(curves: Mapping[str, Curve], verdicts: Mapping[str, Verdict], 
         _scale(axis, list(curves.values()))  # before the labels, which are laid out in pixels
         if len(curves) == 1 and "group_rates" not in next(iter(curves.values())):
             axis.set_xlabel(f"learning rate of {next(iter(curves))} alone")
-        axes_below = _add_group_axes(axis, *curves.values()) if len(curves) == 1 else 0
+        axes_below, notes = _add_group_axes(axis, *curves.values()) if len(curves) == 1 else (0, "")
         label_lines = draw_labels(axis, labels, axes_height=_AXES_HEIGHT)
-        _lay_out(figure, axis, label_lines, axes_below, _refusals(verdicts))
+        _lay_out(figure, axis, label_lines, axes_below, _refusals(verdicts), f"{_LAG}{notes}")
         return finish(figure, path)
 
 
@@ -213,11 +218,14 @@ def _scale(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.set_ylim(low - room, high + room)
 
 
-def _add_group_axes(axis: Axes, curve: Curve) -> int:
-    """Draws an axis below for each ratio of the groups' rates to the rate that is swept; returns how many.
+def _add_group_axes(axis: Axes, curve: Curve) -> tuple[int, str]:
+    """Draws an axis below for each ratio of the groups' rates to the rate that is swept.
 
     Groups whose ratio is 1 share the axis of the curve, and groups with equal ratios share an axis. A group without a
     fixed ratio, whose schedule moves on during the sweep, has none.
+
+    Returns:
+        How many axes were drawn, and a sentence on the groups that have none.
     """
     rates = as_floats(curve["rates"])
     swept: list[str] = []
@@ -239,7 +247,13 @@ def _add_group_axes(axis: Axes, curve: Curve) -> int:
         functions = (partial(np.multiply, ratio), partial(np.multiply, 1 / ratio))
         below = axis.secondary_xaxis(-place * _X_AXIS / _AXES_HEIGHT, functions=functions)
         below.set_xlabel(f"of {_names(names)}")
-    return len(shown)
+    placed = {*swept} | {name for _, names in shown for name in names}
+    without = [f"{name} ({ratio:.3g})" for ratio, names in others.values() for name in names if name not in placed]
+    moving = [
+        n for n in curve.get("group_rates") or {} if n not in placed and all(n not in g for _, g in others.values())
+    ]
+    notes = f" Without an axis of their own, times the rate above: {', '.join(without[:_NOTED])}." if without else ""
+    return len(shown), notes + (f" Not raised in proportion: {', '.join(moving[:_NOTED])}." if moving else "")
 
 
 def _names(names: Sequence[str]) -> str:
@@ -253,21 +267,24 @@ def _refusals(verdicts: Mapping[str, Verdict]) -> str:
     return "\n".join(textwrap.fill(reason, _REASON_WIDTH) for reason in reasons)
 
 
-def _lay_out(figure: Figure, axis: Axes, label_lines: int, axes_below: int, refusals: str) -> None:
-    """Makes room above the axes for the labels, below them for more axes, the legend and the reasons."""
+def _lay_out(figure: Figure, axis: Axes, label_lines: int, axes_below: int, refusals: str, notes: str) -> None:
+    """Makes room above the axes for the labels, below them for more axes, the legend, the notes and the reasons."""
+    notes = textwrap.fill(notes, _REASON_WIDTH + 10)
     handles, labels = axis.get_legend_handles_labels()
     # In two columns where the entries are short enough for half of the width.
     columns = 2 if max(map(len, labels)) < 45 else 1
     legend = _TEXT_LINE * -(-len(handles) // columns) + 0.1
-    reasons = 0.2 * len(refusals.splitlines())
+    reasons = 0.2 * len(refusals.splitlines()) + 0.18 * len(notes.splitlines()) + 0.1
     bottom = _X_AXIS * (1 + axes_below) - 0.08 + legend + reasons + 0.1
     height = bottom + _AXES_HEIGHT + LINE_HEIGHT * label_lines + 0.15
     figure.set_size_inches(_WIDTH, height)
     axis.set_position((_LEFT / _WIDTH, bottom / height, _AXES_WIDTH / _WIDTH, _AXES_HEIGHT / height))
     place = (_LEFT / _WIDTH, (reasons + 0.1) / height)
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=place, ncols=columns, fontsize=11, borderaxespad=0)
+    figure.text(0.02, 0.07 / height, notes, fontsize=10, color=GREY, va="bottom")
     if refusals:
-        figure.text(0.02, 0.07 / height, refusals, fontsize=11, color=COLOURS[1], va="bottom")
+        above = 0.07 + 0.18 * len(notes.splitlines()) + 0.05
+        figure.text(0.02, above / height, refusals, fontsize=11, color=COLOURS[1], va="bottom")
 
 
 # -- Training --------------------------------------------------------------------------------------------------------

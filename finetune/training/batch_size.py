@@ -21,6 +21,7 @@ from finetune.data.examples import Examples, leaves
 from finetune.errors import MachineError, TrainingError, reason
 from finetune.machine_failures import failure_text
 from finetune.results.formatting import size_text
+from finetune.training.fast.fast_loop import loop_of_replicas
 from finetune.training.snapshot import no_trace
 
 FEWEST_STEPS, FEWEST_ROWS = 8, 8  # of an epoch, and of a batch; the second comes first where there are few rows
@@ -102,7 +103,13 @@ def measure_batch_size(model: keras.Model, examples: Examples) -> BatchSize:
         few = examples.train.select(chosen)
         options: dict[str, Any] = {"sample_weight": few.weights, "augmentation": examples.augmentation}
         batches = training_batches(few.x, few.y, batch_size=size, **options)
-        model.fit(batches, steps_per_epoch=min(_STEPS, len(chosen)), epochs=1, verbose=0, shuffle=False)  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
+        model.fit(
+            batches,
+            steps_per_epoch=min(_STEPS, len(chosen)),
+            verbose=0,  # pyright: ignore[reportArgumentType] - Keras' default makes it a str
+            shuffle=False,
+            callbacks=loop_of_replicas(model),
+        )
         return max(peak_memory() - begun, 0)
 
     try:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.errors import WriteError, reason
 from finetune.interruption import stopped
+from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.run_folder import write_csv
@@ -66,7 +67,7 @@ def learning_rates(model: Any) -> dict[str, float]:
     optimizer = unwrap(model.optimizer)
     if isinstance(optimizer, GroupedOptimizer):
         return optimizer.learning_rates
-    return {optimizer.name: float(optimizer.learning_rate)}
+    return {optimizer.name: as_float(optimizer.learning_rate)}
 
 
 class MetricsFile(keras.callbacks.Callback):

@@ -366,9 +366,9 @@ class _RunFit:
 
     def _kept_after_loss(self) -> str:
         """Returns what is kept where a worker is gone, and how to go on: a step that it left may be made in part."""
-        kept = self.weights.keep(newest=False)
         if self.checkpoint is None or not self.checkpoint.writes:
-            return kept
+            return "Begin all workers anew with `--resume`."
+        kept = self.weights.keep(newest=False)
         if self.checkpoint.path is None:
             return f"{kept} Begin the run anew: there is no checkpoint yet."
         return f"{kept} Begin all workers anew with `--resume`, which goes on from `{self.checkpoint.path}`."

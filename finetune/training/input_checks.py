@@ -80,6 +80,31 @@ def input_notes(model: keras.Model, ranges: Mapping[str, Range]) -> list[str]:
     return notes
 
 
+def input_facts(model: keras.Model, ranges: Mapping[str, Range]) -> list[str]:
+    """Returns a sentence for each input: the range of its values, and what the network does with them first.
+
+    Args:
+        model: The network.
+        ranges: As for `input_problems`.
+    """
+    facts = []
+    for name, layers in first_layers(model).items():
+        if name not in ranges or not layers:
+            continue
+        (low, high), layer = ranges[name], layers[0]
+        if isinstance(layer, _EMBEDDINGS):
+            takes = f"`{layer.name}` takes ids from 0 to {layer.input_dim - 1:,}"
+        elif _takes_pixels(layer):
+            takes = f"the network takes pixels from 0 to 255, which `{layer.name}` scales"
+        elif isinstance(layer, keras.layers.Layer) and _multiplies(layer):
+            takes = f"`{layer.name}` takes them as they are"
+        else:
+            takes = f"they go through `{layer.name}` first"
+        of_input = f" `{name}`" if name else ""
+        facts.append(f"inputs{of_input}: {low:.3g} to {high:.3g} in the first rows; {takes}")
+    return facts
+
+
 def target_problems(model: Any, ranges: Mapping[str, Mapping[str, Range]]) -> list[str]:
     """Returns a sentence for labels, read row by row, that are not among the classes of the network.
 
@@ -176,5 +201,5 @@ def _multiplies(layer: keras.layers.Layer) -> bool:
     """Whether a layer multiplies its inputs with weights, which makes large values larger."""
     normalizes = (keras.layers.BatchNormalization, keras.layers.LayerNormalization, keras.layers.Normalization)
     inside = sublayers(layer, include_self=True)
-    kernels = [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
+    kernels = [weight for weight in layer.weights if len(weight.shape) > 1]  # also of a layer that is frozen
     return bool(kernels) and not any(isinstance(each, (*normalizes, *_EMBEDDINGS)) for each in inside)

@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.data.batches import training_batches
 from finetune.data.examples import Examples
+from finetune.training.fast.fast_loop import loop_of_replicas
 
 MOST_STEPS = 30
 MOST_SECONDS = 5.0  # behind the first step, which traces
@@ -60,7 +61,14 @@ def try_precision(
     batches = training_batches(few.x, few.y, batch_size=batch_size, **options)
     watch = _StepTimes(most_seconds)
     model.steps_per_execution, model.train_function = 1, None
-    model.fit(batches, steps_per_epoch=most_steps, epochs=1, verbose=0, shuffle=False, callbacks=[watch])
+    model.fit(
+        batches,
+        steps_per_epoch=most_steps,
+        epochs=1,
+        verbose=0,
+        shuffle=False,
+        callbacks=[*loop_of_replicas(model), watch],
+    )
     steady = watch.seconds[2:] or watch.seconds[1:] or watch.seconds  # Keras may trace the second step again
     return PrecisionTrial(len(watch.losses), 1000 * min(steady), watch.losses[0], watch.losses[-1])
 

@@ -274,4 +274,16 @@ def test_phases_that_freeze_a_network_without_pretrained_weights_are_advised_aga
         "or `weights` of an application."
     ]
     assert list(advice_on_fresh(recipe, recipe.phases, {"hidden_0/kernel": "file.h5"})) == []
+    for rates, is_told in (
+        ("peak: 1e-2, decay: 2.6", True),
+        ("peak: 1e-2, layer_decay: 0.9", True),
+        ("spread: [1e-4, 1e-2]", True),
+        ("peak: 1e-2, decay: 1", False),
+    ):
+        (tmp_path / "b.yaml").write_text(f"extends: base.yaml\ngroups: {{by: layer, {rates}, optimizer: adam}}\n")
+        fresh = list(advice_on_fresh(load_recipe(tmp_path / "b.yaml"), [], {"hidden_0/kernel": None}))
+        assert bool(fresh) is is_told
+        assert not fresh or fresh[0].startswith(
+            "Nothing is pretrained, and the groups near the input have lower rates: "
+        )
     assert list(advice_on_fresh(recipe, recipe.phases[1:], {})) == []

@@ -74,7 +74,7 @@ def test_three_workers_fine_tune_what_one_process_does(folder):
 
 
 def test_a_worker_that_is_killed_ends_the_others_and_a_run_of_another_number_goes_on(folder):
-    """Killed with SIGKILL in the middle; three go on where two were, and end with what a single process ends with."""
+    """Killed with SIGKILL in the middle; a single process goes on where two were, and ends as one that was alone."""
     out, changes = folder / "killed", ["phases.1.epochs=200", "train.checkpoint_steps=5"]
     command = [
         sys.executable,
@@ -101,10 +101,8 @@ def test_a_worker_that_is_killed_ends_the_others_and_a_run_of_another_number_goe
     assert "`) has ended without a word: it was killed, or its machine is gone. The weights after epoch" in errors
     assert "Begin all workers anew with `--resume`, which goes on from `" in errors
     assert "Worker 1 was ended by SIGKILL, and the others were ended after it." in errors
-    lines: list[str] = []
-    show = lambda line, is_error: lines.append(line)  # noqa: E731
-    assert launch_run(folder / "recipe.yaml", 3, out, overrides=changes, resume=True, show=show) == 0, "\n".join(lines)
-    assert any(line.startswith("0: going on at epoch") for line in lines)
+    run(folder / "recipe.yaml", out, overrides=changes, resume=True)
+    assert "going on at epoch" in (out / "run.log").read_text()
     run(folder / "recipe.yaml", folder / "long", overrides=changes)
     for a, b in zip(weights(folder / "long"), weights(out), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)  # after 800 steps
@@ -129,6 +127,6 @@ def test_workers_that_are_told_different_things_end_with_a_sentence_on_each(fold
 
 def test_a_wrong_recipe_starts_no_process(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    with pytest.raises(FinetuneError, match=r"`epoch`"):
+    with pytest.raises(FinetuneError, match=r"`train\.epoch` is not a known key"):
         launch_run(folder / "recipe.yaml", 2, overrides=["train.epoch=3"])
     assert not (folder / "runs").exists()

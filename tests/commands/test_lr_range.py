@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import finetune
+import finetune.commands.lr_range as module
 from finetune.commands.lr_range import Range, lr_range
 from finetune.commands.plan import print_plan
 from finetune.errors import FinetuneError, GroupError, LockError, RecipeError, TrainingError
@@ -77,6 +78,23 @@ def test_a_refusal_is_printed_and_nothing_is_written(recipe, console):
 
 
 @pytest.mark.slow
+def test_of_a_recipe_with_phases_the_first_is_tested_and_the_cost_is_told(recipe, console, monkeypatch):
+    trained, sweep = [], module.lr_range_test
+    monkeypatch.setattr(
+        module,
+        "lr_range_test",
+        lambda model, *data, **more: (
+            trained.append([v.path for v in model.trainable_variables]) or sweep(model, *data, **more)
+        ),
+    )
+    phases = ["phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]", "train.epochs="]
+    lr_range(recipe, Range(steps=30), overrides=phases, console=console)
+    assert trained == [["head/kernel", "head/bias"]]
+    said = " ".join(printed(console).split())
+    assert "LR range test of phase 1, which trains `head` alone: 30 steps, as many as 7.5 epochs have;" in said
+    assert "smoothed loss against the learning rate of `head`; `head` trained" in said
+
+
 def test_each_group_is_swept_and_reported_alone(recipe, console):
     result = lr_range(recipe, Range(each=True), overrides=TRAINABLE, console=console)
     assert list(result.sweeps) == ["body", "head"]

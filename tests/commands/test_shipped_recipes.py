@@ -2,8 +2,10 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from finetune.commands.run import run
 from finetune.commands.shipped_recipes import copy_recipes, shipped_folder, shipped_recipes
 from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
@@ -38,6 +40,43 @@ def test_a_copy_has_all_that_the_recipe_names_where_that_comes_from_and_a_schema
     ]
     for name in ("digits", "wine"):
         assert load_recipe(tmp_path / "mine" / f"{name}.yaml") == load_recipe(shipped_folder() / f"{name}.yaml")
+
+
+def test_folders_of_images_and_the_parts_of_a_checkpoint_are_copied_and_files_that_a_table_names(tmp_path):
+    copy_recipes(["digits_table"], tmp_path / "a")
+    copied = [name for name in files_in(tmp_path / "a") if name.endswith(".png")]
+    lines = (tmp_path / "a" / "digits" / "digits.csv").read_text().splitlines()[1:]
+    assert copied == sorted(f"digits/{line.split(',')[0]}" for line in lines)
+    assert len(copied) == 300
+    copy_recipes(["digits_slim"], tmp_path / "b")
+    assert [name for name in files_in(tmp_path / "b") if "slim_cnn" in name] == [
+        "weights/slim_cnn.ckpt.data-00000-of-00001",
+        "weights/slim_cnn.ckpt.index",
+    ]
+    for name, folder in (("digits_table", "a"), ("digits_slim", "b")):
+        assert load_recipe(tmp_path / folder / f"{name}.yaml") == load_recipe(shipped_folder() / f"{name}.yaml")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "parts"],
+    ids=lambda path: path.stem,
+)
+def test_every_recipe_that_needs_nothing_fetched_plans_as_it_is_and_trains_a_few_steps(path, tmp_path):
+    if next(each for each in shipped_recipes() if each.name == path.stem).missing:
+        assert path.stem.startswith("movie_")  # their own tests train them on what is fetched
+        return
+    short = ["report=off", "train.log_every_steps=off", "train.evaluate_before=false", "train.kernels=exact"]
+    epochs = 4 if path.stem == "digits_gradual" else 1
+    phases = ["phases=gradual_unfreezing"] if path.stem == "digits_gradual" else []
+    result = run(
+        path,
+        tmp_path / "run",
+        overrides=[*short, *phases, f"train.epochs={epochs}", "data.limit=60"][: -1 if path.stem == "digits" else None],
+    )
+    assert np.isfinite(result.metrics["loss"])
+    assert result.frozen_unchanged
 
 
 def test_what_a_recipe_extends_is_copied_and_each_begins_with_a_line_that_leads_to_the_schema(tmp_path):
@@ -83,7 +122,7 @@ def test_nothing_is_written_where_a_single_file_may_not_be(tmp_path):
 def test_an_unknown_name_and_a_file_for_a_folder_are_refused(tmp_path):
     with pytest.raises(FinetuneError) as error:
         copy_recipes(["digts"], tmp_path)
-    assert str(error.value) == "No recipe of the package is called `digts`. Did you mean `digits`?"
+    assert str(error.value) == "No recipe of the package is called `digts`. Did you mean `digits` or `digits_slim`?"
     (tmp_path / "file").touch()
     with pytest.raises(FinetuneError) as error:
         copy_recipes(["wine"], tmp_path / "file")

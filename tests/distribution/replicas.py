@@ -4,21 +4,26 @@ TensorFlow divides the CPU into devices once in a process, so the tests run this
 """
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
 
 import finetune
+from finetune.data.examples import Examples
 from finetune.distribution.strategy import adopt, make_distribution
+from finetune.errors import TrainingError
 from finetune.startup import divide_cpu
+from finetune.training.precision_trial import try_precision
 
 ROWS = 22  # in batches of 8, the last of which has 6: 2, 1, 2 and 1 on four replicas
 BOTH = ("everything", "fewer_rows_than_replicas")  # on 2 replicas, too; each training takes a second
@@ -132,6 +137,10 @@ def two_groups(strategy: Any, *, frozen: bool = False, **compiled: Any) -> tuple
     return model, list(groups)
 
 
+def examples_of(x: np.ndarray, y: np.ndarray) -> Examples:
+    return Examples(x_train=x, y_train=y, x_test=x, y_test=y)
+
+
 def values_of(model: Any) -> list[np.ndarray]:
     return [np.asarray(v.numpy(), "f8") for v in (*model.weights, *model.optimizer.variables)]
 
@@ -153,6 +162,36 @@ def learning_rates(strategy):
     sweep = finetune.lr_range_test(model, *data(), batch_size=8, steps=20, end=0.1)
     assert before is None or all(np.array_equal(a, b) for a, b in zip(before, values_of(model), strict=True))
     return [np.asarray(curve["losses"]) for curve in sweep.curves.values()]
+
+
+@case
+def a_trial_of_precision(strategy):
+    model, _ = two_groups(strategy)
+    adopt(model)
+    trial = try_precision(model, examples_of(*data()), batch_size=8, most_steps=3)
+    return [np.asarray([trial.first, trial.loss])]
+
+
+@case
+def steps_of_ones_own(strategy):
+    """They are refused with the reason, since Keras would make them on the first replica alone."""
+
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    with strategy.scope():
+        model = Own(dense(), name="own")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    adopt(model)
+    refusal = (
+        "Several workers or replicas sum the gradients of each step in the fast loop, which cannot train `own`: `Own` "
+        "has its own `train_step`. Train in a single process on a single device, or change that."
+    )
+    refused = pytest.raises(TrainingError, match=re.escape(refusal))
+    with nullcontext() if strategy.num_replicas_in_sync == 1 else refused:
+        model.fit(*data(), verbose=0, callbacks=[finetune.FastLoop()])
+    return [np.zeros(1)]
 
 
 @case

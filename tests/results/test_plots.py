@@ -139,6 +139,19 @@ def test_many_groups_get_three_axes_at_most():
     assert len(draw("adam_mlp_from_scratch", **groups, head=1.0).axes[0].child_axes) == 3
 
 
+def test_every_group_has_an_axis_or_a_note_and_the_lag_of_the_smoothed_loss_is_explained():
+    groups = {f"block{i}": 2.0 ** (i - 7) for i in range(8)}
+    curve, verdict = curve_and_verdict("adam_mlp_from_scratch", **groups)
+    curve["group_rates"]["stem"] = [0.0] * 100
+    figure = plot_lr_range({"all groups": curve}, {"all groups": verdict})
+    [note] = [" ".join(text.split()) for text in texts(figure) if "smoothed loss is" in text]
+    on_axes = [axis.get_xlabel() for axis in [figure.axes[0], *figure.axes[0].child_axes]]
+    for group in groups:
+        assert any(group in label for label in on_axes) != (f"{group} ({groups[group]:.3g})" in note)
+    assert note.startswith("The smoothed loss is a mean of all losses so far")
+    assert note.endswith("Not raised in proportion: stem.")
+
+
 def test_groups_with_a_constant_rate_and_frozen_groups_get_no_axis():
     curve, verdict = curve_and_verdict("adam_mlp_from_scratch", head=1.0)
     curve["group_rates"] |= {"body": [1e-3] * 100, "stem": [0.0] * 100}

@@ -5,6 +5,7 @@ import pytest
 
 from finetune.training.input_checks import (
     first_layers,
+    input_facts,
     input_notes,
     input_problems,
     rare_class_problems,
@@ -115,3 +116,23 @@ def test_the_deviations_of_imagenet_scale_pixels():
     [problem] = input_problems(model, {"": (0.0, 1.0)})
     assert "takes pixels from 0 to 255, since `converter` scales them" in problem
     assert input_problems(model, {"": (0.0, 255.0)}) == []
+
+
+def test_the_range_of_the_inputs_is_told_beside_what_the_network_does_with_them_first():
+    pixels = {"": (0.0, 255.0)}
+    [fact] = input_facts(images(layers.Rescaling(1 / 255, name="scaled")), pixels)
+    assert fact == "inputs: 0 to 255 in the first rows; the network takes pixels from 0 to 255, which `scaled` scales"
+    frozen = images()
+    frozen.trainable = False
+    for model in (images(), frozen):
+        assert input_facts(model, pixels) == ["inputs: 0 to 255 in the first rows; `conv` takes them as they are"]
+    assert input_notes(frozen, pixels)  # frozen or not, nothing scales them
+    [fact] = input_facts(images(adapted([0.0, 0.0, 0.0])), pixels)
+    assert fact.endswith("they go through `scaled` first")
+    inputs = {name: keras.Input((3,), name=name) for name in ("ids", "numbers")}
+    parts = [layers.Flatten()(layers.Embedding(10, 2, name="words")(inputs["ids"])), inputs["numbers"]]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(parts)))
+    first, second = input_facts(model, {"ids": (0.0, 9.0), "numbers": (-1.0, 1.0)})
+    assert first == "inputs `ids`: 0 to 9 in the first rows; `words` takes ids from 0 to 9"
+    assert second.startswith("inputs `numbers`: -1 to 1 in the first rows;")
+    assert input_facts(model, {"ids": (0.0, 9.0)}) == [first]

@@ -49,6 +49,11 @@ def _not_together(model: Any, why: str) -> TrainingError:
     )
 
 
+def loop_of_replicas(model: Any) -> list[keras.callbacks.Callback]:
+    """Returns what a `fit` for a measurement needs beside Keras' own steps: nothing, unless several replicas train."""
+    return [FastLoop()] if is_adopted(model) else []
+
+
 def takes_forward(model: Any) -> bool:
     """Whether the model's train function can be made anew with another forward pass."""
     return isinstance(model.train_function, FastFunction)

@@ -226,8 +226,8 @@ def _present_rate(child: keras.optimizers.Optimizer) -> float:
     """Returns the child's present rate; of a schedule the highest of its early rates, since a warm-up starts at 0."""
     rate = keras_private.held_rate(child)
     if isinstance(rate, ScaledSchedule) and isinstance(rate.schedule, LearningRateSchedule):
-        return max(float(rate.schedule(step)) for step in _EARLY_STEPS) * float(rate.multiplier)
-    return float(rate(0)) if isinstance(rate, LearningRateSchedule) else as_float(child.learning_rate)
+        return max(float(rate.schedule(step)) for step in _EARLY_STEPS) * as_float(rate.multiplier)
+    return as_float(rate(0)) if isinstance(rate, LearningRateSchedule) else as_float(child.learning_rate)
 
 
 def _build(model: keras.Model, spec: Any) -> None:
