@@ -128,7 +128,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 def _spare_what_repeats() -> None:
     """Lets this process do once, or seldom, what takes long and is the same for most inputs."""
-    from finetune.commands import run
+    from finetune.commands import run_after as run
     from finetune.files import hdf5_check
 
     survey, draw = hdf5_check._survey_in_process, run.draw_curves

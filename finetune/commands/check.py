@@ -133,7 +133,7 @@ def check_deep(
     from finetune.build.layout import build_layout
     from finetune.build.mixed_precision import with_measured_precision
     from finetune.build.source_keys import loss_names
-    from finetune.commands.run import fit_options
+    from finetune.commands.run_training import fit_options
     from finetune.commands.written_files import draw_curves
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of
