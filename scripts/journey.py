@@ -5,6 +5,7 @@
     python scripts/journey.py --peers                    beside programs of plain Keras
     python scripts/journey.py --peers --fastai PYTHON    and of fastai, run by another Python that has it
     python scripts/journey.py --peers --write            puts the tables into docs/after.md
+    python scripts/journey.py --moved audio              asks the run again, moved, without what it was made of
 
 The data are made on the spot, small and learnable. For each kind the commands of a user run, each in a process of its
 own: `finetune run`, `finetune predict`, `finetune export`. The export is a SavedModel; `export` opens it in a process
@@ -21,6 +22,7 @@ import csv
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -232,12 +234,13 @@ def _table(path: Path, names: list[str], rows: list[tuple[object, ...]]) -> None
             csv.writer(file).writerows([names, *some])
 
 
-def journey(kind: str, folder: Path) -> Journey:
+def journey(kind: str, folder: Path, *, moved: bool = False) -> Journey:
     """Goes the whole way for a kind of data.
 
     Args:
         kind: A key of `KINDS`.
         folder: An empty folder.
+        moved: Whether the run must also answer from another folder, after all that it was made of is gone.
 
     Raises:
         SystemExit: A command fails, the answers differ by too much, or it takes too long.
@@ -266,7 +269,27 @@ def journey(kind: str, folder: Path) -> Journey:
     )
     if not answers or done.difference > MOST_DIFFERENCE or seconds > MOST_SECONDS:
         raise SystemExit(f"the promise does not hold: {done}")
+    if moved:
+        _answer_elsewhere(folder, inputs, answers, again)
     return done
+
+
+def _answer_elsewhere(folder: Path, inputs: Sequence[str], answers: Sequence[str], allow: Sequence[str]) -> None:
+    """Moves the run and the rows to answer into another folder, removes all else, and asks again."""
+    with tempfile.TemporaryDirectory() as other:
+        for name in ("run", *inputs):
+            (Path(other) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(folder / name, Path(other) / name)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        if _finetune(Path(other), "predict", "run", *inputs, *allow).splitlines() != answers:
+            raise SystemExit("a run that was moved gives other answers")
+        for *command, expected in (
+            ("inspect", "run", "finished"),
+            ("evaluate", "run", "--data", *inputs, *allow, "loss"),
+        ):
+            if expected not in (said := _finetune(Path(other), *command)):
+                raise SystemExit(f"`finetune {' '.join(command)}` of a run that was moved says:\n{said}")
 
 
 class PeerRun(NamedTuple):
@@ -334,13 +357,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--fastai", metavar="PYTHON")
+    parser.add_argument("--moved", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
     peers = {"keras": sys.executable} | ({"fastai": options.fastai} if options.fastai else {})
     rows, beside = [], []
     for kind in options.kinds or list(KINDS):
         with tempfile.TemporaryDirectory() as folder:
-            done = journey(kind, Path(folder))
+            done = journey(kind, Path(folder), moved=options.moved)
             of_peers = [peer_run(*peer, kind, Path(folder)) for peer in peers.items()] if options.peers else []
         rows.append(
             (done.kind, done.lines, f"{done.score:.3f}", f"{done.seconds:.0f}", done.takes, f"{done.difference:.1g}")

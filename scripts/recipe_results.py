@@ -65,9 +65,10 @@ def main() -> None:
             continue
         rows[recipe.name] = row(recipe, measured(recipe))
         print(rows[recipe.name], flush=True)
-    table = ["| recipe | shows | accuracy before | after | processor time and memory |", "|---|---|---|---|---|"]
-    table += [rows[name] for name in sorted(rows)]
-    arguments.page.write_text(f"{head}{_BEGIN}\n" + "\n".join(table) + f"\n{_END}{tail}", encoding="utf-8")
+        table = ["| recipe | shows | accuracy before | after | processor time and memory |", "|---|---|---|---|---|"]
+        table += [rows[name] for name in sorted(rows)]
+        # After each of them: what is measured is kept where the next one fails.
+        arguments.page.write_text(f"{head}{_BEGIN}\n" + "\n".join(table) + f"\n{_END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

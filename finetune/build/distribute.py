@@ -96,16 +96,8 @@ def synchronize_batch_norm(recipe: Recipe, model: keras.Model, distribution: Dis
         recipe: The recipe.
         model: The model, before anything of it is traced.
         distribution: The devices.
-
-    Raises:
-        RecipeError: They are of several processes.
     """
     if distribution.replicas > 1 and recipe.distribute.batch_norm == "synchronized":
-        if distribution.strategy is None:
-            raise RecipeError(
-                f"{place_of(recipe, 'distribute', 'batch_norm')}: `distribute.batch_norm: synchronized` is for the "
-                "replicas of one process. Received several processes. Write `local`."
-            )
         for layer in keras_private.sublayers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True

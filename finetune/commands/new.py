@@ -252,7 +252,7 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
     task = {"classes": "a class", "labels": "several labels", "number": "a number"}[chosen.task]
     return [
         f"predicted: `{chosen.target.name}`, {task}, from {inputs}{without}",
-        *([f"note: not used are {quote(unused)}"] if unused else []),
+        *([f"note: not used: {quote(unused)}"] if unused else []),
     ]
 
 

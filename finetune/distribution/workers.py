@@ -166,6 +166,9 @@ def join(channel: Channel) -> Workers:
             f"TensorFlow starts a server at the address of each worker. That of {cluster.name(cluster.index)} does not "
             f"start: {reason(error)}. Look whether another process has taken the port, and begin all workers anew."
         ) from error
+    # TensorFlow's server has taken SIGTERM for itself, as a notice of preemption, and Python would not hear of it.
+    if (handler := signal.getsignal(signal.SIGTERM)) is not None:
+        signal.signal(signal.SIGTERM, handler)
     _joined = Workers(channel, strategy)
     return _joined
 

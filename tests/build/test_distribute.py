@@ -58,14 +58,10 @@ def test_the_rates_of_a_strategy_of_groups_are_scaled_too(recipe):
     assert with_global_batch(loaded, FOUR)[0].groups.peak == 2.0
 
 
-def test_several_processes_do_not_synchronize_batch_norm(tiny, recipe):
-    loaded = load_recipe(recipe, overrides=["distribute.batch_norm=synchronized"])
-    with pytest.raises(RecipeError) as caught:
-        synchronize_batch_norm(loaded, tiny(), THREE)
-    assert str(caught.value) == (
-        "--set distribute.batch_norm: `distribute.batch_norm: synchronized` is for the replicas of one process. Received "
-        "several processes. Write `local`."
-    )
+def test_several_processes_synchronize_batch_norm_too(recipe):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    synchronize_batch_norm(load_recipe(recipe, overrides=["distribute.batch_norm=synchronized"]), model, THREE)
+    assert model.layers[0].synchronized
 
 
 def test_a_batch_with_fewer_rows_than_replicas_is_refused_at_its_place(recipe):

@@ -89,7 +89,7 @@ def test_of_a_recipe_with_phases_the_first_is_tested_and_the_cost_is_told(recipe
     )
     phases = ["phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]", "train.epochs="]
     lr_range(recipe, Range(steps=30), overrides=phases, console=console)
-    assert trained == [["tiny/head/kernel", "tiny/head/bias"]]
+    assert trained == [["head/kernel", "head/bias"]]
     said = " ".join(printed(console).split())
     assert "LR range test of phase 1, which trains `head` alone: 30 steps, as many as 7.5 epochs have;" in said
     assert "smoothed loss against the learning rate of `head`; `head` trained" in said

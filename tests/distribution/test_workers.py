@@ -14,6 +14,10 @@ def test_rows_of_an_embedding_stay_apart_in_the_order_of_the_batch(two_workers):
     assert [seen["sparse rows"] for seen in two_workers] == [[0, 0, 1]] * 2
 
 
+def test_a_signal_still_reaches_python_in_a_worker(two_workers):
+    assert [seen["signal"] for seen in two_workers] == [15, 15]
+
+
 def test_a_single_process_has_no_workers():
     assert workers() is None
     assert lost_worker() == ""
