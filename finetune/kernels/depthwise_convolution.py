@@ -8,7 +8,7 @@ the kernel for that of the outputs, `g`:
 where `p` are positions in the outputs and `q` in the kernel. For each example and channel, `dw` is itself a depthwise
 convolution of `x` with `g` as its kernel and `s` as its dilation; so all examples become channels of one image, and
 their sum is taken last. oneDNN has an operation for `dw`, which is fast only up to a width of 3: for the kernels of 5
-of EfficientNet it takes twice as long as this, for those of 7 of ConvNeXt three to ten times.
+of EfficientNet it takes twice as long as this, for those of 7 of ConvNeXt two to ten times.
 
 A separable convolution is a depthwise one and one of size 1, which is a matrix product where a gradient is taken; see
 `pointwise_convolution.py`.
