@@ -981,17 +981,21 @@ def functions_replaced(
     *,
     losses: Mapping[str, Callable[..., Any]],
     moments: Callable[..., Any],
+    add_loss: Callable[..., Any],
+    own_losses: Callable[..., Any],
     next_seed: Callable[[Any], Any],
     applies: Callable[[], bool],
 ) -> Iterator[None]:
     """Replaces, in the block, functions of Keras that look at the rows of one replica, and the seeds that are drawn.
 
     Sets attributes of the module `keras.src.losses.loss`, `_compute_moments_sync` of `keras.src.backend.tensorflow.nn`,
-    and `SeedGenerator.next`. Keras has no hook for the number of rows of all replicas.
+    `Layer.add_loss`, `Layer._get_own_losses` and `SeedGenerator.next`. Keras has no hook for the rows of all replicas.
 
     Args:
         losses: By the name of a function, what is called in its place, with the function as first argument.
         moments: Likewise, in place of what gives mean and variance for a synchronized BatchNormalization.
+        add_loss: Likewise, in place of what notes a loss at a layer.
+        own_losses: Likewise, in place of what returns these losses.
         next_seed: Called with each seed that is drawn, of two numbers; returns that which is used.
         applies: Whether they are replaced in the thread that calls.
     """
@@ -1007,7 +1011,8 @@ def functions_replaced(
         return next_seed(own(*args, **kwargs))
 
     places: list[tuple[Any, str, Any]] = [(loss_module, name, other) for name, other in losses.items()]
-    places += [(keras_nn, "_compute_moments_sync", moments), (keras.random.SeedGenerator, "next", draw)]
+    places += [(keras_nn, "_compute_moments_sync", moments), (keras.Layer, "add_loss", add_loss)]
+    places += [(keras.Layer, "_get_own_losses", own_losses), (keras.random.SeedGenerator, "next", draw)]
     held = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     try:
         for (owner, name, other), (_, _, own) in zip(places, held, strict=True):

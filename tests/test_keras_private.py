@@ -1055,17 +1055,17 @@ def losses_and_seeds_go_through_what_is_in_their_place():
     names = ("reduce_values", "apply_mask", "scale_loss_for_distribution", "unscale_loss_for_distribution")
     replaced = {
         "losses": {name: functools.partial(note, name) for name in names},
-        "moments": functools.partial(note, "moments"),
+        **{name: functools.partial(note, name) for name in ("moments", "add_loss", "own_losses")},
         "next_seed": lambda seed: seed + 1,
     }
     norm = keras.layers.BatchNormalization(synchronized=True)
-    model = keras.Sequential([keras.Input((1,)), norm, keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((1,)), norm, keras.layers.Dense(1, activity_regularizer="l2")])
     model.compile("sgd", "mse")
     x, seeds = np.ones((2, 1)), keras.random.SeedGenerator(5)
     with private.functions_replaced(**replaced, applies=lambda: True):
         model.fit(x, x, verbose=0)
         assert seeds.next().numpy().tolist() == [6, 1]
-    assert {*names, "moments"} <= {*seen}
+    assert {*names, "moments", "add_loss", "own_losses"} <= {*seen}
     seen.clear()
     with private.functions_replaced(**replaced, applies=lambda: False):
         model.evaluate(x, x, verbose=0)

@@ -46,6 +46,8 @@ def exact_means() -> AbstractContextManager[None]:
             "unscale_loss_for_distribution": lambda own, value: sum_over_replicas(value),
         },
         moments=_moments,
+        add_loss=lambda own, layer, loss: _REPLICA.added.extend((layer, each) for each in tf.nest.flatten(loss)),
+        own_losses=lambda own, layer: [each for owner, each in _REPLICA.added if owner is layer],
         next_seed=_seed_of_replica,
         applies=lambda: hasattr(_REPLICA, "count"),
     )
@@ -60,10 +62,11 @@ def in_share(count: tf.Tensor, of_batch: tf.Tensor) -> Iterator[None]:
         of_batch: These rows as a fraction of those of all replicas.
     """
     _REPLICA.count, _REPLICA.of_batch = tf.minimum(count, 1), of_batch
+    _REPLICA.added = []  # losses that layers add: Keras has one list, which the replicas, in turns, would share
     try:
         yield
     finally:
-        del _REPLICA.count, _REPLICA.of_batch
+        del _REPLICA.count, _REPLICA.of_batch, _REPLICA.added
 
 
 def _counted(value: tf.Tensor) -> tf.Tensor:

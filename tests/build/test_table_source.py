@@ -235,8 +235,9 @@ def test_columns_without_a_name_are_not_among_the_rest_and_a_warning_says_so_onc
     assert list(examples.source["inputs"][""]) == ["age"]
     [warning] = examples.source["warnings"]
     assert warning == (
-        "`Unnamed: 0`, `Unnamed: 3` have no name in the first line, as the index that pandas writes; `inputs: rest` leaves "
-        "them out. Write tables without the index (`to_csv(index=False)`), or name the column where it is meant"
+        "`Unnamed: 0`, `Unnamed: 3` have no name in the first line, as the index that pandas or R writes; `inputs: rest` "
+        "leaves them out. Write tables without the index (`to_csv(index=False)`, `row.names = FALSE`), or name the column "
+        "where it is meant"
     )
 
 

@@ -68,6 +68,12 @@ def dense(*more: Any) -> list[Any]:
     return [keras.Input((5,)), layers.Dense(8, activation="tanh"), *more, layers.Dense(3, activation="softmax")]
 
 
+class Penalty(layers.Layer):
+    def call(self, x):
+        self.add_loss(0.1 * tf.reduce_mean(x**2))
+        return x
+
+
 @case
 def everything(strategy):
     """Regularization, weights of rows, clipping after the sum, accumulation, an average, BatchNorm, several steps a call."""
@@ -75,7 +81,7 @@ def everything(strategy):
     regular = {"kernel_regularizer": keras.regularizers.L2(0.1)}
     return trained(
         strategy,
-        lambda: dense(layers.BatchNormalization(**norm), layers.Dense(4, **regular)),
+        lambda: dense(Penalty(), layers.BatchNormalization(**norm), layers.Dense(4, **regular)),
         optimizer={"global_clipnorm": 0.05, "gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5},
         compiled={"steps_per_execution": 2, "weighted_metrics": ["accuracy"]},
         sample_weight=np.linspace(0.1, 3, ROWS).astype("f4"),
