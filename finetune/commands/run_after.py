@@ -36,7 +36,18 @@ def finish(
     native: NativeLayers,
     clock: StageClock,
 ) -> RunResult:
-    """Evaluates, saves, draws and proves; prints the warnings."""
+    """Evaluates, saves, draws and proves; prints the warnings.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        layout: The layout of the recipe.
+        folder: The run folder.
+        before: What is known from before training.
+        weights: Saves the last weights.
+        trained: What training has left.
+        native: Which layers ran native kernels.
+        clock: Takes the seconds of each stage.
+    """
     model, records = layout.model, trained.records
     check_weights(layout.tree.leaves, layout.groups, "at the end of training")
     with clock("evaluate"):

@@ -132,7 +132,14 @@ def without_slots(begun: Begun) -> list[str]:
 
 
 def lay_out(asked: Asked, begun: Begun, clock: StageClock, chosen: Sequence[str]) -> tuple[Layout, Any]:
-    """Builds the layout, with measured rates where the recipe asks for them, and prints its plan."""
+    """Builds the layout, with measured rates where the recipe asks for them, and prints its plan.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        begun: What `load` has returned.
+        clock: Takes the seconds of each stage.
+        chosen: Sentences of the plan on a measured precision.
+    """
     with clock("prepare"):
         layout = build_layout(begun.recipe, chosen)
     range_test = None
@@ -144,7 +151,14 @@ def lay_out(asked: Asked, begun: Begun, clock: StageClock, chosen: Sequence[str]
 
 
 def evaluate_before(asked: Asked, begun: Begun, layout: Layout, clock: StageClock) -> Before:
-    """Evaluates before training, and notes the checksums of what is frozen throughout."""
+    """Evaluates before training, and notes the checksums of what is frozen throughout.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        begun: What `load` has returned.
+        layout: The layout of the recipe.
+        clock: Takes the seconds of each stage.
+    """
     settings, former = layout.recipe.train, begun.former
     # Before training, and before anything is written: test examples that do not fit cost no training time.
     with (
@@ -203,7 +217,16 @@ def _go_on(
 def open_folder(
     asked: Asked, begun: Begun, layout: Layout, of_data: Sequence[str], held: ExitStack, log: RunLog
 ) -> tuple[Path, LastWeights]:
-    """Creates and locks the run folder, and writes what is known before training."""
+    """Creates and locks the run folder, and writes what is known before training.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        begun: What `load` has returned.
+        layout: The layout of the recipe.
+        of_data: Sentences on data that have changed.
+        held: What is ended when the run is over.
+        log: The log of the console, which begins its file here.
+    """
     former = begun.former
     opened = open_run_folder(
         asked.out,
@@ -237,7 +260,15 @@ def _kept_at_a_signal(weights: LastWeights) -> Iterator[None]:
 
 
 def checkpoint_of(begun: Begun, layout: Layout, folder: Path, before: Before, clock: StageClock) -> Checkpoint:
-    """Returns what writes checkpoints, with all that a run notes in them beside the state of the training."""
+    """Returns what writes checkpoints, with all that a run notes in them beside the state of the training.
+
+    Args:
+        begun: What `load` has returned.
+        layout: The layout of the recipe.
+        folder: The run folder.
+        before: What is known from before training.
+        clock: Takes the seconds of each stage.
+    """
     settings = layout.recipe.train
     checkpoint = begun.former.checkpoint if begun.former else Checkpoint(folder / "checkpoints")
     checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
@@ -260,6 +291,7 @@ def checkpoint_of(begun: Begun, layout: Layout, folder: Path, before: Before, cl
 
 
 def evaluated(layout: Layout, rows: Split | None = None) -> dict[str, float]:
+    """Returns the metrics of some rows, by default of all test rows; the loss first."""
     batches = (rows or layout.examples.test).batches(EVALUATED_ROWS)
     metrics = layout.model.evaluate(batches, verbose=0, return_dict=True)
     return {name: float(metrics[name]) for name in sorted(metrics, key=lambda name: name != "loss")}  # loss first

@@ -39,7 +39,14 @@ class Trained:
 
 
 def trackers_of(asked: Asked, layout: Layout, folder: Path, held: ExitStack) -> Trackers | None:
-    """Begins or goes on with the run at the services that the recipe names; they are told how it ends."""
+    """Begins or goes on with the run at the services that the recipe names; they are told how it ends.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        layout: The layout of the recipe.
+        folder: The run folder.
+        held: What is ended when the run is over.
+    """
     named = layout.recipe.train.trackers
     if not named:
         return None
@@ -59,7 +66,19 @@ def train_as_planned(
     on_groups: list[str],
     clock: StageClock,
 ) -> Trained:
-    """Trains, and leaves the model with the weights that the recipe asks for: the last, the best, or a mean."""
+    """Trains, and leaves the model with the weights that the recipe asks for: the last, the best, or a mean.
+
+    Args:
+        asked: What the caller of `run` asks for.
+        layout: The layout of the recipe.
+        folder: The run folder.
+        before: What is known from before training.
+        weights: Saves the last weights.
+        checkpoint: Writes the checkpoints.
+        trackers: The trackers, if there are any.
+        on_groups: Warnings about the groups, which training adds to.
+        clock: Takes the seconds of each stage.
+    """
     settings, wait = layout.recipe.train, DataWait()
     non_finite = NonFiniteGradients(settings.non_finite, layout.groups) if settings.non_finite else None
     keep_best, collect = best_keeper(settings), collector(settings)

@@ -135,7 +135,7 @@ def meanings(part: type[Part]) -> dict[str, str]:
     """Returns what the docstrings of a class and of its bases say about each field, by its name or its key."""
     notes: dict[str, str] = {}
     for base in reversed(part.__mro__):
-        docstring = inspect.cleandoc(base.__dict__.get("__doc__") or "")  # as Python 3.13 keeps it, whatever the version
+        docstring = inspect.cleandoc(base.__dict__.get("__doc__") or "")  # Python 3.13 does so by itself
         _, _, listing = docstring.partition("Attributes:\n")
         for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listing, re.MULTILINE):
             notes[name] = re.sub(r"\s+", " ", text).strip()

@@ -150,7 +150,8 @@ def test_what_is_printed_is_where_weights_came_from_the_plan_every_epoch_and_not
     lines = finished[1].splitlines()
     assert lines[0] == "model: tiny, 187 parameters"
     assert lines[1].startswith("8 weights restored from ")
-    assert lines[2].startswith("plan: 3 epochs of 3 steps.")
+    assert lines[2].endswith(" in the first rows; `stem` takes them as they are")
+    assert lines[3].startswith("plan: 3 epochs of 3 steps.")
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert [line.partition(":")[0] for line in lines[-2:]] == ["report", "kept to train for longer"]
 
