@@ -15,10 +15,9 @@ import tensorflow as tf
 from rich.console import Console
 
 from finetune import keras_private
-from finetune.errors import DataError, GroupError, TrainingError, counted, quote
+from finetune.errors import GroupError, TrainingError, counted, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.rate_spacing import check_rate, rates_by_group
-from finetune.groups.selectors import LayerGroup, resolve_groups
 from finetune.planning.joined_optimizer import join_optimizers
 from finetune.planning.plan import Plan, make_plan
 from finetune.training.callbacks import LearningRateLogger, ProgressLine, progress_bar
@@ -33,18 +32,11 @@ from finetune.training.phases.phase import ALL, Phase, check_phases
 from finetune.training.phases.preview import with_phases
 from finetune.training.phases.records import PhaseStart
 from finetune.training.saving import save_model
+from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of
 from finetune.training.tuner_data import tuner_data
 
 AUTO = "auto"
 _REPEATS = 5  # sweeps where a single one gives no suggestion
-# How other libraries call what has another name here.
-_CALLED = {
-    **dict.fromkeys(("rate", "lr", "lr_max", "base_lr", "rates", "learning_rates"), "learning_rate"),
-    **dict.fromkeys(("n_epoch", "epoch", "n_epochs"), "epochs"),
-    **dict.fromkeys(("freeze_epochs",), "frozen_epochs"),
-    **dict.fromkeys(("lr_mult",), "ratio"),
-    **dict.fromkeys(("phases", "phase", "strategies"), "strategy"),
-}
 
 
 class FineTuner:
@@ -87,7 +79,7 @@ class FineTuner:
     Raises:
         FinetuneError: The data, groups or rates are in none of these forms, or no loss can be chosen.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from finetune import FineTuner
         >>> layers = [keras.layers.Dense(8, name="body"), keras.layers.Dense(3, activation="softmax", name="head")]
@@ -120,8 +112,8 @@ class FineTuner:
         self.model, self.verbose, self._epochs_trained = model, verbose, 0
         more = {"validation_data": validation_data, "test_data": test_data, "batch_size": batch_size, "seed": seed}
         self.data = tuner_data(data, y, **more)
-        _check_and_build(model, self.data.x if not self.data.is_split else self.data.x.first(1)[0])
-        self.groups = _groups(model, groups, by)
+        check_and_build(model, self.data.x if not self.data.is_split else self.data.x.first(1)[0])
+        self.groups = groups_of(model, groups, by)
         compiled = keras_private.compile_arguments(model) if model.compiled else {}
         template, arguments = optimizer_template(optimizer, model.optimizer if model.compiled else None)
         names = [group.name for group in self.groups if not group.frozen]
@@ -245,7 +237,7 @@ class FineTuner:
         References:
             https://docs.fast.ai/callback.schedule.html#learner.fine_tune
         """
-        _check_arguments(fit)
+        check_arguments(fit)
         settings = {"peak": check_rate(learning_rate), "frozen_epochs": frozen_epochs, "ratio": ratio}
         return self.fit(strategy={"strategy": "freeze_then_all", "epochs": epochs, **settings}, **fit)
 
@@ -304,7 +296,7 @@ class FineTuner:
             schedule: As for `fit`.
             fit: As for `fit`, of which `steps_per_epoch`, `batch_size` and `validation_split` change the steps.
         """
-        _check_arguments(fit)
+        check_arguments(fit)
         rates, steps = self._rates(learning_rate), self._steps(fit)
         if strategy is not None and train != ALL:
             raise GroupError(
@@ -398,49 +390,3 @@ class FineTuner:
     def _console(self, fit: Mapping[str, Any] | None = None) -> Console:
         verbose = (fit or {}).get("verbose", self.verbose)
         return Console(quiet=not verbose)
-
-
-def _check_and_build(model: Any, x: Any) -> None:
-    """Checks that inputs come in batches, and gives a model that has no weights yet those for them."""
-    if not isinstance(model, keras.Model):
-        raise GroupError(
-            f"A `FineTuner` takes a Keras model. Received a `{type(model).__name__}`. Load a file with "
-            "`keras.models.load_model`; `finetune.HubLayer` makes a layer of a SavedModel."
-        )
-    spec = getattr(x, "element_spec", x)
-    spec = spec[0] if isinstance(spec, tuple) and spec is not x else spec
-    parts = keras.tree.flatten(spec)
-    if not all(hasattr(part, "shape") for part in parts):
-        return  # of a generator or a `PyDataset`, and of strings in lists
-    if not model.built:
-        model.build(keras.tree.map_structure(lambda part: (None, *part.shape[1:]), spec))
-    shape: Any = getattr(model, "input_shape", None)
-    is_dataset = isinstance(parts[0], tf.TensorSpec) and isinstance(shape, tuple)
-    if is_dataset and len(parts) == 1 and parts[0].shape.rank == len(shape) - 1:
-        raise DataError(
-            f"A dataset yields batches, and the network takes `{shape}`. Received elements of shape "
-            f"`{tuple(parts[0].shape)}`. Write `dataset.batch(32)`."
-        )
-
-
-def _groups(model: keras.Model, groups: str | Iterable[Any] | None, by: str | None) -> tuple[LayerGroup, ...]:
-    if groups is not None and by is not None:
-        raise GroupError(
-            f"`by` is another name of `groups`. Received `{groups!r}` and `{by!r}`. Remove one of the two."
-        )
-    written: Any = groups if groups is not None else by or "block"
-    if isinstance(written, str):
-        return resolve_groups(model, by=written)
-    members = tuple(written) if isinstance(written, Iterable) else (written,)
-    if members and all(isinstance(member, LayerGroup) for member in members):
-        return members
-    return resolve_groups(model, members)
-
-
-def _check_arguments(fit: Mapping[str, Any]) -> None:
-    """Names the argument that another library calls otherwise."""
-    for name in fit:
-        if name in _CALLED:
-            raise GroupError(
-                f"A `FineTuner` takes no argument `{name}`. Received {quote(fit)}. It is called `{_CALLED[name]}`."
-            )

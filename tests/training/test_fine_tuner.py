@@ -5,10 +5,9 @@ import doctest
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import finetune
-from finetune.errors import DataError, FinetuneError, GroupError, TrainingError
+from finetune.errors import FinetuneError, GroupError, TrainingError
 from finetune.groups.selectors import Selector
 from finetune.training import fine_tuner as module
 from finetune.training.lr_range.consensus import Verdict
@@ -226,9 +225,6 @@ def test_frozen_groups_stay_frozen(tuner):
         (lambda t, x, y: t.fit(1, schedule="onecycle"), "Did you mean `one_cycle`"),
         (lambda t, x, y: t.evaluate(), "An evaluation needs rows that were not trained on"),
         (lambda t, x, y: t.save("model.h5"), "written to a `.keras` file. Received `model.h5`. Write `model.keras`"),
-        (lambda t, x, y: finetune.FineTuner("net.keras", x, y), "takes a Keras model. Received a `str`"),
-        (lambda t, x, y: finetune.FineTuner(t.model, x, y, by="layer", groups="block"), "`by` is another name"),
-        (lambda t, x, y: finetune.FineTuner(t.model, x, y, groups=[]), "Layer groups need at least one selector"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_trained(tuner, rows, make, message):
@@ -236,11 +232,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(tuner, rows, ma
     with pytest.raises(FinetuneError, match=message):
         make(ours, *rows)
     assert int(ours.model.optimizer.iterations) == 0
-
-
-def test_single_rows_in_a_dataset_are_told_from_batches(tuner, rows):
-    with pytest.raises(DataError, match=r"Received elements of shape `\(6,\)`. Write `dataset.batch\(32\)`"):
-        tuner(tf.data.Dataset.from_tensor_slices(rows))
 
 
 def test_a_plan_and_a_schedule_need_to_know_how_long_an_epoch_is(tuner, rows):
