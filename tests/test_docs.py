@@ -82,7 +82,7 @@ def trained():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.parametrize("page", ["tutorial", "python", "hub"])
+@pytest.mark.parametrize("page", ["tutorial", "distribution", "python", "hub"])
 def test_the_programs_of_a_page_run_as_they_are(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_blocks(page)
@@ -124,7 +124,7 @@ def test_what_is_done_with_a_run_is_done_with_one_of_photos(tmp_path, monkeypatc
 
 
 def test_every_program_is_run():
-    tried = {"tutorial", "python", "fine_tuner", "hub", "monitoring", "resume", "after"}
+    tried = {"tutorial", "distribution", "python", "fine_tuner", "hub", "monitoring", "resume", "after"}
     assert {page for page, blocks in PROGRAMS.items() if blocks} == tried
 
 

@@ -112,8 +112,8 @@ def spread_rates(low: float, high: float, num_groups: int) -> tuple[float, ...]:
 def rates_by_group(rate: Any, base: Mapping[str, float]) -> dict[str, float]:
     """Returns the learning rate of each group, from any of the forms in which rates of all groups are written.
 
-    >>> rates_by_group(0.5, {"body": 0.01, "head": 0.1})
-    {'body': 0.05, 'head': 0.5}
+    >>> rates_by_group(0.5, {"body": 0.25, "head": 1.0})
+    {'body': 0.125, 'head': 0.5}
     >>> rates_by_group(slice(0.001, 0.1), {"body": 1.0, "head": 1.0})
     {'body': 0.001, 'head': 0.1}
     >>> rates_by_group(slice(0.1), {"stem": 1.0, "body": 1.0, "head": 1.0})

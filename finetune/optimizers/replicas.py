@@ -41,6 +41,9 @@ def in_every_replica(step: Callable[..., None], *args: Any) -> None:
 
 
 def scope_from_outside(strategy: tf.distribute.Strategy) -> AbstractContextManager[Any]:
-    """Returns a block in which variables are made for a strategy of several replicas, unless the caller is in it."""
-    is_inside = tf.distribute.has_strategy() or strategy.num_replicas_in_sync == 1
+    """Returns a block in which variables are made for a strategy, unless the caller is in it.
+
+    A `MirroredStrategy` of a single device asks for its scope, too; TensorFlow's default strategy does not.
+    """
+    is_inside = tf.distribute.has_strategy() or strategy is tf.distribute.get_strategy()
     return nullcontext() if is_inside else strategy.scope()

@@ -5,7 +5,7 @@ fast loop, the step of a bare module below, and the measurement of gradient norm
 own `train_step`, because it must show what `fit` would do, whatever the model's class does in it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -36,7 +36,6 @@ def loss_and_gradients(
     variables: Any,
     *,
     optimizer: Any = None,
-    watched: Sequence[tf.Tensor] = (),
 ) -> tuple[Any, Any, Any]:
     """Runs a forward pass and differentiates its loss; one tape, whatever the number of layer groups.
 
@@ -45,7 +44,6 @@ def loss_and_gradients(
         variables: What to differentiate for: Keras variables, `tf.Variable`s or tensors, in any nested structure.
         optimizer: Scales the loss before it is differentiated, as a `LossScaleOptimizer` must under `mixed_float16`,
             and unscales the gradients when it applies them. `None` to get the gradients of the loss as it is.
-        watched: Tensors among `variables`. The tape watches variables by itself, tensors only when asked.
 
     Returns:
         The loss (not scaled), what else `forward` returned, and the gradients in the structure of `variables`; `None`
@@ -54,13 +52,15 @@ def loss_and_gradients(
     Raises:
         TrainingError: TensorFlow cannot differentiate an operation.
     """
-    with tf.GradientTape() as tape:
-        # Before the forward pass: a tape records nothing of a tensor that it does not watch yet.
-        tape.watch(list(watched))
-        loss, other = forward()
-        scaled = loss if optimizer is None else optimizer.scale_loss(loss)
     # A tape records `tf.Variable`s; a Keras variable holds one.
     sources = tf.nest.map_structure(tf_variable, variables)
+    # By itself a tape records what is computed from any variable, frozen ones included: the frozen part would be
+    # computed as one that is differentiated, and not as its features are when they are cached.
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        # Before the forward pass: a tape records nothing of what it does not watch yet.
+        tape.watch(tf.nest.flatten(sources))
+        loss, other = forward()
+        scaled = loss if optimizer is None else optimizer.scale_loss(loss)
     try:
         return loss, other, tape.gradient(scaled, sources)
     except LookupError as error:

@@ -297,7 +297,7 @@ def test_a_finished_run_whose_rates_fell_goes_on_from_before_as_the_longer_run_b
     (kept,) = checkpoint_files(Path("out/checkpoints/before_cooldown"))
     assert kept.name.startswith("step-0000003-")  # of 6 steps; the last 3 fall
     longer, said = resumed("train.epochs=3")
-    assert f"going on at epoch 1, step 4 from `{kept}`" in said
+    assert f"going on at epoch 1, after its last step from `{kept}`" in said
     assert "the rates fall from step 4 on: the run goes on from before that, as a longer run would." in said
     assert weights(longer) == weights(straight)
     assert rows("out") == rows("straight")

@@ -75,12 +75,12 @@ def test_a_row_that_cannot_be_read_is_named_or_skipped_in_its_place(loaded, tmp_
     Image.new("RGB", (9, 9), (250, 0, 0)).save(tmp_path / "a.png")
     Image.new("RGB", (9, 9), (0, 250, 0)).save(tmp_path / "c.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"`.*b\.png` cannot be read"):
+    with pytest.raises(DataError, match=r"are images: JPEG, .*b\.png` is none of these"):
         fine_tuned.predict(tmp_path)
     found = list(fine_tuned.predictions(fine_tuned.read([tmp_path]), skip=True))
     assert [Path(each.place).name for each in found] == ["a.png", "b.png", "c.png"]
     assert [each.answer.get("label") for each in found] == ["red", None, "green"]
-    assert "b.png` cannot be read" in found[1].problem
+    assert "b.png` is none of these" in found[1].problem
 
 
 def test_a_run_that_was_moved_without_its_data_predicts_the_same(run_of, loaded, tmp_path):

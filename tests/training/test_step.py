@@ -221,7 +221,7 @@ def test_the_gradients_come_back_in_the_structure_of_the_variables_and_none_wher
     def forward():
         return tf.reduce_sum(used.value**2 * tensor), "other"
 
-    loss, other, gradients = loss_and_gradients(forward, {"a": [used, unused], "b": tensor}, watched=[tensor])
+    loss, other, gradients = loss_and_gradients(forward, {"a": [used, unused], "b": tensor})
     assert (float(loss), other) == (12.0, "other")
     assert float(gradients["a"][0][0]) == 12.0
     assert gradients["a"][1] is None

@@ -244,9 +244,7 @@ class FastFunction:
         slice_of = {id(variable): tensor for variable, tensor in slices}
         sources = [slice_of.get(id(variable), variable) for variable in self._trained]
         with together.forward() if together else nullcontext():
-            _, (loss, y_pred), gradients = loss_and_gradients(
-                forward, sources, optimizer=model.optimizer, watched=[tensor for _, tensor in slices]
-            )
+            _, (loss, y_pred), gradients = loss_and_gradients(forward, sources, optimizer=model.optimizer)
         gradient_of = {id(variable): gradient for variable, gradient in zip(self._trained, gradients, strict=True)}
         moved = [variable for variable, _ in slices]
         missing = without_dense_gradient(moved, [gradient_of[id(variable)] for variable in moved])
