@@ -57,8 +57,9 @@ def loss_and_gradients(
     # By itself a tape records what is computed from any variable, frozen ones included: the frozen part would be
     # computed as one that is differentiated, and not as its features are when they are cached.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        # Before the forward pass: a tape records nothing of what it does not watch yet.
-        tape.watch(tf.nest.flatten(sources))
+        # Before the forward pass: a tape records nothing of what it does not watch yet. A variable that TensorFlow was
+        # told not to train gets no gradient, as in Keras.
+        tape.watch([source for source in tf.nest.flatten(sources) if getattr(source, "trainable", True)])
         loss, other = forward()
         scaled = loss if optimizer is None else optimizer.scale_loss(loss)
     try:
