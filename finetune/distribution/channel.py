@@ -113,9 +113,12 @@ class Channel:
         # The chief, who knows which of the workers is late, says it first.
         end = time.monotonic() + self.limits.answer + (0 if self.cluster.is_chief else 10)
         with self._changed:
-            while not self.lost:
+            while True:
+                # First: what has come counts, though its sender may have ended since.
                 if (result := ready()) is not None:
                     return result
+                if self.lost:
+                    break
                 if not self._changed.wait(timeout=max(0.0, end - time.monotonic())) and time.monotonic() >= end:
                     late = ", ".join(self.cluster.name(index) for index in missing())
                     waited = f"{self.limits.answer:g} seconds"
