@@ -18,6 +18,15 @@ from finetune.cli.application import (
 )
 from finetune.errors import FinetuneError, printable
 
+OutOption = Annotated[
+    Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
+]
+RecalibrateOption = Annotated[
+    bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
+]
 TimeLimitOption = Annotated[
     str | None,
     typer.Option(
@@ -40,18 +49,12 @@ TimeLimitOption = Annotated[
 )
 def run(
     recipe: RecipePath,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
-    ] = None,
+    out: OutOption = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
     time_limit: TimeLimitOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
-    ] = False,
-    recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
-    ] = False,
+    overwrite: OverwriteOption = False,
+    recalibrate: RecalibrateOption = False,
     resume: Annotated[
         bool,
         typer.Option(
@@ -92,18 +95,12 @@ def run(
 def launch(
     recipe: RecipePath,
     workers: Annotated[int, typer.Option(min=2, help="How many processes of this machine train.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder.", show_default="the next free runs/<recipe>-<number>")
-    ] = None,
+    out: OutOption = None,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default
     allow_code: AllowCode = [],  # noqa: B006
     time_limit: TimeLimitOption = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in `--out`; other files there are kept.")
-    ] = False,
-    recalibrate: Annotated[
-        bool, typer.Option("--recalibrate", help="Re-estimate the BatchNormalization statistics after training.")
-    ] = False,
+    overwrite: OverwriteOption = False,
+    recalibrate: RecalibrateOption = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in `--out`, also with another number of workers.")
     ] = False,

@@ -75,7 +75,7 @@ def launch(
         begun: list[_Worker] = []
         try:
             for cluster in local_clusters(workers):  # one by one: those that were started are ended if one cannot be
-                log = _Log(logs / f"worker-{cluster.index}.log", is_ready)
+                log = _Log(logs / f"worker-{cluster.index}.log", is_ready, show)
                 begun.append(_start(command, cluster, log, show))
             first = _wait(begun)
         finally:
@@ -141,26 +141,32 @@ def _start(command: Sequence[str], cluster: Cluster, log: "_Log", show: Callable
 
 
 class _Log:
-    """The file of what a worker prints; where it cannot be written, it is not.
+    """The file of what a worker prints; where it cannot be written, that is said once, and training goes on.
 
     Args:
         path: The file.
         is_ready: Whether it may be written now.
+        show: Gets the sentence.
     """
 
-    def __init__(self, path: Path, is_ready: Callable[[], bool]):
-        self._path, self._is_ready, self._lock = path, is_ready, threading.Lock()
+    def __init__(self, path: Path, is_ready: Callable[[], bool], show: Callable[[str, bool], None]):
+        self._path, self._is_ready, self._show, self._lock = path, is_ready, show, threading.Lock()
         self._kept: list[bytes] = []
+        self._is_broken = False
 
     def write(self, line: bytes = b"") -> None:
         """Writes a line, and those that were kept."""
         with self._lock:
             self._kept.append(line)
             if self._is_ready():
-                with suppress(OSError):
+                try:
                     self._path.parent.mkdir(parents=True, exist_ok=True)
                     with self._path.open("ab") as file:  # anew each time: the chief may remove an older run first
                         file.writelines(self._kept)
+                except OSError as error:
+                    if not self._is_broken:
+                        self._show(f"warning: `{self._path}` cannot be written and lacks lines: {error.strerror}", True)
+                    self._is_broken = True
                 self._kept = []
 
 

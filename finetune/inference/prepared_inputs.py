@@ -213,7 +213,7 @@ def _check_image(data: bytes, place: str, error: Exception) -> None:
             f"The rows of this run are images: JPEG, PNG, GIF, BMP, WebP. `{place}` is {kind}. Leave it "
             "out, or give the image."
         ) from error
-    except Exception:  # Pillow raises errors of many classes over damaged files
+    except Exception:  # of many classes, over a damaged image: the caller raises what the decoder has said
         return
 
 

@@ -1,4 +1,6 @@
-"""Recipes for commands that need data in files."""
+"""Recipes for commands that need data in files, and run folders to look at."""
+
+from pathlib import Path
 
 import keras
 import pytest
@@ -23,3 +25,32 @@ groups: [{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, 
 train: {epochs: 20, batch_size: 4, loss: sparse_categorical_crossentropy, metrics: [accuracy]}
 """)
     return recipe
+
+
+@pytest.fixture
+def names_in():
+    """Returns the names of what is in a folder."""
+    return lambda folder: {path.name for path in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def snapshot():
+    """Returns the contents and times of all files in a folder."""
+
+    def of(folder):
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    return of
+
+
+@pytest.fixture
+def former_run(recipe):
+    """A folder `out` in the working directory, as an older run and its user have left it."""
+    folder = Path("out")
+    for name in ("checkpoints", "plots"):
+        (folder / name).mkdir(parents=True)
+    (folder / "note.txt").write_text("mine")
+    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
+        (folder / name).write_text("old")
+    return folder

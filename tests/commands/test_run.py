@@ -46,19 +46,10 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def names_in(folder):
-    return {path.name for path in Path(folder).iterdir()}
-
-
-def snapshot(folder):
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
 # -- What a run leaves behind -----------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished):
+def test_a_run_folder_holds_every_file_that_is_promised_and_no_other(finished, names_in):
     result, _, _ = finished
     assert names_in(result.folder) == {
         *("recipe.yaml", "plan.txt", "plan.json", "restore.json", "metrics.csv", "tensorboard", "checkpoints"),
@@ -220,7 +211,7 @@ def test_another_seed_gives_another_result(recipe):
     assert first.metrics["loss"] != second.metrics["loss"]
 
 
-def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touches_nothing(recipe, finished):
+def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touches_nothing(recipe, finished, snapshot):
     folder = finished[0].folder
     before = snapshot(folder)
     told = StringIO()
@@ -255,7 +246,7 @@ def test_a_run_goes_well_with(recipe, overrides):
 # -- The plan alone ---------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_trains_nothing_and_writes_nothing(recipe, tiny_files):
+def test_a_plan_trains_nothing_and_writes_nothing(recipe, tiny_files, names_in):
     ready = finetune.plan(recipe)
     start = keras.models.load_model(tiny_files / "tiny.keras")
     for one, other in zip(ready.model.get_weights(), start.get_weights(), strict=True):

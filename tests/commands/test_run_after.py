@@ -19,10 +19,6 @@ from finetune.results.hashes import check_hashes
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-def names_in(folder):
-    return {path.name for path in Path(folder).iterdir()}
-
-
 def read_json(path):
     return json.loads(path.read_text())
 
@@ -31,7 +27,7 @@ DIVERGE = ["groups.body.learning_rate=1e30", "groups.head.learning_rate=1e30"]
 
 
 @pytest.mark.slow
-def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples(recipe):
+def test_weights_that_break_in_the_very_last_step_are_found_on_the_test_examples(recipe, names_in):
     last_step = "train.epochs=1", "train.batch_size=60"
     with pytest.raises(TrainingError, match=r"on the test examples after training\. Lower the learning rates"):
         finetune.run(recipe, "out", overrides=[*DIVERGE, *last_step])
@@ -104,7 +100,7 @@ def odd(recipe, monkeypatch):
 ALL = "[{name: all, rest: true, TRAINED}]"
 
 
-def test_an_error_inside_tensorflow_is_one_line_and_keeps_what_there_is(odd):
+def test_an_error_inside_tensorflow_is_one_line_and_keeps_what_there_is(odd, names_in):
     with pytest.raises(TrainingError) as error:
         odd("fail", ALL, "bad_row: 20")
     assert str(error.value).startswith("Training stopped with an error. InvalidArgumentError: ")

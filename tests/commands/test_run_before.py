@@ -12,25 +12,7 @@ from finetune.errors import FinetuneError, RecipeError
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-def names_in(folder):
-    return {path.name for path in Path(folder).iterdir()}
-
-
-def snapshot(folder):
-    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def a_former_run(folder):
-    for name in ("checkpoints", "plots"):
-        (folder / name).mkdir(parents=True)
-    (folder / "note.txt").write_text("mine")
-    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
-        (folder / name).write_text("old")
-
-
-def test_bad_input_leaves_the_former_run_as_it_was_even_when_overwriting(recipe):
-    a_former_run(Path("out"))
+def test_bad_input_leaves_the_former_run_as_it_was_even_when_overwriting(recipe, snapshot, former_run):
     before = snapshot("out")
     with pytest.raises(FinetuneError):
         finetune.run(recipe, "out", overwrite=True, overrides=["groups.body.prefixes=[bdy]"])
@@ -45,7 +27,7 @@ def test_bad_input_leaves_the_former_run_as_it_was_even_when_overwriting(recipe)
         *("restore={from: nowhere.h5}", "data={builder: os:getcwd}", "train.validation_fraction=0.999"),
     ],
 )
-def test_bad_input_is_one_of_our_errors_and_leaves_no_folder_behind(recipe, override):
+def test_bad_input_is_one_of_our_errors_and_leaves_no_folder_behind(recipe, override, names_in):
     with pytest.raises(FinetuneError) as error:
         finetune.run(recipe, "out" if "data" in override else None, overrides=[override])
     assert error.value.exit_code == 2

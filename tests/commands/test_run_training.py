@@ -18,10 +18,6 @@ from finetune.groups.layer_tree import layer_tree
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-def names_in(folder):
-    return {path.name for path in Path(folder).iterdir()}
-
-
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -31,19 +27,12 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-def a_former_run(folder):
-    for name in ("checkpoints", "plots"):
-        (folder / name).mkdir(parents=True)
-    (folder / "note.txt").write_text("mine")
-    for name in ("recipe.yaml", "plan.txt", "model.keras", "result.json", "plots/training.png", "checkpoints/old.h5"):
-        (folder / name).write_text("old")
-
-
 DIVERGE = ["groups.body.learning_rate=1e30", "groups.head.learning_rate=1e30"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_of_a_former_run_either(recipe):
-    a_former_run(Path("out"))
+def test_a_loss_that_is_no_number_ends_the_run_with_advice_and_leaves_no_model_of_a_former_run_either(
+    recipe, names_in, former_run
+):
     with pytest.raises(TrainingError) as error:
         finetune.run(recipe, "out", overrides=DIVERGE, overwrite=True)
     assert error.value.exit_code == 1

@@ -59,6 +59,17 @@ def test_what_a_worker_says_when_it_fails_reaches_all_others(together):
     assert channels[1].lost == f"Worker 2 (`{channels[0].cluster.addresses[2]}`) failed: The disk is full."
 
 
+def test_what_a_worker_has_sent_counts_though_it_has_failed_since(together):
+    chief, other = together(local_clusters(2))
+    peer = chief._peers[1]
+    peer.send({"number": 1, "values": ["seed 7", "seed 8"]})  # the answer to the first exchange
+    chief.close("What they were told differs.")
+    eventually(lambda: other.lost)
+    assert other.exchange("seed 8", "what they were told") == ["seed 7", "seed 8"]
+    with pytest.raises(TrainingError, match=r"failed: What they were told differs\."):
+        other.exchange(2, "the next")
+
+
 def test_a_worker_that_does_not_come_in_time_is_named(together):
     channels = together(local_clusters(2), Limits(start=20, answer=0.5, silence=20))
     with pytest.raises(TrainingError) as caught:

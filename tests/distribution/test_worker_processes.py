@@ -33,6 +33,15 @@ def started(tmp_path):
     return start
 
 
+def test_a_log_that_cannot_be_written_is_told_once_and_the_workers_go_on(started, tmp_path):
+    (tmp_path / "logs").write_text("no folder")
+    code, lines, _ = started("print('one'); print('two')", workers=2)
+    told = sorted(line for line, is_error in lines if is_error)
+    assert (code, len(lines) - len(told)) == (0, 4)
+    logs = [tmp_path / "logs" / f"worker-{n}.log" for n in range(2)]
+    assert told == [f"warning: `{log}` cannot be written and lacks lines: File exists" for log in logs]
+
+
 def test_each_process_knows_its_place_and_its_output_is_shown_and_kept(started, tmp_path):
     code, lines, _ = started("print('worker', index); print('wrong', file=sys.stderr)")
     assert code == 0
