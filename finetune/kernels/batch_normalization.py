@@ -6,10 +6,10 @@ In training, over all axes but the last, of `n` elements a channel:
     moving <- momentum moving + (1 - momentum) (mean, variance)
 
 The kernel returns the variance of a sample, `sum((x - mean)^2) / (n - 1)`, and Keras averages that of the batch; so it
-is scaled by `(n - 1) / n`. In inference the moving mean and variance take the place of those of the batch; TensorFlow
-then joins the kernel with the convolution before it and the ReLU behind it. Where a gradient passes through, the layer
-becomes part of that convolution (`folded_normalization.py`), or its gradient is written here: `FusedBatchNormGradV3`
-would compute those of gamma and beta, though a frozen layer needs none of them.
+is scaled by `(n - 1) / n`. In inference the moving mean and variance take the place of those of the batch, and the
+layer becomes part of the convolution before it (`folded_normalization.py`). Elsewhere TensorFlow joins the kernel with
+that convolution and the ReLU behind it, or where a gradient passes through, it is written here: `FusedBatchNormGradV3`
+would compute the gradients of gamma and beta, though a frozen layer needs none of them.
 
 References:
     Ioffe & Szegedy (2015), https://arxiv.org/abs/1502.03167
@@ -22,7 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.kernels.folded_normalization import folded
+from finetune.kernels.folded_normalization import bias_in_mean, folded
 
 _CUDNN_EPSILON = 1.001e-5  # cuDNN takes no smaller one
 _DTYPES = (tf.float32, tf.float16, tf.bfloat16)
@@ -51,10 +51,13 @@ def batch_normalization(layer: Any, inputs: Any, training: Any = None, mask: Any
         y = _trained(layer, x, gamma, beta)
     else:
         mean, variance = tf.cast(layer.moving_mean, tf.float32), tf.cast(layer.moving_variance, tf.float32)
-        if keras_private.is_recorded([x, gamma, beta, mean, variance]):
-            y = folded(x, gamma, beta, mean, variance, layer.epsilon) if keras_private.is_recorded([x]) else None
-            y = _differentiated(x, gamma, beta, mean, variance, layer.epsilon) if y is None else y
-        else:
+        arguments = x, gamma, beta, mean, variance
+        is_recorded = keras_private.is_recorded(arguments)
+        y = folded(*arguments, layer.epsilon) if keras_private.is_recorded([x]) or not is_recorded else None
+        if y is None and is_recorded:
+            y = _differentiated(*arguments, layer.epsilon)
+        elif y is None:
+            x, mean = bias_in_mean(x, mean)
             y = _inferred(x, gamma, beta, mean, variance, layer.epsilon)
     return y if y.shape.rank == inputs.shape.rank else tf.reshape(y, tf.shape(inputs))
 

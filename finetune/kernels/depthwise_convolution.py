@@ -1,4 +1,4 @@
-"""The gradient of a wide depthwise kernel by a forward convolution, and separable convolutions as two steps.
+"""The gradient of a wide depthwise kernel by a forward convolution, padding, and separable convolutions as two steps.
 
 A depthwise convolution of images `x` with a kernel `w` of one filter a channel, with strides `s`, and the gradient of
 the kernel for that of the outputs, `g`:
@@ -9,6 +9,9 @@ where `p` are positions in the outputs and `q` in the kernel. For each example a
 convolution of `x` with `g` as its kernel and `s` as its dilation; so all examples become channels of one image, and
 their sum is taken last. oneDNN has an operation for `dw`, which is fast only up to a width of 3: for the kernels of 5
 of EfficientNet it takes twice as long as this, for those of 7 of ConvNeXt two to ten times.
+
+MobileNet and EfficientNet pad images by a layer of their own before a depthwise convolution with strides. Where that
+adds the zeros that the padding `same` adds, the operation reads the images as they were, and nothing is copied.
 
 A separable convolution is a depthwise one and one of size 1, which is a matrix product where a gradient is taken; see
 `pointwise_convolution.py`.
@@ -52,12 +55,17 @@ def depthwise_conv(
         The outputs; `None` where the kernel does not apply.
     """
     kernel = tf.convert_to_tensor(kernel)
-    if not (_applies(inputs, kernel, strides, data_format, dilation_rate) and kernel.shape[-3] > _FAST_WIDTH):
-        return None
-    # Without a gradient, as in evaluation, there is nothing to save.
-    if kernel.shape[-1] != 1 or not keras_private.is_recorded([kernel]):
+    if not _applies(inputs, kernel, strides, data_format, dilation_rate):
         return None
     stride = _stride(strides)
+    images = (
+        _before_padding(inputs, kernel.shape[:2], stride) if padding == "valid" and inputs.shape.rank == 4 else None
+    )
+    if images is not None:
+        inputs, padding = images, "same"
+    # Without a gradient, as in evaluation, nothing else is to be saved.
+    if kernel.shape[-3] <= _FAST_WIDTH or kernel.shape[-1] != 1 or not keras_private.is_recorded([kernel]):
+        return None if images is None else tf.nn.depthwise_conv2d(images, kernel, (1, stride, stride, 1), "SAME")
     if inputs.shape.rank == 3:
         return tf.squeeze(_convolved(inputs[:, None], kernel[None], stride, padding.upper()), 1)
     return _convolved(inputs, kernel, stride, padding.upper())
@@ -128,6 +136,31 @@ def _stride(strides: Any) -> int:
     return _of_each_axis(strides)[0]
 
 
+def _before_padding(x: tf.Tensor, size: Any, stride: int) -> tf.Tensor | None:
+    """Returns images before they were padded; `None` if they were not, or not as `same` does it.
+
+    Args:
+        x: The images, in a graph.
+        size: Height and width of the kernel.
+        stride: That of the convolution.
+    """
+    if x.op.type != "Pad":
+        return None
+    images, paddings = x.op.inputs[0], tf.get_static_value(x.op.inputs[1])
+    lengths: list[Any] = images.shape.as_list()[1:3]
+    if paddings is None or None in lengths:
+        return None
+    missing = [_missing(-(-n // stride), q, n, stride) for n, q in zip(lengths, size, strict=True)]
+    around = [[0, 0], *([each // 2, each - each // 2] for each in missing), [0, 0]]
+    return images if paddings.tolist() == around else None
+
+
+def _missing(positions: Any, size: int, length: Any, stride: int) -> Any:
+    """Returns by how much an axis is too short for as many positions of the kernel."""
+    missing = (positions - 1) * stride + size - length
+    return max(missing, 0) if isinstance(missing, int) else tf.maximum(missing, 0)
+
+
 def _convolved(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str) -> tf.Tensor:
     strides = [1, stride, stride, 1]
 
@@ -149,9 +182,7 @@ def _gradient_of_kernel(x: tf.Tensor, dy: tf.Tensor, size: Any, stride: int) -> 
     examples, *lengths, channels = lengths_of(x)
     positions = lengths_of(dy)[1:3]
     # Padded as `same` pads; `valid` needs no padding, and may leave a border that no position reaches.
-    missing = [
-        tf.maximum((n - 1) * stride + q - length, 0) for n, q, length in zip(positions, size, lengths, strict=True)
-    ]
+    missing = [_missing(n, q, length, stride) for n, q, length in zip(positions, size, lengths, strict=True)]
     around = [[each // 2, each - each // 2] for each in missing]
     no_example = [0, channels * tf.cast(tf.equal(examples, 0), tf.int32)]  # the operation takes no empty kernel
     image = tf.pad(_examples_as_channels(x)[None], [[0, 0], *around, no_example])

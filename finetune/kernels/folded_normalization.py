@@ -1,4 +1,4 @@
-"""BatchNormalization with fixed statistics as part of the convolution before it, where a gradient is taken.
+"""BatchNormalization with fixed statistics as part of the convolution before it.
 
 For an output channel `c` of a convolution with kernel `w` and bias `b`, and `s = gamma / sqrt(variance + epsilon)`:
 
@@ -6,7 +6,11 @@ For an output channel `c` of a convolution with kernel `w` and bias `b`, and `s 
 
 So a kernel is scaled in place of a whole batch, and in the gradient the kernel's is scaled in place of that of the
 batch. Gamma and beta, where they are trained, get their gradients by way of `w s` and the new bias. Without a gradient
-TensorFlow does the same by itself, when it joins the two operations.
+TensorFlow joins a convolution, depthwise or not, with its bias and the ReLU, ReLU6, SiLU or sum behind it.
+
+Where the kernel has more numbers than the batch, the batch is normalized. Without a gradient the bias then goes into
+the mean, `x * w - (mean - b)`, since TensorFlow joins a convolution with BatchNormalization only where nothing is
+between them.
 
 The convolution is found in the graph, as the operation that made the inputs. Nothing else needs its outputs then, as a
 rule, and TensorFlow leaves it out.
@@ -21,7 +25,9 @@ from typing import Any
 
 import tensorflow as tf
 
-_USUAL_BATCH = 8  # where the graph does not know
+# Of what batch a decision is made, whatever the batch is: frozen layers have the same bits in a training step and in
+# the pass that computes their features, whose batches differ.
+_USUAL_BATCH = 16
 
 
 def folded(x: tf.Tensor, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
@@ -38,21 +44,49 @@ def folded(x: tf.Tensor, gamma: Any, beta: Any, mean: Any, variance: Any, epsilo
     Returns:
         The normalized outputs; `None` where `x` comes from no convolution, or scaling the kernel would not save time.
     """
+    found = _convolution(x)
+    if found is None or not _saves_time(found[0].op, x):
+        return None
+    made, bias, images = found
+    scale = gamma * tf.math.rsqrt(variance + epsilon)
+    shift = beta - mean * scale if bias is None else beta + (bias - mean) * scale
+    y = tf.nn.bias_add(_scaled(made.op, scale), shift)
+    return y if images is None else tf.reshape(y, images)
+
+
+def bias_in_mean(x: tf.Tensor, mean: Any) -> tuple[tf.Tensor, Any]:
+    """Returns the outputs of a convolution without its bias, and the mean less the bias.
+
+    Args:
+        x: The outputs, shape `(batch, height, width, channels)`, in a graph.
+        mean: Mean of each channel.
+
+    Returns:
+        What is to be normalized with which mean: as they were, where `x` comes from no convolution with a bias.
+    """
+    found = _convolution(x)
+    if found is None or found[1] is None:
+        return x, mean
+    made, bias, images = found
+    return made if images is None else tf.reshape(made, images), mean - bias
+
+
+def _convolution(x: tf.Tensor) -> tuple[tf.Tensor, Any, Any] | None:
+    """Returns the outputs of a convolution without its bias, the bias, and the shape of images if they are rows yet.
+
+    `None` where `x` does not come from one.
+    """
     made, bias = _without_bias(x)
     images = None
     if made.op.type == "Reshape" and bias is None:
         # The outputs of a pointwise convolution are rows of a matrix, until they are turned into images.
         images = made.op.inputs[1]
         made, bias = _without_bias(made.op.inputs[0])
-    op = made.op
-    if x.dtype != tf.float32 or op.type not in ("Conv2D", "DepthwiseConv2dNative", "MatMul"):
+    if x.dtype != tf.float32 or made.op.type not in ("Conv2D", "DepthwiseConv2dNative", "MatMul"):
         return None
-    if (op.type == "MatMul") != (images is not None) or made.shape[-1] != x.shape[-1] or not _saves_time(op, x):
+    if (made.op.type == "MatMul") != (images is not None) or made.shape[-1] != x.shape[-1]:
         return None
-    scale = gamma * tf.math.rsqrt(variance + epsilon)
-    shift = beta - mean * scale if bias is None else beta + (tf.reshape(bias, (-1,)) - mean) * scale
-    y = tf.nn.bias_add(_scaled(op, scale), shift)
-    return y if images is None else tf.reshape(y, images)
+    return made, None if bias is None else tf.reshape(bias, (-1,)), images
 
 
 def _without_bias(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
@@ -74,10 +108,10 @@ def _saves_time(op: tf.Operation, x: tf.Tensor) -> bool:
         is_plain = op.get_attr("data_format") == b"NHWC"
     kernel: list[Any] = op.inputs[1].shape.as_list()
     lengths: list[Any] = x.shape.as_list()
-    batch, *positions, channels = lengths
+    _, *positions, channels = lengths
     if not is_plain or None in kernel or None in positions:
         return False
-    return prod(kernel) < (batch or _USUAL_BATCH) * prod(positions) * channels
+    return prod(kernel) < _USUAL_BATCH * prod(positions) * channels
 
 
 def _scaled(op: tf.Operation, scale: tf.Tensor) -> tf.Tensor:

@@ -6,8 +6,9 @@ For pixels `x`, shape `(n, inputs)`, and filters `w`, shape `(inputs, outputs)`:
 
 That is what a convolution of size 1 is, and what the narrow layers of MobileNet and the bottlenecks of ResNet consist
 of. Keras calls the operation for convolutions of any size, whose gradients for the inputs and the kernel take a third
-more time here than two matrix products. Where no gradient is taken Keras' call stays: TensorFlow joins that operation
-with the BatchNormalization and the ReLU behind it.
+more time here than two matrix products. Where no gradient is taken that operation is the faster one for large images,
+and TensorFlow joins it with what follows; but oneDNN first puts the filters into another order, which for images of 3
+by 3 takes longer than to compute with them. So small images are matrix products there, too.
 
 References:
     Lin et al. (2014), Network in Network, https://arxiv.org/abs/1312.4400
@@ -21,6 +22,8 @@ import tensorflow as tf
 
 from finetune import keras_private
 from finetune.kernels.shapes import lengths_of, reshape
+
+_FEW_POSITIONS = 64  # up to which a matrix product is faster without a gradient, in batches of up to 32
 
 
 def pointwise_convolution(layer: Any, inputs: Any) -> Any:
@@ -36,7 +39,8 @@ def pointwise_convolution(layer: Any, inputs: Any) -> Any:
     if not _applies(layer, inputs):
         return None
     weights = tf.convert_to_tensor(layer.kernel)
-    if weights.dtype != inputs.dtype or not keras_private.is_recorded([inputs, weights]):
+    is_product = keras_private.is_recorded([inputs, weights]) or _is_small(inputs, layer.strides)
+    if weights.dtype != inputs.dtype or not is_product:
         return None
     channels, filters = weights.shape[-2:]
     for axis, stride in enumerate(layer.strides, start=1):  # a kernel of size 1 sees only the pixels that remain
@@ -50,6 +54,14 @@ def pointwise_convolution(layer: Any, inputs: Any) -> Any:
         # As Keras, with the axes of the outputs: other gradients of a bias add up more in half precision.
         outputs += tf.reshape(tf.convert_to_tensor(layer.bias), (1,) * (layer.rank + 1) + (filters,))
     return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def _is_small(inputs: tf.Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether outputs have few positions, of which the batch is no part: see `folded_normalization.py`."""
+    lengths: list[Any] = inputs.shape.as_list()[1:-1]
+    if None in lengths or not keras_private.uses_onednn() or tf.config.list_logical_devices("GPU"):
+        return False
+    return prod(-(-length // stride) for length, stride in zip(lengths, strides, strict=True)) <= _FEW_POSITIONS
 
 
 def _every(x: tf.Tensor, axis: int, stride: int) -> tf.Tensor:

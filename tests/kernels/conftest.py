@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.kernels.native_kernels import with_kernels
+from finetune.kernels.native_kernels import native_kernels, with_kernels
 
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 
@@ -117,6 +117,39 @@ def left_to_keras():
         assert not native.native
         for name, value in exact.values.items():
             np.testing.assert_array_equal(native.values[name], value, err_msg=name)
+
+    return check
+
+
+@pytest.fixture
+def inferred():
+    """Checks outputs of a layer without a gradient, whose errors against float64 are at most twice those of Keras.
+
+    Returns the graph that was traced, and which layers ran a kernel.
+    """
+
+    def check(make: Callable[[], Any], inputs: Any, spec: Any) -> tuple[Any, Any]:
+        layers, before = [], keras.config.dtype_policy()
+        for policy in ("float32", "float64"):
+            keras.config.set_dtype_policy(policy)
+            try:
+                layers.append(make())
+            finally:
+                keras.config.set_dtype_policy(before)
+            layers[-1].build(spec)
+        rng = np.random.default_rng(1)
+        weights = [rng.uniform(0.5, 1.5, weight.shape).astype("float32") for weight in layers[0].weights]
+        for layer in layers:
+            layer.set_weights(weights)
+        x = inputs.astype("float32")
+        of_keras, truth = layers[0](tf.constant(x)).numpy(), layers[1](tf.constant(x.astype("float64"))).numpy()
+        run = tf.function(lambda x: layers[0](x), autograph=False, input_signature=[tf.TensorSpec(spec)])
+        with native_kernels() as native:
+            outputs = run(tf.constant(x)).numpy()
+        assert outputs.shape == truth.shape
+        errors = [np.sqrt(np.mean((y - truth) ** 2) / np.mean(truth**2)) for y in (of_keras, outputs)]
+        assert errors[1] <= 2 * errors[0] + EPSILON["float32"]
+        return run.get_concrete_function().graph, native.counts(layers[0])
 
     return check
 

@@ -83,6 +83,41 @@ def test_what_the_kernel_does_not_compute_has_the_bits_of_keras(function_left_to
     function_left_to_keras(function, IMAGES, kernel(*shape))
 
 
+PADDED = {  # how an image of 8 by 9 is padded for a kernel of which size, and whether `same` does it
+    "as `same`, even and odd": (((0, 1), (1, 1)), 3, True),
+    "as `same`, wide": (((1, 2), (2, 2)), 5, True),
+    "on the other side": (((1, 0), (1, 1)), 3, False),
+    "by more": (((1, 1), (1, 1)), 3, False),
+    "by nothing": (((0, 0), (0, 0)), 3, False),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_an_image_that_a_layer_pads_as_same_does_is_not_copied(name):
+    around, size, is_same = PADDED[name]
+    pad, layer = layers.ZeroPadding2D(around), layers.DepthwiseConv2D(size, 2, bias_initializer="normal")
+    layer.build((None, 9, 10, 4))
+    trained = [layer.kernel.value, layer.bias.value]
+    x = tf.constant(RNG.normal(size=(3, 8, 9, 4)), tf.float32)
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(pad(x))
+            loss = tf.reduce_sum(tf.sin(y))
+        return [y, *tape.gradient(loss, [x, *trained])]
+
+    expected = tf.function(step, autograph=False)(x)
+    with native_kernels():
+        ours = tf.function(step, autograph=False)
+        outputs, graph = ours(x), ours.get_concrete_function(x).graph
+        evaluated = tf.function(lambda x: layer(pad(x)), autograph=False)(x)
+    convolutions = [op for op in graph.get_operations() if op.type == "DepthwiseConv2dNative"]
+    assert [op.inputs[0].op.type for op in convolutions[:1]] == ["Placeholder" if is_same else "Pad"]
+    for value, of_keras in zip([*outputs, evaluated], [*expected, expected[0]], strict=True):
+        np.testing.assert_allclose(value, of_keras, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("takes_gradient", [True, False], ids=["trained", "evaluated"])
 def test_layers_run_the_kernel_where_a_gradient_is_taken_and_only_there(takes_gradient):
     made = {

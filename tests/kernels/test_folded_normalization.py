@@ -102,6 +102,32 @@ def test_what_is_not_folded_is_normalized_as_a_batch(held_to_float64, name):
     held_to_float64(lambda: Normalized(LEFT[name]), IMAGES)
 
 
+NOT_SCALED = {
+    "a kernel of more numbers than the outputs": LEFT["a kernel of more numbers than the outputs"],
+    "of size 1, with more numbers than the outputs": lambda: keras.Sequential(
+        [layers.Conv2D(20, (9, 8)), layers.Conv2D(6, 1)]
+    ),
+    "an activation": LEFT["an activation"],
+}
+
+
+@pytest.mark.parametrize("name", [*FOLDED, "a wide depthwise kernel"])  # which is one operation without a gradient
+def test_without_a_gradient_the_kernel_is_scaled_too(inferred, name):
+    graph, native = inferred(lambda: Normalized((FOLDED | LEFT)[name]), IMAGES, (None, 9, 8, 3))
+    assert native["BatchNormalization"] == 1
+    assert "FusedBatchNormV3" not in {op.type for op in graph.get_operations()}
+
+
+@pytest.mark.parametrize("name", NOT_SCALED)
+def test_without_a_gradient_a_bias_goes_into_the_mean_where_the_kernel_is_not_scaled(inferred, name):
+    graph, native = inferred(lambda: Normalized(NOT_SCALED[name]), IMAGES, (None, 9, 8, 3))
+    assert native["BatchNormalization"] == 1
+    (normalized,) = (op.inputs[0].op for op in graph.get_operations() if op.type == "FusedBatchNormV3")
+    # TensorFlow joins the two operations only where nothing is between them.
+    before = normalized.inputs[0].op if normalized.type == "Reshape" else normalized
+    assert before.type == {"an activation": "Relu"}.get(name, "MatMul" if "size 1" in name else "Conv2D")
+
+
 def test_options_of_the_normalization_and_a_second_use_of_the_outputs_are_kept(held_to_float64):
     held_to_float64(lambda: Normalized(FOLDED["a convolution"], scale=False, epsilon=0.1), IMAGES)
     held_to_float64(lambda: Normalized(FOLDED["of size 1"], center=False, twice=True), IMAGES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from finetune.keras_private import uses_onednn
 from finetune.kernels.gelu import gelu
 from finetune.kernels.native_kernels import native_kernels
 
@@ -63,3 +64,22 @@ def test_the_gradient_of_the_gradient_is_that_of_keras(approximate):
 
     x = tf.constant(X, tf.float64)
     np.testing.assert_allclose(second(gelu, x), second(keras.ops.gelu, x), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.skipif(not uses_onednn(), reason="TensorFlow joins them where it computes with oneDNN")
+@pytest.mark.parametrize("approximate", [True, False], ids=["approximate", "exact"])
+def test_without_a_gradient_tensorflow_joins_the_product_the_bias_and_the_unit(approximate):
+    with tf.Graph().as_default():
+        x, w, b = (tf.compat.v1.placeholder(tf.float32, shape) for shape in ((80, 4), (4, 60), (60,)))
+        units = tf.nn.bias_add(tf.matmul(x, w), b)
+        y = tf.reshape(gelu(units, approximate=approximate), (2, 40, 60))
+        run, options = tf.compat.v1.RunMetadata(), tf.compat.v1.RunOptions(output_partition_graphs=True)
+        with tf.compat.v1.Session() as session:
+            fed = {tensor: np.random.default_rng(0).normal(size=tensor.shape) for tensor in (x, w, b)}
+            joined, units = session.run(y, fed, options, run), session.run(units, fed)
+    kinds = {node.op for graph in run.partition_graphs for node in graph.node}
+    assert any("FusedMatMul" in kind for kind in kinds)
+    assert not kinds & {"Tanh", "Erf", "BiasAdd"}
+    of_keras, truth = (keras.ops.gelu(units.astype(kind), approximate).numpy() for kind in ("float32", "float64"))
+    errors = [np.sqrt(np.mean((value - truth) ** 2)) for value in (of_keras, joined.reshape(units.shape))]
+    assert errors[1] <= 2 * errors[0] + 1e-7

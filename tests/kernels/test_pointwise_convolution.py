@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from finetune.keras_private import uses_onednn
 from finetune.kernels.native_kernels import native_kernels
 
 
@@ -66,14 +67,19 @@ def test_what_the_kernel_does_not_compute_has_the_bits_of_keras(left_to_keras, n
     left_to_keras(make, normal(4, 3, 6, 3), **options)
 
 
-def test_without_a_gradient_the_operation_stays_that_tensorflow_joins_with_what_follows():
-    layer = layers.Conv2D(5, 1)
-    layer.build((None, 6, 6, 3))
-    x = tf.constant(normal(2, 6, 6, 3), tf.float32)
-    with native_kernels() as native:
-        outputs = tf.function(lambda x: layer(x), autograph=False)(x)
-        assert native.counts(layer) == {}
-    np.testing.assert_array_equal(outputs, tf.function(lambda x: layer(x), autograph=False)(x))
+@pytest.mark.skipif(not uses_onednn(), reason="elsewhere the operation stays")
+@pytest.mark.parametrize(("strides", "size"), [(1, (8, 8)), (1, (1, 64)), (2, (16, 15))])
+def test_without_a_gradient_small_images_are_products(inferred, strides, size):
+    _, native = inferred(lambda: layers.Conv2D(5, 1, strides), normal(3, *size, 16), (None, *size, 16))
+    assert native == {"Conv2D": 1}
+
+
+@pytest.mark.parametrize(("strides", "size"), [(1, (5, 13)), (2, (17, 16)), (1, (None, None))])
+def test_without_a_gradient_the_operation_stays_for_larger_images_and_those_of_unknown_size(inferred, strides, size):
+    shape = [length or 4 for length in size]
+    graph, native = inferred(lambda: layers.Conv2D(5, 1, strides), normal(3, *shape, 16), (None, *size, 16))
+    assert native == {}
+    assert "Conv2D" in {op.type for op in graph.get_operations()}
 
 
 def test_a_weight_that_layers_see_as_a_tensor_is_differentiated():
