@@ -40,6 +40,7 @@ from finetune.kernels.gelu import gelu
 from finetune.kernels.group_normalization import group_normalization
 from finetune.kernels.layer_normalization import layer_normalization
 from finetune.kernels.pointwise_convolution import pointwise_convolution
+from finetune.kernels.recurrent import gru, lstm
 from finetune.kernels.silu import silu
 
 Kernel = Callable[..., Any]
@@ -52,7 +53,9 @@ KERNELS: Mapping[Any, Kernel] = {
     keras.layers.Conv3D: pointwise_convolution,
     keras.layers.Dense: dense,
     keras.layers.EinsumDense: einsum_dense,
+    keras.layers.GRU: gru,
     keras.layers.GroupNormalization: group_normalization,
+    keras.layers.LSTM: lstm,
     keras.layers.LayerNormalization: layer_normalization,
 }
 # Functions of Keras' backend, by module and name, that layers of any class call through `keras.ops`.
