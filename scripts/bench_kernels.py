@@ -2,7 +2,8 @@
 """Measures what native kernels save, network by network: a step and an evaluation, in ratio to Keras' own, in turns.
 
 Keras' `fit` with one Adam, our optimizer with `exact` and with `native` kernels, Keras' `evaluate`, the same with
-`native` kernels, and the convolutions and matrix products of a step alone run in one process, a block after the other.
+`native` kernels, the pass that computes the features in front of the last layer in both ways, and the convolutions and
+matrix products of a step alone run in one process, a block after the other.
 Ratios are medians over the rounds of processor time, which other work on the machine changes little. Start-up
 (processor time up to the fifth step) and peak memory are those of a process for each system.
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from bench_step import in_its_own_process, machine, start, step_graph
 from step_systems import BASELINE
 from step_workloads import WORKLOADS, Batch
 
-from finetune.kernels.native_kernels import NativeLayers, native_kernels, traced_natively
+from finetune.kernels.native_kernels import NativeLayers, native_kernels, traced_natively, with_kernels
+from finetune.training.features.cut import Cut, Front, find_cut
 
 NETWORKS = {
     "mobilenet": "MobileNetV2, 16 images of 96 by 96",
@@ -46,7 +49,7 @@ EXACT, NATIVE = "finetune, own loop", "finetune, native kernels"
 ALONE = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter", "MatMul", "BatchMatMul", "BatchMatMulV2")
 ALONE += ("DepthwiseConv2dNative", "DepthwiseConv2dNativeBackpropInput", "DepthwiseConv2dNativeBackpropFilter")
 MARKS = "<!-- written by scripts/bench_kernels.py -->\n", "<!-- until here -->\n"
-COLUMNS = ("step, `exact`", "step, `native`", "products alone", "evaluation", "start-up", "memory")
+COLUMNS = ("step, `exact`", "step, `native`", "products alone", "evaluation", "features", "start-up", "memory")
 
 
 def evaluations(model: Any, batch: Batch) -> dict[str, Callable[[], Any]]:
@@ -59,6 +62,27 @@ def evaluations(model: Any, batch: Batch) -> dict[str, Callable[[], Any]]:
     ours = traced_natively(model.test_function, NativeLayers())
     ours(batches)
     return {"evaluation, Keras": lambda: of_keras(batches), "evaluation": lambda: ours(batches)}
+
+
+def feature_passes(model: keras.Model, batch: Batch) -> dict[str, Callable[[], Any]]:
+    """Returns what computes the features of a batch in front of the last layer, by Keras and by TensorFlow's kernels.
+
+    Args:
+        model: A model of its own, all of whose layers but the last are frozen here.
+        batch: Inputs and targets.
+    """
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    cut = find_cut(model)
+    assert isinstance(cut, Cut), cut
+    front, inputs = Front(cut, cut.computed), tf.nest.map_structure(tf.constant, batch[0])
+    passes: dict[str, Callable[[], Any]] = {}
+    for name, kernels in (("features, Keras", "exact"), ("features", "native")):
+        run = tf.function(lambda x: front([x], training=True)[0], autograph=False)
+        with with_kernels(kernels):
+            run(inputs)
+        passes[name] = partial(run, inputs)
+    return passes
 
 
 def products_alone(model: keras.Model, batch: Batch) -> Callable[[], Any] | None:
@@ -128,6 +152,7 @@ def measure(name: str, seconds: float) -> dict[str, float]:
             if alone := products_alone(model, batch):
                 alone()
                 runs["alone"] = alone
+    runs |= feature_passes(*workload.build(plain=True))
     spent: dict[str, list[float]] = {run: [] for run in runs}
     ends = time.monotonic() + seconds
     while time.monotonic() < ends or len(spent[BASELINE]) < 3:
@@ -147,14 +172,14 @@ def measure(name: str, seconds: float) -> dict[str, float]:
         )
 
     shown = {COLUMNS[0]: ratio(EXACT), COLUMNS[1]: ratio(NATIVE), COLUMNS[2]: ratio("alone")}
-    shown |= {COLUMNS[3]: ratio("evaluation", "evaluation, Keras")}
+    shown |= {column: ratio(column, f"{column}, Keras") for column in COLUMNS[3:5]}
     return shown | {"rounds": len(spent[BASELINE]), "milliseconds": round(1000 * statistics.median(spent[BASELINE]), 1)}
 
 
 def starts(name: str) -> dict[str, float]:
     """Returns start-up and peak memory in ratio to Keras'."""
     ours, keras_own = (in_its_own_process(name, system, 1) for system in (NATIVE, BASELINE))
-    return {COLUMNS[4]: round(ours[0] / keras_own[0], 3), COLUMNS[5]: round(ours[1] / keras_own[1], 3)}
+    return {COLUMNS[5]: round(ours[0] / keras_own[0], 3), COLUMNS[6]: round(ours[1] / keras_own[1], 3)}
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:

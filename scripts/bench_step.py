@@ -9,6 +9,7 @@ peak memory are measured in a process for each system. The baseline is always tr
 
     python scripts/bench_step.py --quick --json quick.json     # small layers only, in about two minutes
     python scripts/bench_step.py --json all.json               # everything, in about an hour
+    python scripts/bench_step.py --workload resnet --groups 1 --processor --steps-only   # beside other work
     python scripts/plot_step.py all.json                       # docs/step.md and its pictures from that
 """
 
@@ -60,10 +61,10 @@ class Figure:
     machine: str
 
 
-def cases(workload: Workload, *, quick: bool = False) -> list[Case]:
-    """Returns the systems that run in this process, with their numbers of groups."""
+def cases(workload: Workload, *, quick: bool = False, groups: int | None = None) -> list[Case]:
+    """Returns the systems that run in this process, with their numbers of groups, or with this one."""
     wanted = {name: SYSTEMS[name] for name in workload.systems or SYSTEMS if SYSTEMS[name].quick or not quick}
-    return [(name, n) for name, system in wanted.items() for n in system.groups(workload)]
+    return [(name, n) for name, system in wanted.items() for n in system.groups(workload) if groups in (None, n)]
 
 
 def start(workload: Workload, name: str, groups: int) -> tuple[keras.Model, Batch, Callable[[int], int]]:
@@ -84,17 +85,20 @@ def start(workload: Workload, name: str, groups: int) -> tuple[keras.Model, Batc
     return model, batch, step
 
 
-def in_turns(workload: Workload, wanted: Sequence[Case], peers: Mapping[Case, Any], rounds: int) -> dict[Case, Any]:
-    """Returns the seconds of a step of every case, round by round."""
+def in_turns(
+    workload: Workload, wanted: Sequence[Case], peers: Mapping[Case, Any], rounds: int, *, processor: bool = False
+) -> dict[Case, Any]:
+    """Returns the seconds of a step of every case, round by round, or the processor seconds."""
+    clock = time.process_time if processor else time.perf_counter
     steps = {case: start(workload, *case)[2] for case in wanted}
     seconds: dict[Case, list[float]] = {case: [] for case in [*wanted, *peers]}
     for _ in range(rounds):
         for case, step in steps.items():
-            begun = time.perf_counter()
+            begun = clock()
             made = step(workload.block)
-            seconds[case].append((time.perf_counter() - begun) / made)
+            seconds[case].append((clock() - begun) / made)
         for case, peer in peers.items():
-            seconds[case].append(peer.step(workload.block) / workload.block)
+            seconds[case].append(peer.step(workload.block, processor=processor) / workload.block)
     return seconds
 
 
@@ -138,17 +142,17 @@ def step_graph(model: keras.Model, batch: Batch) -> tf.Graph:
 
 def measure(name: str, options: argparse.Namespace) -> Iterator[Figure]:
     workload, here = WORKLOADS[name], machine()
-    wanted = cases(workload, quick=options.quick)
+    wanted = cases(workload, quick=options.quick, groups=options.groups)
     apart: dict[Case, Start | NoStart] = {}
     if not options.steps_only:
         apart |= usual_starts(name, wanted, options.starts)
-    with running([] if options.quick else wanted_peers(workload), options.peers, name) as peers:
+    with running([] if options.quick else wanted_peers(workload, options.groups), options.peers, name) as peers:
         if not options.steps_only:
             apart |= {
                 case: (round(p.startup_cpu_seconds, 2), round(p.peak_rss_mb, 1), None, None)
                 for case, p in peers.items()
             }
-        seconds = in_turns(workload, wanted, peers, options.rounds or workload.rounds)
+        seconds = in_turns(workload, wanted, peers, options.rounds or workload.rounds, processor=options.processor)
     base = seconds[BASELINE, 1]
     for case, own in seconds.items():
         low, middle, high = statistics.quantiles([a / b for a, b in zip(own, base, strict=True)], n=4)
@@ -185,6 +189,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="only these")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--rounds", type=int, help="rounds of blocks, >= 2 (default: as the workload has it)")
+    parser.add_argument("--groups", type=int, help="only this number of layer groups, one that the workload has")
+    parser.add_argument("--processor", action="store_true", help="processor seconds, which other work changes little")
     parser.add_argument("--starts", type=int, default=1, help="processes that start-up is the median of (default 1)")
     parser.add_argument("--markdown", action="store_true", help="print a table")
     parser.add_argument("--steps-only", action="store_true", help="neither start-up nor memory")

@@ -1,7 +1,8 @@
 """Peers of other frameworks for `bench_step.py`: each runs in a process of its own and makes steps when it is asked to.
 
 A server of `scripts/peers` is started with a workload, a system and a number of groups. It warms up and answers
-`ready`, processor seconds so far, peak memory in MB; then for every line with a number of steps the seconds they took.
+`ready`, processor seconds so far, peak memory in MB; then for every line with a number of steps the seconds that they
+took, and the processor seconds.
 """
 
 import subprocess
@@ -82,13 +83,13 @@ class Peer:
             raise MissingPeerError(f"`{name}` did not start with `{python}`: {told}")
         self.startup_cpu_seconds, self.peak_rss_mb = (float(word) for word in answer.split()[1:3])
 
-    def step(self, steps: int) -> float:
-        """Returns the seconds that some steps took."""
+    def step(self, steps: int, *, processor: bool = False) -> float:
+        """Returns the seconds that some steps took, or the processor seconds."""
         stdin: IO[str] | None = self._process.stdin
         assert stdin is not None
         stdin.write(f"{steps}\n")
         stdin.flush()
-        return float(self._read())
+        return float(self._read().split()[processor])
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -98,11 +99,16 @@ class Peer:
         self._process.communicate()  # the end of its input is its end
 
 
-def wanted_peers(workload: Workload) -> list[tuple[str, int]]:
+def wanted_peers(workload: Workload, groups: int | None = None) -> list[tuple[str, int]]:
     """Returns the peers that have a workload, with their numbers of groups; where steps are long, they need memory."""
     having = {name: peer for name, peer in PEERS.items() if workload.peers in peer.workloads}
     most = 10 if workload.has_long_steps else 100
-    return [(name, n) for name, peer in having.items() for n in workload.groups if n <= min(most, peer.most_groups)]
+    return [
+        (name, n)
+        for name, peer in having.items()
+        for n in workload.groups
+        if n <= min(most, peer.most_groups) and groups in (None, n)
+    ]
 
 
 @contextmanager

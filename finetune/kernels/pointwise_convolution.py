@@ -68,7 +68,8 @@ def _every(x: tf.Tensor, axis: int, stride: int) -> tf.Tensor:
     """Returns the first of every `stride` parts of an axis.
 
     Of a matrix whose rows are `stride` parts, the first part is a block of columns. A slice with strides, and its
-    gradient, go through the numbers one by one, which takes three times as long.
+    gradient, go through the numbers one by one, which takes three times as long; and so does the gradient of `x[:, :n]`
+    alone, of which that of `tf.slice` takes half.
     """
     if stride == 1:
         return x
@@ -78,7 +79,7 @@ def _every(x: tf.Tensor, axis: int, stride: int) -> tf.Tensor:
         ends = [[0, number * stride - length if each == axis else 0] for each, length in enumerate(lengths)]
         x = tf.pad(x, ends)
     part = prod(lengths[axis + 1 :])
-    rows = tf.reshape(x, tf.stack([-1, stride * part]))[:, :part]
+    rows = tf.slice(tf.reshape(x, tf.stack([-1, stride * part])), [0, 0], tf.stack([-1, part]))
     return reshape(rows, [*lengths[:axis], number, *lengths[axis + 1 :]])
 
 
