@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 def tf_variable(variable: Any) -> Any:
@@ -17,3 +18,9 @@ def tf_variable(variable: Any) -> Any:
 def variable_path(variable: Any) -> str:
     """Returns the path of a `keras.Variable`, as `body/dense/kernel`, or the name of a `tf.Variable`, `kernel:0`."""
     return getattr(variable, "path", variable.name)
+
+
+def copies_of(variable: Any) -> tuple[Any, ...]:
+    """Returns the copies that the replicas have of a variable; on a single device the `tf.Variable` alone."""
+    held = tf_variable(variable)
+    return tuple(held.values) if isinstance(held, tf.distribute.DistributedValues) else (held,)

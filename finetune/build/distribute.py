@@ -40,7 +40,13 @@ def with_global_batch(recipe: Recipe, distribution: Distribution) -> tuple[Recip
         RecipeError: A batch has fewer rows than there are replicas, or a key is for a single device.
     """
     spec, rows, replicas = recipe.distribute, recipe.train.batch_size, distribution.replicas
-    _check_keys(recipe, distribution)
+    if replicas > 1 and recipe.train.jit_compile:
+        raise RecipeError(
+            f"{place_of(recipe, 'train', 'jit_compile')}: `train.jit_compile` is for a single device, since XLA "
+            "compiles a step for one, and gradients are summed over devices within it. The recipe is trained on "
+            f"{replicas} replicas (`distribute.devices: {distribution.devices}`). Remove it, or write `devices: "
+            "single`."
+        )
     if spec.batch_size_is == "per_replica":
         assert rows != "auto"  # the schema refuses it
         recipe, sentence = _from_per_replica(recipe, rows, replicas)
@@ -51,19 +57,6 @@ def with_global_batch(recipe: Recipe, distribution: Distribution) -> tuple[Recip
             f"so that each has a row. Received {rows} with {replicas} replicas. Take larger batches, or fewer devices."
         )
     return recipe, ()
-
-
-def _check_keys(recipe: Recipe, distribution: Distribution) -> None:
-    """Checks that no key is one that the steps on several replicas do not have."""
-    train = recipe.train
-    if distribution.strategy is None:
-        return
-    for key, is_set in {"jit_compile": train.jit_compile, "non_finite": train.non_finite is not None}.items():
-        if is_set:
-            raise RecipeError(
-                f"{place_of(recipe, 'train', key)}: `train.{key}` is for a single device. The recipe is trained on "
-                f"{distribution.replicas} replicas (`distribute.devices`). Remove it, or write `devices: single`."
-            )
 
 
 def _from_per_replica(recipe: Recipe, rows: int, replicas: int) -> tuple[Recipe, str]:

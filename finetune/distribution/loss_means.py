@@ -26,11 +26,16 @@ def sum_over_replicas(value: Any) -> Any:
 
     Several workers are replicas, too, though TensorFlow does not know: their variables are ordinary ones.
     """
+    parts = [part for part in tf.nest.flatten(value) if part is not None]
     if together := training_workers():
-        sums = together.sums(tf.nest.flatten(value))
-        return sums if isinstance(value, list) else sums[0]
-    replica: Any = tf.distribute.get_replica_context()
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+        sums = together.sums(parts)
+    else:
+        replica: Any = tf.distribute.get_replica_context()
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, parts) if parts else []
+    if not isinstance(value, list):
+        return sums[0]
+    remaining = iter(sums)
+    return [None if part is None else next(remaining) for part in value]
 
 
 def exact_means() -> AbstractContextManager[None]:

@@ -37,6 +37,10 @@ class WholeBatch:
         """Returns the loss of the batch, of that of this part."""
         return loss
 
+    def sums(self, tensors: list[Any]) -> list[Any]:
+        """Returns the sum of each tensor over all parts; `None` stays."""
+        return tensors
+
     def share(self, value: Any) -> Any:
         """Returns the share that the part has of what is the same for every part, such as a loss of the weights."""
         return value
@@ -69,6 +73,10 @@ class PartOfBatch:
     def total(self, loss: Any) -> Any:
         """Returns the loss of the batch, of that of this part; the same on every replica."""
         return sum_over_replicas(loss)
+
+    def sums(self, tensors: list[Any]) -> list[Any]:
+        """Returns the sum of each tensor over all parts, the same on every replica; `None` stays."""
+        return sum_over_replicas(tensors)
 
     def share(self, value: Any) -> Any:
         """Returns the share that the part has of what is the same for every part, such as a loss of the weights."""

@@ -8,6 +8,9 @@ after the pass nothing tells in a moving mean that a single batch was NaN.
 Several steps share a call of a compiled function, and XLA compiles no exception. So a step raises nothing: it writes
 into a record, which the callback `finetune.training.non_finite_gradients.NonFiniteGradients` reads from time to time.
 Once too many steps in a row were left out no further step is made, however late the record is read.
+
+On several replicas the gradients that must be finite are the sums over all of them, and so is the decision; each
+replica gets back what its forward pass has written.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +19,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from finetune.variables import tf_variable
+from finetune.optimizers.replicas import gradients_summed, in_every_replica, update_once
+from finetune.variables import copies_of
 
 _IN_ROW = 2  # the place of `Record.in_row`
 
@@ -77,8 +81,11 @@ class FiniteGradients:
         Args:
             variables: What a forward pass writes: moving statistics, and the mean of the loss.
         """
-        self._protected = [tf_variable(variable) for variable in variables]
-        self._copies = [tf.Variable(variable, trainable=False) for variable in self._protected]
+        self._protected = [part for variable in variables for part in copies_of(variable)]
+        self._copies = []
+        for part in self._protected:
+            with tf.device(part.device):
+                self._copies.append(tf.Variable(part, trainable=False))
 
     def take_copies(self) -> None:
         """Takes the present values of the protected variables for those before the next step.
@@ -86,21 +93,35 @@ class FiniteGradients:
         It is called whenever other code may have written them, as at the begin of an epoch.
         """
         for variable, copy in zip(self._protected, self._copies, strict=True):
-            copy.assign(variable)
+            copy.assign(variable, read_value=False)
 
-    def apply(self, gradients: Sequence[Any], variables: Sequence[Any], update: Callable[[], None]) -> None:
-        """Calls `update()` if all gradients are finite.
+    def apply(
+        self, gradients: Sequence[Any], variables: Sequence[Any], update: Callable[[list[Any], list[Any]], None]
+    ) -> None:
+        """Calls `update` with gradients and variables if all gradients are finite.
 
         Args:
             gradients: One for each variable, dense, sparse or `None`.
             variables: What is trained.
             update: Makes the step.
         """
-        pairs = [(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
-        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-        if not pairs:
-            update()  # which says that there are no gradients
+        gradients, variables = list(gradients), list(variables)
+        places = [place for place, gradient in enumerate(gradients) if gradient is not None]
+        if not places:
+            update(gradients, variables)  # which says that there are no gradients
             return
+
+        def decide(sums: list[Any], variables: list[Any]) -> None:
+            for place, total in zip(places, sums, strict=True):
+                gradients[place] = total
+            with gradients_summed():
+                pairs = [(gradients[place], variables[place]) for place in places]
+                self._decide(pairs, lambda: in_every_replica(update, gradients, variables))
+
+        update_once(decide, [gradients[place] for place in places], variables)
+
+    def _decide(self, pairs: Sequence[tuple[Any, Any]], update: Callable[[], None]) -> None:
+        """Calls `update()` if the gradients of all pairs of gradient and variable are finite."""
         bad = tf.stack([tf.logical_not(_all_finite(gradient)) for gradient, _ in pairs])
         positions = tf.constant([self._position(variable) for _, variable in pairs], tf.int64)
         is_bad, is_over = tf.reduce_any(bad), self._record.read_value()[_IN_ROW] > self.most_in_row

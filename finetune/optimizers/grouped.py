@@ -349,9 +349,13 @@ class GroupedOptimizer(AveragingOptimizer):
             )
         pairs = zip(grads, variables, strict=False)
         self._apply_calls.note(self._var_key(v) for gradient, v in pairs if gradient is not None)
-        make = partial(super().apply, grads if self.loss_scale_factor is None else divisible(grads), variables)
+        step = super().apply
+
+        def make(grads: list[Any], variables: list[Any]) -> None:
+            step(grads if self.loss_scale_factor is None else divisible(grads), variables)
+
         if self.finite_gradients is None:
-            make()
+            make(grads, variables)
         else:
             self.build(variables)  # before the conditional that the step is then in
             self.finite_gradients.apply(grads, variables, make)

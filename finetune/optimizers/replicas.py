@@ -2,14 +2,27 @@
 
 A Keras optimizer clips and accumulates in every replica before it sums. So a global norm is that of one replica's part
 of the batch; and accumulation fails, since its update runs in a conditional, where replicas cannot be merged. With a
-single replica both functions here only call `step`.
+single replica `update_once` and `in_every_replica` only call `step`.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import tensorflow as tf
+
+_blocks_of_sums = 0  # in all threads: TensorFlow traces each replica in one of its own
+
+
+@contextmanager
+def gradients_summed() -> Iterator[None]:
+    """Says that the gradients in the block are sums over the replicas already, which `update_once` sums otherwise."""
+    global _blocks_of_sums
+    _blocks_of_sums += 1
+    try:
+        yield
+    finally:
+        _blocks_of_sums -= 1
 
 
 def update_once(step: Callable[[list[Any], Any], None], gradients: list[Any], variables: Any) -> None:
@@ -29,7 +42,8 @@ def update_once(step: Callable[[list[Any], Any], None], gradients: list[Any], va
         # After `all_reduce` every replica has the same sum: that of the first is enough.
         step([strategy.experimental_local_results(g)[0] for g in per_replica], variables)
 
-    replica.merge_call(update, args=(replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients),))
+    sums = gradients if _blocks_of_sums else replica.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    replica.merge_call(update, args=(sums,))
 
 
 def in_every_replica(step: Callable[..., None], *args: Any) -> None:

@@ -275,7 +275,11 @@ class _RunFit:
         self.tensorboard = TensorBoardLog(folder / "tensorboard", self.report, lambda: self.metrics.rows)
         self.monitor: GroupMonitor | None = None
         steps = options.epochs * options.steps_per_epoch
-        if every := measured_every(options.log_every_steps, model, batch_size=options.batch_size, steps=steps):
+        together, share = workers(), (0, 1)
+        every = measured_every(options.log_every_steps, model, batch_size=options.batch_size, steps=steps)
+        if together:  # whose machines may have other numbers of cores
+            every = together.agree(every, "how often the layer groups are measured")
+        if every:
             # Before a checkpoint takes the pretrained weights away.
             self.monitor = GroupMonitor(groups, every_steps=every, path=folder / "steps.csv", report=self.report)
             self.progress.rows = self.monitor.rows_of_epoch
@@ -305,7 +309,6 @@ class _RunFit:
             *([self.wait] if self.wait else []),
             *([self.evaluation] if self.evaluation else []),
         ]
-        together, share = workers(), (0, 1)
         self.ending: list[keras.callbacks.Callback] = [StopAtSignal()]  # behind the checkpoint
         if together:
             share, self.ending = together.share, [SameWeights(together), StopTogether(together)]
@@ -346,7 +349,8 @@ class _RunFit:
                 stop.kept += f" `finetune resume {self.weights.path.parents[1]}` goes on from there."
             raise
         except FinetuneError as error:
-            if lost_worker(seconds=0):
+            # An error of training itself comes to all workers, and some have ended before this one looks.
+            if (lost := lost_worker(seconds=0)) and lost in str(error):
                 raise TrainingError(f"{error} {self._kept_after_loss()}") from error
             if self.non_finite and self.non_finite.stopped_at:
                 self.weights.limit(self.non_finite.stopped_at.step - 1)  # no later step was made

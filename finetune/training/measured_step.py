@@ -16,6 +16,7 @@ costs about a second step.
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ import numpy as np
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.distribution.strategy import replicas_of
+from finetune.distribution.step_on_replicas import WHOLE_BATCH, PartOfBatch, WholeBatch, run_on_replicas
+from finetune.distribution.strategy import is_adopted, replicas_of, scope_of, strategy_of
 from finetune.distribution.workers import training_workers
 from finetune.errors import reason
 from finetune.groups.selectors import LayerGroup
@@ -33,11 +35,12 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fast.compiled_steps import FastFunction
 from finetune.training.fast.steps_per_call import calls_of, is_skipping, without_optional
+from finetune.training.fast.steps_together import StepTogether
 from finetune.training.fit_data import without_optionals
 from finetune.training.gradient_norms import global_norm, loss_of_batch
 from finetune.training.snapshot import holder
 from finetune.training.step import loss_and_gradients
-from finetune.variables import tf_variable
+from finetune.variables import copies_of, tf_variable
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,10 @@ class StepMeasurer:
         of_groups = {name: [v for v in variables if id(v) in trained] for name, variables in of_groups.items()}
         self._weights = {name: variables for name, variables in of_groups.items() if variables}
         self._start = {name: [start[id(v)] for v in variables] for name, variables in self._weights.items()}
-        # Another `train_step` may compute another loss; gradients of several replicas would have to be summed.
-        replicas = replicas_of(model)
-        self.no_gradients = "" if replicas == 1 else "the model has several replicas"
-        if training_workers():
-            self.no_gradients = "several workers train the model"
+        self.no_gradients = ""
+        # Another `train_step` may compute another loss, and Keras' own is that of a single replica.
+        if replicas_of(model) > 1 and not is_adopted(model):
+            self.no_gradients = "Keras' own loop trains the model on several replicas"
         if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
             self.no_gradients = f"`{type(model).__name__}` has its own `train_step`"
         self._handover: _Handover | None = None
@@ -118,7 +120,8 @@ class StepMeasurer:
         if key not in self._passes:
             try:
                 if self._forward is None:  # Keras' step makes the variables of metrics while it is traced
-                    keras_private.build_for_training(self._model, known)
+                    with scope_of(self._model):
+                        keras_private.build_for_training(self._model, known)
                 with with_kernels(kernels_of(self.function)):
                     self._passes[key] = tf.function(self._passed, autograph=False).get_concrete_function(known)
             except Exception as error:  # a layer's own gradient may raise anything; it is told, and training goes on
@@ -139,21 +142,36 @@ class StepMeasurer:
         model, generators = self._model, (random.getstate(), np.random.get_state())
         optimizer = model.optimizer
         written = [*model.variables, *model.metrics_variables, *_loss_variables(model), *_keras_seeds()]
-        written = list({id(holder(variable)): holder(variable) for variable in written}.values())
+        written = {id(part): part for variable in written for part in copies_of(holder(variable))}.values()
         before = [variable.read_value() for variable in written]
-        forward = lambda: (loss_of_batch(model, batch, self._forward), None)  # noqa: E731
         try:
-            loss, _, gradients = loss_and_gradients(forward, list(self._weights.values()), optimizer=optimizer)
+            if replicas_of(model) == 1:
+                loss, norms = self._loss_and_norms(batch)
+            else:
+                loss, norms = run_on_replicas(strategy_of(model), self._loss_and_norms, batch)
         finally:
             # Layers such as `AugMix` draw while they are traced, and must draw the same for the ordinary function.
             random.setstate(generators[0])
             np.random.set_state(generators[1])
         for variable, value in zip(written, before, strict=True):
             variable.assign(value, read_value=False)
-        norms = tf.stack([global_norm(of_group) for of_group in gradients])
         # The scale of a `LossScaleOptimizer`, with which float16 gradients do not vanish.
         scale = tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float32)
-        return tf.cast(loss, tf.float32), norms / scale
+        return loss, norms / scale
+
+    def _loss_and_norms(self, data: Any, part: WholeBatch | PartOfBatch = WHOLE_BATCH) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the loss of a batch and the norm of the gradients of each group, of the part that is here."""
+        model, workers = self._model, training_workers()
+        together = StepTogether(workers, model, data) if workers else None
+        if together:
+            data, part = together.data, together.part
+        forward = lambda: (loss_of_batch(model, data, self._forward), None)  # noqa: E731
+        with together.forward() if together else nullcontext():
+            loss, _, gradients = loss_and_gradients(forward, list(self._weights.values()), optimizer=model.optimizer)
+        loss, *sums = part.sums([loss, *(gradient for of_group in gradients for gradient in of_group)])
+        remaining = iter(sums)
+        norms = [global_norm([next(remaining) for _ in of_group]) for of_group in gradients]
+        return tf.cast(loss, tf.float32), tf.stack(norms)
 
     def _present(self) -> tuple[tf.Tensor, dict[str, list[tf.Tensor]]]:
         """Returns the rate of each group at the present step, and the weights."""

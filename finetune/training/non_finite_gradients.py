@@ -12,7 +12,8 @@ import keras
 import tensorflow as tf
 
 from finetune import keras_private
-from finetune.distribution.strategy import replicas_of
+from finetune.distribution.strategy import is_adopted, replicas_of
+from finetune.distribution.workers import training_workers
 from finetune.errors import GroupError, TrainingError, printable, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
@@ -75,8 +76,8 @@ class NonFiniteGradients(keras.callbacks.Callback):
 
     Raises:
         TrainingError: In `fit`, where it ends.
-        GroupError: The answer is something else, or the model is not compiled with a `GroupedOptimizer`, or has several
-            replicas.
+        GroupError: The answer is something else, or the model is not compiled with a `GroupedOptimizer`, or Keras' own
+            `fit` trains it on several replicas.
 
     Examples:
         >>> import numpy as np
@@ -115,11 +116,11 @@ class NonFiniteGradients(keras.callbacks.Callback):
                 "`NonFiniteGradients` decides about the steps of a `finetune.GroupedOptimizer`. The model is compiled "
                 f"with `{type(optimizer).__name__}`. Put it into a `GroupedOptimizer`, as its only group if need be."
             )
-        if replicas_of(model) > 1:
+        if replicas_of(model) > 1 and not is_adopted(model):
             raise GroupError(
-                "`NonFiniteGradients` works with a single replica. The model has "
-                f"{replicas_of(model)}. Leave it out, and check the weights with "
-                "`finetune.FiniteWeights`."
+                "`NonFiniteGradients` decides about steps of the whole batch, which `finetune.train_phases` and recipes make "
+                f"on several replicas. Keras' own `fit` is to train the model, on {replicas_of(model)}. Train it "
+                "with `finetune.train_phases`, or leave it out and check the weights with `finetune.FiniteWeights`."
             )
         if optimizer.finite_gradients is self.guard is not None:
             return
@@ -183,7 +184,8 @@ class NonFiniteGradients(keras.callbacks.Callback):
         self._before = self._made
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if time.monotonic() >= self._next:
+        # All workers look after the same step, so that all end with the same sentence.
+        if training_workers() or time.monotonic() >= self._next:
             self._read()
             self._next = time.monotonic() + _SECONDS
 

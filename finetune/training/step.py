@@ -5,7 +5,7 @@ fast loop, the step of a bare module below, and the measurement of gradient norm
 own `train_step`, because it must show what `fit` would do, whatever the model's class does in it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +26,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import LayerGroup
 from finetune.models.saved_module import takes_training
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.optimizers.replicas import scope_from_outside
+from finetune.optimizers.replicas import gradients_summed, scope_from_outside
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.variables import tf_variable
 
@@ -72,6 +72,26 @@ def loss_and_gradients(
             "train what comes after it, or take another operation; a SavedModel with `tf.custom_gradient` must be "
             "saved with `options=tf.saved_model.SaveOptions(experimental_custom_gradients=True)`."
         ) from error
+
+
+def apply_sums(
+    optimizer: Any, gradients: list[Any], variables: Sequence[Any], part: WholeBatch | PartOfBatch = WHOLE_BATCH
+) -> None:
+    """Lets an optimizer make its step with the gradients of a batch.
+
+    Args:
+        optimizer: Any Keras optimizer. In a replica it sums by itself, but a `LossScaleOptimizer` looks before for
+            numbers that are not finite, in the gradients of the first replica alone: so a `GroupedOptimizer` gets sums.
+        gradients: Of the part of the batch, one for each variable.
+        variables: What is trained.
+        part: What of the batch this replica has.
+    """
+    if part is WHOLE_BATCH or not isinstance(unwrap(optimizer), GroupedOptimizer):
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return
+    sums = part.sums(gradients)
+    with gradients_summed():
+        optimizer.apply_gradients(zip(sums, variables, strict=True))
 
 
 def compile_state(model: Any) -> tuple[Any, ...]:
@@ -153,7 +173,7 @@ def grouped_train_step(
             return of_batch + part.share(_regularization(module)), None
 
         value, _, gradients = loss_and_gradients(forward, trained, optimizer=optimizer)
-        optimizer.apply(gradients, trained)
+        apply_sums(optimizer, gradients, trained, part)
         return part.total(value)
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True, autograph=False)

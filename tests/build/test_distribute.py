@@ -98,3 +98,16 @@ def test_the_sentence_says_what_each_replica_has_of_a_batch(tiny, recipe):
     norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
     norm.synchronized, norm.trainable = False, False
     assert described(FOUR, 16, model) == whole
+
+
+@pytest.mark.parametrize("distribution", [FOUR, THREE])
+def test_xla_is_refused_on_several_devices_and_a_single_one_has_it(recipe, distribution):
+    loaded = load_recipe(recipe, overrides=["train.jit_compile=true"])
+    assert with_global_batch(loaded, SINGLE) == (loaded, ())
+    with pytest.raises(RecipeError) as caught:
+        with_global_batch(loaded, distribution)
+    assert str(caught.value) == (
+        "--set train.jit_compile: `train.jit_compile` is for a single device, since XLA compiles a step for one, and "
+        f"gradients are summed over devices within it. The recipe is trained on {distribution.replicas} replicas "
+        f"(`distribute.devices: {distribution.devices}`). Remove it, or write `devices: single`."
+    )

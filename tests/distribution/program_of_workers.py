@@ -16,7 +16,7 @@ import keras  # noqa: E402 - after the greeting, as in a run
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from finetune import GroupedOptimizer  # noqa: E402
+from finetune import GroupedOptimizer, GroupMonitor, NonFiniteGradients, Selector, resolve_groups  # noqa: E402
 from finetune.data.batches import steps_per_epoch, training_batches  # noqa: E402
 from finetune.distribution.loss_means import exact_means, in_share  # noqa: E402
 from finetune.distribution.reductions import metrics_of_all, sum_step, written_statistics  # noqa: E402
@@ -116,8 +116,19 @@ def made(embeds=False, frozen_norm=False, masked=False, synchronized=False):
     return keras.Sequential([*layers, keras.layers.Dense(3, name="head")])
 
 
-def trained(together, *, rows=ROWS, float16=False, weights=False, network=(), **options):
-    """Returns the weights and the metrics of two epochs."""
+def trained(
+    together,
+    *,
+    rows=ROWS,
+    float16=False,
+    weights=False,
+    network=(),
+    kernels="exact",
+    measured=False,
+    bad_row=None,
+    **options,
+):
+    """Returns the weights, and the metrics of three epochs with what was measured and left out in them."""
     random = np.random.default_rng(0)
     masked = "masked" in network
     x = (
@@ -126,6 +137,8 @@ def trained(together, *, rows=ROWS, float16=False, weights=False, network=(), **
         else random.normal(size=(rows, 4)).astype("float32")
     )
     y = random.integers(0, 3, (rows, 4) if masked else rows)
+    if bad_row is not None:
+        x[bad_row, 0] = np.nan
     keras.config.set_dtype_policy("mixed_float16" if float16 else "float32")
     model = made(**dict.fromkeys(network, True))
     keras.config.set_dtype_policy("float32")
@@ -146,9 +159,18 @@ def trained(together, *, rows=ROWS, float16=False, weights=False, network=(), **
         sample_weight=np.linspace(0, 2, rows).astype("float32") if weights else None,
         share=workers().share if together else (0, 1),
     )
-    callbacks = [FastLoop(), *([SameWeights(workers())] if together else [])]
+    groups = resolve_groups(model, [Selector("body", layers="0:-1"), Selector("head", rest=True)])
+    monitor, careful = GroupMonitor(groups, every_steps=2), NonFiniteGradients("skip", groups)
+    callbacks = [FastLoop(kernels), *([SameWeights(workers())] if together else [])]
+    callbacks += [monitor] * measured + [careful] * (bad_row is not None)
     history = model.fit(batches, steps_per_epoch=steps_per_epoch(rows, BATCH), epochs=3, verbose=0, callbacks=callbacks)
-    return [weight.numpy() for weight in model.weights], history.history
+    metrics = dict(history.history)
+    if measured:
+        assert monitor.said == [], monitor.said
+        metrics["measured"] = monitor.table[:, 3:].ravel().tolist()
+    if bad_row is not None:
+        seen["left out"] = [careful.skipped, str(careful.first)]
+    return [weight.numpy() for weight in model.weights], metrics
 
 
 def compare(name, **case):
@@ -156,11 +178,9 @@ def compare(name, **case):
     workers().pads = (case.get("rows", ROWS) - 1) % BATCH + 1 < 2
     with training_together():
         both, metrics_both = trained(together=True, **case)
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(alone, both, strict=True))
-    of_metrics = max(
-        abs(a - b) for key in metrics_alone for a, b in zip(metrics_alone[key], metrics_both[key], strict=True)
-    )
-    seen.setdefault("trained", {})[name] = [difference, of_metrics]
+    difference = np.max([np.abs(a - b).max() for a, b in zip(alone, both, strict=True)])
+    of_metrics = np.max([np.abs(np.subtract(values, metrics_both[key])).max() for key, values in metrics_alone.items()])
+    seen.setdefault("trained", {})[name] = [float(difference), float(of_metrics)]
 
 
 with leaving():
@@ -169,12 +189,14 @@ with leaving():
     os.kill(os.getpid(), signal.SIGTERM)
     for part in (sums, step, metrics, written):
         part()
-    compare("clipped, an empty part", global_clipnorm=0.5)
+    compare("clipped, an empty part, measured", global_clipnorm=0.5, measured=True)
     compare("sparse", network=["embeds"], rows=13)
-    compare("accumulated, averaged, weighted", gradient_accumulation_steps=2, use_ema=True, weights=True, rows=13)
+    averaged = {"gradient_accumulation_steps": 2, "use_ema": True}
+    compare("accumulated, averaged, weighted, native", **averaged, weights=True, rows=13, kernels="native")
     compare("loss scale, frozen normalization", float16=True, network=["frozen_norm"], rows=16)
     compare("masked", network=["masked"])
-    compare("synchronized normalization", network=["synchronized"])
+    # A row of one worker that is no number, in the first step of a call: no worker makes it.
+    compare("synchronized normalization, a step left out", network=["synchronized"], bad_row=2, rows=40)
     # Last, since it ends the training: a weight that a worker has changed.
     model = made()
     model.compile("sgd", "mse")

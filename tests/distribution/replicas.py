@@ -201,6 +201,53 @@ def steps_of_ones_own(strategy):
 
 
 @case
+def measured_groups(strategy):
+    """Norms of the gradients of a batch, measured before its step, which leaves no trace."""
+    model, groups = two_groups(strategy)
+    adopt(model)
+    monitor = finetune.GroupMonitor(groups, every_steps=2)
+    model.fit(*data(), batch_size=8, shuffle=False, epochs=2, verbose=0, callbacks=[finetune.FastLoop(), monitor])
+    assert monitor.said == [], monitor.said
+    assert len(monitor.table) == 3
+    assert np.isfinite(monitor.table[:, 3:]).all()
+    return [monitor.table[:, 3:], *values_of(model)]
+
+
+@case
+def steps_left_out(strategy):
+    """Rows that are no numbers, in the part of the last replica: no step, and no trace in moving statistics."""
+    x, y = data(24)
+    x[[7, 23], 0] = np.nan
+    model, groups = two_groups(strategy)
+    adopt(model)
+    careful = finetune.NonFiniteGradients("skip", groups)
+    options = {"batch_size": 8, "shuffle": False, "epochs": 2, "verbose": 0}
+    losses = model.fit(x, y, callbacks=[finetune.FastLoop(), careful], **options).history["loss"]
+    assert (careful.skipped, str(careful.first)[:16]) == (4, "epoch 1, step 1:"), (careful.skipped, careful.first)
+    return [np.asarray(losses), *values_of(model)]
+
+
+@case
+def overflow_on_the_last_replica(strategy):
+    """A loss that is scaled until the gradients of some rows are infinite: the step is left out on all replicas."""
+    x, y = data(8)
+    x[7] *= 1e31
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+        inner = finetune.GroupedOptimizer([(keras.optimizers.SGD(0.05), model)])
+        model.compile(keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**30), "mae")
+    adopt(model)
+    before = [weight.numpy() for weight in model.weights]
+    careful = finetune.NonFiniteGradients("skip")
+    with suppress(TrainingError):  # no step of the epoch was made
+        model.fit(x, y, batch_size=8, verbose=0, callbacks=[finetune.FastLoop(), careful])
+    assert careful.skipped == 1
+    assert all(np.array_equal(a, weight.numpy()) for a, weight in zip(before, model.weights, strict=True))
+    return [np.asarray(model.optimizer.dynamic_scale.numpy())]
+
+
+@case
 def a_loop_of_ones_own(strategy):
     class Module(tf.Module):
         def __init__(self):

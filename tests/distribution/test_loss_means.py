@@ -49,3 +49,9 @@ def test_a_function_that_reduces_by_itself_is_taken_as_a_mean():
 
 def test_the_sum_over_a_single_replica_is_the_value():
     assert [float(part) for part in sum_over_replicas([tf.constant(2.0), tf.constant(3.0)])] == [2.0, 3.0]
+
+
+def test_what_has_no_gradient_stays_nothing_in_a_sum():
+    total, nothing = sum_over_replicas([tf.constant(2.0), None])
+    assert (float(total), nothing) == (2.0, None)
+    assert sum_over_replicas([None]) == [None]

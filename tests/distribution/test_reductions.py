@@ -35,6 +35,14 @@ def test_two_workers_train_what_one_process_trains_within_a_millionth(two_worker
     assert two_workers[0]["trained"] == two_workers[1]["trained"]
 
 
+def test_all_workers_leave_out_the_same_steps(two_workers):
+    """One in each of three epochs, for a row that only one of them has."""
+    for seen in two_workers:
+        count, first = seen["left out"]
+        assert count == 3
+        assert first.endswith("(group `body`)")
+
+
 def test_an_empty_batch_gets_a_row_of_zeros():
     x, nothing = padded((tf.zeros((0, 3), tf.int32), None), tf.constant(0))
     assert nothing is None

@@ -38,7 +38,8 @@ def test_a_batch_with_fewer_rows_than_replicas_is_weighted_as_on_one(differences
     [
         *("masked_tokens", "weighted_mean", "moving_mean_of_local_batch_norm"),
         *("phases_of_the_users_own_model", "learning_rates", "a_loop_of_ones_own"),
-        *("a_trial_of_precision", "steps_of_ones_own"),
+        *("a_trial_of_precision", "steps_of_ones_own", "measured_groups", "steps_left_out"),
+        "overflow_on_the_last_replica",
     ],
 )
 def test_four_replicas_compute_what_one_does(differences, case):

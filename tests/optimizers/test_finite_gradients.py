@@ -109,9 +109,11 @@ def test_sparse_missing_and_small_gradients_are_looked_at():
     assert guard.variables == [table]
     for dtype in ("float16", "bfloat16", "float64", "float8_e5m2"):
         weight = keras.Variable([1.0], dtype="float32")
-        FiniteGradients(0).apply([tf.cast([1.0], dtype)], [weight], lambda w=weight: w.assign([2.0]))
+        FiniteGradients(0).apply([tf.cast([1.0], dtype)], [weight], lambda grads, variables: variables[0].assign([2.0]))
         assert weight.numpy() == [2.0]
-        FiniteGradients(0).apply([tf.cast([np.nan], dtype)], [weight], lambda w=weight: w.assign([3.0]))
+        FiniteGradients(0).apply(
+            [tf.cast([np.nan], dtype)], [weight], lambda grads, variables: variables[0].assign([3.0])
+        )
         assert weight.numpy() == [2.0]
 
 

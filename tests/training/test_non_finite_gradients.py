@@ -219,3 +219,14 @@ def test_wrong_uses_are_refused_with_what_to_do():
         GroupError, match=r"The model is compiled with `Adam`\. Put it into a `GroupedOptimizer`, as its only"
     ):
         fit(model, X, Y, NonFiniteGradients())
+
+
+def test_keras_own_fit_on_replicas_is_refused_and_that_of_a_recipe_is_not(monkeypatch):
+    model, _ = make()
+    monkeypatch.setattr("finetune.training.non_finite_gradients.replicas_of", lambda model: 2)
+    with pytest.raises(
+        GroupError, match=r"Keras' own `fit` is to train the model, on 2 replicas\. Train it with `finetune"
+    ):
+        NonFiniteGradients().set_model(model)
+    monkeypatch.setattr("finetune.training.non_finite_gradients.is_adopted", lambda model: True)
+    NonFiniteGradients().set_model(model)

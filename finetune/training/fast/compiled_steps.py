@@ -37,6 +37,7 @@ from finetune.distribution.strategy import replicas_of, scope_of, strategy_of
 from finetune.distribution.workers import training_workers
 from finetune.errors import TrainingError, reason
 from finetune.kernels.native_kernels import NativeLayers, active_kernels, traced_natively, with_kernels
+from finetune.optimizers.finite_gradients import FiniteGradients
 from finetune.optimizers.fused.stacked_variable import Buffers
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
@@ -45,7 +46,7 @@ from finetune.training.fast.moved_weights import captured, in_custom_gradients, 
 from finetune.training.fast.steps_per_call import Calls, calls_restored, without_optional
 from finetune.training.fast.steps_together import MetricsBuiltError, StepTogether, metrics_together
 from finetune.training.fit_data import without_optionals
-from finetune.training.step import compile_state, loss_and_gradients
+from finetune.training.step import apply_sums, compile_state, loss_and_gradients
 
 
 class FastFunction:
@@ -159,6 +160,8 @@ class FastFunction:
         def run(iterator: Any, steps: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
             self._before_trace = random.getstate(), np.random.get_state()
             with with_kernels(self.kernels) as self.native, self._buffers.filled(), metrics_together(self._model):
+                if self._guard and training_workers():
+                    self._guard.take_copies()  # the means of losses were added up behind the call before
                 done = self._steps(iterator, steps)
             logs = self._model.get_metrics_result()
             self._before_trace = None
@@ -210,9 +213,17 @@ class FastFunction:
         # Steps depend on each other: no iteration may start before the last one has ended.
         return tf.while_loop(has_batch, body, (tf.constant(0), first), parallel_iterations=1)[0]
 
+    @property
+    def _guard(self) -> FiniteGradients | None:
+        """What leaves out steps whose gradients are not finite, if anything does."""
+        return getattr(unwrap(self._model.optimizer), "finite_gradients", None)
+
     def _step_on_replicas(self, data: Any) -> Any:
         """Makes one step on all replicas and returns its loss."""
-        return run_on_replicas(strategy_of(self._model), self._step, data, moving=moving_variables(self._model))
+        loss = run_on_replicas(strategy_of(self._model), self._step, data, moving=moving_variables(self._model))
+        if self._guard:
+            self._guard.take_copies()  # of statistics that are now the mean over the replicas
+        return loss
 
     def _step(self, data: Any, part: WholeBatch | PartOfBatch = WHOLE_BATCH) -> Any:
         """Makes one step and returns its loss.
@@ -253,13 +264,12 @@ class FastFunction:
             loss, gradients = together.sum(loss, gradients)
             keras_private.loss_tracker(model).update_state(loss, sample_weight=part.rows(x))
         # The optimizer writes the buffers, or the variables that have none.
-        model.optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
+        apply_sums(model.optimizer, gradients, self._trained, WHOLE_BATCH if together else part)
         x, y, y_pred, sample_weight = part.counted((x, y, y_pred, sample_weight))
         model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         # Last, when everything that a step uses is in its graph.
         _keep(captured(moved))
-        guard = getattr(unwrap(model.optimizer), "finite_gradients", None)
-        return guard.loss_of_step(loss) if guard else loss
+        return self._guard.loss_of_step(loss) if self._guard else loss
 
 
 def _in_block(kernels: str) -> str:
