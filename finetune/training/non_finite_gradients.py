@@ -119,8 +119,8 @@ class NonFiniteGradients(keras.callbacks.Callback):
         if replicas_of(model) > 1 and not is_adopted(model):
             raise GroupError(
                 "`NonFiniteGradients` decides about steps of the whole batch, which `train_phases` and recipes make "
-                f"on several replicas. Keras' own `fit` is to train the model, on {replicas_of(model)}. Train it with "
-                "`finetune.train_phases`, or leave it out and check the weights with `finetune.FiniteWeights`."
+                f"on several replicas. Keras' own `fit` is to train the model, on {replicas_of(model)} replicas. Train "
+                "it with `finetune.train_phases`, or leave it out and check the weights with `finetune.FiniteWeights`."
             )
         if optimizer.finite_gradients is self.guard is not None:
             return
