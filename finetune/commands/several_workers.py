@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from finetune import __version__
 from finetune.distribution.cluster import Cluster
 from finetune.distribution.cluster_resolvers import find_cluster as resolve_cluster
-from finetune.distribution.facts import check_equal, fingerprint, versions
+from finetune.distribution.facts import check_equal, fingerprint, keys_of, versions
 from finetune.distribution.greeting import open_channel
 from finetune.errors import FinetuneError
 from finetune.recipe.loader import dump_recipe, load_recipe, place_of
@@ -78,7 +78,7 @@ def join_workers(
             "`finetune plan` on one of the machines says which is faster."
         )
     channel = open_channel(cluster)
-    told = {"recipe": fingerprint(dump_recipe(loaded)), "seed": loaded.seed, "run folder": out.name, "--resume": resume}
+    told = keys_of(loaded.model_dump(by_alias=True)) | {"run folder": out.name, "--resume": resume}
     try:
         check_equal(cluster, channel.exchange(told | versions(__version__), "what it was told"))
     except FinetuneError as error:

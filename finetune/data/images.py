@@ -8,30 +8,22 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from finetune.data.class_folders import ClassFiles, find_files
 from finetune.data.file_endings import IMAGES
 from finetune.data.file_names import file_paths
+from finetune.data.image_heads import PILLOW, REDUCTIONS, SHRINKS, head_of, heads_of
 from finetune.data.rows import Rows, StoredRows
-from finetune.errors import DataError
-from finetune.machine_failures import raise_machine_failure
 
 ENDINGS = IMAGES
 RESIZES = ("pad", "crop", "stretch")
-_REDUCTIONS = (1, 2, 4, 8)  # by which the decoder of JPEG can divide height and width
-_PILLOW = 0  # in place of a reduction: TensorFlow would decode the file otherwise
-_SHRINKS = 16  # is added to a reduction where the decoded image may have more than twice the size
-_AT_ONCE = 4096  # files that wait for a thread
-_SHOWN = 5  # files in a message
-_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held; 1 is upright
 
 
 def find_images(folder: str | Path) -> ClassFiles:
@@ -73,15 +65,19 @@ def image_rows(
         DataError: Files cannot be read as images; names them.
     """
     paths = file_paths(paths)
-    looks = _look_at(paths, size, resize, checked, places)
-    # What no file needs is no part of the graph: a branch costs more than most of what it would choose from.
-    shrinks, (reductions, decoders) = bool((looks >= _SHRINKS).any()), np.unique(looks % _SHRINKS, return_inverse=True)
     digest = hashlib.sha256(repr((size, channels, resize, value_range)).encode())
     sizes = np.zeros(len(paths), np.int64)
-    for number, path in enumerate(paths):
-        stat = path.stat()
+    for number, path in enumerate(map(str, paths)):
+        try:
+            stat = os.stat(path)
+        except OSError:  # `heads_of` says which files cannot be read
+            digest.update(os.fsencode(f"{path}\n"))
+            continue
         sizes[number] = stat.st_size
         digest.update(os.fsencode(f"{path} {stat.st_size} {stat.st_mtime_ns}\n"))
+    heads = heads_of(paths, size, resize, key=digest.hexdigest(), checked=checked, places=places)
+    # What no file needs is no part of the graph: a branch costs more than most of what it would choose from.
+    shrinks, (reductions, decoders) = bool((heads >= SHRINKS).any()), np.unique(heads % SHRINKS, return_inverse=True)
     with tf.device("CPU:0"):
         decoder_of: Any = tf.constant(decoders.astype(np.int32))
     name = paths.graph_names()
@@ -116,10 +112,10 @@ def image_of_bytes(data: Any, *, size: tuple[int, int], channels: int, resize: s
     """
 
     def decoder_for(content: bytes) -> np.ndarray:
-        look = _look(io.BytesIO(content), size, resize)
-        return np.array(0 if isinstance(look, str) else all_reductions.index(look % _SHRINKS), np.int32)
+        head = head_of(io.BytesIO(content), size, resize)
+        return np.array(0 if isinstance(head, str) else all_reductions.index(head % SHRINKS), np.int32)
 
-    all_reductions = (_PILLOW, *_REDUCTIONS)
+    all_reductions = (PILLOW, *REDUCTIONS)
     decoder: Any = tf.ensure_shape(tf.numpy_function(decoder_for, [data], tf.int32, stateful=False), ())
     return _in_range(resized(_decoded(data, decoder, all_reductions, channels), size, resize), value_range)
 
@@ -128,7 +124,7 @@ def _decoded(data: Any, decoder: Any, reductions: Sequence[int], channels: int) 
     """Decodes bytes; `decoder` is the place in `reductions` of what divides the height and the width."""
 
     def decode(reduction: int) -> Callable[[], Any]:
-        if reduction == _PILLOW:
+        if reduction == PILLOW:
             return lambda: tf.numpy_function(_decode_with_pillow, [data, channels], tf.uint8, stateful=False)
         # The op decodes PNG, too. `INTEGER_ACCURATE` gives the values that other libraries give.
         return lambda: tf.io.decode_jpeg(data, channels=channels, ratio=reduction, dct_method="INTEGER_ACCURATE")
@@ -169,60 +165,6 @@ def resized(image: Any, size: tuple[int, int], resize: str, *, shrinks: bool = T
         top, left = excess[0] // 2, excess[1] // 2
         image = image[top : top + size[0], left : left + size[1]]
     return tf.ensure_shape(image, (*size, image.shape[-1]))
-
-
-def _look_at(
-    paths: Sequence[Path], size: tuple[int, int], resize: str, checked: bool, places: Sequence[str]
-) -> np.ndarray:
-    """Reads the head of every file; returns what `_look` says of it, uint8 of shape `(files,)`.
-
-    Raises:
-        DataError: Files are not images.
-    """
-    seen, broken, count = np.zeros(len(paths), np.uint8), [], 0
-    with ThreadPoolExecutor(8) as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            looks = pool.map(lambda path: _look(path, size, resize), paths[start : start + _AT_ONCE])
-            for number, look in enumerate(looks, start):
-                if not isinstance(look, str):
-                    seen[number] = look
-                    continue
-                count += 1
-                if len(broken) < _SHOWN:
-                    name = f"`{places[number]}` `{paths[number]}`" if places else f"`{paths[number]}`"
-                    broken.append(f"{name} ({look})")
-    if broken and checked:
-        more = f" and {count - len(broken)} more" if count > len(broken) else ""
-        raise DataError(
-            f"Image files must be readable. {count} of {len(paths)} are not: {', '.join(broken)}{more}. "
-            "Replace or remove them."
-        )
-    return seen
-
-
-def _look(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int | str:
-    """Returns the reduction for a file that TensorFlow decodes as Pillow does, else `_PILLOW`; plus `_SHRINKS`, if so.
-
-    What is wrong with a file is returned as text.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = image.getexif().get(_ORIENTATION, 1) == 1
-            eight_bits = image.format == "JPEG" or "transparency" not in image.info
-            if not (image.format in ("JPEG", "PNG") and image.mode in ("L", "RGB") and upright and eight_bits):
-                return _PILLOW + _SHRINKS
-            # A JPEG decodes to a half, a quarter or an eighth of its size: in less time, and without aliasing.
-            shrinks = [image.height / size[0], image.width / size[1]]
-            shrink = max(shrinks) if resize == "pad" else min(shrinks)
-            reduction = max(r for r in _REDUCTIONS if r <= max(shrink, 1) and (r == 1 or image.format == "JPEG"))
-            is_small = -(-image.height // reduction) <= 2 * size[0] and -(-image.width // reduction) <= 2 * size[1]
-            return reduction if is_small else reduction + _SHRINKS
-    except UnidentifiedImageError:
-        is_empty = not (path.getbuffer().nbytes if isinstance(path, io.BytesIO) else path.stat().st_size)
-        return "empty" if is_empty else "not an image"
-    except Exception as error:  # Pillow raises errors of many classes over damaged files
-        raise_machine_failure(error, f"Reading `{path if isinstance(path, Path) else 'an image'}`")
-        return str(error) or type(error).__name__
 
 
 def _decode_with_pillow(data: bytes, channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from finetune.distribution.cluster import Cluster
 from finetune.errors import FinetuneError, printable
 
 _SHOWN = 5  # differences in a message
+_LONGEST = 60  # characters of a value
 
 
 def versions(finetune: str) -> dict[str, str]:
@@ -28,6 +29,23 @@ def versions(finetune: str) -> dict[str, str]:
 def fingerprint(text: str) -> str:
     """Returns the first 16 hexadecimal digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keys_of(value: Any, name: str = "") -> dict[str, str]:
+    """Returns what nested dicts hold as text, by dotted keys, and of long texts the fingerprint.
+
+    >>> keys_of({"seed": 7, "train": {"epochs": 2, "metrics": ["mae"]}})
+    {'seed': '7', 'train.epochs': '2', 'train.metrics': "['mae']"}
+
+    Args:
+        value: What a key holds.
+        name: The key.
+    """
+    if isinstance(value, Mapping) and value:
+        parts = [keys_of(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+        return {key: text for part in parts for key, text in part.items()}
+    text = str(value)
+    return {name: text if len(text) <= _LONGEST else fingerprint(text)}
 
 
 def check_equal(cluster: Cluster, facts: Sequence[Mapping[str, Any]]) -> None:

@@ -94,6 +94,19 @@ class Workers:
 
         return self._strategy.run(in_replica)
 
+    def gathered(self, tensor: Any) -> Any:
+        """Returns the tensors of all workers one behind another, in their order. For functions that are being traced.
+
+        Args:
+            tensor: A dense tensor, which has the same shape everywhere but for its first axis.
+        """
+
+        def in_replica() -> Any:
+            replica: Any = tf.distribute.get_replica_context()
+            return replica.all_gather(tf.identity(tensor), axis=0)
+
+        return self._strategy.run(in_replica)
+
     def agree(self, value: Any, what: str) -> Any:
         """Returns the value that the chief has, for what is measured or read off a clock; all must call it."""
         return self.channel.exchange(value if self.is_chief else None, what)[0]

@@ -18,10 +18,13 @@ import tensorflow as tf  # noqa: E402
 
 from finetune import GroupedOptimizer, GroupMonitor, NonFiniteGradients, Selector, resolve_groups  # noqa: E402
 from finetune.data.batches import steps_per_epoch, training_batches  # noqa: E402
+from finetune.distribution.exchanged_arrays import exchange_of  # noqa: E402
 from finetune.distribution.loss_means import exact_means, in_share  # noqa: E402
 from finetune.distribution.reductions import metrics_of_all, sum_step, written_statistics  # noqa: E402
 from finetune.distribution.workers import join, leaving, training_together, workers  # noqa: E402
 from finetune.training.fast.fast_loop import FastLoop  # noqa: E402
+from finetune.training.features import cache  # noqa: E402
+from finetune.training.features.cut import find_cut  # noqa: E402
 from finetune.training.together import SameWeights  # noqa: E402
 
 ROWS, BATCH = 17, 8  # the last batch has a single row
@@ -99,6 +102,36 @@ def written():
     seen["written"] = sorted(path.removeprefix(f"{model.name}/") for path in found)
 
 
+def exchanged():
+    given_to_all = exchange_of(workers())
+    index = cluster.index
+    nan = np.array([np.nan, 0.0], np.float32)
+    arrays = [np.array([index, -0.0], np.float32), np.array([[True, index == 1, False]]), np.array([0.5], np.float16)]
+    of_all = given_to_all(arrays)
+    seen["exchanged"] = [[array.tolist() for array in of_one] for of_one in of_all]
+    seen["exchanged bits"] = [str(of_all[1][0][1]), str(given_to_all([nan])[0][0][0])]
+
+
+def features():
+    """How many batches a worker computes alone and with the other, and whether the features are the same."""
+    model, x = made(), np.random.default_rng(0).normal(size=(35, 4)).astype("float32")
+    model.layers[0].trainable = False
+    calls, compiled = [], cache._compiled
+
+    def counted(front, spec):
+        run = compiled(front, spec)
+        return lambda batch: calls.append(len(batch[0]) == 8) or run(batch)  # others are of a few rows beforehand
+
+    cache._compiled = counted
+    found = []
+    for together in (None, workers()):
+        calls.clear()
+        kept = cache.cached_features(find_cut(model), x, batch_size=8, mode="memory", workers=together)
+        [rows] = kept.values.values()
+        found += [sum(calls), rows.take(np.arange(35)).numpy().tobytes()]
+    seen["features"] = [found[0], found[2], found[1] == found[3]]
+
+
 def made(embeds=False, frozen_norm=False, masked=False, synchronized=False):
     keras.utils.set_random_seed(3)
     if masked:  # rows of different lengths, and a loss for each place
@@ -159,10 +192,11 @@ def trained(
         sample_weight=np.linspace(0, 2, rows).astype("float32") if weights else None,
         share=workers().share if together else (0, 1),
     )
-    groups = resolve_groups(model, [Selector("body", layers="0:-1"), Selector("head", rest=True)])
-    monitor, careful = GroupMonitor(groups, every_steps=2), NonFiniteGradients("skip", groups)
     callbacks = [FastLoop(kernels), *([SameWeights(workers())] if together else [])]
-    callbacks += [monitor] * measured + [careful] * (bad_row is not None)
+    if measured or bad_row is not None:
+        groups = resolve_groups(model, [Selector("body", layers="0:-1"), Selector("head", rest=True)])
+        monitor, careful = GroupMonitor(groups, every_steps=2), NonFiniteGradients("skip", groups)
+        callbacks.append(monitor if measured else careful)
     history = model.fit(batches, steps_per_epoch=steps_per_epoch(rows, BATCH), epochs=3, verbose=0, callbacks=callbacks)
     metrics = dict(history.history)
     if measured:
@@ -187,7 +221,7 @@ with leaving():
     signal.signal(signal.SIGTERM, lambda number, frame: seen.setdefault("signal", number))
     join(channel)
     os.kill(os.getpid(), signal.SIGTERM)
-    for part in (sums, step, metrics, written):
+    for part in (sums, step, metrics, written, exchanged, features):
         part()
     compare("clipped, an empty part, measured", global_clipnorm=0.5, measured=True)
     compare("sparse", network=["embeds"], rows=13)

@@ -1,7 +1,7 @@
 import pytest
 
 from finetune.distribution.cluster import Cluster
-from finetune.distribution.facts import check_equal, fingerprint, versions
+from finetune.distribution.facts import check_equal, fingerprint, keys_of, versions
 from finetune.errors import FinetuneError
 
 THREE = Cluster(("a:1", "b:1", "c:1"), 2)
@@ -30,3 +30,18 @@ def test_many_differences_are_counted():
         check_equal(THREE, facts)
     with pytest.raises(FinetuneError, match=r"seed: `1` at worker 0, `2` at worker 1 and others at 1 more\."):
         check_equal(THREE, [{"seed": 1}, {"seed": 2}, {"seed": 3}])
+
+
+def test_keys_that_differ_are_named_with_their_values():
+    long = {"data": {"class_names": ["a" * 100]}}
+    assert keys_of({"groups": [], "train": {}} | long) == {
+        "groups": "[]",
+        "train": "{}",
+        "data.class_names": fingerprint(str(["a" * 100])),
+    }
+    told = [keys_of({"train": {"epochs": epochs, **more}}) for epochs, more in ((2, {}), (3, {"loss": "mse"}))]
+    with pytest.raises(FinetuneError) as caught:
+        check_equal(Cluster(("a:1", "b:1"), 0), told)
+    assert "train.epochs: `2` at worker 0, `3` at worker 1; train.loss: nothing at worker 0, `mse` at" in str(
+        caught.value
+    )

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -26,11 +26,14 @@ import tensorflow as tf
 
 from finetune.data.batches import lean_options, steps_per_epoch, training_batches
 from finetune.data.rows import Rows, as_rows
+from finetune.distribution.workers import Workers
 from finetune.errors import TrainingError, quote
 from finetune.results.formatting import size_text
 from finetune.training.features.cache_keys import feature_keys
+from finetune.training.features.checked_outputs import OffError, check_rows, check_same
 from finetune.training.features.cut import Cut, Front, NoCut, Tail
 from finetune.training.features.padded_features import without_padding
+from finetune.training.features.shares import kept_everywhere, missing_anywhere, outputs_in_order
 from finetune.training.features.store import FeatureStore, Kept, choose_place, of_mask
 
 MODES = ("auto", "off", "memory", "disk")
@@ -99,6 +102,7 @@ def cached_features(
     memory: int | None = None,
     report: Callable[[str], None] = lambda sentence: None,
     on_batch: Callable[[int, int], None] = lambda done, total: None,
+    workers: Workers | None = None,
 ) -> Features | NoCut:
     """Runs what is in front of a cut for all examples and keeps what crosses it.
 
@@ -119,9 +123,10 @@ def cached_features(
         memory: Bytes of memory available; by default as reported by the system.
         report: Called beforehand with a sentence that names the size and the place.
         on_batch: Called after each batch with the number of batches done and of all batches.
+        workers: Workers that all want the same features, of which each computes a share.
 
     Raises:
-        TrainingError: `mode` is unknown or `passes` below 1.
+        TrainingError: `mode` is unknown or `passes` below 1; or one of several workers cannot keep what is computed.
     """
     if mode not in MODES or passes < 1:
         raise TrainingError(
@@ -136,19 +141,37 @@ def cached_features(
     # Computing, writing and reading features once costs more than it saves.
     if mode == "auto" and epochs == 1 and not later_cuts:
         return NoCut("there is only one epoch, which reads every feature once")
-    work = _Work(cut, x, batch_size, passes, store, on_batch)
+    work = _Work(cut, x, batch_size, passes, store, on_batch, workers)
     try:
         return work.features(mode, later_cuts, memory, report)
-    except _OffError as off:
+    except OffError as off:
         return NoCut(str(off))
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        return NoCut("the features do not fit into memory")
-    except OSError as error:
-        return NoCut(f"writing the features to `{store.folder}` failed: {error.strerror or error}")
+    except (MemoryError, tf.errors.ResourceExhaustedError, OSError) as error:
+        reason = _why_not_kept(error, store)
+        if workers:  # the others are in the middle of it, and would train on features
+            raise TrainingError(
+                f"All workers keep the features of the frozen part. Here {reason}. Begin all of them anew with `train: "
+                "{cache: off}`, or with more room."
+            ) from error
+        return NoCut(reason)
 
 
-class _OffError(Exception):
-    """Why there are no features after all; `cached_features` returns it as a reason."""
+def _why_not_kept(error: Exception, store: FeatureStore) -> str:
+    if isinstance(error, OSError):
+        return f"writing the features to `{store.folder}` failed: {error.strerror or error}"
+    return "the features do not fit into memory"
+
+
+@dataclass(frozen=True, eq=False)
+class _Room:
+    """What is computed, and where it is kept: see `_Work._room`."""
+
+    run: Any = None
+    values: dict[int, _Sample] = field(default_factory=dict)
+    masks: dict[int, _Sample] = field(default_factory=dict)
+    place: str = "off"
+    numbers: list[int] = field(default_factory=list)
+    reason: str = ""
 
 
 class _Work:
@@ -158,15 +181,27 @@ class _Work:
     kept, choose the place, run all rows.
     """
 
-    def __init__(self, cut: Cut, x: Any, batch_size: int, passes: int, store: FeatureStore, on_batch: Any):
+    def __init__(
+        self,
+        cut: Cut,
+        x: Any,
+        batch_size: int,
+        passes: int,
+        store: FeatureStore,
+        on_batch: Any,
+        workers: Workers | None,
+    ):
         self.cut, self.passes, self.store, self.on_batch = cut, passes, store, on_batch
+        self.workers = workers
         self.batch_seconds = 0.0
         self.inputs = cut.graph.inputs_of(x)
         rows = {number: as_rows(array) for number, array in self.inputs.items()}
         self.rows, self.input_rows = rows[0].length, rows
         self.batch_size = min(batch_size, self.rows)
         self.steps = steps_per_epoch(self.rows, self.batch_size)
-        self.batches = _full_batches([rows[number] for number in sorted(rows)], self.rows, self.batch_size)
+        inputs = [rows[number] for number in sorted(rows)]
+        self.in_share = lambda share: _full_batches(inputs, self.rows, self.batch_size, share)
+        self.batches = self.in_share((0, 1))
 
     def features(self, mode: str, later: Sequence[Cut], memory: int | None, report: Any) -> Features:
         begin = time.monotonic()
@@ -179,24 +214,38 @@ class _Work:
         afterwards = sorted({number for cut in later for number in cut.computed} - set(now))
         # Before anything is computed: the room of the old features is needed for the new ones.
         self.store.forget_others([key for number in now + afterwards for key in (keys[number], of_mask(keys[number]))])
-        missing = [number for number in now if not self.store.has(keys[number])]
+        lacking = [number for number in now + afterwards if not self.store.has(keys[number])]
+        lacking = missing_anywhere(self.workers, lacking)
+        missing, extra = ([number for number in numbers if number in lacking] for numbers in (now, afterwards))
         if missing:
-            extra = [number for number in afterwards if not self.store.has(keys[number])]
-            run, values, masks = self._probe(steps, missing + extra)
-            place, reason = choose_place(
-                self._nbytes(missing, values, masks), mode, self.store.folder, memory, self.store.reserve
-            )
-            if place == "off":
-                raise _OffError(reason)
-            # Features of later phases are a bonus: they may not push those of this phase to the disk.
-            nbytes = self._nbytes(missing + extra, values, masks)
-            if choose_place(nbytes, mode, self.store.folder, memory, self.store.reserve)[0] == place:
-                missing += extra
-            elif extra:  # they do not fit: compile again, without them
-                run = _compiled(Front(self.cut, missing, steps), self.batches.element_spec)
-            report(self._sentence(self._nbytes(missing, values, masks), place))
-            self._run(run, missing, keys, values, masks, place)
+            room = self._room(steps, missing, extra, mode, memory)
+            numbers, reason = kept_everywhere(self.workers, room.numbers, room.reason)
+            if reason:
+                raise OffError(reason)
+            run = room.run
+            if numbers != missing + extra:  # the others do not fit: compile again, without them
+                run = _compiled(Front(self.cut, numbers, steps), self.batches.element_spec)
+            report(self._sentence(self._nbytes(numbers, room.values, room.masks), room.place))
+            self._run(run, numbers, keys, room.values, room.masks, room.place)
         return self._features(keys, time.monotonic() - begin if missing else 0.0)
+
+    def _room(
+        self, steps: Sequence[Any], missing: list[int], extra: list[int], mode: str, memory: int | None
+    ) -> "_Room":
+        """Runs a few rows, and says what there is room for: what is missing, and what later phases need besides."""
+        try:
+            run, values, masks = self._probe(steps, missing + extra)
+        except (OffError, MemoryError, tf.errors.ResourceExhaustedError) as error:
+            return _Room(reason=str(error) if isinstance(error, OffError) else _why_not_kept(error, self.store))
+
+        def place_for(numbers: list[int]) -> tuple[str, str]:
+            nbytes = self._nbytes(numbers, values, masks)
+            return choose_place(nbytes, mode, self.store.folder, memory, self.store.reserve)
+
+        place, reason = place_for(missing)
+        # Features of later phases are a bonus: they may not push those of this phase to the disk.
+        fits = place_for(missing + extra)[0] == place
+        return _Room(run, values, masks, place, missing + extra if fits else missing, reason)
 
     def _nbytes(self, numbers: Sequence[int], values: dict[int, _Sample], masks: dict[int, _Sample]) -> int:
         per_row = sum(samples[number].nbytes for number in numbers for samples in (values, masks) if number in samples)
@@ -216,13 +265,13 @@ class _Work:
         before = [weight.numpy() for weight in statistics]
         first, masks = run(rows)
         if adding := [step.name for step in front.steps if getattr(step.operation, "losses", None)]:
-            raise _OffError(f"{quote(adding)} adds to the loss")  # known only after a call
-        _check_rows(first, rows[0].shape[0])
+            raise OffError(f"{quote(adding)} adds to the loss")  # known only after a call
+        check_rows(first, rows[0].shape[0])
         # Random layers give other outputs every time, which several passes are for.
         if not self.cut.random:
-            _check_same(run, rows, first)
+            check_same(run, rows, first)
         if any((a != b.numpy()).any() for a, b in zip(before, statistics, strict=True)):
-            raise _OffError("the frozen part updates its statistics when it is run")
+            raise OffError("the frozen part updates its statistics when it is run")
         return run, _samples(first), _samples(masks)
 
     def _sentence(self, nbytes: int, place: str) -> str:
@@ -250,12 +299,17 @@ class _Work:
             # The writer that is opened last is closed first, so that a value is kept only when its mask is.
             writers = [(0, n, writer(keys[n], values[n], n in masks)) for n in numbers]
             writers += [(1, n, writer(of_mask(keys[n]), masks[n])) for n in numbers if n in masks]
-            ended = []
-            for done, batch in enumerate(self.batches.repeat(self.passes)):
+
+            def outputs(batch: Any) -> list[np.ndarray]:
                 returned = run(batch)  # values and masks
+                return [returned[which][str(number)].numpy() for which, number, _ in writers]
+
+            # Each batch that a random layer sees moves its seed, which all workers have in common.
+            workers, ended = None if self.cut.random else self.workers, []
+            for done, arrays in enumerate(outputs_in_order(self.in_share, total, outputs, workers)):
                 remaining = self.rows - done % self.steps * self.batch_size  # the last batch is filled up
-                for which, number, write in writers:
-                    write(returned[which][str(number)].numpy()[:remaining])
+                for (_, _, write), array in zip(writers, arrays, strict=True):
+                    write(array[:remaining])
                 ended.append(time.monotonic())
                 self.on_batch(done + 1, total)
         # The first batch starts the threads that read the rows.
@@ -286,18 +340,22 @@ class _Work:
     def _kept(self, key: str) -> Kept:
         kept = self.store.find(key)
         if kept is None:
-            raise _OffError("the features were removed while they were computed")
+            raise OffError("the features were removed while they were computed")
         return kept
 
 
-def _full_batches(inputs: Sequence[Rows], rows: int, batch_size: int) -> tf.data.Dataset:
-    """Returns all rows in order, in batches of the same size; the last is filled up with the first rows."""
+def _full_batches(inputs: Sequence[Rows], rows: int, batch_size: int, share: tuple[int, int]) -> tf.data.Dataset:
+    """Returns all rows in order and from the begin again, in batches of the same size; for `share` see `shares.py`.
+
+    The last batch of the rows is filled up with the first ones.
+    """
 
     def batch(step: Any) -> tuple[tf.Tensor, ...]:
         indices = tf.math.floormod(step * batch_size + tf.range(batch_size, dtype=tf.int64), rows)
         return tuple(rows_of_input.take(indices) for rows_of_input in inputs)
 
-    return tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).map(batch).with_options(lean_options()).prefetch(2)
+    steps = tf.data.Dataset.range(steps_per_epoch(rows, batch_size)).repeat().shard(share[1], share[0])
+    return steps.map(batch).with_options(lean_options()).prefetch(2)
 
 
 def _all_steps(cuts: Sequence[Cut]) -> list[Any]:
@@ -322,42 +380,8 @@ def _statistics(front: Front, cut: Cut) -> list[Any]:
     return [variable for variable in cut.statistics if id(variable) in in_front]
 
 
-def _check_rows(values: dict[str, Any], rows: int) -> None:
-    for value in values.values():
-        if not isinstance(value, tf.Tensor) or value.dtype == tf.string:
-            raise _OffError("what crosses the cut is not a dense tensor of numbers")
-        if value.shape.rank < 1 or value.shape[0] != rows:
-            raise _OffError("what crosses the cut has no row for every example")
-
-
-def _check_same(run: Callable[[Any], Any], rows: Any, first: dict[str, tf.Tensor]) -> None:
-    """Checks that an example's features depend on that example alone, and are the same in a second run.
-
-    The rows are run in reverse order. Where that gives other bits, a second run in the first order tells random layers
-    from kernels whose last bit depends on the order; beyond the last bits, examples depend on each other.
-    """
-    turned, _ = run(tf.nest.map_structure(lambda part: tf.reverse(part, [0]), rows))
-    if all(_same(first[number], tf.reverse(turned[number], [0])) for number in first):
-        return
-    again, _ = run(rows)
-    if any(not _same(first[number], again[number]) for number in first):
-        raise _OffError("the frozen part returns other outputs when it is run again on the same examples")
-    if any(not _close(first[number], tf.reverse(turned[number], [0])) for number in first):
-        raise _OffError("the frozen part returns other outputs for an example when the other examples change")
-
-
 def _samples(values: dict[str, tf.Tensor]) -> dict[int, _Sample]:
     return {int(number): _Sample(value.dtype, value.numpy().shape[1:]) for number, value in values.items()}
-
-
-def _same(a: tf.Tensor, b: tf.Tensor) -> bool:
-    return a.numpy().tobytes() == b.numpy().tobytes()
-
-
-def _close(a: tf.Tensor, b: tf.Tensor) -> bool:
-    first, second = (tf.cast(tensor, tf.float64).numpy() for tensor in (a, b))
-    tolerance = 1e-2 * max(float(np.abs(first).max(initial=0)), 1e-6)
-    return np.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def _repeated(rows: Rows, passes: int) -> Rows:

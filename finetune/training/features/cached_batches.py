@@ -15,6 +15,7 @@ import tensorflow as tf
 from finetune.data.augmentation import Augmentation
 from finetune.data.batches import training_batches
 from finetune.data.examples import Split
+from finetune.distribution.workers import training_workers
 from finetune.groups.layer_tree import Leaf
 from finetune.training.fast.fast_loop import takes_forward, train_function
 from finetune.training.features.cache import Features, cached_features
@@ -125,6 +126,7 @@ class CachedBatches:
             later=later_cuts,
             store=self._store,
             report=lambda sentence: self._report(f"cache: {sentence}"),
+            workers=training_workers(),
         )
         # A model without a frozen part is the usual case, of which `auto` says nothing.
         if isinstance(features, NoCut) and (self._mode != "auto" or isinstance(cut, Cut)):
