@@ -74,6 +74,11 @@ def head_of(path: Path | io.BytesIO, size: tuple[int, int], resize: str) -> int 
     """Returns the reduction for a file that TensorFlow decodes as Pillow does, else `PILLOW`; plus `SHRINKS`, if so.
 
     What is wrong with a file is returned as text.
+
+    Args:
+        path: The file, or its bytes.
+        size: Height and width that the image gets.
+        resize: `pad`, `crop` or `stretch`.
     """
     try:
         with Image.open(path) as image:

@@ -33,6 +33,14 @@ def check_same(run: Callable[[Any], Any], rows: Any, first: dict[str, tf.Tensor]
 
     The rows are run in reverse order. Where that gives other bits, a second run in the first order tells random layers
     from kernels whose last bit depends on the order; beyond the last bits, examples depend on each other.
+
+    Args:
+        run: Returns values by number, and masks.
+        rows: The rows.
+        first: What `run` has returned for them, without masks.
+
+    Raises:
+        OffError: They depend on something else.
     """
     turned, _ = run(tf.nest.map_structure(lambda part: tf.reverse(part, [0]), rows))
     if all(_same(first[number], tf.reverse(turned[number], [0])) for number in first):
