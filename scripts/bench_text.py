@@ -4,7 +4,7 @@
 Evaluates the network of a recipe, with its weights, on the first test rows: batches filled up to the full length, and
 as far as their longest text needs. Then makes the token ids anew, and reads those that were kept.
 
-    python scripts/make_movie_tables.py
+    finetune fetch minilm rated_texts
     python scripts/bench_text.py                                 # recipes/movie_sentences.yaml with 256 tokens
     python scripts/bench_text.py my.yaml --length 512 --batches 2
 """

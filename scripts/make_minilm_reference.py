@@ -2,8 +2,8 @@
 """Writes the outputs of MiniLM for a few sentences: tests/data/minilm_reference.npz, for `restore.verify`.
 
 The outputs are computed in NumPy with double precision from the weights that PyTorch saved, without Keras and without
-any code of `finetune`; the weights come from `scripts/fetch_real_weights.py`. Sentences
-are written as token ids of BERT's uncased vocabulary. The cosines must be those published for three of them.
+any code of `finetune`; the weights come from the package index. Sentences are written as token ids of BERT's
+uncased vocabulary. The cosines must be those published for three of them.
 
     python scripts/make_minilm_reference.py
     python scripts/make_minilm_reference.py --torch PYTHON    # a Python with torch and transformers: compares
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from finetune.files.fetchable import MINILM
+from finetune.files.packages import package_folder
 
 OUT = Path(__file__).resolve().parent.parent / "tests" / "data" / "minilm_reference.npz"
 SENTENCES = ("the weather is lovely today .", "it ' s so sunny outside !", "he drove to the stadium .", "yes")
@@ -100,9 +103,7 @@ def main() -> None:
     parser.add_argument("--torch", help="a Python with torch and transformers, whose outputs are compared")
     arguments = parser.parse_args()
     out = arguments.out
-    from fetch_real_weights import fetch
-
-    folder = fetch("minilm")
+    folder = package_folder(MINILM)
     weights = {name: array.astype("float64") for name, array in load_file(folder / "model.safetensors").items()}
     tokens = token_ids((folder / "vocab.txt").read_text(encoding="utf-8").split("\n"))
     embeddings = embed(weights, tokens)

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Runs the recipes that need nothing fetched, and writes what they reach as a table: docs/recipes.md.
+"""Runs the recipes, and writes what they reach as a table: docs/recipes.md.
+
+Those whose networks and data were not fetched are left out; `finetune recipes` says what each needs.
 
     python scripts/recipe_results.py                       all of them, then the table
     python scripts/recipe_results.py --only digits_slim    one, whose row is replaced
@@ -28,6 +30,7 @@ def measured(recipe: ShippedRecipe) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path, out = shipped_folder() / f"{recipe.name}.yaml", Path(folder) / "run"
         command = [sys.executable, "-m", "finetune", "run", str(path), "--out", str(out)]
+        command += ["--allow-code", f"hub:{recipe.needs[0]}"] if "hub: " in path.read_text() else []
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert process.stderr
         said = process.stderr.read()
@@ -61,7 +64,10 @@ def main() -> None:
     old, tail = rest.split(_END)
     rows = {match[1]: line for line in old.splitlines() if (match := re.match(r"\| \[`(\w+)`\]", line))}
     for recipe in shipped_recipes():
-        if recipe.missing or (arguments.only and recipe.name not in arguments.only):
+        lacks = [name for name in recipe.needs if not (shipped_folder() / name).is_dir()]
+        if lacks:
+            print(f"{recipe.name}: left out, since `finetune fetch {' '.join(lacks)}` was not called")
+        if lacks or (arguments.only and recipe.name not in arguments.only):
             continue
         rows[recipe.name] = row(recipe, measured(recipe))
         print(rows[recipe.name], flush=True)

@@ -11,7 +11,7 @@ from finetune.data.examples import Examples
 from finetune.data.labels import count_outputs
 from finetune.data.loss_families import activation_for
 from finetune.distribution.strategy import SINGLE, Distribution, adopt
-from finetune.errors import DataError
+from finetune.errors import DataError, RestoreError
 from finetune.groups.layer_tree import LayerTree
 from finetune.models.applications import make_application, top_layers
 from finetune.models.builders import call_builder, check_model, load_keras_file
@@ -213,7 +213,14 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
         # Without `include_top` the file may still hold the classifier that the network was trained with.
         unused = () if source.include_top else top_layers(name, model, **settings)
         with placed(recipe, "model", "weights"):
-            restore(model, resolve_path(recipe, weights), allow_unused=unused)
+            try:
+                restore(model, resolve_path(recipe, weights), allow_unused=unused)
+            except RestoreError as error:
+                head = "exclude: [head], " if source.head else ""
+                raise RestoreError(
+                    f"{error}\nRules such as `rename` and `allow_unused` are keys of `restore`: write `weights: none` "
+                    f"and `restore: {{from: {weights}, {head}allow_unused: [...]}}`."
+                ) from error
     return model
 
 

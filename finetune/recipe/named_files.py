@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import did_you_mean, quote
+from finetune.files.fetchable import FETCHABLE, fetching_command
 from finetune.recipe.loader import place_of, resolve_path, resolve_place
 from finetune.recipe.schema import PATH_FIELDS, Recipe
 
@@ -28,7 +29,8 @@ def missing_files(recipe: Recipe) -> Iterator[str]:
         path = _local_path(recipe, keys[-1], text)
         problem = path and _problem(keys[-1], path)
         if problem and path and problem.startswith("does not exist"):
-            problem += _elsewhere(recipe, path)
+            command = fetching_command(path)
+            problem += f" `{command}` fetches it." if command else _elsewhere(recipe, path)
         if problem:
             place = place_of(recipe, *keys)
             yield f"{place}: `{'.'.join(keys)}` {problem}" if place else f"`{'.'.join(keys)}` {problem}"
@@ -72,7 +74,7 @@ def _value(recipe: Recipe, keys: tuple[str, ...]) -> Any:
 def _local_path(recipe: Recipe, key: str, text: str) -> Path | None:
     if any(character in text for character in "*?["):
         return None
-    if key not in _PLACES:
+    if key not in _PLACES or text in FETCHABLE:  # what is fetched is no handle
         return resolve_path(recipe, text)
     place = resolve_place(recipe, text)
     # `google/bert/1` may be a handle: only what is spelled as a path is one for sure.

