@@ -140,6 +140,8 @@ def test_weights_of_another_network_are_refused_with_their_place(write, tmp_path
         finetune.plan(write(f"{application}, weights: tiny.weights.h5", images(32), body="Conv1"))
     assert "recipe.yaml:1:" in str(error.value)
     assert "`model.weights`: " in str(error.value)
+    advice = "write `weights: none` and `restore: {from: tiny.weights.h5, exclude: [head], allow_unused: [...]}`."
+    assert str(error.value).endswith(advice)
 
 
 @pytest.mark.slow

@@ -157,7 +157,10 @@ def test_nothing_is_written_where_a_single_file_may_not_be(tmp_path):
 def test_an_unknown_name_and_a_file_for_a_folder_are_refused(tmp_path):
     with pytest.raises(FinetuneError) as error:
         copy_recipes(["digts"], tmp_path)
-    assert str(error.value) == "No recipe of the package is called `digts`. Did you mean `digits` or `digits_slim`?"
+    assert (
+        str(error.value)
+        == "No recipe of the package is called `digts`. Did you mean `digits` or `digits_slim` or `drawings`?"
+    )
     (tmp_path / "file").touch()
     with pytest.raises(FinetuneError) as error:
         copy_recipes(["wine"], tmp_path / "file")
