@@ -63,6 +63,12 @@ def pairs_of(sentences: list[tuple[float, str]], apart: float = 2.0) -> Iterator
 
 
 def write_table(path: Path, names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Writes rows below the names of their columns, separated by tabs."""
+    """Writes a table whose values are separated by tabs.
+
+    Args:
+        path: The file to write.
+        names: Names of the columns.
+        rows: The values of each row.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([names, *rows])
