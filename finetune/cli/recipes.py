@@ -11,6 +11,8 @@ import typer
 from finetune.cli.application import AllowCode, Overrides, RecipePath, app, examples, make_console, start_command
 from finetune.errors import FinetuneError, did_you_mean, printable, printable_lines
 
+_MOST_LINES = 40  # of a strategy below the plan, whose advice would scroll away
+
 
 @app.command(
     short_help="Check a recipe, in a moment.",
@@ -74,6 +76,9 @@ def plan(
     overrides: Overrides = [],  # noqa: B006
     allow_code: AllowCode = [],  # noqa: B006
     weights: Annotated[bool, typer.Option("--weights", help="A row for every weight instead of every group.")] = False,
+    phases: Annotated[
+        bool, typer.Option("--phases", help="Print a strategy of phases as a list, to paste into the recipe and edit.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what would happen to every weight, on the real model, without training."""
@@ -82,12 +87,24 @@ def plan(
     from finetune.commands.plan import print_plan
 
     layout = plan_recipe(recipe, overrides=overrides, allow_code=allow_code)
+    block = layout.phases_block or ""
+    if phases and not block:
+        raise FinetuneError(
+            f"`--phases` prints the phases of a strategy, and `{recipe}` names none. Name one, as in `--set "
+            "phases=gradual_unfreezing`, or remove `--phases`."
+        )
     if json:
         print(dumps(layout.plan.to_json(), indent=2))
-    else:
+        return
+    if not phases:
         print_plan(layout, make_console(), every_weight=weights)
-        if layout.phases_block:
-            print(f"\n# The strategy as a list, to paste into the recipe and edit:\n{layout.phases_block}", end="")
+    lines = block.count("\n")
+    if phases or 0 < lines <= _MOST_LINES:
+        print(("" if phases else "\n# The strategy as a list, to paste into the recipe and edit:\n") + block, end="")
+    elif block:
+        print(
+            f"\nThe strategy as a list, to paste into the recipe and edit, has {lines} lines: `--phases` prints them."
+        )
 
 
 @app.command(

@@ -89,6 +89,12 @@ class Examples:
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
     augmentation: Augmentation | None = None
 
+    def __repr__(self) -> str:
+        try:
+            return f"Examples({summary(self)})"  # at a prompt; the fields are arrays
+        except (TypeError, StopIteration):
+            return "Examples(without rows)"  # which `check_examples` refuses
+
     @property
     def train(self) -> Split:
         """The training rows."""

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from finetune.errors import GroupError
+from finetune.errors import GroupError, counted, quote
 from finetune.groups.forgotten_freezing import is_freezing_forgotten
 from finetune.keras_private import creation_number, is_trackable, layer_variables, sublayers
 from finetune.variables import tf_variable, variable_path
@@ -59,6 +59,10 @@ class Leaf:
     frozen_by: str = ""
     came_frozen: bool = False
 
+    # At a prompt a dataclass would print the values of all weights; so would what holds leaves.
+    def __repr__(self) -> str:
+        return f"Leaf({self.name}, {tuple(self.variable.shape)})"
+
 
 @dataclass(frozen=True)
 class LayerTree:
@@ -74,6 +78,9 @@ class LayerTree:
     leaves: tuple[Leaf, ...]
     layers: tuple[str, ...]
     containers: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"LayerTree({counted(len(self.leaves), 'weight')} in {quote(self.layers)})"
 
     @cached_property
     def trainable(self) -> tuple[Leaf, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import keras
 
-from finetune.errors import GroupError, did_you_mean, quote
+from finetune.errors import GroupError, counted, did_you_mean, quote
 from finetune.groups.frozen_by import QUANTIZED, advice_on_frozen_in_file, reason_frozen
 from finetune.groups.layer_tree import LayerTree, Leaf, layer_tree
 from finetune.groups.selector_matching import (
@@ -90,6 +90,11 @@ class LayerGroup:
     leaves: tuple[Leaf, ...]
     frozen: bool = False
     order_note: str = ""
+
+    def __repr__(self) -> str:
+        layers = quote(dict.fromkeys(leaf.layer for leaf in self.leaves))
+        frozen = ", frozen" if self.frozen else ""
+        return f"LayerGroup({self.name}: {counted(len(self.leaves), 'weight')} of {layers}{frozen})"
 
     @property
     def trainable(self) -> tuple[Leaf, ...]:

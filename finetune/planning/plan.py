@@ -221,8 +221,9 @@ def _advice_on_frozen(rows: Sequence[PlannedWeight]) -> Iterator[str]:
     for name in dict.fromkeys(row.group for row in rows if row.frozen and not row.frozen_by):
         fresh = [row.name for row in rows if row.group == name and row.restored_from is None]
         if fresh:
+            are = "is" if len(fresh) == 1 else "are"
             yield (
-                f"Group `{name}` is frozen, and {len(fresh)} of its weights are not restored: {quote(fresh)}. Unless "
+                f"Group `{name}` is frozen, and {len(fresh)} of its weights {are} not restored: {quote(fresh)}. Unless "
                 "the builder loaded them, they stay random: restore or train them."
             )
 

@@ -88,6 +88,9 @@ class RestoreReport:
     verified: str = ""
     difference: float | None = None
 
+    def __repr__(self) -> str:
+        return f"RestoreReport({self.summary()})"  # at a prompt; the fields are hundreds of weights
+
     def to_json(self) -> dict[str, Any]:
         """Returns the report as dicts, lists, strings and numbers."""
         return asdict(self) | {

@@ -295,7 +295,8 @@ def as_text(table: Table | FittedTable) -> str:
     """A table as plain text, as wide as it needs to be."""
     out = StringIO()
     # A file has no width to wrap at, and must not depend on the terminal in which the command ran.
-    Console(file=out, width=10_000, color_system=None).print(table)
+    # In a notebook Rich would display the table, whatever the file is.
+    Console(file=out, width=10_000, color_system=None, force_jupyter=False).print(table)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from finetune.errors import counted
 from finetune.groups.selectors import LayerGroup
 from finetune.planning.plan import GroupSettings
 from finetune.results.plots import plot_training
@@ -54,7 +55,7 @@ class FitResult:
         proven = all(record.frozen_unchanged for record in self.records)
         frozen = sum(record.frozen_tensors for record in self.records)
         proof = f"; frozen tensors {'bit-identical' if proven else 'changed'}" if frozen else ""
-        return f"FitResult({len(self.rows)} epochs: {figures}{proof})"
+        return f"FitResult({counted(len(self.rows), 'epoch')}: {figures}{proof})"
 
 
 class EpochRows(keras.callbacks.Callback):

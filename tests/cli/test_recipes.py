@@ -75,6 +75,17 @@ def test_a_plan_as_json_is_alone_on_stdout_and_nothing_is_on_stderr(finetune, re
 
 
 @pytest.mark.slow
+def test_a_strategy_is_printed_as_a_list_below_the_plan_where_it_is_short_and_alone_with_phases(
+    finetune, refused, recipe
+):
+    strategy = ["--set", "phases={strategy: gradual_unfreezing, epochs_per_group: 1}"]
+    below = finetune("plan", recipe, *strategy).stdout
+    alone = finetune("plan", recipe, *strategy, "--phases").stdout
+    assert alone.startswith("phases:\n  - train: [head]\n")
+    assert below.endswith(f"\n# The strategy as a list, to paste into the recipe and edit:\n{alone}")
+    assert "none. Name one, as in `--set phases=gradual_unfreezing`" in refused("plan", recipe, "--phases")
+
+
 def test_a_plan_shows_groups_and_with_weights_every_weight(finetune, recipe):
     groups = finetune("plan", recipe)
     assert (groups.returncode, groups.stderr) == (0, "")

@@ -173,3 +173,8 @@ def test_the_files_of_rows_are_those_of_the_rows_that_were_chosen(tmp_path):
     rows = Split({"photo": images, "numbers": np.zeros(3)}, np.zeros(3))
     examples = make_examples(rows.select(np.array([2])), rows.select(np.array([0])).select(np.array([0])))
     assert [path.name for path in files_of_rows(examples)] == ["c.png", "a.png"]
+
+
+def test_at_a_prompt_the_rows_are_counted_whatever_they_are():
+    assert repr(Examples(**arrays())) == "Examples(4 rows to train on, 2 to test, 2 to validate)"
+    assert repr(Examples(None, None, None, None)) == repr(Examples([], [], [], [])) == "Examples(without rows)"

@@ -703,3 +703,9 @@ def test_a_weight_that_two_layers_share_counts_among_the_weights_of_both():
     assert list(owners) == ["sn/kernel", "sn/vector_u", "sn/layer/bias"]
     counts = own_counts(tree.leaves)
     assert (counts[id(layer)], counts[id(owners["sn/layer/bias"])]) == (2, 2)  # the kernel is also that of the Dense
+
+
+def test_at_a_prompt_names_and_counts_are_shown_and_no_values():
+    tree = layer_tree(keras.Sequential([keras.Input((4,)), L.Dense(3, name="body"), L.Dense(2, name="head")]))
+    assert repr(tree) == "LayerTree(4 weights in `body`, `head`)"
+    assert repr(tree.leaves[0]) == "Leaf(body/kernel, (4, 3))"

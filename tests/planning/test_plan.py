@@ -152,7 +152,7 @@ def test_a_frozen_group_of_fresh_weights_is_reported(tiny):
     selectors = [Selector("stem", prefixes=("stem",), frozen=True), Selector("rest", rest=True)]
     plan = plan_of(tiny(), selectors, {"rest": trained_with("sgd", 1e-3)}, restored_from={"stem/kernel": "a"})
     assert plan.advice == (
-        "Group `stem` is frozen, and 1 of its weights are not restored: `stem/bias`. Unless the builder loaded them, "
+        "Group `stem` is frozen, and 1 of its weights is not restored: `stem/bias`. Unless the builder loaded them, "
         "they stay random: restore or train them.",
     )
 

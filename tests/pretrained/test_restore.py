@@ -239,7 +239,9 @@ def test_the_summary_tells_all_in_one_line(small, tmp_path):
     assert (
         restore(variant(), path).summary() == f"4 weights restored from {path} (keras-weights), read back bit for bit"
     )
-    summary = restore(variant(dtype="bfloat16"), path, exclude=["head"]).summary()
+    report = restore(variant(dtype="bfloat16"), path, exclude=["head"])
+    summary = report.summary()
+    assert repr(report) == f"RestoreReport({summary})"
     assert summary.endswith("read back bit for bit, 2 of them cast, 2 excluded")
 
 
