@@ -211,9 +211,8 @@ def print_range_test(result: RangeTest, console: Console, *, trained: Sequence[s
         console.print(
             "note: groups trained together need smaller rates than each group alone; also sweep all groups together"
         )
-    for name, rate in result.learning_rates.items():
-        verdict = result.verdicts.get(name) or result.verdicts[ALL]
-        console.print(f"suggested for `{name}`: {tidy(rate):g}  (confidence {verdict.confidence:.2f})")
+    for sentence in result.suggestions(lambda rate: f"{tidy(rate):g}"):
+        console.print(sentence)
 
 
 def _title(name: str, result: RangeTest, trained: Sequence[str]) -> str:

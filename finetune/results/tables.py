@@ -116,7 +116,7 @@ def phase_table(plan: Plan) -> FittedTable:
     for number, phase in enumerate(plan["phases"], start=1):
         table.add(
             str(number),
-            _several(phase["train"]),
+            several_names(phase["train"]),
             f"{phase['parameters']:,}",
             str(phase["epochs"]),
             str(phase["steps"]),
@@ -145,7 +145,7 @@ def _modes_of_phase(modes: Mapping[str, str]) -> str:
     return ", ".join(f"{count} {mode}" for mode, count in Counter(modes.values()).items())
 
 
-def _several(names: Sequence[str]) -> str:
+def several_names(names: Sequence[str]) -> str:
     """Returns names, or the first, the last and their number where there are many."""
     return ", ".join(names) if len(names) <= _SUMMED_UP_BEYOND else f"{names[0]} ... {names[-1]} ({len(names)})"
 
@@ -342,4 +342,4 @@ def _rates(rates: Sequence[float]) -> str:
 def _span(rows: Sequence[Mapping[str, Any]]) -> str:
     # A weight without a layer stands for itself. `dict`, not `set`: the order is that of the model.
     layers: Iterable[str] = dict.fromkeys(row["name"].rpartition("/")[0] or row["name"] for row in rows)
-    return _several(list(layers))
+    return several_names(list(layers))

@@ -32,7 +32,7 @@ from finetune.training.phases.phase import ALL, Phase, check_phases
 from finetune.training.phases.preview import with_phases
 from finetune.training.phases.records import PhaseStart
 from finetune.training.saving import save_model
-from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of
+from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of, missing_attribute
 from finetune.training.tuner_data import tuner_data
 
 AUTO = "auto"
@@ -131,6 +131,9 @@ class FineTuner:
         # XLA only where it was asked for: with Keras' `auto` every phase would be compiled by it, for minutes.
         compiled["jit_compile"] = compiled.get("jit_compile") is True
         model.compile(**compiled)
+
+    def __getattr__(self, name: str) -> Any:  # called for what it lacks alone
+        raise AttributeError(missing_attribute(name, dir(self)), name=name, obj=self)
 
     def __repr__(self) -> str:
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.learning_rates.items())

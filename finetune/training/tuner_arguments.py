@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from finetune.errors import DataError, GroupError, quote
+from finetune.errors import DataError, GroupError, did_you_mean, quote
 from finetune.groups.selectors import LayerGroup, resolve_groups
 
 # How other libraries call what has another name here.
@@ -17,6 +17,40 @@ _CALLED = {
     **dict.fromkeys(("lr_mult",), "ratio"),
     **dict.fromkeys(("phases", "phase", "strategies"), "strategy"),
 }
+
+# What fastai's `Learner` and Keras' `Model` have under another name.
+_METHODS = {
+    "lr_find": "`lr_range()`",
+    "fit_one_cycle": '`fit(3, 1e-3, schedule="one_cycle")`',
+    "fit_flat_cos": '`fit(3, 1e-3, schedule="cosine_decay")`',
+    "freeze": '`fit(1, train="head")`, with the name of the last group',
+    "freeze_to": '`fit(1, train=["body", "head"])`, with the names of the groups to train',
+    "unfreeze": "what `fit` does by itself: all groups are trained, but those that `train=` leaves out",
+    "get_preds": "`predict(x)`",
+    "validate": "`evaluate()`",
+    "export": '`save("model.keras")`',
+    "layer_groups": "`groups`",
+    "opt": "`model.optimizer`",
+    "optimizer": "`model.optimizer`",
+    "compile": "`FineTuner(model, data, optimizer=..., loss=..., metrics=...)`, which compiles the model",
+    "summary": "`model.summary()`, or `print(tuner.plan(3))`",
+    "recorder": "what `fit` returns, with `.history` and `.plot()`",
+    "history": "what `fit` returns, with `.history` and `.plot()`",
+    "plot": "what `fit` and `lr_range` return, with `.plot()`",
+}
+
+
+def missing_attribute(name: str, known: Iterable[str]) -> str:
+    """Returns what an `AttributeError` of a `FineTuner` says: what is called so elsewhere, or the nearest name.
+
+    Args:
+        name: The attribute that it lacks.
+        known: Those that it has.
+    """
+    if name in _METHODS:
+        return f"A `FineTuner` has no `{name}`. It is {_METHODS[name]}."
+    public = [each for each in known if not each.startswith("_")]
+    return f"A `FineTuner` has no `{name}`." + (did_you_mean(name, public) or f" It has {quote(public, limit=20)}.")
 
 
 def check_and_build(model: Any, x: Any) -> None:

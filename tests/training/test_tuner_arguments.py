@@ -5,7 +5,8 @@ import tensorflow as tf
 
 from finetune.errors import DataError, GroupError
 from finetune.groups.selectors import Selector, resolve_groups
-from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of
+from finetune.training.fine_tuner import FineTuner
+from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of, missing_attribute
 
 
 def test_a_model_without_weights_gets_those_for_the_inputs():
@@ -46,3 +47,13 @@ def test_arguments_of_other_libraries_are_called_by_their_name_here(name, ours):
     check_arguments({"callbacks": []})
     with pytest.raises(GroupError, match=f"takes no argument `{name}`.* It is called `{ours}`"):
         check_arguments({name: 1})
+
+
+def test_methods_of_other_libraries_are_told_with_what_they_are_here(tiny, rows):
+    tuner = FineTuner(tiny(), rows, verbose=False)
+    with pytest.raises(AttributeError) as error:
+        tuner.lr_find()
+    assert str(error.value) == "A `FineTuner` has no `lr_find`. It is `lr_range()`."
+    assert not hasattr(tuner, "_repr_html_")
+    assert missing_attribute("evalute", dir(tuner)) == "A `FineTuner` has no `evalute`. Did you mean `evaluate`?"
+    assert missing_attribute("zzz", ["fit", "_train"]) == "A `FineTuner` has no `zzz`. It has `fit`."

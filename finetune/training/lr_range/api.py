@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALL = "all groups"
+_MANY = 3  # groups, up to which each is told
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,10 +80,23 @@ class RangeTest:
     def __repr__(self) -> str:
         lines = [f"note: {note}" for note in (*self.notes, *(n for v in self.verdicts.values() for n in v.notes))]
         lines += [f"no suggestion: {verdict.refused}" for verdict in self.verdicts.values() if verdict.refused]
-        for name, rate in self.learning_rates.items():
-            verdict = self.verdicts.get(name) or self.verdicts[ALL]
-            lines.append(f"suggested for `{name}`: {rate:.3g}  (confidence {verdict.confidence:.2f})")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.suggestions()])
+
+    def suggestions(self, digits: Callable[[float], str] = "{:.3g}".format) -> list[str]:
+        """Returns a sentence for each group with a suggestion, or one for all where there are many with the same rate.
+
+        Args:
+            digits: Writes a rate.
+        """
+        rates, together = self.learning_rates, self.verdicts.get(ALL)
+        if together and len(rates) > _MANY and len(set(rates.values())) == 1:
+            rate = next(iter(rates.values()))
+            return [f"suggested for all {len(rates)} groups: {digits(rate)}  (confidence {together.confidence:.2f})"]
+        confidence = {name: (self.verdicts.get(name) or self.verdicts[ALL]).confidence for name in rates}
+        return [
+            f"suggested for `{name}`: {digits(rate)}  (confidence {confidence[name]:.2f})"
+            for name, rate in rates.items()
+        ]
 
     @property
     def curves(self) -> dict[str, dict[str, Any]]:

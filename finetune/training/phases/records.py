@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune.results.tables import several_names
 from finetune.training.freezing import PhaseState
 from finetune.training.phases.phase import Phase
 
@@ -36,7 +37,7 @@ class PhaseStart:
         length = f"{self.phase.epochs} epoch" if self.phase.epochs else f"{self.phase.steps} step"
         plural = "" if (self.phase.epochs or self.phase.steps) == 1 else "s"
         return (
-            f"phase {self.number}/{self.count}: train {', '.join(self.train)} "
+            f"phase {self.number}/{self.count}: train {several_names(self.train)} "
             f"({self.parameters:,} of {self.total:,} parameters), {length}{plural}"
         )
 

@@ -1,6 +1,7 @@
 """The LR range test as people call it: it judges, proposes a rate for every group, and is plain data."""
 
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -45,6 +46,18 @@ def test_all_groups_together_get_rates_in_the_ratios_they_had(together):
     assert rates["head"] / rates["body"] == pytest.approx(10)
     assert rates["head"] == together.verdicts[ALL].learning_rate
     assert 1e-3 < rates["head"] < 1
+
+
+def test_many_groups_with_the_same_suggestion_are_told_in_a_line(together):
+    sentences = together.suggestions()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["suggested for `body`", "suggested for `head`"]
+    verdict = together.verdicts[ALL]
+    same = replace(together, base_rates=dict.fromkeys("abcd", 1e-3))
+    confidence = f"(confidence {verdict.confidence:.2f})"
+    assert same.suggestions("{:.1e}".format) == [
+        f"suggested for all 4 groups: {verdict.learning_rate:.1e}  {confidence}"
+    ]
+    assert len(replace(same, base_rates=dict(zip("abcd", [1, 1, 1, 2], strict=True))).suggestions()) == 4
 
 
 def test_a_dataset_too_short_is_repeated_and_that_is_said(together):

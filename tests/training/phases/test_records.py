@@ -1,5 +1,7 @@
 """What is printed when a phase begins, and what `result.json` holds of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from finetune.groups.selectors import Selector, resolve_groups
@@ -18,6 +20,8 @@ def test_the_line_of_a_phase_says_who_trains_how_much_and_how_long(tiny, length,
     phase = Phase(**length)
     start = PhaseStart(2, 3, phase, ("body", "head"), 1200, 34000, 4, phase_state(model, groups))
     assert str(start) == f"phase 2/3: train body, head (1,200 of 34,000 parameters), {words}"
+    many = replace(start, train=("a", "b", "c", "d", "e"))
+    assert str(many) == f"phase 2/3: train a ... e (5) (1,200 of 34,000 parameters), {words}"
 
 
 def test_a_record_in_json_says_whether_all_frozen_tensors_are_unchanged():
