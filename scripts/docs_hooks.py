@@ -1,4 +1,7 @@
-"""Hooks of `mkdocs build`: notebooks become pages, and what lies beside `docs/` is shown as a path and is no link."""
+"""Hooks of `mkdocs build`: notebooks become pages, `llms.txt` lists the pages for programs that read them.
+
+What lies beside `docs/` is shown as a path and is no link.
+"""
 
 import json
 import re
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
@@ -18,7 +22,32 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
+    agents = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    files.append(
+        File.generated(config, "llms.txt", content=llms_text(config["nav"], config["site_description"], agents))
+    )
     return files
+
+
+def llms_text(nav: list[dict[str, Any]], description: str, agents: str) -> str:
+    """Returns the pages and the commands for agents, as https://llmstxt.org has it.
+
+    Args:
+        nav: The navigation of `mkdocs.yml`: sections with pages.
+        description: What the project is, in a sentence.
+        agents: The text of `AGENTS.md`, whose commands come first.
+    """
+    lines = ["# finetune", "", f"> {description}.", ""]
+    body = _LINK.sub(lambda match: f"`{match[2]}`" if ".md" in match[2] else match[0], agents)
+    lines += [re.sub("^# ", "## ", body).strip(), ""]
+    for section, pages in (item for each in nav for item in each.items()):
+        lines += [f"## {section}", ""]
+        for page in pages:
+            title, source = ("Overview", page) if isinstance(page, str) else next(iter(page.items()))
+            place = "" if source == "index.md" else source.removesuffix(".md") + "/"
+            lines.append(f"- [{title}](./{place})")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def page_of_notebook(path: Path) -> tuple[str, dict[str, bytes]]:

@@ -1,11 +1,13 @@
 """The page for coding agents: its commands are those of the program."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from finetune.cli import app
 
@@ -34,3 +36,16 @@ def test_the_page_names_every_command_that_prints_json():
 def test_the_page_is_one_page_and_its_links_lead_somewhere():
     assert len(PAGE.splitlines()) < 60
     assert all((ROOT / link).exists() for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link)
+
+
+def test_llms_txt_has_the_commands_and_every_page_of_the_site():
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "scripts" / "docs_hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)
+    text = hooks.llms_text(settings["nav"], settings["site_description"], PAGE)
+    assert text.startswith(f"# finetune\n\n> {settings['site_description']}.\n\n## For coding agents")
+    assert all(block in text for block in BLOCKS)
+    places = re.findall(r"^- \[.+\]\(\./(.*)\)$", text, re.MULTILINE)
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"notebooks/digits"}
+    assert sorted(places) == sorted("" if name == "index" else f"{name}/" for name in pages)
