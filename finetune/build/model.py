@@ -13,7 +13,7 @@ from finetune.data.loss_families import activation_for
 from finetune.distribution.strategy import SINGLE, Distribution, adopt
 from finetune.errors import DataError, RestoreError
 from finetune.groups.layer_tree import LayerTree
-from finetune.models.applications import make_application, top_layers
+from finetune.models.applications import make_application
 from finetune.models.builders import call_builder, check_model, load_keras_file
 from finetune.models.graph_consent import require_consent
 from finetune.models.heads import HEAD, add_head
@@ -21,6 +21,7 @@ from finetune.models.hub_models import make_hub_model
 from finetune.models.preset_images import converter_sentence
 from finetune.models.presets import make_preset
 from finetune.models.weight_memory import limited_to_memory
+from finetune.pretrained.formats.readers import read_weights
 from finetune.pretrained.restore import restore
 from finetune.recipe.error_places import located_at
 from finetune.recipe.loader import placed, resolve_path, resolve_place
@@ -210,11 +211,14 @@ def _build_application(recipe: Recipe, name: str, weights: str) -> keras.Model:
     settings: Any = {"input_shape": source.input_shape, "arguments": source.arguments}
     model = make_application(name, imagenet=weights == "imagenet", include_top=source.include_top, **settings)
     if weights not in ("none", "imagenet"):  # a file
-        # Without `include_top` the file may still hold the classifier that the network was trained with.
-        unused = () if source.include_top else top_layers(name, model, **settings)
         with placed(recipe, "model", "weights"):
+            path = resolve_path(recipe, weights)
+            # Without `include_top` the file may still hold the classifier that the network was trained with, or that
+            # somebody put on top of it, maybe beside the network as a layer. Every weight of the network must be there.
+            layers = {tensor.name.partition("/")[0] for tensor in read_weights(path).tensors}
+            unused = () if source.include_top else layers
             try:
-                restore(model, resolve_path(recipe, weights), allow_unused=unused)
+                restore(model, path, allow_unused=unused)
             except RestoreError as error:
                 head = "exclude: [head], " if source.head else ""
                 raise RestoreError(

@@ -6,7 +6,7 @@ import traceback
 import warnings
 
 from finetune.cli.application import app
-from finetune.errors import FinetuneError, printable_lines, reason
+from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
 from finetune.machine_failures import failure_text
 from finetune.results.lenient_output import lenient, open_closed_streams
@@ -19,6 +19,9 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable_lines(str(message))}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     code: int | str | None = 0
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        print(printable(f"error: A recipe is no command. Run it: `finetune run {arguments[0]}`."), file=sys.stderr)
+        sys.exit(2)
     with stoppable():
         try:
             app(arguments, prog_name="finetune")  # always raises: click ends with `SystemExit`

@@ -19,6 +19,7 @@ from finetune.results.run_folder import replacing
 
 Ask = Callable[[str, Sequence[str], str], str]  # a question, the answers, and the default; returns the answer
 TASKS = ("classes", "labels", "number")
+_CALLED = {"regression": "number", "classification": "classes", "multilabel": "labels", "multi-label": "labels"}
 _TARGETS = ("target", "label", "labels", "class", "y", "category", "outcome", "answer", "result", "sentiment", "price")
 _FEW = 20  # whole numbers up to which they are classes, as `loss: auto` has it
 
@@ -73,7 +74,8 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         raise FinetuneError(f"A recipe is a YAML file. Received `--out {out}`. End its name in `.yaml`.")
     if wishes.task not in (None, *TASKS):
         raise FinetuneError(
-            f"`--task` is one of {quote(TASKS)}. Received: `{wishes.task}`.{did_you_mean(str(wishes.task), TASKS)}"
+            f"`--task` is one of {quote(TASKS)}. Received: `{wishes.task}`."
+            + did_you_mean(_CALLED.get(str(wishes.task), str(wishes.task)), TASKS)
         )
     data = wishes.data
     if data is None and ask is None:

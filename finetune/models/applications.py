@@ -113,19 +113,3 @@ def measure_preprocessing(module: ModuleType) -> tuple[np.ndarray, np.ndarray, b
     offset = module.preprocess_input(black)[0, 0]
     change = np.stack([module.preprocess_input(pixel.copy())[0, 0] - offset for pixel in single])
     return change.sum(axis=0), offset, bool(change[0, 2])  # is red seen in the last output channel?
-
-
-def top_layers(
-    name: str, network: keras.Model, *, input_shape: Sequence[int], arguments: Mapping[str, Any] | None = None
-) -> tuple[str, ...]:
-    """Returns the names of the layers of a network's own head.
-
-    Args:
-        name: Name of the function in `keras.applications`.
-        network: What `make_application` made with `include_top=False`.
-        input_shape: Height, width and channels of an image.
-        arguments: The arguments that `network` was made with.
-    """
-    whole = make_application(name, input_shape=input_shape, include_top=True, arguments=arguments)
-    kept = {layer.name for layer in network.layers}
-    return tuple(layer.name for layer in whole.layers if layer.name not in kept)

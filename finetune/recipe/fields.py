@@ -82,6 +82,20 @@ def pick(value: Any, known: Iterable[str], *, at: Sequence[str | int] = ()) -> s
     raise fault(f"is not a known value. Received: {show(value)}.{offer(str(value), names)}", at=at)
 
 
+# How other programs call keys that have another name here.
+CALLED = {
+    **dict.fromkeys(("lr", "peak_lr", "max_lr", "lr_max", "base_lr"), "learning_rate"),
+    **dict.fromkeys(("bs", "batch", "batchsize"), "batch_size"),
+    **dict.fromkeys(("n_epochs", "num_epochs", "nepochs"), "epochs"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("labels", "label", "y"), "target"),
+    **dict.fromkeys(("features", "columns", "x"), "inputs"),
+    **dict.fromkeys(("freeze", "freezed"), "frozen"),
+    **dict.fromkeys(("path", "file", "checkpoint", "weights"), "from"),
+}
+
+
 def offer(name: str, known: Sequence[str]) -> str:
     """Returns a sentence with the nearest known names, or with all of them if none is near."""
     return did_you_mean(name, known) or f" Choose from {quote(known, limit=20)}."
@@ -93,6 +107,7 @@ class Part(BaseModel):
     Attributes:
         keys_read_before: Keys that users may write but that were removed before validation; offered for a misspelt key.
         renamed: New names of keys by their former ones.
+        elsewhere: The part that has a key which people may write here, by the key.
     """
 
     model_config = ConfigDict(
@@ -101,6 +116,7 @@ class Part(BaseModel):
 
     keys_read_before: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
+    elsewhere: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -118,7 +134,7 @@ class Part(BaseModel):
             return handler(written)
         except ValidationError as error:
             known = [*fields, *cls.keys_read_before]
-            details = [_detail(detail, known, cls.renamed) for detail in error.errors(include_url=False)]
+            details = [_detail(detail, known, cls.renamed, cls.elsewhere) for detail in error.errors(include_url=False)]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
     @model_serializer(mode="wrap")
@@ -129,7 +145,9 @@ class Part(BaseModel):
         return {key: item for key, item in handler(self).items() if key not in unset or item or type(item) is int}
 
 
-def _detail(error: ErrorDetails, known: Sequence[str], renamed: Mapping[str, str]) -> InitErrorDetails:
+def _detail(
+    error: ErrorDetails, known: Sequence[str], renamed: Mapping[str, str], elsewhere: Mapping[str, str]
+) -> InitErrorDetails:
     """Turns a reported error into one that can be raised, and an unknown key into one with the nearest known keys."""
     kind: str | PydanticCustomError = error["type"]
     context = error.get("ctx", {})
@@ -138,6 +156,10 @@ def _detail(error: ErrorDetails, known: Sequence[str], renamed: Mapping[str, str
     elif kind == "extra_forbidden" and len(error["loc"]) == 1:
         key = str(error["loc"][0])
         now = f"is now called `{renamed[key]}`. Rename it" if key in renamed else ""
+        if not now and CALLED.get(key) in known:
+            now = f"is not a known key. It is called `{CALLED[key]}`"
+        if not now and key in elsewhere and not did_you_mean(key, known):
+            now = f"is not a known key here: it is one of `{elsewhere[key]}`. Write `{elsewhere[key]}.{key}`"
         kind = fault(now or f"is not a known key.{offer(key, known)}", about="key")
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 

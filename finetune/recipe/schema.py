@@ -4,7 +4,7 @@ Everything is checked strictly, and without TensorFlow or Keras. A validator rai
 completes a sentence about a key; `finetune.recipe.messages` writes the sentence and adds where the key was written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
@@ -60,6 +60,11 @@ class Recipe(Part):
     """
 
     keys_read_before: ClassVar[tuple[str, ...]] = ("extends",)
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        key: part
+        for part, model in (("model", ModelSource), ("data", DataSource), ("train", Train))
+        for key in model.model_fields
+    }
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: ModelSource

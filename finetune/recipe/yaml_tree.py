@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from finetune.errors import RecipeError, did_you_mean, quote
+from finetune.errors import RecipeError, counted, did_you_mean, quote
 from finetune.recipe.text import Node, Place, Problem
 
 
@@ -71,7 +71,7 @@ def _index(nodes: Sequence[Node], key: str | int, above: tuple[str, ...]) -> int
     if key.isdecimal() and key.isascii() and len(key) < 9 and int(key) < len(nodes):
         return int(key)
     known = [name for name in names if name]
-    entries = f"has {len(nodes)} entries, counted from 0" + (f": {quote(known)}" if known else "")
+    entries = f"has {counted(len(nodes), 'entry', 'entries')}, counted from 0" + (f": {quote(known)}" if known else "")
     raise RecipeError(f"`{'.'.join(above)}` {entries}. Received: `{key}`.{did_you_mean(key, known)}")
 
 

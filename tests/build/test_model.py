@@ -119,14 +119,16 @@ def test_a_recipe_fine_tunes_a_text_module_on_text(write, tmp_path):
 
 @pytest.mark.slow
 def test_a_recipe_restores_an_application_from_a_local_file_that_has_a_head_of_its_own(write, tmp_path):
-    whole = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=10)
-    whole.save_weights(tmp_path / "whole.weights.h5")
+    body = keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35, include_top=False)
+    # As people fine-tune: the network is a layer, and a classifier of their own comes after it.
+    parts = [body, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4, name="mine")]
+    keras.Sequential([keras.Input((32, 32, 3)), *parts]).save(tmp_path / "whole.h5")
     application = "application: MobileNetV2, input_shape: [32, 32, 3], arguments: {alpha: 0.35}, head: {classes: 3}"
-    path = write(f"{application}, weights: whole.weights.h5", images(32), body="Conv1")
+    path = write(f"{application}, weights: whole.h5", images(32), body="Conv1")
     path.write_text(path.read_text().replace("prefixes: [Conv1]", "rest: true"))
     layout = finetune.plan(path)
     np.testing.assert_array_equal(
-        layer_tree(layout.model).by_name["Conv1/kernel"].variable.numpy(), whole.get_layer("Conv1").kernel.numpy()
+        layer_tree(layout.model).by_name["Conv1/kernel"].variable.numpy(), body.get_layer("Conv1").kernel.numpy()
     )
     missing = [weight.name for weight in layout.plan.weights if weight.restored_from is None]
     assert missing == ["head/output/kernel", "head/output/bias"]

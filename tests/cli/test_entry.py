@@ -23,6 +23,10 @@ def test_debug_shows_the_traceback_wherever_it_stands_and_keeps_the_exit_code(fi
     )
 
 
+def test_a_recipe_in_the_place_of_a_command_is_told_with_the_command(refused):
+    assert refused("mine.yaml", "--debug") == "error: A recipe is no command. Run it: `finetune run mine.yaml`.\n"
+
+
 def test_debug_changes_nothing_about_a_good_command(finetune, recipe):
     done = finetune("check", recipe, "--debug")
     assert (done.returncode, done.stderr) == (0, "")

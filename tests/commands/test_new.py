@@ -144,6 +144,7 @@ def test_a_task_overrides_what_the_values_suggest_where_they_allow_it():
         "`--task` is one of `classes`, `labels`, `number`. Received: `numbers`. Did you mean `number`?"
     )
     assert "has none. Write `--task classes`." in refusal(Path("a.csv"), target="stars", task="labels", overwrite=True)
+    assert refusal(Path("a.csv"), task="regression", overwrite=True).endswith("`regression`. Did you mean `number`?")
     assert "holds names. Remove `--task`" in refusal(reviews(), task="number", overwrite=True)
 
 

@@ -200,6 +200,14 @@ def test_what_yaml_takes_for_a_mark_is_text_in_an_override(text, value):
             "--set groups.2.frozen: `groups` has 2 entries, counted from 0: `stem`, `head`. Received: `2`.",
         ),
         ("train.epoch=3", "--set train.epoch: `train.epoch` is not a known key. Did you mean `epochs`?"),
+        (
+            "groups.head.lr=1",
+            "--set groups.head.lr: `groups.head.lr` is not a known key. It is called `learning_rate`.",
+        ),
+        (
+            "epochs=3",
+            "--set epochs: `epochs` is not a known key here: it is one of `train`. Write `train.epochs`.",
+        ),
         ("trane.epochs=3", "--set trane.epochs: `trane` is not a known key. Did you mean `train`?"),
         ("train.epochs=no", '--set train.epochs: `train.epochs` must be a whole number. Received: `"no"`.'),
         (
