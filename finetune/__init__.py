@@ -44,7 +44,7 @@ _MODULES = {
     "restore": "pretrained.restore",
     "run": "commands.run",
     "spread_rates": "groups.rate_spacing",
-    "train_phases": "training.phases.loop",
+    "train_phases": "training.phases.train_phases",
     "warmup_stable_decay": "optimizers.schedules",
 }
 __all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll] - the names above are these
@@ -80,9 +80,9 @@ if TYPE_CHECKING:
     from finetune.training.group_monitor import GroupMonitor as GroupMonitor
     from finetune.training.lr_range.api import lr_range_test as lr_range_test
     from finetune.training.non_finite_gradients import NonFiniteGradients as NonFiniteGradients
-    from finetune.training.phases.loop import train_phases as train_phases
     from finetune.training.phases.phase import Phase as Phase
     from finetune.training.phases.plateau import Plateau as Plateau
+    from finetune.training.phases.train_phases import train_phases as train_phases
     from finetune.training.phases.until import Until as Until
     from finetune.training.step import grouped_train_step as grouped_train_step
 

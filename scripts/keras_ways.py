@@ -9,8 +9,8 @@ import numpy as np
 from finetune.groups.selectors import resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training.fast.fast_loop import FastLoop
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.train_phases import train_phases
 
 WAYS = ("fit", "fast", "phases")  # beside `keras`, to which they are held
 

@@ -26,11 +26,11 @@ from finetune.training.fitting_loss import fitting_loss
 from finetune.training.freezing import freeze
 from finetune.training.group_settings import first_rates, optimizer_template, scheduled_rate, settings_of_group
 from finetune.training.lr_range.api import RangeTest, lr_range_test
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.named_strategies import phases_of_strategy, steps_in_epoch
 from finetune.training.phases.phase import ALL, Phase, check_phases
 from finetune.training.phases.preview import with_phases
 from finetune.training.phases.records import PhaseStart
+from finetune.training.phases.train_phases import train_phases
 from finetune.training.saving import save_model
 from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of, missing_attribute
 from finetune.training.tuner_data import tuner_data

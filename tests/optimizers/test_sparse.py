@@ -12,8 +12,8 @@ from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.sparse import DivisibleSlices, divisible, merge_rows, on_values
 from finetune.training.fast.fast_loop import FastLoop
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.train_phases import train_phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 Adam = keras.optimizers.Adam

@@ -11,8 +11,8 @@ from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.fast.fast_loop import FastLoop
 from finetune.training.non_finite_gradients import NonFiniteGradients
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.train_phases import train_phases
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
 Y = X.sum(1, keepdims=True)

@@ -5,7 +5,7 @@ import pytest
 
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.phases.loop import train_phases
+from finetune.training.phases.train_phases import train_phases
 
 
 @pytest.fixture

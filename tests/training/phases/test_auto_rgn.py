@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from finetune.errors import TrainingError
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.train_phases import train_phases
 
 
 def test_auto_rgn_measures_before_every_epoch_and_the_largest_norm_takes_the_rate(

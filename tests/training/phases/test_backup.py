@@ -10,8 +10,8 @@ from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.schedules import exponential_decay
 from finetune.training.phases.backup import PhaseBackup, check_position
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
+from finetune.training.phases.train_phases import train_phases
 from finetune.training.phases.until import Until
 
 # NumPy 2 warns when Keras copies a TensorFlow variable to save it.

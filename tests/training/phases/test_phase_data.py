@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.phase_data import PhaseData, Stream
+from finetune.training.phases.train_phases import train_phases
 
 X = np.arange(24.0, dtype="float32").reshape(12, 2)
 Y = np.arange(12) % 2

@@ -4,9 +4,9 @@ import keras
 import pytest
 import tensorflow as tf
 
-from finetune.training.phases.loop import train_phases
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.phase_length import EpochWatch, StopAfterSteps
+from finetune.training.phases.train_phases import train_phases
 
 SGD = keras.optimizers.SGD
 
