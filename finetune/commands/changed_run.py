@@ -111,13 +111,13 @@ def checkpoint_before_cooldown(checkpoint: Checkpoint, recipe: Recipe) -> Path |
     Returns:
         The last file before the fall; `None` where the run goes on from its newest.
     """
-    document, phases = checkpoint.document, recipe.phases if isinstance(recipe.phases, tuple) else ()
+    document, phases = checkpoint.resumed.document, recipe.phases if isinstance(recipe.phases, tuple) else ()
     epochs = recipe.train.epochs or sum(phase.epochs or 0 for phase in phases)
     start = document.get("cooldown_at")
     if recipe.train.extend != "stretch" or start is None or epochs <= document["epochs"]:
         return None
     kept = [path for path in checkpoint_files(checkpoint.folder / BEFORE_COOLDOWN) if steps_of(path) <= start]
-    return kept[0] if kept and checkpoint.steps > start else None
+    return kept[0] if kept and checkpoint.resumed.steps > start else None
 
 
 def plan_of_phases(phases: Sequence[Phase], groups: Sequence[Any], steps_per_epoch: int) -> list[list[Any]]:
@@ -149,8 +149,8 @@ def fit_in(
         FinetuneError: The phases that are over have changed, the present one is to end before what is made of it,
             nothing is left to train, or the inputs mean something else.
     """
-    before, place = [list(phase) for phase in checkpoint.document["plan_of_phases"]], checkpoint.position
-    present = checkpoint.phase
+    before, place = [list(phase) for phase in checkpoint.resumed.document["plan_of_phases"]], checkpoint.position
+    present = checkpoint.resumed.phase
     number, now = present["number"], [list(phase) for phase in plan]
     if number > min(len(now), len(before)) or [p[:3] for p in before[: number - 1]] != [
         p[:3] for p in now[: number - 1]
@@ -182,9 +182,9 @@ def fit_in(
             f"train.epochs={2 * (epochs or made)}`."
         )
     begins_epoch = any(re.match(_OF_BATCHES, change.key) for change in changes)
-    former_data = checkpoint.document["data"]
+    former_data = checkpoint.resumed.document["data"]
     classes = class_changes(former_data, data)
-    forgotten = checkpoint.change(
+    forgotten = checkpoint.resumed.change(
         goes_beyond=is_over and is_longer,
         begins_epoch=begins_epoch,
         classes=classes,

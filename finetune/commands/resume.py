@@ -75,7 +75,7 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         if finished_before:
             raise FinetuneError(finished(folder))
         return None
-    document = checkpoint.document
+    document = checkpoint.resumed.document
     check_noted(document, checkpoint.path)
     given = as_begun(given, document)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
@@ -87,9 +87,9 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         return FormerRun(recipe, document["recipe"], checkpoint, document, (), is_finished=False)
     check_changes(folder, changes, given, document)
     kept = checkpoint_before_cooldown(checkpoint, given)
-    goes_back = kept is not None and checkpoint.go_back(kept)
-    document = checkpoint.document
-    recipe = with_extension(given, document, steps=checkpoint.steps)
+    goes_back = kept is not None and checkpoint.resumed.go_back(kept)
+    document = checkpoint.resumed.document
+    recipe = with_extension(given, document, steps=checkpoint.resumed.steps)
     written = dump_recipe(recipe, absolute_paths=True)
     for key in ("batch_size", "mixed_precision"):
         if getattr(recipe.train, key) == "auto" and not any(change.key == f"train.{key}" for change in changes):

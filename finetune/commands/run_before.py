@@ -123,11 +123,12 @@ def load(asked: Asked, clock: StageClock) -> Begun:
 
 def without_slots(begun: Begun) -> list[str]:
     """Returns a sentence where a run goes on without the slots of its optimizers."""
-    if begun.former is None or begun.former.checkpoint.holds_slots:
+    resumed = begun.former and begun.former.checkpoint.resumed
+    if resumed is None or resumed.holds_slots:
         return []
     return [
-        f"the run went on from step {begun.former.checkpoint.steps:,} with fresh slots in all optimizers, since its "
-        "checkpoints hold none (`train.checkpoint_optimizer: false`): the end is not that of a run which was left alone"
+        f"the run went on from step {resumed.steps:,} with fresh slots in all optimizers, since its checkpoints "
+        "hold none (`train.checkpoint_optimizer: false`): the end is not that of a run which was left alone"
     ]
 
 
@@ -209,7 +210,7 @@ def _go_on(
     of_data = fit_in(former.checkpoint, plan, former.changes, data)
     layout.model.optimizer.build(layout.model.trainable_variables)
     former.checkpoint.restore(layout.model)
-    check_network(out, former.checkpoint.carried or (), former.changes)
+    check_network(out, former.checkpoint.resumed.carried or (), former.changes)
     of_data += advice_on_split(layout.recipe, former.changes)
     return proof.begin(frozen) | {name: before[name] for name in same}, of_data
 
@@ -241,7 +242,7 @@ def open_folder(
     held.enter_context(_kept_at_a_signal(weights))
     if former and former.changes:
         kept = keep_former(folder) if former.is_finished else ""
-        carried = former.checkpoint.carried or ()
+        carried = former.checkpoint.resumed.carried or ()
         report_carried(folder, carried, former.changes, kept, asked.console, data=of_data)
     if not former or former.changes:
         write_plan(folder, layout, asked.console)
@@ -271,14 +272,17 @@ def checkpoint_of(begun: Begun, layout: Layout, folder: Path, before: Before, cl
     """
     settings = layout.recipe.train
     checkpoint = begun.former.checkpoint if begun.former else Checkpoint(folder / "checkpoints")
-    checkpoint.every_seconds, checkpoint.every_steps = settings.checkpoint_seconds, settings.checkpoint_steps
+    checkpoint.times.every_seconds, checkpoint.times.every_steps = (
+        settings.checkpoint_seconds,
+        settings.checkpoint_steps,
+    )
     checkpoint.slots = settings.checkpoint_optimizer
-    checkpoint.cooldown_at = layout.cooldown_at
+    checkpoint.times.cooldown_at = layout.cooldown_at
     noted = {
         "recipe": begun.written,
         "resolved": dump_recipe(layout.recipe, absolute_paths=True),
         "epochs": layout.length.epochs,
-        "cooldown_at": checkpoint.cooldown_at,
+        "cooldown_at": layout.cooldown_at,
         "plan_of_phases": plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch),
         "extensions": [extension.model_dump() for extension in settings.extensions],
         "recalibrate": begun.recalibrate,

@@ -155,8 +155,8 @@ def train(
     records: list[PhaseRecord] = []
     if checkpoint:
         if checkpoint.goes_on:
-            records += [PhaseRecord.from_json(record) for record in checkpoint.document["records"]]
-            proof.take(checkpoint.document["proof"])
+            records += [PhaseRecord.from_json(record) for record in checkpoint.resumed.document["records"]]
+            proof.take(checkpoint.resumed.document["proof"])
             fit.progress.epochs -= sum(record.epochs_left for record in records)
             # Written anew: what the process before has logged may reach beyond its checkpoint.
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -389,8 +389,8 @@ class _RunFit:
         first_epoch, first_step = initial_epoch, 0
         if self.checkpoint and self.checkpoint.goes_on:
             # Features are those of the begin of the phase, and so are the numbers of the random layers in front.
-            self.seeds = self.checkpoint.document["seeds"]
-            with as_written(self.checkpoint.path, "seeds", REMOVE):
+            self.seeds = self.checkpoint.resumed.document["seeds"]
+            with as_written(self.checkpoint.resumed.path, "seeds", REMOVE):
                 for variable, value in zip(seeds(self.model), self.seeds, strict=True):
                     variable.assign(value)
             first_epoch, first_step = self.checkpoint.place(self.options.steps_per_epoch)

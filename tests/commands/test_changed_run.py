@@ -277,9 +277,9 @@ def test_other_arguments_of_the_network_may_change_the_classes_alone():
 def test_places_of_categories_stay_and_means_are_told(recipe, monkeypatch):
     killed(recipe, monkeypatch, 4, "train.epochs=2")
     checkpoint = Checkpoint("out/checkpoints")
-    plan = checkpoint.document["plan_of_phases"]
+    plan = checkpoint.resumed.document["plan_of_phases"]
     columns = {"area": {"mean": 1.0}, "town": {"categories": ["Bonn", "Ulm"]}}
-    checkpoint.document["data"]["source"] = {"columns": columns}
+    checkpoint.resumed.document["data"]["source"] = {"columns": columns}
     now = {"source": {"columns": {**columns, "area": {"mean": 2.0}}}}
     changes = [Change("data.table", "a", "b")]
     assert fit_in(checkpoint, plan, changes, now) == [

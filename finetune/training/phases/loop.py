@@ -20,7 +20,8 @@ from finetune.optimizers.group_rates import as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.saved_state import PhasePosition
 from finetune.optimizers.unwrap_optimizer import unwrap
-from finetune.training.checkpoints.checkpoint import Checkpoint, Position
+from finetune.training.checkpoints.checkpoint import Checkpoint
+from finetune.training.checkpoints.resumed_file import Position
 from finetune.training.fast.fast_loop import train_function, why_not_fast
 from finetune.training.freezing import PhaseState, apply_state, check_state
 from finetune.training.frozen_proof import FrozenRecords
