@@ -38,7 +38,8 @@ from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.constant_answer import score_of_constant
 from finetune.training.evaluation_before import rows_before
-from finetune.training.fit import SEE_WHERE, last_weights
+from finetune.training.finished_steps import SEE_WHERE
+from finetune.training.fit import last_weights
 from finetune.training.frozen_proof import FrozenRecords
 from finetune.training.phases.phase import frozen_in_all
 from finetune.training.rehearsal import EVALUATED_ROWS

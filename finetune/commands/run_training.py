@@ -19,9 +19,10 @@ from finetune.training.averaged_weights import said_of
 from finetune.training.callbacks import LastWeights
 from finetune.training.checkpoints.checkpoint import Checkpoint
 from finetune.training.data_wait import DataWait, advice_on_wait
-from finetune.training.fit import FitOptions, train
+from finetune.training.fit import train
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.records import PhaseRecord
+from finetune.training.run_fit import FitOptions
 from finetune.training.time_limit import TimeLimit
 from finetune.training.trackers import Trackers
 

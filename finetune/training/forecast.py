@@ -11,9 +11,9 @@ from statistics import median, quantiles
 import numpy as np
 
 from finetune.data.examples import SPLITS, Examples, leaves
-from finetune.training.fit import FitOptions
 from finetune.training.phases.phase import Phase
 from finetune.training.rehearsal import Rehearsal
+from finetune.training.run_fit import FitOptions
 from finetune.training.training_clock import PhaseTimes
 
 

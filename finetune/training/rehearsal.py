@@ -21,11 +21,12 @@ from finetune.data.examples import SPLITS, Examples, Split
 from finetune.errors import FinetuneError, TrainingError, reason
 from finetune.groups.selectors import LayerGroup
 from finetune.machine_failures import raise_machine_failure
-from finetune.training.fit import FitOptions, train
+from finetune.training.fit import train
 from finetune.training.monitor_interval import measured_every
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.records import PhaseRecord
 from finetune.training.reopened import open_again
+from finetune.training.run_fit import FitOptions
 from finetune.training.saving import save_model
 from finetune.training.snapshot import no_trace
 from finetune.training.training_clock import PhaseTimes, TrainingClock

@@ -20,7 +20,7 @@ from finetune.groups.layer_tree import layer_tree
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.train import Train
 from finetune.training.checkpoints.slot_names import weight_names
-from finetune.training.fit import FitOptions
+from finetune.training.run_fit import FitOptions
 
 DIGITS = Path(__file__).resolve().parents[2] / "recipes" / "digits.yaml"
 WINE = DIGITS.with_name("wine.yaml")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from finetune.data.examples import Examples
-from finetune.training.fit import FitOptions
 from finetune.training.forecast import Share, forecast_phase, forecast_run
 from finetune.training.phases.phase import Phase
 from finetune.training.rehearsal import Rehearsal
+from finetune.training.run_fit import FitOptions
 from finetune.training.training_clock import EpochTimes, PhaseTimes
 
 MEASURED = PhaseTimes(

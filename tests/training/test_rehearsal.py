@@ -11,10 +11,10 @@ from finetune.errors import MachineError
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.training import rehearsal as rehearsal_module
-from finetune.training.fit import FitOptions
 from finetune.training.monitor_interval import measured_every
 from finetune.training.phases.phase import Phase
 from finetune.training.rehearsal import FEWEST_STEPS, rehearse
+from finetune.training.run_fit import FitOptions
 
 ROWS, BATCH = 1000, 5
 
