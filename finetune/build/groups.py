@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from finetune.errors import GroupError, RecipeError, did_you_mean, quote
-from finetune.groups.layer_tree import LayerTree, is_normalization
+from finetune.groups.layer_tree import LayerTree
 from finetune.groups.rate_spacing import discriminative_rates, spread_rates
 from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
+from finetune.groups.weight_kinds import is_normalization
 from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import GroupSpec, Strategy
 from finetune.recipe.loader import place_of

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from finetune.checksum import as_array
 from finetune.errors import printable
-from finetune.groups.layer_tree import Leaf, is_normalization
+from finetune.groups.layer_tree import Leaf
+from finetune.groups.weight_kinds import is_normalization
 from finetune.variables import tf_variable
 
 

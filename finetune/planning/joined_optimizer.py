@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.groups.layer_tree import takes_weight_decay
 from finetune.groups.selectors import LayerGroup
+from finetune.groups.weight_kinds import takes_weight_decay
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.planning.plan import GroupSettings
 

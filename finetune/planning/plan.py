@@ -11,8 +11,9 @@ import keras
 from finetune.errors import quote
 from finetune.groups.batch_norm import BATCH_NORM_MODES, is_batch_norm
 from finetune.groups.frozen_by import QUANTIZED
-from finetune.groups.layer_tree import LayerTree, Leaf, takes_weight_decay
+from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.groups.selectors import LayerGroup
+from finetune.groups.weight_kinds import takes_weight_decay
 from finetune.results.tables import plan_summary
 
 # Advice is given on rates above the first in networks deeper than the second: a rule of thumb, not a limit.

@@ -18,8 +18,9 @@ import keras
 from finetune.errors import GroupError, TrainingError, quote
 from finetune.groups.batch_norm import TRAINS_GAMMA_AND_BETA, UPDATES_STATISTICS, is_batch_norm
 from finetune.groups.frozen_by import mark_frozen
-from finetune.groups.layer_tree import Leaf, is_normalization, layer_tree, layers_in_order
+from finetune.groups.layer_tree import Leaf, layer_tree, layers_in_order
 from finetune.groups.selectors import LayerGroup
+from finetune.groups.weight_kinds import is_normalization
 from finetune.training.inference import layers_in_frozen_part, run_in_inference_mode, undo_inference_mode
 
 
