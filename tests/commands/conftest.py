@@ -1,10 +1,63 @@
 """Recipes for commands that need data in files, and run folders to look at."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import pytest
 from PIL import Image
+
+import finetune
+from finetune.commands.run_result import RunResult
+from finetune.training.checkpoints.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run of the tiny recipe, and copies of its folder; read only.
+
+    Attributes:
+        result: What the run has returned.
+        folder: Its folder.
+        copies: The folder as it was after each checkpoint.
+    """
+
+    result: RunResult
+    folder: Path
+    copies: list[Path]
+
+    def finished(self, out="out"):
+        """Copies the folder."""
+        shutil.copytree(self.folder, out)
+
+    def killed_at(self, number, out="out"):
+        """Makes the folder that the process would have left if it had been killed after so many checkpoints."""
+        shutil.copytree(self.copies[number - 1], out)
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_files, tmp_path_factory):
+    """Runs the tiny recipe with overrides, once in a module for the same ones; returns a `RecordedRun`."""
+    runs = {}
+
+    def run(*overrides):
+        if overrides not in runs:
+            root, copies = tmp_path_factory.mktemp("recorded"), []
+            write = Checkpoint._write
+
+            def copied(self, position):
+                write(self, position)
+                copies.append(root / f"copy-{len(copies)}")
+                shutil.copytree(root / "out", copies[-1], ignore=shutil.ignore_patterns(".lock"))
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Checkpoint, "_write", copied)
+                result = finetune.run(tiny_files / "tiny.yaml", out=root / "out", overrides=list(overrides))
+            runs[overrides] = RecordedRun(result, root / "out", copies)
+        return runs[overrides]
+
+    return run
 
 
 @pytest.fixture

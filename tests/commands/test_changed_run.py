@@ -39,21 +39,6 @@ class KilledError(Exception):
     """What stands for a process that is killed."""
 
 
-def killed(recipe, monkeypatch, number, *overrides, out="out"):
-    write, left = Checkpoint._write, [number]
-
-    def counted(self, position):
-        write(self, position)
-        left[0] -= 1
-        if not left[0]:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "_write", counted)
-        with pytest.raises(TrainingError):
-            finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
-
-
 def weights(result):
     return [variable.numpy().tobytes() for variable in (*result.model.variables, *result.model.optimizer.variables)]
 
@@ -69,12 +54,12 @@ def resumed(*overrides, out="out"):
 
 
 @pytest.mark.parametrize("number", [3, 5])  # in the constant part, within an epoch and at its end
-def test_a_run_extended_in_its_constant_part_is_the_longer_run_bit_for_bit(number, recipe, monkeypatch):
-    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=4"])
-    killed(recipe, monkeypatch, number, "train.epochs=3")
+def test_a_run_extended_in_its_constant_part_is_the_longer_run_bit_for_bit(number, recipe, recorded):
+    straight = recorded(*SETTINGS, "train.epochs=4")
+    recorded(*SETTINGS, "train.epochs=3").killed_at(number)
     longer, _ = resumed("train.epochs=4")
-    assert weights(longer) == weights(straight)
-    assert rows("out") == rows("straight")
+    assert weights(longer) == weights(straight.result)
+    assert rows("out") == rows(straight.folder)
 
 
 @pytest.mark.parametrize("average", ["false", "true"])
@@ -96,10 +81,11 @@ def test_a_finished_run_of_constant_rates_goes_on_as_if_it_had_been_longer(avera
     assert not any(part["state"] != "carried" for part in parts)
 
 
-def test_an_extension_that_was_killed_goes_on_as_one_that_was_left_alone(recipe, monkeypatch):
-    finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=2"])
+def test_an_extension_that_was_killed_goes_on_as_one_that_was_left_alone(recipe, recorded, monkeypatch):
+    finished = recorded(*SETTINGS, "train.epochs=2").finished
+    finished("straight")
     straight, _ = resumed("train.epochs=4", "train.extend=cooldown", out="straight")
-    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.epochs=2"])
+    finished("out")
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "on_epoch_begin", lambda self, epoch, logs=None: (_ for _ in ()).throw(KilledError))
         with pytest.raises(TrainingError):
@@ -114,8 +100,8 @@ def test_an_extension_that_was_killed_goes_on_as_one_that_was_left_alone(recipe,
     assert load_recipe("out/recipe.yaml").train.extensions[0].at_steps == 6
 
 
-def test_a_finished_run_is_not_trained_twice_by_accident(recipe):
-    finetune.run(recipe, out="out", overrides=SETTINGS)
+def test_a_finished_run_is_not_trained_twice_by_accident(recipe, recorded):
+    recorded(*SETTINGS, "train.epochs=2").finished()
     runner = CliRunner()
     for arguments in (["resume", "out"], ["resume", "out", "--set", "train.epochs=2"]):
         done = runner.invoke(app, arguments)
@@ -129,9 +115,10 @@ def test_a_finished_run_is_not_trained_twice_by_accident(recipe):
         resumed("train.epochs=1", "groups.body.learning_rate=0.01")
 
 
-def test_without_a_checkpoint_a_run_is_not_extended_and_says_what_to_do(recipe):
-    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.keep_checkpoints=false"])
-    assert not checkpoint_files(Path("out/checkpoints"))
+def test_without_a_checkpoint_a_run_is_not_extended_and_says_what_to_do(recipe, recorded):
+    recorded(*SETTINGS, "train.epochs=2").finished()
+    for path in checkpoint_files(Path("out/checkpoints")):
+        path.unlink()
     with pytest.raises(FinetuneError) as error:
         resumed("train.epochs=4")
     assert "It kept no checkpoint to be extended from (`train.keep_checkpoints`)" in str(error.value)
@@ -160,8 +147,8 @@ def test_without_a_checkpoint_a_run_is_not_extended_and_says_what_to_do(recipe):
         (["phases=[{train: all, epochs: 2}, {train: [head], epochs: 1}]", "train.epochs="], {"body", "head"}, set()),
     ],
 )
-def test_a_changed_recipe_carries_what_has_the_same_meaning(changes, carried, fresh, recipe, monkeypatch):
-    killed(recipe, monkeypatch, 4, "train.epochs=2")
+def test_a_changed_recipe_carries_what_has_the_same_meaning(changes, carried, fresh, recipe, recorded):
+    recorded(*SETTINGS, "train.epochs=2").killed_at(4)
     result, _ = resumed(*changes)
     parts = json.loads(Path("out/migration.json").read_text())["state"]
     assert {part["name"] for part in parts if part["state"] == "carried"} == {"weights", *carried}
@@ -188,9 +175,9 @@ def test_a_checkpoint_of_an_older_version_goes_on_unchanged_alone(recipe):
         check_changes(Path("out"), [Change("seed", 1, 2)], load_recipe(recipe), {})
 
 
-def test_phases_that_are_over_stay_as_they_were(recipe, monkeypatch):
+def test_phases_that_are_over_stay_as_they_were(recipe, recorded):
     phases = "phases=[{train: [head], epochs: 1}, {train: all, epochs: 2}]"
-    killed(recipe, monkeypatch, 8, "train.epochs=", phases)
+    recorded(*SETTINGS, "train.epochs=", phases).killed_at(8)
     with pytest.raises(FinetuneError, match=r"The run stands in phase 2 of 2, and the phases"):
         resumed("phases=[{train: all, epochs: 1}, {train: all, epochs: 2}]")
     result, _ = resumed("phases=[{train: [head], epochs: 1}, {train: all, epochs: 3}]")
@@ -274,8 +261,8 @@ def test_other_arguments_of_the_network_may_change_the_classes_alone():
     )
 
 
-def test_places_of_categories_stay_and_means_are_told(recipe, monkeypatch):
-    killed(recipe, monkeypatch, 4, "train.epochs=2")
+def test_places_of_categories_stay_and_means_are_told(recipe, recorded):
+    recorded(*SETTINGS, "train.epochs=2").killed_at(4)
     checkpoint = Checkpoint("out/checkpoints")
     plan = checkpoint.resumed.document["plan_of_phases"]
     columns = {"area": {"mean": 1.0}, "town": {"categories": ["Bonn", "Ulm"]}}
@@ -291,16 +278,16 @@ def test_places_of_categories_stay_and_means_are_told(recipe, monkeypatch):
         fit_in(checkpoint, plan, changes, {"source": {"columns": {"town": {"categories": ["Aachen", "Bonn"]}}}})
 
 
-def test_a_finished_run_whose_rates_fell_goes_on_from_before_as_the_longer_run_bit_for_bit(recipe):
-    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=3"])
-    finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.epochs=2"])
+def test_a_finished_run_whose_rates_fell_goes_on_from_before_as_the_longer_run_bit_for_bit(recipe, recorded):
+    straight = recorded(*SETTINGS, "train.epochs=3")
+    recorded(*SETTINGS, "train.epochs=2").finished()
     (kept,) = checkpoint_files(Path("out/checkpoints/before_cooldown"))
     assert kept.name.startswith("step-0000003-")  # of 6 steps; the last 3 fall
     longer, said = resumed("train.epochs=3")
     assert f"going on at epoch 1, after its last step from `{kept}`" in said
     assert "the rates fall from step 4 on: the run goes on from before that, as a longer run would." in said
-    assert weights(longer) == weights(straight)
-    assert rows("out") == rows("straight")
+    assert weights(longer) == weights(straight.result)
+    assert rows("out") == rows(straight.folder)
     (kept,) = checkpoint_files(Path("out/checkpoints/before_cooldown"))
     assert kept.name.startswith("step-0000006-")
     assert check_hashes(Path("out")).holds
@@ -309,10 +296,9 @@ def test_a_finished_run_whose_rates_fell_goes_on_from_before_as_the_longer_run_b
     assert checkpoint_before_cooldown(Checkpoint("out/checkpoints"), appended) is None
 
 
-def test_checkpoints_without_slots_are_small_and_a_run_that_goes_on_from_one_says_so(recipe, monkeypatch):
-    adam = ["groups.body.optimizer=adam", "train.epochs=2"]
-    killed(recipe, monkeypatch, 4, *adam, out="whole")
-    killed(recipe, monkeypatch, 4, *adam, "train.checkpoint_optimizer=false")
+def test_checkpoints_without_slots_are_small_and_a_run_that_goes_on_from_one_says_so(recipe, recorded):
+    recorded(*SETTINGS, "train.epochs=2").killed_at(4, "whole")
+    recorded(*SETTINGS, "train.epochs=2", "train.checkpoint_optimizer=false").killed_at(4)
     whole, small = (checkpoint_files(Path(out, "checkpoints"))[0] for out in ("whole", "out"))
     former, document = read_checkpoint(small).arrays, read_checkpoint(small).document["model"]
     slots = sum(bool(row and row[0]) for row in document["slots"])

@@ -18,7 +18,7 @@ import finetune
 from finetune.cli import app
 from finetune.commands.audit import audit
 from finetune.commands.resume import check_same_data, check_same_start, find_former_run
-from finetune.errors import FinetuneError, TrainingError
+from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
 from finetune.results.run_folder import is_finished
 from finetune.training import batch_size
@@ -39,30 +39,6 @@ SETTINGS = [
 ]
 
 
-class KilledError(Exception):
-    """What stands for a process that is killed."""
-
-
-def kill_at_checkpoint(monkeypatch, number):
-    """Lets the next training end after so many checkpoints."""
-    write, left = Checkpoint._write, [number]
-
-    def counted(self, position):
-        write(self, position)
-        left[0] -= 1
-        if not left[0]:
-            raise KilledError
-
-    monkeypatch.setattr(Checkpoint, "_write", counted)
-
-
-def killed(recipe, monkeypatch, number, *overrides, out="out"):
-    with monkeypatch.context() as patch:
-        kill_at_checkpoint(patch, number)
-        with pytest.raises(TrainingError):
-            finetune.run(recipe, out=out, overrides=[*SETTINGS, *overrides])
-
-
 def ended(folder):
     """Everything that a run has left, except for times."""
     result = json.loads(Path(folder, "result.json").read_text())
@@ -80,47 +56,46 @@ def weights(result):
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_files, tmp_path_factory):
-    """A run that was left alone: its weights and what is in its folder."""
-    folder = tmp_path_factory.mktemp("straight") / "out"
-    result = finetune.run(tiny_files / "tiny.yaml", out=folder, overrides=SETTINGS)
-    return weights(result), ended(folder)
+def straight(recorded):
+    """A run that was left alone."""
+    return recorded(*SETTINGS)
 
 
 @pytest.mark.parametrize("number", [1, 7, 8])
-def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, monkeypatch, straight):
-    killed(recipe, monkeypatch, number)
+def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, straight):
+    straight.killed_at(number)
     place = Checkpoint("out/checkpoints").position
     said = StringIO()
     console = Console(file=said, width=200)
     resumed = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True, console=console)
-    assert (weights(resumed), ended("out")) == straight
+    assert (weights(resumed), ended("out")) == (weights(straight.result), ended(straight.folder))
     within = {0: " from", 3: ", after its last step from"}.get(place.step, f", step {place.step + 1} from")
     assert f"going on at epoch {place.epoch + 1}{within}" in said.getvalue(), place
 
 
-def test_phases_that_were_over_keep_their_records(recipe, monkeypatch):
+def test_phases_that_were_over_keep_their_records(recipe, recorded):
     phases = "phases=[{train: [head], epochs: 1}, {train: all, steps: 5}, {train: all, epochs: 1}]"
-    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, "train.epochs=null", phases])
-    killed(recipe, monkeypatch, 9, "train.epochs=null", phases)
+    straight = recorded(*SETTINGS, "train.epochs=null", phases)
+    straight.killed_at(9)
     resumed = finetune.run("out/recipe.yaml", out="out", resume=True)
-    assert weights(resumed) == weights(straight)
-    assert ended("out") == ended("straight")
+    assert weights(resumed) == weights(straight.result)
+    assert ended("out") == ended(straight.folder)
     assert [phase.number for phase in resumed.phases] == [1, 2, 3]
 
 
-def test_random_features_are_drawn_again_as_at_the_begin_of_the_phase(recipe, monkeypatch, tiny_files):
+def test_random_features_are_drawn_again_as_at_the_begin_of_the_phase(recipe, recorded):
     settings = [
         "groups=[{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: sgd, learning_rate: 0.01}]"
     ]
     settings += ["train.cache=memory", "train.cache_passes=2"]
-    straight = finetune.run(recipe, out="straight", overrides=[*SETTINGS, *settings])
-    killed(recipe, monkeypatch, 6, *settings)
-    assert weights(finetune.run("out/recipe.yaml", out="out", resume=True)) == weights(straight)
+    straight = recorded(*SETTINGS, *settings)
+    straight.killed_at(6)
+    assert weights(finetune.run("out/recipe.yaml", out="out", resume=True)) == weights(straight.result)
 
 
 def test_without_a_run_one_begins_and_a_finished_one_is_not_trained_again(recipe):
     first = finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)
+    assert len(checkpoint_files(Path("out/checkpoints"))) == 1, "kept to train for longer"
     assert first.folder == Path("out")
     with pytest.raises(FinetuneError, match="the run in `out` is finished, and is not trained again"):
         finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)
@@ -128,13 +103,13 @@ def test_without_a_run_one_begins_and_a_finished_one_is_not_trained_again(recipe
     assert (done.exit_code, "is finished" in done.output) == (0, True)
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, monkeypatch, straight):
-    killed(recipe, monkeypatch, 1)
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, straight):
+    straight.killed_at(1)
     shutil.rmtree("out/checkpoints")
-    assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == straight[0]
+    assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == weights(straight.result)
 
 
-@pytest.mark.parametrize(("keep", "files"), [("last", 1), ("true", 2), ("false", 0)])
+@pytest.mark.parametrize(("keep", "files"), [("true", 2), ("false", 0)])
 def test_of_a_finished_run_the_last_checkpoint_stays_or_two_or_none(keep, files, recipe):
     said = StringIO()
     settings = [*SETTINGS, "train.epochs=1", f"train.keep_checkpoints={keep}"]
@@ -143,8 +118,8 @@ def test_of_a_finished_run_the_last_checkpoint_stays_or_two_or_none(keep, files,
     assert ("kept to train for longer: " in said.getvalue()) == (files > 0)
 
 
-def test_how_often_checkpoints_are_written_is_no_change(recipe, monkeypatch):
-    killed(recipe, monkeypatch, 2)
+def test_how_often_checkpoints_are_written_is_no_change(recipe, straight):
+    straight.killed_at(8)
     # How often checkpoints are written changes no result.
     finetune.run(recipe, out="out", overrides=[*SETTINGS, "train.checkpoint_steps=3"], resume=True)
 
@@ -183,21 +158,21 @@ def test_why_the_loss_was_chosen_is_no_change_of_the_data():
         check_same_data(Path("out"), single, {"source": {"target": {"kind": "numbers", "reason": "3 classes"}}})
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, monkeypatch, straight):
-    killed(recipe, monkeypatch, 6)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(recipe, straight):
+    straight.killed_at(6)
     newest = checkpoint_files(Path("out/checkpoints"))[0]
     newest.write_bytes(newest.read_bytes()[:-1])
     said = StringIO()
     resumed = finetune.run("out/recipe.yaml", out="out", resume=True, console=Console(file=said, width=300))
-    assert weights(resumed) == straight[0]
+    assert weights(resumed) == weights(straight.result)
     assert (
         f"warning: `{newest}` is damaged (its content is not what was written), so the checkpoint before"
         in said.getvalue()
     )
 
 
-def test_checkpoints_that_no_run_has_written_are_refused_with_the_file_and_the_name(recipe, monkeypatch):
-    killed(recipe, monkeypatch, 6)
+def test_checkpoints_that_no_run_has_written_are_refused_with_the_file_and_the_name(recipe, straight):
+    straight.killed_at(6)
     given = load_recipe("out/recipe.yaml")
     for path in checkpoint_files(Path("out/checkpoints")):
         sound = read_checkpoint(path)
