@@ -1,10 +1,13 @@
+import shutil
+from types import MappingProxyType
+
 import keras
 import numpy as np
 import pytest
 
 from finetune import Checkpoint, FastLoop, GroupedOptimizer, Selector, resolve_groups, train_phases
 from finetune.errors import TrainingError
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_newest
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_checkpoint, read_newest
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.until import Until
 
@@ -51,17 +54,37 @@ class Epochs(keras.callbacks.Callback):
         self.counts[-1] += 1
 
 
+COMPILED = {}
+
+
+def compiled(optimizer, **options):
+    """Returns a compiled model in the state of a new process; it is compiled, and so traced, once for the same options."""
+    key = repr((optimizer, options))
+    if key not in COMPILED:
+        model = made()
+        model.compile(keras.optimizers.Adam(1e-2, **optimizer), "mse", metrics=["mae"], **options)
+        model.optimizer.build(
+            model.trainable_variables
+        )  # otherwise Keras traces its step twice; one is not built below
+        variables = [*model.variables, *model.optimizer.variables]
+        start = [(variable, variable.numpy().copy()) for variable in variables]
+        model.make_train_function()
+        COMPILED[key] = model, start, model.train_function
+    model, start, model.train_function = COMPILED[key]  # a training that is killed may leave another one
+    keras.utils.set_random_seed(0)
+    for variable, value in start:
+        variable.assign(value)
+    return model
+
+
 def made():
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(8, name="body"), keras.layers.Dropout(0.3), keras.layers.BatchNormalization()]
     return keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(2, name="head")])
 
 
-def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=None, steps=STEPS, **options):
-    model = made()
-    optimizer = optimizer or (lambda: keras.optimizers.Adam(1e-2))
-    model.compile(optimizer(), "mse", metrics=["mae"], steps_per_execution=steps_per_execution)
-    model.optimizer.build(model.trainable_variables)  # otherwise Keras traces its step twice; one is not built below
+def fit(folder, *, kill=None, epochs=4, steps_per_execution=1, optimizer=MappingProxyType({}), steps=STEPS, **options):
+    model = compiled(dict(optimizer), steps_per_execution=steps_per_execution)
     stopping = keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True)
     counter = Epochs()
     checkpoint = Checkpoint(folder, callbacks=[stopping, counter], **options)
@@ -87,15 +110,31 @@ def killed(call, *arguments, kill, **options):
         call(*arguments, kill=kill, **options)
 
 
+def killed_at(moment, written, folder):
+    """Makes the folder that a process leaves which is killed in an epoch, after a step that it has written."""
+    folder.mkdir()
+    for path in reversed(checkpoint_files(written)):
+        shutil.copy(path, folder)
+        if (position := read_checkpoint(path).document["position"]) and (position["epoch"], position["step"]) == moment:
+            return
+    pytest.fail(f"no checkpoint of {moment}")
+
+
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    return everything(fit(tmp_path_factory.mktemp("straight"), every_steps=1)[0])
+def written(tmp_path_factory):
+    """The checkpoints of all steps of a training that was left alone."""
+    return tmp_path_factory.mktemp("straight")
 
 
-@pytest.mark.parametrize("moment", [(0, 0), (0, 6), (1, 0), (2, 4), (3, 6)])
-def test_a_fit_that_was_killed_goes_on_bit_for_bit(moment, straight, tmp_path):
-    killed(fit, tmp_path, kill=Kill(*moment), every_steps=1)
-    model, counter = fit(tmp_path, every_steps=1)
+@pytest.fixture(scope="module")
+def straight(written):
+    return everything(fit(written, every_steps=1, keep=99)[0])
+
+
+@pytest.mark.parametrize("moment", [(0, 1), (0, 7), (1, 1), (2, 5), (3, 7)])
+def test_a_fit_that_was_killed_goes_on_bit_for_bit(moment, straight, written, tmp_path):
+    killed_at(moment, written, tmp_path / "killed")
+    model, counter = fit(tmp_path / "killed", every_steps=1)
     assert everything(model) == straight
     assert counter.counts == [STEPS] * 4
 
@@ -143,9 +182,7 @@ def test_the_steps_since_the_last_checkpoint_are_made_again(straight, tmp_path):
 
 
 def test_averages_and_accumulated_gradients_go_on(tmp_path):
-    def optimizer():
-        return keras.optimizers.Adam(1e-2, gradient_accumulation_steps=4, use_ema=True, clipnorm=1.0)
-
+    optimizer = {"gradient_accumulation_steps": 4, "use_ema": True, "clipnorm": 1.0}
     straight = everything(fit(tmp_path / "straight", optimizer=optimizer)[0])
     killed(fit, tmp_path / "killed", kill=Kill(2, 1), every_steps=1, optimizer=optimizer)
     assert everything(fit(tmp_path / "killed", optimizer=optimizer)[0]) == straight
@@ -215,39 +252,38 @@ def in_phases(folder, kill=None, **options):
 
 
 @pytest.fixture(scope="module")
-def straight_phases(tmp_path_factory):
-    return in_phases(tmp_path_factory.mktemp("straight_phases"))
+def written_phases(tmp_path_factory):
+    return tmp_path_factory.mktemp("straight_phases")
 
 
-@pytest.mark.parametrize("moment", [(0, 3), (2, 1), (3, 2), (5, 5)])
-def test_phases_go_on_bit_for_bit(moment, straight_phases, tmp_path):
-    try:
-        in_phases(tmp_path / "killed", kill=Kill(*moment))
-    except KilledError:
-        assert in_phases(tmp_path / "killed") == straight_phases
-    else:
-        pytest.fail("not killed")
+@pytest.fixture(scope="module")
+def straight_phases(written_phases):
+    return in_phases(written_phases, keep=99)
 
 
-@pytest.mark.parametrize("moment", [(0, 3), (1, 2)])
-def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(moment, tmp_path):
-    def train(folder, kill=None):
+@pytest.mark.parametrize("moment", [(0, 4), (2, 2), (3, 2), (5, 6)])  # in the first phase twice
+def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, tmp_path):
+    killed_at(moment, written_phases, tmp_path / "killed")
+    assert in_phases(tmp_path / "killed") == straight_phases
+
+
+def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(tmp_path):
+    def train(folder, **options):
         model = made()
         groups = resolve_groups(model, [Selector("body", prefixes=("body",)), Selector("head", rest=True)])
         grouped = GroupedOptimizer({group.name: (keras.optimizers.Adam(0.01), group) for group in groups})
         # The first steps overflow, and are passed over until the scale has been halved often enough.
         model.compile(keras.optimizers.LossScaleOptimizer(grouped, initial_scale=2.0**127), "mse")
-        checkpoint = Checkpoint(folder, every_steps=1)
+        callbacks = [Checkpoint(folder, every_steps=1, **options)]
         phases = [Phase("all", steps=12), Phase(["head"], epochs=1)]
-        callbacks = [checkpoint, *([kill] if kill else [])]
         records = train_phases(model, groups, phases, X, Y, batch_size=3, shuffle=False, callbacks=callbacks)
         return [variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)], records
 
-    straight, records = train(tmp_path / "straight")
+    straight, records = train(tmp_path / "straight", keep=99)
     assert records[0].steps < 12
-    with pytest.raises(KilledError):
-        train(tmp_path / "killed", Kill(*moment))
-    assert train(tmp_path / "killed")[0] == straight
+    for epoch, step in ((0, 4), (1, 3)):
+        killed_at((epoch, step), tmp_path / "straight", tmp_path / f"{epoch}")
+        assert train(tmp_path / f"{epoch}")[0] == straight
 
 
 def test_a_damaged_file_is_passed_over(straight, tmp_path):
