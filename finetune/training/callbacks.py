@@ -1,6 +1,6 @@
 """The observers of a run: they print progress, write metrics, logs and weights, and stop at a loss that is not finite.
 
-`_RunFit` in `finetune.training.fit` puts them together. `LearningRateLogger` comes first, since the others read the
+`RunFit` in `finetune.training.run_fit` puts them together. `LearningRateLogger` comes first, since the others read the
 rates from the logs.
 """
 

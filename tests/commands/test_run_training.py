@@ -82,14 +82,14 @@ def test_steps_that_are_left_out_are_counted_in_the_result_and_told(one_bad_row)
 
 
 def test_weights_that_are_no_numbers_are_not_kept_in_place_of_those_that_were(recipe, monkeypatch):
-    from finetune.training import fit as fitting
+    from finetune.training import run_fit
 
-    class Breaks(fitting.LearningRateLogger):
+    class Breaks(run_fit.LearningRateLogger):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 1:
                 self.model.get_layer("bn").moving_mean.assign([np.nan] * 8)
 
-    monkeypatch.setattr(fitting, "LearningRateLogger", Breaks)
+    monkeypatch.setattr(run_fit, "LearningRateLogger", Breaks)
     with pytest.raises(TrainingError) as caught:
         finetune.run(recipe, "out")
     assert str(caught.value).startswith(
