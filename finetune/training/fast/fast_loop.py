@@ -1,8 +1,8 @@
 """The door of the fast loop: which function trains a model in `fit`, and the callback that installs it.
 
-A reader of `finetune.training.run_fit` or of the phases can take `train_function` for Keras' own `make_train_function`: the
-results are the same, bit for bit. What is fast about it is in `compiled_steps.py`, how long a call is in
-`steps_per_call.py`.
+A reader of `finetune.training.run_fit` or of the phases can take `train_function` for Keras' own
+`make_train_function`: the results are the same, bit for bit. What is fast about it is in `compiled_steps.py`, how long
+a call is in `steps_per_call.py`.
 """
 
 import warnings

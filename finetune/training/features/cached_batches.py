@@ -1,8 +1,8 @@
 """The door of the cached features: the batches on which `fit` trains a model, from examples or from their features.
 
-A reader of `finetune.training.run_fit` can take `CachedBatches.batches` for `training_batches` of the examples: the model
-is trained alike. Where a frozen first part of the model can be run once for all epochs, the batches are its outputs,
-and the model's train function begins behind it.
+A reader of `finetune.training.run_fit` can take `CachedBatches.batches` for `training_batches` of the examples: the
+model is trained alike. Where a frozen first part of the model can be run once for all epochs, the batches are its
+outputs, and the model's train function begins behind it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
