@@ -20,6 +20,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,21 +147,41 @@ def save(model: Any, kind: str, folder: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=1)  # building them takes most of the time of a cell, and the next is of another format
+def _networks_of_layer(name: str, layer_name: str, layer: tuple[tuple[int, ...], Make]) -> tuple[Any, Any, Any, Any]:
+    """Returns the network of Keras 2, with random weights, that of Keras 3, a batch, and what the first computes."""
+    theirs, ours = network(tf_keras, name, layer_name), network(keras, name, layer_name)
+    scramble(theirs)
+    shape, rng = (2, *layer[0]), np.random.default_rng(1)
+    x = rng.integers(0, 7, shape) if name == "Embedding" else rng.normal(size=shape).astype("float32")
+    return theirs, ours, x, np.asarray(theirs(x))
+
+
+@lru_cache(maxsize=1)
+def _networks_of_application(name: str) -> tuple[Any, Any]:
+    make, make_theirs = applications()[name]
+    theirs = make_theirs(weights=None)
+    scramble(theirs)
+    return make(weights=None), theirs
+
+
+def _clear(model: Any) -> None:
+    """Sets all weights to 0, so that those of the cell before count for nothing."""
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+
+
 def layer_cell(name: str, layer_name: str, kind: str) -> str:
     """Returns what is wrong with a layer in a format; empty if it computes what it computed in Keras 2."""
-    theirs = network(tf_keras, name, layer_name)
-    scramble(theirs)
-    shape = (2, *LAYERS[name][0])
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 7, shape) if name == "Embedding" else rng.normal(size=shape).astype("float32")
+    theirs, ours, x, expected = _networks_of_layer(name, layer_name, LAYERS[name])
+    _clear(ours)
     with tempfile.TemporaryDirectory() as folder:
         path = save(theirs, kind, Path(folder))
-        ours = network(keras, name, layer_name)
         try:
             finetune.restore(ours, path)
         except finetune.FinetuneError as error:
             return f"refused{_by_keras(network(keras, name, layer_name), path)}: {error}"
-    expected, computed = np.asarray(theirs(x)), np.asarray(ours(x))
+    computed = np.asarray(ours(x))
     return (
         ""
         if np.allclose(computed, expected, atol=1e-4, rtol=1e-4)
@@ -170,15 +191,14 @@ def layer_cell(name: str, layer_name: str, kind: str) -> str:
 
 def application_cell(name: str, kind: str) -> str:
     """Returns what is wrong with a network in a format; empty if every weight is at its place."""
-    make, make_theirs = applications()[name]
-    theirs, ours = make_theirs(weights=None), make(weights=None)
-    scramble(theirs)
+    ours, theirs = _networks_of_application(name)
+    _clear(ours)
     with tempfile.TemporaryDirectory() as folder:
         path = save(theirs, kind, Path(folder))
         try:
             finetune.restore(ours, path)
         except finetune.FinetuneError as error:
-            return f"refused{_by_keras(make(weights=None), path)}: {error}"
+            return f"refused{_by_keras(applications()[name][0](weights=None), path)}: {error}"
     expected = [weight.numpy() for layer in theirs.layers for weight in layer.weights]
     restored = [weight.numpy() for layer in ours.layers for weight in layer.weights]
     wrong = [i for i, (a, b) in enumerate(zip(expected, restored, strict=True)) if not np.array_equal(a, b)]
@@ -195,9 +215,9 @@ def _by_keras(model: Any, path: Path) -> str:
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yields the name of each cell that was asked for, and the function that computes it."""
-    for kind in options.formats:
-        for name in options.layers:
-            for layer_name in ("", "body"):
+    for name in options.layers:
+        for layer_name in ("", "body"):
+            for kind in options.formats:
                 yield (
                     f"{name} {layer_name or 'unnamed'} {kind}",
                     lambda n=name, ln=layer_name, k=kind: layer_cell(n, ln, k),
