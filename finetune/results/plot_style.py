@@ -83,8 +83,8 @@ def finish(figure: Figure, path: Path | None) -> Figure:
         text: Any = artist
         text.set_text(printable_lines(text.get_text()))
     # The axes are placed once and not for each file, which took a fifth of the time of a picture.
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
         figure.set_layout_engine(None)  # with "none" Matplotlib would lay out, and draw, once more for each file
     if path is not None:
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
