@@ -1,9 +1,28 @@
-"""A real network that makes its inputs of raw rows (a KerasHub task with a preprocessor), and files that fail."""
+"""A real network that makes its inputs of raw rows (a KerasHub task with a preprocessor), and files that fail or stay."""
 
 import resource
+import shutil
 
 import keras
 import pytest
+
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_checkpoint
+
+
+@pytest.fixture
+def killed_at():
+    """Returns a function that makes the folder of a process which is killed after an epoch's step that it has written."""
+
+    def make(moment, written, folder):
+        folder.mkdir()
+        for path in reversed(checkpoint_files(written)):
+            shutil.copy(path, folder)
+            position = read_checkpoint(path).document["position"]
+            if (position["epoch"], position["step"]) == moment:
+                return
+        pytest.fail(f"no checkpoint of {moment}")
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import shutil
 from types import MappingProxyType
 
 import keras
@@ -7,7 +6,7 @@ import pytest
 
 from finetune import Checkpoint, FastLoop, GroupedOptimizer, Selector, resolve_groups, train_phases
 from finetune.errors import TrainingError
-from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_checkpoint, read_newest
+from finetune.training.checkpoints.checkpoint_file import checkpoint_files, read_newest
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.until import Until
 
@@ -110,16 +109,6 @@ def killed(call, *arguments, kill, **options):
         call(*arguments, kill=kill, **options)
 
 
-def killed_at(moment, written, folder):
-    """Makes the folder that a process leaves which is killed in an epoch, after a step that it has written."""
-    folder.mkdir()
-    for path in reversed(checkpoint_files(written)):
-        shutil.copy(path, folder)
-        if (position := read_checkpoint(path).document["position"]) and (position["epoch"], position["step"]) == moment:
-            return
-    pytest.fail(f"no checkpoint of {moment}")
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The checkpoints of all steps of a training that was left alone."""
@@ -132,7 +121,7 @@ def straight(written):
 
 
 @pytest.mark.parametrize("moment", [(0, 1), (0, 7), (1, 1), (2, 5), (3, 7)])
-def test_a_fit_that_was_killed_goes_on_bit_for_bit(moment, straight, written, tmp_path):
+def test_a_fit_that_was_killed_goes_on_bit_for_bit(moment, straight, written, killed_at, tmp_path):
     killed_at(moment, written, tmp_path / "killed")
     model, counter = fit(tmp_path / "killed", every_steps=1)
     assert everything(model) == straight
@@ -262,12 +251,12 @@ def straight_phases(written_phases):
 
 
 @pytest.mark.parametrize("moment", [(0, 4), (2, 2), (3, 2), (5, 6)])  # in the first phase twice
-def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, tmp_path):
+def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, killed_at, tmp_path):
     killed_at(moment, written_phases, tmp_path / "killed")
     assert in_phases(tmp_path / "killed") == straight_phases
 
 
-def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(tmp_path):
+def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(killed_at, tmp_path):
     def train(folder, **options):
         model = made()
         groups = resolve_groups(model, [Selector("body", prefixes=("body",)), Selector("head", rest=True)])

@@ -65,9 +65,9 @@ def test_phases_are_as_two_fits_with_a_freeze_and_a_compile_between_and_one_opti
 def test_a_phase_ends_by_a_metric_of_the_validation_however_rarely_there_is_one(tiny, rows, prepared, train, frequency):
     model = tiny()
     groups = prepared(model)
-    phases = [Phase(["head"], 9, until=Until("val_loss", min_delta=100.0, patience=1)), Phase(epochs=1)]
-    records = train(model, groups, phases, rows, validation_data=rows, validation_freq=frequency)
-    assert [record.epochs for record in records] == [4, 1]
+    phase = Phase(["head"], 9, until=Until("val_loss", min_delta=100.0, patience=1))
+    options = {"validation_data": rows, "validation_freq": frequency, "every_group": False}
+    assert [record.epochs for record in train(model, groups, phase, rows, **options)] == [4]
 
 
 def test_a_second_training_begins_with_its_first_phase(tiny, rows, prepared, train):
@@ -130,7 +130,7 @@ def test_an_optimizer_without_groups_is_refused(tiny, rows, train, three_groups)
 def test_a_model_trained_in_phases_opens_in_plain_keras_and_is_the_same(tiny, rows, tmp_path, prepared, train):
     model = tiny()
     groups = prepared(model)
-    train(model, groups, [Phase(["head"], 1), Phase(epochs=1, batch_norm={"stem": "affine"})], rows)
+    train(model, groups, Phase(epochs=1, batch_norm={"stem": "affine"}), rows)
     model.optimizer, model.compiled = None, False
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -165,8 +165,8 @@ def test_with_a_moving_average_every_phase_ends_with_it_and_the_frozen_stand(tin
     groups = three_groups(model)
     grouped = GroupedOptimizer({group.name: (SGD(0.1), group) for group in groups}, use_ema=True, ema_momentum=0.5)
     model.compile(grouped, loss="sparse_categorical_crossentropy")
-    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1), Phase(["stem"], 1)], rows)
-    assert [record.frozen_unchanged for record in records] == [True, True, True]
+    records = train(model, groups, [Phase(["head"], 1), Phase(epochs=1)], rows)
+    assert [record.frozen_unchanged for record in records] == [True, True]
 
 
 def test_train_phases_refuses_phases_that_leave_a_group_untrained(tiny, rows, prepared, train):
