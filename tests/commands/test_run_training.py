@@ -154,7 +154,7 @@ def test_a_moving_variance_that_becomes_no_number_fails_the_run(recipe, tmp_path
             else None
         )
     )
-    monkeypatch.setattr("finetune.training.fit.LearningRateLogger", lambda: poison)
+    monkeypatch.setattr("finetune.training.run_fit.LearningRateLogger", lambda: poison)
     with pytest.raises(
         TrainingError, match=r"Since epoch 2 \(all were finite after epoch 1\), .*`bn/moving_variance` \(group `stem`\)"
     ):

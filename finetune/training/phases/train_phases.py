@@ -76,7 +76,7 @@ def train_phases(
 
     Examples:
         >>> import numpy as np
-        >>> from finetune import Selector, resolve_groups
+        >>> from finetune import GroupedOptimizer, Selector, resolve_groups
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="body"), keras.layers.Dense(2)])
         >>> selectors = [Selector("body", prefixes=("body",)), Selector("head", rest=True)]
         >>> body, head = groups = resolve_groups(model, selectors)
