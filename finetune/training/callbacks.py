@@ -169,9 +169,9 @@ class LastWeights(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._save()
 
-    def limit(self, steps: int) -> None:
-        """Says that of the epoch in which training breaks off only the first `steps` steps were made."""
-        self._steps = min(steps, self._steps)
+    def count(self, steps: int) -> None:
+        """Says how many steps of the epoch in which training breaks off were made: fewer or more than it has seen."""
+        self._steps = steps
 
     def drop_optimizer(self, model: keras.Model) -> None:
         """Writes the file anew without the state of the optimizer, where the file holds the newest weights."""

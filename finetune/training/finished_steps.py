@@ -46,7 +46,8 @@ def finished_steps_kept(
         if (lost := lost_worker(seconds=0)) and lost in str(error):
             raise TrainingError(f"{error} {_kept_after_loss(weights, checkpoint)}") from error
         if non_finite and non_finite.stopped_at:
-            weights.limit(non_finite.stopped_at.step - 1)  # no later step was made
+            # Neither a later step of the call was made, nor was the call counted yet.
+            weights.count(non_finite.stopped_at.step - 1)
         kept = weights.keep(newest=not finite_weights.failed)
         raise type(error)(f"{error} {kept}") from error
     except Exception as error:
