@@ -15,13 +15,14 @@ from finetune.build.objectives import with_chosen_losses
 from finetune.build.source_keys import loss_names, output_widths
 from finetune.data.columns import VectorWidthError
 from finetune.data.examples import Examples, class_numbers, leaves, summary
+from finetune.data.input_facts import describe_arrays
 from finetune.data.target_advice import advice_on_targets
 from finetune.data.target_facts import describe
 from finetune.errors import FinetuneError
 from finetune.models.preset_images import converter_sentence
-from finetune.recipe.loader import load_recipe
+from finetune.recipe.loader import load_recipe, resolve_path
 from finetune.results.contact_sheet import write_contact_sheet
-from finetune.results.tables import classes_table, columns_table, targets_table
+from finetune.results.tables import arrays_table, classes_table, columns_table, targets_table
 
 _SHOWN = 24  # images on the sheet
 _COLUMNS = 8
@@ -45,7 +46,7 @@ def show_data(
         console: Where to print.
 
     Returns:
-        What is in `data.json` of a run.
+        What is in `data.json` of a run; and `arrays`, where the data are no table.
 
     Raises:
         FinetuneError: The data cannot be read, or do not fit the network.
@@ -61,7 +62,8 @@ def show_data(
     losses, widths = loss_names(chosen.recipe), output_widths(chosen.recipe, network)
     described = describe(examples, losses)
     console.print(f"data: {summary(examples)}", markup=False)
-    for key, value in described["source"].items():
+    of_file = {"kind": "npz", "file": resolve_path(loaded, loaded.data.npz)} if loaded.data.npz else {}
+    for key, value in {**of_file, **described["source"]}.items():
         if key not in ("inputs", "target", "warnings"):
             console.print(f"  {key}: {value}", markup=False)
     for warning in described["source"].get("warnings", ()):
@@ -70,6 +72,9 @@ def show_data(
         console.print(sentence, markup=False, highlight=False)
     if described["source"].get("kind") == "table":
         console.print(columns_table(described["source"]["inputs"]))
+    else:
+        described["arrays"] = describe_arrays(examples)
+        console.print(arrays_table(described["arrays"]))
     for name, loss in losses.items():
         facts = described.get("outputs", {}).get(name, {}) if name else described
         if "rows_of_classes" in facts:

@@ -248,6 +248,20 @@ def confusion_table(names: Sequence[str], counts: Sequence[Sequence[int]], of: s
     return table
 
 
+def arrays_table(arrays: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each array of a data set: its type, the shape of a row, and its range in the training rows."""
+    table = _table("array", "type", "shape of a row", "least", "greatest")
+    for about in arrays:
+        ends = [_number(about[key]) if key in about else "" for key in ("least", "greatest")]
+        ends[1] += f" (first {about['rows']:,} rows)" if "rows" in about else ""
+        _add_row(table, about["name"], about["type"], str(tuple(about["shape"])), *ends)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def targets_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """A row for each column of numbers that is a target: mean, spread and range in the training rows."""
     table = _table("target", "mean", "standard deviation", "least", "greatest")

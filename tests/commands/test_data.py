@@ -41,11 +41,17 @@ def test_columns_are_shown_with_what_was_fitted_to_them(photos):
     assert "mean " in said
 
 
-def test_data_without_images_give_no_sheet(recipe):
+def test_arrays_are_shown_with_type_shape_and_range_and_give_no_sheet(recipe):
     sheet = recipe.parent / "sheet.png"
-    _, said = shown(recipe, sheet=sheet)
+    described, said = shown(recipe, sheet=sheet)
     assert "no sheet is written: there are no images" in said
     assert not sheet.exists()
+    assert "kind: npz" in said
+    x, y = described["arrays"]
+    assert (x["type"], x["shape"], y["name"]) == ("float32", [6], "y")
+    assert [line.split() for line in said.splitlines() if line.strip().startswith("y ")] == [
+        ["y", "int64", "()", "0", "2"]
+    ]
 
 
 def test_augmented_rows_are_on_the_sheet_below_the_images(photos):
