@@ -1,14 +1,18 @@
 """`finetune run --seeds N`: the same recipe with several seeds, a process each, and their comparison."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import FinetuneError, TrainingError
+from finetune.errors import FinetuneError, TrainingError, quote
 from finetune.recipe.loader import load_recipe
 
 MOST = 1000
+# Where the recipe says `auto`, what the first run has measured holds for all: memory and load at the time of another
+# seed would give runs that differ in more than the seed.
+_MEASURED = ("batch_size", "mixed_precision")
 
 
 def run_seeds(
@@ -37,19 +41,26 @@ def run_seeds(
         raise FinetuneError(
             "`--seeds` counts on from the `seed` of the recipe, and `--set seed` sets a single one. Remove it."
         )
-    first = load_recipe(recipe, overrides=overrides).seed
-    folder = out or _first_free(recipe.stem)
+    loaded = load_recipe(recipe, overrides=overrides)
+    first, folder = loaded.seed, out or _first_free(recipe.stem)
+    measured = [key for key in _MEASURED if getattr(loaded.train, key) == "auto"]
+    settings = list(overrides)
     for seed in range(first, first + count):
         # A process each: what one leaves in memory would change the time and the memory of the next.
         place = str(folder / f"seed-{seed}")
         command = [sys.executable, "-m", "finetune", "run", str(recipe), "--out", place, "--resume"]
-        settings = [part for each in (*overrides, f"seed={seed}") for part in ("--set", each)]
+        changes = [part for each in (*settings, f"seed={seed}") for part in ("--set", each)]
         print(f"seed {seed}:", flush=True)
-        if code := _ended([*command, *settings, *options]):
+        if code := _ended([*command, *changes, *options]):
             raise TrainingError(
                 f"The run with the seed {seed} has ended with the exit code {code}. What there is of all runs is in "
                 f"`{folder}`, and the same command goes on there."
             )
+        if seed == first and measured:
+            values = load_recipe(folder / f"seed-{first}" / "recipe.yaml").train
+            fixed = [f"train.{key}={json.dumps(getattr(values, key))}" for key in measured]
+            settings += fixed
+            print(f"as measured with seed {first}, for all seeds: {quote(fixed)}", flush=True)
     return folder
 
 
