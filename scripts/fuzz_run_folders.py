@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-RUN_COMMANDS = ("resume", "evaluate", "predict", "export", "report", "compare", "audit", "inspect-run")
+RUN_COMMANDS = ("resume", "evaluate", "predict", "export", "report", "compare", "audit", "repeat", "inspect-run")
 KINDS = ("arrays", "table", "photos")
 _DOCUMENTS = ("result", "data", "plan", "restore", "environment", "report", "hashes")
 _FILES = (*(f"{name}.json" for name in _DOCUMENTS), "recipe.yaml", "metrics.csv", "predictions.npz", "model.keras")
@@ -98,6 +98,7 @@ def make_run_case(command: str, draw: random.Random) -> tuple[list[str], str, Ch
         "report": [run],
         "compare": [run, "other", *draw.choice([[], ["--out", "page.html"]])],
         "audit": [run],
+        "repeat": [run],
         "inspect-run": [run, *draw.choice([[], ["--json"]])],
     }[command]
     name = draw.choice(_OF_STOPPED if is_stopped else (*_FILES, *_FILES[:6]))
