@@ -194,10 +194,7 @@ def _run(
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite, resume=resume, joins=True)
     from finetune.commands.run import run as run_recipe
     from finetune.commands.run import train_beside_chief
-    from finetune.commands.run_result import print_class_results
     from finetune.commands.several_workers import as_worker
-    from finetune.results.hashes import write_hashes_again
-    from finetune.results.run_log import RunLog
 
     console = make_console()
     options: dict[str, Any] = {"overrides": overrides, "allow_code": allow_code, "console": console}
@@ -208,18 +205,4 @@ def _run(
             train_beside_chief(own if out and recipe == out / "recipe.yaml" else recipe, folder, **options)
             return
         result = run_recipe(recipe, out, **options)
-    with RunLog(console).attach() as log:
-        log.open(result.folder / "run.log", append=True)
-        for name, value in result.metrics.items():
-            before = f"  (before: {result.metrics_before[name]:.4f})" if result.metrics_before else ""
-            console.print(f"test {name}: {value:.4f}{before}")
-        if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
-            console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
-        for output, classes in result.classes.items():
-            print_class_results(classes, output, console)
-        if any(phase.frozen_tensors for phase in result.phases):
-            console.print("proof: the tensors frozen in each phase are bit-identical after it")
-        if result.frozen_tensors:
-            console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
-        console.print(f"written: {result.folder}")
-    write_hashes_again(result.folder, ["run.log"])
+    console.print(f"written: {result.folder}")

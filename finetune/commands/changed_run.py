@@ -61,6 +61,8 @@ def check_changes(folder: Path, changes: Sequence[Change], recipe: Recipe, docum
     """
     for change in changes:
         why = next((why for pattern, why in _REFUSED.items() if re.match(pattern, change.key)), "")
+        if why and change.key in document.get("contents", ()):
+            why = "the file there has another content than that with which the run was begun"
         if why:
             raise FinetuneError(
                 f"A run goes on with the network it was begun with. In `{folder}` and in the recipe differ: {change}: "

@@ -10,6 +10,7 @@ from finetune.errors import FinetuneError, counted, reason
 from finetune.plain_shapes import ANY, COUNT, fault
 from finetune.recipe.changes import Change, changes_of_text
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
+from finetune.recipe.moved_files import moved_keys
 from finetune.recipe.schema import Recipe
 from finetune.results.run_documents import fault_in_run
 from finetune.training.checkpoints.checkpoint_file import read_newest
@@ -52,6 +53,7 @@ _NOTED = {
     "cooldown_at?": (COUNT, None),
     "plan_of_phases?": [[[str], (COUNT, None), (COUNT, None), COUNT]],
     "extensions?": [{str: ANY}],
+    "contents?": {str: str},
     "recalibrate": bool,
     "data": dict,
     "metrics_before": {str: float},
@@ -105,23 +107,41 @@ def none_is_whole(folder: Path, damaged: Mapping[Path, str]) -> str:
 def changes_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[Change]:
     """Returns what differs in a recipe from that which a run was trained with so far, and decides what is trained.
 
+    A file that lies in another place, and has the content that it had, does not differ.
+
     Args:
         document: What the run has noted in its checkpoint.
         given: The recipe.
         of_run: Whether it is the recipe in the run folder, perhaps with overrides.
     """
+    changes = _differences(document, given, of_run=of_run)
+    free = [*FREE, *(".".join(keys) for keys in moved_since(document, given, of_run=of_run))]
+    return [change for change in changes if not any(f"{change.key}.".startswith(f"{key}.") for key in free)]
+
+
+def moved_since(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[tuple[str, ...]]:
+    """Returns the keys of a recipe that name another place for a file that has the content that it had.
+
+    Args:
+        document: As for `changes_since`, and so on.
+        given: The same.
+        of_run: The same.
+    """
+    return moved_keys(given, _differences(document, given, of_run=of_run), document.get("contents", {}))
+
+
+def _differences(document: Mapping[str, Any], given: Recipe, *, of_run: bool) -> list[Change]:
     # The recipe in a run folder is the resolved one, with losses and measured rates in place of `auto`.
     before = document.get("resolved") if of_run else document["recipe"]
     if before is None:  # of an older version, which could not go on changed
         return []
     given = as_begun(given, document)
     changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
-    changes = [
+    return [
         change
         for change in changes
         if not (change.key == "train.kernels" and change.now == "exact" and change.was == "nothing")
     ]
-    return [change for change in changes if not any(f"{change.key}.".startswith(f"{key}.") for key in FREE)]
 
 
 def as_begun(given: Recipe, document: Mapping[str, Any]) -> Recipe:

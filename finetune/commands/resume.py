@@ -4,18 +4,27 @@ One whose recipe has changed since, as by `--set train.epochs=40`, goes on chang
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isabs
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from finetune.commands.changed_run import OTHER_ROWS, check_changes, checkpoint_before_cooldown, with_extension
-from finetune.commands.finished_run import as_begun, changes_since, check_noted, finished, none_is_whole
+from finetune.commands.finished_run import (
+    as_begun,
+    changes_since,
+    check_noted,
+    finished,
+    moved_since,
+    none_is_whole,
+)
 from finetune.errors import FinetuneError
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
+from finetune.recipe.moved_files import with_paths_of
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
@@ -36,6 +45,7 @@ class FormerRun:
         changes: What differs from the recipe that it was trained with so far.
         is_finished: Whether the run had come to its end.
         goes_back: Whether the checkpoint is that before the rates fell, and not the newest.
+        moved: The keys of files that lie in another place now, and have the content that they had.
     """
 
     recipe: Recipe
@@ -45,6 +55,7 @@ class FormerRun:
     changes: tuple[Change, ...]
     is_finished: bool
     goes_back: bool = False
+    moved: Sequence[str] = ()
 
 
 def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_data: bool = False) -> FormerRun | None:
@@ -79,12 +90,15 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
     check_noted(document, checkpoint.path)
     given = as_begun(given, document)
     changes = [*changes_since(document, given, of_run=of_run), *([OTHER_ROWS] if other_data else [])]
+    moved = moved_since(document, given, of_run=of_run)
+    names = [".".join(keys) for keys in moved]
     if finished_before and not changes:
         raise FinetuneError(finished(folder))
     if not changes:
         # As it was written there: rates that were measured are in it.
         recipe = load_recipe(folder / "recipe.yaml", allow_code=given.allowed_code)
-        return FormerRun(recipe, document["recipe"], checkpoint, document, (), is_finished=False)
+        recipe = with_paths_of(recipe, given, moved)
+        return FormerRun(recipe, document["recipe"], checkpoint, document, (), is_finished=False, moved=names)
     check_changes(folder, changes, given, document)
     kept = checkpoint_before_cooldown(checkpoint, given)
     goes_back = kept is not None and checkpoint.resumed.go_back(kept)
@@ -95,22 +109,27 @@ def find_former_run(folder: Path, given: Recipe, *, of_run: bool = False, other_
         if getattr(recipe.train, key) == "auto" and not any(change.key == f"train.{key}" for change in changes):
             measured = yaml.safe_load(document["resolved"])["train"].get(key, False)
             recipe = with_values(recipe, {("train", key): measured})
-    return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before, goes_back)
+    return FormerRun(recipe, written, checkpoint, document, tuple(changes), finished_before, goes_back, names)
 
 
-def check_same_data(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_data(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, moved: Sequence[str] = ()
+) -> None:
     """Checks that the examples are those that the run was begun with, as far as `data.json` tells.
 
     Args:
         folder: The run folder.
         before: What the run has noted of its examples.
         now: The same of the examples that are read now.
+        moved: The keys of files that lie in another place now: paths may differ then.
 
     Raises:
         FinetuneError: They are not.
     """
     # The recipe in the folder names the loss that was chosen, so that nothing is left to say why it was.
     changes = [change for change in changes_of(before, now) if not _WHY_CHOSEN.fullmatch(change.key)]
+    if any(key.startswith("data.") for key in moved):
+        changes = [change for change in changes if not all(isabs(str(path)) for path in (change.was, change.now))]
     if changes:
         raise FinetuneError(
             f"A run goes on with the data it was begun with. What is read now differs from `{folder / 'data.json'}`: "

@@ -26,7 +26,7 @@ from finetune.commands.run_before import (
     without_slots,
 )
 from finetune.commands.run_report import write_page, write_run_hashes
-from finetune.commands.run_result import RunResult, write_result
+from finetune.commands.run_result import RunResult, print_result, write_result
 from finetune.commands.run_training import trackers_of, train_as_planned
 from finetune.commands.several_workers import check_same_layout
 from finetune.commands.stage_clock import StageClock
@@ -142,16 +142,20 @@ def _run(asked: Asked, held: ExitStack, log: RunLog) -> RunResult | None:
         ending.touch()
     write_result(result)
     write_page(folder, layout, asked.console)
-    if layout.recipe.train.keep_checkpoints is False:  # nothing would be left to go on from
-        ending.unlink(missing_ok=True)
-    keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)
+    changed, keeps = before.proof.failure(), layout.recipe.train.keep_checkpoints is not False
+    remove = lambda: keep_checkpoints(checkpoint, layout.recipe.train, layout.model, weights, asked.console)  # noqa: E731
+    if keeps:
+        remove()
     # Last, so that the folder shows what has happened even where the proof fails.
-    changed = before.proof.failure()
     if trackers:
         trackers.end("failed" if changed else "finished", result.metrics, folder / "report.html")
+    if not changed:
+        print_result(result, asked.console)
     log.close(changed)  # before its hash is taken
     write_run_hashes(folder, layout, asked.console, recalibrate=begun.recalibrate)
     ending.unlink(missing_ok=True)
+    if not keeps:  # last: until the run has ended there is a checkpoint to go on from
+        remove()
     if changed:
         raise changed
     return result

@@ -27,10 +27,11 @@ from finetune.commands.stage_clock import StageClock
 from finetune.commands.written_files import described, write_plan
 from finetune.data.examples import Split
 from finetune.data.row_checks import unreadable_rows_named
-from finetune.errors import DataError
+from finetune.errors import DataError, quote
 from finetune.interruption import Stopped
 from finetune.recipe.error_places import located
 from finetune.recipe.loader import dump_recipe, load_recipe
+from finetune.recipe.moved_files import contents
 from finetune.recipe.schema import Recipe
 from finetune.results.run_folder import check_room, check_run_folder, open_run_folder
 from finetune.results.run_log import RunLog
@@ -114,6 +115,8 @@ def load(asked: Asked, clock: StageClock) -> Begun:
     within = f", step {place.step + 1}" if place.step else ""
     where = f"epoch {place.epoch + 1}" + (", after its last step" if steps and place.step >= steps else within)
     asked.say(f"going on at {where} from `{former.checkpoint.path}`")
+    if former.moved:
+        asked.say(f"files lie elsewhere, with the content that they had: {quote(former.moved)}")
     if former.goes_back:
         asked.say(
             f"the rates fall from step {former.document['cooldown_at'] + 1:,} on: the run goes on from before that, as "
@@ -204,7 +207,7 @@ def _go_on(
     check_same_start(out, {name: before[name] for name in same}, checksums)
     data = described(layout)
     if not has_other_targets(former.changes):
-        check_same_data(out, former.document["data"], data)
+        check_same_data(out, former.document["data"], data, moved=former.moved)
     if not former.changes:
         return checksums, []
     plan = plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch)
@@ -245,7 +248,7 @@ def open_folder(
         kept = keep_former(folder) if former.is_finished else ""
         carried = former.checkpoint.resumed.carried or ()
         report_carried(folder, carried, former.changes, kept, asked.console, data=of_data)
-    if not former or former.changes:
+    if not former or former.changes or former.moved:
         write_plan(folder, layout, asked.console)
         (folder / "result.json").unlink(missing_ok=True)  # last: until here the run is as it was
     return folder, weights
@@ -279,6 +282,7 @@ def checkpoint_of(begun: Begun, layout: Layout, folder: Path, before: Before, cl
     )
     checkpoint.slots = settings.checkpoint_optimizer
     checkpoint.times.cooldown_at = layout.cooldown_at
+    known = begun.former.document.get("contents") if begun.former and not begun.former.changes else None
     noted = {
         "recipe": begun.written,
         "resolved": dump_recipe(layout.recipe, absolute_paths=True),
@@ -286,6 +290,7 @@ def checkpoint_of(begun: Begun, layout: Layout, folder: Path, before: Before, cl
         "cooldown_at": layout.cooldown_at,
         "plan_of_phases": plan_of_phases(layout.phases, layout.groups, layout.length.steps_per_epoch),
         "extensions": [extension.model_dump() for extension in settings.extensions],
+        "contents": known or contents(layout.recipe),
         "recalibrate": begun.recalibrate,
         "data": described(layout),
         "metrics_before": before.metrics,

@@ -87,7 +87,9 @@ def write_run_hashes(folder: Path, layout: Layout, console: Console, **options: 
     with _told("`finetune audit` cannot check this run: its hashes are not written", console):
         inside = folder.absolute()
         read = files_of(layout.recipe) | set(files_of_rows(layout.examples))
-        write_hashes(folder, options, (path for path in read if not path.absolute().is_relative_to(inside)))
+        outside = (path for path in read if not path.absolute().is_relative_to(inside))
+        kept = layout.recipe.train.keep_checkpoints is not False
+        write_hashes(folder, options, outside, removed=() if kept else (folder / "checkpoints").rglob("*.safetensors"))
 
 
 @contextmanager

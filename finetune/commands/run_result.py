@@ -109,6 +109,26 @@ def write_result(result: RunResult) -> None:
     )
 
 
+def print_result(result: RunResult, console: Console) -> None:
+    """Prints what came of a run.
+
+    Args:
+        result: What `run` returns.
+        console: Where to print.
+    """
+    for name, value in result.metrics.items():
+        before = f"  (before: {result.metrics_before[name]:.4f})" if result.metrics_before else ""
+        console.print(f"test {name}: {value:.4f}{before}")
+    if score := ", ".join(f"{name} {value:.4f}" for name, value in result.metrics_of_mean.items()):
+        console.print(f"without inputs: {score}  (the mean of the training targets as the answer for every row)")
+    for output, classes in result.classes.items():
+        print_class_results(classes, output, console)
+    if any(phase.frozen_tensors for phase in result.phases):
+        console.print("proof: the tensors frozen in each phase are bit-identical after it")
+    if result.frozen_tensors:
+        console.print(f"proof: all {result.frozen_tensors} frozen tensors are bit-identical to the start")
+
+
 def print_class_results(classes: Mapping[str, Any], output: str, console: Console, rows: str = "test") -> None:
     """Prints recall and precision of each class of an output, or of the worst where there are many.
 

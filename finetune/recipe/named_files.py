@@ -1,7 +1,7 @@
 """Files that a recipe names: which they are, and whether they are there, before anything slow begins."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def missing_files(recipe: Recipe) -> Iterator[str]:
         problem = path and _problem(keys[-1], path)
         if problem and path and problem.startswith("does not exist"):
             command = fetching_command(path)
-            problem += f" `{command}` fetches it." if command else _elsewhere(recipe, path)
+            problem += f" `{command}` fetches it." if command else _elsewhere(recipe, keys, path)
         if problem:
             place = place_of(recipe, *keys)
             yield f"{place}: `{'.'.join(keys)}` {problem}" if place else f"`{'.'.join(keys)}` {problem}"
@@ -42,23 +42,32 @@ def files_of(recipe: Recipe) -> set[Path]:
     Args:
         recipe: The recipe. Its cache, which runs write, is left out.
     """
-    files: set[Path] = set()
-    for keys in PATH_FIELDS:
-        for text in () if keys[-1] in _MADE else _texts(_value(recipe, keys)):
-            path = Path(resolve_place(recipe, text) if keys[0] == "model" else resolve_path(recipe, text))
-            found = [path, *path.rglob("*")] if path.is_dir() else [path]
-            if not path.exists() and path.is_absolute():  # a name of Keras or of a hub is relative
-                found = map(Path, [*glob(str(path), recursive=True), *glob(f"{escape(str(path))}.*")])
-            files.update(each for each in found if each.is_file())
+    return {path for keys in PATH_FIELDS for *_, files in files_of_key(recipe, keys) for path in files}
+
+
+def files_of_key(recipe: Recipe, keys: tuple[str, ...]) -> list[tuple[str, Path, list[Path]]]:
+    """Returns the key, the path and the files of each value that a key of a recipe has; nothing of a cache.
+
+    Args:
+        recipe: The recipe.
+        keys: Those that lead to a path, one of `PATH_FIELDS`.
+    """
+    files = []
+    for name, text in () if keys[-1] in _MADE else sorted(_texts(_value(recipe, keys))):
+        path = Path(resolve_place(recipe, text) if keys[0] == "model" else resolve_path(recipe, text))
+        found = [path, *path.rglob("*")] if path.is_dir() else [path]
+        if not path.exists() and path.is_absolute():  # a name of Keras or of a hub is relative
+            found = map(Path, [*glob(str(path), recursive=True), *glob(f"{escape(str(path))}.*")])
+        files.append((name, path, [each for each in found if each.is_file()]))
     return files
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
-        yield value
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for item in items:
-        yield from _texts(item)
+        yield name, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _texts(item, f"{name}.{key}")
 
 
 def _value(recipe: Recipe, keys: tuple[str, ...]) -> Any:
@@ -105,12 +114,12 @@ def _problem(key: str, path: Path) -> str:
     return f"does not exist: `{path}`.{did_you_mean(path.name, alike) or _has(folder, path.suffix)}"
 
 
-def _elsewhere(recipe: Recipe, path: Path) -> str:
+def _elsewhere(recipe: Recipe, keys: Sequence[str], path: Path) -> str:
     """Returns a sentence where what is missing lies near the recipe, as after a run and its data were moved."""
     here = resolve_path(recipe, "")
     near = [folder / path.name for folder in (here, *here.parents[:2])]
     there = next((each for each in near if each.exists()), None)
-    return f" There is `{there}`, if it was moved." if there else ""
+    return f" There is `{there}`, if it was moved: `--set {'.'.join(keys)}={there}`." if there else ""
 
 
 def _names(folder: Path, suffix: str = "") -> list[str]:

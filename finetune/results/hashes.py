@@ -49,20 +49,24 @@ class Audit:
         return not self.changed and not self.missing
 
 
-def write_hashes(folder: Path, options: Mapping[str, Any], read: Iterable[Path] = ()) -> None:
+def write_hashes(
+    folder: Path, options: Mapping[str, Any], read: Iterable[Path] = (), *, removed: Iterable[Path] = ()
+) -> None:
     """Writes `hashes.json` of a run that has ended.
 
     Args:
         folder: The run folder.
         options: The options of the command, which are not in the recipe.
         read: The files outside of the folder that the run has read.
+        removed: Files of the folder that are removed afterwards.
     """
+    leaves_out = {str(path.relative_to(folder)) for path in removed}
     outside = sorted({path.absolute() for path in read})
     is_large = sum(path.stat().st_size for path in outside) > MOST_BYTES
     document = {
         "format": FORMAT,
         "options": dict(options),
-        "files": {name: sha256_of(folder / name) for name in _names(folder)},
+        "files": {name: sha256_of(folder / name) for name in _names(folder) if name not in leaves_out},
         "outside": {str(path): _time_of(path) if is_large else sha256_of(path) for path in outside},
     }
     write_json(folder / FILE, document | {"sha256": _own(document)})

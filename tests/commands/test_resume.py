@@ -9,6 +9,7 @@ import time
 from io import StringIO
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from rich.console import Console
@@ -17,8 +18,9 @@ from typer.testing import CliRunner
 import finetune
 from finetune.cli import app
 from finetune.commands.audit import audit
+from finetune.commands.check import check
 from finetune.commands.resume import check_same_data, check_same_start, find_former_run
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.loader import load_recipe
 from finetune.results.run_folder import is_finished
 from finetune.training import batch_size
@@ -109,6 +111,20 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(recipe, s
     assert weights(finetune.run(recipe, out="out", overrides=SETTINGS, resume=True)) == weights(straight.result)
 
 
+def test_without_checkpoints_a_run_has_its_hashes_before_they_are_removed(recipe, monkeypatch):
+    def kill(self, *, keep):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "remove", kill)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(recipe, "out", overrides=[*SETTINGS, "train.keep_checkpoints=false"])
+    assert is_finished(Path("out"))
+    assert (audit(Path("out")).holds, len(audit(Path("out")).added)) == (True, 2)
+    Checkpoint("out/checkpoints").remove()
+    assert (audit(Path("out")).holds, audit(Path("out")).added) == (True, ())
+
+
 @pytest.mark.parametrize(("keep", "files"), [("true", 2), ("false", 0)])
 def test_of_a_finished_run_the_last_checkpoint_stays_or_two_or_none(keep, files, recipe):
     said = StringIO()
@@ -116,6 +132,38 @@ def test_of_a_finished_run_the_last_checkpoint_stays_or_two_or_none(keep, files,
     finetune.run(recipe, out="out", overrides=settings, console=Console(file=said, width=200))
     assert len(checkpoint_files(Path("out/checkpoints"))) == files
     assert ("kept to train for longer: " in said.getvalue()) == (files > 0)
+
+
+def test_a_run_whose_files_were_moved_goes_on_at_their_place_with_the_same_bits(recipe, straight, tiny_files):
+    straight.killed_at(7)
+    shutil.copytree(tiny_files, "files")
+    shutil.move("files/tiny.keras", "files/renamed.keras")
+    written = Path("out/recipe.yaml").read_text()
+    Path("out/recipe.yaml").write_text(written.replace(str(tiny_files), str(Path("gone").absolute())))
+    shutil.copy("files/rows.npz", ".")
+    with pytest.raises(
+        RecipeError, match=r"`data.npz` does not exist: .*`, if it was moved: `--set data.npz=/.*rows.npz`"
+    ):
+        check("out/recipe.yaml")
+    moved = ["model.keras_file=files/renamed.keras", "data.npz=rows.npz"]
+    said = StringIO()
+    resumed = finetune.run(
+        "out/recipe.yaml", "out", overrides=moved, resume=True, console=Console(file=said, width=300)
+    )
+    assert (weights(resumed), ended("out")) == (weights(straight.result), ended(straight.folder))
+    assert "files lie elsewhere, with the content that they had: `model.keras_file`, `data.npz`" in said.getvalue()
+    assert load_recipe("out/recipe.yaml").model.keras_file == str(Path("files/renamed.keras").absolute())
+
+
+def test_a_file_with_another_content_is_no_moved_file(recipe, straight, tiny_files):
+    straight.killed_at(2)
+    model = keras.models.load_model(tiny_files / "tiny.keras")
+    model.weights[0].assign(model.weights[0] + 1)
+    model.save("other.keras")
+    with pytest.raises(
+        FinetuneError, match=r"`model.keras_file`: was .*: the file there has another content than that"
+    ):
+        finetune.run("out/recipe.yaml", "out", overrides=["model.keras_file=other.keras"], resume=True)
 
 
 def test_how_often_checkpoints_are_written_is_no_change(recipe, straight):

@@ -137,14 +137,17 @@ def test_the_plan_is_kept_as_text_and_as_data(finished):
     assert all(weight["name"] in text for weight in stored["weights"])
 
 
-def test_what_is_printed_is_where_weights_came_from_the_plan_every_epoch_and_nothing_else(finished):
+def test_what_is_printed_is_where_weights_came_from_the_plan_every_epoch_and_the_results(finished):
     lines = finished[1].splitlines()
     assert lines[0] == "model: tiny, 187 parameters"
     assert lines[1].startswith("8 weights restored from ")
     assert lines[2].endswith(" in the first rows; `stem` takes them as they are")
     assert lines[3].startswith("plan: 3 epochs of 3 steps.")
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert [line.partition(":")[0] for line in lines[-2:]] == ["report", "kept to train for longer"]
+    report = next(number for number, line in enumerate(lines) if line.startswith("report:"))
+    starts = [line.partition(":")[0] for line in lines[report + 1 :]]
+    assert starts[:4] == ["kept to train for longer", "test loss", "test accuracy", "without inputs"]
+    assert lines[-1] == "proof: all 6 frozen tensors are bit-identical to the start"
 
 
 def test_frozen_tensors_are_bit_identical_and_all_others_trained(finished, tiny_files):

@@ -40,7 +40,7 @@ def test_files_that_are_there_are_not_told(missing):
         ({"restore": {"from": "weights.h5", "verify": "v.npz"}}, "`restore.verify` does not exist: `HERE/v.npz`."),
         ({"model": {"hub": "./nothing"}}, "`model.hub` does not exist: `HERE/nothing`."),
         ({"data": {"npz": "x.npz"}}, "`data.npz` does not exist: `HERE/x.npz`. `HERE` holds `digits.npz`, "),
-        ({"data": {"npz": "a/digits.npz"}}, "`data.npz` does not exist: `HERE/a/digits.npz`. The nearest folder that exists is `HERE`. There is `HERE/digits.npz`, if it was moved."),
+        ({"data": {"npz": "a/digits.npz"}}, "`data.npz` does not exist: `HERE/a/digits.npz`. The nearest folder that exists is `HERE`. There is `HERE/digits.npz`, if it was moved: `--set data.npz=HERE/digits.npz`."),
         ({"data": {"npz": "a" * 300}}, "`data.npz` "),
     ],
 )  # fmt: skip
