@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from finetune.build.data import steps_per_epoch
+from finetune.build.model import keys_of_width
 from finetune.data.examples import Examples
 from finetune.data.loss_families import plain_name
 from finetune.distribution.strategy import scope_of
@@ -19,13 +20,14 @@ from finetune.models.nearest_names import offer_names
 from finetune.models.output_activation import PROBABILITIES, output_activations
 from finetune.models.output_names import by_output_name, output_names
 from finetune.recipe.error_places import located_at
-from finetune.recipe.loader import place_of
+from finetune.recipe.loader import place_of, placed
 from finetune.recipe.losses import by_output
 from finetune.recipe.optimizers import Named
 from finetune.recipe.schema import Recipe
 from finetune.training.fitted_metrics import FittedMetric, Task, accuracy_of, fit_metric, notes_on, task_of, try_metric
 from finetune.training.loss_advice import takes_logits
 from finetune.training.smoothed_loss import SmoothedSparseCategoricalCrossentropy
+from finetune.training.target_checks import WidthError, check_forms
 from finetune.training.try_examples import Trial
 
 _BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")  # Keras chooses the class by the shape of the targets
@@ -55,6 +57,8 @@ def compile_model(
     """
     train, steps = recipe.train, steps_per_epoch(recipe, examples)
     losses = {name: _loss(recipe, name, named) for name, named in by_output(train.loss).items()}
+    with placed(recipe, "train", "loss"), placed(recipe, *keys_of_width(recipe), only=WidthError):
+        check_forms(model, losses, trial.y, trial.outputs)  # first: metrics fail on the same in TensorFlow's words
     tasks = _tasks(recipe, model, losses, examples, trial)
     metrics = {
         name: list(_metrics(recipe, name, named, tasks.get(name), model, trial))

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, counted
 from finetune.recipe.changes import Change, changes_of
 from finetune.recipe.loader import with_values
 from finetune.recipe.schema import Recipe
@@ -238,8 +238,15 @@ def _read_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         )
     fitted = [change for change in changes if re.search(r"\.(mean|variance)$", change.key)]
     more = f", and {len(fitted) - _SHOWN} more" if len(fitted) > _SHOWN else ""
-    said = "; ".join(map(str, fitted[:_SHOWN]))
+    said = "; ".join(map(_said_of_number, fitted[:_SHOWN]))
     return [f"numbers are normalized by the rows that are read now: {said}{more}"] if fitted else []
+
+
+def _said_of_number(change: Change) -> str:
+    """Returns the column, and what was fitted to it, to four digits."""
+    _, _, column = change.key.removeprefix("inputs.").partition(".")
+    values = [f"{value:.4g}" if isinstance(value, float) else value for value in (change.was, change.now)]
+    return f"`{column}`: was {values[0]}, is {values[1]}"
 
 
 def check_network(folder: Path, carried: Sequence[CarriedPart], changes: Sequence[Change]) -> None:
@@ -331,7 +338,8 @@ def report_carried(
         console.print(sentence, highlight=False, markup=False)
     for part in carried:
         why = f" ({part.why})" if part.why else ""
-        console.print(f"{part.state}: {part.tensors} tensors of {part.name}{why}", highlight=False, markup=False)
+        tensors = counted(part.tensors, "tensor")
+        console.print(f"{part.state}: {tensors} of {part.name}{why}", highlight=False, markup=False)
     if former:
         console.print(f"the result so far is kept in {folder / former}", highlight=False, markup=False)
     written = {

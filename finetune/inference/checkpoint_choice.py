@@ -71,7 +71,7 @@ def choose_weights(folder: Path, name: str) -> ChosenWeights:
     if saved is not None and file is not None:
         return ChosenWeights(file, _said(saved), _weights(saved))
     if (checkpoints / WEIGHTS).is_file():
-        return ChosenWeights(checkpoints / WEIGHTS, "the newest weights that were saved", None)
+        return ChosenWeights(checkpoints / WEIGHTS, "that were saved last", None)
     raise FinetuneError(
         f"A run writes its first checkpoint some time after it began. `{folder}` has none. {_then(folder)}."
     )

@@ -35,8 +35,11 @@ def results_of_classes(model: Any, examples: Examples, predictions: Predictions)
         is_plain = isinstance(y, np.ndarray) and y.ndim <= 2 and scores.ndim == 2
         if family in (SPARSE, ONE_HOT, BINARY) and is_plain and scores.shape[1] <= _MOST_CLASSES:
             actual, taken = _of_classes(y, scores, family, threshold_of(loss))
+            names = names_of_classes(examples, name)
+            if actual is not None and len(names) == 1 and actual.shape[1] == 2:  # a label that rows have or not
+                actual, taken = actual[:, 1:], taken[:, 1:]
             if actual is not None:
-                results[name] = _shares(actual, taken, names_of_classes(examples, name))
+                results[name] = _shares(actual, taken, names)
     return results
 
 

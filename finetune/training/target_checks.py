@@ -35,18 +35,43 @@ def check_targets(model: keras.Model, examples: Examples, y: Any, outputs: Any) 
     Raises:
         DataError: The loss takes other targets.
     """
-    losses = by_output_name(model, model.loss)
-    targets = by_output_name(model, y)
+    for output, loss, name, target, shape in _outputs_with_targets(model, model.loss, y, outputs):
+        _check_form(name, target, shape, _of(output))
+        labels = dict(_every_target(model, examples, output))
+        _check_labels(name, loss, labels, shape[-1], _of(output), names_of_classes(examples, output))
+
+
+def check_forms(model: keras.Model, losses: Any, y: Any, outputs: Any) -> None:
+    """Checks the form of the targets of every output, before a metric fails on them in TensorFlow's words.
+
+    Args:
+        model: A model, which need not be compiled.
+        losses: Its losses, as for `compile`.
+        y: Targets of a few rows.
+        outputs: Outputs of the model for them.
+
+    Raises:
+        DataError: The loss takes other targets.
+    """
+    for output, _, name, target, shape in _outputs_with_targets(model, losses, y, outputs):
+        _check_form(name, target, shape, _of(output))
+
+
+def _of(output: str) -> str:
+    return f" of output `{output}`" if output else ""
+
+
+def _outputs_with_targets(
+    model: keras.Model, losses: Any, y: Any, outputs: Any
+) -> Iterator[tuple[str, Any, str, Any, tuple[int, ...]]]:
+    """Yields name, loss and name of the loss, targets and shape of each output that has targets in an array."""
+    of_outputs, targets = by_output_name(model, losses), by_output_name(model, y)
     for output, values in by_output_name(model, outputs).items():
-        loss = losses.get(output, losses.get(""))
+        loss = of_outputs.get(output, of_outputs.get(""))
         name = str(getattr(loss, "name", None) or getattr(loss, "__name__", loss))
         target, shape = targets.get(output), tuple(getattr(values, "shape", ()))
-        if target is None or not hasattr(target, "shape") or not shape:
-            continue
-        of_output = f" of output `{output}`" if output else ""
-        _check_form(name, target, shape, of_output)
-        labels = dict(_every_target(model, examples, output))
-        _check_labels(name, loss, labels, shape[-1], of_output, names_of_classes(examples, output))
+        if target is not None and hasattr(target, "shape") and shape:
+            yield output, loss, name, target, shape
 
 
 def _check_form(loss: str, target: Any, shape: tuple[int, ...], of_output: str) -> None:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from finetune.build.compile import compile_model
 from finetune.data.examples import Examples
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.loader import load_recipe
 from finetune.training.try_examples import try_model
 
@@ -141,6 +141,15 @@ def test_a_metric_that_does_not_fit_is_refused_with_its_place_and_the_metric_tha
         "--set train.metrics: metric `binary_accuracy` compares a target with every output, and here a target is the "
         "number of one of 3 classes. Use `sparse_categorical_accuracy`."
     )
+
+
+def test_a_network_of_too_few_outputs_is_told_before_a_metric_fails_on_it(recipe, tiny):
+    y = np.eye(4, dtype="float32")[Y]
+    labels = Examples(X, y, X, y)
+    loaded = load_recipe(recipe, overrides=["train.loss=binary_crossentropy", "train.metrics=[binary_accuracy]"])
+    model = tiny()
+    with pytest.raises(FinetuneError, match=r"The model gives 3 a row, and the targets have 4. Give the head as many"):
+        compile_model(loaded, model, keras.optimizers.SGD(), labels, try_model(model, labels))
 
 
 def test_a_metric_of_several_numbers_is_refused_with_the_argument_that_makes_it_one(recipe, problem):

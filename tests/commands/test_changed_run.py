@@ -3,6 +3,7 @@ import json
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -226,7 +227,7 @@ def test_a_run_goes_on_with_other_classes_in_the_same_place_if_that_is_said(phot
         "classes: 2 as before, new: `amber`, `violet` (their weights are fresh, and their slots begin anew), no longer "
         "there: `green`.",
         "the best value so far begins anew, since it is of other rows or another loss",
-        "carried: 1 tensors of head/output/kernel (by the names of the classes; 2 columns fresh)",
+        "carried: 1 tensor of head/output/kernel (by the names of the classes; 2 columns fresh)",
     ):
         assert sentence in said.getvalue()
     assert "split anew" not in said.getvalue()
@@ -234,6 +235,53 @@ def test_a_run_goes_on_with_other_classes_in_the_same_place_if_that_is_said(phot
     assert second.kept["epoch"] == 4
     assert second.metrics_before != first.metrics_before  # of other rows
     assert json.loads(Path("out/migration.json").read_text())["data"][0].startswith("classes: 2 as before")
+
+
+HEADS = """
+import keras
+from keras import layers
+
+def make(animals, colours):
+    x = keras.Input((2,), name="x")
+    body = layers.Dense(3, name="body")(x)
+    animal = layers.Dense(animals, activation="softmax", name="animal")(body)
+    return keras.Model(x, {"animal": animal, "colours": layers.Dense(colours, activation="sigmoid", name="colours")(body)})
+"""
+
+
+def test_the_classes_and_the_labels_of_several_outputs_keep_their_columns_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("animal_heads.py").write_text(HEADS)
+    for name, animals, colours in (("few", "ce", ("blue", "red")), ("more", "acde", ("amber", "blue", "red"))):
+        rows = [
+            f"{n % 7},{n % 5},{animals[n % len(animals)]},{'|'.join(c for k, c in enumerate(colours) if n >> k & 1) or '|'}"
+            for n in range(16)
+        ]
+        Path(f"{name}.csv").write_text("\n".join(["a,b,animal,colours", *rows]))
+    Path("heads.yaml").write_text(
+        "model: {builder: 'animal_heads:make', arguments: {animals: 2, colours: 2}}\nreport: off\n"
+        "data: {table: few.csv, test_table: few.csv, inputs: [a, b], target: {animal: animal, colours: colours}}\n"
+        "groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 1e-30}]\ntrain: {epochs: 1, batch_size: 16}\n"
+    )
+    first = run("heads.yaml", "out", allow_code=["animal_heads"])
+    before = {v.path: v.numpy() for v in first.model.trainable_variables}
+    changes = ["data.table=more.csv", "data.test_table=more.csv", "train.epochs=2"]
+    changes += ["model.arguments.animals=4", "model.arguments.colours=3"]
+    said = StringIO()
+    console = Console(file=said, width=400)
+    options = {"overrides": changes, "allow_code": ["animal_heads"], "console": console}
+    now = {v.path: v.numpy() for v in run("out/recipe.yaml", "out", resume=True, **options).model.trainable_variables}
+    np.testing.assert_array_equal(now["animal/kernel"][:, [1, 3]], before["animal/kernel"])
+    np.testing.assert_array_equal(now["colours/kernel"][:, [1, 2]], before["colours/kernel"])
+    for sentence in (
+        "classes of `animal`: 2 as before, new: `a`, `d` (",
+        "classes of `colours`: 2 as before, new: `amber` (",
+        "numbers are normalized by the rows that are read now: ",
+        "carried: 1 tensor of animal/kernel (by the names of the classes; 2 columns fresh)",
+        "carried: 1 tensor of colours/kernel (by the names of the classes; 1 column fresh)",
+    ):
+        assert sentence in said.getvalue(), said.getvalue()
 
 
 def test_rows_that_may_have_been_trained_on_are_warned_of(photos):

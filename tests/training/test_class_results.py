@@ -56,6 +56,12 @@ def test_both_classes_of_a_single_output_have_results():
     assert list(results[""]) == ["no", "yes"]
 
 
+def test_an_only_label_has_a_single_row():
+    x, y = np.array([[0.9], [0.4], [0.2], [0.8]], "float32"), np.array([[1], [1], [0], [0]], "float32")
+    results = of(x, y, "binary_crossentropy", class_names=("red",))
+    assert results == {"": {"red": {"rows": 2, "recall": 0.5, "precision": 0.5}}}
+
+
 def test_numbers_have_no_classes():
     assert of(SCORES, SCORES, "mse") == {}
 

@@ -50,6 +50,8 @@ def compared_rows_of(fine_tuned: FineTuned, examples: Examples | None, data: Seq
         rows = next(fine_tuned.read(list(data), size=ROWS), None)
         if rows is None:
             raise FinetuneError("An export is compared on some rows. The data hold none.")
+        for _ in fine_tuned.predictions([rows]):
+            pass  # rows that do not fit are told with their place, before minutes of conversion
         return ComparedRows(rows, ", ".join(map(str, data)))
     if examples is None:
         raise FinetuneError(

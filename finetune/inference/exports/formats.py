@@ -16,7 +16,7 @@ FORMATS = {
     "safetensors": ("safetensors_file", "write"),
 }
 # What a format is made with and run by, and the extra of this package that has it.
-_NEEDS = {"litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
+_NEEDS = {"litert": ("ai_edge_litert",), "onnx": ("onnx", "tf2onnx", "onnxruntime")}
 QUANTIZED = ("int8", "float16")
 
 

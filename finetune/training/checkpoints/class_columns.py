@@ -60,7 +60,8 @@ class ClassChange:
             before: How many columns there were, >= 1.
             now: How many there are, >= 1.
         """
-        if 1 in (before, now) and (before != now or self.before != self.now):
+        pairs = [(before, self.before), (now, self.now)]
+        if any(columns == 1 < len(names) for columns, names in pairs) and (before != now or self.before != self.now):
             return [None] * now  # a single column tells two classes apart, and belongs to neither
         number = {name: place for place, name in enumerate(self.before)}
         names = self.now[:now]

@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 
-from finetune.errors import FinetuneError
+from finetune.errors import DataError, FinetuneError
 from finetune.inference.evaluation import own_examples
 from finetune.inference.exports.compared_rows import arrays_for, compared_rows_of, plain_arrays
 from finetune.inference.exports.raw_graph import raw_graph
@@ -40,6 +40,12 @@ def test_rows_that_the_user_names_count_more_and_need_no_targets(loaded, tmp_pat
     (tmp_path / "new.csv").write_text("town,age\nBonn,4\n")
     compared = compared_rows_of(loaded("table"), None, [tmp_path / "new.csv"])
     assert (compared.name, len(compared.rows)) == (str(tmp_path / "new.csv"), 1)
+
+
+def test_rows_that_do_not_fit_are_told_as_when_they_are_predicted(loaded, tmp_path):
+    (tmp_path / "new.csv").write_text("city\nBonn\n")
+    with pytest.raises(DataError, match=r"`.*new.csv:2` has columns `city`; `age`, `town` are missing"):
+        compared_rows_of(loaded("table"), None, [tmp_path / "new.csv"])
 
 
 def test_without_rows_an_export_cannot_be_compared(loaded):

@@ -43,6 +43,11 @@ def test_a_single_column_for_two_classes_becomes_two_with_the_same_probabilities
     assert rearranged(column, np.zeros((1, 3)), change) is None
 
 
+def test_the_column_of_an_only_label_is_its_own():
+    change = ClassChange("", ("red",), ("blue", "red"))
+    np.testing.assert_array_equal(rearranged(np.array([[3.0]]), np.zeros((1, 2)), change, halves=True), [[0, 3]])
+
+
 @pytest.mark.parametrize("now", [("yes", "no"), ("no", "never")])
 def test_a_single_column_of_other_classes_is_not_kept(now):
     assert rearranged(np.array([[3.0]]), np.zeros((1, 1)), ClassChange("", ("no", "yes"), now)) is None
