@@ -199,7 +199,8 @@ def _target(found: DataSurvey, wishes: Wishes, ask: Ask | None) -> ColumnSurvey:
             "A recipe needs a target: a column of classes or numbers to predict from the others. The columns are "
             f"{_names(found.columns)}, and none of them can be that. Add one, or name it with `--target`."
         )
-    likely = [column for name in _TARGETS for column in usable if column.name.lower() == name]
+    named = [*usable, *(column for column in found.columns if column.repeats)]
+    likely = [column for name in _TARGETS for column in named if column.name.lower() == name]
     names = [column for column in usable if column.kind == "category"]
     texts = any(column.kind in ("text", "image", "audio") for column in found.columns)
     if not likely and (len(usable) == 1 or (len(names) == 1 and (names[0] in (usable[0], usable[-1]) or texts))):
@@ -254,6 +255,11 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
     task = {"classes": "a class", "labels": "several labels", "number": "a number"}[chosen.task]
     return [
         f"predicted: `{chosen.target.name}`, {task}, from {inputs}{without}",
+        *(
+            f"note: `{each.name}` is taken for text: {each.distinct} different values of {each.words:.0f} words"
+            for each in found.columns
+            if each.repeats and each.name in chosen.inputs
+        ),
         *([f"note: not used: {quote(unused)}"] if unused else []),
     ]
 

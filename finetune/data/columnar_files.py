@@ -31,14 +31,20 @@ def read_columnar(path: Path) -> Mapping[str, Any]:
     columns: dict[str, list[Any]] = {}
     held = 0
     with _readable(path) as pa:
+        file_bytes = path.stat().st_size
         for batch in _parquet_columns(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path):
             _check_names(path, batch.schema.names)
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 parts = columns.setdefault(name, [])
+                if not isinstance(column, pa.DictionaryArray):  # its memory is taken, and below the limit of the file
+                    held += column.nbytes
+                    parts.append(column)
+                    continue
                 for part in _decoded(column):
                     held += part.nbytes
-                    check_size(path, held)
+                    check_size(path, held, file_bytes=file_bytes)
                     parts.append(part)
+            check_size(path, held, file_bytes=file_bytes)
         return {name: pa.chunked_array(parts) for name, parts in columns.items()}
 
 
@@ -139,13 +145,14 @@ def _feather(path: Path) -> Iterator[Any]:
     if not is_arrow:  # the first version of the format, which compresses nothing
         yield from feather.read_table(path).to_batches()
         return
-    check_size(path, _unpacked_bytes(path))
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-        yield _no_rows(file.schema)
-        for number in range(file.num_record_batches):
-            batch = file.get_batch(number)
-            check_size(path, 8 * batch.num_rows * batch.num_columns)
-            yield batch
+    with pa.memory_map(str(path)) as source:  # one map for both: each page is read once
+        check_size(path, _unpacked_bytes(source))
+        with pa.ipc.open_file(source) as file:
+            yield _no_rows(file.schema)
+            for number in range(file.num_record_batches):
+                batch = file.get_batch(number)
+                check_size(path, 8 * batch.num_rows * batch.num_columns)
+                yield batch
 
 
 def _no_rows(schema: Any) -> Any:
@@ -155,31 +162,30 @@ def _no_rows(schema: Any) -> Any:
     return pa.record_batch([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
-def _unpacked_bytes(path: Path) -> int:
+def _unpacked_bytes(source: Any) -> int:
     """Returns what the compressed buffers of an Arrow file unpack to; each begins with that number, in 8 bytes."""
     import pyarrow as pa
     from flatbuffers.table import Table
 
     held = 0
-    with pa.memory_map(str(path)) as source:
-        source.seek(8)
-        while True:
-            try:
-                message = pa.ipc.read_message(source)
-            except EOFError:
-                return held
-            data = message.metadata.to_pybytes()
-            table = Table(data, int.from_bytes(data[:4], "little"))
-            kind = data[table.Pos + table.Offset(6)] if table.Offset(6) else 0
-            if kind not in (_RECORD_BATCH, _DICTIONARY_BATCH):
-                continue
-            batch = Table(data, table.Indirect(table.Pos + table.Offset(8)))
-            if kind == _DICTIONARY_BATCH:
-                batch = Table(data, batch.Indirect(batch.Pos + batch.Offset(6)))
-            if not batch.Offset(10) or not batch.Offset(8):  # not compressed, or without buffers
-                continue
-            first = batch.Vector(batch.Offset(8))
-            places = np.frombuffer(data, "<i8", 2 * batch.VectorLen(batch.Offset(8)), first).reshape(-1, 2)
-            body = memoryview(message.body or b"")
-            for offset in places[places[:, 1] >= 8, 0].tolist():
-                held += max(0, int.from_bytes(body[offset : offset + 8], "little", signed=True))
+    source.seek(8)
+    while True:
+        try:
+            message = pa.ipc.read_message(source)
+        except EOFError:
+            return held
+        data = message.metadata.to_pybytes()
+        table = Table(data, int.from_bytes(data[:4], "little"))
+        kind = data[table.Pos + table.Offset(6)] if table.Offset(6) else 0
+        if kind not in (_RECORD_BATCH, _DICTIONARY_BATCH):
+            continue
+        batch = Table(data, table.Indirect(table.Pos + table.Offset(8)))
+        if kind == _DICTIONARY_BATCH:
+            batch = Table(data, batch.Indirect(batch.Pos + batch.Offset(6)))
+        if not batch.Offset(10) or not batch.Offset(8):  # not compressed, or without buffers
+            continue
+        first = batch.Vector(batch.Offset(8))
+        places = np.frombuffer(data, "<i8", 2 * batch.VectorLen(batch.Offset(8)), first).reshape(-1, 2)
+        body = memoryview(message.body or b"")
+        for offset in places[places[:, 1] >= 8, 0].tolist():
+            held += max(0, int.from_bytes(body[offset : offset + 8], "little", signed=True))

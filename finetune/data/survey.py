@@ -8,7 +8,7 @@ import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class ColumnSurvey:
         has_labels: Whether its values are several labels, as `a|b`.
         rarest: Rows of the value that fewest rows have; 0 where that is unknown.
         most: Rows of the value that most rows have.
+        words: Words of a text, in the mean.
+        repeats: Whether it is text although most of its values occur several times.
     """
 
     name: str
@@ -63,6 +65,8 @@ class ColumnSurvey:
     has_labels: bool = False
     rarest: int = 0
     most: int = 0
+    words: float = 0.0
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -254,9 +258,24 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     path = source["table"]
     table = read_table(path)
     rows = len(table)
-    columns = tuple(_survey_of_column(table.columns[name], rows) for name in table.columns)
+    columns = _with_repeated_texts([_survey_of_column(table.columns[name], rows) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
     return DataSurvey("table", dict(source), said, rows, "test_table" in source, columns=columns)
+
+
+def _with_repeated_texts(columns: Sequence[ColumnSurvey]) -> tuple[ColumnSurvey, ...]:
+    """Takes columns of sentences for text though each sentence stands in many rows, as the questions of answers do.
+
+    Names of categories are shorter, and there are fewer of them. Beside a column that is text for sure, less is asked.
+    """
+    beside = any(column.kind == "text" for column in columns)
+    words, distinct = (4, 10) if beside else (5, 20)
+    return tuple(
+        replace(column, kind="text", repeats=True)
+        if column.kind == "category" and column.words >= words and column.distinct > distinct
+        else column
+        for column in columns
+    )
 
 
 def _survey_of_column(column: Column, rows: int) -> ColumnSurvey:
@@ -272,19 +291,20 @@ def _survey_of_column(column: Column, rows: int) -> ColumnSurvey:
         return ColumnSurvey(column.name, kind, len(values), is_whole, rarest=few[0], most=few[1])
     texts = [text for text in column.values.tolist() if text]
     counts = Counter(texts)
+    words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
     endings = [Path(text).suffix.lower() for text in texts[:1000]]
     kind = "category"
     if endings and all(ending in IMAGES for ending in endings):
         kind = "image"
     elif endings and all(ending in SOUNDS for ending in endings):
         kind = "audio"
-    elif sum(len(text.split()) for text in texts) >= 3 * len(texts) and len(counts) > len(texts) / 2:
+    elif words >= 3 and len(counts) > len(texts) / 2:
         kind = "text"
     elif len(counts) > max(20, len(texts) / 2):
         kind = "id"
     has_labels = kind == "category" and any("|" in text for text in texts)
     few = (min(counts.values()), max(counts.values())) if counts else (0, 0)
-    return ColumnSurvey(column.name, kind, len(counts), False, has_labels, *few)
+    return ColumnSurvey(column.name, kind, len(counts), False, has_labels, *few, words)
 
 
 def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:
