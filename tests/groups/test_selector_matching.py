@@ -19,21 +19,6 @@ from finetune.groups.selectors import Selector
 L = keras.layers
 
 
-def make_model() -> keras.Model:
-    """Input, stem (conv, bn), block_1, block_2, head; `block_10` to catch matching without a boundary."""
-    image = x = keras.Input((4, 4, 1), name="image")
-    x = L.BatchNormalization(name="bn")(L.Conv2D(2, 2, name="stem")(x))
-    x = L.Dropout(0.1, name="drop")(L.Flatten(name="flat")(x))
-    for name in ("block_1", "block_2", "block_10"):
-        x = L.Dense(3, name=name)(x)
-    return keras.Model(image, L.Dense(2, name="head")(x))
-
-
-@pytest.fixture(scope="module")
-def tree() -> LayerTree:
-    return layer_tree(make_model())
-
-
 def matched(tree: LayerTree, kind: str, *values) -> list[str]:
     """The names of the weights that any of the values matches, in the model's order."""
     places = set().union(*(matching_leaves(tree, Condition("some", kind, value)) for value in values))

@@ -8,26 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import GroupError
-from finetune.groups.layer_tree import LayerTree, layer_tree
 from finetune.groups.selectors import LayerGroup, Selector, resolve_groups, selectors_by
 
 L = keras.layers
 REST = Selector("rest", rest=True)
-
-
-def make_model() -> keras.Model:
-    """Input, stem (conv, bn), block_1, block_2, head; `block_10` to catch matching without a boundary."""
-    image = x = keras.Input((4, 4, 1), name="image")
-    x = L.BatchNormalization(name="bn")(L.Conv2D(2, 2, name="stem")(x))
-    x = L.Dropout(0.1, name="drop")(L.Flatten(name="flat")(x))
-    for name in ("block_1", "block_2", "block_10"):
-        x = L.Dense(3, name=name)(x)
-    return keras.Model(image, L.Dense(2, name="head")(x))
-
-
-@pytest.fixture(scope="module")
-def tree() -> LayerTree:
-    return layer_tree(make_model())
 
 
 def taken(groups: tuple[LayerGroup, ...]) -> dict[str, list[str]]:
@@ -57,7 +41,7 @@ def test_groups_come_in_the_given_order_with_their_weights_in_the_models_order(t
     assert groups[0].variables == [leaf.variable for leaf in tree.trainable if leaf.layer == "head"]
 
 
-def test_a_model_may_be_passed_in_place_of_its_tree():
+def test_a_model_may_be_passed_in_place_of_its_tree(make_model):
     model = make_model()
 
     (group,) = resolve_groups(model, [REST])
@@ -81,7 +65,7 @@ def test_one_slice_may_take_everything(tree, everything):
     assert group.leaves == tree.leaves
 
 
-def test_slices_count_the_whole_list_whatever_is_frozen():
+def test_slices_count_the_whole_list_whatever_is_frozen(make_model):
     model = make_model()
     before = taken(resolve_groups(model, [Selector("first", variables=("0:6",)), REST]))
     model.get_layer("stem").trainable = False
@@ -198,8 +182,7 @@ def test_a_frozen_group_may_hold_statistics_alone():
 # Always
 
 
-TREE = layer_tree(make_model())
-SIZE = len(TREE.trainable)
+SIZE = 12  # trainable weights of the model
 some_slices = st.lists(
     st.tuples(st.integers(-SIZE, SIZE), st.integers(-SIZE, SIZE)).map(lambda ends: f"{ends[0]}:{ends[1]}")
     | st.integers(-SIZE, SIZE - 1),
@@ -216,44 +199,45 @@ a_selector = st.one_of(
 
 
 @given(lists=st.lists(a_selector, max_size=4), rest_at=st.integers(0, 4))
-def test_selectors_partition_the_weights_or_an_error_says_why_not(lists, rest_at):
+def test_selectors_partition_the_weights_or_an_error_says_why_not(tree, lists, rest_at):
     selectors = [Selector(f"g{n}", **conditions) for n, conditions in enumerate(lists)]
     selectors.insert(rest_at, REST)
     try:
-        groups = resolve_groups(TREE, selectors)
+        groups = resolve_groups(tree, selectors)
     except GroupError as error:
         assert re.search(r"matches nothing|gets nothing|needs a trainable weight", str(error))  # noqa: PT017
         return
 
-    check_partition(groups, selectors)
+    check_partition(tree, groups, selectors)
 
 
 @given(
     group_of=st.lists(st.integers(0, 4), min_size=SIZE, max_size=SIZE), by_name=st.booleans(), rest=st.integers(0, 4)
 )
-def test_any_partition_of_the_variables_can_be_asked_for(group_of, by_name, rest):
+def test_any_partition_of_the_variables_can_be_asked_for(tree, group_of, by_name, rest):
+    assert len(tree.trainable) == SIZE
     selectors = []
     for group in sorted(set(group_of)):
         places = [place for place, its_group in enumerate(group_of) if its_group == group]
         condition = (
-            {"prefixes": tuple(TREE.trainable[place].name for place in places)} if by_name else {"variables": places}
+            {"prefixes": tuple(tree.trainable[place].name for place in places)} if by_name else {"variables": places}
         )
         selectors.append(Selector(f"g{group}", **({"rest": True} if group == rest else condition)))
 
-    groups = resolve_groups(TREE, selectors)
+    groups = resolve_groups(tree, selectors)
 
-    check_partition(groups, selectors)
+    check_partition(tree, groups, selectors)
     for group in groups:
         assert list(group.trainable) == [
-            leaf for leaf, number in zip(TREE.trainable, group_of, strict=True) if group.name == f"g{number}"
+            leaf for leaf, number in zip(tree.trainable, group_of, strict=True) if group.name == f"g{number}"
         ]
 
 
-def check_partition(groups, selectors):
+def check_partition(tree, groups, selectors):
     assert [group.name for group in groups] == [selector.name for selector in selectors]
-    assert sorted(leaf.name for group in groups for leaf in group.leaves) == sorted(TREE.by_name)
+    assert sorted(leaf.name for group in groups for leaf in group.leaves) == sorted(tree.by_name)
     for group in groups:
-        positions = [TREE.leaves.index(leaf) for leaf in group.leaves]
+        positions = [tree.leaves.index(leaf) for leaf in group.leaves]
         assert positions == sorted(positions)
         assert group.variables
 

@@ -14,21 +14,6 @@ from finetune.groups.selectors import resolve_groups
 L = keras.layers
 
 
-def make_model() -> keras.Model:
-    """Input, stem (conv, bn), block_1, block_2, head; `block_10` to catch matching without a boundary."""
-    image = x = keras.Input((4, 4, 1), name="image")
-    x = L.BatchNormalization(name="bn")(L.Conv2D(2, 2, name="stem")(x))
-    x = L.Dropout(0.1, name="drop")(L.Flatten(name="flat")(x))
-    for name in ("block_1", "block_2", "block_10"):
-        x = L.Dense(3, name=name)(x)
-    return keras.Model(image, L.Dense(2, name="head")(x))
-
-
-@pytest.fixture(scope="module")
-def tree() -> LayerTree:
-    return layer_tree(make_model())
-
-
 def by_layer(model) -> dict[str, tuple[str, ...]]:
     return strategies.by_layer(model if isinstance(model, LayerTree) else layer_tree(model))
 
