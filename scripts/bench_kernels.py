@@ -9,6 +9,7 @@ Ratios are medians over the rounds of processor time, which other work on the ma
 
     python scripts/bench_kernels.py --write docs/kernels.md    # all networks, in about a quarter of an hour
     python scripts/bench_kernels.py mobilenet vit --steps-only
+    python scripts/bench_kernels.py lstm --forward-only       # evaluation and features
 """
 
 import argparse
@@ -29,7 +30,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from bench_step import in_its_own_process, machine, start, step_graph
-from step_systems import BASELINE
+from step_systems import BASELINE, SYSTEMS
 from step_workloads import WORKLOADS, Batch
 
 from finetune.kernels.native_kernels import NativeLayers, native_kernels, traced_natively, with_kernels
@@ -136,15 +137,20 @@ def _alone(op: tf.Operation) -> Callable[[], Any]:
     )
 
 
-def measure(name: str, seconds: float) -> dict[str, float]:
+def measure(name: str, seconds: float, *, forward_only: bool = False) -> dict[str, float]:
     """Returns ratios to Keras' own, and the milliseconds of its step.
 
     Args:
         name: Name of the network.
         seconds: How long to measure.
+        forward_only: Whether no step is measured.
     """
     workload, runs = WORKLOADS[name], dict[str, Callable[[], Any]]()
-    for system in (BASELINE, EXACT, NATIVE):
+    if forward_only:
+        model, batch = workload.build(plain=True)
+        SYSTEMS[BASELINE].prepare(model, 1)
+        runs |= evaluations(model, batch)
+    for system in () if forward_only else (BASELINE, EXACT, NATIVE):
         model, batch, step = start(workload, system, 1)
         runs[system] = lambda step=step: step(workload.block)
         if system == BASELINE:
@@ -155,7 +161,7 @@ def measure(name: str, seconds: float) -> dict[str, float]:
     runs |= feature_passes(*workload.build(plain=True))
     spent: dict[str, list[float]] = {run: [] for run in runs}
     ends = time.monotonic() + seconds
-    while time.monotonic() < ends or len(spent[BASELINE]) < 3:
+    while time.monotonic() < ends or len(spent["evaluation"]) < 3:
         for run, call in runs.items():
             begun = time.process_time()
             call()
@@ -173,7 +179,8 @@ def measure(name: str, seconds: float) -> dict[str, float]:
 
     shown = {COLUMNS[0]: ratio(EXACT), COLUMNS[1]: ratio(NATIVE), COLUMNS[2]: ratio("alone")}
     shown |= {column: ratio(column, f"{column}, Keras") for column in COLUMNS[3:5]}
-    return shown | {"rounds": len(spent[BASELINE]), "milliseconds": round(1000 * statistics.median(spent[BASELINE]), 1)}
+    milliseconds = round(1000 * statistics.median(spent.get(BASELINE, [0.0])), 1)
+    return shown | {"rounds": len(spent["evaluation"]), "milliseconds": milliseconds}
 
 
 def starts(name: str) -> dict[str, float]:
@@ -187,7 +194,8 @@ def table(figures: dict[str, dict[str, float]]) -> str:
     rows = [f"| network | Keras' step, ms | {' | '.join(COLUMNS)} |", "|---|--:" + "|--:" * len(COLUMNS) + "|"]
     for name, of in figures.items():
         cells = [f"{of[column]:.2f}" if of.get(column) else "" for column in COLUMNS]
-        rows.append(f"| {NETWORKS[name]} | {of['milliseconds']:.0f} | {' | '.join(cells)} |")
+        milliseconds = f"{of['milliseconds']:.0f}" if of["milliseconds"] else ""
+        rows.append(f"| {NETWORKS[name]} | {milliseconds} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", f"Processor time on {machine()}.", ""])
 
 
@@ -205,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)} (default: all)")
     parser.add_argument("--seconds", type=float, default=30.0, help="to measure each network (default %(default)g)")
     parser.add_argument("--steps-only", action="store_true", help="neither start-up nor memory")
+    parser.add_argument("--forward-only", action="store_true", help="neither steps, nor start-up, nor memory")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="a page with the marks of the table")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
@@ -212,16 +221,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.networks) - set(NETWORKS):
         parser.error(f"networks are {', '.join(NETWORKS)}; received {', '.join(sorted(unknown))}")
     if options.alone:
-        print(json.dumps(measure(options.networks[0], options.seconds)))
+        print(json.dumps(measure(options.networks[0], options.seconds, forward_only=options.forward_only)))
         return 0
     figures: dict[str, dict[str, float]] = {}
     for name in options.networks or NETWORKS:
         # A process for each network: its memory is free for the next one.
         command = [sys.executable, __file__, name, "--alone", "--seconds", str(options.seconds)]
+        command += ["--forward-only"] if options.forward_only else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"`{name}` failed:\n{done.stderr[-3000:]}")
-        figures[name] = json.loads(done.stdout.splitlines()[-1]) | ({} if options.steps_only else starts(name))
+        figures[name] = json.loads(done.stdout.splitlines()[-1]) | (
+            {} if options.steps_only or options.forward_only else starts(name)
+        )
         print(name, figures[name], file=sys.stderr)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1) + "\n")
