@@ -171,9 +171,9 @@ def compare(by_arm: dict[str, np.ndarray]) -> dict[str, list[str]]:
 
 
 def mean_text(values: Any, form: str = ".3f") -> str:
-    """Returns the mean and half the width of its interval as text: `0.912 ± 0.004`."""
+    """Returns the mean and half the width of its interval as text: `0.912 ± 0.004`; one value is without a width."""
     mean, half = interval(list(values))
-    return f"{mean:{form}} ± {half:.3f}"
+    return f"{mean:{form}}" + ("" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def peaks_text(peaks: Sequence[float]) -> str:

@@ -5,7 +5,8 @@ is ready to train. The modules beside this one do the single steps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -46,6 +47,7 @@ from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.batch_size import FIRST, measure_batch_size
 from finetune.training.fast.steps_per_call import divide_evenly
+from finetune.training.fit import FitOptions
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.input_checks import input_facts, input_problems
 from finetune.training.loss_advice import advice_on_loss
@@ -103,6 +105,11 @@ class Layout:
     def rates_to_measure(self) -> bool:
         """Whether an LR range test has yet to choose the rates; the rates in the recipe then only give their ratios."""
         return self.recipe.train.learning_rate == "auto"
+
+    @property
+    def rates_to_search(self) -> bool:
+        """Whether trainings at several rates have yet to choose those of the run."""
+        return self.recipe.train.learning_rate == "search"
 
     @property
     def cooldown_at(self) -> int | None:
@@ -166,6 +173,14 @@ def with_peaks(layout: Layout, peaks: Mapping[str, float]) -> Layout:
     recipe = scaled(layout.recipe, layout.factors(peaks))  # the recipe in the run folder has the new rates, too
     recipe = with_values(recipe, {("train", "learning_rate"): None})
     return _derived(recipe, layout, layout.chosen)
+
+
+def fit_options(layout: Layout) -> FitOptions:
+    """Takes from `train` whatever `FitOptions` has a field for, so that no key is forgotten."""
+    names = {option.name for option in fields(FitOptions)}
+    options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
+    options |= {"epochs": layout.length.epochs, "steps_per_epoch": layout.length.steps_per_epoch}
+    return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)
 
 
 @located_at("model")

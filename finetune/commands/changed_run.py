@@ -71,9 +71,9 @@ def check_changes(folder: Path, changes: Sequence[Change], recipe: Recipe, docum
             )
     if recipe.train.learning_rate:
         raise FinetuneError(
-            "A run that goes on changed has its rates. The recipe says `train.learning_rate: auto`, which measures "
-            f"them. Change the recipe of the run, which holds those that were measured: `finetune resume {folder} "
-            "--set ...`."
+            "A run that goes on changed has its rates. The recipe says `train.learning_rate: "
+            f"{recipe.train.learning_rate}`, which chooses them. Change the recipe of the run, which holds those that "
+            f"were chosen: `finetune resume {folder} --set ...`."
         )
     if "plan_of_phases" not in document:
         raise FinetuneError(

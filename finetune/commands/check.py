@@ -130,10 +130,9 @@ def check_deep(
         FinetuneError: A run of the recipe would fail before it trains.
     """
     from finetune.build.data import precision
-    from finetune.build.layout import build_layout
+    from finetune.build.layout import build_layout, fit_options
     from finetune.build.mixed_precision import with_measured_precision
     from finetune.build.source_keys import loss_names
-    from finetune.commands.run_training import fit_options
     from finetune.commands.written_files import draw_curves
     from finetune.data.examples import SPLITS, summary
     from finetune.data.row_checks import problems_of

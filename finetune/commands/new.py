@@ -106,7 +106,7 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         "seed: 7  # the same seed gives the same run",
         *_model_lines(network, chosen),
         *_data_lines(found, chosen, network, out, tokenizer),
-        *strategy_lines(Setup(network.is_pretrained, network.is_language_model, found.rows)),
+        *strategy_lines(Setup(network.is_pretrained, network.is_language_model, found.rows, not found.is_split)),
     ]
     _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
     return [*notes, f"written: {out}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
@@ -323,7 +323,8 @@ def _data_lines(
     if chosen.task == "classes" and counts and max(counts) > 3 * max(1, min(counts)):
         lines.append(_line("  class_weight: balanced", "classes with few rows count as much as others"))
     if not found.is_split:
-        lines.append(_line("  split: {test: 0.2, validation: 0.1}", "shares that are not trained on"))
+        share = "0.15" if network.is_pretrained else "0.1"  # pretrained: the rates are chosen by them
+        lines.append(_line(f"  split: {{test: 0.2, validation: {share}}}", "shares that are not trained on"))
     return lines
 
 

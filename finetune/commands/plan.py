@@ -96,6 +96,10 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
         console.print(
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
         )
+    if layout.rates_to_search:
+        console.print(
+            "note: `train.learning_rate: search` tries a third and three times these rates, too, before training"
+        )
     needed, checkpoint = disk_need_of(layout)
     slots = checkpoint - disk_need(layout.model, length.epochs, slots=False)[1]
     part = f"{size_text(slots)} of it slots of the optimizers" if slots else "without the slots of the optimizers"

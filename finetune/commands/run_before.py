@@ -22,6 +22,7 @@ from finetune.commands.changed_run import (
 )
 from finetune.commands.lr_range import with_measured_rates
 from finetune.commands.plan import disk_need_of, print_plan
+from finetune.commands.rate_search import with_searched_rates
 from finetune.commands.resume import FormerRun, check_same_data, check_same_start, find_former_run
 from finetune.commands.stage_clock import StageClock
 from finetune.commands.written_files import described, write_plan
@@ -151,6 +152,9 @@ def lay_out(asked: Asked, begun: Begun, clock: StageClock, chosen: Sequence[str]
     if layout.rates_to_measure:
         with clock("lr_range"):
             layout, range_test = with_measured_rates(layout, asked.console)
+    if layout.rates_to_search:
+        with clock("rate_search"):
+            layout = with_searched_rates(layout, asked.console)
     print_plan(layout, asked.console, out=asked.out)
     return layout, range_test
 

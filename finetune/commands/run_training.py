@@ -1,13 +1,13 @@
 """The training of a run, with what watches it, and the weights that the recipe asks for at its end."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from finetune.build.layout import Layout
+from finetune.build.layout import Layout, fit_options
 from finetune.commands.kept_weights import average, best_keeper, collector
 from finetune.commands.run_before import Asked, Before
 from finetune.commands.several_workers import common_clock
@@ -122,11 +122,3 @@ def train_as_planned(
         kept=keep_best.to_json() if keep_best else None,
         averaged=averaged,
     )
-
-
-def fit_options(layout: Layout) -> FitOptions:
-    """Takes from `train` whatever `FitOptions` has a field for, so that no key is forgotten."""
-    names = {option.name for option in fields(FitOptions)}
-    options: dict[str, Any] = {name: value for name, value in layout.recipe.train if name in names}
-    options |= {"epochs": layout.length.epochs, "steps_per_epoch": layout.length.steps_per_epoch}
-    return FitOptions(**options, seed=layout.recipe.seed, announce_phases=layout.recipe.phases is not None)

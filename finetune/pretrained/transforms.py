@@ -59,6 +59,9 @@ class Transform:
     def __post_init__(self) -> None:
         for name in ("names", "to"):
             object.__setattr__(self, name, one_or_more(getattr(self, name)))
+        for name in ("transpose", "reshape", "split"):  # lists, too, as YAML has them: shapes are compared as tuples
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
 
     def __str__(self) -> str:
         """Returns what the rule does, for reports and messages: `transpose [1, 0]`, `split 3 along axis 0`."""

@@ -127,10 +127,8 @@ class Recipe(Part):
         if isinstance(self.phases, tuple):
             with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
             if with_rates is not None and self.train.learning_rate:
-                raise fault(
-                    "sets rates, which `train.learning_rate: auto` does not measure. Remove one of the two",
-                    at=("phases", with_rates),
-                )
+                rule = f"sets rates, which `train.learning_rate: {self.train.learning_rate}` does not change"
+                raise fault(f"{rule}. Remove one of the two", at=("phases", with_rates))
         return self
 
     def _check_orders(self) -> None:

@@ -23,8 +23,9 @@ from finetune.recipe.phase_spec import PlateauSpec, UntilSpec
 
 
 def _check_auto(value: Any) -> Any:
-    if value not in (None, "auto"):
-        raise fault("may only be `auto`, which measures it before training. Rates belong in the groups", received=value)
+    if value not in (None, "auto", "search"):
+        rule = "may only be `auto`, which measures it before training, or `search`, which tries three. Rates belong in"
+        raise fault(f"{rule} the groups", received=value)
     return value
 
 
@@ -103,7 +104,8 @@ class Train(Part):
         batch_size: Rows in a batch, >= 1. `auto` takes the largest power of two up to 1,024 with at least 8 steps in
             an epoch of which steps fit into memory, and writes the number into the recipe of the run folder.
         learning_rate: `auto` lets an LR range test choose the rate of the last group before training; the rates of the
-            groups then give only their ratios.
+            groups then give only their ratios. `search` trains at a third of the rates, at the rates and at three times
+            the rates, and takes those whose loss on the validation rows is lowest at the end.
         always_train: `normalization` trains gamma and beta of normalization layers in frozen groups, too.
         loss: A loss of Keras, or a loss for each output of the network by its name. `auto` chooses it by the targets.
         metrics: Metrics of Keras, or these for each output by its name. `auto` chooses them by the targets, which is
@@ -163,7 +165,7 @@ class Train(Part):
     time_limit_seconds: Positive | None = None
     reduce_on_plateau: PlateauSpec | None = None
     batch_size: Annotated[Count | Literal["auto"], BeforeValidator(_check_count_or_auto)] = 32
-    learning_rate: Annotated[Literal["auto"] | None, BeforeValidator(_check_auto)] = None
+    learning_rate: Annotated[Literal["auto", "search"] | None, BeforeValidator(_check_auto)] = None
     always_train: Annotated[Literal["normalization"] | None, choice("normalization", None)] = None
     loss: Loss = AUTO
     metrics: Metrics = ()

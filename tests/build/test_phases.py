@@ -226,7 +226,7 @@ def test_statistics_of_a_group_frozen_for_good_may_be_estimated(recipe, tmp_path
         (["groups.body.dropout=maybe"], "`groups.body.dropout` is not a known value."),
         (
             ["phases=[{train: all, epochs: 2, rates: {head: 1.0e-3}}]", "train.learning_rate=auto"],
-            "`phases.0` sets rates, which `train.learning_rate: auto` does not measure.",
+            "`phases.0` sets rates, which `train.learning_rate: auto` does not change.",
         ),
     ],
 )  # fmt: skip

@@ -11,17 +11,29 @@ def recipe_of(tmp_path, setup):
     return load_recipe(tmp_path / "a.yaml")
 
 
-def test_a_pretrained_network_trains_its_head_alone_first_and_then_everything(tmp_path):
+def test_a_pretrained_network_trains_as_a_whole_at_one_rate_that_is_searched(tmp_path):
     recipe = recipe_of(tmp_path, Setup(is_pretrained=True, is_language_model=False, rows=1000))
     assert [group.name for group in recipe.groups] == ["body", "head"]
-    assert [(phase.train, phase.epochs) for phase in recipe.phases] == [(("head",), 1), ("all", 4)]
-    assert {group.learning_rate.initial for group in recipe.groups} == {1e-3}  # as it was measured: one peak rate
+    assert {group.learning_rate.initial for group in recipe.groups} == {3e-3}  # as it was measured: one peak rate
     assert {group.optimizer.name for group in recipe.groups} == {"adamw"}
+    assert (recipe.phases, recipe.train.learning_rate, recipe.train.epochs) == (None, "search", 5)
 
 
-def test_a_network_of_text_has_a_low_rate_below_its_head(tmp_path):
+def test_without_validation_rows_there_is_no_search(tmp_path):
+    recipe = recipe_of(tmp_path, Setup(is_pretrained=True, is_language_model=False, rows=1000, has_validation=False))
+    assert recipe.train.learning_rate is None
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(0, 5), (20, 20), (100, 13), (300, 9), (1000, 5), (10**6, 5)])
+def test_with_few_rows_there_are_more_epochs(tmp_path, rows, epochs):
+    assert recipe_of(tmp_path, Setup(True, False, rows)).train.epochs == epochs
+
+
+def test_a_network_of_text_has_a_low_rate_below_its_head_which_trains_alone_first(tmp_path):
     recipe = recipe_of(tmp_path, Setup(is_pretrained=True, is_language_model=True, rows=1000))
     assert [group.learning_rate.initial for group in recipe.groups] == [3e-5, 1e-3]
+    assert [(phase.train, phase.epochs) for phase in recipe.phases] == [(("head",), 1), ("all", 4)]
+    assert recipe.train.learning_rate == "search"
 
 
 def test_without_pretrained_weights_all_layers_learn_at_one_rate(tmp_path):

@@ -164,3 +164,10 @@ def test_what_is_split_and_joined_again_is_the_same_weight(sizes, axis):
     split = Transform(("w",), names, split=tuple(sizes), axis=axis)
     made = applied([kernel], split, Transform(names, ("w",), concatenate=True, axis=axis))
     np.testing.assert_array_equal(made["w"].read(), kernel.read())
+
+
+def test_lists_are_taken_as_yaml_has_them():
+    assert Transform(["w"], reshape=[2, 12]) == Transform(("w",), reshape=(2, 12))
+    assert Transform(["w"], ["a", "b"], split=[2, 4]) == Transform(("w",), ("a", "b"), split=(2, 4))
+    (kernel,) = apply_transforms([tensor("w", 6, 4)], [Transform("w", transpose=[1, 0])])
+    assert kernel.shape == (4, 6)  # a tuple, as the shapes of variables are: a list would not be equal to it

@@ -68,7 +68,7 @@ def test_measured_rates_do_not_go_with_phases_that_set_rates(valid):
         Recipe.model_validate(measured)
     [error] = caught.value.errors()
     assert error["ctx"]["at"] == ("phases", 0)
-    assert error["ctx"]["predicate"].startswith("sets rates, which `train.learning_rate: auto` does not measure.")
+    assert error["ctx"]["predicate"].startswith("sets rates, which `train.learning_rate: auto` does not change.")
 
 
 def test_recipes_are_equal_when_they_hold_the_same_values(valid):

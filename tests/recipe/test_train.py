@@ -47,9 +47,10 @@ def test_the_cache_is_a_mode_and_false_is_off():
     assert predicate(cache="ram").startswith('is not a known value. Received: `"ram"`. Choose from `auto`')
 
 
-def test_the_learning_rate_of_train_is_auto_or_absent():
+def test_the_learning_rate_of_train_is_auto_or_search_or_absent():
+    assert train(learning_rate="search").learning_rate == "search"
     assert train(learning_rate="auto").learning_rate == "auto"
-    assert "may only be `auto`, which measures it before training. Rates belong in the groups" in predicate(
+    assert "may only be `auto`, which measures it before training, or `search`, which tries three." in predicate(
         learning_rate=0.1
     )
 
