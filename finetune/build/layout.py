@@ -47,12 +47,12 @@ from finetune.recipe.rate_edits import scaled
 from finetune.recipe.schema import Recipe
 from finetune.training.batch_size import FIRST, measure_batch_size
 from finetune.training.fast.steps_per_call import divide_evenly
-from finetune.training.fit import FitOptions
 from finetune.training.freezing import check_trainable, freeze
 from finetune.training.input_checks import input_facts, input_problems
 from finetune.training.loss_advice import advice_on_loss
 from finetune.training.phases.phase import Phase
 from finetune.training.phases.preview import with_phases
+from finetune.training.run_fit import FitOptions
 from finetune.training.target_checks import WidthError
 from finetune.training.try_examples import LengthError, Trial, try_examples, try_model
 

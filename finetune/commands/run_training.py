@@ -22,7 +22,6 @@ from finetune.training.data_wait import DataWait, advice_on_wait
 from finetune.training.fit import train
 from finetune.training.non_finite_gradients import NonFiniteGradients
 from finetune.training.phases.records import PhaseRecord
-from finetune.training.run_fit import FitOptions
 from finetune.training.time_limit import TimeLimit
 from finetune.training.trackers import Trackers
 
