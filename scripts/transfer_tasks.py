@@ -1,7 +1,7 @@
 """The tasks of `bench_transfer.py`: a pretrained network, rows of another task, and the layer groups between.
 
-Networks of other people come from the package index, as `finetune fetch` brings them; the others are pretrained here, on
-rows that no split of the task contains. Networks of ImageNet and of sounds are too slow for a grid on two cores.
+Networks of other people come from the package index, as for `finetune fetch`; the others are pretrained here, on rows
+that no split of the task contains. Networks of ImageNet and of sounds are too slow for a grid on two cores.
 """
 
 import functools
