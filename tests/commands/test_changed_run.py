@@ -321,7 +321,7 @@ def test_places_of_categories_stay_and_means_are_told(recipe, recorded):
         "numbers are normalized by the rows that are read now: `area.mean`: was 1, is 2"
     ]
     with pytest.raises(
-        FinetuneError, match=r"each category has its place.*`town.categories.0`: was Bonn, is Aac"
+        FinetuneError, match=r"each category has its place.*`columns.town.categories.0`: was Bonn, is Aac"
     ):
         fit_in(checkpoint, plan, changes, {"source": {"columns": {"town": {"categories": ["Aachen", "Bonn"]}}}})
 
