@@ -237,13 +237,16 @@ class _PhaseLoop:
         watch = EpochWatch(lambda: self.check_untouched(f"{title}/{start.count}"))
         # A phase that goes on where a backup or a checkpoint was written has begun before.
         position = self.optimizer.saved_state.phase or PhasePosition(start.number, self.epoch, first_step)
-        place, self.place = self.place or Position(), None
+        from_checkpoint, place, self.place = self.place is not None, self.place or Position(), None
         epochs_before, steps_before = self.epoch - position.epoch, first_step - position.step
         if self.batches_per_epoch:
             # Not the steps of the optimizer: a loss scale passes over some.
             steps_before = epochs_before * self.batches_per_epoch + place.step
-        # The callbacks see the steps before the place pass once more.
-        stop = [StopAfterSteps(phase.steps - steps_before + place.step)] if phase.steps else []
+        # The callbacks see the steps before the place pass once more. Where the length of an epoch is not known, how
+        # many steps were made before it is in the checkpoint: the optimizer's count lacks those that were passed over.
+        unknown = not self.batches_per_epoch
+        left = (phase.steps or 0) - (0 if unknown and from_checkpoint else steps_before - place.step)
+        stop = [StopAfterSteps(left, resumes=unknown)] if phase.steps else []
         planned = phase.epochs or self.epochs_for(phase.steps or 0)
         fit(
             start,

@@ -37,13 +37,17 @@ class StopAfterSteps(keras.callbacks.Callback):
 
     Args:
         steps: The number, >= 1.
+        resumes: Whether a checkpoint notes what is made of them, so that in a phase that goes on `steps` is the whole
+            number. For epochs of unknown length: of others the place in the training says it.
     """
 
-    not_resumed = ("_of_former_epochs", "_made", "_first")
+    not_resumed = ("_first",)
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, *, resumes: bool = False):
         super().__init__()
         self.steps = steps
+        if not resumes:
+            self.not_resumed = (*self.not_resumed, "_of_former_epochs", "_made")
         # Keras counts the batches of each epoch from 0.
         self._of_former_epochs = self._made = self._first = 0
 

@@ -3,6 +3,7 @@ from types import MappingProxyType
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from finetune import Checkpoint, FastLoop, GroupedOptimizer, Selector, resolve_groups, train_phases
 from finetune.errors import TrainingError
@@ -256,7 +257,13 @@ def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, kille
     assert in_phases(tmp_path / "killed") == straight_phases
 
 
-def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(killed_at, tmp_path):
+@pytest.mark.parametrize("length", ["known", "unknown"])
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(length, killed_at, tmp_path):
+    data, more = (X, Y), {"batch_size": 3}
+    if length == "unknown":
+        data, more = (tf.data.Dataset.from_tensor_slices(data).batch(3).filter(lambda *_: True),), {}
+
     def train(folder, **options):
         model = made()
         groups = resolve_groups(model, [Selector("body", prefixes=("body",)), Selector("head", rest=True)])
@@ -265,7 +272,7 @@ def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(killed_at, t
         model.compile(keras.optimizers.LossScaleOptimizer(grouped, initial_scale=2.0**127), "mse")
         callbacks = [Checkpoint(folder, every_steps=1, **options)]
         phases = [Phase("all", steps=12), Phase(["head"], epochs=1)]
-        records = train_phases(model, groups, phases, X, Y, batch_size=3, shuffle=False, callbacks=callbacks)
+        records = train_phases(model, groups, phases, *data, shuffle=False, callbacks=callbacks, **more)
         return [variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)], records
 
     straight, records = train(tmp_path / "straight", keep=99)
