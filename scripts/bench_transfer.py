@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares ways of fine-tuning on nine transfer tasks, each with few rows and with more.
+"""Compares ways of fine-tuning on eight transfer tasks, each with few rows and with more.
 
 On every seed (split of the rows, fresh head, order of the batches) every way that has a peak rate is trained at each
 rate of a grid; the rate that is best on validation rows is chosen, and its accuracy on test rows counts. Ways without a

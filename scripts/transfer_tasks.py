@@ -6,7 +6,6 @@ that no split of the task contains. Networks of ImageNet and of sounds are too s
 
 import functools
 import io
-import json
 import re
 import tarfile
 from collections import Counter
@@ -26,7 +25,7 @@ import finetune
 from finetune.examples.digits import small_cnn, uci_digits
 from finetune.examples.minilm import classifier
 from finetune.examples.networks import mlp, word_average
-from finetune.files.fetchable import MINILM, TEXTGENRNN, VADER
+from finetune.files.fetchable import MINILM, VADER
 from finetune.files.packages import package_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,15 +85,14 @@ def start(task: Task, seed: int, *, restored: bool) -> list[np.ndarray]:
     return known + weights[len(known) :]
 
 
-def split_rows(x: Any, y: np.ndarray, sizes: tuple[int, int, int], seed: int, *, is_balanced: bool = True) -> Split:
-    """Draws disjoint rows to train, to validate and to test on.
+def split_rows(x: Any, y: np.ndarray, sizes: tuple[int, int, int], seed: int) -> Split:
+    """Draws disjoint rows to train, to validate and to test on; those to train on have all classes equally often.
 
     Args:
         x: Inputs.
         y: Classes.
         sizes: How many rows there are to train, to validate and to test on.
         seed: Of the draw.
-        is_balanced: Whether those to train on have all classes equally often.
     """
     order = np.random.default_rng(seed).permutation(len(y))
     train, validation, test = sizes
@@ -102,7 +100,7 @@ def split_rows(x: Any, y: np.ndarray, sizes: tuple[int, int, int], seed: int, *,
     turn = np.zeros(len(rest), int)  # how often the class of a row came before it
     for label in np.unique(y):
         turn[y[rest] == label] = np.arange(np.count_nonzero(y[rest] == label))
-    rest = rest[np.argsort(turn, kind="stable")] if is_balanced else rest
+    rest = rest[np.argsort(turn, kind="stable")]
     parts = (rest[:train], order[:validation], order[validation:][:test])
     assert len(parts[0]) == train, f"{len(rest)} rows are left to train on, and {train} are needed"
     return Split(*((tf.nest.map_structure(lambda each, r=rows: each[r], x), y[rows]) for rows in parts))
@@ -353,61 +351,12 @@ def movie_features() -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     return (features, tokens != 0), (ratings[chosen] > 0).astype(int)
 
 
-# -- textgenrnn: characters -------------------------------------------------------------------------------------------
-
-CONTEXT = 12
-
-
-def characters() -> keras.Model:
-    """Makes the network of textgenrnn (Max Woolf, MIT), for a shorter context than its 40 characters."""
-    inputs = keras.Input((CONTEXT,), dtype="int32")
-    x = embedded = layers.Embedding(465, 100, name="embedding")(inputs)
-    parts = [embedded]
-    for number in (1, 2):
-        x = layers.LSTM(128, return_sequences=True, unroll=True, name=f"rnn_{number}")(x)
-        parts.append(x)
-    x = layers.Concatenate()(parts)
-    attention = ops.softmax(layers.Dense(1, use_bias=False, name="attention")(x), axis=1)
-    return keras.Model(inputs, layers.Dense(465, activation="softmax", name="output")(ops.sum(x * attention, axis=1)))
-
-
-@functools.lru_cache
-def textgenrnn() -> list[np.ndarray]:
-    """Returns its weights, brought from the layout of CuDNN into that of Keras."""
-    gates, both = tuple(rf"\1/\2_{gate}" for gate in range(4)), r"(rnn_\d)/(kernel|recurrent_kernel)"
-    change = finetune.Transform
-    rules = [
-        change((both,), gates, split=4, axis=1),
-        change((r"rnn_\d/(kernel|recurrent_kernel)_\d",), transpose=(1, 0)),
-        change((r"rnn_\d/kernel_\d",), reshape=(-1, 128), order="F"),
-        change(tuple(f"{both}_{gate}" for gate in range(4)), (r"\1/\2",), concatenate=True, axis=1),
-        change((r"(rnn_\d)/bias",), (r"\1/input_bias", r"\1/recurrent_bias"), split=2),
-        change((r"(rnn_\d)/input_bias", r"(rnn_\d)/recurrent_bias"), (r"\1/bias",), add=True),
-    ]
-    model, path = characters(), package_folder(TEXTGENRNN) / "textgenrnn_weights.hdf5"
-    finetune.restore(model, path, rename={"^attention/attention_W$": "attention/kernel"}, transform=rules)
-    return model.get_weights()
-
-
-@functools.lru_cache
-def news_characters() -> tuple[np.ndarray, np.ndarray]:
-    """Returns stretches of newspaper sentences, and the character that follows each; three for each sentence."""
-    ids = json.loads((package_folder(TEXTGENRNN) / "textgenrnn_vocab.json").read_text())
-    random, windows, following = np.random.default_rng(0), [], []
-    for text in rated_texts(SOURCES[2])[0]:
-        codes = [ids[character] for character in text if character in ids]
-        for end in random.integers(CONTEXT, max(len(codes), CONTEXT + 1), 3) if len(codes) > CONTEXT else ():
-            windows.append(codes[end - CONTEXT : end])
-            following.append(codes[end])
-    return np.array(windows, "int32"), np.array(following)
-
-
 # -- All of them ------------------------------------------------------------------------------------------------------
 
 
-def sampled(table: Callable[[], tuple[Any, np.ndarray]], *, is_balanced: bool = True) -> Callable[[int, int], Split]:
+def sampled(table: Callable[[], tuple[Any, np.ndarray]]) -> Callable[[int, int], Split]:
     """Returns the function that splits a table, with 200 rows to validate and 500 to test on."""
-    return lambda rows, seed: split_rows(*table(), (rows, 200, 500), seed, is_balanced=is_balanced)
+    return lambda rows, seed: split_rows(*table(), (rows, 200, 500), seed)
 
 
 TASKS = {
@@ -450,11 +399,5 @@ TASKS = {
          "dense": ("layer_0/intermediate", "layer_0/output", "layer_0/output_norm"), "head": ("head",)},
         lambda: minilm().get_layer("layer_5").get_weights(), sampled(movie_features),
         rates=LOW, batch_size=8,
-    ),
-    "characters": Task(
-        "textgenrnn, head included, which writes text by characters, to sentences of a newspaper",
-        (200, 2000), characters,
-        {"embedding": ("embedding",), "rnn_1": ("rnn_1",), "rnn_2": ("rnn_2", "attention"), "head": ("output",)},
-        textgenrnn, sampled(news_characters, is_balanced=False), rates=LOW,
     ),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """`train: {learning_rate: search}`: the training itself at a few rates, of which the validation rows choose one.
 
-On the tasks of `docs/transfer.md` this was closer to the best of ten strategies, each with rates of its own, than the
-rate of an LR range test, and than any strategy at a rate that was not chosen.
+On the tasks of `docs/transfer.md` this was closer to the best of ten strategies, each at its best rate, than the rate
+of an LR range test, and than the default at a fixed rate.
 """
 
 import tempfile
