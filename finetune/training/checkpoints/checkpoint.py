@@ -169,8 +169,11 @@ class Checkpoint(keras.callbacks.Callback):
         return Position()
 
     def save(self) -> bool:
-        """Writes a file of the present step; returns whether that could be done."""
-        if self.goes_on or not self._is_finite() or not self.writes:
+        """Writes a file of the present step; returns whether that could be done.
+
+        Before `fit` has begun, as where a signal comes while it builds the step, there is no step to write.
+        """
+        if self.goes_on or self.model is None or not self._is_finite() or not self.writes:
             return False
         self._write(replace(self._now, stopped=bool(self._trained.stop_training)))
         self.wait()

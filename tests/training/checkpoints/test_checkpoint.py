@@ -291,6 +291,11 @@ def test_a_damaged_file_is_passed_over(straight, tmp_path):
     assert everything(fit(tmp_path, every_steps=1)[0]) == straight
 
 
+def test_before_fit_has_begun_nothing_is_saved(tmp_path):
+    assert not Checkpoint(tmp_path).save()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_is_no_number_is_not_saved(tmp_path):
     model = made()
     model.compile(keras.optimizers.SGD(1e30), "mse")
