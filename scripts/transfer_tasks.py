@@ -321,7 +321,7 @@ def last_transformer_layer() -> keras.Model:
     features, present = keras.Input((TOKENS, 384)), keras.Input((TOKENS,), dtype="bool")
     layer = classifier(num_layers=1, vocabulary=2, max_length=2).get_layer("layer_0")
     weights = ops.expand_dims(ops.cast(present, "float32"), -1)
-    mean = ops.sum(layer([features, present]) * weights, axis=1) / ops.sum(weights, axis=1)
+    mean = ops.divide(ops.sum(layer([features, present]) * weights, axis=1), ops.sum(weights, axis=1))
     outputs = layers.Dense(2, activation="softmax", name="head")(layers.UnitNormalization()(mean))
     return keras.Model([features, present], outputs)
 

@@ -94,8 +94,8 @@ class Trainer:
             phases: What is trained in which epochs, with the rates of all trained groups, unless they are measured.
             seed: Of the order of the rows.
         """
-        x, y = tf.nest.map_structure(tf.constant, x), tf.constant(y, tf.int64)
-        rows = int(y.shape[0])
+        rows = len(y)
+        x, targets = tf.nest.map_structure(tf.constant, x), tf.constant(y, tf.int64)
         epochs = sum(phase.epochs or 0 for phase in phases)
         order = orders(rows, epochs, self.steps_per_epoch, self.batch_size, seed)
         first, trained = 0, None
@@ -104,7 +104,7 @@ class Trainer:
             if trained is not None:
                 self.optimizer.restart([name for name in names if name not in trained])
             of_phase = order[first : first + (phase.epochs or 0)]
-            self._train(names, x, y, of_phase, self._rates(phase, first * self.steps_per_epoch), phase.auto_rgn)
+            self._train(names, x, targets, of_phase, self._rates(phase, first * self.steps_per_epoch), phase.auto_rgn)
             first, trained = first + (phase.epochs or 0), names
 
     def measured_rate(self, x: Rows, y: np.ndarray) -> float | None:

@@ -113,7 +113,8 @@ def _pip() -> Sequence[str]:
     Raises:
         FinetuneError: Neither has it.
     """
-    for python in dict.fromkeys([sys.executable, getattr(sys, "_base_executable", sys.executable)]):
+    base = shutil.which(Path(sys.executable).name, path=f"{sys.base_prefix}{os.sep}bin{os.pathsep}{sys.base_prefix}")
+    for python in dict.fromkeys([sys.executable, base or sys.executable]):
         if subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
             return [python, "-m", "pip"]
     raise FinetuneError(

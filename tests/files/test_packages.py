@@ -72,7 +72,7 @@ def test_a_python_without_pip_and_a_cache_that_cannot_be_written_are_told(packag
     ):
         package_folder(package)
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    for name in ("executable", "_base_executable"):
-        monkeypatch.setattr(sys, name, "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
     with pytest.raises(FinetuneError, match=r"Packages are downloaded by pip, which `/bin/false` lacks. Install it: "):
         package_folder(package)
