@@ -11,7 +11,8 @@ from finetune.commands.check import check
 from finetune.commands.new_networks import SMALL, Network, choose_network, offers, placed
 from finetune.commands.new_strategy import Setup, strategy_lines
 from finetune.commands.schema import write_schema_beside
-from finetune.data.survey import ColumnSurvey, DataSurvey, survey
+from finetune.data.column_survey import ColumnSurvey
+from finetune.data.survey import DataSurvey, survey
 from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.recipe.text import dump
 from finetune.results.new_files import check_new_file

@@ -211,30 +211,6 @@ def test_arrays_without_inputs_and_damaged_files_are_refused(tmp_path):
     assert "cannot be read as a file of `numpy.savez`" in refusal(tmp_path / "b.npz")
 
 
-def test_a_column_without_a_name_tells_rows_apart(tmp_path):
-    found = survey(write_table(tmp_path / "t.csv", ",a,b\nx,1,u\nx,2,v\ny,3,u\n"))
-    assert kinds(found)["Unnamed: 0"] == "id"
-
-
-@pytest.mark.parametrize(
-    ("second", "distinct", "words", "kind"),
-    [
-        ("a text of its own in every row {n}", 12, 4, "text"),  # beside text that does not repeat
-        ("a text of its own in every row {n}", 12, 3, "category"),
-        ("{n}", 25, 5, "text"),
-        ("{n}", 25, 4, "category"),
-        ("{n}", 12, 5, "category"),
-    ],
-)
-def test_sentences_that_stand_in_many_rows_are_text_and_names_of_categories_are_not(
-    tmp_path, second, distinct, words, kind
-):
-    rows = [f"{' '.join(['word'] * (words - 1))} {n % distinct},{second.format(n=n)},{'ny'[n % 2]}" for n in range(100)]
-    found = survey(write_table(tmp_path / "a.csv", "\n".join(["first,second,label", *rows])))
-    first = found.columns[0]
-    assert (first.kind, first.repeats, first.words, first.distinct) == (kind, kind == "text", words, distinct)
-
-
 def test_a_text_file_is_a_table_where_it_is_named_and_notes_in_a_folder(tmp_path):
     write_table(tmp_path / "data/t.txt", "a;b\n1,5;x\n2,5;y\n")
     assert kinds(survey(tmp_path / "data/t.txt")) == {"a": "number", "b": "category"}

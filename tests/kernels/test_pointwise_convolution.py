@@ -67,11 +67,10 @@ def test_what_the_kernel_does_not_compute_has_the_bits_of_keras(left_to_keras, n
     left_to_keras(make, normal(4, 3, 6, 3), **options)
 
 
-@pytest.mark.skipif(not uses_onednn(), reason="elsewhere the operation stays")
 @pytest.mark.parametrize(("strides", "size"), [(1, (8, 8)), (1, (1, 64)), (2, (16, 15))])
-def test_without_a_gradient_small_images_are_products(inferred, strides, size):
+def test_without_a_gradient_small_images_are_products_where_tensorflow_has_onednn(inferred, strides, size):
     _, native = inferred(lambda: layers.Conv2D(5, 1, strides), normal(3, *size, 16), (None, *size, 16))
-    assert native == {"Conv2D": 1}
+    assert native == ({"Conv2D": 1} if uses_onednn() else {})
 
 
 @pytest.mark.parametrize(("strides", "size"), [(1, (5, 13)), (2, (17, 16)), (1, (None, None))])

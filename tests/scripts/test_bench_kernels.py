@@ -1,7 +1,5 @@
 """The scripts that measure native kernels: what they count, compare and write, without a clock."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import keras
@@ -10,14 +8,6 @@ import pytest
 from keras import layers
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def script():
-    """Imports a script by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path.remove(str(SCRIPTS))
 
 
 def compiled(*inner):

@@ -1,6 +1,5 @@
 """The benchmark of a step: what can be counted without a clock is asserted, and that its parts do what they say."""
 
-import importlib
 import json
 import sys
 from functools import partial
@@ -10,14 +9,6 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TORCH, JAX = "torch, fused Adam", "JAX, optax multi_transform"
-
-
-@pytest.fixture(scope="module")
-def script():
-    """Imports a script, or a room of one, by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture

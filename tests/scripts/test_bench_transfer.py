@@ -1,9 +1,7 @@
 """The comparison on transfer tasks: what is chosen and told, its file, and a real training."""
 
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,13 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("bench_transfer")
-    sys.path.remove(str(SCRIPTS))
+def bench(script):
+    return script("bench_transfer")
 
 
 @pytest.fixture(scope="module")
-def tables(bench):
-    return importlib.import_module("transfer_tables")
+def tables(script):
+    return script("transfer_tables")
 
 
 def cell(arm, seed, validation, test, task="digits", peaks=(1e-3, 1e-2), seconds=1.0):

@@ -1,8 +1,6 @@
 """The comparison of strategies: its statistics against known values, its choices, its file, and two real trainings."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,13 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def compare():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("compare_strategies")
-    sys.path.remove(str(SCRIPTS))
+def compare(script):
+    return script("compare_strategies")
 
 
 @pytest.fixture(scope="module")
-def tables(compare):
-    return importlib.import_module("strategy_tables")
+def tables(script):
+    return script("strategy_tables")
 
 
 def cell(arm, seed, peak, validation, test, rows=20):

@@ -1,6 +1,5 @@
 """The grid of networks that Keras 2 wrote: it has every layer with weights, and a sample of its cells is restored."""
 
-import importlib
 import inspect
 import json
 import sys
@@ -15,10 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Keras 2 warns about each fo
 
 
 @pytest.fixture(scope="module")
-def grid():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("keras2_grid")
-    sys.path.remove(str(SCRIPTS))
+def grid(script):
+    return script("keras2_grid")
 
 
 def test_every_layer_of_keras_2_with_weights_that_keras_3_still_has_is_in_the_grid(grid):

@@ -1,8 +1,6 @@
 """The grid of layers and variants: it resumes, counts, names what differs, and its exit code says so."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def grid():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("keras_grid")
-    sys.path.remove(str(SCRIPTS))
+def grid(script):
+    return script("keras_grid")
 
 
 def test_it_trains_some_layers_in_some_variants_and_keeps_what_is_done(grid, tmp_path, capsys):

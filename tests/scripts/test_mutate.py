@@ -1,6 +1,5 @@
 """Mutation testing: which mutants are made, which tests they meet, and what is kept of the results."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -21,14 +20,6 @@ def limited(x: "int | None", low: int = 1) -> "int | None":
         raise ValueError(f"too low: {x + 1}")
     return min(x, LIMIT)
 '''
-
-
-@pytest.fixture(scope="module")
-def script():
-    """Imports a script by name."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture
