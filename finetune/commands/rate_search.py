@@ -13,8 +13,10 @@ from rich.console import Console
 
 from finetune.build.layout import Layout, fit_options, with_peaks
 from finetune.distribution.workers import workers
-from finetune.errors import FinetuneError, TrainingError
+from finetune.errors import FinetuneError, TrainingError, reason
+from finetune.machine_failures import failure_text
 from finetune.recipe.loader import place_of
+from finetune.training.finished_steps import SEE_WHERE
 from finetune.training.fit import train
 from finetune.training.snapshot import no_trace
 
@@ -35,7 +37,7 @@ def with_searched_rates(layout: Layout, console: Console) -> Layout:
 
     Raises:
         FinetuneError: There are no validation rows, or several workers train.
-        TrainingError: At none of the rates the loss stays a finite number.
+        TrainingError: At none of the rates the loss stays a finite number, or a training fails for another reason.
     """
     _check(layout)
     peaks, losses = layout.peaks, {}
@@ -88,7 +90,11 @@ def _loss(layout: Layout) -> float:
         quiet = Console(quiet=True)
         try:
             train(model, layout.groups, layout.phases, layout.examples, options, folder=Path(folder), console=quiet)
-        except TrainingError:  # a loss or a weight is no finite number; other errors show in the run as well
-            return inf
+        except TrainingError as error:
+            cause = error.__cause__
+            if isinstance(cause, Exception) and not isinstance(cause, FinetuneError):  # no rate is to blame for it
+                what = failure_text(cause) or f"{type(cause).__name__}: {reason(cause)}."
+                raise TrainingError(f"The search of the rates stopped with an error. {what} {SEE_WHERE}") from cause
+            return inf  # a loss or a weight is no finite number
         rows = layout.examples.validation.batches(options.batch_size)
         return float(model.evaluate(rows, verbose=0, return_dict=True)["loss"])

@@ -3,6 +3,7 @@
 from io import StringIO
 from pathlib import Path
 
+import keras
 import pytest
 import yaml
 from rich.console import Console
@@ -45,6 +46,16 @@ def test_a_rate_at_which_the_loss_is_no_number_loses_and_where_all_do_the_run_fa
     with pytest.raises(TrainingError, match=r"at all of them the loss is no finite number\. Write lower rates"):
         finetune.run(recipe, "none", overrides=[*SEARCH, "train.epochs=1"])
     assert not Path("none").exists()
+
+
+def test_a_training_that_fails_for_another_reason_is_not_taken_for_a_loss_that_is_no_number(recipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(keras.Model, "fit", fail)
+    with pytest.raises(TrainingError, match=r"^The search of the rates stopped with an error\. The storage does"):
+        finetune.run(recipe, "out", overrides=SEARCH)
+    assert not Path("out").exists()
 
 
 def test_without_validation_rows_there_is_nothing_to_go_by(recipe):
