@@ -14,7 +14,7 @@ from finetune.training.checkpoints.checkpoint import Checkpoint
 
 def noted_recipe(run):
     """The recipe of a run as it was asked for."""
-    return Checkpoint(run / "checkpoints").document["recipe"]
+    return Checkpoint(run / "checkpoints").resumed.document["recipe"]
 
 
 @pytest.mark.slow
