@@ -14,28 +14,32 @@ from finetune.errors import DataError, did_you_mean, quote
 from finetune.recipe.schema import Recipe
 
 
-def kind_of_files(columns: Sequence[Column], types: Mapping[str, str], shape: Sequence[int | None] | None) -> str:
+def kind_of_files(
+    table: Table, names: Sequence[str], types: Mapping[str, str], shape: Sequence[int | None] | None
+) -> str:
     """Returns which files the columns of an input name: `image`, `audio`, or nothing.
 
     Args:
-        columns: The columns of the input.
+        table: The table.
+        names: The columns of the input.
         types: What columns are by their names, where the recipe says so.
         shape: Shape of the input of the network, the batch axis included, where that is known.
 
     Raises:
         DataError: Files are among several columns.
     """
-    written = {column.name: types[column.name] for column in columns if types.get(column.name) in ("image", "audio")}
-    if len(columns) == 1:
+    written = {name: types[name] for name in names if types.get(name) in ("image", "audio")}
+    takes_images = shape is not None and len(shape) == 4
+    if len(names) == 1:
         # Without `types` it is the network that says what text means.
-        is_image = columns[0].name not in types and columns[0].kind == "text" and shape is not None and len(shape) == 4
+        is_image = takes_images and names[0] not in types and table.column(names[0]).kind == "text"
         return "image" if is_image else next(iter(written.values()), "")
-    if written or (shape is not None and len(shape) == 4):
+    if written or takes_images:
         of_network = f"The network takes {tuple(shape or ())[1:]}" if not written else ""
         received = ", ".join(f"`{name}` is `{kind}`" for name, kind in written.items()) or of_network
         raise DataError(
             f"A column of files is an input of its own, and the other columns another. {received}, and `inputs` names "
-            f"{quote(column.name for column in columns)} for the same input. Name the columns of each input of the "
+            f"{quote(names)} for the same input. Name the columns of each input of the "
             "network: `inputs: {photo: file, numbers: [age, size]}`."
         )
     return ""

@@ -21,6 +21,7 @@ from finetune.build.text_source import IDS, is_tokenized, made_of_ids, needs_tok
 from finetune.data.columns import VectorWidthError, check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
+from finetune.data.rows import select
 from finetune.data.separators import TABBED, written_separator
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_bytes import DELIMITED, ending_of
@@ -104,12 +105,12 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     with placed(recipe, "data", "split"):
         indices = _indices(recipe, table, parts, targets)
     with placed(recipe, "data", "inputs"):
-        x, columns = _table_inputs(recipe, table, indices["train"], network)
+        inputs, columns = _table_inputs(recipe, table, indices, network)
     y = {name: target.values for name, target in targets.items()}
     named = {name: target.about | {"class_names": list(target.class_names)} for name, target in targets.items()}
     is_single = list(targets) == [""]
-    rows_of = Split(x, y[""] if is_single else y, _weights(recipe, table))
-    splits = {name: rows_of.select(rows) for name, rows in indices.items()}
+    y, weights = (y[""] if is_single else y), _weights(recipe, table)
+    splits = {name: Split(inputs[name], select(y, rows), select(weights, rows)) for name, rows in indices.items()}
     about = {"kind": "table", "file": str(table.path), "inputs": columns}
     about |= _text_form(recipe, table) | {"target": targets[""].about if is_single else named}
     about |= (
@@ -192,9 +193,9 @@ def _weights(recipe: Recipe, table: Table) -> np.ndarray | None:
 
 
 def _table_inputs(
-    recipe: Recipe, table: Table, train: np.ndarray, network: keras.Model | None
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the inputs of a network, and what was fitted for each."""
+    recipe: Recipe, table: Table, indices: Indices, network: keras.Model | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the inputs of a network in each split, and what was fitted for each input."""
     inputs, written = network_inputs(network), recipe.data.inputs
     made_of = made_of_ids(list(inputs), list(written))
     named = [name for name in inputs if name not in made_of]
@@ -211,38 +212,50 @@ def _table_inputs(
         raise DataError(
             f"The network has a single input, and `inputs` names {quote(written)}. Write a list of columns."
         )
-    made, about = {}, {}
+    whole: dict[str, Any] = {}  # rows of the whole table by the name of the input
+    vectors: dict[str, Mapping[str, np.ndarray]] = {}  # those of each split
+    about = {}
     for name, names in written.items():
         network_input, alone = inputs[name if len(inputs) > 1 else ""], len(named) == 1
+        of_files = kind_of_files(table, names, recipe.data.types, getattr(network_input, "shape", None))
         if is_tokenized(recipe, table, names, network_input, alone) or name in IDS:
             parts, about[name] = network_tokens(recipe, table, names, network, network_input)
-            made[name] = parts["ids"]
-            made |= {other: parts[part] for other, part in made_of.items()} if name in IDS else {}
+            whole[name] = parts["ids"]
+            whole |= {other: parts[part] for other, part in made_of.items()} if name in IDS else {}
+        elif of_files:
+            whole[name], about[name] = network_files(recipe, table, table.column(names[0]), of_files, network_input)
+        elif _is_text(recipe, table, names, network_input):
+            whole[name] = table.column(names[0]).texts().astype(object)
+            about[name] = {names[0]: {"kind": "text"}}
         else:
-            made[name], about[name] = _input(recipe, table, names, train, network_input)
-    if missing := sorted(set(inputs) - set(made) - {""}):
+            vectors[name], about[name] = _vectors(recipe, table, names, indices, network_input)
+    if missing := sorted(set(inputs) - {*whole, *vectors} - {""}):
         raise DataError(f"The inputs {quote(missing)} are made of token ids, and there are none. Name their columns.")
-    return ({name: made[name] for name in inputs} if len(inputs) > 1 else next(iter(made.values()))), about
+
+    def of_split(split: str) -> Any:
+        made = {**select(whole, indices[split]), **{name: of[split] for name, of in vectors.items()}}
+        return {name: made[name] for name in inputs} if len(inputs) > 1 else next(iter(made.values()))
+
+    return {split: of_split(split) for split in indices}, about
 
 
-def _input(
-    recipe: Recipe, table: Table, names: Sequence[str], train: np.ndarray, network_input: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Returns what a single input of the network takes, and what was fitted for it."""
-    columns, types = [table.column(name) for name in names], recipe.data.types
-    shape, dtype = getattr(network_input, "shape", None), getattr(network_input, "dtype", None)
-    column = columns[0]
-    kind = types.get(column.name, "")
-    if of_files := kind_of_files(columns, types, shape):
-        return network_files(recipe, table, column, of_files, network_input)
-    if len(columns) == 1 and dtype == "string" and kind in ("", "text"):
-        return column.texts().astype(object), {column.name: {"kind": "text"}}
-    table.check_numbers(names, types)
-    vectors, fitted = feature_vectors(columns, types, train)
+def _is_text(recipe: Recipe, table: Table, names: Sequence[str], network_input: Any) -> bool:
+    """Returns whether an input of the network takes a column as text."""
+    dtype, kind = getattr(network_input, "dtype", None), recipe.data.types.get(names[0], "")
+    return len(names) == 1 and dtype == "string" and kind in ("", "text")
+
+
+def _vectors(
+    recipe: Recipe, table: Table, names: Sequence[str], indices: Indices, network_input: Any
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the vectors that a single input of the network takes in each split, and what was fitted for it."""
+    columns, shape = table.checked_columns(names, recipe.data.types), getattr(network_input, "shape", None)
+    vectors, fitted = feature_vectors(columns, recipe.data.types, indices)
     try:
-        check_width(fitted, vectors.shape[1], shape[-1] if shape and len(shape) == 2 else None)
+        check_width(fitted, vectors["train"].shape[1], shape[-1] if shape and len(shape) == 2 else None)
     except VectorWidthError as error:
-        if str(dtype).startswith(("int", "uint")) and all(each.kind == "text" for each in columns):
+        is_whole = str(getattr(network_input, "dtype", None)).startswith(("int", "uint"))
+        if is_whole and all(each.kind == "text" for each in columns):
             raise needs_tokenizer(names) from error
         raise
     return vectors, fitted

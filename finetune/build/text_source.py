@@ -47,19 +47,18 @@ def is_tokenized(recipe: Recipe, table: Table, names: Sequence[str], network_inp
         network_input: The symbolic input of the network, or `None`.
         alone: Whether the network has no other input.
     """
-    columns, types = [table.column(name) for name in names], recipe.data.types
-    if any(types.get(column.name, "text") != "text" for column in columns):
+    types = recipe.data.types
+    if any(types.get(name, "text") != "text" for name in names):
         return False
-    is_text = all(column.kind == "text" or types.get(column.name) == "text" for column in columns)
     dtype, shape = str(getattr(network_input, "dtype", "int32")), getattr(network_input, "shape", None) or ()
     is_whole = dtype.startswith(("int", "uint"))
     if dtype == "string" or len(shape) > 2:
         return False
-    if recipe.model.preset and is_whole and is_text:  # the network of a preset takes token ids
-        return True
-    if not recipe.data.tokenizer or not (alone or is_whole):
+    has_tokenizer = bool(recipe.data.tokenizer) and (alone or is_whole)
+    if not has_tokenizer and not (recipe.model.preset and is_whole):  # the network of a preset takes token ids
         return False
-    return len(columns) == 1 or is_text
+    is_text = all(types.get(name) == "text" or table.column(name).kind == "text" for name in names)
+    return is_text or (has_tokenizer and len(names) == 1)
 
 
 def network_tokens(

@@ -1,11 +1,10 @@
 """Reads Parquet and Feather files within the limits for small files that hold much.
 
 Both keep repeated values once, so a file of a kilobyte may be a table of gigabytes: what is not as long as its type
-says is unpacked a few thousand rows at a time. Columns stay as Arrow holds them
-until they are asked for.
+says is unpacked a few thousand rows at a time. A column is read when it is asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,31 +20,61 @@ _ROWS = 4096  # that are unpacked at a time
 _RECORD_BATCH, _DICTIONARY_BATCH = 3, 2  # kinds of messages in Arrow's format
 
 
-def read_columnar(path: Path) -> Mapping[str, Any]:
-    """Returns the columns of a Parquet or Feather file by name, as `pyarrow.ChunkedArray`s.
+class ColumnarFile(Mapping[str, Any]):
+    """The columns of a Parquet or Feather file by name, as `pyarrow.ChunkedArray`s; each is read when it is asked for.
+
+    Nothing is kept: a table that is larger than memory is used column by column.
+
+    Args:
+        path: The file.
+        names: Its columns.
+        rows: Its number of rows.
+        read: Returns the parts of a column by its name, each at most as long as may be unpacked at a time.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], rows: int, read: Callable[[str], Iterator[Any]]):
+        _check_names(path, names)
+        self.path, self.rows = path, rows
+        self._names, self._read = dict.fromkeys(names), read
+        self._stat = _stat(path)
+        self._held: dict[str, int] = {}  # bytes of each column that was read: together they have the limit of the file
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        with _readable(self.path) as pa:
+            if _stat(self.path) != self._stat:
+                raise DataError(f"A table stays as it is while it is read. `{self.path}` has changed. Start again.")
+            parts, before = [], sum(size for other, size in self._held.items() if other != name)
+            self._held[name] = 0
+            for part in self._read(name):
+                for decoded in _decoded(part):
+                    self._held[name] += decoded.nbytes
+                    check_size(self.path, before + self._held[name], file_bytes=self._stat[0])
+                    parts.append(decoded)
+            return pa.chunked_array(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_columnar(path: Path) -> ColumnarFile:
+    """Opens a Parquet or Feather file.
 
     Raises:
         DataError: The file cannot be read, or pyarrow is not installed.
         FinetuneError: It holds far more than its size.
     """
-    columns: dict[str, list[Any]] = {}
-    held = 0
-    with _readable(path) as pa:
-        file_bytes = path.stat().st_size
-        for batch in _parquet_columns(path) if path.suffix.lower() in PARQUET_ENDINGS else _feather(path):
-            _check_names(path, batch.schema.names)
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                parts = columns.setdefault(name, [])
-                if not isinstance(column, pa.DictionaryArray):  # its memory is taken, and below the limit of the file
-                    held += column.nbytes
-                    parts.append(column)
-                    continue
-                for part in _decoded(column):
-                    held += part.nbytes
-                    check_size(path, held, file_bytes=file_bytes)
-                    parts.append(part)
-            check_size(path, held, file_bytes=file_bytes)
-        return {name: pa.chunked_array(parts) for name, parts in columns.items()}
+    with _readable(path):
+        return (_open_parquet_columns if path.suffix.lower() in PARQUET_ENDINGS else _open_feather_columns)(path)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def columnar_batches(path: Path) -> Iterator[tuple[Sequence[str], list[list[Any]], int]]:
@@ -109,20 +138,27 @@ def _parquet(path: Path) -> Iterator[Any]:
         yield from file.iter_batches(_ROWS)
 
 
-def _parquet_columns(path: Path) -> Iterator[Any]:
-    """Yields parts of some columns: those of numbers at once, since the number of rows says what they take."""
-    from pyarrow import types
+def _open_parquet_columns(path: Path) -> ColumnarFile:
+    from pyarrow import parquet, types
 
     with _open_parquet(path) as file:
-        schema = file.schema_arrow
-        yield _no_rows(schema)
-        numbers = [field.name for field in schema if types.is_primitive(field.type)]
-        others = [name for name in schema.names if name not in set(numbers)]
-        # A name such as `a` also chooses `a.b`, hence `select`.
-        for group in range(file.num_row_groups if numbers else 0):
-            yield from file.read_row_group(group, columns=numbers).select(numbers).to_batches()
-        for batch in file.iter_batches(_ROWS, columns=others) if others else ():
-            yield batch.select(others)
+        about, schema = file.metadata, file.schema_arrow
+    names = schema.names
+
+    def read(name: str) -> Iterator[Any]:
+        field = schema.field(names.index(name))
+        yield _no_rows([field]).column(0)
+        with parquet.ParquetFile(path, metadata=about) as file:
+            # A name such as `a` also chooses `a.b`, hence `select`. Numbers are read at once, since their count says
+            # what they take.
+            if types.is_primitive(field.type):
+                for group in range(about.num_row_groups):
+                    yield from file.read_row_group(group, columns=[name]).select([name]).column(0).chunks
+                return
+            for batch in file.iter_batches(_ROWS, columns=[name]):
+                yield batch.select([name]).column(0)
+
+    return ColumnarFile(path, names, about.num_rows, read)
 
 
 @contextmanager
@@ -136,44 +172,79 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _feather(path: Path) -> Iterator[Any]:
+def _open_feather_columns(path: Path) -> ColumnarFile:
     import pyarrow as pa
     from pyarrow import feather
 
-    with path.open("rb") as file:
-        is_arrow = file.read(6) == b"ARROW1"
-    if not is_arrow:  # the first version of the format, which compresses nothing
+    if not _is_arrow(path):
+        table = feather.read_table(path, memory_map=True)
+        return ColumnarFile(path, table.column_names, table.num_rows, lambda name: iter(table.column(name).chunks))
+    with _open_arrow(path) as (file, rows):
+        schema = file.schema
+    check_size(path, 8 * rows * len(schema))
+
+    def read(name: str) -> Iterator[Any]:
+        place = schema.names.index(name)
+        yield _no_rows([schema.field(place)]).column(0)
+        options = pa.ipc.IpcReadOptions(included_fields=[place])
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source, options=options) as file:
+            for number in range(file.num_record_batches):
+                yield file.get_batch(number).column(0)
+
+    return ColumnarFile(path, schema.names, rows, read)
+
+
+def _feather(path: Path) -> Iterator[Any]:
+    from pyarrow import feather
+
+    if not _is_arrow(path):
         yield from feather.read_table(path).to_batches()
         return
+    with _open_arrow(path) as (file, _):
+        yield _no_rows(file.schema)
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            check_size(path, 8 * batch.num_rows * batch.num_columns)
+            yield batch
+
+
+def _is_arrow(path: Path) -> bool:
+    """Returns whether a file is not of the first version of Feather, which compresses nothing."""
+    with path.open("rb") as file:
+        return file.read(6) == b"ARROW1"
+
+
+@contextmanager
+def _open_arrow(path: Path) -> Iterator[tuple[Any, int]]:
+    """Opens an Arrow file that holds no more than it may, and counts its rows."""
+    import pyarrow as pa
+
     with pa.memory_map(str(path)) as source:  # one map for both: each page is read once
-        check_size(path, _unpacked_bytes(source))
+        rows, held = _content(source)
+        check_size(path, held)
         with pa.ipc.open_file(source) as file:
-            yield _no_rows(file.schema)
-            for number in range(file.num_record_batches):
-                batch = file.get_batch(number)
-                check_size(path, 8 * batch.num_rows * batch.num_columns)
-                yield batch
+            yield file, rows
 
 
-def _no_rows(schema: Any) -> Any:
+def _no_rows(fields: Any) -> Any:
     """Returns a batch that names the columns, which a table without rows has, too."""
     import pyarrow as pa
 
-    return pa.record_batch([pa.nulls(0, field.type) for field in schema], schema=schema)
+    return pa.record_batch([pa.nulls(0, field.type) for field in fields], schema=pa.schema(fields))
 
 
-def _unpacked_bytes(source: Any) -> int:
-    """Returns what the compressed buffers of an Arrow file unpack to; each begins with that number, in 8 bytes."""
+def _content(source: Any) -> tuple[int, int]:
+    """Returns the rows of an Arrow file, and what its compressed buffers unpack to: each begins with that number."""
     import pyarrow as pa
     from flatbuffers.table import Table
 
-    held = 0
+    rows, held = 0, 0
     source.seek(8)
     while True:
         try:
             message = pa.ipc.read_message(source)
         except EOFError:
-            return held
+            return rows, held
         data = message.metadata.to_pybytes()
         table = Table(data, int.from_bytes(data[:4], "little"))
         kind = data[table.Pos + table.Offset(6)] if table.Offset(6) else 0
@@ -182,6 +253,8 @@ def _unpacked_bytes(source: Any) -> int:
         batch = Table(data, table.Indirect(table.Pos + table.Offset(8)))
         if kind == _DICTIONARY_BATCH:
             batch = Table(data, batch.Indirect(batch.Pos + batch.Offset(6)))
+        elif batch.Offset(4):
+            rows += int.from_bytes(data[batch.Pos + batch.Offset(4) :][:8], "little")
         if not batch.Offset(10) or not batch.Offset(8):  # not compressed, or without buffers
             continue
         first = batch.Vector(batch.Offset(8))

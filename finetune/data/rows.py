@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from finetune.data.aligned_arrays import finished_bytes
 from finetune.data.file_names import FilePaths
 from finetune.errors import DataError
 
@@ -122,6 +123,8 @@ def select(arrays: Any, chosen: slice | np.ndarray) -> Any:
 def as_rows(array: Any) -> Rows:
     """Returns an array as `Rows`: a memory-mapped one stays in its file, any other becomes a tensor.
 
+    That is a copy, since an array may be written later, but for a read-only one of `aligned_array`.
+
     Raises:
         DataError: The array has no rows.
     """
@@ -136,6 +139,9 @@ def as_rows(array: Any) -> Rows:
         )
     if isinstance(array, np.memmap):
         return _mapped_rows(array)
+    memory = finished_bytes(array)
+    if memory is not None and array.dtype == _type_for_keras(array.dtype):
+        return shared_rows(memory, tf.as_dtype(array.dtype), array.shape)
     with tf.device("CPU:0"):  # the pipeline runs there, whatever the model trains on
         if array.dtype.kind in "USO":
             return tensor_rows(tf.constant(array.astype(object)))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -25,29 +26,69 @@ from finetune.data.table_places import Places, join_places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
+_KEPT_BYTES = 2**26  # of the columns of a Parquet or Feather file
 
 
 class Columns(Mapping[str, Column]):
-    """Columns by name, each of which is made when it is first asked for: a run reads a few of many.
+    """Columns by name, each of which is made when it is asked for: a run reads a few of many.
 
     Args:
         makers: What makes each column, by its name.
+        most_kept: Bytes of the columns that are kept once they are made, beside the latest. Others are made again.
     """
 
-    def __init__(self, makers: Mapping[str, Callable[[], Column]]):
-        self._makers = makers
-        self._made: dict[str, Column] = {}
+    def __init__(self, makers: Mapping[str, Callable[[], Column]], most_kept: float = inf):
+        self._makers, self.most_kept = makers, most_kept
+        self._kept: dict[str, Column] = {}
+        self._latest: Column | None = None
 
     def __getitem__(self, name: str) -> Column:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
+        if name in self._kept:
+            return self._kept[name]
+        if self._latest is None or self._latest.name != name:
+            self._latest = None  # before the next takes its memory
+            self._latest = self._makers[name]()
+            if sum(column.values.nbytes for column in (*self._kept.values(), self._latest)) <= self.most_kept:
+                self._kept[name] = self._latest
+        return self._latest
+
+    def once(self, name: str) -> Column:
+        """Returns a column for a table that is made of this one, and keeps what it needs itself."""
+        return self._kept[name] if name in self._kept else self._makers[name]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 
     def __len__(self) -> int:
         return len(self._makers)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedColumns(Sequence[Column]):
+    """Some columns of a table, each of which is made and checked when it is reached; see `Table.check_numbers`.
+
+    Attributes:
+        table: The table.
+        names: The columns.
+        types: Columns of which it is written what they are, by name.
+    """
+
+    table: "Table"
+    names: Sequence[str]
+    types: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Column: ...
+    @overload
+    def __getitem__(self, index: slice) -> "CheckedColumns": ...
+    def __getitem__(self, index: int | slice) -> "Column | CheckedColumns":
+        if isinstance(index, slice):
+            return replace(self, names=self.names[index])
+        self.table.check_numbers([self.names[index]], self.types)
+        return self.table.column(self.names[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +106,7 @@ class Table:
     """
 
     path: Path
-    columns: Mapping[str, Column]
+    columns: Columns
     places: Places
     warnings: tuple[str, ...] = ()
     delimiter: str = ""
@@ -80,11 +121,24 @@ class Table:
         Raises:
             PartError: There is none of this name.
         """
+        self._check_known(name)
+        return self.columns[name]
+
+    def checked_columns(self, names: Sequence[str], types: Mapping[str, str]) -> CheckedColumns:
+        """Returns columns to be used in turn, each of which is checked as `check_numbers` does.
+
+        Raises:
+            PartError: There is none of a name.
+        """
+        for name in names:
+            self._check_known(name)
+        return CheckedColumns(self, names, types)
+
+    def _check_known(self, name: str) -> None:
         if name not in self.columns:
             raise PartError(
                 unknown_column([name], self.path, {known: self._first(known) for known in self.columns}), name
             )
-        return self.columns[name]
 
     def _first(self, name: str) -> list[str]:
         try:
@@ -139,9 +193,10 @@ class Table:
             return self
 
         def some(name: str) -> Column:
-            return replace(self.columns[name], values=self.columns[name].values[rows])
+            column = self.columns.once(name)
+            return replace(column, values=column.values[rows])
 
-        columns = Columns({name: partial(some, name) for name in self.columns})
+        columns = Columns({name: partial(some, name) for name in self.columns}, self.columns.most_kept)
         return replace(self, columns=columns, places=self.places.select(rows))
 
 
@@ -233,7 +288,7 @@ def join_tables(tables: Sequence[Table]) -> Table:
             table.column(name)  # raises
 
     def joined(name: str) -> Column:
-        parts = [table.column(name) for table in tables]
+        parts = [table.columns.once(name) for table in tables]
         words = tuple(sorted({word for part in parts for word in part.missing_words}))
         if len({part.kind for part in parts}) == 1:
             values = np.concatenate([part.values for part in parts])
@@ -242,7 +297,8 @@ def join_tables(tables: Sequence[Table]) -> Table:
         return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
 
     warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
-    columns = Columns({name: partial(joined, name) for name in tables[0].columns})
+    most_kept = min(table.columns.most_kept for table in tables)
+    columns = Columns({name: partial(joined, name) for name in tables[0].columns}, most_kept)
     places = join_places([table.places for table in tables])
     return replace(tables[0], columns=columns, places=places, warnings=warnings)
 
@@ -265,18 +321,17 @@ def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool
 
 def _read_arrow(path: Path, missing: Sequence[str]) -> Table:
     """Reads a Parquet or Feather file, whose columns become arrays when they are asked for."""
-    arrays = read_columnar(path)
-    rows = len(next(iter(arrays.values()), ()))
-    if not rows:
+    file = read_columnar(path)
+    if not file or not file.rows:
         raise _no_rows(path)
 
     def made(name: str) -> Column:
-        typed = typed_column(arrays[name], ("", *missing))
-        return _of_arrow(name, typed) if typed else column_of(name, arrays[name].to_pylist(), missing)
+        array = file[name]
+        typed = typed_column(array, ("", *missing))
+        return _of_arrow(name, typed) if typed else column_of(name, array.to_pylist(), missing)
 
-    return Table(
-        path, Columns({name: partial(made, name) for name in arrays}), places_in(path.name, np.arange(1, rows + 1))
-    )
+    columns = Columns({name: partial(made, name) for name in file}, _KEPT_BYTES)
+    return Table(path, columns, places_in(path.name, np.arange(1, file.rows + 1)))
 
 
 def _of_arrow(name: str, column: ArrowColumn) -> Column:

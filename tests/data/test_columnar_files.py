@@ -56,9 +56,10 @@ def test_a_text_that_many_rows_name_counts_in_each(tmp_path, ending):
     path = tmp_path / f"t{ending}"
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(5000, np.int32)), pa.array(["x" * 2**16]))
     write = parquet.write_table if ending == ".parquet" else lambda made, to: feather.write_feather(made, str(to))
-    write(pa.table({"a": texts}), path)
+    write(pa.table({"a": texts, "b": np.arange(5000)}), path)
+    assert read_table(path).column("b").values.tolist() == [*range(5000)]
     with pytest.raises(FinetuneError, match=r"A file of [\d,]+ bytes may hold 104,857,600 bytes, .* holds \d"):
-        read_table(path)
+        read_table(path).column("a")
 
 
 def test_compressed_buffers_say_what_they_unpack_to_before_they_do(tmp_path):
@@ -87,3 +88,43 @@ def test_a_damaged_file_is_an_error_with_its_name(tmp_path, ending):
         (tmp_path / f"t{ending}").write_bytes(content)
         with pytest.raises(DataError, match=f"t{ending}` cannot be read as a table: "):
             read_columnar(tmp_path / f"t{ending}")
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather"])
+def test_a_column_is_read_when_it_is_asked_for_and_alone(tmp_path, ending):
+    path, rows = tmp_path / f"t{ending}", 2**16
+    whole = pa.table({f"x{n}": np.full(rows, n, np.float64) for n in range(8)})
+    parquet.write_table(whole, path) if ending == ".parquet" else feather.write_feather(
+        whole, str(path), compression="zstd"
+    )
+    before = pa.total_allocated_bytes()
+    opened = read_columnar(path)
+    assert (list(opened), opened.rows) == (whole.column_names, rows)
+    assert pa.total_allocated_bytes() - before < rows
+    column = opened["x7"]
+    assert (len(column), column[-1].as_py()) == (rows, 7)
+    assert pa.total_allocated_bytes() - before < 3 * 8 * rows
+    with pytest.raises(KeyError):
+        opened["x"]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".feather"])
+def test_a_file_that_changes_between_two_columns_is_refused(tmp_path, ending):
+    path = tmp_path / f"t{ending}"
+    write = parquet.write_table if ending == ".parquet" else lambda made, to: feather.write_feather(made, str(to))
+    write(table(10), path)
+    opened = read_columnar(path)
+    assert len(opened["number"]) == 10
+    write(table(11), path)
+    with pytest.raises(DataError, match=r"A table stays as it is while it is read. `.*` has changed. Start again\."):
+        opened["text"]
+
+
+def test_columns_of_a_file_have_its_limit_together(tmp_path):
+    path, texts = tmp_path / "t.parquet", pa.DictionaryArray.from_arrays(np.zeros(900, np.int32), ["x" * 2**16])
+    parquet.write_table(pa.table({"a": texts, "b": texts}), path)
+    opened = read_columnar(path)
+    for _ in range(3):
+        assert len(opened["a"]) == 900  # 59 MB, which count once
+    with pytest.raises(FinetuneError, match=r"may hold 104,857,600 bytes, .* holds 1\d\d,"):
+        opened["b"]

@@ -1,13 +1,15 @@
 """Tables: the same values from every format, and what is wrong with a file said with its line."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import feather, parquet
 
-from finetune.data.table_files import join_tables, read_table
+from finetune.data.table_column import Column
+from finetune.data.table_files import Columns, join_tables, read_table
 from finetune.data.table_head import read_head
 from finetune.errors import DataError
 
@@ -243,3 +245,32 @@ def test_names_that_occur_twice_stay_refused_beside_columns_without_a_name(tmp_p
     (tmp_path / "t.csv").write_text(",a,a\n0,1,2\n")
     with pytest.raises(DataError, match=r"these occur twice: `a`\. The first line is `Unnamed: 0,a,a`"):
         read_table(tmp_path / "t.csv")
+
+
+def test_columns_that_are_larger_than_what_is_kept_are_made_again_but_for_the_latest():
+    made = []
+
+    def make(name):
+        made.append(name)
+        return Column(name, "number", np.zeros(100))
+
+    columns = Columns({name: partial(make, name) for name in "abcd"}, most_kept=1600)
+    for name in "aabbccddcab":
+        assert columns[name].name == name
+    assert "".join(made) == "abcdc"
+    assert columns.once("a") is columns["a"]
+    assert columns.once("d").name == "d"
+    assert "".join(made) == "abcdcd"
+
+
+def test_columns_are_checked_when_they_are_reached(tmp_path):
+    rows = "".join(f"{n},{n if n != 7 else 'x'},{n}\n" for n in range(20))
+    (tmp_path / "t.csv").write_text(f"a,b,c\n{rows}")
+    table = read_table(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="has no column `bb`"):
+        table.checked_columns(["a", "bb"], {})
+    columns = table.checked_columns(["a", "b", "c"], {})
+    assert (len(columns), columns[0].name, columns[1:].names) == (3, "a", ["b", "c"])
+    with pytest.raises(DataError, match="`b` has numbers in 19 rows, and other text in 1: `x`, at `t.csv:9`"):
+        list(columns)
+    assert [column.kind for column in table.checked_columns(["a", "b"], {"b": "category"})] == ["number", "text"]

@@ -19,13 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from finetune.available_memory import available_memory
+from finetune.data.aligned_arrays import aligned_array
 from finetune.data.rows import Rows, file_rows, shared_rows
 from finetune.results.formatting import size_text
 from finetune.results.run_folder import write_json
 
 MEMORY_SHARE = 0.25  # of the available memory that `auto` takes at most: training needs the rest
 DISK_MARGIN_BYTES = 2**30  # that stay free on the disk
-_ALIGNMENT = 64  # bytes; TensorFlow's kernels need it, and copy arrays that are not aligned
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ class FeatureStore:
 
 @contextmanager
 def _writing_memory(nbytes: int) -> Iterator[tuple[np.ndarray, Callable[[np.ndarray], None]]]:
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    array, done = raw[start : start + nbytes], 0
+    array, done = aligned_array((nbytes,)), 0
 
     def append(part: np.ndarray) -> None:
         nonlocal done
