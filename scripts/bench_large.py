@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures start-up and peak memory of large data: TFRecord shards and Parquet tables of more and more rows.
 
-Rows of 200 numbers are written first, to a TFRecord file for each 100,000, or to one of Parquet. Each size is read in a
-process of its own, as a recipe reads it: until the examples are known, then in batches in the order of training. For
-images see `bench_data.py --memory`.
+Rows of 200 numbers are written first, to a file for each 100,000. Each size is read in a process of its own, as a
+recipe reads it: until the examples are known, then in batches in the order of training. For images see `bench_data.py
+--memory`.
 
     python scripts/bench_large.py --kind tfrecord 10000 100000 1000000
     python scripts/bench_large.py --kind parquet 10000 100000 1000000
+    python scripts/bench_large.py --kind parquet 1000000 --shard 1000000      # in a single file
 """
 
 import argparse
@@ -19,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-COLUMNS, SHARD, READ_BATCHES, BATCH_SIZE = 200, 100_000, 100, 32
+COLUMNS, READ_BATCHES, BATCH_SIZE = 200, 100, 32
 SOURCES = {
     "tfrecord": 'tfrecord: "part-*.tfrecord", inputs: x, target: label',
-    "parquet": f"table: part-0000.parquet, inputs: [{', '.join(f'x{n}' for n in range(COLUMNS))}], target: label",
+    "parquet": f"table: part-*.parquet, inputs: [{', '.join(f'x{n}' for n in range(COLUMNS))}], target: label",
 }
 RECIPE = """model: {builder: finetune.examples.networks:mlp, head: {classes: 10}}
 data: {SOURCE, split: {test: 0.1, by: random}}
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=int, nargs="*", default=[10_000, 100_000])
     parser.add_argument("--kind", choices=SOURCES, default="tfrecord")
+    parser.add_argument("--shard", type=int, default=100_000, help="rows of a file")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -45,7 +47,7 @@ def main() -> None:
     print("| rows | on disk, MB | processor seconds until they are known | peak memory, MB |\n|--:|--:|--:|--:|")
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            write_rows(Path(folder), options.kind, rows)
+            write_rows(Path(folder), options.kind, rows, options.shard)
             size = sum(path.stat().st_size for path in Path(folder).glob("part-*")) / 1e6
             command = [sys.executable, __file__, "--read", folder]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -53,7 +55,7 @@ def main() -> None:
             print(f"| {rows:,} | {size:,.0f} | {start:.1f} | {peak:,.0f} |", flush=True)
 
 
-def write_rows(folder: Path, kind: str, rows: int) -> None:
+def write_rows(folder: Path, kind: str, rows: int, shard: int) -> None:
     """Writes shards and a recipe that reads them."""
     import numpy as np
     import pyarrow as pa
@@ -62,7 +64,6 @@ def write_rows(folder: Path, kind: str, rows: int) -> None:
 
     (folder / "recipe.yaml").write_text(RECIPE.replace("SOURCE", SOURCES[kind]))
     random = np.random.default_rng(0)
-    shard = SHARD if kind == "tfrecord" else rows
     for begin in range(0, rows, shard):
         count = min(shard, rows - begin)
         x, labels = random.standard_normal((count, COLUMNS), np.float32), np.arange(count) % 10

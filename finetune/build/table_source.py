@@ -1,6 +1,8 @@
 """From tables to examples, whose columns are shaped for the inputs of a network."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,28 +19,30 @@ from finetune.build.source_keys import (
     output_widths,
     split_as_asked,
 )
+from finetune.build.table_columns import files_of_table
 from finetune.build.text_source import IDS, is_tokenized, made_of_ids, needs_tokenizer, network_tokens, text_warnings
 from finetune.data.columns import VectorWidthError, check_width, feature_vectors
 from finetune.data.examples import Examples, Split, make_examples
 from finetune.data.file_names import RowPlaces
 from finetune.data.rows import select
 from finetune.data.separators import TABBED, written_separator
+from finetune.data.several_tables import join_tables, read_tables
 from finetune.data.splits import Indices, split_by_column
 from finetune.data.table_bytes import DELIMITED, ending_of
-from finetune.data.table_files import Table, join_tables, read_table
+from finetune.data.table_files import Table
 from finetune.data.table_head import unnamed_warning
 from finetune.data.targets import Target, read_target
 from finetune.errors import DataError, did_you_mean, quote
-from finetune.recipe.loader import placed, resolve_path
+from finetune.recipe.loader import placed
 from finetune.recipe.schema import Recipe
 
 
-def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Examples:
+def table_examples(recipe: Recipe, files: str | Sequence[str], network: keras.Model | None) -> Examples:
     """Makes examples of a table.
 
     Args:
         recipe: The recipe.
-        file: The table, as the recipe names it.
+        files: The file or files of the table, as the recipe names them.
         network: The network, whose inputs say what becomes of the columns.
 
     Raises:
@@ -46,31 +50,45 @@ def table_examples(recipe: Recipe, file: str, network: keras.Model | None) -> Ex
     """
     source = recipe.data
     others = {"test": source.test_table, "validation": source.validation_table}
-    files = {"train" if source.test_table else "": file} | {name: path for name, path in others.items() if path}
-    _check_keys_of_text(recipe, list(files.values()))
+    named = {"train" if source.test_table else "": files} | {name: of for name, of in others.items() if of}
+    paths = {name: files_of_table(recipe, of) for name, of in named.items()}
+    _check_apart(paths)
+    _check_keys_of_text(recipe, [path for of in paths.values() for path in of])
     tables = {
-        name: read_table(
-            resolve_path(recipe, path),
+        name: read_tables(
+            of,
             source.missing,
+            types=source.types,
             quotes=source.quotes,
             delimiter=source.delimiter,
             decimal=source.decimal,
         )
-        for name, path in files.items()
+        for name, of in paths.items()
     }
     return examples_of_tables(recipe, tables, network)
 
 
-def _check_keys_of_text(recipe: Recipe, files: Sequence[str]) -> None:
+def _check_apart(paths: Mapping[str, Sequence[Path]]) -> None:
+    """Refuses a pattern that also matches files of another split: rows to test on would be trained on."""
+    for (name, first), (other, second) in combinations(paths.items(), 2):
+        both = [path.name for path in first if path in second]
+        if both and len(first) + len(second) > 2:
+            raise DataError(
+                f"A file belongs to a single split. {quote(both)} {'is' if len(both) == 1 else 'are'} among the files "
+                f"to `{name}` and those to `{other}`. Write a pattern that leaves out the others."
+            )
+
+
+def _check_keys_of_text(recipe: Recipe, files: Sequence[Path]) -> None:
     """Refuses keys that only tables of delimited text have where no file is such a table, which would ignore them."""
-    if any(ending_of(resolve_path(recipe, file)) in DELIMITED for file in files):
+    if any(ending_of(file) in DELIMITED for file in files):
         return
     for key in ("quotes", "delimiter", "decimal"):
         if getattr(recipe.data, key) != type(recipe.data).model_fields[key].default:
             with placed(recipe, "data", key):
                 raise DataError(
-                    f"`data.{key}` is for tables of text that end in {quote(DELIMITED)}, and `{files[0]}` is none. "
-                    "Remove it."
+                    f"`data.{key}` is for tables of text that end in {quote(DELIMITED)}, and `{files[0].name}` is "
+                    "none. Remove it."
                 )
 
 
@@ -87,8 +105,8 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     """
     parts = named_by_splits(recipe, tables)
     first = next(iter(parts.values()))
-    for name in (*recipe.data.types, *recipe.data.exclude):
-        first.column(name)  # a misspelt name would change nothing, in silence
+    # A misspelt name would change nothing, in silence.
+    first.checked_columns([*recipe.data.types, *recipe.data.exclude], {})
     recipe = with_rest(recipe, list(first.columns))
     source = recipe.data
     if not source.inputs or not source.target:
@@ -99,7 +117,7 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
         )
     main = next(iter(parts))
     parts |= {main: parts[main].select(limited_rows(recipe, len(parts[main])))}
-    table = join_tables(list(parts.values()))
+    table = join_tables(list(parts.values()), source.types)
     with placed(recipe, "data", "target"):
         targets = _targets(recipe, table, network)
     with placed(recipe, "data", "split"):
@@ -111,7 +129,8 @@ def examples_of_tables(recipe: Recipe, tables: Mapping[str, Table], network: ker
     is_single = list(targets) == [""]
     y, weights = (y[""] if is_single else y), _weights(recipe, table)
     splits = {name: Split(inputs[name], select(y, rows), select(weights, rows)) for name, rows in indices.items()}
-    about = {"kind": "table", "file": str(table.path), "inputs": columns}
+    about = {"kind": "table", "file": str(table.path)}
+    about |= {"files": [str(path) for path in table.paths], "inputs": columns} if table.paths else {"inputs": columns}
     about |= _text_form(recipe, table) | {"target": targets[""].about if is_single else named}
     about |= (
         {"warnings": warnings}

@@ -25,8 +25,9 @@ from finetune.data.record_features import (
     parse,
 )
 from finetune.data.rows import Rows, StoredRows
-from finetune.data.tfrecord_files import Records, read_index, record_files
+from finetune.data.tfrecord_files import Records, read_index
 from finetune.errors import DataError, reason
+from finetune.files.patterns import matching_files
 from finetune.machine_failures import raise_machine_failure
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.schema import Recipe
@@ -45,7 +46,10 @@ def tfrecord_examples(recipe: Recipe, files: Mapping[str, Any], network: keras.M
     Raises:
         DataError: The files cannot be read, or their features do not fit the recipe or the network.
     """
-    paths = {name: record_files([resolve_path(recipe, each) for each in of]) for name, of in files.items()}
+    paths = {
+        name: matching_files([resolve_path(recipe, each) for each in of], "files of records")
+        for name, of in files.items()
+    }
     records = {name: read_index(of) for name, of in paths.items()}
     names = item_names(recipe, network)
     needed = [*names.inputs.values(), *names.target, *([names.column] if names.column else [])]

@@ -26,6 +26,7 @@ from finetune.results.tables import arrays_table, classes_table, columns_table, 
 
 _SHOWN = 24  # images on the sheet
 _COLUMNS = 8
+_FILES = 3  # shown of several
 
 
 def show_data(
@@ -64,7 +65,10 @@ def show_data(
     console.print(f"data: {summary(examples)}", markup=False)
     of_file = {"kind": "npz", "file": resolve_path(loaded, loaded.data.npz)} if loaded.data.npz else {}
     for key, value in {**of_file, **described["source"]}.items():
-        if key not in ("inputs", "target", "warnings"):
+        if key == "files":
+            more = f", and {len(value) - _FILES:,} more" if len(value) > _FILES else ""
+            value = f"{len(value):,}: {', '.join(value[:_FILES])}{more}"
+        if key not in ("inputs", "target", "warnings") and not (key == "file" and "files" in described["source"]):
             console.print(f"  {key}: {value}", markup=False)
     for warning in described["source"].get("warnings", ()):
         console.print(f"warning: {warning}", markup=False, highlight=False)

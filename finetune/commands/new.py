@@ -357,7 +357,8 @@ def _tokenizer_name(out: Path) -> str:
 
 def _tokenizer(found: DataSurvey, chosen: _Chosen, out: Path, *, overwrite: bool) -> tuple[str, int, int]:
     """Makes a tokenizer of the words in a table: its text, how many tokens it has, and a length for most texts."""
-    from finetune.data.table_files import read_table
+    from finetune.data.several_tables import read_tables
+    from finetune.data.table_head import table_paths
 
     try:
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -367,7 +368,7 @@ def _tokenizer(found: DataSurvey, chosen: _Chosen, out: Path, *, overwrite: bool
             "`pip install 'discriminative-finetune[text]'`."
         ) from error
     check_new_file(out.with_name(_tokenizer_name(out)), overwrite=overwrite)
-    table = read_table(found.source["table"])
+    table = read_tables(table_paths([found.source["table"]]))
     texts = [text for name in chosen.inputs for text in table.columns[name].values.tolist()]
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()

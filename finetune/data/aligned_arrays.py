@@ -22,8 +22,9 @@ def finished_bytes(array: np.ndarray) -> np.ndarray | None:
         array: Any array. `None` is returned for one that may still be written, or that TensorFlow would copy.
     """
     base = array.base
-    is_shared = isinstance(base, np.ndarray) and base.dtype == np.uint8 and base.flags.writeable
-    if not is_shared or array.flags.writeable or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
+    if not isinstance(base, np.ndarray) or base.dtype != np.uint8 or not base.flags.writeable:
+        return None
+    if array.flags.writeable or not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
         return None
     start = array.ctypes.data - base.ctypes.data
     return base[start : start + array.nbytes]

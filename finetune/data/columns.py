@@ -43,9 +43,8 @@ def feature_vectors(
     for column in columns:
         kind = kinds.get(column.name) or ("category" if column.kind == "text" else "number")
         _check_kind(column.name, kind)
-        about = (
-            _mean_and_variance(column, splits["train"]) if kind == "number" else _categories(column, splits["train"])
-        )
+        fit = _mean_and_variance if kind == "number" else _categories
+        about: dict[str, Any] = fit(column, splits["train"])
         words = {"missing_words": list(column.missing_words)} if column.missing_words else {}
         fitted[column.name] = {"kind": kind, "missing": int(column.missing.sum())} | words | about
         widths.append(width_of(about))

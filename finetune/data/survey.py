@@ -4,6 +4,7 @@ Looks at names, at heads and at a table's values; nothing is decoded but the siz
 """
 
 import glob
+import re
 import statistics
 import zipfile
 from collections import Counter
@@ -17,10 +18,11 @@ import numpy as np
 
 from finetune.data.column_survey import ColumnSurvey, survey_of_column, with_repeated_texts
 from finetune.data.file_endings import IMAGES, SOUNDS
+from finetune.data.several_tables import read_tables
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column
-from finetune.data.table_files import read_table
 from finetune.data.table_head import ENDINGS as TABLES
+from finetune.data.table_head import table_paths
 from finetune.errors import DataError, counted, did_you_mean, quote
 from finetune.startup import start_tensorflow
 
@@ -74,7 +76,7 @@ def survey(path: Path) -> DataSurvey:
     """Returns what kind of data lies at a path.
 
     Args:
-        path: A file, a folder, or a pattern of record files.
+        path: A file, a folder, or a pattern of tables or of record files.
 
     Raises:
         DataError: There is nothing, or nothing that a recipe can name, or several things.
@@ -222,13 +224,12 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     """Returns what the columns of a table look like.
 
     Args:
-        source: The keys of `data` that name the table, and those with test and validation rows.
+        source: The keys of `data` that name the table, and those with test and validation rows: files or patterns.
 
     Raises:
         DataError: The table cannot be read.
     """
-    path = source["table"]
-    table = read_table(path)
+    table = read_tables(table_paths([source["table"]]))
     rows = len(table)
     columns = with_repeated_texts([survey_of_column(table.columns[name], rows) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
@@ -242,9 +243,15 @@ def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:
     keys = {"train": "table", "test": "test_table", "validation": "validation_table", "val": "validation_table"}
     if "train" in by_split and "test" in by_split and set(by_split) <= set(keys):
         return {keys[name]: path for name, path in by_split.items()}
+    # `train-00000-of-00008.parquet`, as data sets of Hugging Face are stored
+    shards = [re.fullmatch(rf"({'|'.join(keys)})([-_.]).*?(\.[^.]+(?:\.(?:gz|bz2|xz))?)", path.name) for path in tables]
+    patterns = {match[1]: folder / f"{match[1]}{match[2]}*{match[3]}" for match in shards if match}
+    if all(shards) and "train" in patterns and len({*patterns} & {"validation", "val"}) < 2:
+        return {keys[name]: path for name, path in patterns.items()}
     raise DataError(
-        f"The folder `{folder}` holds several tables: {quote(_names(tables))}. Name one of them, or call them `train`, "
-        "`test` and `validation`."
+        f"The folder `{folder}` holds several tables: {quote(_names(tables))}. Name one of them; or all of them, if "
+        f"they have the same columns, by `{folder / f'*{_common_ending(tables)}'}`; or call them `train`, `test` and "
+        "`validation`."
     )
 
 
@@ -301,10 +308,12 @@ def _survey_of_pattern(path: Path) -> DataSurvey:
     files = [Path(name) for name in sorted(glob.glob(str(path)))]
     if not files:
         raise DataError(f"No file matches `{path}`. Data are {_KNOWN}.")
+    if all(ending_of(file) in TABLES for file in files):
+        return survey_of_tables({"table": path})
     if not all(map(_is_records, files)):
         raise DataError(
-            f"A pattern is for files of records (.tfrecord). `{path}` matches {quote(_names(files))}. Name a single "
-            "file, or the folder."
+            "A pattern is for tables with the same columns, or for files of records (.tfrecord). "
+            f"`{path}` matches {quote(_names(files))}. Name a single file, or the folder."
         )
     return _survey_of_records(files, str(path))
 

@@ -22,7 +22,7 @@ from finetune.data.separators import LOOKED_AT, decimal_in, is_comma_number, sep
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column, NestedError, column_of
 from finetune.data.table_head import ARROW, DELIMITED, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
-from finetune.data.table_places import Places, join_places, places_in
+from finetune.data.table_places import Places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
 
 _LOOKED_AT = 1000  # rows, for what is said about a name that no column has
@@ -97,6 +97,7 @@ class Table:
 
     Attributes:
         path: The file it was read from, or the first of several.
+        paths: All files it was read from, if they are several.
         columns: The columns by name, in their order.
         places: Where each row is: the name of its file, and the number of the line where it ends, counted from 1, or of
             the row in files without lines.
@@ -111,6 +112,7 @@ class Table:
     warnings: tuple[str, ...] = ()
     delimiter: str = ""
     decimal: str = "."
+    paths: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -273,34 +275,6 @@ def table_of_columns(columns: Mapping[str, Sequence[Any]], name: str, missing: S
     return Table(
         Path(name), Columns({key: partial(column_of, key, values, missing) for key, values in columns.items()}), places
     )
-
-
-def join_tables(tables: Sequence[Table]) -> Table:
-    """Returns the rows of several tables with the same columns, one after another.
-
-    Raises:
-        DataError: A table lacks a column of the first.
-    """
-    if len(tables) == 1:
-        return tables[0]
-    for name, table in ((name, table) for name in tables[0].columns for table in tables):
-        if name not in table.columns:
-            table.column(name)  # raises
-
-    def joined(name: str) -> Column:
-        parts = [table.columns.once(name) for table in tables]
-        words = tuple(sorted({word for part in parts for word in part.missing_words}))
-        if len({part.kind for part in parts}) == 1:
-            values = np.concatenate([part.values for part in parts])
-            is_whole, commas = (all(part.whole for part in parts), any(part.has_commas for part in parts))
-            return Column(name, parts[0].kind, values, is_whole, words, commas)
-        return Column(name, "text", np.concatenate([part.texts() for part in parts]), False, words)
-
-    warnings = tuple(dict.fromkeys(warning for table in tables for warning in table.warnings))
-    most_kept = min(table.columns.most_kept for table in tables)
-    columns = Columns({name: partial(joined, name) for name in tables[0].columns}, most_kept)
-    places = join_places([table.places for table in tables])
-    return replace(tables[0], columns=columns, places=places, warnings=warnings)
 
 
 def _read_plain(path: Path, delimiter: str, missing: Sequence[str], quotes: bool, decimal: str) -> Table | None:

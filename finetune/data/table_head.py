@@ -14,11 +14,26 @@ from pathlib import Path
 from finetune.data.separators import any_length, lacks_first_name, separator_of, separator_text, written_separator
 from finetune.data.table_bytes import DELIMITED, LINES, ending_of, open_text
 from finetune.errors import FinetuneError, did_you_mean, quote
+from finetune.files.patterns import is_pattern, matching_files
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # what stands for a missing value, beside an empty cell
 ARROW = (".parquet", ".pq", ".feather", ".arrow")
 ENDINGS = (*DELIMITED, *LINES, *ARROW)
 _LOOKED_AT = 1000  # rows
+
+
+def table_paths(places: Sequence[str | Path]) -> list[Path]:
+    """Returns the files of a table. The name of a single one is returned as it is: its reader says that it is missing.
+
+    Args:
+        places: Files and patterns.
+
+    Raises:
+        DataError: There is no file.
+    """
+    if len(places) == 1 and not is_pattern(places[0]):
+        return [Path(places[0])]
+    return matching_files(places, "tables")
 
 
 def read_head(path: Path, delimiter: str = "auto", *, quotes: bool = True) -> dict[str, list[str]] | None:

@@ -4,7 +4,6 @@ A record is `length (8 bytes), checksum of it (4), data, checksum of the data (4
 data. TensorFlow reads a record at its place, and checks both sums.
 """
 
-import glob
 import mmap
 import struct
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune import keras_private
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, quote
 from finetune.machine_failures import raise_machine_failure
 
 _LENGTH = struct.Struct("<Q")
@@ -57,26 +56,6 @@ class Records:
     def place(self, index: int) -> str:
         """Returns the file and the number of a record in it, counted from 0, such as `train-0.tfrecord:17`."""
         return f"{self.paths[int(self.file_of[index])].name}:{int(self.numbers[index])}"
-
-
-def record_files(patterns: Sequence[str | Path]) -> list[Path]:
-    """Returns the files that match some patterns, in the order of their names for each pattern.
-
-    Raises:
-        DataError: A pattern matches no file.
-    """
-    files: list[Path] = []
-    for pattern in patterns:
-        matches = [Path(name) for name in sorted(glob.glob(str(pattern))) if Path(name).is_file()]
-        if not matches:
-            folder = Path(pattern).parent
-            others = sorted(other.name for other in folder.glob("*") if other.is_file()) if folder.is_dir() else []
-            raise DataError(
-                f"There must be files of records. `{pattern}` matches none. `{folder}` holds "
-                f"{quote(others) or 'no files'}.{did_you_mean(Path(pattern).name, others)}"
-            )
-        files += [path for path in matches if path not in files]
-    return files
 
 
 def read_index(paths: Sequence[Path]) -> Records:

@@ -22,6 +22,7 @@ from finetune.data.table_bytes import ending_of
 from finetune.data.table_head import ARROW, DELIMITED, LINES, head_names, is_number
 from finetune.data.table_head import ENDINGS as TABLES
 from finetune.errors import DataError, quote
+from finetune.files.patterns import is_pattern, matching_files
 from finetune.inference.record import check_exist
 
 ROWS = 32  # in a chunk of images, sounds or arrays
@@ -63,8 +64,8 @@ def read_raw_rows(
     """Reads rows from the places that a command line names, in their order.
 
     Args:
-        inputs: Files of images or sounds, folders of them (with all folders inside), tables, NumPy files; `-` reads
-            `lines`, a text or a JSON object a line.
+        inputs: Files of images or sounds, folders of them (with all folders inside), tables, NumPy files, patterns of
+            these such as `part-*.parquet`; `-` reads `lines`, a text or a JSON object a line.
         size: Rows of a chunk at most, >= 1.
         form: How values are written in tables that are text.
         lines: What `-` reads.
@@ -73,6 +74,7 @@ def read_raw_rows(
         DataError: There is no such file, or it is of a kind that is not read.
     """
     check_exist(inputs)
+    inputs = [file for each in inputs for file in (matching_files([each], "files") if is_pattern(each) else [each])]
     _check_kinds(inputs)
     pending: list[Path] = []  # files that are rows, which share chunks
     for each in inputs:

@@ -13,6 +13,7 @@ from typing import Any
 from finetune.data.loss_families import family_of
 from finetune.data.separators import TextForm
 from finetune.errors import DataError, FinetuneError, did_you_mean, quote
+from finetune.files.patterns import is_pattern, matching_files
 from finetune.inference.checkpoint_choice import unfinished
 from finetune.plain_shapes import fault
 from finetune.results.run_documents import RECIPE, fault_in_fitted, read_of_run, read_recipe_of_run
@@ -193,13 +194,15 @@ def check_prediction(
 
 
 def check_exist(inputs: Sequence[str | Path]) -> None:
-    """Checks that files and folders exist; `-` is standard input.
+    """Checks that files and folders exist, and some for each pattern; `-` is standard input.
 
     Raises:
         DataError: One does not.
     """
     for path in (Path(each) for each in inputs if str(each) != "-"):
-        if not path.exists():
+        if is_pattern(path):
+            matching_files([path], "files")
+        elif not path.exists():
             others = sorted(other.name for other in path.parent.glob("*")) if path.parent.is_dir() else []
             raise DataError(
                 f"Rows are read from files and folders that exist, or from standard input, `-`. `{path}` does not "

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, Strict, ValidationInfo, field_valid
 
 from finetune.errors import quote
 from finetune.recipe.augment import AugmentLayer
-from finetune.recipe.data_files import Feature, Files
+from finetune.recipe.data_files import Feature, Files, Tables
 from finetune.recipe.fields import (
     Arguments,
     Count,
@@ -151,14 +151,15 @@ class DataSource(Part):
         npz: A file with the arrays `x_train`, `y_train`, `x_test`, `y_test`, and optionally validation rows.
         images: A folder with a folder of images for each class; or with `train`, `test` and, optionally, `validation`,
             of which each has folders of classes.
-        table: A CSV, TSV, other delimited, JSON, Parquet or Feather file; the first line of text names the columns.
+        table: A CSV, TSV, other delimited, JSON, Parquet or Feather file; the first line of text names the columns. Or
+            several with the same columns: a pattern such as `train-*.parquet`, or a list.
         tfrecord: Files of `tf.train.Example`s: a pattern such as `train-*.tfrecord`, a list, or these for `train`,
             `test` and, optionally, `validation`.
         audio: A folder with a folder of WAV files for each class; or with `train`, `test` and so on, as `images`.
         keras_dataset: A data set of `keras.datasets`, which Keras downloads; or, with `path`, from a local file.
         tfds: A data set of TensorFlow Datasets, as `name` or `name/config:version`.
-        test_table: A file with the test rows; without it, `split` says which rows test.
-        validation_table: A file with the validation rows.
+        test_table: The file or files with the test rows; without them, `split` says which rows test.
+        validation_table: The file or files with the validation rows.
         inputs: The column or columns of the input; or those of each input by its name in the network. Columns of
             numbers and categories become a vector; a column of text, or two as a pair, become token ids; a column of
             image files becomes images. `rest` are all columns that are not named otherwise.
@@ -204,13 +205,13 @@ class DataSource(Part):
     builder: Builder | None = None
     npz: FilePath | None = None
     images: FilePath | None = None
-    table: FilePath | None = None
+    table: Tables | None = None
     tfrecord: Files | None = None
     audio: FilePath | None = None
     keras_dataset: Annotated[Text, choice(*KERAS_DATASETS)] | None = None
     tfds: Text | None = None
-    test_table: FilePath | None = None
-    validation_table: FilePath | None = None
+    test_table: Tables | None = None
+    validation_table: Tables | None = None
     inputs: Columns = Field(default_factory=dict)
     target: Columns = Field(default_factory=dict)
     exclude: ListOf[Text] = ()

@@ -33,6 +33,21 @@ Files = Annotated[
 ]
 
 
+def _check_tables(value: Any) -> Any:
+    """Returns a file or a pattern, or several in a tuple."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+        raise fault("must be a file or a pattern such as `train-*.parquet`, or a list of these", received=value)
+    paths = tuple(RecipePath(n, getattr(n, "folder", None)) for n in names)
+    return paths[0] if isinstance(value, str) else paths
+
+
+Tables = Annotated[
+    RecipePath | tuple[RecipePath, ...],
+    GetPydanticSchema(lambda source, handler: core_schema.no_info_plain_validator_function(_check_tables)),
+]
+
+
 class FeatureSpec(Part):
     """How a feature of a record is read; a type alone, such as `label: int64`, is a single value.
 

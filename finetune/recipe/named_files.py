@@ -22,10 +22,8 @@ def missing_files(recipe: Recipe) -> Iterator[str]:
 
     A path with `*`, `?` or `[` may be a pattern and is left to the reader of the data; so are handles and addresses.
     """
-    for keys in PATH_FIELDS:
-        text = _value(recipe, keys)
-        if not isinstance(text, str):
-            continue
+    written = [(keys, text) for keys in PATH_FIELDS for _, text in _texts(_value(recipe, keys))]
+    for keys, text in written:
         path = _local_path(recipe, keys[-1], text)
         problem = path and _problem(keys[-1], path)
         if problem and path and problem.startswith("does not exist"):

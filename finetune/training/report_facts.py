@@ -69,7 +69,7 @@ def _with_places(worst: Sequence[dict[str, Any]], examples: Examples, shows_inpu
     inputs = dict(leaves("", split.first(len(worst))[0])) if split else {}
     shown = []
     for number, (row, place) in enumerate(zip(worst, texts, strict=True)):
-        text = text_at(place, examples.source.get("file"))
+        text = text_at(place, examples.source.get("files") or examples.source.get("file"))
         values = {name: shown_input(_row(array, number)) for name, array in inputs.items()}
         # The line of the table, where there is one, instead of the numbers that were made of it.
         values = {n: of for n, of in values.items() if "values" not in of} | {"": {"text": text}} if text else values

@@ -79,3 +79,15 @@ def test_columns_are_split_as_the_recipe_says(people):
     assert problems(people) == []
     [problem] = problems(people, "delimiter=tab")
     assert "seems to have a semicolon between its values" in problem
+
+
+def test_of_several_files_the_first_shows_the_columns_and_a_pattern_without_files_is_told(people):
+    for number in range(2):
+        (people.parent / f"part-{number}.csv").write_text("age,kind\n1,x\n")
+    assert problems(people, "table=part-*.csv") == []
+    [problem] = problems(people, "table=[part-1.csv, part-0.csv]", "inputs=agee")
+    assert "part-1.csv` has no column `agee`" in problem
+    [problem] = problems(people, "table=parts-*.csv")
+    assert "`data.table`: There must be tables. `" in problem
+    assert "parts-*.csv` matches none." in problem
+    assert problems(people, "table=[part-0.csv, none.csv]") == []  # which `missing_files` tells

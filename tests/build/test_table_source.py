@@ -272,3 +272,57 @@ def test_keys_of_delimited_text_are_refused_where_the_table_is_none(recipe, key)
         RecipeError, match=rf"`data\.{name}` is for tables of text that end in `\.csv`.*people\.jsonl` is"
     ):
         build_examples(load_recipe(recipe, overrides=[table, f"data.{key}"]), vector_network(1))
+
+
+@pytest.fixture
+def shards(people):
+    """The people in three files, of which the last has a single row."""
+    lines = (people.parent / "people.csv").read_text().splitlines()
+    for number, rows in enumerate((lines[1:6], lines[6:12], lines[12:])):
+        (people.parent / f"part-{number}.csv").write_text("\n".join([lines[0], *rows]))
+    return people
+
+
+@pytest.mark.parametrize(
+    ("files", "split"),
+    [
+        ("part-*.csv", "{by: random}"),
+        ("[part-0.csv, part-1.csv, part-2.csv]", "{by: group, column: family}"),
+        ("[part-0.csv, 'part-[12].csv']", "{by: hash}"),
+        ("part-?.csv", "{column: part}"),
+    ],
+)
+def test_rows_of_several_files_are_split_and_encoded_as_those_of_one(shards, files, split):
+    keys = ["inputs=[age, town]", "target=kind", f"split={split}"]
+    whole = table_of(shards, vector_network(4), *keys)
+    several = table_of(shards, vector_network(4), f"table={files}", *keys)
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(several, name), getattr(whole, name))
+    assert several.source["inputs"] == whole.source["inputs"]
+    assert several.source["files"] == [str(shards.parent.absolute() / f"part-{number}.csv") for number in range(3)]
+    assert "files" not in whole.source
+    numbers = {
+        f"people.csv:{n + 2}": f"part-{(n > 4) + (n > 10)}.csv:{[n, n - 5, n - 11][(n > 4) + (n > 10)] + 2}"
+        for n in range(12)
+    }
+    assert list(several.places["test"]) == [numbers[place] for place in whole.places["test"]]
+
+
+def test_a_pattern_that_matches_files_of_another_split_is_refused(shards):
+    keys = ["inputs=age", "target=kind", "table=part-*.csv", "test_table=part-2.csv"]
+    with pytest.raises(
+        RecipeError,
+        match=r"A file belongs to a single split\. `part-2\.csv` is among the files to `train` and those to `test`\. Write",
+    ):
+        table_of(shards, vector_network(1), *keys)
+    keys = ["inputs=age", "target=kind", "table=part-[01].csv", "test_table=part-2.csv"]
+    examples = table_of(shards, vector_network(1), *keys)
+    assert [len(split) for split in (examples.train, examples.test)] == [11, 1]
+    assert len(examples.source["files"]) == 3
+
+
+def test_several_files_are_written_into_a_run_folder_as_the_recipe_names_them(shards):
+    overrides = ["data={table: [a.csv, 'b-*.csv'], inputs: a, target: b}"]
+    text = dump_recipe(load_recipe(shards, overrides=overrides), absolute_paths=True)
+    assert f"{shards.parent / 'a.csv'}" in text
+    assert f"{shards.parent / 'b-*.csv'}" in text

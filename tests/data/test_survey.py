@@ -194,7 +194,14 @@ def test_folders_that_are_empty_flat_mixed_or_of_other_things_are_refused(tmp_pa
     assert refusal(tmp_path / "other").endswith("holds `a.docx`, and none of these.")
     for name in ("a", "b"):
         write_table(tmp_path / "tables" / f"{name}.csv", "a,b\n1,2\n")
-    assert "holds several tables: `a.csv`, `b.csv`. Name one of them, or call them" in refusal(tmp_path / "tables")
+    assert (
+        "holds several tables: `a.csv`, `b.csv`. Name one of them; or all of them, if they have the same columns, by "
+        f"`{tmp_path / 'tables' / '*.csv'}`; or call them `train`, `test`"
+    ) in refusal(tmp_path / "tables")
+    (tmp_path / "tables" / "c.docx").touch()
+    assert "A pattern is for tables with the same columns, or for files of records" in refusal(
+        tmp_path / "tables" / "*"
+    )
 
 
 def test_classes_without_files_and_a_single_class_are_refused(tmp_path):
@@ -216,3 +223,22 @@ def test_a_text_file_is_a_table_where_it_is_named_and_notes_in_a_folder(tmp_path
     assert kinds(survey(tmp_path / "data/t.txt")) == {"a": "number", "b": "category"}
     write_table(tmp_path / "data/t.csv", "a,b,c\n1,x,2\n2,y,3\n")
     assert len(survey(tmp_path / "data").columns) == 3
+
+
+def test_files_of_a_pattern_are_a_table_and_shards_in_a_folder_are_those_of_each_split(tmp_path):
+    for name, value in (("train-00000-of-00002", 1), ("train-00001-of-00002", 2), ("test-00000-of-00001", 3)):
+        write_table(tmp_path / f"{name}.csv", f"a,b\n{value},u\n{value},v\n")
+    found = survey(tmp_path / "train-*.csv")
+    assert (found.kind, found.source, found.rows, found.is_split) == (
+        "table",
+        {"table": tmp_path / "train-*.csv"},
+        4,
+        False,
+    )
+    found = survey(tmp_path)
+    assert found.source == {"table": tmp_path / "train-*.csv", "test_table": tmp_path / "test-*.csv"}
+    assert (found.rows, found.is_split) == (4, True)
+    (tmp_path / "test-00000-of-00001.csv").unlink()
+    assert survey(tmp_path).source == {"table": tmp_path / "train-*.csv"}
+    write_table(tmp_path / "other.csv", "a,b\n1,u\n")
+    assert "holds several tables" in refusal(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import feather, parquet
 
 from finetune.data.table_column import Column
-from finetune.data.table_files import Columns, join_tables, read_table
+from finetune.data.table_files import Columns, read_table
 from finetune.data.table_head import read_head
 from finetune.errors import DataError
 
@@ -117,15 +117,6 @@ def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path):
     assert list(read_table(tmp_path / "a.csv").columns) == ["a", "b"]
 
 
-def test_tables_with_the_same_columns_are_joined_and_keep_their_places(tmp_path):
-    (tmp_path / "a.csv").write_text("x,y\n1,a\n2,b\n")
-    (tmp_path / "b.csv").write_text("y,x\nc,few\n")
-    joined = join_tables([read_table(tmp_path / name) for name in ("a.csv", "b.csv")])
-    assert joined.column("x").values.tolist() == ["1", "2", "few"]
-    assert joined.column("y").values.tolist() == ["a", "b", "c"]
-    assert joined.places_of(np.array([1, 2])) == "`a.csv:3`, `b.csv:2`"
-
-
 def test_chosen_rows_keep_their_places(tmp_path):
     table = read_table(write(tmp_path / "people.csv")).select(np.array([2, 0]))
     assert table.column("age").values.tolist() == [-5, 31]
@@ -204,13 +195,6 @@ def test_decimal_commas_and_points_in_a_column_are_refused_with_both(tmp_path):
         read_table(tmp_path / "t.tsv").check_numbers(["price"], {})
 
 
-def test_tables_with_decimal_commas_and_points_are_joined(tmp_path):
-    (tmp_path / "a.csv").write_text("x;y\n1,5;a\n")
-    (tmp_path / "b.csv").write_text("y,x\nb,2.5\n")
-    column = join_tables([read_table(tmp_path / name) for name in ("a.csv", "b.csv")]).column("x")
-    assert (column.values.tolist(), column.has_commas) == ([1.5, 2.5], True)
-
-
 def test_an_open_quote_is_named_with_its_line(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n1,2\n"3"x,4\n')
     with pytest.raises(DataError, match=r"Reading `t\.csv:3` failed: .*the quote twice"):
@@ -271,6 +255,6 @@ def test_columns_are_checked_when_they_are_reached(tmp_path):
         table.checked_columns(["a", "bb"], {})
     columns = table.checked_columns(["a", "b", "c"], {})
     assert (len(columns), columns[0].name, columns[1:].names) == (3, "a", ["b", "c"])
-    with pytest.raises(DataError, match="`b` has numbers in 19 rows, and other text in 1: `x`, at `t.csv:9`"):
+    with pytest.raises(DataError, match=r"`b` has numbers in 19 rows, and other text in 1: `x`, at `t\.csv:9`"):
         list(columns)
     assert [column.kind for column in table.checked_columns(["a", "b"], {"b": "category"})] == ["number", "text"]

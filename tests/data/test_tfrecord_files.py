@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from finetune.data.tfrecord_files import read_index, record_files
+from finetune.data.tfrecord_files import read_index
 from finetune.errors import DataError
 
 RECORDS = [bytes([number]) * (number * 7 % 40) for number in range(30)]
@@ -29,19 +29,6 @@ def test_records_of_several_files_are_those_that_tensorflow_reads(write):
     read = [record.numpy() for record in tf.data.TFRecordDataset([str(path) for path in paths])]
     assert [records[index] for index in range(len(records))] == read == RECORDS
     assert [records.place(index) for index in (0, 10, 11, 29)] == ["a-0:0", "a-0:10", "a-2:0", "a-2:18"]
-
-
-def test_a_pattern_gives_files_in_the_order_of_their_names(write):
-    names = [write(name, RECORDS) for name in ("b", "a-1", "a-0")]
-    assert record_files([names[0], names[0].with_name("a-*"), names[1]]) == [names[0], names[2], names[1]]
-
-
-def test_a_pattern_without_files_is_answered_with_the_nearest(write):
-    path = write("train.tfrecord", RECORDS)
-    with pytest.raises(
-        DataError, match=r"`.*trian\.tfrecord` matches none\. `.*` holds `train\.tfrecord`\. Did you mean"
-    ):
-        record_files([path.with_name("trian.tfrecord")])
 
 
 @pytest.mark.parametrize("kind", ["GZIP", "ZLIB"])

@@ -163,3 +163,17 @@ def test_points_beside_decimal_commas_are_refused_with_both_places(tmp_path):
     said = r"written in a single way\. `a` has `1\.234` \(`t\.csv:4`\) and `1,5` \(`t\.csv:2`\)\. Correct them"
     with pytest.raises(DataError, match=said):
         read(tmp_path / "t.csv", form=TextForm(commas=("a",)))
+
+
+def test_a_pattern_is_read_as_the_files_that_it_matches(tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.csv").write_text(f"a\n{name}\n")
+    expected = [(["a.csv:2"], {"a": ["a"]}), (["b.csv:2"], {"a": ["b"]})]
+    assert read(tmp_path / "*.csv") == expected
+    assert [
+        (list(rows.places), dict(rows.columns)) for rows in raw_rows_of(tmp_path / "[ab].csv", read=read_raw_rows)
+    ] == [(places, {"a": tuple(columns["a"])}) for places, columns in expected]
+    with pytest.raises(
+        DataError, match=r"There must be files\. `.*\*\.tsv` matches none\. `.*` holds `a\.csv`, `b\.csv`"
+    ):
+        read(tmp_path / "*.tsv")

@@ -3,10 +3,11 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from finetune.recipe.data_files import FeatureSpec, Files
+from finetune.recipe.data_files import FeatureSpec, Files, Tables
 from finetune.recipe.loader import dump_recipe, load_recipe
 
 FILES = TypeAdapter(Files)
+TABLES = TypeAdapter(Tables)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,21 @@ def test_a_feature_is_a_value_or_an_image(keys, said):
     with pytest.raises(ValidationError) as caught:
         FeatureSpec.model_validate(keys)
     assert caught.value.errors()[0]["ctx"]["predicate"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("a-*.csv", "a-*.csv"), (["a.csv"], ("a.csv",)), (["a", "b"], ("a", "b"))]
+)
+def test_tables_are_a_file_or_several_and_are_written_as_they_were_read(recipe, written, read):
+    assert TABLES.validate_python(written) == read
+    assert TABLES.validate_python(TABLES.validate_python(written)) == read
+    loaded = load_recipe(recipe, overrides=[f"data={{table: {written}, test_table: {written}, inputs: a, target: b}}"])
+    recipe.with_name("again.yaml").write_text(dump_recipe(loaded))
+    assert load_recipe(recipe.with_name("again.yaml")) == loaded
+    assert (loaded.data.table, loaded.data.test_table) == (read, read)
+
+
+@pytest.mark.parametrize("wrong", [3, [], ["a", 3], {"train": "a"}, ""])
+def test_what_is_no_file_and_no_list_of_files_is_no_table(wrong):
+    with pytest.raises(ValidationError, match="fault"):
+        TABLES.validate_python(wrong)

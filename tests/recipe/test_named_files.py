@@ -33,6 +33,7 @@ def test_files_that_are_there_are_not_told(missing):
     [
         ({"data": {"npz": "digit.npz"}}, "`data.npz` does not exist: `HERE/digit.npz`. Did you mean `digits.npz`?"),
         ({"data": {"npz": "a/b/c.npz"}}, "`data.npz` does not exist: `HERE/a/b/c.npz`. The nearest folder that exists is `HERE`."),
+        ({"data": {"table": ["digits.npz", "x-*.csv", "digit.csv"], "inputs": "a", "target": "b"}}, "`data.table` does not exist: `HERE/digit.csv`. `HERE` holds"),
         ({"data": {"npz": "photos"}}, "`data.npz` names a file. `HERE/photos` is a folder that is empty."),
         ({"data": {"images": "net.keras"}}, "`data.images` names a folder. `HERE/net.keras` is a file."),
         ({"model": {"keras_file": "photos/x.keras"}}, "`model.keras_file` does not exist: `HERE/photos/x.keras`. `HERE/photos` is empty."),

@@ -1,7 +1,6 @@
 """Raw rows of the test split of a run, and how an export takes them."""
 
 import base64
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,9 @@ import numpy as np
 from finetune.data.columns import is_number
 from finetune.data.examples import Examples
 from finetune.data.table_column import cell_text
-from finetune.data.table_head import MISSING
+from finetune.data.table_head import MISSING, table_paths
 from finetune.errors import DataError, FinetuneError
+from finetune.files.patterns import short_names
 from finetune.inference.exports.raw_graph import GraphInput
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.prepared_inputs import content_of
@@ -77,8 +77,12 @@ def _of_tables(fine_tuned: FineTuned, places: Sequence[str]) -> RawRows:
     """Returns the rows of tables at some places, such as `reviews.csv:1042`, in the order in which they lie there."""
     wanted = set(places)
     rows: list[tuple[RawRows, int]] = []
-    for chunk in itertools.chain.from_iterable(fine_tuned.read([file], size=1024) for file in _tables(fine_tuned)):
-        rows += [(chunk, number) for number, place in enumerate(chunk.places) if place in wanted]
+    chunks = (
+        (chunk, name) for file, name in _tables(fine_tuned).items() for chunk in fine_tuned.read([file], size=1024)
+    )
+    for chunk, name in chunks:
+        places = [f"{name}:{place.rpartition(':')[2]}" for place in chunk.places]
+        rows += [(chunk, number) for number, place in enumerate(places) if place in wanted]
         if len(rows) >= len(wanted):
             break
     if not rows:
@@ -95,14 +99,20 @@ def tabled_rows(fine_tuned: FineTuned, count: int) -> RawRows | None:
         fine_tuned: The run.
         count: How many at most, >= 1.
     """
-    tables = [path for path in _tables(fine_tuned) if Path(path).is_file()]
+    tables = [path for path in _tables(fine_tuned) if path.is_file()]
     return next(fine_tuned.read(tables, size=count), None) if tables else None
 
 
-def _tables(fine_tuned: FineTuned) -> list[str]:
-    data = fine_tuned.record.recipe.get("data") or {}
-    named = [data.get(key) for key in ("test_table", "table", "validation_table")]
-    return list(dict.fromkeys(str(each) for value in named if value for each in one_or_more(value)))
+def _tables(fine_tuned: FineTuned) -> dict[Path, str]:
+    """Returns the names that the files of the run's tables have in places of rows."""
+    data, tables = fine_tuned.record.recipe.get("data") or {}, {}
+    for value in filter(None, (data.get(key) for key in ("test_table", "table", "validation_table"))):
+        try:
+            paths = table_paths(one_or_more(value))
+        except DataError:  # they are in another place now
+            continue
+        tables = dict(zip(paths, short_names(paths), strict=True)) | tables
+    return tables
 
 
 def arrays_for(inputs: Sequence[GraphInput], fine_tuned: FineTuned, rows: RawRows) -> dict[str, np.ndarray]:

@@ -73,9 +73,11 @@ def text_at(place: str, table: object = None) -> str:
 
     Args:
         place: A path or the name of a file, and the number of a line, counted from 1.
-        table: Path of a table in whose folder the file is.
+        table: Path of a table in whose folder the file is; or the paths of several, of which it is one.
     """
     path, _, line = place.rpartition(":")
+    if isinstance(table, list):
+        path = next((str(each) for each in table if f"/{each}".endswith(f"/{path}")), path)
     path = str(Path(table).parent / path) if isinstance(table, str) else path
     name = path.removesuffix(".gz")
     if not line.isdigit() or not name.endswith(_TABLES):

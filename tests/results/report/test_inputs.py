@@ -61,6 +61,16 @@ def test_the_line_of_a_table_is_shown_with_the_names_of_its_columns(tmp_path):
     assert text_at(f"{tmp_path}/b.tsv.gz:2") == "a: 1 | b: 2"
 
 
+def test_the_line_is_that_of_the_file_of_several_that_the_place_names(tmp_path):
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.csv").write_text(f"x\n{number}\n")
+    files = [str(tmp_path / "0" / "a.csv"), str(tmp_path / "1" / "a.csv")]
+    assert [text_at(f"{number}/a.csv:2", files) for number in range(2)] == ["x: 0", "x: 1"]
+    assert text_at("a.csv:2", files[1:]) == "x: 1"
+    assert text_at("c.csv:2", files) == ""
+
+
 def test_a_place_that_is_no_line_of_a_table_has_no_text(tmp_path):
     (tmp_path / "broken.jsonl").write_text("{")
     for place in ("", "cat/1.png", f"{tmp_path}/none.csv:3", f"{tmp_path}/broken.jsonl:1", "a.parquet:2"):
