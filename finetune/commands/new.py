@@ -4,14 +4,14 @@ How it trains is decided in `finetune.commands.new_strategy`, which networks the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.commands.check import check
 from finetune.commands.new_networks import SMALL, Network, choose_network, offers, placed
 from finetune.commands.new_strategy import Setup, strategy_lines
 from finetune.commands.schema import write_schema_beside
-from finetune.data.column_survey import ColumnSurvey
+from finetune.data.column_survey import SPLITS, ColumnSurvey
 from finetune.data.survey import DataSurvey, survey
 from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.recipe.text import dump
@@ -46,13 +46,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What was decided about the data: the kind of the inputs, their keys, the target and the task."""
+    """What was decided about the data: the kind of the inputs, their keys, the target, the task, and the column that
+    says which rows train and which test.
+    """
 
     kind: str
     inputs: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     target: ColumnSurvey | None = None
     task: str = "classes"
+    split: ColumnSurvey | None = None
 
 
 def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: bool = False) -> list[str]:
@@ -86,6 +89,9 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
     assert data
     found = survey(data.expanduser())
     chosen = _chosen(found, wishes, ask)
+    columns = found.columns if found.kind == "table" and not found.is_split else ()
+    splits = (column for column in columns if column.kind == "split" and column != chosen.target)
+    chosen = replace(chosen, split=next(splits, None))
     name = wishes.model or SMALL
     if wishes.model is None and ask:
         for offer in offers(chosen.kind):
@@ -107,10 +113,17 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         "seed: 7  # the same seed gives the same run",
         *_model_lines(network, chosen),
         *_data_lines(found, chosen, network, out, tokenizer),
-        *strategy_lines(Setup(network.is_pretrained, network.is_language_model, found.rows, not found.is_split)),
+        *strategy_lines(
+            Setup(network.is_pretrained, network.is_language_model, found.rows, _has_validation(found, chosen))
+        ),
     ]
     _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
     return [*notes, f"written: {out}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
+
+
+def _has_validation(found: DataSurvey, chosen: _Chosen) -> bool:
+    """Whether the recipe has validation rows: a part of the split that it makes itself, or in the column of splits."""
+    return chosen.split.distinct == len(SPLITS) if chosen.split else not found.is_split
 
 
 def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, int] | None) -> None:
@@ -251,7 +264,7 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
         return []
     inputs = "all other columns" if chosen.inputs == ("rest",) else quote(chosen.inputs)
     without = f", without {quote(chosen.exclude)}" if chosen.exclude else ""
-    used = {*chosen.inputs, chosen.target.name}
+    used = {*chosen.inputs, chosen.target.name, *([chosen.split.name] if chosen.split else [])}
     unused = [each.name for each in found.columns if each.name not in used] if chosen.inputs != ("rest",) else []
     task = {"classes": "a class", "labels": "several labels", "number": "a number"}[chosen.task]
     return [
@@ -261,6 +274,7 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
             for each in found.columns
             if each.repeats and each.name in chosen.inputs
         ),
+        *([f"split: `{chosen.split.name}` says which rows train and which test"] if chosen.split else []),
         *([f"note: not used: {quote(unused)}"] if unused else []),
     ]
 
@@ -323,7 +337,9 @@ def _data_lines(
     counts = list(found.classes.values()) or ([chosen.target.rarest, chosen.target.most] if chosen.target else [])
     if chosen.task == "classes" and counts and max(counts) > 3 * max(1, min(counts)):
         lines.append(_line("  class_weight: balanced", "classes with few rows count as much as others"))
-    if not found.is_split:
+    if chosen.split:
+        lines.append(_line(f"  split: {{column: {_flow(chosen.split.name)}}}", "says which rows train and which test"))
+    elif not found.is_split:
         share = "0.15" if network.is_pretrained else "0.1"  # pretrained: the rates are chosen by them
         lines.append(_line(f"  split: {{test: 0.2, validation: {share}}}", "shares that are not trained on"))
     return lines

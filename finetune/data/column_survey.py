@@ -11,6 +11,7 @@ from finetune.data.file_endings import IMAGES, SOUNDS
 from finetune.data.table_column import Column
 from finetune.data.table_head import is_unnamed
 
+SPLITS = ("train", "test", "validation")  # those of `examples`, without TensorFlow
 _NAMES_OF_IDS = ("id", "index", "idx", "key", "uuid", "name", "rownumber")
 
 
@@ -20,7 +21,8 @@ class ColumnSurvey:
 
     Attributes:
         name: Its name.
-        kind: `number`, `category`, `text`, `image`, `audio`, or `id` for what tells rows apart.
+        kind: `number`, `category`, `text`, `image`, `audio`, `split` for which rows train and which test, or `id` for
+            what tells rows apart.
         distinct: How many different values it has; 0 where that is unknown.
         is_whole: Whether its values are whole numbers.
         has_labels: Whether its values are several labels, as `a|b`.
@@ -67,6 +69,8 @@ def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
         kind = "image"
     elif endings and all(ending in SOUNDS for ending in endings):
         kind = "audio"
+    elif {*SPLITS[:2]} <= {*counts} <= {*SPLITS}:
+        kind = "split"
     elif words >= 3 and len(counts) > len(texts) / 2:
         kind = "text"
     elif len(counts) > max(20, len(texts) / 2):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.column_survey import ColumnSurvey, survey_of_column, with_repeated_texts
+from finetune.data.column_survey import SPLITS, ColumnSurvey, survey_of_column, with_repeated_texts
 from finetune.data.file_endings import IMAGES, SOUNDS
 from finetune.data.several_tables import read_tables
 from finetune.data.table_bytes import ending_of
@@ -26,7 +26,6 @@ from finetune.data.table_head import table_paths
 from finetune.errors import DataError, counted, did_you_mean, quote
 from finetune.startup import start_tensorflow
 
-SPLITS = ("train", "test", "validation")
 _KNOWN = (
     "a folder with a folder of images or of WAV files for each class, a table "
     f"({', '.join(TABLES)}), arrays (.npz), or records (.tfrecord)"
@@ -233,7 +232,9 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     rows = len(table)
     columns = with_repeated_texts([survey_of_column(table.columns[name], rows) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
-    return DataSurvey("table", dict(source), said, rows, "test_table" in source, columns=columns)
+    images = [table.columns[column.name].values for column in columns if column.kind == "image"]
+    shape = _size_of([path.parent / name for name in images[0].tolist()[:_LOOKED_AT] if name]) if images else ()
+    return DataSurvey("table", dict(source), said, rows, "test_table" in source, shape, columns)
 
 
 def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:

@@ -105,6 +105,21 @@ def test_classes_with_few_rows_are_weighted_and_files_in_a_table_have_a_type():
     assert recipe.data.class_weight is None
 
 
+def test_a_column_of_train_and_test_is_the_split_and_never_what_is_predicted():
+    photos()
+    files = [(f"photos/red/{n}.png", n % 4, "test" if n % 3 else "train") for n in range(10)]
+    said = new(write("files.csv", "file,digit,part", files))
+    assert said[1:3] == [
+        "predicted: `digit`, a class, from `file`",
+        "split: `part` says which rows train and which test",
+    ]
+    recipe = load_recipe("recipe.yaml")
+    assert (recipe.data.split.column, recipe.data.target, recipe.data.size) == ("part", {"": ("digit",)}, (16, 16))
+    assert not [line for line in said if "not used" in line]
+    new(Path("files.csv"), target="part", overwrite=True)  # unless that is asked for
+    assert load_recipe("recipe.yaml").data.split.column is None
+
+
 def test_the_recipe_names_the_data_from_where_it_lies():
     new(houses(), out="deep/recipe.yaml")
     assert load_recipe("deep/recipe.yaml").data.table == "../houses.csv"

@@ -31,3 +31,13 @@ def test_sentences_that_stand_in_many_rows_are_text_and_names_of_categories_are_
     rows = [f"{' '.join(['word'] * (words - 1))} {n % distinct},{second.format(n=n)},{'ny'[n % 2]}" for n in range(100)]
     first = columns_of(tmp_path / "a.csv", "\n".join(["first,second,label", *rows]))[0]
     assert (first.kind, first.repeats, first.words, first.distinct) == (kind, kind == "text", words, distinct)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(("train", "test"), "split"), (("train", "test", "validation"), "split"), (("train", "exam"), "category")],
+)
+def test_a_column_of_train_and_test_says_the_split(tmp_path, values, kind):
+    rows = [f"{n},{values[n % len(values)]}" for n in range(30)]
+    part = columns_of(tmp_path / "t.csv", "\n".join(["u,part", *rows]))[1]
+    assert (part.kind, part.distinct) == (kind, len(values))
