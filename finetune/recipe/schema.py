@@ -25,7 +25,8 @@ from finetune.recipe.fields import Part, RecipePath, fault
 from finetune.recipe.groups import Groups
 from finetune.recipe.losses import by_output
 from finetune.recipe.model import ModelSource
-from finetune.recipe.phase_strategies import written_out
+from finetune.recipe.phase_spec import PhaseSpec
+from finetune.recipe.phase_strategies import PhaseStrategy, written_out
 from finetune.recipe.phases import Phases, check_names, disagreement
 from finetune.recipe.report import ReportSpec
 from finetune.recipe.restore import Restore
@@ -124,12 +125,18 @@ class Recipe(Part):
         if self.data.tokenizer and not self.data.tokenizer.file and not self.model.preset:
             rule = "is missing. Only a KerasHub preset (`model.preset`) brings its own tokenizer"
             raise fault(rule, at=("data", "tokenizer", "file"))
-        if isinstance(self.phases, tuple):
-            with_rates = next((n for n, phase in enumerate(self.phases) if phase.rates or phase.auto_rgn), None)
-            if with_rates is not None and self.train.learning_rate:
-                rule = f"sets rates, which `train.learning_rate: {self.train.learning_rate}` does not change"
-                raise fault(f"{rule}. Remove one of the two", at=("phases", with_rates))
+        if self.train.learning_rate and self.phases is not None:
+            self._check_rates_are_open(self.phases)
         return self
+
+    def _check_rates_are_open(self, phases: tuple[PhaseSpec, ...] | PhaseStrategy) -> None:
+        """Checks that phases set no rates, where those of the groups are yet to be measured or searched."""
+        at: tuple[str | int, ...] | None = ("phases", "peak") if getattr(phases, "peak", None) is not None else None
+        if isinstance(phases, tuple):
+            at = next((("phases", n) for n, phase in enumerate(phases) if phase.rates or phase.auto_rgn), None)
+        if at:
+            rule = f"sets rates, which `train.learning_rate: {self.train.learning_rate}` does not change"
+            raise fault(f"{rule}. Remove one of the two", at=at)
 
     def _check_orders(self) -> None:
         groups = self.groups if isinstance(self.groups, tuple) else ()

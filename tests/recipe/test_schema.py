@@ -61,14 +61,22 @@ def test_a_strategy_of_phases_must_fit_into_the_epochs_of_the_run(complaint):
     )
 
 
-def test_measured_rates_do_not_go_with_phases_that_set_rates(valid):
-    phases = [{"train": "all", "epochs": 10, "rates": {"head": 1e-3}}]
-    measured = {**valid, "phases": phases, "train": {"loss": "mse", "learning_rate": "auto"}}
+@pytest.mark.parametrize(
+    ("phases", "how", "at"),
+    [
+        ([{"train": "all", "epochs": 10, "rates": {"head": 1e-3}}], "auto", ("phases", 0)),
+        ({"strategy": "freeze_then_all", "epochs": 3, "peak": 1e-3}, "search", ("phases", "peak")),
+    ],
+)
+def test_rates_to_be_measured_or_searched_do_not_go_with_phases_that_set_rates(valid, phases, how, at):
+    chosen = {**valid, "phases": phases, "train": {"loss": "mse", "learning_rate": how}}
     with pytest.raises(ValidationError) as caught:
-        Recipe.model_validate(measured)
+        Recipe.model_validate(chosen)
     [error] = caught.value.errors()
-    assert error["ctx"]["at"] == ("phases", 0)
-    assert error["ctx"]["predicate"].startswith("sets rates, which `train.learning_rate: auto` does not change.")
+    assert error["ctx"]["at"] == at
+    assert error["ctx"]["predicate"].startswith(f"sets rates, which `train.learning_rate: {how}` does not change.")
+    if not isinstance(phases, list):
+        Recipe.model_validate({**chosen, "phases": {**phases, "peak": None}})
 
 
 def test_recipes_are_equal_when_they_hold_the_same_values(valid):
