@@ -127,13 +127,14 @@ def _check_validation(recipe: Recipe, examples: Examples) -> None:
     wrong = {
         "evaluate_every_steps": train.evaluate_every_steps and "evaluates the validation rows",
         "average": train.average and "goes by the validation rows",
+        "learning_rate": train.learning_rate == "search" and "(`search`) goes by the validation rows",
         "keep": train.keep == "best" and monitor.startswith("val_") and f"goes by `{monitor}`",
     }
     for key, does in wrong.items():
         if does and examples.validation is None:
             raise RecipeError(
                 f"{place_of(recipe, 'train', key)}: `train.{key}` {does}, but there are no validation examples. Set "
-                "`train.validation_fraction`, or remove it."
+                "`train.validation_fraction` or `data.split.validation`, or remove it."
             )
 
 

@@ -142,6 +142,7 @@ def check_deep(
     from finetune.training.forecast import forecast_run
     from finetune.training.input_checks import input_notes, input_problems, rare_class_problems, target_problems
     from finetune.training.rehearsal import rehearse
+    from finetune.training.searched_rates import FACTORS
 
     begun = time.perf_counter()
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
@@ -181,7 +182,9 @@ def check_deep(
     if rehearsal.problem:  # which another problem explains, if there is one that breaks off training
         explained = target_problems(layout.model, findings.target_ranges) or findings.is_damaged
         return DeepCheck(problems if explained else [*problems, rehearsal.problem])
-    forecast = forecast_run(rehearsal, *training[2:], other_seconds=prepared, row_seconds=row_seconds)
+    searches = len(FACTORS) if layout.rates_to_search else 0
+    seconds = {"other_seconds": prepared, "row_seconds": row_seconds}
+    forecast = forecast_run(rehearsal, *training[2:], **seconds, searches=searches)
     for line in _forecast_lines(layout, forecast, len(rehearsal.examples.train)):
         console.print(line, markup=False, highlight=False)
     return DeepCheck(problems, forecast)
@@ -189,6 +192,7 @@ def check_deep(
 
 def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -> Iterator[str]:
     """Yields what the rehearsal has shown, in sentences."""
+    from finetune.commands.rate_search import sentence_of
     from finetune.errors import counted
     from finetune.results.formatting import size_text
     from finetune.training.forecast import duration_text
@@ -207,9 +211,13 @@ def _forecast_lines(layout: "Layout", forecast: "RunForecast", rehearsed: int) -
             f"{duration_text(phase.epoch_seconds)} ({low} to {high}){validation}; "
             f"{duration_text(phase.once_seconds)} more in the first"
         )
-    measured = ", without the LR range test" if layout.rates_to_measure else ""
+    if layout.rates_to_search:
+        yield sentence_of(layout)
+        yield f"forecast: {duration_text(forecast.search_seconds)} for this search"
+    without = ", without the LR range test" if layout.rates_to_measure else ""
+    without = ", with the search" if layout.rates_to_search else without
     yield (
-        f"forecast: {duration_text(forecast.seconds)} for the run{measured}, and up to "
+        f"forecast: {duration_text(forecast.seconds)} for the run{without}, and up to "
         f"{size_text(forecast.memory_bytes)} of memory"
     )
 

@@ -10,6 +10,7 @@ from finetune.build.data import batch_rows, precision
 from finetune.build.distribute import described
 from finetune.build.layout import Layout, build_layout
 from finetune.build.mixed_precision import with_measured_precision
+from finetune.commands.rate_search import sentence_of
 from finetune.data.examples import summary
 from finetune.errors import counted
 from finetune.recipe.loader import load_recipe
@@ -97,9 +98,7 @@ def print_plan(layout: Layout, console: Console, *, every_weight: bool = False, 
             "note: `train.learning_rate: auto` measures the rates before training; these only give their ratios"
         )
     if layout.rates_to_search:
-        console.print(
-            "note: `train.learning_rate: search` tries a third and three times these rates, too, before training"
-        )
+        console.print(f"note: {sentence_of(layout)}", highlight=False, markup=False)
     needed, checkpoint = disk_need_of(layout)
     slots = checkpoint - disk_need(layout.model, length.epochs, slots=False)[1]
     part = f"{size_text(slots)} of it slots of the optimizers" if slots else "without the slots of the optimizers"

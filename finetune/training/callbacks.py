@@ -31,8 +31,8 @@ _SHOWN_GROUPS = 4  # in a line
 
 
 @contextmanager
-def progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows a bar on a terminal; yields a function to call with the steps done and the steps in all."""
+def progress_bar(console: Console, name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a bar on a terminal; yields a function to call with the steps done and the steps in all, if known."""
     with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -276,8 +276,13 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             _model(self).stop_training = True
 
 
-def _of_groups(values: Mapping[str, float], peaks: Mapping[str, float] | None = None) -> str:
-    """Returns a value of each group, with its peak where that was higher; of many groups the least and the highest."""
+def values_of_groups(values: Mapping[str, float], peaks: Mapping[str, float] | None = None) -> str:
+    """Writes a value of each group, with its peak where that was higher; of many groups the least and the highest.
+
+    Args:
+        values: The values by the name of the group.
+        peaks: The highest value that each has had; `None` for the values themselves.
+    """
     highest = {name: (peaks or values)[name] for name in values}
     if len(values) > _SHOWN_GROUPS:
         low, high = min(values, key=values.__getitem__), max(highest, key=highest.__getitem__)
@@ -337,10 +342,10 @@ class ProgressLine(keras.callbacks.Callback):
         all_rates = _rates(self.model, logs or {})
         trained = all_rates if self.trained is None else [name for name in all_rates if name in self.trained]
         rows = self.rows(epoch)
-        rates = _of_groups({name: all_rates[name] for name in trained}, self._peaks(rows, all_rates))
+        rates = values_of_groups({name: all_rates[name] for name in trained}, self._peaks(rows, all_rates))
         self._rates_before = all_rates
         latest = {name: rows[-1].get(f"update_ratio/{name}") for name in trained} if rows else {}
-        updates = _of_groups({name: value for name, value in latest.items() if value is not None})
+        updates = values_of_groups({name: value for name, value in latest.items() if value is not None})
         line = "  ".join(f"{key} {float(value):.4f}" for key, value in values.items())
         width = len(str(self.epochs))
         self.console.print(

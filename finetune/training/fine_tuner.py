@@ -5,7 +5,7 @@ It holds a model, its data and its layer groups, and does nothing itself: `resol
 shows what will happen, and `train_phases` trains and proves what stayed frozen.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from finetune import keras_private
-from finetune.errors import GroupError, TrainingError, counted, quote
+from finetune.errors import GroupError, TrainingError, counted, did_you_mean, quote
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.rate_spacing import check_rate, rates_by_group
 from finetune.planning.joined_optimizer import join_optimizers
@@ -32,8 +32,11 @@ from finetune.training.phases.preview import with_phases
 from finetune.training.phases.records import PhaseStart
 from finetune.training.phases.train_phases import train_phases
 from finetune.training.saving import save_model
+from finetune.training.searched_rates import StepCount, search_sentence
+from finetune.training.snapshot import no_trace
 from finetune.training.tuner_arguments import check_and_build, check_arguments, groups_of, missing_attribute
 from finetune.training.tuner_data import tuner_data
+from finetune.training.tuner_search import SEARCH, TunerSearch, check_searchable, is_search
 
 AUTO = "auto"
 _REPEATS = 5  # sweeps where a single one gives no suggestion
@@ -161,15 +164,52 @@ class FineTuner:
         console.print(str(result), highlight=False, markup=False)
         return result
 
+    def search_rates(self, epochs: int | None = None, learning_rate: Any = None, **settings: Any) -> dict[str, float]:
+        """Trains as `fit` would, at a third of the rates, at the rates and at three times the rates; leaves no trace.
+
+        Callbacks are left to the training itself.
+
+        Args:
+            epochs: As for `fit`.
+            learning_rate: The rates in the middle, as for `fit`.
+            settings: `strategy`, `train`, `schedule`, and what else `fit` takes.
+
+        Returns:
+            The rates whose loss on the validation rows is lowest at the end, in the form that `fit` takes.
+
+        Raises:
+            FinetuneError: There are no validation rows, the strategy sets all rates, or at none the loss is finite.
+        """
+        fit = {name: value for name, value in settings.items() if name not in ("strategy", "train", "schedule")}
+        steps, began = self._steps(fit), self._epochs_trained
+        validation = fit.get("validation_data", self.data.validation)
+        check_searchable(self.data.x, validation, fit)
+        self.model.optimizer.build(self.model.trainable_variables)  # the slots are a part of what is restored
+
+        def loss_of(phases: tuple[Phase, ...], on_step: Callable[[int], None]) -> float:
+            counted = StepCount(on_step, steps or 0)
+            with no_trace(self.model):
+                try:
+                    history = self._train(phases, {**fit, "verbose": 0, "callbacks": counted}).history
+                finally:
+                    self._epochs_trained = began
+                if validation is None:  # `validation_split`
+                    return history["val_loss"][-1]
+                return self.evaluate(validation, steps=fit.get("validation_steps"))["loss"]
+
+        phases_at = lambda rates: self.phases(epochs, rates, **settings)  # noqa: E731
+        return TunerSearch(phases_at, loss_of, steps, self._console(fit))(self._rates(learning_rate))
+
     def plan(self, epochs: int | None = None, learning_rate: Any = None, **settings: Any) -> Plan:
         """Says what `fit` with the same arguments would do to every group; `print` shows it, nothing is trained.
 
         Args:
             epochs: As for `fit`.
-            learning_rate: As for `fit`; `auto` measures.
+            learning_rate: As for `fit`; `auto` measures, and of `search` the rates in the middle are shown.
             settings: `strategy`, `train`, `schedule`, and what else `fit` takes.
         """
-        rates = self._rates(learning_rate)
+        searches = is_search(learning_rate)
+        rates = self._rates(None if searches else learning_rate)
         phases = self.phases(epochs, rates, **settings)
         steps = self._steps(settings)
         if steps is None:
@@ -182,6 +222,8 @@ class FineTuner:
             for phase in phases
         ]
         total = sum(count for _, count in lengths)
+        if searches:
+            self._console(settings).print(f"note: {search_sentence(total, None)}", highlight=False, markup=False)
         of_groups = {name: replace(self._settings[name], learning_rate=rate, peak=rate) for name, rate in rates.items()}
         plan = make_plan(layer_tree(self.model), self.groups, of_groups, steps=total)
         plan = with_phases(plan, self.model, self.groups, phases, of_groups, lengths)
@@ -204,7 +246,8 @@ class FineTuner:
         Args:
             epochs: Epochs in all; 1 by default without a strategy.
             learning_rate: In any of the forms of `FineTuner`, for this call: a number keeps the ratios between the
-                groups. `auto` measures it by an LR range test, whose result may also be passed itself.
+                groups. `auto` measures it by an LR range test, whose result may also be passed itself. `search` takes
+                what `search_rates` returns.
             strategy: Name of a strategy, such as `gradual_unfreezing`, or a mapping with its settings, both as
                 `phases` in a recipe; or a list of `finetune.Phase`s. By default all groups train all the time.
             train: Without a strategy: names of the groups to train, or of one.
@@ -300,6 +343,8 @@ class FineTuner:
             fit: As for `fit`, of which `steps_per_epoch`, `batch_size` and `validation_split` change the steps.
         """
         check_arguments(fit)
+        if is_search(learning_rate):
+            learning_rate = self.search_rates(epochs, strategy=strategy, train=train, schedule=schedule, **fit)
         rates, steps = self._rates(learning_rate), self._steps(fit)
         if strategy is not None and train != ALL:
             raise GroupError(
@@ -342,6 +387,11 @@ class FineTuner:
             if not learning_rate.learning_rates:
                 raise TrainingError(learning_rate.refusal)
             learning_rate = learning_rate.learning_rates
+        if isinstance(learning_rate, str) and (hint := did_you_mean(learning_rate, (AUTO, SEARCH))):
+            raise GroupError(
+                f"`learning_rate` is a number, a slice, rates of the groups, `{AUTO}` or `{SEARCH}`. Received: "
+                f"`{learning_rate!r}`.{hint}"
+            )
         return (
             dict(self.learning_rates) if learning_rate is None else rates_by_group(learning_rate, self.learning_rates)
         )

@@ -119,11 +119,13 @@ class RunForecast:
         phases: Each phase.
         seconds: The whole run, from the command to its end, without an LR range test.
         memory_bytes: The most memory of the process.
+        search_seconds: How much of that is the search of the rates.
     """
 
     phases: tuple[PhaseForecast, ...]
     seconds: float
     memory_bytes: float
+    search_seconds: float = 0.0
 
 
 def forecast_run(
@@ -134,6 +136,7 @@ def forecast_run(
     *,
     other_seconds: float = 0.0,
     row_seconds: float = 0.0,
+    searches: int = 0,
 ) -> RunForecast:
     """Forecasts a run.
 
@@ -144,12 +147,15 @@ def forecast_run(
         options: How the run fits.
         other_seconds: What the run does before it evaluates the model for the first time.
         row_seconds: How long it takes to read and decode a row, where rows are kept once they are decoded.
+        searches: How many trainings at other rates come before that of the run.
     """
     few, steps = rehearsal.examples, Share(rehearsal.steps, options.steps_per_epoch)
     rows = Share(len(few.train), len(examples.train))
     validation = Share(len(few.validation or ()), len(examples.validation or ()))
     kept = examples.source.get("keep") or {}
+    # Within an epoch at every multiple of `every` but its end, which is validated anyway.
     every = options.evaluate_every_steps
+    validations = -(-options.steps_per_epoch // every) if every else 1
     forecasts = []
     for number, (phase, times, record) in enumerate(zip(phases, rehearsal.phases, rehearsal.records, strict=True)):
         first_decodes = bool(kept) and number == 0
@@ -160,17 +166,21 @@ def forecast_run(
             steps=steps,
             rows=rows,
             validation=validation,
-            # Within an epoch at every multiple of `every` but its end, which is validated anyway.
-            validations=-(-options.steps_per_epoch // every) if every else 1,
+            validations=validations,
             decoding_seconds=row_seconds * (rows.all - rows.rehearsed) if first_decodes else 0.0,
         )
         forecasts.append(forecast)
     tests = Share(len(few.test), len(examples.test))
     seconds = other_seconds + rehearsal.evaluate_once_seconds + 2 * rehearsal.evaluate_seconds * tests.factor
-    seconds += sum(forecast.seconds for forecast in forecasts) + rehearsal.save_seconds
+    training = sum(forecast.seconds for forecast in forecasts)
+    decoding = row_seconds * (rows.all - rows.rehearsed) if kept else 0.0  # in the first training alone
+    # Each has a compiled evaluation of its own, and ends with an evaluation of the validation rows.
+    evaluated = rehearsal.evaluate_once_seconds + median(each.validation_seconds for each in forecasts) / validations
+    searched = searches * (training - decoding + evaluated)
+    seconds += searched + training + rehearsal.save_seconds
     features = [each.features_bytes * (1 - 1 / rows.factor) for each in forecasts]
     memory = rehearsal.peak_bytes + max(features) + _bytes_to_come(examples, rows) + _bytes_of_files(examples)
-    return RunForecast(tuple(forecasts), seconds, memory)
+    return RunForecast(tuple(forecasts), seconds, memory, searched)
 
 
 def _bytes_to_come(examples: Examples, rows: Share) -> float:

@@ -80,6 +80,11 @@ def first_rates(
     Raises:
         GroupError: A rate is in none of these forms, or the optimizer has a schedule.
     """
+    if learning_rate in ("auto", "search"):
+        raise GroupError(
+            f"`{learning_rate}` chooses the rates of a training. Received it for the `FineTuner`. Pass it to `fit`: "
+            f'`tuner.fit(3, "{learning_rate}")`.'
+        )
     if learning_rate is None:
         config = template.get_config()["learning_rate"]
         if isinstance(config, Mapping):

@@ -87,6 +87,11 @@ def test_a_run_is_its_phases_two_evaluations_and_what_comes_before_and_after(tmp
     assert first.once_seconds - second.once_seconds == pytest.approx(0.9)  # 900 rows are decoded in the first phase
     assert forecast.seconds == pytest.approx(1.0 + 2.0 + 2 * 0.5 * 2 + 3.0 + first.seconds + second.seconds)
     assert forecast.memory_bytes == pytest.approx(10**6 + 0.9 * 5000 + x.nbytes)
+    # Trainings of a search compile an evaluation each; the first of them decodes the rows.
+    searched = forecast_run(rehearsal, phases, examples, options, other_seconds=1.0, row_seconds=0.001, searches=3)
+    assert searched.search_seconds == pytest.approx(3 * (2.0 + first.seconds + second.seconds - 0.9))
+    assert searched.seconds == pytest.approx(forecast.seconds + searched.search_seconds)
+    assert forecast.search_seconds == 0
 
 
 @pytest.mark.parametrize(("every", "validations"), [(None, 1), (30, 4), (50, 2), (100, 1), (500, 1)])
@@ -97,3 +102,5 @@ def test_validation_within_an_epoch_is_counted(every, validations):
     rehearsal = Rehearsal(examples, 10, [MEASURED], [SimpleNamespace(seconds=20.0)], 2.0, 0.5, 3.0, 10**6)
     [phase] = forecast_run(rehearsal, [Phase(epochs=3)], examples, options).phases
     assert phase.validation_seconds == pytest.approx(validations * 0.5)
+    searched = forecast_run(rehearsal, [Phase(epochs=3)], examples, options, searches=1)
+    assert searched.search_seconds == pytest.approx(phase.seconds + 2.0 + 0.5)  # a last validation, and its compiling
