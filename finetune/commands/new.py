@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.commands.check import check
 from finetune.commands.new_networks import SMALL, Network, choose_network, offers, placed
 from finetune.commands.new_strategy import Setup, strategy_lines
+from finetune.commands.new_tokenizer import make_tokenizer, tokenizer_name
 from finetune.commands.schema import write_schema_beside
 from finetune.data.column_survey import SPLITS, ColumnSurvey
 from finetune.data.survey import DataSurvey, survey
@@ -98,14 +99,25 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
             print(f"  {offer}")
         name = ask("Which network?", (), SMALL)
     folder = out.parent
-    tokenizer = _tokenizer(found, chosen, out, overwrite=overwrite) if (chosen.kind, name) == ("text", SMALL) else None
+    tokenizer = (
+        make_tokenizer(found, chosen.inputs, out, overwrite=overwrite)
+        if (chosen.kind, name) == ("text", SMALL)
+        else None
+    )
     network = choose_network(
         name, chosen.kind, found, weights=wishes.weights, folder=folder, vocabulary=tokenizer[1] if tokenizer else 0
     )
+    has_validation = _has_validation(found, chosen)
     notes = [f"data: {found.said}", *_said_of(found, chosen), *(f"note: {note}" for note in network.notes)]
+    if network.is_pretrained and not has_validation:
+        notes.append(
+            "note: no rows validate, so the recipe does not search the rates. With a part `validation` beside `train` "
+            "and `test` it would"
+        )
     if wishes.model is None and not ask and len(offers(chosen.kind)) > 1:
         notes += ["note: other networks, with `--model`:", *(f"  {offer}" for offer in offers(chosen.kind)[1:])]
-    commands = _commands(out, network)
+    commands, is_text = _commands(out, network), network.is_language_model
+    setup = Setup(network.is_pretrained, is_text, found.rows, has_validation, network.unused)
     lines = [
         f"# {found.said[0].upper()}{found.said[1:]}. Written by `finetune new`.",
         "#",
@@ -113,9 +125,7 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         "seed: 7  # the same seed gives the same run",
         *_model_lines(network, chosen),
         *_data_lines(found, chosen, network, out, tokenizer),
-        *strategy_lines(
-            Setup(network.is_pretrained, network.is_language_model, found.rows, _has_validation(found, chosen))
-        ),
+        *strategy_lines(setup),
     ]
     _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
     return [*notes, f"written: {out}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
@@ -123,13 +133,13 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
 
 def _has_validation(found: DataSurvey, chosen: _Chosen) -> bool:
     """Whether the recipe has validation rows: a part of the split that it makes itself, or in the column of splits."""
-    return chosen.split.distinct == len(SPLITS) if chosen.split else not found.is_split
+    return chosen.split.distinct == len(SPLITS) if chosen.split else found.has_validation or not found.is_split
 
 
 def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, int] | None) -> None:
     """Writes the recipe, the schema and the tokenizer, unless the recipe is not valid."""
     allowed = [network.allow_code] if network.allow_code else []
-    made = out.with_name(_tokenizer_name(out))
+    made = out.with_name(tokenizer_name(out))
     if tokenizer:
         with replacing(made) as temporary:
             temporary.write_text(tokenizer[0], encoding="utf-8")
@@ -149,6 +159,7 @@ def _commands(out: Path, network: Network) -> list[tuple[str, str]]:
     return [
         (f"finetune data {out}{allowed}", "what was understood of the data?"),
         (f"finetune plan {out}{allowed}", "what will happen to every weight?"),
+        (f"finetune check --deep {out}{allowed}", "can every row be read, and how long will it take?"),
         (f"finetune run {out}{allowed}", "train it"),
     ]
 
@@ -330,7 +341,7 @@ def _data_lines(
         lines.append(_line(f"  sample_rate: {found.sample_rate}", "samples in a second; others are resampled"))
         lines.append(_line(f"  length: {found.shape[0]}", "samples: longer sounds are cut, shorter ones filled up"))
     if chosen.kind == "text" and tokenizer:
-        lines.append(f"  tokenizer: {{file: {_quoted(_tokenizer_name(out))}, length: {tokenizer[2]}}}")
+        lines.append(f"  tokenizer: {{file: {_quoted(tokenizer_name(out))}, length: {tokenizer[2]}}}")
     elif chosen.kind == "text" and network.brings_tokenizer:
         lines.append(_line("  tokenizer: {length: 128}", "tokens: longer texts are cut"))
     lines += network.data
@@ -362,39 +373,3 @@ def _types(found: DataSurvey, chosen: _Chosen) -> list[str]:
     if chosen.target.kind == "number" and few != (chosen.task == "classes"):
         types.append(f"{_quoted(chosen.target.name)}: {'category' if chosen.task == 'classes' else 'number'}")
     return types
-
-
-# -- The tokenizer of the small network of texts ----------------------------------------------------------------------
-
-
-def _tokenizer_name(out: Path) -> str:
-    return f"{out.stem}.tokenizer.json"
-
-
-def _tokenizer(found: DataSurvey, chosen: _Chosen, out: Path, *, overwrite: bool) -> tuple[str, int, int]:
-    """Makes a tokenizer of the words in a table: its text, how many tokens it has, and a length for most texts."""
-    from finetune.data.several_tables import read_tables
-    from finetune.data.table_head import table_paths
-
-    try:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    except ImportError as error:
-        raise FinetuneError(
-            "Texts become token ids by a tokenizer, which needs a package that is not installed. Install it: "
-            "`pip install 'discriminative-finetune[text]'`."
-        ) from error
-    check_new_file(out.with_name(_tokenizer_name(out)), overwrite=overwrite)
-    table = read_tables(table_paths([found.source["table"]]))
-    texts = [text for name in chosen.inputs for text in table.columns[name].values.tolist()]
-    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[SEP]"]
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordLevelTrainer(vocab_size=20_000, min_frequency=2, special_tokens=special, show_progress=False),
-    )
-    tokenizer.post_processor = processors.TemplateProcessing("$A", "$A [SEP] $B", [("[SEP]", 2)])
-    lengths = sorted(len(encoding) for encoding in tokenizer.encode_batch(texts[:10_000]))
-    long = lengths[int(0.95 * (len(lengths) - 1))] * len(chosen.inputs) + 1
-    return tokenizer.to_str(), tokenizer.get_vocab_size(), min(256, max(8, -(-long // 8) * 8))

@@ -29,6 +29,7 @@ class Network:
         is_language_model: Whether it reads token ids with pretrained weights.
         brings_tokenizer: Whether texts need no tokenizer of the user.
         allow_code: What `--allow-code` must name.
+        unused: A layer for an output that is not taken; "" for none.
         notes: Sentences for the user.
     """
 
@@ -39,6 +40,7 @@ class Network:
     is_language_model: bool = False
     brings_tokenizer: bool = False
     allow_code: str = ""
+    unused: str = ""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -201,20 +203,24 @@ def _preset(written: str, name: str, kind: str) -> Network:
     if kind not in ("text", "images"):
         raise FinetuneError(f"A preset takes texts or images, and these data are {kind}. Write `--model {SMALL}`.")
     lines = [f"  preset: {written}  # its weights, and its tokenizer or image converter"]
-    head = ""
+    head = unused = ""
     if kind == "text" and name.lower().startswith(_TWO_OUTPUTS):
         lines.append("  output_key: sequence_output")
-        head = ", pooling: first"
-    return Network(tuple(lines), head, is_language_model=kind == "text", brings_tokenizer=kind == "text")
+        head, unused = ", pooling: first", "backbone/pooled_dense"  # which makes the other output
+    is_text = kind == "text"
+    return Network(tuple(lines), head, is_language_model=is_text, brings_tokenizer=is_text, unused=unused)
 
 
 def _class_of_preset(path: Path) -> str:
+    """Returns the class that a preset of KerasHub names, or the kind of network that a folder of Hugging Face names."""
     try:
-        return str(json.loads((path / "config.json").read_text(encoding="utf-8"))["class_name"])
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return str(config["class_name"] if "class_name" in config else config["model_type"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise FinetuneError(
-            f"`{path}` is neither a SavedModel (it has no `saved_model.pb`) nor a KerasHub preset (it has no "
-            "`config.json` that names a class). Name the folder that `save_to_preset` or `model.export` wrote."
+            f"`{path}` is neither a SavedModel (it has no `saved_model.pb`) nor a KerasHub preset or a network of "
+            "Hugging Face (it has no `config.json` that names a class or a `model_type`). Name the folder that "
+            "`save_to_preset`, `save_pretrained` or `model.export` wrote."
         ) from None
 
 

@@ -20,12 +20,14 @@ class Setup:
         is_language_model: Whether it is a pretrained network of text, which large rates ruin.
         rows: Rows of the data; 0 where that is unknown.
         has_validation: Whether the recipe has validation rows.
+        unused: A layer for an output of the network that is not taken; "" for none.
     """
 
     is_pretrained: bool
     is_language_model: bool
     rows: int
     has_validation: bool = True
+    unused: str = ""
 
 
 def strategy_lines(setup: Setup) -> list[str]:
@@ -55,6 +57,11 @@ def strategy_lines(setup: Setup) -> list[str]:
         "  - {train: head, epochs: 1}  # the new head alone, so that its first steps do not spoil the body",
         "  - {train: all, epochs: 4}  # then everything",
     ]
+    unused = [
+        "  - name: unused  # makes the other output of the network, which is not taken",
+        f"    prefixes: [{setup.unused}]",
+        "    frozen: true",
+    ]
     search = "  learning_rate: search  # tries a third and three times the rates, too: the validation rows choose"
     return [
         "",
@@ -67,6 +74,7 @@ def strategy_lines(setup: Setup) -> list[str]:
         "    prefixes: [head]",
         "    optimizer: adamw",
         f"    learning_rate: {SCHEDULE % head}",
+        *(unused if setup.unused else []),
         *(phases if setup.is_language_model else []),
         *train,
         *([search] if setup.has_validation else []),

@@ -57,6 +57,7 @@ class DataSurvey:
         classes: Rows of each class by its name, where the folders say so.
         largest: The largest value in arrays, where it is known.
         sample_rate: Samples in a second of most sounds.
+        has_validation: Whether the files say which rows validate.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class DataSurvey:
     classes: Mapping[str, int] = field(default_factory=dict)
     largest: float | None = None
     sample_rate: int = 0
+    has_validation: bool = False
 
 
 def survey(path: Path) -> DataSurvey:
@@ -150,6 +152,7 @@ def _survey_of_folder(folder: Path) -> DataSurvey:
 def _survey_of_classes(folder: Path, folders: Sequence[Path], what: str) -> DataSurvey:
     endings = IMAGES if what == "images" else SOUNDS
     is_split = any(each.name == "train" for each in folders)
+    about: dict[str, Any] = {"has_validation": is_split and any(each.name == "validation" for each in folders)}
     if is_split:
         folders = [each for each in sorted((folder / "train").iterdir()) if each.is_dir() and each.name[0] != "."]
     files = {
@@ -174,14 +177,16 @@ def _survey_of_classes(folder: Path, folders: Sequence[Path], what: str) -> Data
     spread = [path for of in files.values() for path in of[: max(1, _LOOKED_AT // len(files))]]
     if what == "images":
         source = {"images": folder}
-        return DataSurvey("images", source, said, rows, is_split, _size_of(spread), classes=counts)
+        return DataSurvey("images", source, said, rows, is_split, _size_of(spread), classes=counts, **about)
     start_tensorflow()  # which takes seconds, only where there are sounds
     from finetune.data.audio import read_head
 
     heads = [read_head(path) for path in spread[:_LOOKED_AT]]
     rate = Counter(head.rate for head in heads).most_common(1)[0][0]
     length = round(statistics.median(head.length * rate / head.rate for head in heads))
-    return DataSurvey("audio", {"audio": folder}, said, rows, is_split, (length,), classes=counts, sample_rate=rate)
+    return DataSurvey(
+        "audio", {"audio": folder}, said, rows, is_split, (length,), (), counts, sample_rate=rate, **about
+    )
 
 
 def _size_of(paths: Sequence[Path]) -> tuple[int, ...]:
@@ -234,7 +239,8 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
     images = [table.columns[column.name].values for column in columns if column.kind == "image"]
     shape = _size_of([path.parent / name for name in images[0].tolist()[:_LOOKED_AT] if name]) if images else ()
-    return DataSurvey("table", dict(source), said, rows, "test_table" in source, shape, columns)
+    about: dict[str, Any] = {"is_split": "test_table" in source, "has_validation": "validation_table" in source}
+    return DataSurvey("table", dict(source), said, rows, shape=shape, columns=columns, **about)
 
 
 def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:
@@ -298,7 +304,8 @@ def _survey_of_arrays(path: Path) -> DataSurvey:
         y = np.load(path)[target]
         values = y.astype(float) if y.dtype.kind in "fiub" else y
         columns = (survey_of_column(Column("y", "number" if y.dtype.kind in "fiub" else "text", values), rows),)
-    return DataSurvey("npz", {"npz": path}, said, rows, is_split, shape, columns, largest=largest)
+    validates = any(name.startswith("x_validation") for name in shapes)
+    return DataSurvey("npz", {"npz": path}, said, rows, is_split, shape, columns, {}, largest, 0, validates)
 
 
 def _is_records(path: Path) -> bool:
@@ -347,6 +354,7 @@ def _survey_of_records(files: Sequence[Path], pattern: str) -> DataSurvey:
         is_split,
         columns=tuple(columns),
         shape=max(shapes.values(), key=len, default=()),
+        has_validation=is_split and bool(by_split["validation"]),
     )
 
 

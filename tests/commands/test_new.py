@@ -60,10 +60,11 @@ def test_a_table_becomes_a_recipe_that_says_what_each_key_does():
         "data: a table of 60 rows and 4 columns",
         "predicted: `price`, a number, from all other columns, without `id`",
     ]
-    assert said[-4:] == [
+    assert said[-5:] == [
         "written: recipe.yaml",
         f"  {'finetune data recipe.yaml':<48} what was understood of the data?",
         f"  {'finetune plan recipe.yaml':<48} what will happen to every weight?",
+        f"  {'finetune check --deep recipe.yaml':<48} can every row be read, and how long will it take?",
         f"  {'finetune run recipe.yaml':<48} train it",
     ]
     recipe = load_recipe("recipe.yaml", allow_code=[])
@@ -116,6 +117,8 @@ def test_a_column_of_train_and_test_is_the_split_and_never_what_is_predicted():
     recipe = load_recipe("recipe.yaml")
     assert (recipe.data.split.column, recipe.data.target, recipe.data.size) == ("part", {"": ("digit",)}, (16, 16))
     assert not [line for line in said if "not used" in line]
+    said = new(Path("files.csv"), model="finetune.examples.digits:small_cnn", overwrite=True)
+    assert any("no rows validate, so the recipe does not search the rates" in line for line in said)
     new(Path("files.csv"), target="part", overwrite=True)  # unless that is asked for
     assert load_recipe("recipe.yaml").data.split.column is None
 

@@ -72,6 +72,9 @@ def test_files_folders_and_functions_are_known_by_what_they_are(tiny):
     preset = choose("preset", "text")
     assert (preset.head, preset.brings_tokenizer, preset.is_language_model) == (", pooling: first", True, True)
     assert "  output_key: sequence_output" in preset.lines
+    assert preset.unused == "backbone/pooled_dense"  # the network has a second output, which nothing trains
+    Path("preset", "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
+    assert choose("preset", "text") == preset  # a folder of Hugging Face, which KerasHub opens
     assert choose("mine.nets:build").allow_code == "mine"
     assert choose("finetune.examples.networks:cnn").allow_code == ""
     assert choose("bert_tiny_en_uncased", "text").lines[0].startswith("  preset: bert_tiny_en_uncased")

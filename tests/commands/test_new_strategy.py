@@ -36,6 +36,12 @@ def test_a_network_of_text_has_a_low_rate_below_its_head_which_trains_alone_firs
     assert recipe.train.learning_rate == "search"
 
 
+def test_an_output_that_is_not_taken_is_frozen(tmp_path):
+    recipe = recipe_of(tmp_path, Setup(True, True, 1000, unused="backbone/pooled_dense"))
+    group = recipe.groups[-1]
+    assert (group.prefixes, group.frozen) == (("backbone/pooled_dense",), True)
+
+
 def test_without_pretrained_weights_all_layers_learn_at_one_rate(tmp_path):
     recipe = recipe_of(tmp_path, Setup(is_pretrained=False, is_language_model=False, rows=0))
     assert ([group.name for group in recipe.groups], recipe.phases) == (["all"], None)

@@ -61,6 +61,9 @@ def test_folders_of_splits_have_the_classes_of_the_training_rows(tmp_path):
                 write_image(tmp_path / split / name / f"{number}.png")
     found = survey(tmp_path)
     assert (found.is_split, found.rows, found.classes) == (True, 6, {"cat": 3, "dog": 3})
+    assert not found.has_validation
+    (tmp_path / "validation").mkdir()
+    assert survey(tmp_path).has_validation
 
 
 def test_folders_of_sounds_have_the_rate_of_most_and_the_median_length_at_it(tmp_path):
@@ -109,6 +112,7 @@ def test_json_lines_are_a_table_and_a_folder_of_tables_may_be_its_splits(tmp_pat
         "validation_table": "val.csv",
     }
     assert found.is_split
+    assert found.has_validation
 
 
 def test_a_table_beside_images_that_names_them_is_what_is_meant(tmp_path):
@@ -125,7 +129,9 @@ def test_arrays_have_a_shape_a_target_and_a_largest_value(tmp_path):
     assert (found.kind, found.shape, found.rows, found.largest, found.is_split) == ("npz", (8, 8, 1), 20, 200.0, False)
     assert (found.columns[0].kind, found.columns[0].distinct) == ("number", 2)
     np.savez(tmp_path / "b.npz", x_train=np.ones((5, 3)), y_train=np.ones(5), x_test=np.ones((2, 3)), y_test=np.ones(2))
-    assert survey(tmp_path / "b.npz").is_split
+    assert (survey(tmp_path / "b.npz").is_split, survey(tmp_path / "b.npz").has_validation) == (True, False)
+    np.savez(tmp_path / "d.npz", x_train=np.ones((5, 3)), x_test=np.ones((2, 3)), x_validation=np.ones((2, 3)))
+    assert survey(tmp_path / "d.npz").has_validation
     np.savez(tmp_path / "c.npz", **{"x/a": np.ones((5, 3)), "x/b": np.ones((5, 3)), "y": np.ones(5)})
     assert (survey(tmp_path / "c.npz").shape, survey(tmp_path / "c.npz").said) == ((), "arrays for 2 inputs")
 
@@ -138,13 +144,15 @@ def test_records_are_known_by_their_features_in_a_file_a_folder_and_a_pattern(tm
         label = tf.train.Feature(int64_list=tf.train.Int64List(value=[number % 2]))
         return tf.train.Example(features=tf.train.Features(feature={"values": values, "label": label}))
 
-    for split in ("train", "test"):
+    for split in ("train", "test", "validation"):
         with tf.io.TFRecordWriter(str(tmp_path / f"{split}-0.tfrecord")) as writer:
             for number in range(6):
                 writer.write(record(number).SerializeToString())
     found = survey(tmp_path)
     assert (found.kind, found.rows, found.is_split, found.shape) == ("tfrecord", 6, True, (2,))
-    assert found.source == {"tfrecord": {"train": str(tmp_path / "train*"), "test": str(tmp_path / "test*")}}
+    assert found.has_validation
+    names = ("train", "test", "validation")
+    assert found.source == {"tfrecord": {split: str(tmp_path / f"{split}*") for split in names}}
     assert kinds(found) == {"label": "number", "values": "number"}
     assert survey(tmp_path / "train-0.tfrecord").source == {"tfrecord": str(tmp_path / "train-0.tfrecord")}
     assert survey(tmp_path / "t*-0.tfrecord").rows == 6
