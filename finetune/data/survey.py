@@ -238,7 +238,8 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     columns = with_repeated_texts([survey_of_column(table.columns[name], rows) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
     images = [table.columns[column.name].values for column in columns if column.kind == "image"]
-    shape = _size_of([path.parent / name for name in images[0].tolist()[:_LOOKED_AT] if name]) if images else ()
+    folder = Path(source["table"]).parent
+    shape = _size_of([folder / name for name in images[0].tolist()[:_LOOKED_AT] if name]) if images else ()
     about: dict[str, Any] = {"is_split": "test_table" in source, "has_validation": "validation_table" in source}
     return DataSurvey("table", dict(source), said, rows, shape=shape, columns=columns, **about)
 
