@@ -15,7 +15,7 @@ from finetune.data.examples import SPLITS, Examples, Split, make_examples
 from finetune.data.row_checks import unreadable_rows_named
 from finetune.errors import DataError, FinetuneError, quote
 from finetune.inference.fine_tuned import FineTuned
-from finetune.inference.labelled_rows import labelled_examples
+from finetune.inference.labelled_rows import labelled_examples, refusal_told
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.results.report.output_facts import facts_of
@@ -74,8 +74,9 @@ def evaluate_on(
     recipe = load_recipe(
         record.folder / "recipe.yaml", overrides=_overrides(fine_tuned, metrics), allow_code=allow_code
     )
-    with precision(recipe):
-        examples = _own_examples(recipe, model, split) if data is None else labelled_examples(fine_tuned, data)
+    refused: list[DataError] = []
+    with precision(recipe), refusal_told(refused):
+        examples = _own_examples(recipe, model, split) if data is None else labelled_examples(fine_tuned, data, refused)
         with unreadable_rows_named(examples), explained(DataError, "The model must be able to evaluate the rows.", ""):
             trial = try_model(model, examples)
             compile_model(recipe, model, keras.optimizers.SGD(), examples, trial)

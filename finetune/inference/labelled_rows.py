@@ -1,6 +1,7 @@
 """Rows with their targets, of data that a run has never seen, in the form that its model was trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,27 @@ from finetune.data.targets import class_target, read_target
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.inference.fine_tuned import FineTuned
 from finetune.inference.raw_rows import ARRAYS, RawRows
-from finetune.inference.record import OutputRecord
+from finetune.inference.record import OutputRecord, RunRecord
 
 _AT_ONCE = 4096  # rows read at a time
 
 
-def labelled_examples(fine_tuned: FineTuned, place: str | Path) -> Examples:
+def labelled_examples(fine_tuned: FineTuned, place: str | Path, refused: list[DataError]) -> Examples:
     """Makes examples of data with targets; all of its rows are test rows.
 
     Args:
         fine_tuned: The run.
         place: A table with the input and target columns of the run, a folder of class folders, or an `.npz` file with
             `x_test` and `y_test`, or `x` and `y`.
+        refused: Gets what is wrong with a row that turns out not to fit when it is taken: see `refusal_told`.
 
     Raises:
-        DataError: The rows cannot be read, lack a column, or have a class that the run does not know; says where.
+        DataError: The rows cannot be read, lack a column, have a class that the run does not know, or are of another
+            kind than those the run was trained on; says where.
     """
     path, outputs = Path(place), fine_tuned.record.outputs
     if path.suffix.lower() in ARRAYS:
-        return _of_arrays(path)
+        return _of_arrays(fine_tuned.record, path)
     if path.is_dir():
         rows, labels = _of_class_folders(path)
         targets = {outputs[0].name: _class_targets(outputs[0], labels, rows.places)}
@@ -44,12 +47,32 @@ def labelled_examples(fine_tuned: FineTuned, place: str | Path) -> Examples:
         rows = _joined(list(fine_tuned.read([path], size=_AT_ONCE)))
         targets = {each.name: _table_targets(fine_tuned, each, rows) for each in outputs}
     y = targets[""] if list(targets) == [""] else targets
-    split = Split(_lazy_inputs(fine_tuned, rows), y)
+    split = Split(_lazy_inputs(fine_tuned, rows, refused), y)
     about = {"class_names": fine_tuned.classes, "source": fine_tuned.record.source}
     return make_examples(split, split, **about, places={"test": rows.places, "train": rows.places})
 
 
-def _of_arrays(path: Path) -> Examples:
+@contextmanager
+def refusal_told(refused: Sequence[DataError]) -> Iterator[None]:
+    """Raises what was wrong with a row in place of what TensorFlow makes of it, which has lost the reason."""
+    try:
+        yield
+    except Exception as error:
+        if refused:
+            raise refused[0] from error
+        raise
+
+
+def _of_arrays(record: RunRecord, path: Path) -> Examples:
+    made = [each for each in record.inputs if each.kind != "array"]
+    if made:  # arrays would reach the network as they are, without what was fitted on the training rows
+        columns = list(dict.fromkeys(name for each in made for name in each.columns if name))
+        kinds, targets = [each.kind for each in made], [name for each in record.outputs for name in each.columns]
+        these = f"a table with the columns {quote([*columns, *targets], limit=20)}" if columns else "a folder of classes"
+        raise DataError(
+            f"The inputs of this run are made of rows of a table or of files, as {quote(dict.fromkeys(kinds))}. "
+            f"`{path}` holds arrays. Give {these}."
+        )
     splits, class_names = read_npz_splits(path)
     split = next(splits[name] for name in ("test", "", "validation", "train") if name in splits)
     return make_examples(split, split, class_names=class_names)
@@ -114,7 +137,7 @@ def _check_known(output: OutputRecord, labels: Sequence[str], places: Sequence[s
         )
 
 
-def _lazy_inputs(fine_tuned: FineTuned, rows: RawRows) -> Any:
+def _lazy_inputs(fine_tuned: FineTuned, rows: RawRows, refused: list[DataError]) -> Any:
     """Returns inputs that are prepared when they are taken."""
     first = fine_tuned.prepare(rows.row(0))
     named = first if isinstance(first, Mapping) else {"": first}
@@ -125,7 +148,11 @@ def _lazy_inputs(fine_tuned: FineTuned, rows: RawRows) -> Any:
         shape = (None, None) if text else shape  # as long as the batch needs
 
         def read(indices: np.ndarray) -> Any:
-            value = fine_tuned.prepare(rows.select(indices))
+            try:
+                value = fine_tuned.prepare(rows.select(indices))
+            except DataError as error:
+                refused.append(error)
+                raise
             return np.asarray(value[name] if name else value)
 
         def take(indices: Any) -> Any:
