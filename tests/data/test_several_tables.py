@@ -61,6 +61,9 @@ def test_other_columns_are_told_with_both_files(write):
         r"`.*a\.csv`\. Did you mean `twon`\? Correct it",
     ):
         read_tables(files)
+    files = [files[0], write("c.csv", "x,town,z\n1,u,3\n")]
+    with pytest.raises(DataError, match=r"`.*c\.csv` has `z` in addition, unlike `.*a\.csv`\. Correct it"):
+        read_tables(files)
 
 
 def test_a_column_of_numbers_in_a_file_and_of_words_in_another_is_told_with_both_when_it_is_asked_for(write):
