@@ -54,6 +54,9 @@ class ColumnarFile(Mapping[str, Any]):
                     parts.append(decoded)
             return pa.chunked_array(parts)
 
+    def __contains__(self, name: object) -> bool:  # without reading the column
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

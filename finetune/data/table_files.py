@@ -56,6 +56,9 @@ class Columns(Mapping[str, Column]):
         """Returns a column for a table that is made of this one, and keeps what it needs itself."""
         return self._kept[name] if name in self._kept else self._makers[name]()
 
+    def __contains__(self, name: object) -> bool:  # without making the column
+        return name in self._makers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 

@@ -239,6 +239,9 @@ def test_columns_that_are_larger_than_what_is_kept_are_made_again_but_for_the_la
         return Column(name, "number", np.zeros(100))
 
     columns = Columns({name: partial(make, name) for name in "abcd"}, most_kept=1600)
+    assert "a" in columns
+    assert "e" not in columns
+    assert not made
     for name in "aabbccddcab":
         assert columns[name].name == name
     assert "".join(made) == "abcdc"
