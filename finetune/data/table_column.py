@@ -14,10 +14,6 @@ from finetune.errors import DataError
 _SEVERAL = list | tuple | set | frozenset | np.ndarray  # data frames hold lists of Parquet as arrays
 
 
-class NestedError(DataError):
-    """The cells of a column hold more than a value."""
-
-
 @dataclass(frozen=True, eq=False)
 class Column:
     """A column of a table.
@@ -70,12 +66,12 @@ def column_of(name: str, values: Sequence[Any], missing: Sequence[str], decimal:
         decimal: `.`, `,`, or `auto` for either, in all cells the same.
 
     Raises:
-        NestedError: They are objects of JSON, lists of lists, or bytes.
+        DataError: They are objects of JSON, lists of lists, or bytes.
     """
     nested = next((value for value in values if _is_nested(value)), None)
     if nested is not None:
         what = "bytes" if isinstance(nested, bytes | bytearray) else "values within values"
-        raise NestedError(
+        raise DataError(
             f"A cell holds a value, or a list of labels. `{name}` holds {what}, such as `{str(nested)[:60]}`. Write a "
             "column for each value that a network is to see, or leave this column out."
         )

@@ -20,7 +20,7 @@ from finetune.data.delimited_text import delimited_rows, swallowed_rows
 from finetune.data.json_rows import json_rows
 from finetune.data.separators import LOOKED_AT, decimal_in, is_comma_number, separator_of, separator_text
 from finetune.data.table_bytes import ending_of
-from finetune.data.table_column import Column, NestedError, column_of
+from finetune.data.table_column import Column, column_of
 from finetune.data.table_head import ARROW, DELIMITED, ENDINGS, LINES, MISSING, head_names, is_finite, unknown_column
 from finetune.data.table_places import Places, places_in
 from finetune.errors import DataError, PartError, did_you_mean, quote
@@ -146,10 +146,11 @@ class Table:
             )
 
     def _first(self, name: str) -> list[str]:
-        try:
-            return self.columns[name].texts()[:_LOOKED_AT].tolist()
-        except NestedError:
+        """Returns the first values of a column, which show whether the first line of a text holds names."""
+        if not self.delimiter:
             return []
+        column = self.columns[name]
+        return replace(column, values=column.values[:_LOOKED_AT]).texts().tolist()
 
     def places_of(self, rows: np.ndarray) -> str:
         """Returns where the first five of some rows are, such as `reviews.csv:1042`."""

@@ -9,9 +9,10 @@ import pytest
 from pyarrow import feather, parquet
 
 from finetune.data.table_column import Column
-from finetune.data.table_files import Columns, read_table
+from finetune.data.table_files import Columns, Table, read_table
 from finetune.data.table_head import read_head
-from finetune.errors import DataError
+from finetune.data.table_places import places_in
+from finetune.errors import DataError, PartError
 
 ROWS = [
     {"name": "Ann", "age": 31, "height": 1.5, "code": "007", "note": 'says "hi", twice'},
@@ -261,3 +262,11 @@ def test_columns_are_checked_when_they_are_reached(tmp_path):
     with pytest.raises(DataError, match=r"`b` has numbers in 19 rows, and other text in 1: `x`, at `t\.csv:9`"):
         list(columns)
     assert [column.kind for column in table.checked_columns(["a", "b"], {"b": "category"})] == ["number", "text"]
+
+
+def test_a_column_that_is_not_there_is_told_without_reading_those_that_are(tmp_path):
+    made = []
+    columns = Columns({"aged": lambda: made.append("aged")})
+    with pytest.raises(PartError, match=r"has no column `age`\. Its columns are `aged`\. Did you mean `aged`\?"):
+        Table(tmp_path / "t.parquet", columns, places_in("t.parquet", np.arange(1, 3))).column("age")
+    assert not made
