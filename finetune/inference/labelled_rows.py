@@ -68,7 +68,9 @@ def _of_arrays(record: RunRecord, path: Path) -> Examples:
     if made:  # arrays would reach the network as they are, without what was fitted on the training rows
         columns = list(dict.fromkeys(name for each in made for name in each.columns if name))
         kinds, targets = [each.kind for each in made], [name for each in record.outputs for name in each.columns]
-        these = f"a table with the columns {quote([*columns, *targets], limit=20)}" if columns else "a folder of classes"
+        these = (
+            f"a table with the columns {quote([*columns, *targets], limit=20)}" if columns else "a folder of classes"
+        )
         raise DataError(
             f"The inputs of this run are made of rows of a table or of files, as {quote(dict.fromkeys(kinds))}. "
             f"`{path}` holds arrays. Give {these}."

@@ -62,7 +62,10 @@ def test_what_is_wrong_with_a_row_is_told_as_it_was_not_as_tensorflow_tells_it(l
 
 def test_arrays_are_no_rows_of_a_run_that_made_its_inputs_of_columns_or_files(loaded, tmp_path):
     np.savez(tmp_path / "x.npz", x_test=np.zeros((3, 4), "f4"), y_test=np.zeros(3, "i4"))
-    with pytest.raises(DataError, match=r"as `features`\. .*x\.npz` holds arrays\. Give a table with the columns `age`, `town`, `kind`, `price`"):
+    with pytest.raises(
+        DataError,
+        match=r"as `features`\. .*x\.npz` holds arrays\. Give a table with the columns `age`, `town`, `kind`, `price`",
+    ):
         labelled_examples(loaded("table"), tmp_path / "x.npz", [])
     with pytest.raises(DataError, match=r"as `image`\. .*x\.npz` holds arrays\. Give a folder of classes\."):
         labelled_examples(loaded("images"), tmp_path / "x.npz", [])
