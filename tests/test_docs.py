@@ -43,7 +43,7 @@ def test_what_other_systems_have_is_a_valid_part_of_a_recipe(code, tmp_path):
         "groups": [group],
         "train": {"epochs": 20},
     }
-    if "tokenizer" in value:
+    if "tokenizer" in value or "table" in value:
         recipe["data"] = {"table": "a.csv", "inputs": "text", "target": "y"}
     if key == "phases":
         recipe["groups"] = [group | {"name": "body", "rest": False, "prefixes": ["conv"]}, group | {"name": "head"}]
