@@ -3,6 +3,7 @@
 
 python scripts/check.py               # all, as CI does
 python scripts/check.py --fast        # without the tests marked slow
+python scripts/check.py --grid        # with all members of long grids of tests, of which CI runs a sample
 python scripts/check.py --coverage    # with a table of the lines that no test reaches; the tests take 10 to 40 % longer
 """
 
@@ -16,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(arguments: list[str]) -> int:
     """Runs all checks, whichever fail; returns 1 if one failed."""
-    if not set(arguments) <= {"--fast", "--coverage"}:
+    if not set(arguments) <= {"--fast", "--grid", "--coverage"}:
         print(__doc__)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    marked = ["-m", "not slow"] if "--fast" in arguments else []
+    marked = [*(["-m", "not slow"] if "--fast" in arguments else []), *(["--grid"] if "--grid" in arguments else [])]
     # Coverage is called for every function of Keras and TensorFlow, too. What the tests catch is measured by mutate.py.
     covered = ["--cov", "--cov-report", "term"] if "--coverage" in arguments else []
     checks = {

@@ -24,6 +24,19 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--grid", action="store_true", help="run all members of long grids, marked `grid`, not a sample")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what is marked `grid`, unless it is asked for: members of a grid that are much like those that run."""
+    if config.getoption("--grid"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("grid")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("grid")]
+
+
 def pytest_collection_finish():
     """Takes the modules of TensorFlow and of the tests, which stay, out of what Python searches for garbage.
 

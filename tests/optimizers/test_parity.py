@@ -37,14 +37,14 @@ Y = np.random.default_rng(1).standard_normal((16, 2)).astype("f4")
 def over(*kinds, **defects):
     """Runs a test over several implementations; `defects` says what each of them gets wrong."""
     kinds = [*kinds, *(["alone"] if "ours" in kinds else [])]
-    marks = {"alone": [pytest.mark.slow]} | {
+    marks = {"alone": [pytest.mark.grid]} | {
         kind: [pytest.mark.xfail(reason=reason, strict=True)] for kind, reason in defects.items()
     }
     return pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks.get(kind, ())) for kind in kinds])
 
 
 OURS = {"ours": "on", "alone": "off"}
-ALONE_TOO = [pytest.param("ours"), pytest.param("alone", marks=pytest.mark.slow)]
+ALONE_TOO = [pytest.param("ours"), pytest.param("alone", marks=pytest.mark.grid)]
 
 
 def make_variables():
@@ -133,7 +133,7 @@ def driven_by_one(rule):
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [("ours", rule) for rule in RULES]
-    + [pytest.param("alone", rule, marks=pytest.mark.slow) for rule in RULES]
+    + [pytest.param("alone", rule, marks=pytest.mark.grid) for rule in RULES]
     + [("multi", rule) for rule in ("sgd", "adam", "scheduled")],
 )
 def test_equal_groups_are_bit_identical_to_one_optimizer(kind, rule):
@@ -144,7 +144,7 @@ def test_equal_groups_are_bit_identical_to_one_optimizer(kind, rule):
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [("ours", "adam"), ("ours", "nesterov"), ("multi", "nesterov")]
-    + [pytest.param("alone", rule, marks=pytest.mark.slow) for rule in ("adam", "nesterov")],
+    + [pytest.param("alone", rule, marks=pytest.mark.grid) for rule in ("adam", "nesterov")],
 )
 @pytest.mark.parametrize(
     "settings",
@@ -429,7 +429,7 @@ def test_sparse_gradients_compile_with_xla(clip, kind):
 @pytest.mark.parametrize(
     ("kind", "jit_compile"),
     [("ours", False), ("ours", True), ("multi", False)]
-    + [pytest.param("alone", xla, marks=pytest.mark.slow) for xla in (False, True)],
+    + [pytest.param("alone", xla, marks=pytest.mark.grid) for xla in (False, True)],
 )
 def test_a_compiled_step_of_equal_groups_is_bit_identical_to_one_optimizer(kind, jit_compile):
     def run(optimizer, variables):
@@ -661,7 +661,7 @@ PATHS = "finds its variables by paths, which change when the model is loaded"
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("ours", name) for name in MODELS]
-    + [pytest.param("alone", name, marks=pytest.mark.slow) for name in MODELS]
+    + [pytest.param("alone", name, marks=pytest.mark.grid) for name in MODELS]
     + [("plain", "flat"), ("multi", "nested functional")]
     + [
         pytest.param("multi", name, marks=pytest.mark.xfail(strict=True, reason=PATHS))

@@ -53,10 +53,15 @@ def test_networks_with_slashes_and_capitals_in_names_are_restored(grid, name, ki
     assert grid.application_cell(name, kind) == ""
 
 
+KINDS = ("h5", "weights.h5", "keras")
+
+
 @pytest.mark.slow
-def test_every_layer_that_keras_2_saved_computes_the_same_when_restored(grid):
-    kinds = ("h5", "weights.h5", "keras")
-    wrong = {(name, kind): grid.layer_cell(name, "body", kind) for name in grid.LAYERS for kind in kinds}
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.grid), pytest.param(2, marks=pytest.mark.grid)])
+def test_every_layer_that_keras_2_saved_computes_the_same_when_restored(grid, turn):
+    """Every layer in one of the formats, in turn; all turns together are all layers in all formats."""
+    cells = [(name, KINDS[(number + turn) % len(KINDS)]) for number, name in enumerate(grid.LAYERS)]
+    wrong = {(name, kind): grid.layer_cell(name, "body", kind) for name, kind in cells}
     assert {cell: text for cell, text in wrong.items() if text} == {}
 
 

@@ -26,7 +26,7 @@ pytestmark = [
     # Keras itself saves by `np.array(variable)`, which NumPy 2.4 warns of.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
-INPUTS = int(os.environ.get("FINETUNE_FUZZ_INPUTS", "20"))
+INPUTS = int(os.environ.get("FINETUNE_FUZZ_INPUTS", "10"))
 
 
 @pytest.fixture(scope="module")
