@@ -51,7 +51,7 @@ def intervals_of_metrics(model: Any, predictions: Predictions, *, seed: int) -> 
 
 
 def _scores(score: Callable[[tf.Tensor], dict[str, tf.Tensor]], draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what a function says of each draw: a loop in a graph, since 200 calls take longer than what they compute."""
+    """Returns what a function says of each draw: a loop in a graph, since 200 calls take longer than their results."""
     traced: Any = tf.function(score, autograph=False)
     one = traced.get_concrete_function(tf.TensorSpec(draws.shape[1:], tf.int64))
     kinds = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in one.structured_outputs.items()}
