@@ -158,8 +158,24 @@ def _with_validation_rows(recipe: Recipe, examples: Examples) -> Examples:
     places = dict(examples.places)
     if places:
         places |= {"train": places["train"][:rows], "validation": places["train"][rows:]}
-    about = {"class_names": examples.class_names, "source": examples.source, "places": places}
+    source = dict(examples.source)
+    if lacking := _classes_without_validation(examples, train.y, validation.y):
+        source["warnings"] = [*source.get("warnings", ()), lacking]
+    about = {"class_names": examples.class_names, "source": source, "places": places}
     return make_examples(train, examples.test, validation, **about)
+
+
+def _classes_without_validation(examples: Examples, trained: Any, validated: Any) -> str:
+    """Says where rows lie class by class, so that those at the end are of few classes; empty where they do not."""
+    if not all(isinstance(y, np.ndarray) and y.dtype.kind in "iu" and y.ndim == 1 for y in (trained, validated)):
+        return ""
+    found, lacking = np.unique(validated), np.setdiff1d(trained, validated)
+    if not examples.class_names or len(lacking) <= len(found):
+        return ""
+    return (
+        f"`train.validation_fraction` takes the end of the rows, which has {len(found)} of {len(found) + len(lacking)} "
+        "classes: the rows lie class by class. Write `data.split: {validation: 0.2}`, a share of each class"
+    )
 
 
 def batch_rows(recipe: Recipe) -> int:

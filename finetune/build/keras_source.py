@@ -65,7 +65,7 @@ def keras_examples(recipe: Recipe, name: str, network: keras.Model | None) -> Ex
     if name in _NUMBERS:
         splits, about["mean"], about["variance"] = _normalized(splits)
     rows = {part: SourceRows(Split(x, _targets(y))) for part, (x, y) in splits.items()}
-    if recipe.data.split:  # `load_data` has split them; asked for another split, all rows are divided again
+    if recipe.data.split and recipe.data.split.test:  # asked for other test rows than those of `load_data`
         x, y = (np.concatenate([getattr(part.split, axis) for part in rows.values()]) for axis in "xy")
         rows = {"": SourceRows(Split(x, y))}
     return split_examples(recipe, rows, about, CLASS_NAMES.get(name, ()))

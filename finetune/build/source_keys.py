@@ -9,11 +9,11 @@ import numpy as np
 from finetune.data.examples import SPLITS
 from finetune.data.indexed import ItemNames
 from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, family_of
-from finetune.data.splits import Indices, split_rows
+from finetune.data.splits import Indices, split_by_column, split_rows
 from finetune.data.targets import AUTO, Target, class_target, kind_of_array
 from finetune.errors import DataError, did_you_mean, quote
 from finetune.models.output_names import by_output_name, output_names
-from finetune.recipe.data import SplitSpec
+from finetune.recipe.data import TEST_SHARE, SplitSpec, needless_in_split
 from finetune.recipe.loader import resolve_path
 from finetune.recipe.losses import by_output
 from finetune.recipe.schema import Recipe
@@ -134,7 +134,9 @@ def has_classes(recipe: Recipe, y: Any) -> bool:
     return kind_of_array(y, None)[0] != NUMBERS if loss == AUTO else family_of(loss) in (SPARSE, ONE_HOT, BINARY)
 
 
-def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices:
+def split_as_asked(
+    recipe: Recipe, rows: int, labels: Any, keys: Any, *, test: Sequence[int] | np.ndarray | None = None
+) -> Indices:
     """Splits rows as `data.split` says; without it, a fifth of them test.
 
     Args:
@@ -142,16 +144,49 @@ def split_as_asked(recipe: Recipe, rows: int, labels: Any, keys: Any) -> Indices
         rows: Number of rows.
         labels: The class of each row; `None` where there are no classes.
         keys: The key of each row, for a split by `group` or `hash`; or `None`.
+        test: Which rows test, where the data say so. Of the others a share validates.
 
     Raises:
         DataError: A split would be empty, or the rows have no classes or keys to split them by.
     """
     split = recipe.data.split or SplitSpec()
     by = split.by or ("random" if labels is None else "stratified")
-    if split.column and not split.by:
-        by = "group"
-    options: Any = {"test": split.test, "validation": split.validation, "by": by, "seed": recipe.seed}
-    return split_rows(rows, **options, labels=labels, keys=keys)
+    options: Any = {"validation": split.validation, "by": by, "seed": recipe.seed}
+    if test is None:
+        share = TEST_SHARE if split.test is None else split.test
+        if share + split.validation >= 1:
+            raise DataError(
+                f"`split: {{validation: {split.validation}}}` leaves no rows to train on, since a fifth of the rows "
+                "tests. Write `test`, too: together they must be less than 1."
+            )
+        return split_rows(rows, **options, test=share, labels=labels, keys=keys)
+    others = np.setdiff1d(np.arange(rows), test)
+    labels, keys = (None if each is None else np.asarray(each)[others] for each in (labels, keys))
+    chosen = split_rows(len(others), **options, test=0.0, labels=labels, keys=keys)
+    return {"train": others[chosen["train"]], "test": np.asarray(test), "validation": others[chosen["validation"]]}
+
+
+def split_said_by_column(recipe: Recipe, values: Sequence[str], labels: Any) -> Indices:
+    """Splits rows as a column says, of whose training rows a share validates where the recipe asks for it.
+
+    Args:
+        recipe: The recipe, with `data.split.column`.
+        values: The values of the column.
+        labels: The class of each row; `None` where there are no classes.
+
+    Raises:
+        DataError: The column holds other words, or says which rows validate and the recipe does, too.
+    """
+    split = recipe.data.split or SplitSpec()
+    indices = split_by_column(values, split.column or "")
+    if not split.validation:
+        return indices
+    if "validation" in indices:
+        raise DataError(
+            f"the column `{split.column}` says which rows validate, so `data.split.validation` has nothing to do. "
+            "Remove it."
+        )
+    return split_as_asked(recipe, len(values), labels, None, test=indices["test"])
 
 
 def named_by_splits(recipe: Recipe, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -178,6 +213,7 @@ def named_by_splits(recipe: Recipe, parts: Mapping[str, Part]) -> dict[str, Part
             f"{quote(parts)}.{did_you_mean(unknown[0], SPLITS) if unknown else ''} Rename them, or give all rows "
             "together and write `split` in the recipe."
         )
-    if recipe.data.split:
-        raise DataError("the source says which rows test and validate, so `data.split` has nothing to do. Remove it.")
+    split = recipe.data.split
+    if split and (needless := needless_in_split(split, validates="validation" in parts)):
+        raise DataError(f"`{'.'.join(('data', 'split', *needless[0]))}` {needless[1]}.")
     return {name: parts[name] for name in SPLITS if name in parts}

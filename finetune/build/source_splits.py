@@ -14,6 +14,7 @@ from finetune.build.source_keys import (
     loss_names,
     named_by_splits,
     split_as_asked,
+    split_said_by_column,
 )
 from finetune.data.class_folders import ClassFiles
 from finetune.data.examples import SPLITS, Examples, Split, check_examples, leaves, make_examples
@@ -21,7 +22,7 @@ from finetune.data.file_names import RowPlaces
 from finetune.data.loss_families import NUMBERS, family_of
 from finetune.data.npz import read_npz, read_npz_splits
 from finetune.data.row_checks import read_every_row
-from finetune.data.splits import Indices, split_by_column
+from finetune.data.splits import Indices
 from finetune.data.targets import AUTO
 from finetune.errors import DataError, quote
 from finetune.recipe.loader import placed, resolve_path
@@ -86,6 +87,10 @@ def split_examples(
     if "" in parts:
         rows = parts[""]
         parts = {name: rows.select(chosen) for name, chosen in _indices(recipe, rows, class_names).items()}
+    elif recipe.data.split:  # of the training rows some validate; the source says which rows test
+        rows = parts["train"]
+        chosen = _indices(recipe, rows, class_names, has_test=True)
+        parts |= {name: rows.select(chosen[name]) for name in ("train", "validation")}
     skipped = [place for rows in parts.values() for place in rows.unreadable]
     examples = make_examples(
         **{name: rows.split for name, rows in parts.items()},
@@ -208,7 +213,7 @@ def _numbered(
     return parts, class_names, {}
 
 
-def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> Indices:
+def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str], *, has_test: bool = False) -> Indices:
     split, count, y = recipe.data.split, len(rows.split), rows.split.y
     if split and split.column and rows.column is None:
         with placed(recipe, "data", "split", "column"):
@@ -216,8 +221,6 @@ def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> In
                 f"`split.column` names a part of the rows, and these have no parts with names. Received: "
                 f"`{split.column}`. Split them `random`, or give rows as dicts."
             )
-    if split and split.column and not split.by:
-        return split_by_column([str(each) for each in np.asarray(rows.column).ravel()], split.column)
     of_classes = isinstance(y, np.ndarray) and (class_names or has_classes(recipe, y))
     labels = None
     if of_classes and y.ndim == 1:
@@ -226,5 +229,7 @@ def _indices(recipe: Recipe, rows: SourceRows, class_names: Sequence[str]) -> In
         labels = y[:, 0]
     elif of_classes and y.ndim == 2 and (y.sum(axis=1) == 1).all():  # a column for each class
         labels = y.argmax(axis=1)
+    if split and split.column and not split.by:
+        return split_said_by_column(recipe, [str(each) for each in np.asarray(rows.column).ravel()], labels)
     keys = rows.column if rows.column is not None else rows.places or [str(row) for row in range(count)]
-    return split_as_asked(recipe, count, labels, keys)
+    return split_as_asked(recipe, count, labels, keys, test=np.zeros(0, np.int64) if has_test else None)

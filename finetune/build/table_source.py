@@ -18,6 +18,7 @@ from finetune.build.source_keys import (
     network_inputs,
     output_widths,
     split_as_asked,
+    split_said_by_column,
 )
 from finetune.build.table_columns import files_of_table
 from finetune.build.text_source import IDS, is_tokenized, made_of_ids, needs_tokenizer, network_tokens, text_warnings
@@ -27,7 +28,7 @@ from finetune.data.file_names import RowPlaces
 from finetune.data.rows import select
 from finetune.data.separators import TABBED, written_separator
 from finetune.data.several_tables import join_tables, read_tables
-from finetune.data.splits import Indices, split_by_column
+from finetune.data.splits import Indices
 from finetune.data.table_bytes import DELIMITED, ending_of
 from finetune.data.table_files import Table
 from finetune.data.table_head import unnamed_warning
@@ -155,16 +156,18 @@ def _text_form(recipe: Recipe, table: Table) -> dict[str, Any]:
 
 def _indices(recipe: Recipe, table: Table, parts: Mapping[str, Table], targets: Mapping[str, Target]) -> Indices:
     """Returns the rows of each split."""
-    if len(parts) > 1:
-        ends = np.cumsum([len(part) for part in parts.values()])
-        return {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
+    ends = np.cumsum([len(part) for part in parts.values()])
+    given = {name: np.arange(end - len(parts[name]), end) for name, end in zip(parts, ends, strict=True)}
     split, columns = recipe.data.split, next(iter(recipe.data.target.values()))
+    if len(parts) > 1 and not split:
+        return given
     keys = table.column(split.column).texts() if split and split.column else None
-    if split and split.column and not split.by and keys is not None:
-        return split_by_column(keys.tolist(), split.column)
     is_of_classes = len(targets) == 1 and len(columns) == 1 and targets[""].class_names
     labels = table.column(columns[0]).texts() if is_of_classes else None
-    return split_as_asked(recipe, len(table), labels, [*map(str, range(len(table)))] if keys is None else keys)
+    if split and keys is not None and not split.by:
+        return split_said_by_column(recipe, keys.tolist(), labels)
+    keys = [*map(str, range(len(table)))] if keys is None else keys
+    return split_as_asked(recipe, len(table), labels, keys, test=given.get("test"))
 
 
 def _targets(recipe: Recipe, table: Table, network: keras.Model | None) -> dict[str, Target]:

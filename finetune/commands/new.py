@@ -107,17 +107,11 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
     network = choose_network(
         name, chosen.kind, found, weights=wishes.weights, folder=folder, vocabulary=tokenizer[1] if tokenizer else 0
     )
-    has_validation = _has_validation(found, chosen)
     notes = [f"data: {found.said}", *_said_of(found, chosen), *(f"note: {note}" for note in network.notes)]
-    if network.is_pretrained and not has_validation:
-        notes.append(
-            "note: no rows validate, so the recipe does not search the rates. With a part `validation` beside `train` "
-            "and `test` it would"
-        )
     if wishes.model is None and not ask and len(offers(chosen.kind)) > 1:
         notes += ["note: other networks, with `--model`:", *(f"  {offer}" for offer in offers(chosen.kind)[1:])]
     commands, is_text = _commands(out, network), network.is_language_model
-    setup = Setup(network.is_pretrained, is_text, found.rows, has_validation, network.unused)
+    setup = Setup(network.is_pretrained, is_text, found.rows, network.unused)
     lines = [
         f"# {found.said[0].upper()}{found.said[1:]}. Written by `finetune new`.",
         "#",
@@ -129,11 +123,6 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
     ]
     _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
     return [*notes, f"written: {out}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
-
-
-def _has_validation(found: DataSurvey, chosen: _Chosen) -> bool:
-    """Whether the recipe has validation rows: a part of the split that it makes itself, or in the column of splits."""
-    return chosen.split.distinct == len(SPLITS) if chosen.split else found.has_validation or not found.is_split
 
 
 def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, int] | None) -> None:
@@ -348,12 +337,20 @@ def _data_lines(
     counts = list(found.classes.values()) or ([chosen.target.rarest, chosen.target.most] if chosen.target else [])
     if chosen.task == "classes" and counts and max(counts) > 3 * max(1, min(counts)):
         lines.append(_line("  class_weight: balanced", "classes with few rows count as much as others"))
+    return [*lines, *_split_lines(found, chosen, network)]
+
+
+def _split_lines(found: DataSurvey, chosen: _Chosen, network: Network) -> list[str]:
+    """Returns how rows are split: as the data say, and where they do not say which rows validate, by a share."""
+    share = "validation: 0.15" if network.is_pretrained else "validation: 0.1"  # pretrained: they choose the rates
     if chosen.split:
-        lines.append(_line(f"  split: {{column: {_flow(chosen.split.name)}}}", "says which rows train and which test"))
-    elif not found.is_split:
-        share = "0.15" if network.is_pretrained else "0.1"  # pretrained: the rates are chosen by them
-        lines.append(_line(f"  split: {{test: 0.2, validation: {share}}}", "shares that are not trained on"))
-    return lines
+        column = f"column: {_flow(chosen.split.name)}"
+        if chosen.split.distinct == len(SPLITS):
+            return [_line(f"  split: {{{column}}}", "says which rows train, test and validate")]
+        return [_line(f"  split: {{{column}, {share}}}", "says which rows test; of the others a share validates")]
+    if not found.is_split:
+        return [_line(f"  split: {{test: 0.2, {share}}}", "shares that are not trained on")]
+    return [] if found.has_validation else [_line(f"  split: {{{share}}}", "a share of the training rows")]
 
 
 def _quoted(path: str) -> str:

@@ -19,14 +19,12 @@ class Setup:
         is_pretrained: Whether the network has pretrained weights.
         is_language_model: Whether it is a pretrained network of text, which large rates ruin.
         rows: Rows of the data; 0 where that is unknown.
-        has_validation: Whether the recipe has validation rows.
         unused: A layer for an output of the network that is not taken; "" for none.
     """
 
     is_pretrained: bool
     is_language_model: bool
     rows: int
-    has_validation: bool = True
     unused: str = ""
 
 
@@ -77,7 +75,7 @@ def strategy_lines(setup: Setup) -> list[str]:
         *(unused if setup.unused else []),
         *(phases if setup.is_language_model else []),
         *train,
-        *([search] if setup.has_validation else []),
+        search,
         *([] if setup.is_language_model else [f"  epochs: {_epochs(setup.rows, batch_size)}  # passes over the rows"]),
     ]
 

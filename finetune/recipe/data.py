@@ -65,29 +65,37 @@ Decimal = Literal["auto", ".", ","]
 ColumnType = Literal["number", "category", "text", "image", "audio"]
 
 
+TEST_SHARE = 0.2  # of the rows, where nothing says which of them test
+
+
 class SplitSpec(Part):
     """How rows are divided into those to train, test and validate on.
 
     Attributes:
-        test: Share of the rows to test on.
-        validation: Share of the rows to validate on.
+        test: Share of the rows to test on. By default a fifth, and none where the data say which rows test.
+        validation: Share of the rows to validate on: of those to train on, where the data say which rows test.
         by: `random`; `stratified`, each class in the same shares; `group`, rows with the same value of `column` in the
             same split; `hash`, by the value of `column`, or the name of the image, so that a row stays in its split
             when others are added. By default `stratified` where there are classes.
-        column: A column of the table, for `group` and `hash`. Alone, it says the split of each row: `train`, `test` or
-            `validation`.
+        column: A column of the table, for `group` and `hash`. Without `by` it says the split of each row: `train`,
+            `test` or `validation`.
     """
 
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     by: Annotated[SplitBy, choice(*get_args(SplitBy))] | None = None
     column: Text | None = None
 
     @model_validator(mode="after")
     def _check_shares(self) -> "SplitSpec":
-        if self.test + self.validation >= 1:
+        if self.test is not None and self.test + self.validation >= 1:
             rule = "leaves no rows to train on: `test` and `validation` together must be less than 1"
             raise fault(rule, received=round(self.test + self.validation, 6))
+        if self.column and not self.by and self.test is not None:
+            raise fault(
+                "has nothing to do: `column` without `by` says which rows test. Remove it, or add `by: group`",
+                at=("test",),
+            )
         if self.column and self.by in ("random", "stratified"):
             raise fault(
                 f"is for a split by `group` or `hash`, and this one is by `{self.by}`. Remove it", at=("column",)
@@ -95,6 +103,28 @@ class SplitSpec(Part):
         if self.by == "group" and not self.column:
             raise fault("needs `column`, the column whose values say which rows belong together", about="mapping")
         return self
+
+
+def needless_in_split(split: SplitSpec, *, validates: bool) -> tuple[tuple[str, ...], str] | None:
+    """Returns what a split asks for that the data decide already: where they say which rows test, a share validates.
+
+    Args:
+        split: What is asked for.
+        validates: Whether the data say, too, which rows validate.
+
+    Returns:
+        The keys below `split` that lead to it, and why it has nothing to do; `None` where all has.
+    """
+    why = "has nothing to do, since the data say which rows test"
+    if validates:
+        return (), f"{why} and validate. Remove it"
+    if split.test is not None:
+        return ("test",), f"{why}. Remove it"
+    if split.column and not split.by:
+        return ("column",), f"{why}. Remove it, or say what it is for: `by: group`"
+    if not split.validation:
+        return (), f"{why}. Remove it, or write the share of the training rows to validate on: `{{validation: 0.2}}`"
+    return None
 
 
 def _check_class_weight(value: Any) -> Any:
@@ -272,10 +302,11 @@ class DataSource(Part):
                 raise fault(f"is missing. Name {what}", at=(key,))
         if self.exclude and (REST,) not in self.inputs.values():
             raise fault("is for `inputs: rest`, and here all inputs are named. Remove it", at=("exclude",))
-        if source == "tfrecord" and self.split and list(self.tfrecord or ()) != [""]:
-            raise fault("takes at most one of `split`, `tfrecord` with files of each split. Remove one of the two")
-        if self.test_table and self.split:
-            raise fault("takes at most one of `split`, `test_table`. Remove one of the two")
+        has_test = self.test_table or (source == "tfrecord" and list(self.tfrecord or ()) != [""])
+        if has_test and self.split:
+            validates = self.validation_table or "validation" in (self.tfrecord or ())
+            if needless := needless_in_split(self.split, validates=bool(validates)):
+                raise fault(needless[1], at=("split", *needless[0]))
         if self.validation_table and not self.test_table:
             raise fault("needs a `test_table` beside it", at=("validation_table",))
         if self.class_names and self.class_names_file:

@@ -186,7 +186,7 @@ def test_rows_that_cannot_be_read_are_skipped_where_the_recipe_says(made):
         ((X, Y, X, Y), (), "Received: a tuple of 4 (`ndarray`, `ndarray`, `ndarray`)."),
         (iter(ITEMS), (), "Received: a `list_iterator`. It has no items by index: make a `tf.data.Dataset.from_generator` of"),
         ({"train": (X, Y), "val": (X, Y)}, (), "of which `train` and `test` are needed. Received: `train`, `val`."),
-        ({"train": (X, Y), "test": (X, Y)}, ("split={test: 0.5}",), "so `data.split` has nothing to do. Remove it."),
+        ({"train": (X, Y), "test": (X, Y)}, ("split={test: 0.5}",), "`data.split.test` has nothing to do, since the data say which rows test. Remove it."),
         ({"x_train": X, "y_train": Y, "x_tset": X, "y_test": Y}, (), "Did you mean `x_test` or `y_test`?"),
         ((dataset(), dataset()), (), "The builder returned a tuple of 2 without names. Return a dict"),
         (dataset().repeat(), (), "This one has no end. Remove `repeat()`; epochs are counted by `train.epochs`."),
@@ -210,5 +210,5 @@ def test_what_are_no_examples_is_refused(made, returned, keys, said):
 
 def test_a_mistake_is_said_with_the_place_of_the_builder(recipe):
     data = "data={builder: finetune.examples.digits:uci_digits, split: {test: 0.5}}"
-    with pytest.raises(RecipeError, match=r"`data\.builder`: the source says which rows test and validate"):
+    with pytest.raises(RecipeError, match=r"`data\.builder`: `data\.split\.test` has nothing to do, since the data say"):
         build_examples(load_recipe(recipe, overrides=[data]))

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune.build.data import RunLength, build_examples, precision, steps_per_epoch
 from finetune.errors import RecipeError
@@ -147,3 +148,22 @@ def test_weights_of_rows_and_of_classes_are_multiplied(recipe):
     overrides = ["data={npz: counted.npz, class_weight: {1: 3.0}}"]
     weights = build_examples(load_recipe(recipe, overrides=overrides)).weights_train
     assert weights.tolist() == [0, 3, 2, 9, 4, 15, 6, 21, 8, 27]
+
+
+def test_a_fraction_of_rows_that_lie_class_by_class_is_told_with_what_to_write(recipe):
+    for part in ("train", "test"):
+        for kind in ("a", "b", "c"):
+            for n in range(5):
+                path = recipe.parent / "photos" / part / kind / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (4, 4), (n, 0, 0)).save(path)
+
+    def warnings(*overrides):
+        examples = build_examples(load_recipe(recipe, overrides=["data={images: photos, size: [4, 4]}", *overrides]))
+        return examples.source.get("warnings", [])
+
+    (warning,) = warnings("train.validation_fraction=0.2")
+    assert warning.startswith("`train.validation_fraction` takes the end of the rows, which has 1 of 3 classes")
+    assert "`data.split: {validation: 0.2}`" in warning
+    assert warnings("data.split={validation: 0.2}") == []
+    assert warnings("train.validation_fraction=0.6") == []

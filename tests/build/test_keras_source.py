@@ -47,6 +47,9 @@ def test_mnist_has_the_axis_of_channels_that_the_network_takes(read):
     assert len(scaled.train) + len(scaled.test) == 15
     again = read("mnist", "mnist.npz", network(28, 28), "split={test: 0.5, validation: 0.1}")
     assert [len(split) for split in (again.train, again.test, again.validation)] == [12, 15, 3]
+    part = read("mnist", "mnist.npz", network(28, 28), "split={validation: 0.1}")
+    assert part.y_test.tolist() == LABELS[20:].tolist()
+    assert [len(split) for split in (part.train, part.validation)] == [18, 2]
 
 
 def test_fashion_mnist_is_a_folder_of_four_files(read, recipe):

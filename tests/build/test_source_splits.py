@@ -1,5 +1,6 @@
 """Rows of a source are limited, numbered and split as the recipe says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -112,8 +113,23 @@ def test_examples_that_have_splits_keep_them(asked):
     assert kept.x_train is examples.x_train  # what lies in a file stays there
     assert kept.class_names == ("a", "b", "c")
     assert len(examples_as_asked(asked("limit=6"), examples).train) == 4
-    with pytest.raises(DataError, match=r"so `data\.split` has nothing to do\. Remove it"):
-        examples_as_asked(asked("split={test: 0.5}"), examples)
+    for split, said in (("{test: 0.5}", r"`data\.split\.test` has nothing to do"), ("{by: random}", r"`\{validation: 0\.2\}`")):
+        with pytest.raises(DataError, match=said):
+            examples_as_asked(asked(f"split={split}"), examples)
+
+
+def test_where_the_data_say_which_rows_test_a_share_of_the_others_validates(asked):
+    """Of each class, as the rows of folders come class by class: the end of them would be one class."""
+    y = np.repeat([0, 1, 2], [8, 8, 8])
+    examples = Examples(np.arange(24), y, np.arange(6), np.arange(6) % 3)
+    made = examples_as_asked(asked("split={validation: 0.25}"), examples)
+    assert made.x_test.tolist() == examples.x_test.tolist()
+    assert np.bincount(made.y_validation).tolist() == [2, 2, 2]
+    assert sorted([*made.x_train, *made.x_validation]) == list(range(24))
+    assert (made.y_train == y[made.x_train]).all()
+    validated = replace(examples, x_validation=examples.x_test, y_validation=examples.y_test)
+    with pytest.raises(DataError, match=r"`data\.split` has nothing to do, since the data say which rows test and val"):
+        examples_as_asked(asked("split={validation: 0.25}"), validated)
 
 
 def test_a_limit_that_leaves_a_split_empty_is_refused(asked):

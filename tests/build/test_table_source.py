@@ -50,6 +50,25 @@ def test_means_are_those_of_the_training_rows(people):
     examples = table_of(people, vector_network(1), "inputs=age", "target=kind", "split={column: part}")
     assert examples.source["inputs"][""]["age"]["mean"] == np.arange(8).mean()
     assert (len(examples.test), len(examples.validation)) == (2, 2)
+    with pytest.raises(RecipeError, match=r"`part` says which rows validate, so `data\.split\.validation` has nothing to do"):
+        table_of(people, vector_network(1), "inputs=age", "target=kind", "split={column: part, validation: 0.5}")
+
+
+
+def test_where_a_file_or_a_column_says_which_rows_test_a_share_of_the_others_validates(people):
+    text = (people.parent / "people.csv").read_text()
+    (people.parent / "test.csv").write_text("\n".join(text.splitlines()[:4]))
+    keys, network = ["inputs=age", "target=kind"], vector_network(1)
+    of_file = table_of(people, network, *keys, "test_table=test.csv", "split={validation: 0.25}")
+    assert [len(of_file.train), len(of_file.test)] == [9, 3]
+    assert np.bincount(of_file.y_validation).tolist() == [1, 1, 1]
+    by_family = "split={validation: 0.25, by: group, column: family}"
+    assert len(table_of(people, network, *keys, "test_table=test.csv", by_family).validation) == 3
+    (people.parent / "people.csv").write_text(text.replace("validation", "train"))
+    of_column = table_of(people, network, *keys, "split={column: part, validation: 0.3}")
+    assert [len(of_column.train), len(of_column.test), len(of_column.validation)] == [7, 2, 3]
+    values = [each.places["test"][0] for each in (of_file, of_column)]
+    assert values == ["test.csv:2", "people.csv:10"]
 
 
 def test_a_group_of_rows_stays_in_one_split(people):

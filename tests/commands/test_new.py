@@ -126,9 +126,10 @@ def test_a_column_of_train_and_test_is_the_split_and_never_what_is_predicted():
     ]
     recipe = load_recipe("recipe.yaml")
     assert (recipe.data.split.column, recipe.data.target, recipe.data.size) == ("part", {"": ("digit",)}, (16, 16))
+    assert recipe.data.split.validation == 0.1
     assert not [line for line in said if "not used" in line]
-    said = new(Path("files.csv"), model="finetune.examples.digits:small_cnn", overwrite=True)
-    assert any("no rows validate, so the recipe does not search the rates" in line for line in said)
+    new(Path("files.csv"), model="finetune.examples.digits:small_cnn", overwrite=True)
+    assert load_recipe("recipe.yaml").train.learning_rate == "search"  # by these
     new(Path("files.csv"), target="part", overwrite=True)  # unless that is asked for
     assert load_recipe("recipe.yaml").data.split.column is None
 

@@ -19,11 +19,6 @@ def test_a_pretrained_network_trains_as_a_whole_at_one_rate_that_is_searched(tmp
     assert (recipe.phases, recipe.train.learning_rate, recipe.train.epochs) == (None, "search", 5)
 
 
-def test_without_validation_rows_there_is_no_search(tmp_path):
-    recipe = recipe_of(tmp_path, Setup(is_pretrained=True, is_language_model=False, rows=1000, has_validation=False))
-    assert recipe.train.learning_rate is None
-
-
 @pytest.mark.parametrize(("rows", "epochs"), [(0, 5), (20, 20), (100, 13), (300, 9), (1000, 5), (10**6, 5)])
 def test_with_few_rows_there_are_more_epochs(tmp_path, rows, epochs):
     assert recipe_of(tmp_path, Setup(True, False, rows)).train.epochs == epochs

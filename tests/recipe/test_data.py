@@ -100,7 +100,13 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
             {"split": {"by": "random", "column": "id"}},
             "is for a split by `group` or `hash`, and this one is by `random`",
         ),
-        ({"split": {"test": 0.5}, "test_table": "b.csv"}, "takes at most one of `split`, `test_table`"),
+        ({"split": {"test": 0.5}, "test_table": "b.csv"}, "has nothing to do, since the data say which rows test. Rem"),
+        ({"split": {"column": "part"}, "test_table": "b.csv"}, "has nothing to do, since the data say which rows test."),
+        (
+            {"split": {"validation": 0.5}, "test_table": "b.csv", "validation_table": "c.csv"},
+            "has nothing to do, since the data say which rows test and validate. Remove it",
+        ),
+        ({"split": {"test": 0.5, "column": "part"}}, "has nothing to do: `column` without `by` says which rows test."),
         ({"validation_table": "b.csv"}, "needs a `test_table` beside it"),
     ],
 )
@@ -137,7 +143,7 @@ def test_a_limit_a_split_and_names_of_classes_are_for_every_source(source):
         ({"keras_dataset": "mnst"}, 'is not a known value. Received: `"mnst"`. Did you mean `mnist`?'),
         (
             {"tfrecord": {"train": "a", "test": "b"}, "inputs": "a", "target": "b", "split": {"test": 0.5}},
-            "takes at most one of `split`, `tfrecord` with files of each split. Remove one of the two",
+            "has nothing to do, since the data say which rows test. Remove it",
         ),
     ],
 )
