@@ -91,7 +91,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "first", ["finetune.run", "finetune.plan", "import finetune.commands.run, finetune.commands.plan"]
+    "first",
+    [
+        pytest.param("finetune.run", marks=pytest.mark.grid),
+        pytest.param("finetune.plan", marks=pytest.mark.grid),
+        "import finetune.commands.run, finetune.commands.plan",
+    ],
 )
 def test_run_and_plan_are_functions_whatever_was_imported_first(first):
     done = in_a_new_process(f"import finetune; {first}; print(finetune.run.__name__, finetune.plan.__name__)")

@@ -54,7 +54,7 @@ def resumed(*overrides, out="out"):
     return result, said.getvalue()
 
 
-@pytest.mark.parametrize("number", [3, 5])  # in the constant part, within an epoch and at its end
+@pytest.mark.parametrize("number", [3, pytest.param(5, marks=pytest.mark.grid)])  # within an epoch, at its end
 def test_a_run_extended_in_its_constant_part_is_the_longer_run_bit_for_bit(number, recipe, recorded):
     straight = recorded(*SETTINGS, "train.epochs=4")
     recorded(*SETTINGS, "train.epochs=3").killed_at(number)
@@ -63,7 +63,7 @@ def test_a_run_extended_in_its_constant_part_is_the_longer_run_bit_for_bit(numbe
     assert rows("out") == rows(straight.folder)
 
 
-@pytest.mark.parametrize("average", ["false", "true"])
+@pytest.mark.parametrize("average", [pytest.param("false", marks=pytest.mark.grid), "true"])
 def test_a_finished_run_of_constant_rates_goes_on_as_if_it_had_been_longer(average, recipe):
     constant = [*SETTINGS, "groups.body.learning_rate=0.01", f"train.use_ema={average}"]
     straight = finetune.run(recipe, out="straight", overrides=[*constant, "train.epochs=3"])

@@ -187,9 +187,9 @@ def test_plain_numbers_never_become_text(tmp_path, monkeypatch):
 def test_a_column_is_made_when_it_is_asked_for(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,x\n2,y\n")
     table = read_table(tmp_path / "t.csv")
-    assert table.columns._made == {}
+    assert table.columns._kept == {}
     assert table.column("b") is table.column("b")
-    assert list(table.columns._made) == ["b"]
+    assert list(table.columns._kept) == ["b"]
 
 
 @settings(max_examples=200, deadline=None)

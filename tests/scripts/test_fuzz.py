@@ -24,18 +24,18 @@ def faults(records):
     return [(r["number"], r["faults"], r["arguments"], r["message"]) for r in records if r["faults"]]
 
 
-def test_some_hundred_inputs_of_cheap_commands_have_no_fault(pristine):
-    records = list(fuzz.run_here(2026, range(300), CHEAP, pristine))
+def test_some_inputs_of_cheap_commands_have_no_fault(pristine):
+    records = list(fuzz.run_here(2026, range(150), CHEAP, pristine))
     assert faults(records) == []
     outcomes = [record["outcome"] for record in records]
-    assert outcomes.count("refused") > 50
-    assert outcomes.count("finished") > 50
+    assert outcomes.count("refused") > 25
+    assert outcomes.count("finished") > 25
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_some_inputs_of_commands_that_build_the_model_have_no_fault(pristine):
-    records = list(fuzz.run_here(2026, range(40), ("plan", "data"), pristine))
+    records = list(fuzz.run_here(2026, range(20), ("plan", "data"), pristine))
     assert faults(records) == []
 
 

@@ -125,9 +125,16 @@ def sums_as_written():
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
 
 
+# The others differ from these in one thing that a module of their own tests, too.
+SAMPLE = (
+    *("dense", "more steps than batches", "accumulation", "moving average", "loss scale", "sparse gradients"),
+    *("batch normalization and dropout", "recurrent", "constraints", "frozen in part"),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("sums_as_written")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in SAMPLE else pytest.mark.grid) for c in CASES])
 def test_it_gives_what_fit_gives_to_the_last_bit(case):
     build, options = CASES[case]
     loop = FastLoop()
