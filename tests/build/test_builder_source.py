@@ -210,5 +210,7 @@ def test_what_are_no_examples_is_refused(made, returned, keys, said):
 
 def test_a_mistake_is_said_with_the_place_of_the_builder(recipe):
     data = "data={builder: finetune.examples.digits:uci_digits, split: {test: 0.5}}"
-    with pytest.raises(RecipeError, match=r"`data\.builder`: `data\.split\.test` has nothing to do, since the data say"):
+    with pytest.raises(
+        RecipeError, match=r"`data\.builder`: `data\.split\.test` has nothing to do, since the data say"
+    ):
         build_examples(load_recipe(recipe, overrides=[data]))

@@ -113,7 +113,10 @@ def test_examples_that_have_splits_keep_them(asked):
     assert kept.x_train is examples.x_train  # what lies in a file stays there
     assert kept.class_names == ("a", "b", "c")
     assert len(examples_as_asked(asked("limit=6"), examples).train) == 4
-    for split, said in (("{test: 0.5}", r"`data\.split\.test` has nothing to do"), ("{by: random}", r"`\{validation: 0\.2\}`")):
+    for split, said in (
+        ("{test: 0.5}", r"`data\.split\.test` has nothing to do"),
+        ("{by: random}", r"`\{validation: 0\.2\}`"),
+    ):
         with pytest.raises(DataError, match=said):
             examples_as_asked(asked(f"split={split}"), examples)
 

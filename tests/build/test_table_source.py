@@ -50,9 +50,10 @@ def test_means_are_those_of_the_training_rows(people):
     examples = table_of(people, vector_network(1), "inputs=age", "target=kind", "split={column: part}")
     assert examples.source["inputs"][""]["age"]["mean"] == np.arange(8).mean()
     assert (len(examples.test), len(examples.validation)) == (2, 2)
-    with pytest.raises(RecipeError, match=r"`part` says which rows validate, so `data\.split\.validation` has nothing to do"):
+    with pytest.raises(
+        RecipeError, match=r"`part` says which rows validate, so `data\.split\.validation` has nothing to do"
+    ):
         table_of(people, vector_network(1), "inputs=age", "target=kind", "split={column: part, validation: 0.5}")
-
 
 
 def test_where_a_file_or_a_column_says_which_rows_test_a_share_of_the_others_validates(people):

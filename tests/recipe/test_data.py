@@ -101,7 +101,10 @@ def test_inputs_are_a_column_columns_or_those_of_each_input_by_name():
             "is for a split by `group` or `hash`, and this one is by `random`",
         ),
         ({"split": {"test": 0.5}, "test_table": "b.csv"}, "has nothing to do, since the data say which rows test. Rem"),
-        ({"split": {"column": "part"}, "test_table": "b.csv"}, "has nothing to do, since the data say which rows test."),
+        (
+            {"split": {"column": "part"}, "test_table": "b.csv"},
+            "has nothing to do, since the data say which rows test.",
+        ),
         (
             {"split": {"validation": 0.5}, "test_table": "b.csv", "validation_table": "c.csv"},
             "has nothing to do, since the data say which rows test and validate. Remove it",
