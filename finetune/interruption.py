@@ -73,7 +73,7 @@ def stoppable() -> Iterator[None]:
         finally:
             for number, handler in replaced.items():
                 signal.signal(number, handler)
-            _state.installed = False
+            _state.installed, _state.stop = False, None
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def deferred() -> Iterator[None]:
 
 
 def stopped() -> Stopped | None:
-    """Returns the exception to raise where a signal has come since `stoppable` began."""
+    """Returns the exception to raise where a signal has come in the block of `stoppable`."""
     return _state.stop
 
 

@@ -87,9 +87,7 @@ def test_a_recipe_trains_to_an_end():
     assert load_recipe("recipe.yaml").data.tokenizer.file == "recipe.tokenizer.json"
     assert finetune.run("recipe.yaml", "run", overrides=SHORT).metrics["accuracy"] > 0.8
     new(photos(), out="photos.yaml")
-    layout = finetune.plan("photos.yaml")
-    x, y = layout.examples.train.first(8)
-    assert np.isfinite(layout.model.train_on_batch(x, y)).all()
+    assert finetune.run("photos.yaml", "run2", overrides=SHORT).metrics["accuracy"] > 0.8
 
 
 def test_a_pretrained_network_is_fine_tuned_at_searched_rates(tiny, monkeypatch):

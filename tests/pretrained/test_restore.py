@@ -419,11 +419,11 @@ def test_weights_of_an_lstm_without_a_cell_in_their_names_are_found(tmp_path):
 def test_restoring_holds_a_few_weights_of_a_large_file_at_a_time_and_never_the_file():
     script = Path(__file__).resolve().parents[2] / "scripts" / "bench_restore.py"
     environment = os.environ | {"PYTHONPATH": str(script.parent.parent)}
-    command = [sys.executable, str(script), "--matrices", "8"]
+    command = [sys.executable, str(script), "--matrices", "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     rises = [int(rise) for rise in re.findall(r"(\d+) MB more", done.stdout)]
     assert len(rises) == 2
-    assert max(rises) < 100  # of 134 MB
+    assert max(rises) < 140  # of 201 MB
 
 
 def test_a_keras_file_with_a_lambda_gives_its_weights_and_its_code_is_not_run(tmp_path):
