@@ -147,6 +147,16 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
 
 
+def as_list(text: str) -> str:
+    """Returns the sentence that writes names between commas, as flags of a command line have them, as a list.
+
+    >>> as_list("block_1,head")
+    ' Names are written as a list: `[block_1, head]`.'
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return f" Names are written as a list: `[{', '.join(names)}]`."
+
+
 def reason(error: BaseException) -> str:
     """Returns what an exception says went wrong, on a single line without its full stop.
 

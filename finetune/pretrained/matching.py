@@ -87,7 +87,7 @@ def match(
     problems = [
         *another_network(plan),
         *unmatched_rules,
-        *unmatched_excludes(tree, exclude),
+        *unmatched_excludes(tree, exclude, [tensor.name for tensor in weight_file.tensors]),
         *disputed_weights({name: claims for name, claims in claimants.items() if not is_under(name, exclude)}),
         *missing_weights(plan, allow_missing, set(claimants)),
         *unused_weights(plan, allow_unused, {t.name for claims in claimants.values() for t in claims}),

@@ -4,33 +4,50 @@ One message covers all problems of its kind and shows five of them. Checks are g
 chain them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TypeVar
 
-from finetune.errors import did_you_mean, nearest, quote
+import numpy as np
+
+from finetune.checksum import as_array
+from finetune.errors import as_list, did_you_mean, nearest, quote
 from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.pretrained.formats.tensor_roles import AVERAGE
 from finetune.pretrained.formats.weight_file import StoredTensor
 from finetune.pretrained.matching_rules import Pair, in_keras3
 from finetune.pretrained.restore_plan import RestorePlan, dtype_of, is_under, shape_of
+from finetune.pretrained.rule_hints import layout_rule, rename_hint
 
 _LARGE = 8  # weights of a network of which some always fit a file of its own
 _SHOWN = 5  # names in a message; a foreign file may differ in hundreds
 _Item = TypeVar("_Item")
 
 
-def unmatched_excludes(tree: LayerTree, exclude: Sequence[str]) -> Iterator[str]:
-    """Yields a message for each prefix of `exclude` that matches no weight of the model."""
+def unmatched_excludes(tree: LayerTree, exclude: Sequence[str], in_file: Sequence[str] = ()) -> Iterator[str]:
+    """Yields a message for each prefix of `exclude` that matches no weight of the model.
+
+    Args:
+        tree: The model's weights.
+        exclude: The prefixes.
+        in_file: Names of the file's weights. The scopes that TF-Slim excludes are those of the checkpoint.
+    """
     names = [leaf.name for leaf in tree.leaves]
     # `a`, `a/b` and `a/b/kernel` for each weight: what `exclude` could have meant.
     known = list(dict.fromkeys("/".join(name.split("/")[:i]) for name in names for i in range(1, name.count("/") + 2)))
     for prefix in exclude:
         if not any(is_under(name, [prefix]) for name in names):
             top = dict.fromkeys(name.partition("/")[0] for name in names)
+            is_scope = any(is_under(name, [prefix]) for name in in_file)
+            where, advice = "", did_you_mean(prefix, known)
+            if is_scope:
+                where = ": the file has it"
+                close = nearest(prefix, known, limit=1) or nearest(prefix.rpartition("/")[2], known, limit=1)
+                advice = f" Exclude {f'`{close[0]}`' if close else 'the layer of the model'}, and name `{prefix}` in "
+                advice += "`allow_unused` if the file's weights still count as unused."
             yield (
-                f"`exclude` takes prefixes of the model's names, and `{prefix}` matches nothing. The model's names "
-                f"begin with {quote(top)}.{did_you_mean(prefix, known)}"
+                f"`exclude` takes prefixes of the model's names, and `{prefix}` matches nothing{where}. The model's "
+                f"names begin with {quote(top)}.{advice if is_scope or ',' not in prefix else as_list(prefix)}"
             )
 
 
@@ -39,12 +56,16 @@ def another_network(plan: RestorePlan) -> Iterator[str]:
     in_model = len(plan.restored) + len(plan.missing) + len(plan.shape_conflict)
     others = len([tensor for tensor in plan.unused if tensor.shape]) + len(plan.shape_conflict)
     few = in_model >= _LARGE and len(plan.restored) < in_model / 4
-    if few and others > len(plan.restored) and not _rename_hint(plan.missing, plan.unused):
+    if few and others > len(plan.restored) and not rename_hint(plan.missing, plan.unused, _by_rename(plan)):
         yield (
             f"The file does not seem to hold the weights of this network: {len(plan.restored)} of the model's "
             f"{in_model} weights fit. Check first that `from` names the right file, and that the model is the one, "
             "with the arguments, that the file was made of."
         )
+
+
+def _by_rename(plan: RestorePlan) -> list[Pair]:
+    return [pair for pair in plan.restored if "rename" in pair.tensor.steps]
 
 
 def disputed_weights(claimants: Mapping[str, Sequence[StoredTensor]]) -> Iterator[str]:
@@ -73,19 +94,34 @@ def missing_weights(plan: RestorePlan, allowed: Iterable[str], disputed: set[str
     missing = [leaf for leaf in plan.missing if leaf.name not in disputed and not is_under(leaf.name, allowed)]
     if missing:
         listed = _listed(missing, lambda leaf: f"`{leaf.name}`{_nearest_tensor(leaf, plan.unused)}")
-        advice = (
-            f"Exclude {_layers(missing)} to keep fresh weights there, `rename` the file's weights, or name a prefix in "
-            "`allow_missing`."
-        )
-        if len({leaf.layer for leaf in missing}) > _SHOWN:  # no new head, but other names or another network
-            advice = (
-                "If the file has them under other names, `rename` them; if it is of another network, take the file of "
-                "this one. Layers that are new keep fresh weights with `exclude`, or a prefix in `allow_missing`."
-            )
+        rules = rename_hint(missing, plan.unused, _by_rename(plan))
         yield (
             f"Each weight of the model must be in the file, and {_count(missing, 'is', 'are')} not: {listed}. "
-            f"{advice}{_rename_hint(missing, plan.unused)}{_lists_hint(plan, missing)}{_averages_hint(plan, missing)}"
+            f"{_advice_on_missing(plan, missing, rules)}{_lists_hint(plan, missing)}{_averages_hint(plan, missing)}"
         )
+
+
+def _advice_on_missing(plan: RestorePlan, missing: Sequence[Leaf], rules: str) -> str:
+    if rules:
+        return f"{rules} Layers that are new keep fresh weights with `exclude`."
+    if parts := _neutral_parts(plan, missing):
+        return (
+            f"The file has the other weights of these layers, and the fresh values of {quote(parts)} change nothing, "
+            f"as if the layers had none: name {quote(leaf.name for leaf in missing)} in `allow_missing`, or build the "
+            "layers without (`scale=False`, `use_bias=False`)."
+        )
+    if len({leaf.layer for leaf in missing}) > _SHOWN:  # no new head, but other names or another network
+        return (
+            "If the file has them under other names, `rename` them; if it is of another network, take the file of "
+            "this one. Layers that are new keep fresh weights with `exclude`, or a prefix in `allow_missing`."
+        )
+    # Not the whole layer where the file has its other weights.
+    restored = {pair.leaf.layer for pair in plan.restored}
+    excludes = dict.fromkeys(leaf.name if leaf.layer in restored else leaf.layer or leaf.name for leaf in missing)
+    return (
+        f"Exclude {quote(excludes)} to keep fresh weights there, `rename` the file's weights, or name a prefix in "
+        "`allow_missing`."
+    )
 
 
 def _nearest_tensor(leaf: Leaf, unused: Sequence[StoredTensor]) -> str:
@@ -97,23 +133,14 @@ def _nearest_tensor(leaf: Leaf, unused: Sequence[StoredTensor]) -> str:
     return f" (nearest in the file: `{close[0]}`)" if close else ""
 
 
-def _rename_hint(missing: Sequence[Leaf], unused: Sequence[StoredTensor]) -> str:
-    """Returns the rule that helps in the commonest case: the model is a part of what was saved, or the reverse."""
-    model_layers, file_layers = {leaf.layer for leaf in missing}, {_layer(tensor) for tensor in unused}
-    # The file is a part of the model: its `conv1` is `backbone/conv1`.
-    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(model_layers)):
-        if _most(f"{prefix}/{layer}" in model_layers for layer in file_layers):
-            return f' `rename: {{"^": "{prefix}/"}}` would match most of them.'
-    # The model is a part of the file: the file's `backbone/conv1` is `conv1`.
-    for prefix in dict.fromkeys(layer.partition("/")[0] for layer in sorted(file_layers)):
-        if _most(f"{prefix}/{layer}" in file_layers for layer in model_layers):
-            return f' `rename: {{"^{prefix}/": ""}}` would match most of them.'
-    return ""
-
-
-def _most(conditions: Iterable[bool]) -> bool:
-    listed = list(conditions)
-    return sum(listed) > len(listed) / 2
+def _neutral_parts(plan: RestorePlan, missing: Sequence[Leaf]) -> list[str]:
+    """Returns the kinds of the missing weights if all are scales of 1 or biases of 0 in layers that the file has."""
+    restored = {pair.leaf.layer for pair in plan.restored}
+    kinds = dict.fromkeys(leaf.name.rpartition("/")[2] for leaf in missing)
+    if any(leaf.layer not in restored for leaf in missing) or not {"gamma", "beta", "bias"}.issuperset(kinds):
+        return []
+    neutral = (np.all(as_array(leaf.variable) == leaf.name.endswith("/gamma")) for leaf in missing)
+    return list(kinds) if all(neutral) else []
 
 
 def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
@@ -128,9 +155,10 @@ def _lists_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
 
 def _averages_hint(plan: RestorePlan, missing: Sequence[Leaf]) -> str:
     averaged = {tensor.of for tensor in plan.others if tensor.role == AVERAGE}
-    count = sum(leaf.name in averaged for leaf in missing) or len(averaged)
-    if not averaged:
+    weights = (*plan.unused, *(pair.tensor for pair in (*plan.restored, *plan.shape_conflict)))
+    if not averaged or any(tensor.name in averaged for tensor in weights):  # averages of weights that are there, too
         return ""
+    count = sum(leaf.name in averaged for leaf in missing) or len(averaged)
     return (
         f" The file holds moving averages of {_count(range(count), 'weight', 'weights')}: `averages: true` takes them."
     )
@@ -173,9 +201,16 @@ def shape_conflicts(plan: RestorePlan) -> Iterator[str]:
     by_shape = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) != pair.tensor.shape]
     by_type = [pair for pair in plan.shape_conflict if shape_of(pair.leaf) == pair.tensor.shape]
     if by_shape:
+        others = [pair.leaf for pair in by_shape if not layout_rule(pair)]
+        rules = [rule for rule in map(layout_rule, by_shape) if rule]
+        shown = ", ".join(rules[:_SHOWN])
+        layouts = (
+            f" Weights of the same size in another layout are converted by `transform: [{shown}]`{_more(rules)}; "
+            "`verify` proves the order of the axes."
+        )
         yield (
-            f"Shapes must agree, and {_count(by_shape, 'does', 'do')} not: {_listed(by_shape, _both_shapes)}. "
-            f"Exclude {_layers([pair.leaf for pair in by_shape])} to keep fresh weights there."
+            f"Shapes must agree, and {_count(by_shape, 'does', 'do')} not: {_listed(by_shape, _both_shapes)}."
+            f"{layouts if rules else ''}{f' Exclude {_layers(others)} to keep fresh weights there.' if others else ''}"
         )
     if by_type:
         yield (
@@ -212,7 +247,12 @@ def low_coverage(plan: RestorePlan, least: float) -> Iterator[str]:
 
 def nothing_restored(plan: RestorePlan) -> Iterator[str]:
     """Yields a message if no weight would be restored."""
-    if not plan.restored:
+    if plan.excluded and not (plan.restored or plan.missing or plan.shape_conflict):
+        yield (
+            "At least one weight must be restored, and `exclude` names all layers of the model. Name only those that "
+            "are to keep fresh weights, or remove `restore`."
+        )
+    elif not plan.restored:
         held = quote(tensor.name for tensor in (plan.unused or plan.others)) or "only weights of excluded layers"
         yield (f"At least one weight must be restored, and no weight of the file would be. The file holds {held}.")
 
@@ -224,8 +264,11 @@ def _count(items: Iterable[object], singular: str, plural: str) -> str:
 
 def _listed(items: Iterable[_Item], describe: Callable[[_Item], str]) -> str:
     listed = list(items)
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(describe(item) for item in listed[:_SHOWN]) + more
+    return ", ".join(describe(item) for item in listed[:_SHOWN]) + _more(listed)
+
+
+def _more(items: Collection[object]) -> str:
+    return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
 
 
 def _layers(leaves: Sequence[Leaf]) -> str:

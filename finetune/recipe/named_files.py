@@ -1,12 +1,14 @@
 """Files that a recipe names: which they are, and whether they are there, before anything slow begins."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import did_you_mean, quote
+from finetune.files.checkpoint_prefixes import prefixes_in, without_index
 from finetune.files.fetchable import FETCHABLE, fetching_command
 from finetune.recipe.loader import place_of, resolve_path, resolve_place
 from finetune.recipe.schema import PATH_FIELDS, Recipe
@@ -108,7 +110,15 @@ def _problem(key: str, path: Path) -> str:
     folder = next(parent for parent in path.parents if parent.is_dir())  # the root at last
     if folder != path.parent:
         return f"does not exist: `{path}`. The nearest folder that exists is `{folder}`."
-    alike = [name for name in _names(folder) if Path(name).suffix == path.suffix]
+    if key == "from" and (lone := without_index(path)):
+        return f"names no complete checkpoint: `{path}`. {lone}"
+    prefixes = prefixes_in(folder) if key == "from" else []
+    # `model.ckpt` for `model.ckpt-300`: the step is a part of the prefix.
+    steps = [int(number[1]) for name in prefixes if (number := re.fullmatch(rf"{re.escape(path.name)}-(\d+)", name))]
+    if steps:
+        there = quote(f"{path.name}-{step}" for step in sorted(steps, reverse=True))
+        return f"does not exist: `{path}`. The names of the checkpoints there end in their steps: {there}."
+    alike = [*prefixes, *(name for name in _names(folder) if Path(name).suffix == path.suffix)]
     return f"does not exist: `{path}`.{did_you_mean(path.name, alike) or _has(folder, path.suffix)}"
 
 

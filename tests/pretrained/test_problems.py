@@ -48,6 +48,18 @@ def test_an_exclude_that_matches_nothing_is_refused_with_the_nearest_name(tree):
     assert "begin with `body`, `head`. Did you mean `head`?" in message
 
 
+def test_an_exclude_that_is_a_scope_of_the_file_is_told_which_layer_of_the_model_that_is(tree):
+    inside = file_of({f"Net/{name}": shape for name, shape in (BODY | HEAD).items()})
+    message = complaint(match(tree, inside, exclude=["Net/head"], rename={"^Net/": ""}))
+    assert "`Net/head` matches nothing: the file has it. The model's names begin with `body`, `head`." in message
+    assert "Exclude `head`, and name `Net/head` in `allow_unused` if the file's weights still count" in message
+
+
+def test_names_between_commas_are_to_be_a_list(tree):
+    message = complaint(match(tree, file_of(BODY | HEAD), exclude=["body, head"]))
+    assert "begin with `body`, `head`. Names are written as a list: `[body, head]`." in message
+
+
 def test_a_missing_weight_is_refused_with_the_nearest_name_and_what_to_do(tree):
     message = complaint(match(tree, file_of(BODY | {"haed/kernel": (4, 2), "haed/bias": (2,)})))
     assert message.startswith("`w.ckpt` (tf1-checkpoint) does not fit the model; nothing was restored.\n- ")
@@ -79,8 +91,9 @@ def test_five_names_are_shown_and_the_others_counted():
     tree = tree_of(**{f"layer{i}": 3 for i in range(4)})
     message = complaint(match(tree, file_of({"layer0/kernel": (3, 3)})))
     assert "7 are not" in message
-    assert message.count("/bias`") + message.count("/kernel`") == 5
-    assert "and 2 more. Exclude `layer0`, `layer1`, `layer2`, `layer3`" in message
+    listed = message.partition("Exclude")[0]
+    assert listed.count("/bias`") + listed.count("/kernel`") == 5
+    assert "and 2 more. Exclude `layer0/bias`, `layer1`, `layer2`, `layer3`" in message
 
 
 def test_only_what_lies_under_an_allowed_prefix_may_be_missing_or_unused(tree):
@@ -93,7 +106,8 @@ def test_a_restore_that_restores_nothing_is_refused_even_if_everything_is_allowe
     plan = match(tree, file_of({"x/w": (1,)}), allow_missing=["body", "head"], allow_unused=["x"])
     assert "At least one weight must be restored" in complaint(plan)
     assert "The file holds `x/w`." in complaint(plan)
-    assert "only weights of excluded layers" in complaint(match(tree, file_of(BODY), exclude=["body", "head"]))
+    message = complaint(match(tree, file_of(BODY), exclude=["body", "head"]))
+    assert "`exclude` names all layers of the model. Name only those that are to keep fresh weights, or" in message
 
 
 def test_a_single_number_that_no_weight_asks_for_is_listed_and_not_refused(tree):
@@ -104,13 +118,13 @@ def test_a_single_number_that_no_weight_asks_for_is_listed_and_not_refused(tree)
 
 def test_a_part_of_the_other_side_is_recognised_and_the_rule_that_helps_is_reported(tree):
     inside = {f"net/{name}": shape for name, shape in (BODY | HEAD).items()}
-    hint = '`rename: {"^net/": ""}` would match most of them.'
+    hint = "`rename: {'^net/': ''}` would match 4 of the model's weights."
     assert hint in complaint(match(tree, file_of(inside)))
     match(tree, file_of(inside), rename={"^net/": ""}).check()
 
     outer = keras.Sequential([keras.Input((3,)), keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body")])])
     name = outer.layers[0].name
-    assert f'`rename: {{"^": "{name}/"}}` would match' in complaint(match(layer_tree(outer), file_of(BODY)))
+    assert f"`rename: {{'^': '{name}/'}}` would match" in complaint(match(layer_tree(outer), file_of(BODY)))
     match(layer_tree(outer), file_of(BODY), rename={"^": f"{name}/"}).check()
 
 
@@ -238,3 +252,17 @@ def test_a_rule_is_not_blamed_for_the_file_of_another_network():
         "The file does not seem to hold the weights of this network: it has 0 of the model's 12 names. Check first that "
         "`from` names the right file. `transform` must fit each weight that its pattern matches."
     )
+
+
+def test_scales_and_biases_that_the_file_lacks_may_be_missing_where_their_fresh_values_change_nothing():
+    parts = [layers.Conv2D(4, 1, name="conv"), layers.BatchNormalization(name="bn")]
+    model = keras.Sequential([keras.Input((2, 2, 3)), *parts])
+    norm = {f"bn/{name}": (4,) for name in ("beta", "moving_mean", "moving_variance")}
+    saved = file_of({"conv/kernel": (1, 1, 3, 4), **norm})
+    message = complaint(match(layer_tree(model), saved))
+    assert "the fresh values of `bias`, `gamma` change nothing" in message
+    assert "name `conv/bias`, `bn/gamma` in `allow_missing`, or build the layers without (`scale=False`, " in message
+    match(layer_tree(model), saved, allow_missing=["conv/bias", "bn/gamma"]).check()
+
+    model.layers[1].gamma.assign([1, 1, 1, 2])
+    assert "Exclude `conv/bias`, `bn/gamma` to keep fresh weights there" in complaint(match(layer_tree(model), saved))

@@ -60,6 +60,20 @@ def test_handles_patterns_and_prefixes_of_checkpoints_are_no_missing_files(missi
     assert missing(data={"npz": "part-*.npz"}) == []
 
 
+def test_a_checkpoint_by_another_prefix_is_told_which_there_are(missing, tmp_path):
+    for step in (90, 1000):
+        (tmp_path / f"model.ckpt-{step}.index").write_bytes(b"x")
+    (told,) = missing(restore={"from": "model.ckpt"})
+    assert told.endswith("The names of the checkpoints there end in their steps: `model.ckpt-1000`, `model.ckpt-90`.")
+    assert "Did you mean `model.ckpt-1000`" in missing(restore={"from": "model.ckpt-100"})[0]
+
+
+def test_a_checkpoint_without_its_index_is_told_what_to_copy(missing, tmp_path):
+    (tmp_path / "model.ckpt-1.data-00000-of-00001").write_bytes(b"x")
+    (told,) = missing(restore={"from": "model.ckpt-1"})
+    assert "`restore.from` names no complete checkpoint: `HERE/model.ckpt-1`. A checkpoint needs its index and" in told
+
+
 def test_a_pipe_is_not_read_and_a_broken_link_is_told(missing, tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     (tmp_path / "link.npz").symlink_to(tmp_path / "gone")

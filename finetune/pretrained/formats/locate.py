@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune.errors import RestoreError, quote
+from finetune.files.checkpoint_prefixes import prefixes_in, without_index
 from finetune.pretrained.formats.detect import (
     is_checkpoint_index,
     is_hdf5,
@@ -45,6 +46,8 @@ def locate_weights(path: Path) -> Path:
         return _latest_checkpoint(path.parent) if path.name == "checkpoint" else path
     if index.is_file():
         return index
+    if lone := without_index(path):
+        raise RestoreError(lone)
     raise RestoreError(f"A file of pretrained weights must exist. There is no `{path}`.{_nearby(path)}")
 
 
@@ -60,6 +63,8 @@ def _in_folder(folder: Path) -> Path:
     files = [path for path in recognised if path.suffix == ".json"] or recognised
     if len(files) == 1:
         return files[0]
+    if not files and (lone := without_index(folder)):
+        raise RestoreError(lone)
     raise RestoreError(
         "A folder of weights must hold one weight file, or a file that names the one to read. "
         f"`{folder}` {_content(folder, files)}."
@@ -88,7 +93,7 @@ def _latest_checkpoint(folder: Path) -> Path:
     for candidate in (in_this_folder, index):
         if candidate and candidate.is_file():
             return candidate
-    prefixes = sorted(entry.name.removesuffix(".index") for entry in folder.glob("*.index"))
+    prefixes = prefixes_in(folder)
     received = f"names `{index}`, which does not exist" if index else "names none"
     advice = f"It holds the checkpoints {quote(prefixes)}; give one of them" if prefixes else "It holds no checkpoint"
     raise RestoreError(
@@ -101,7 +106,7 @@ def _nearby(path: Path) -> str:
     folder = next((parent for parent in path.parents if parent.is_dir()), Path())
     if folder != path.parent:
         return f" The nearest folder that exists is `{folder}`."
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted({*prefixes_in(folder), *(entry.name for entry in folder.iterdir())})
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {' or '.join(f'`{folder / name}`' for name in close)}?"

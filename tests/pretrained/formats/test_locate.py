@@ -169,3 +169,16 @@ def test_at_most_three_near_names_are_offered(tmp_path):
     for number in range(5):
         (tmp_path / f"model_{number}.h5").touch()
     assert refused(tmp_path / "model_9.h5").count(" or ") == 2
+
+
+def test_a_checkpoint_without_its_index_is_told_what_to_copy(folder, tmp_path):
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    shutil.copy(folder / "ckpts" / "ckpt-1.data-00000-of-00001", lone)
+    told = f"`{lone}/ckpt-1.index` is not. Copy all files that begin with `ckpt-1` to `{lone}`."
+    assert refused(lone / "ckpt-1").endswith(told)
+    assert refused(lone).endswith(told)
+
+
+def test_a_prefix_that_is_nearly_that_of_a_checkpoint_is_offered_the_prefix_first(folder):
+    assert f"Did you mean `{folder}/ckpts/ckpt-2` or" in refused(folder / "ckpts" / "ckpt-22")
