@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from finetune.errors import counted, did_you_mean, quote
+from finetune.errors import as_list, counted, did_you_mean, quote
 from finetune.groups.layer_tree import LayerTree, paths_down
 
 CONDITION_KINDS = ("prefixes", "regex", "layers", "variables")
@@ -120,6 +120,8 @@ def without_match(tree: LayerTree, condition: Condition) -> str:
             )
         if value.strip("/") in tree.layers:
             advice = "That layer has no weights. Remove it from the list."
+        elif "," in value:
+            advice += as_list(value)
     elif kind == "regex":
         inside = next((leaf.name for leaf in tree.leaves if re.search(value, leaf.name)), "")
         advice = f"It must match the whole name of a weight, such as `{inside or tree.leaves[0].name}`."

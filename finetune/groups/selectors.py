@@ -7,7 +7,7 @@ or each block.
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
@@ -84,12 +84,14 @@ class LayerGroup:
             (moving statistics), which follow them.
         frozen: Whether training leaves the group unchanged.
         order_note: In which order its `variables` were counted; empty for the default where both orders are the same.
+        overlap_note: Which of its conditions match only what groups before it take; empty if none does.
     """
 
     name: str
     leaves: tuple[Leaf, ...]
     frozen: bool = False
     order_note: str = ""
+    overlap_note: str = ""
 
     def __repr__(self) -> str:
         layers = quote(dict.fromkeys(leaf.layer for leaf in self.leaves))
@@ -162,7 +164,14 @@ def resolve_groups(
     _check_cover(tree, selectors, by_selector, places)
     leaves = [tuple(compress(tree.leaves, (place == n for place in places))) for n in range(len(selectors))]
     made = (_make_group(selector, part) for selector, part in zip(selectors, leaves, strict=True))
-    groups = tuple(replace(g, order_note=order_note(tree, s.conditions)) for g, s in zip(made, selectors, strict=True))
+    groups = tuple(
+        replace(
+            group,
+            order_note=order_note(tree, selector.conditions),
+            overlap_note=_overlap_note(selectors, matched, places, n),
+        )
+        for n, (group, selector) in enumerate(zip(made, selectors, strict=True))
+    )
     unsaid = [leaf for g, s in zip(groups, selectors, strict=True) if s.frozen is None for leaf in g.leaves]
     for sentence in advice_on_frozen_in_file(model, unsaid) if model else ():
         warnings.warn(sentence, stacklevel=2)
@@ -327,3 +336,18 @@ def _empty_group(
         f"group `{name}` gets nothing: everything it matches is taken by {takers}. The first match wins, and moving "
         f"statistics go with their layer: put `{name}` before them, or narrow what they match."
     )
+
+
+def _overlap_note(
+    selectors: Sequence[Selector], matched: Mapping[Condition, set[int]], places: Sequence[int | None], n: int
+) -> str:
+    """Says of a group's conditions, of which others match something, which add nothing to it."""
+    idle = [known for known in selectors[n].conditions if all(places[at] != n for at in matched[known])]
+    if not idle:
+        return ""
+    takers = dict.fromkeys(
+        selectors[place].name for known in idle for at in matched[known] if (place := places[at]) is not None
+    )
+    adds = f"{', '.join(map(str, idle[:5]))} {'adds' if len(idle) == 1 else 'add'} nothing to it"
+    taken = f"{quote(takers)} {'takes' if len(takers) == 1 else 'take'} all that matches"
+    return f"Group `{selectors[n].name}`: {adds}, since {taken}: the first match wins."

@@ -19,6 +19,8 @@ _LONG_STEP = {True: 1.0, False: 100.0}  # rates of rules of unit size and of oth
 _LARGE_DECAY = 0.1  # share of a weight that decay takes in a step; AdamW's usual 0.01 x 1e-3 takes 1e-5
 _SMALL_NORM = 1e-6  # of clipped gradients: Adam's epsilon is 1e-7, and weights are about 0.1
 _LARGE_EPSILON = 1e3
+_FEW_STEPS = 4  # in a run of fewer there is no middle
+_LOST_RATE = 1e-4  # of the peak, below which a group no longer learns
 _OLD_SHARE = 0.5  # of the moving average that may still be the weights of the first step
 
 
@@ -40,6 +42,7 @@ def advice_on_extremes(settings: Mapping[str, GroupSettings], train: Mapping[str
                 f"group `{name}` has a learning rate of {peak:.3g}. `{group.optimizer_name}` {reason}, and weights are "
                 "about 0.1: it cannot train. Lower the rate; `finetune lr-range` finds one"
             )
+        yield from _advice_on_length(name, group, steps)
         share = peak * group.weight_decay
         if share > _LARGE_DECAY:
             yield (
@@ -63,4 +66,21 @@ def advice_on_extremes(settings: Mapping[str, GroupSettings], train: Mapping[str
             f"the moving average that the model ends with (`train.use_ema`) is still to {share:.0%} the weights of the "
             f"first of {updates:,} updates: `ema_momentum: {train['ema_momentum']:g}` averages over about "
             f"{1 / (1 - train['ema_momentum']):,.0f}. Lower it, or train for longer"
+        )
+
+
+def _advice_on_length(name: str, group: GroupSettings, steps: int) -> Iterator[str]:
+    """Yields a sentence where a schedule seems to count in steps what was meant in epochs, or the reverse."""
+    rates = [group.rate_at(step) for step in (0, steps // 2, 3 * steps // 4, steps - 1)]
+    first, length = max(group.peak, rates[0]), getattr(group.learning_rate, "decay_steps", 0)
+    units = "`decay_steps` counts batches, `decay_epochs` passes over the rows"
+    if steps > 1 and length >= steps and len(set(rates)) == 1:
+        yield (
+            f"the learning rate of group `{name}` stays at {first:.3g}: the run has {steps:,} steps, and the rate "
+            f"falls after {length:,}. {units}"
+        )
+    if steps >= _FEW_STEPS and max(rates[1:]) < _LOST_RATE * first:
+        yield (
+            f"the learning rate of group `{name}` has fallen from {first:.3g} to {rates[1]:.3g} in the middle of the "
+            f"run of {steps:,} steps: it learns nothing after. {units}"
         )

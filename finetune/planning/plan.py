@@ -162,9 +162,9 @@ def make_plan(
     rows = tuple(row(leaf) for leaf in tree.leaves)
     depth = len({leaf.layer for leaf in tree.trainable})
     peaks = {name: it.peak for name, it in settings.items()}
-    orders = tuple(group.order_note for group in groups if group.order_note)
+    notes = [note for group in groups for note in (group.order_note, group.overlap_note) if note]
     advice = (
-        *orders,
+        *notes,
         *_advice_on_rates(rows, peaks, depth),
         *_advice_on_frozen(rows),
         *_advice_on_frozen_by(rows, settings),

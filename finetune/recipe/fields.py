@@ -4,6 +4,7 @@ Every message completes a sentence whose subject is the key: "`train.epochs` mus
 written here or by the validators of the schema; `finetune.recipe.messages` adds the subject and the place.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,7 +93,31 @@ CALLED = {
     **dict.fromkeys(("labels", "label", "y"), "target"),
     **dict.fromkeys(("features", "columns", "x"), "inputs"),
     **dict.fromkeys(("freeze", "freezed"), "frozen"),
-    **dict.fromkeys(("path", "file", "checkpoint", "weights"), "from"),
+    **dict.fromkeys(("path", "file", "checkpoint", "weights", "checkpoint_path"), "from"),
+    # TF-Slim's flags, and the arguments of TF1's and Keras' schedules.
+    **dict.fromkeys(("checkpoint_exclude_scopes", "exclude_scopes"), "exclude"),
+    **dict.fromkeys(("trainable_scopes", "scopes"), "prefixes"),
+    **dict.fromkeys(("initial_learning_rate", "learning_rate"), "initial"),
+    **dict.fromkeys(("learning_rate_decay_factor", "decay_factor"), "decay_rate"),
+    **dict.fromkeys(("moving_average_decay", "ema_decay"), "ema_momentum"),
+    "ignore_missing_vars": "allow_missing",
+    "learning_rate_decay_type": "schedule",
+    "num_epochs_per_decay": "decay_epochs",
+    "end_learning_rate": "end",
+    "log_every_n_steps": "log_every_steps",
+    "save_interval_secs": "checkpoint_seconds",
+    "train_image_size": "size",
+}
+# What other programs have a key for, and this one does in another way.
+INSTEAD = {
+    **dict.fromkeys(
+        ("train_dir", "log_dir", "logdir", "output_dir", "checkpoint_dir", "model_dir"),
+        "The folder of a run is named on the command line: `finetune run recipe.yaml --out FOLDER`",
+    ),
+    **dict.fromkeys(
+        ("max_number_of_steps", "max_steps", "num_steps", "number_of_steps"),
+        "A length in steps is that of a phase: `phases: [{train: all, steps: 1000}]`, without `train.epochs`",
+    ),
 }
 
 
@@ -156,10 +181,16 @@ def _detail(
     elif kind == "extra_forbidden" and len(error["loc"]) == 1:
         key = str(error["loc"][0])
         now = f"is now called `{renamed[key]}`. Rename it" if key in renamed else ""
-        if not now and CALLED.get(key) in known:
-            now = f"is not a known key. It is called `{CALLED[key]}`"
-        if not now and key in elsewhere and not did_you_mean(key, known):
-            now = f"is not a known key here: it is one of `{elsewhere[key]}`. Write `{elsewhere[key]}.{key}`"
+        called = CALLED.get(key, "")
+        if not now and called in known:
+            now = f"is not a known key. It is called `{called}`"
+        there = next((name for name in (key, called) if name in elsewhere), "")
+        is_misspelt = difflib.get_close_matches(key, known, cutoff=0.8)  # `extend` is `extends` before `train.extend`
+        if not now and there and not is_misspelt:
+            what = "it is" if there == key else f"it is called `{there}` and is"
+            now = f"is not a known key here: {what} one of `{elsewhere[there]}`. Write `{elsewhere[there]}.{there}`"
+        if not now and key in INSTEAD:
+            now = f"is not a known key. {INSTEAD[key]}"
         kind = fault(now or f"is not a known key.{offer(key, known)}", about="key")
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
 

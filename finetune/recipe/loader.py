@@ -106,6 +106,8 @@ def _value_of(text: str, place: Place, problems: list[Problem]) -> Node | None:
     """
     if not text:
         return Node(None, place)
+    if re.fullmatch(r"-?\d*:-?\d*(:\d*)?", text):  # a slice, of which YAML would take `40:` for a mapping
+        return Node(text, place)
     faults: list[Problem] = []
     value = None if len(text) == 1 and text in _YAML_MARKS else parse(text, lambda line, column: place, faults)
     if (value is None or faults) and text[0] in _YAML_MARKS:

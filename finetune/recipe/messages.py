@@ -95,6 +95,8 @@ def _hint(kind: str, value: Any, name: list[str]) -> str:
     is_short = isinstance(value, str) and len(value) < 100
     if kind in ("int_type", "float_type") and is_short and isinstance(read_scalar(value), int | float):
         return ". Remove the quotes"
+    if kind == "int_type" and isinstance(value, float) and name in (["decay_steps"], ["warmup_steps"]) and value % 1:
+        return f". Steps are whole, and epochs need not be: `{name[0].removesuffix('steps')}epochs`"
     if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f". Write `{int(value)}`"
     if kind == "string_type" and isinstance(value, int | float):

@@ -136,6 +136,18 @@ ARGUMENTS: dict[str, dict[str, Number | Flag | Names]] = {
 }
 
 
+# How TF1 and TF-Slim call arguments. RMSProp of TF1 is another rule, too.
+_CALLED = {
+    **dict.fromkeys(("decay", "rmsprop_decay", "adadelta_rho"), "rho"),
+    "rmsprop_momentum": "momentum",
+    **dict.fromkeys(("adam_beta1", "beta1"), "beta_1"),
+    **dict.fromkeys(("adam_beta2", "beta2"), "beta_2"),
+    **dict.fromkeys(("opt_epsilon", "eps"), "epsilon"),
+    "use_nesterov": "nesterov",
+    **{name: f"{name.removeprefix('ftrl_')}_regularization_strength" for name in ("l1", "l2", "ftrl_l1", "ftrl_l2")},
+}
+
+
 def check_arguments(optimizer: str, arguments: dict[str, Any]) -> None:
     """Checks the arguments of an optimizer.
 
@@ -149,6 +161,10 @@ def check_arguments(optimizer: str, arguments: dict[str, Any]) -> None:
     known = ARGUMENTS[optimizer]
     for name, value in arguments.items():
         if name not in known:
+            called = _CALLED.get(name)
+            if called in known:
+                of_tf1 = ". `tf1_rmsprop` has TF1's results" if optimizer == "rmsprop" and "decay" in name else ""
+                raise fault(f"is called `{called}` in `{optimizer}`{of_tf1}", at=(name,), about="key")
             taken = f"is not an argument of `{optimizer}`. It takes {quote(known, limit=20)}"
             raise fault(f"{taken}.{did_you_mean(name, list(known))}", at=(name,), about="key")
         problem = known[name].problem(value)

@@ -17,6 +17,16 @@ _MISPLACED = {
     "ema_momentum": _UNDER_TRAIN,
     "loss_scale_factor": "cannot be set: `train.mixed_precision` takes care of it. Remove it",
 }
+# TF1's defaults and formulas differ from Keras', so that its names are told and not taken.
+_OF_TF1 = {
+    "GradientDescentOptimizer": "sgd",
+    "MomentumOptimizer": "{name: momentum, momentum: 0.9}",
+    "RMSPropOptimizer": "{name: tf1_rmsprop, rho: 0.9, momentum: 0.9}",
+    "AdamOptimizer": "{name: adam, epsilon: 1.0e-8}",
+    "AdagradOptimizer": "{name: adagrad, epsilon: 0.0}",
+    "AdadeltaOptimizer": "{name: adadelta, epsilon: 1.0e-8}",
+    "FtrlOptimizer": "ftrl",
+}
 
 
 class Named(Part):
@@ -49,6 +59,8 @@ class Named(Part):
 
 def _known_spelling(name: str) -> str:
     """Accepts the names of Keras' classes, too: `AdamW`, `RMSprop`, `ScheduleFreeAdamW`."""
+    if name in _OF_TF1:
+        raise fault(f"is TF1's. With its results: `{_OF_TF1[name]}`", received=name)
     plain = {known.replace("_", ""): known for known in OPTIMIZERS}
     return plain.get(name.lower().replace("_", "")) or pick(name, OPTIMIZERS)
 

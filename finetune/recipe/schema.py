@@ -63,9 +63,9 @@ class Recipe(Part):
     keys_read_before: ClassVar[tuple[str, ...]] = ("extends",)
     elsewhere: ClassVar[Mapping[str, str]] = {
         key: part
-        for part, model in (("model", ModelSource), ("data", DataSource), ("train", Train))
+        for part, model in (("model", ModelSource), ("data", DataSource), ("restore", Restore), ("train", Train))
         for key in model.model_fields
-    }
+    } | dict.fromkeys(("prefixes", "optimizer"), "groups.<name>")
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     model: ModelSource

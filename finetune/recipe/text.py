@@ -13,6 +13,7 @@ import yaml
 
 MAX_DEPTH = 40
 MAX_NODES = 20_000
+_SLICE_AT_END = re.compile(r"[\s\[](-?\d+:)\Z")  # `variables: 40:`, of which YAML makes a mapping inside a line
 _MERGE = "tag:yaml.org,2002:merge"
 # The scalars of YAML 1.2's core schema, in the order in which they are tried. PyYAML has those of YAML 1.1, where
 # `no` is false, `4:12` is 252 in base 60, and `1e-4` without a dot is text. Octal and hexadecimal are left out.
@@ -106,7 +107,7 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
         # Marks count from 0, and editors count from 1.
         mark = error.problem_mark or error.context_mark
         place = at(mark.line + 1, mark.column + 1) if mark else at(1, 1)
-        problems.append(Problem(place, _wording(error)))
+        problems.append(Problem(place, _wording(error, text)))
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = at(before.count("\n") + 1, error.position - before.rfind("\n"))
@@ -116,10 +117,14 @@ def parse(text: str, at: Callable[[int, int], Place], problems: list[Problem]) -
     return None
 
 
-def _wording(error: yaml.MarkedYAMLError) -> str:
+def _wording(error: yaml.MarkedYAMLError, text: str) -> str:
     # PyYAML's own words are: found character '\t' that cannot start any token.
     if "'\\t'" in str(error.problem):
         return "not valid YAML: a tab. Indent with spaces."
+    if (mark := error.problem_mark) and (
+        slices := _SLICE_AT_END.search(text.split("\n")[mark.line][: mark.column + 1])
+    ):
+        return f'not valid YAML: a slice is text. Put it in quotes: `"{slices[1]}"`.'
     explanation = ", ".join(part for part in (error.context, error.problem) if part)
     return f"not valid YAML: {explanation}. Check the indentation, quotes and brackets."
 

@@ -1,6 +1,7 @@
 """The `train` of a recipe: how long and in which way all groups are trained together."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -156,6 +157,16 @@ class Train(Part):
         extensions: How a run was extended; `finetune resume` writes it.
         validation_fraction: Share of the training rows, taken off their end, that is used for validation, in [0, 1).
     """
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("optimizer", "prefixes"), "groups.<name>"),
+        **dict.fromkeys(("weight_decay", "momentum", "rho", "epsilon"), "groups.<name>.optimizer"),
+        **dict.fromkeys(
+            ("schedule", "initial", "decay_rate", "decay_steps", "decay_epochs", "staircase", "end"),
+            "groups.<name>.learning_rate",
+        ),
+        **dict.fromkeys(("exclude", "allow_missing", "from"), "restore"),
+    }
 
     epochs: Count | None = None
     until: UntilSpec | None = None

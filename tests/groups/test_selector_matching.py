@@ -158,6 +158,10 @@ def test_a_prefix_without_match_names_the_top_layers_and_the_nearest_one(tree):
     )
 
 
+def test_prefixes_between_commas_are_to_be_a_list(tree):
+    assert without_match(tree, Condition("body", "prefixes", "stem,bn")).endswith("as a list: `[stem, bn]`.")
+
+
 def test_a_prefix_that_names_a_layer_further_down_is_answered_with_its_full_name():
     inner = keras.Input((2,))
     inputs = keras.Input((2,))

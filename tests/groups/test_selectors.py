@@ -361,6 +361,16 @@ def test_the_first_variables_are_those_of_the_order_and_the_group_says_which(ord
     assert rest.order_note == ""
 
 
+def test_a_condition_whose_weights_a_group_before_takes_is_noted():
+    model = keras.Sequential([keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in "abc")])
+    selectors = [Selector("top", prefixes=("c",)), Selector("more", prefixes=("b", "c")), Selector("x", rest=True)]
+    top, more, rest = resolve_groups(model, selectors)
+    assert more.overlap_note == (
+        "Group `more`: `prefixes: [c]` adds nothing to it, since `top` takes all that matches: the first match wins."
+    )
+    assert top.overlap_note == rest.overlap_note == ""
+
+
 def test_an_order_that_does_not_exist_or_counts_nothing_is_an_error():
     with pytest.raises(GroupError) as caught:
         resolve_groups(

@@ -53,6 +53,27 @@ def test_what_cannot_train_is_told_with_its_size(optimizer, rate, train, begin):
     assert sentence.startswith(begin)
 
 
+@pytest.mark.parametrize(
+    ("decay_steps", "said"),
+    [
+        (1000, "the learning rate of group `head` stays at 0.001: the run has 1,000 steps, and the rate falls after 1,000."),
+        (30, "the learning rate of group `head` has fallen from 0.001 to 1.53e-08 in the middle of the run of 1,000 steps"),
+    ],
+)  # fmt: skip
+def test_a_decay_in_steps_that_was_meant_in_epochs_and_the_reverse_are_told(decay_steps, said):
+    rate = opt.schedules.ExponentialDecay(1e-3, decay_steps, 0.5, staircase=True)
+    (sentence,) = advice(opt.SGD(rate), rate)
+    assert sentence.startswith(said)
+    assert sentence.endswith("`decay_steps` counts batches, `decay_epochs` passes over the rows")
+
+
+@pytest.mark.parametrize(
+    "rate", [opt.schedules.CosineDecay(1e-3, 1000), opt.schedules.ExponentialDecay(1e-3, 999, 0.5)]
+)
+def test_a_decay_over_the_run_is_left_alone(rate):
+    assert advice(opt.SGD(rate), rate) == advice(opt.SGD(rate), rate, steps=1) == []
+
+
 def test_an_average_that_is_mostly_the_first_weights_is_told():
     (sentence,) = advice(opt.Adam(1e-3), use_ema=True, steps=30, gradient_accumulation_steps=2)
     assert sentence == (

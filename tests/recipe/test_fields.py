@@ -126,6 +126,21 @@ def test_a_key_that_was_renamed_tells_its_new_name(monkeypatch):
     assert predicate(Span, remark="long") == "is now called `note`. Rename it"
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("n", "is not a known key. It is called `note`"),
+        ("other", "is not a known key here: it is one of `there`. Write `there.other`"),
+        ("o", "is not a known key here: it is called `other` and is one of `there`. Write `there.other`"),
+        ("train_dir", "is not a known key. The folder of a run is named on the command line: `finetune run recipe.yaml --out FOLDER`"),
+    ],
+)  # fmt: skip
+def test_a_key_as_other_programs_call_it_tells_its_name_and_its_part(monkeypatch, key, said):
+    monkeypatch.setattr(Span, "elsewhere", {"other": "there"})
+    monkeypatch.setattr("finetune.recipe.fields.CALLED", {"n": "note", "o": "other"})
+    assert predicate(Span, **{key: "a"}) == said
+
+
 def test_a_length_is_read_from_whichever_spelling_was_used():
     assert length_of(Span(long_steps=3), "long") == Length(3, "steps")
     assert length_of(Span(long_epochs=0.5), "long") == Length(0.5, "epochs")

@@ -179,6 +179,10 @@ def test_an_override_of_null_or_nothing_takes_a_key_away():
         ("~", None),
         ("'|'", "|"),
         ("a,b", "a,b"),
+        ("40:", "40:"),
+        ("-2:", "-2:"),
+        ("0:40", "0:40"),
+        ("a:", {"a": None}),
     ],
 )
 def test_what_yaml_takes_for_a_mark_is_text_in_an_override(text, value):
@@ -207,6 +211,16 @@ def test_what_yaml_takes_for_a_mark_is_text_in_an_override(text, value):
         (
             "epochs=3",
             "--set epochs: `epochs` is not a known key here: it is one of `train`. Write `train.epochs`.",
+        ),
+        (
+            "checkpoint_exclude_scopes=head",
+            "--set checkpoint_exclude_scopes: `checkpoint_exclude_scopes` is not a known key here: it is called "
+            "`exclude` and is one of `restore`. Write `restore.exclude`.",
+        ),
+        (
+            "train.weight_decay=1e-4",
+            "--set train.weight_decay: `train.weight_decay` is not a known key here: it is one of "
+            "`groups.<name>.optimizer`. Write `groups.<name>.optimizer.weight_decay`.",
         ),
         ("trane.epochs=3", "--set trane.epochs: `trane` is not a known key. Did you mean `train`?"),
         ("train.epochs=no", '--set train.epochs: `train.epochs` must be a whole number. Received: `"no"`.'),

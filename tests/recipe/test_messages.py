@@ -70,6 +70,7 @@ def problems(model, text):
         (("train", "epochs"), None, "must be a whole number. Received: `null`."),
         (("train", "epochs"), 0, "must be 1 or more. Received: `0`."),
         (("train", "epochs"), 10**400, f"must be 1e+12 or less. Received: `1{'0' * 56}...`."),
+        (("train", "checkpoint_steps"), 2.5, "must be a whole number. Received: `2.5`."),
         (("train", "shuffle"), "true", 'must be `true` or `false`. Received: `"true"`. Remove the quotes.'),
         (("train", "shuffle"), 1, "must be `true` or `false`. Received: `1`."),
         (("train", "global_clipnorm"), "1e-4", 'must be a number. Received: `"1e-4"`. Remove the quotes.'),

@@ -53,6 +53,10 @@ def test_the_arguments_are_those_of_the_installed_optimizer_and_its_defaults_are
         ({"name": "muon", "ns_steps": 2.5}, "`groups.all.optimizer.ns_steps` must be a whole number. Received: `2.5`."),
         ({"name": "muon", "muon_a": 1e300}, "`groups.all.optimizer.muon_a` must be a finite number. Received: `1e+300`."),
         ({"name": "muon", "exclude_layers": "a"}, '`groups.all.optimizer.exclude_layers` must be a list of names. Received: `"a"`.'),
+        ({"name": "rmsprop", "decay": 0.9}, "`groups.all.optimizer.decay` is called `rho` in `rmsprop`. `tf1_rmsprop` has TF1's results."),
+        ({"name": "tf1_rmsprop", "rmsprop_decay": 0.9}, "`groups.all.optimizer.rmsprop_decay` is called `rho` in `tf1_rmsprop`."),
+        ({"name": "ftrl", "l1": 0.1}, "`groups.all.optimizer.l1` is called `l1_regularization_strength` in `ftrl`."),
+        ({"name": "sgd", "decay": 0.1}, "`groups.all.optimizer.decay` is not an argument of `sgd`. It takes `momentum`, `nesterov`, `weight_decay`, `clipnorm`, `clipvalue`."),
         ({"name": "sgd", "momentun": 1}, "`groups.all.optimizer.momentun` is not an argument of `sgd`. It takes `momentum`, `nesterov`, `weight_decay`, `clipnorm`, `clipvalue`. Did you mean `momentum`?"),
     ],
 )  # fmt: skip

@@ -1,9 +1,10 @@
 """Optimizers, losses and metrics by name, with keyword arguments beside it."""
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from finetune.recipe.optimizers import OPTIMIZERS, Named, OptimizerSpec
+from finetune.recipe.optimizers import _OF_TF1, OPTIMIZERS, Named, OptimizerSpec
 
 
 def predicate(model, value):
@@ -35,6 +36,13 @@ def test_an_unknown_optimizer_gets_the_nearest_name():
         predicate(OptimizerSpec, "adm")
         == 'is not a known value. Received: `"adm"`. Did you mean `adam` or `nadam` or `adamw`?'
     )
+
+
+def test_a_name_of_tf1_gets_the_settings_with_its_results():
+    said = 'is TF1\'s. With its results: `{name: tf1_rmsprop, rho: 0.9, momentum: 0.9}`. Received: `"RMSPropOptimizer"`'
+    assert predicate(OptimizerSpec, "RMSPropOptimizer") == said
+    for settings in _OF_TF1.values():
+        OptimizerSpec.model_validate(yaml.safe_load(settings))
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "global_clipnorm", "use_ema", "loss_scale_factor"])

@@ -76,6 +76,8 @@ def test_a_key_that_is_used_twice_is_reported_with_both_lines():
         ("a: [1\nb: 2\n", "2:2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'."),
         ("a: 'x\n", "2:1: not valid YAML: while scanning a quoted scalar, found unexpected end of stream. Check the"),
         ("a: b: c", "1:5: not valid YAML: mapping values are not allowed here. Check the"),
+        ("a:\n  v: 40:\n", '2:8: not valid YAML: a slice is text. Put it in quotes: `"40:"`.'),
+        ("- {v: -2:, w: 1}", '1:9: not valid YAML: a slice is text. Put it in quotes: `"-2:"`.'),
         ("a: \x07", "1:4: character `#x0007` is not allowed. Remove it."),
         ("b: 1\na: \x07", "2:4: character `#x0007` is not allowed. Remove it."),
         ('a: "\\UFFFFFFFF"', "1:7: not valid YAML: "),
