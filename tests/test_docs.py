@@ -33,21 +33,29 @@ def parts_of_recipes(page):
     return sorted({code for code in codes if "..." not in code})
 
 
-@pytest.mark.parametrize("code", parts_of_recipes((ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")))
+@pytest.mark.parametrize(
+    "code",
+    [
+        code
+        for page in ("coming_from", "tf1")
+        for code in parts_of_recipes((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    ],
+)
 def test_what_other_systems_have_is_a_valid_part_of_a_recipe(code, tmp_path):
     [(key, value)] = yaml.safe_load(code).items()
     group = {"name": "all", "rest": True, "optimizer": "adam", "learning_rate": 1e-3}
     recipe = {
         "model": {"keras_file": "m.keras"},
         "data": {"images": "photos"},
+        "restore": {"from": "model.ckpt-1000"},
         "groups": [group],
         "train": {"epochs": 20},
     }
-    if "tokenizer" in value or "table" in value:
+    if "tokenizer" in str(value) or "table" in str(value):
         recipe["data"] = {"table": "a.csv", "inputs": "text", "target": "y"}
     if key == "phases":
         recipe["groups"] = [group | {"name": "body", "rest": False, "prefixes": ["conv"]}, group | {"name": "head"}]
-    if key == "phases" and "epochs" in str(value):
+    if key == "phases" and ("epochs" in str(value) or "steps" in str(value)):
         recipe["train"] = {}
     place = {"learning_rate": recipe["groups"][0], "optimizer": recipe["groups"][0], "head": recipe["model"]}.get(
         key, recipe
@@ -82,7 +90,7 @@ def trained():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-@pytest.mark.parametrize("page", ["tutorial", "distribution", "python", "hub"])
+@pytest.mark.parametrize("page", ["tutorial", "distribution", "python", "hub", "tf1"])
 def test_the_programs_of_a_page_run_as_they_are(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_blocks(page)
@@ -124,7 +132,7 @@ def test_what_is_done_with_a_run_is_done_with_one_of_photos(tmp_path, monkeypatc
 
 
 def test_every_program_is_run():
-    tried = {"tutorial", "distribution", "python", "fine_tuner", "hub", "monitoring", "resume", "after"}
+    tried = {"tutorial", "tf1", "distribution", "python", "fine_tuner", "hub", "monitoring", "resume", "after"}
     assert {page for page, blocks in PROGRAMS.items() if blocks} == tried
 
 
