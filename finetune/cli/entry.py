@@ -5,11 +5,16 @@ import sys
 import traceback
 import warnings
 
+from typer.main import get_command
+
 from finetune.cli.application import app
+from finetune.cli.unknown_options import advice_on_options
 from finetune.errors import FinetuneError, printable, printable_lines, reason
 from finetune.interruption import stoppable, stopped
 from finetune.machine_failures import failure_text
 from finetune.results.lenient_output import lenient, open_closed_streams
+
+USAGE_ERROR = 2  # Click's exit code for a command line that it cannot read, which is that for bad input, too
 
 
 def main() -> None:
@@ -27,9 +32,17 @@ def main() -> None:
             app(arguments, prog_name="finetune")  # always raises: click ends with `SystemExit`
         except BaseException as error:
             code = _reported(error, debug=len(arguments) < len(sys.argv) - 1)
+            if isinstance(error, SystemExit) and code == USAGE_ERROR and (advice := _advice(arguments)):
+                print(advice, file=sys.stderr)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal while Python shuts down prints no traceback
     sys.exit(code)
+
+
+def _advice(arguments: list[str]) -> str:
+    command = getattr(get_command(app), "commands", {}).get(arguments[0] if arguments else "")
+    options = [name for option in getattr(command, "params", ()) for name in (*option.opts, *option.secondary_opts)]
+    return advice_on_options(arguments, options)
 
 
 def _reported(error: BaseException, *, debug: bool) -> int | str | None:

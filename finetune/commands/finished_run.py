@@ -176,11 +176,18 @@ def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bo
     return "recipe" in document and bool(changes_since(document, given, of_run=of_run))
 
 
+def _longer(folder: Path) -> str:
+    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    if isinstance(written.get("phases"), list):
+        return "--set 'phases=[...]'`, with longer or more phases"
+    return "--set train.epochs=...`"
+
+
 def finished(folder: Path) -> str:
     """Returns what is said of a run that is finished."""
     kept = read_newest(folder / "checkpoints")[0]
     longer = (
-        f"To train it for longer: `finetune resume {folder} --set train.epochs=...`"
+        f"To train it for longer: `finetune resume {folder} {_longer(folder)}"
         if kept
         else "It kept no checkpoint to be extended from (`train.keep_checkpoints`); another run can begin with its "
         f"weights: `--set restore.from={folder / 'model.keras'}`"

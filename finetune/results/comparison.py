@@ -76,8 +76,12 @@ def recipe_differences(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     """
     flat = [dict(_flat(read_recipe_of_run(run.folder / "recipe.yaml", run.recipe))) for run in runs]
     keys = dict.fromkeys(key for each in flat for key in each)
-    rows = {key: [str(each.get(key, "")) for each in flat] for key in keys}
+    rows = {key: [_as_written(each.get(key, "")) for each in flat] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _as_written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)  # `true`, as in the recipe
 
 
 def seed_groups(runs: Sequence[RunFiles]) -> list[SeedGroup]:

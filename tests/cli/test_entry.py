@@ -27,6 +27,12 @@ def test_a_recipe_in_the_place_of_a_command_is_told_with_the_command(refused):
     assert refused("mine.yaml", "--debug") == "error: A recipe is no command. Run it: `finetune run mine.yaml`.\n"
 
 
+def test_an_option_that_is_a_key_of_a_recipe_is_told_with_what_to_write(finetune, recipe):
+    done = finetune("check", recipe, "--epochs", "3")
+    assert done.returncode == 2
+    assert done.stderr.endswith("`--epochs` is a key of a recipe and no option. Write `--set train.epochs=3`.\n")
+
+
 def test_debug_changes_nothing_about_a_good_command(finetune, recipe):
     done = finetune("check", recipe, "--debug")
     assert (done.returncode, done.stderr) == (0, "")

@@ -39,6 +39,8 @@ def test_a_finished_run_is_told_from_one_that_is_to_go_on_without_tensorflow(rec
         [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(root)}, check=True
     )
     assert done.stdout.split() == ["True", "False"]
+    own.write_text(own.read_text() + "phases:\n- {train: all, steps: 3}\n")  # as a run by steps leaves it
+    assert "`finetune resume out --set 'phases=[...]'`, with longer or more phases" in finished(Path("out"))
 
 
 def without_kernels(folder):

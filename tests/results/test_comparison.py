@@ -42,7 +42,7 @@ def test_recipes_differ_in_the_keys_that_differ_and_groups_are_known_by_their_na
         "seed": ["1", "2"],
         "groups.head.learning_rate": ["0.1", "0.2"],
         "groups.stem.name": ["", "stem"],
-        "groups.stem.frozen": ["", "True"],
+        "groups.stem.frozen": ["", "true"],
     }
 
 
