@@ -76,7 +76,7 @@ def test_three_workers_fine_tune_what_one_process_does(folder):
 
 def test_a_worker_that_is_killed_ends_the_others_and_a_run_of_another_number_goes_on(folder):
     """Killed with SIGKILL in the middle; a single process goes on where two were, and ends as one that was alone."""
-    out, changes = folder / "killed", ["phases.1.epochs=50", "train.checkpoint_steps=5"]
+    out, changes = folder / "killed", ["phases.1.epochs=50", "train.checkpoint_steps=20"]
     command = [
         sys.executable,
         "-m",

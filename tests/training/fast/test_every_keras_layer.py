@@ -14,6 +14,7 @@ import pytest
 from keras import layers
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+KINDS = ("vector", "sequence", "image", "volume", "tokens", "others")
 TOGETHER = 24
 pytestmark = [
     pytest.mark.slow,
@@ -66,13 +67,15 @@ def assert_same(ways, model, data, names=("fast",), **options):
     return moved
 
 
-@pytest.mark.parametrize("kind", ["vector", "sequence", "image", "volume", "tokens", "others"])
-def test_every_layer(cases, layer_cases, ways, kind):
+@pytest.mark.parametrize(
+    ("kind", "every"), [(kind, 3) for kind in KINDS] + [pytest.param(kind, 1, marks=pytest.mark.grid) for kind in KINDS]
+)
+def test_every_layer(cases, layer_cases, ways, kind, every):
     alike = {}
     for case in layer_cases:
-        is_listed = case.kind in ("vector", "sequence", "image", "volume", "tokens")
-        if case.kind == kind or (kind == "others" and not is_listed):
+        if (case.kind if case.kind in KINDS else "others") == kind:
             alike.setdefault(case.kind, []).append(case)
+    alike = {of_kind: members[::every] for of_kind, members in alike.items()}
     assert alike
     for of_kind, members in alike.items():
         # What writes its weight keeps all others out of buffers, which are to be tried, too.
