@@ -55,16 +55,20 @@ def lr_range(
 ) -> None:
     """Find learning rates: raise the rate from step to step, watch the loss, and leave no trace."""
     from finetune.training.lr_range.consensus import check_steps
+    from finetune.training.lr_range.limits import check_others, check_range
 
-    with naming_options(steps="steps"):
-        check_steps(steps)  # before TensorFlow starts, which takes seconds
+    options = {name: name for name in ("group", "each", "start", "end", "steps", "repeats", "others")}
+    with naming_options(**options):  # before TensorFlow starts, which takes seconds
+        check_steps(steps)
+        check_range(start, end, steps, repeats)
+        check_others(others)
     start_command(recipe, overrides, allow_code, out=out, overwrite=overwrite)
     from finetune.commands.lr_range import Range
     from finetune.commands.lr_range import lr_range as measure
 
     settings = Range(group, each, start, end, steps, repeats, others)
     console = make_console()
-    with naming_options(**{field: field for field in Range.__dataclass_fields__}):
+    with naming_options(**options):
         result = measure(
             recipe,
             settings,
@@ -95,7 +99,7 @@ def suggest(
             help="Rate of the group with the largest |gradient| / |weights|.", show_default="the recipe's highest"
         ),
     ] = None,
-    batches: Annotated[int, typer.Option(help="Number of batches to measure.")] = 20,
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches to measure.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write a recipe that extends this one with the groups.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite the file that `--out` names.")] = False,
     overrides: Overrides = [],  # noqa: B006

@@ -29,7 +29,7 @@ from finetune.training.group_advice import advice_on_divergence
 from finetune.training.inference import undo_inference_mode
 from finetune.training.lr_range.api import ALL, RangeTest, lr_range_test
 from finetune.training.lr_range.consensus import check_steps
-from finetune.training.lr_range.sweep import check_others
+from finetune.training.lr_range.limits import check_others, check_range
 from finetune.training.phases.phase import state_of
 
 _AUTO_REPEATS = 5  # sweeps that `train.learning_rate: auto` makes where a single sweep is too noisy
@@ -77,6 +77,7 @@ def lr_range(
     """
     console = console or Console(quiet=True)
     check_steps(settings.steps)
+    check_range(settings.start, settings.end, settings.steps, settings.repeats)
     check_others(settings.others)
     loaded = load_recipe(recipe, overrides=overrides, allow_code=allow_code)
     folder = None if out is None else Path(out)

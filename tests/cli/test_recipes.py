@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from finetune.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -75,15 +78,14 @@ def test_a_plan_as_json_is_alone_on_stdout_and_nothing_is_on_stderr(finetune, re
 
 
 @pytest.mark.slow
-def test_a_strategy_is_printed_as_a_list_below_the_plan_where_it_is_short_and_alone_with_phases(
-    finetune, refused, recipe
-):
+def test_a_strategy_is_printed_as_a_list_below_the_plan_where_it_is_short_and_alone_with_phases(finetune, recipe):
     strategy = ["--set", "phases={strategy: gradual_unfreezing, epochs_per_group: 1}"]
     below = finetune("plan", recipe, *strategy).stdout
-    alone = finetune("plan", recipe, *strategy, "--phases").stdout
+    alone = CliRunner().invoke(app, ["plan", str(recipe), *strategy, "--phases"]).stdout
     assert alone.startswith("phases:\n  - train: [head]\n")
     assert below.endswith(f"\n# The strategy as a list, to paste into the recipe and edit:\n{alone}")
-    assert "none. Name one, as in `--set phases=gradual_unfreezing`" in refused("plan", recipe, "--phases")
+    refused = CliRunner().invoke(app, ["plan", str(recipe), "--phases"])
+    assert "none. Name one, as in `--set phases=gradual_unfreezing`" in str(refused.exception)
 
 
 def test_a_plan_shows_groups_and_with_weights_every_weight(finetune, recipe):
@@ -91,7 +93,7 @@ def test_a_plan_shows_groups_and_with_weights_every_weight(finetune, recipe):
     assert (groups.returncode, groups.stderr) == (0, "")
     assert "stem, bn" in groups.stdout
     assert "body/kernel" not in groups.stdout
-    weights = finetune("plan", recipe, "--weights").stdout
+    weights = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["plan", str(recipe), "--weights"]).stdout
     assert "bn/moving_variance" in weights
     assert "0.01, 0.01, 0.005" in weights
 

@@ -147,7 +147,7 @@ def test_the_strategies_are_those_of_recipes_and_last_equally_long(compare):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("head only", marks=pytest.mark.grid), "gradual unfreezing"])
+@pytest.mark.parametrize("name", ["head only", pytest.param("gradual unfreezing", marks=pytest.mark.grid)])
 def test_a_cell_depends_on_nothing_that_was_trained_before(compare, monkeypatch, name):
     monkeypatch.setattr(compare, "EPOCHS", {20: 4})
     runner, first = compare.Runner(), None

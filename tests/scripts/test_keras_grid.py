@@ -18,26 +18,16 @@ def grid(script):
     return script("keras_grid")
 
 
-def test_it_trains_some_layers_in_some_variants_and_keeps_what_is_done(grid, tmp_path, capsys):
+def test_it_trains_a_layer_and_keeps_what_is_done(grid, tmp_path, capsys):
     state = tmp_path / "grid.json"
-    asked = [
-        "--only",
-        "GlobalAveragePooling1D",
-        "--variant",
-        "plain",
-        "--variant",
-        "masked",
-        "--variant",
-        "jit_compile",
-    ]
-    assert grid.main([*asked, "--state", str(state)]) == 0
+    asked = ["--only", "GlobalAveragePooling1D", "--variant", "plain", "--state", str(state)]
+    assert grid.main(asked) == 0
     done = json.loads(state.read_text())
-    assert done["plain GlobalAveragePooling1D"] == done["masked GlobalAveragePooling1D"] == "same"
-    assert done["jit_compile GlobalAveragePooling1D"] == "same, by Keras' own loop: XLA compiles its step"
+    assert done["plain GlobalAveragePooling1D"] == "same"
     assert "plain: 1 tried; 1 same" in capsys.readouterr().out
 
     state.write_text(json.dumps({**done, "masked GlobalAveragePooling1D": "fast DIFFERS: all/kernel differs by 1"}))
-    assert grid.main([*asked, "--state", str(state)]) == 1, "what is done is not run again"
+    assert grid.main([*asked, "--variant", "masked"]) == 1, "what is done is not run again"
     printed = capsys.readouterr().out
     assert "masked: 1 tried; 1 fast DIFFERS" in printed
     assert "  GlobalAveragePooling1D: fast DIFFERS: all/kernel differs by 1" in printed

@@ -74,10 +74,10 @@ def test_a_network_may_come_from_a_keras_file(script, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_network_of_keras_applications_gets_a_head(script, tmp_path, capsys):
-    keras.applications.MobileNetV3Small(weights=None, include_top=False, input_shape=(32, 32, 3)).save_weights(
+    keras.applications.MobileNet(weights=None, include_top=False, input_shape=(32, 32, 3)).save_weights(
         tmp_path / "m.weights.h5"
     )
-    script("--model", "MobileNetV3Small", "--size", "32", "--checkpoint", tmp_path / "m.weights.h5")
+    script("--model", "MobileNet", "--size", "32", "--checkpoint", tmp_path / "m.weights.h5")
     assert "2 excluded" in capsys.readouterr().out
 
 

@@ -18,8 +18,9 @@ from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.results.plots import plot_lr_range
 from finetune.training.fit_data import fit_batches
 from finetune.training.lr_range.consensus import Verdict, average, suggest
+from finetune.training.lr_range.limits import STOP_FACTOR, check_others
 from finetune.training.lr_range.rules import smooth
-from finetune.training.lr_range.sweep import Sweep, check_model, check_others, sweep_rates, trained_groups
+from finetune.training.lr_range.sweep import Sweep, check_model, sweep_rates, trained_groups
 from finetune.training.snapshot import unchanged_random_state
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def lr_range_test(
     steps: int = 100,
     repeats: int = 1,
     others: str = "frozen",
-    stop_factor: float = 4.0,
+    stop_factor: float = STOP_FACTOR,
     base_rates: Mapping[str, float] | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> RangeTest:

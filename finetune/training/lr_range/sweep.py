@@ -30,14 +30,13 @@ from finetune.optimizers.group_rates import ScaledSchedule, as_float
 from finetune.optimizers.grouped import GroupedOptimizer
 from finetune.optimizers.unwrap_optimizer import unwrap
 from finetune.training.fit_data import without_optionals
+from finetune.training.lr_range.limits import STOP_FACTOR, check_others, check_range
 from finetune.training.lr_range.rules import smooth
 from finetune.training.snapshot import no_trace
 from finetune.training.step import compile_state
 from finetune.training.try_examples import explained
 
-OTHERS = ("frozen", "constant")
 _EARLY_STEPS = (0, 1, 10, 100, 1000, 10000)  # at which a schedule is asked for its highest rate
-_LOWEST, _HIGHEST = 1e-30, 1e30  # rates that float32 holds, with room for the ratios of the groups
 CHUNK = 10  # steps in a call: early stopping and Ctrl-C wait no longer than that
 
 
@@ -80,7 +79,7 @@ def sweep_rates(
     steps: int = 100,
     others: str = "frozen",
     repeats: int = 1,
-    stop_factor: float = 4.0,
+    stop_factor: float = STOP_FACTOR,
     base_rates: Mapping[str, float] | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sweep]]:
@@ -109,7 +108,7 @@ def sweep_rates(
             possible.
         TrainingError: The batches ran out, or the model's steps fail or return no loss.
     """
-    _check_range(start, end, steps, stop_factor, repeats)
+    check_range(start, end, steps, repeats, stop_factor)
     check_others(others)
     check_model(model)
     children = _children(model)
@@ -145,27 +144,6 @@ def sweep_rates(
 def trained_groups(model: keras.Model) -> dict[str, float]:
     """Returns the present rate of each group of a compiled model, in its order; of a schedule its highest rate."""
     return {name: _present_rate(child) for name, child in _children(model).items()}
-
-
-def check_others(others: str) -> None:
-    """Raises a GroupError unless `others` is `frozen` or `constant`."""
-    if others not in OTHERS:
-        renamed = {"rest": "frozen", "stand": "constant"}.get(others)
-        hint = f" `{others}` is now called `{renamed}`." if renamed else did_you_mean(others, OTHERS)
-        raise GroupError(
-            "While one group is swept, the `others` are `frozen`, or train at their own `constant` rates. "
-            f"Received others={others!r}.{hint}"
-        )
-
-
-def _check_range(start: float, end: float, steps: int, stop_factor: float, repeats: int) -> None:
-    if not (_LOWEST <= start < end <= _HIGHEST and steps >= 2 and stop_factor > 1 and repeats >= 1):
-        raise GroupError(
-            "An LR range test raises the rate from `start` > 0 to a higher `end`, both between 1e-30 and 1e30, in at "
-            "least 2 `steps`. It stops at `stop_factor` > 1 times the best loss, and `repeats` is at least 1. "
-            f"Received start={start}, end={end}, steps={steps}, stop_factor={stop_factor}, repeats={repeats}. The "
-            "usual range is 1e-7 to 10 in 100 steps."
-        )
 
 
 def check_model(model: Any) -> None:

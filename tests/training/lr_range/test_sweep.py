@@ -144,12 +144,6 @@ def test_a_plain_optimizer_and_mixed_precision_are_swept_too():
     assert int(model.optimizer.iterations) == 0
 
 
-@pytest.mark.parametrize(("old", "new"), [("rest", "frozen"), ("stand", "constant")])
-def test_an_old_name_for_what_the_others_do_is_an_error_that_says_the_new_name(old, new):
-    with pytest.raises(GroupError, match=rf"Received others='{old}'\. `{old}` is now called `{new}`\."):
-        sweep_rates(compiled(), batches(), groups=["body"], others=old)
-
-
 def test_an_unknown_group_and_an_impossible_range_are_errors():
     with pytest.raises(
         GroupError, match=r"those that are trained: `body`, `head`\. Received `hed`\. Did you mean `head`\?"
