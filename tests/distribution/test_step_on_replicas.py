@@ -1,4 +1,4 @@
-"""What several replicas compute is what one computes: `replicas.py` trains on 1, 2 and 4, in a process of its own."""
+"""What several replicas compute is what one computes: `replicas.py` trains on 1 and 2 (with `--grid` 4), in a process of its own."""
 
 import json
 import subprocess
@@ -15,9 +15,10 @@ PROGRAM = Path(__file__).with_name("replicas.py")
 
 
 @pytest.fixture(scope="module")
-def differences():
+def differences(request):
     """The largest difference of any weight, slot or metric from that of one replica, by the case and the replicas."""
-    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, check=False)
+    sample = [] if request.config.getoption("--grid") else ["--sample"]
+    done = subprocess.run([sys.executable, PROGRAM, *sample], capture_output=True, text=True, check=False)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines, done.stderr[-3000:]
     return {line["case"]: line.get("worst") or line["error"] for line in lines}
@@ -42,21 +43,21 @@ def test_a_batch_with_fewer_rows_than_replicas_is_weighted_as_on_one(differences
         "overflow_on_the_last_replica",
     ],
 )
-def test_four_replicas_compute_what_one_does(differences, case):
-    assert differences[case]["4"] < 1e-6
+def test_several_replicas_compute_what_one_does(differences, case):
+    assert max(differences[case].values()) < 1e-6
 
 
 def test_mixed_precision_differs_by_its_rounding(differences):
-    assert differences["half_precision"]["4"] < 1e-3
+    assert max(differences["half_precision"].values()) < 1e-3
 
 
 def test_training_on_replicas_goes_on_bit_for_bit(differences):
-    assert differences["going_on"] == {"4": 0.0}
+    assert {*differences["going_on"].values()} == {0.0}
 
 
 def test_frozen_groups_send_nothing(differences):
     head, scalars, body, norm = 8 * 3 + 3, 3, 5 * 8 + 8 + 2 * 8, 2 * 8 + 2 * (2 * 8 + 2 * 8)
-    frozen, trained = differences["sent"]["4"]
+    [(frozen, trained)] = differences["sent"].values()
     assert frozen == head + scalars
     assert trained == head + scalars + body + norm  # moving statistics; moments and their gradients
 
