@@ -19,7 +19,18 @@ def check_others(others: str) -> None:
 
 
 def check_range(start: float, end: float, steps: int, repeats: int, stop_factor: float = STOP_FACTOR) -> None:
-    """Raises a GroupError unless the rates rise within what float32 holds and all counts are possible."""
+    """Checks the rates and the counts of an LR range test.
+
+    Args:
+        start: The first learning rate.
+        end: The last one.
+        steps: Steps of a sweep, >= 2.
+        repeats: Sweeps, >= 1.
+        stop_factor: A sweep stops when its smoothed loss exceeds this many times its best; > 1.
+
+    Raises:
+        GroupError: The rates do not rise within what float32 holds, or a count is not possible.
+    """
     if not (_LOWEST <= start < end <= _HIGHEST and steps >= 2 and stop_factor > 1 and repeats >= 1):
         raise GroupError(
             "An LR range test raises the rate from `start` > 0 to a higher `end`, both between 1e-30 and 1e30, in at "
