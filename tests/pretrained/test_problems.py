@@ -266,3 +266,8 @@ def test_scales_and_biases_that_the_file_lacks_may_be_missing_where_their_fresh_
 
     model.layers[1].gamma.assign([1, 1, 1, 2])
     assert "Exclude `conv/bias`, `bn/gamma` to keep fresh weights there" in complaint(match(layer_tree(model), saved))
+
+
+def test_a_whole_layer_that_the_file_lacks_is_to_be_excluded_though_its_fresh_values_change_little():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="body"), layers.LayerNormalization(name="norm")])
+    assert "Exclude `norm` to keep fresh weights there" in complaint(match(layer_tree(model), file_of(BODY)))
