@@ -176,7 +176,7 @@ def fit_in(
     if is_over and steps and is_longer:
         raise FinetuneError(
             f"A phase whose length is in steps cannot be made longer once it is over, as {name} is. Add a phase "
-            "behind it (`--set 'phases=[..., {{train: all, steps: ...}}]'`), or begin another run in another folder."
+            "behind it (`--set 'phases=[..., {train: all, steps: ...}]'`), or begin another run in another folder."
         )
     if is_over and not is_longer and number == len(now):
         raise FinetuneError(
