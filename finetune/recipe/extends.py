@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import reduce
+from glob import escape
 from pathlib import Path
 
 from finetune.errors import RecipeError, did_you_mean, quote
@@ -68,6 +69,10 @@ def read_text(path: Path) -> str:
 def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f" There is no folder `{path.parent}`."
+    # `finetune recipes NAME` writes to `recipes/`.
+    below = sorted(file for file in path.parent.glob(f"*/{escape(path.name)}") if file.is_file())
+    if below:
+        return f" Did you mean `{below[0]}`?"
     names = [file.name for file in path.parent.iterdir() if file.is_file()]
     # A misspelt name is more likely than a wrong folder, so near names come first.
     return did_you_mean(path.name, names) or _yaml_files_in(path.parent)

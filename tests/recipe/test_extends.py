@@ -56,6 +56,7 @@ def test_a_file_that_is_not_there_is_reported_with_the_nearest():
     assert said(path="recipes/x") == [
         "The recipe `recipes/x` does not exist. The folder `recipes` holds `digits.yaml`."
     ]
+    assert said(path="digits.yaml") == ["The recipe `digits.yaml` does not exist. Did you mean `recipes/digits.yaml`?"]
     assert said(path="recipe/x.yaml") == ["The recipe `recipe/x.yaml` does not exist. There is no folder `recipe`."]
     assert said(path="recipes") == [
         "A recipe is a file. Received the folder `recipes`. The folder `recipes` holds `digits.yaml`."
