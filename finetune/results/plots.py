@@ -123,12 +123,13 @@ def plot_training(
                 rows, places = rates_within, [row["epoch"] for row in rates_within]
             _draw_panel(axis, title, {key: _column(rows, key, trained) for key in keys}, places)
             _mark_phases(axis, history_rows, epochs)
+        width, height = figure.get_size_inches()
         for number, axis in enumerate(axes):
             axis.set_visible(number < len(panels))
             left, above = number % columns * _PANEL_WIDTH, number // columns * _PANEL_HEIGHT
-            place = (left + _PANEL_LEFT, figure.get_figheight() - above - _PANEL_TOP - _PANEL_AXES_HEIGHT)
-            inches = np.array([*place, _PANEL_AXES_WIDTH, _PANEL_AXES_HEIGHT])
-            axis.set_position((inches.reshape(2, 2) / figure.get_size_inches()).ravel())
+            bottom = height - above - _PANEL_TOP - _PANEL_AXES_HEIGHT
+            size = (_PANEL_AXES_WIDTH / width, _PANEL_AXES_HEIGHT / height)
+            axis.set_position(((left + _PANEL_LEFT) / width, bottom / height, *size))
         return finish(figure, path)
 
 
