@@ -189,7 +189,9 @@ def orders(request, monkeypatch):
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize(("rows", "batch_size"), [(1, 1), (11, 4), (12, 4), (30, 7)])
+@pytest.mark.parametrize(
+    ("rows", "batch_size"), [(1, 1), (11, 4), pytest.param(12, 4, marks=pytest.mark.grid), (30, 7)]
+)
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_epoch_holds_every_row_once_and_beginning_at_a_step_is_skipping_to_it(
     orders, rows, batch_size, shuffle, by_row
@@ -215,7 +217,10 @@ def test_every_epoch_has_an_order_of_its_own_also_where_it_is_computed(orders):
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (4, 3), (5, 2), (11, 4), (5, 3), (5, 5)])
+@pytest.mark.parametrize(
+    ("batch_size", "workers"),
+    [(4, 3), (5, 3), (5, 5), *(pytest.param(*each, marks=pytest.mark.grid) for each in ((4, 1), (5, 2), (11, 4)))],
+)
 def test_the_shares_of_all_workers_are_the_global_batches(orders, batch_size, workers, by_row):
     if by_row:
         tensor = tf.constant(X)

@@ -96,7 +96,9 @@ RAW = {
 }
 
 
-@pytest.mark.parametrize("kind", RAW)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.grid if kind in ("array", "list") else ()) for kind in RAW]
+)
 def test_raw_strings_become_the_batches_that_the_fit_of_a_kerashub_task_trains_on(kind, text_classifier):
     batches = list(fit_batches(*RAW[kind](), batch_size=None if kind == "dataset" else 4, model=text_classifier("sgd")))
     expected = text_classifier("sgd").preprocessor(TEXTS[:4])

@@ -121,7 +121,9 @@ def straight(written):
     return everything(fit(written, every_steps=1, keep=99)[0])
 
 
-@pytest.mark.parametrize("moment", [(0, 1), (0, 7), (1, 1), (2, 5), (3, 7)])
+@pytest.mark.parametrize(
+    "moment", [(0, 1), (0, 7), (2, 5), *(pytest.param(each, marks=pytest.mark.grid) for each in ((1, 1), (3, 7)))]
+)
 def test_a_fit_that_was_killed_goes_on_bit_for_bit(moment, straight, written, killed_at, tmp_path):
     killed_at(moment, written, tmp_path / "killed")
     model, counter = fit(tmp_path / "killed", every_steps=1)
@@ -251,7 +253,9 @@ def straight_phases(written_phases):
     return in_phases(written_phases, keep=99)
 
 
-@pytest.mark.parametrize("moment", [(0, 4), (2, 2), (3, 2), (5, 6)])  # in the first phase twice
+@pytest.mark.parametrize(
+    "moment", [(0, 4), (2, 2), pytest.param((3, 2), marks=pytest.mark.grid), (5, 6)]
+)  # in the first phase twice
 def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, killed_at, tmp_path):
     killed_at(moment, written_phases, tmp_path / "killed")
     assert in_phases(tmp_path / "killed") == straight_phases

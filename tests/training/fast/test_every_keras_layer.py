@@ -89,6 +89,7 @@ def test_every_layer(cases, layer_cases, ways, kind, every):
                 assert moved or "fast" not in names or len(part) == 1
 
 
+@pytest.mark.grid
 def test_every_loss(script, ways):
     model, losses, data = script("keras_members").model_of_losses()
     assert len(losses) >= 22

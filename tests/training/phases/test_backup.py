@@ -71,7 +71,15 @@ def assert_identical(model, other):
 
 
 # Phase 1 has the epochs 0 and 1, phase 2 the epochs 2, 3 and a part of 4, phase 3 the epochs 5 and 6.
-@pytest.mark.parametrize(("killed", "first"), [((1,), 1), ((2,), 2), ((4, 0), 2), ((5,), 3), ((6,), 3)])
+@pytest.mark.parametrize(
+    ("killed", "first"),
+    [
+        ((1,), 1),
+        ((4, 0), 2),
+        ((6,), 3),
+        *(pytest.param(*each, marks=pytest.mark.grid) for each in (((2,), 2), ((5,), 3))),
+    ],
+)
 def test_a_run_that_was_killed_ends_with_the_bits_of_a_run_that_was_not(killed, first, straight, tmp_path):
     folder = tmp_path / "backup"
     with pytest.raises(KilledError):
