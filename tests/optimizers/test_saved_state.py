@@ -82,7 +82,7 @@ def in_a_phase(model, warmup_steps=0):
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "loss scale"])
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("warmup_steps", [0, 9])
+@pytest.mark.parametrize("warmup_steps", [pytest.param(0, marks=pytest.mark.grid), 9])
 def test_the_rates_and_clocks_of_a_phase_come_back(kind, wrap, warmup_steps, tmp_path):
     model = a_model(wrap)
     train(model)

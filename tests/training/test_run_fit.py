@@ -28,7 +28,7 @@ def assert_same(some, others):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
+        pytest.param([], marks=pytest.mark.grid),
         ["train.batch_size=20", "train.validation_fraction=0.1"],
         ["train.global_clipnorm=0.5", "train.gradient_accumulation_steps=2"],
         ["phases=gradual_unfreezing"],
