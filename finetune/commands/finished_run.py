@@ -9,14 +9,17 @@ import yaml
 from finetune.errors import FinetuneError, counted, reason
 from finetune.plain_shapes import ANY, COUNT, fault
 from finetune.recipe.changes import Change, changes_of_text
+from finetune.recipe.data import TEST_SHARE
 from finetune.recipe.loader import dump_recipe, load_recipe, with_values
 from finetune.recipe.moved_files import moved_keys
 from finetune.recipe.schema import Recipe
-from finetune.results.run_documents import fault_in_run
+from finetune.results.run_documents import fault_in_run, read_recipe_of_run
 from finetune.training.checkpoints.checkpoint_file import read_newest
 from finetune.training.checkpoints.content import REMOVE
 
 # Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
+# What the recipe in the folder of an older run says otherwise and means the same (`recipe.loader`): key, was, now.
+_OF_OLDER_RUNS = (("train.kernels", "nothing", "exact"), ("data.split.test", TEST_SHARE, "nothing"))
 FREE = (
     "format",
     *(
@@ -137,11 +140,7 @@ def _differences(document: Mapping[str, Any], given: Recipe, *, of_run: bool) ->
         return []
     given = as_begun(given, document)
     changes = changes_of_text(before, dump_recipe(given, absolute_paths=True))
-    return [
-        change
-        for change in changes
-        if not (change.key == "train.kernels" and change.now == "exact" and change.was == "nothing")
-    ]
+    return [change for change in changes if (change.key, change.was, change.now) not in _OF_OLDER_RUNS]
 
 
 def as_begun(given: Recipe, document: Mapping[str, Any]) -> Recipe:
@@ -177,8 +176,7 @@ def has_changed(folder: Path, recipe: Path, overrides: Sequence[str] = ()) -> bo
 
 
 def _longer(folder: Path) -> str:
-    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    if isinstance(written.get("phases"), list):
+    if isinstance(read_recipe_of_run(folder / "recipe.yaml").get("phases"), list):
         return "--set 'phases=[...]'`, with longer or more phases"
     return "--set train.epochs=...`"
 

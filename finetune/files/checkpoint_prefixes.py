@@ -23,13 +23,11 @@ def without_index(path: Path) -> str:
     folder = path if is_folder else path.parent
     if not folder.is_dir() or (is_folder and prefixes_in(folder)):
         return ""
-    lone = {}
     for name in sorted(entry.name for entry in folder.iterdir()):
         part = re.fullmatch(r"(.+)\.(data-\d+-of-\d+|meta)", name)
         if part and (is_folder or part[1] == path.name) and not (folder / f"{part[1]}.index").exists():
-            lone.setdefault(part[1], name)
-    return "".join(
-        f"A checkpoint needs its index and all its data files. `{folder / name}` is there, and "
-        f"`{folder / prefix}.index` is not. Copy all files that begin with `{prefix}` to `{folder}`."
-        for prefix, name in list(lone.items())[:1]
-    )
+            return (
+                f"A checkpoint needs its index and all its data files. `{folder / name}` is there, and "
+                f"`{folder / part[1]}.index` is not. Copy all files that begin with `{part[1]}` to `{folder}`."
+            )
+    return ""

@@ -24,10 +24,8 @@ _SEPARABLE_WORDS = (
 )
 _STATISTICS = ("moving_mean", "moving_variance")  # by which a normalization layer is known on both sides
 _ORDERS = ((1, 0), (2, 1, 0), (2, 3, 1, 0), (2, 3, 4, 1, 0))  # PyTorch's dense layers and convolutions
-_ALL_SCOPES, _JOINED = (
-    {r"^.*/(?=.*/)": ""},
-    {r"/(?=.*/)": "_"},
-)  # the layer's own scope alone; `a/b/kernel`: `a_b/kernel`
+_ALL_SCOPES = {r"^.*/(?=.*/)": ""}  # the layer's own scope alone
+_JOINED = {r"/(?=.*/)": "_"}  # `a/b/kernel` is `a_b/kernel`
 
 
 def rename_hint(missing: Sequence[Leaf], unused: Sequence[StoredTensor], renamed: Sequence[Pair] = ()) -> str:

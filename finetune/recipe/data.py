@@ -91,8 +91,7 @@ class SplitSpec(Part):
         if self.test is not None and self.test + self.validation >= 1:
             rule = "leaves no rows to train on: `test` and `validation` together must be less than 1"
             raise fault(rule, received=round(self.test + self.validation, 6))
-        # In the recipes of older runs the share is written out, though it was not used.
-        if self.column and not self.by and self.test not in (None, TEST_SHARE):
+        if self.column and not self.by and self.test is not None:
             raise fault(
                 "has nothing to do: `column` without `by` says which rows test. Remove it, or add `by: group`",
                 at=("test",),

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.errors import FinetuneError, RecipeError
+from finetune.recipe.data import TEST_SHARE
 from finetune.recipe.extends import read_tree
 from finetune.recipe.fields import RecipePath
 from finetune.recipe.messages import problems_of
@@ -75,10 +76,15 @@ def with_values(recipe: Recipe, values: Mapping[tuple[str | int, ...], Any]) -> 
 
 
 def _keys_of_older_run(path: Path, tree: Node) -> Iterator[str]:
-    """Yields what the recipe in the folder of an older run does not say, since it was not to be chosen then."""
-    in_run = path.name == "recipe.yaml" and (path.parent / "plan.txt").is_file()
-    if in_run and len(follow(tree, ("train", "kernels"))[1]) == 2:
+    """Yields what the recipe in the folder of an older run says otherwise, or not at all."""
+    if path.name != "recipe.yaml" or not (path.parent / "plan.txt").is_file():
+        return
+    if len(follow(tree, ("train", "kernels"))[1]) == 2:  # they were not to be chosen then
         yield "train.kernels=exact"
+    split = follow(tree, ("data", "split"))[0].plain()
+    # The default was written out, though it was not used beside a column that says which rows test.
+    if isinstance(split, dict) and split.get("column") and not split.get("by") and split.get("test") == TEST_SHARE:
+        yield "data.split.test="
 
 
 def _overridden(tree: Node, override: str, problems: list[Problem]) -> Node:

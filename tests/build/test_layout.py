@@ -87,8 +87,14 @@ def test_in_a_run_of_the_digits_with_phases_everything_is_worked_out_once(tmp_pa
     assert calls == {**EXPECTED, "restore": 1}
 
 
-def test_the_layer_tree_of_the_model_is_made_once_in_a_run(recipe):
-    phases = ["train.epochs=", "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]"]
+@pytest.mark.parametrize(
+    "phases",
+    [
+        pytest.param([], marks=pytest.mark.grid),
+        ["train.epochs=", "phases=[{train: head, epochs: 1}, {train: all, epochs: 1}]"],
+    ],
+)
+def test_the_layer_tree_of_the_model_is_made_once_in_a_run(recipe, phases):
     assert trees_of_the_model(lambda: finetune.run(recipe, "out", overrides=phases)) == 1
 
 

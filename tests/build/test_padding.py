@@ -120,10 +120,11 @@ def test_data_without_texts_are_as_they_were(tiny_files, lay_out):
     assert "padding" not in lay_out(tiny_files / "tiny.yaml").examples.source
 
 
-def test_features_of_a_frozen_part_are_those_of_rows_of_full_length(reviews, run_in):
+@pytest.mark.parametrize("cell", [layers.SimpleRNN, pytest.param(layers.GRU, marks=pytest.mark.grid)])
+def test_features_of_a_frozen_part_are_those_of_rows_of_full_length(cell, reviews, run_in):
     save(
         reviews,
-        layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True), name="body"),
+        layers.Bidirectional(cell(3, return_sequences=True), name="body"),
         layers.GlobalAveragePooling1D(),
     )
     groups = "groups=[{name: f, prefixes: [embedding, body], frozen: true}, {name: h, rest: true, optimizer: adam, learning_rate: 0.1}]"

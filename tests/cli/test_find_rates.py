@@ -2,6 +2,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from finetune.cli import app
+from finetune.errors import FinetuneError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIGITS = ROOT / "recipes" / "digits.yaml"
@@ -36,3 +40,11 @@ def test_suggested_groups_are_alone_on_stdout_so_that_they_can_be_piped(finetune
     assert done.returncode == 0
     assert [group["name"] for group in yaml.safe_load(done.stdout)["groups"]] == ["stem", "body", "head"]
     assert "of the largest" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--start", "-1"), ("--repeats", "0"), ("--others", "rest"), ("--steps", "3")])
+def test_what_no_sweep_can_be_made_of_is_refused_before_tensorflow_starts(options, monkeypatch):
+    monkeypatch.setattr("finetune.cli.find_rates.start_command", lambda *_, **__: pytest.fail("it has begun"))
+    refused = CliRunner().invoke(app, ["lr-range", "recipe.yaml", *options]).exception
+    assert isinstance(refused, FinetuneError)
+    assert options[0] in str(refused)

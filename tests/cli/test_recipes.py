@@ -85,6 +85,7 @@ def test_a_strategy_is_printed_as_a_list_below_the_plan_where_it_is_short_and_al
     assert alone.startswith("phases:\n  - train: [head]\n")
     assert below.endswith(f"\n# The strategy as a list, to paste into the recipe and edit:\n{alone}")
     refused = CliRunner().invoke(app, ["plan", str(recipe), "--phases"])
+    assert refused.exception.exit_code == 2
     assert "none. Name one, as in `--set phases=gradual_unfreezing`" in str(refused.exception)
 
 

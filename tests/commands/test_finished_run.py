@@ -6,6 +6,7 @@ import pytest
 
 import finetune
 from finetune.commands.finished_run import FREE, as_begun, changes_since, finished, has_changed
+from finetune.errors import FinetuneError
 from finetune.recipe.loader import dump_recipe, load_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -41,6 +42,9 @@ def test_a_finished_run_is_told_from_one_that_is_to_go_on_without_tensorflow(rec
     assert done.stdout.split() == ["True", "False"]
     own.write_text(own.read_text() + "phases:\n- {train: all, steps: 3}\n")  # as a run by steps leaves it
     assert "`finetune resume out --set 'phases=[...]'`, with longer or more phases" in finished(Path("out"))
+    own.write_text("phases: [")
+    with pytest.raises(FinetuneError, match=r"`out/recipe\.yaml` cannot be: .* Copy the whole folder again"):
+        finished(Path("out"))
 
 
 def without_kernels(folder):

@@ -118,11 +118,6 @@ def test_what_a_table_cannot_have_is_said(keys, said):
     assert predicate(**written).startswith(said)
 
 
-def test_the_recipe_of_an_older_run_has_the_share_written_out_that_a_column_makes_needless():
-    split = DataSource(**TABLE, split={"test": 0.2, "validation": 0.0, "column": "part"}).split
-    assert (split.column, split.by, split.validation) == ("part", None, 0)
-
-
 @pytest.mark.parametrize("split", [{"by": "group", "column": "patient"}, {"column": "patient"}])
 def test_images_have_no_columns_to_split_by(split):
     said = "is for rows with columns, and these data have none. Split them by `stratified`, `random` or `hash`, or name"

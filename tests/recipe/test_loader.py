@@ -299,6 +299,17 @@ def test_the_rest_of_keras_needs_permission_because_it_can_run_code():
         check_code_allowed(recipe, [])
 
 
+def test_a_share_to_test_that_older_runs_wrote_out_beside_a_column_of_parts_is_taken_away_and_refused_elsewhere():
+    split = "data={table: rows.csv, inputs: [a], target: y, split: {test: 0.2, validation: 0.0, column: part}}"
+    write()
+    assert "`data.split.test` has nothing to do: `column` without `by` says which rows test." in said(split)[0]
+    text = load_recipe("recipe.yaml", overrides=[split.replace("test: 0.2, ", "")])
+    Path("run").mkdir()
+    Path("run/plan.txt").touch()
+    Path("run/recipe.yaml").write_text(dump_recipe(text).replace("column: part", "column: part\n    test: 0.2"))
+    assert load_recipe("run/recipe.yaml").data.split.test is None
+
+
 # -- Quickness --------------------------------------------------------------------------------------------------------
 
 

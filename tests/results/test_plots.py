@@ -216,6 +216,20 @@ def test_training_gets_a_panel_for_the_loss_for_each_metric_and_for_the_rates():
     np.testing.assert_array_equal(head, [1e-3] * 5)
 
 
+@pytest.mark.parametrize("value", [0.00025, 1234567.0, 123456.7, -98765.4, 1e-7, 3e12])
+def test_no_number_beside_a_panel_is_cut_off_or_lies_in_another_panel(value):
+    rows = [{"epoch": n, "loss": value / n, "accuracy": value * n, "learning_rate/body": 1e-3 / n} for n in (1, 2, 3)]
+    figure = plot_training(rows)
+    figure.draw_without_rendering()
+    left = 0.0
+    for axis in figure.axes:
+        box = axis.get_tightbbox()
+        assert box.x0 >= left
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height
+        left = axis.bbox.x1
+    assert box.x1 <= figure.bbox.width
+
+
 def in_phases(*numbers: int) -> list[dict]:
     """The rows with rates for both groups, in these phases."""
     return [{**row, "learning_rate/body": 1e-4, "phase": phase} for row, phase in zip(ROWS, numbers, strict=True)]

@@ -33,6 +33,15 @@ def test_it_trains_a_layer_and_keeps_what_is_done(grid, tmp_path, capsys):
     assert "  GlobalAveragePooling1D: fast DIFFERS: all/kernel differs by 1" in printed
 
 
+@pytest.mark.grid
+def test_a_layer_is_the_same_with_a_mask_and_compiled_by_xla(grid, tmp_path):
+    asked = ["--only", "GlobalAveragePooling1D", "--variant", "masked", "--variant", "jit_compile"]
+    assert grid.main([*asked, "--state", str(tmp_path / "grid.json")]) == 0
+    done = json.loads((tmp_path / "grid.json").read_text())
+    assert done["masked GlobalAveragePooling1D"] == "same"
+    assert done["jit_compile GlobalAveragePooling1D"] == "same, by Keras' own loop: XLA compiles its step"
+
+
 def test_what_is_wrong_with_some_layers_is_found_by_trying_each_alone(grid, monkeypatch):
     tried = []
 

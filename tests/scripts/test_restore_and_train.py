@@ -73,11 +73,11 @@ def test_a_network_may_come_from_a_keras_file(script, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_network_of_keras_applications_gets_a_head(script, tmp_path, capsys):
-    keras.applications.MobileNet(weights=None, include_top=False, input_shape=(32, 32, 3)).save_weights(
-        tmp_path / "m.weights.h5"
-    )
-    script("--model", "MobileNet", "--size", "32", "--checkpoint", tmp_path / "m.weights.h5")
+@pytest.mark.parametrize("network", ["MobileNet", pytest.param("MobileNetV3Small", marks=pytest.mark.grid)])
+def test_a_network_of_keras_applications_gets_a_head(network, script, tmp_path, capsys):
+    made = getattr(keras.applications, network)(weights=None, include_top=False, input_shape=(32, 32, 3))
+    made.save_weights(tmp_path / "m.weights.h5")
+    script("--model", network, "--size", "32", "--checkpoint", tmp_path / "m.weights.h5")
     assert "2 excluded" in capsys.readouterr().out
 
 

@@ -149,6 +149,8 @@ def test_an_unknown_group_and_an_impossible_range_are_errors():
         GroupError, match=r"those that are trained: `body`, `head`\. Received `hed`\. Did you mean `head`\?"
     ):
         sweep_rates(compiled(), batches(), groups=["hed"])
+    with pytest.raises(GroupError, match=r"Received others='rest'"):
+        sweep_rates(compiled(), batches(), groups=["body"], others="rest")
     with pytest.raises(GroupError, match=r"raises the rate from `start` > 0 to a higher `end`.*start=1\.0, end=0\.1"):
         sweep_rates(compiled(), batches(), start=1.0, end=0.1)
 
