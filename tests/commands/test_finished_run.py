@@ -68,6 +68,15 @@ def test_a_run_of_before_there_was_a_choice_of_kernels_goes_on_with_the_bits_of_
     assert as_begun(given, {"recipe": dump_recipe(given)}) is given
 
 
+def test_a_share_to_test_that_an_older_run_wrote_out_is_no_change(recipe):
+    given = load_recipe(recipe, overrides=["data={table: r.csv, inputs: [a], target: y, split: {column: part}}"])
+    text = dump_recipe(given, absolute_paths=True)
+    older = text.replace("column: part", "column: part\n    test: 0.2")
+    assert changes_since({"resolved": older, "recipe": text}, given, of_run=True) == []
+    other = text.replace("column: part", "column: part\n    test: 0.3")
+    assert changes_since({"resolved": other, "recipe": text}, given, of_run=True)
+
+
 def test_the_recipe_in_the_folder_of_such_a_run_is_exact_and_extends_it_bit_for_bit(recipe):
     short, long = (["train.kernels=exact", f"train.epochs={epochs}"] for epochs in (1, 3))
     expected = finetune.run(recipe, out="long", overrides=long)

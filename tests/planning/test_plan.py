@@ -48,6 +48,12 @@ def test_rates_are_those_of_the_first_the_middle_and_the_last_step(tiny, steps, 
     assert row_of(plan, "head/bias").learning_rate == (1e-3, 1e-3, 1e-3)
 
 
+def test_a_plan_says_which_prefix_adds_nothing_to_its_group(tiny):
+    selectors = [Selector("a", prefixes=("body",)), Selector("b", prefixes=("stem", "body")), Selector("c", rest=True)]
+    plan = plan_of(tiny(), selectors, {name: trained_with("sgd", 1e-3) for name in "abc"})
+    assert "Group `b`: `prefixes: [body]` adds nothing to it, since `a` takes all that matches" in " ".join(plan.advice)
+
+
 def test_every_weight_has_a_row_in_model_order_with_its_group_shape_and_size(tiny):
     plan = two_groups(tiny(), 1e-3, 1e-2)
     assert [row.name for row in plan.weights] == [leaf.name for leaf in layer_tree(tiny()).leaves]

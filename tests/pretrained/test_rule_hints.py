@@ -80,6 +80,14 @@ def test_rules_are_proposed_in_place_of_those_that_match_a_part():
     match(tree, weight_file, rename=proposed(message, "rename")).check()
 
 
+def test_rules_that_match_more_than_any_that_is_known_are_left_alone():
+    body = {**slim_layer("Net/conv1", (3, 3, 1, 2)), **slim_layer("Net/conv2", (3, 3, 2, 3))}
+    body.pop("Net/conv2/BatchNorm/gamma")
+    own = {"^Net/": "", r"conv(\d)/BatchNorm/": r"bn\1/", "odd": "Logits", "/weights$": "/kernel", "/biases$": "/bias"}
+    saved = file_of({**body, **slim_layer("Net/odd", (3, 2), norm=False)})
+    assert "`rename: " not in message_of(network("conv{}", "bn{}"), saved, rename=own)
+
+
 @pytest.mark.parametrize("separable", [True, False])
 def test_depthwise_weights_of_slim_become_what_the_model_calls_them(separable):
     layer = layers.SeparableConv2D(5, 3, name="conv") if separable else layers.DepthwiseConv2D(3, name="conv")
