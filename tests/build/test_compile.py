@@ -53,6 +53,7 @@ def test_metrics_are_known_by_every_name_of_keras_and_logged_under_it(compiled):
     assert logged(compiled(f"train.metrics={metrics}")) == {*names, "SparseCategoricalCrossentropy"}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["mae", "MAE", "mean_absolute_error", "MeanAbsoluteError"])
 def test_a_metric_has_the_value_of_keras_under_each_of_its_names(recipe, lay_out, name):
     x, y = X + np.arange(6)[:, np.newaxis], np.array([1.0, 0, 5, 2, 2, 9], "float32")

@@ -126,6 +126,7 @@ def test_without_a_checkpoint_a_run_is_not_extended_and_says_what_to_do(recipe, 
     assert "`--set restore.from=out/model.keras`" in str(error.value)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("changes", "carried", "fresh"),
     [

@@ -159,6 +159,7 @@ def audio_source(folder):
     return "{audio: clips}"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("source", [npz_source, tfrecord_source, table_source, audio_source])
 def test_leaks_and_rare_classes_are_found_in_every_kind_of_source(tmp_path, source):
     keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save(tmp_path / "net.keras")

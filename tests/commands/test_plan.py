@@ -68,6 +68,7 @@ def build():
 """
 
 
+@pytest.mark.grid
 def test_unnamed_layers_and_metrics_have_the_same_names_in_every_command_of_a_process(
     tiny_files, tmp_path, monkeypatch
 ):

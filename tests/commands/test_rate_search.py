@@ -24,6 +24,7 @@ def peaks(path):
     return finetune.plan(path).peaks
 
 
+@pytest.mark.grid
 def test_the_best_rates_are_taken_and_the_run_is_that_of_a_recipe_that_has_them(recipe, monkeypatch):
     monkeypatch.setattr(searched_rates, "FACTORS", (1e-6, 3.0))  # at the first, nothing is learned
     console = Console(file=StringIO(), width=160)

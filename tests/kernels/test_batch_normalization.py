@@ -34,6 +34,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_errors_against_float64_are_at_most_twice_those_of_keras(held_to_float64, name, training):

@@ -33,6 +33,7 @@ CASES = {
 }
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", CASES)
 def test_errors_against_float64_are_at_most_twice_those_of_keras(held_to_float64, name):
     make, shape, options = CASES[name]

@@ -129,6 +129,7 @@ def test_training_the_layer_is_training_the_model_that_was_exported(encoder, enc
         np.testing.assert_allclose(ours[f"encoder/{name}"], theirs[f"hub/{name}"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
@@ -155,6 +156,7 @@ def test_every_optimizer_of_keras_trains_it(encoder_folder, optimizer):
     assert changed(model, before) == list(before)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 def test_it_trains_under_xla_as_without(encoder_folder):
     losses = []

@@ -42,6 +42,7 @@ def steps(optimizer, trained, first, last, of=slice(None)):
         optimizer.apply(gradients(step)[of], trained[of])
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("fused", ["auto", "on", "off"])
 @pytest.mark.parametrize("name", MAKE)
 @pytest.mark.slow
@@ -63,6 +64,7 @@ def test_a_group_that_enters_goes_as_if_a_fresh_optimizer_trained_it(name, fused
         np.testing.assert_allclose(mine, other, rtol=2e-6, atol=2e-7)
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 def test_without_it_the_first_step_of_adam_is_far_too_large():
     def first_step(restart):

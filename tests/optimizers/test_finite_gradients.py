@@ -43,6 +43,7 @@ def without_bad_steps(compiled, settings):
     return trained([GOOD] * 3, compiled=compiled, **dict(settings))
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("compiled", [None, False, True], ids=["eager", "graph", "xla"])
 @pytest.mark.parametrize(

@@ -483,6 +483,7 @@ def policy():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @over("multi", "ours")
 @pytest.mark.parametrize("mixed", ["mixed_bfloat16", "mixed_float16"])
@@ -495,6 +496,7 @@ def test_mixed_precision_fits_as_with_one_optimizer(kind, mixed, policy):
     assert_identical(fit(kind, make)[0], fit("plain", make)[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.slow
 @over("multi", "ours")
 @pytest.mark.parametrize(
@@ -657,6 +659,7 @@ def assert_goes_on_alike(model, loaded):
 PATHS = "finds its variables by paths, which change when the model is loaded"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
@@ -735,6 +738,7 @@ def test_loading_weights_into_an_optimizer_not_built_yet_brings_its_state(kind, 
     assert_goes_on_alike(model, fresh)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.slow
 @over("plain", "multi", "ours", multi="saves none of the children's slots")
 @pytest.mark.parametrize("built", [True, False], ids=["built", "not built"])
@@ -812,6 +816,7 @@ def callback_cases():
                     yield pytest.param("multi", name, make_rate, wrap, id=f"{case}-multi", marks=marks)
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize(("kind", "name", "make_rate", "wrap"), list(callback_cases()))
 def test_callbacks_keep_the_ratio_between_the_groups(kind, name, make_rate, wrap, tmp_path):
     variables = make_variables()

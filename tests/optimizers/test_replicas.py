@@ -49,6 +49,7 @@ REPLICAS = """
 """
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 def test_two_replicas_train_as_one():
     program = [sys.executable, "-c", textwrap.dedent(REPLICAS)]  # a process of its own: devices are set once

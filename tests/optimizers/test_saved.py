@@ -99,6 +99,7 @@ def test_an_optimizer_that_chooses_by_path_chooses_the_same_for_a_frozen_part(tm
     assert [v.shape for v in loaded.optimizer.variables] == [v.shape for v in model.optimizer.variables]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("saved", ["abc", "bc", "a"])
 @pytest.mark.parametrize("first", ["abc", "bc", "b"])
 @pytest.mark.parametrize("listed", ["abc", "cba"])

@@ -80,6 +80,7 @@ def in_a_phase(model, warmup_steps=0):
     return renewed(model)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "loss scale"])
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("warmup_steps", [pytest.param(0, marks=pytest.mark.grid), 9])
@@ -94,6 +95,7 @@ def test_the_rates_and_clocks_of_a_phase_come_back(kind, wrap, warmup_steps, tmp
     assert_goes_on_alike(model, other)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("fast", [False, True], ids=["keras", "fast loop"])
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
 def test_a_model_that_was_trained_already_trains_with_the_rates_of_the_file(kind, fast, tmp_path):
@@ -284,6 +286,7 @@ def freeze(model):
 OPERATIONS = {"train": train, "plateau": plateau, "phase": phase, "end of phases": end_of_phases, "freeze": freeze}
 
 
+@pytest.mark.grid
 @settings(max_examples=6, derandomize=True)
 @given(st.lists(st.sampled_from([*OPERATIONS, *FORMATS]), min_size=2, max_size=7))
 def test_any_sequence_with_files_in_it_gives_the_rates_and_the_next_step_of_a_run_not_saved(tmp_path_factory, sequence):

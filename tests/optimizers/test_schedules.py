@@ -238,6 +238,7 @@ def test_the_step_may_be_a_number_a_tensor_or_a_variable_of_any_kind(schedule):
     assert len({float(rate) for rate in found}) == 1
 
 
+@pytest.mark.sample(15)
 @pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("xla", [False, True], ids=["graph", "xla"])

@@ -143,6 +143,7 @@ def test_the_default_has_the_bits_of_keras_and_merged_rows_those_of_a_dense_grad
     assert distance(trained(merge_rows=True), references["tf1"]) < 1e-6
 
 
+@pytest.mark.sample(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("merged", MERGED, ids=str)
 @pytest.mark.parametrize("idle", IDLE, ids=str)
@@ -151,6 +152,7 @@ def test_no_option_changes_the_rule_by_its_presence(idle, merged, references):
     assert distance(trained(**idle, **merged), rule) < 1e-6
 
 
+@pytest.mark.sample(4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "fused"), [*itertools.product(["fit", "fast", "phases", "loop"], ["auto", "on", "off"])]
@@ -167,6 +169,7 @@ def test_xla_uses_the_same_rule(merged, references):
     assert distance(trained(jit_compile=True, **merged), rule) < 1e-6
 
 
+@pytest.mark.sample(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

@@ -117,6 +117,7 @@ def ours(make_body, body_rate, make_head, head_rate):
     return {name: variable.numpy() for name, variable in weights.items()}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_groups_of_one_kind_under_staircase_rates_are_tf1s(name):
     theirs, mine, rate = PAIRS[name]

@@ -43,6 +43,7 @@ def test_the_rows_of_a_sparse_gradient_go_tf1s_way_and_other_rows_stay(settings,
     np.testing.assert_array_equal(ours[-1, 5], twenty_steps.start[5])
 
 
+@pytest.mark.sample(3)
 @four_kinds
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_twenty_steps_compiled_by_xla_are_tf1s_within_rounding(kind, settings, tf1_weights, decaying, twenty_steps):

@@ -57,6 +57,7 @@ def test_18_of_its_24_variables_are_trained_and_gradients_reach_them_all(basic_p
     assert [gradient is not None and bool(np.any(gradient)) for gradient in found] == [True] * 18
 
 
+@pytest.mark.grid
 def test_a_short_fine_tune_teaches_it_three_notes_and_keeps_its_ear_for_them(basic_pitch):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((43844, 1))
@@ -90,6 +91,7 @@ def test_a_short_fine_tune_teaches_it_three_notes_and_keeps_its_ear_for_them(bas
     assert np.mean(hub(tone(440)[None])[0], axis=0).argmax() == A4
 
 
+@pytest.mark.grid
 def test_it_trains_in_a_loop_of_ones_own(basic_pitch):
     loaded = tf.saved_model.load(str(basic_pitch))
     step = grouped_train_step(

@@ -142,6 +142,7 @@ def test_a_peer_that_does_not_start_is_reported_with_its_reason(script, capsys):
     assert "Error: " in told
 
 
+@pytest.mark.grid
 @pytest.mark.slow
 def test_a_peer_makes_steps_when_it_is_asked_to(script):
     peers = script("step_peers")

@@ -109,6 +109,7 @@ def test_every_way_has_the_same_length_and_a_rate_for_every_trained_group(bench,
         assert set(phase.rates) == set(phase.names(groups))
 
 
+@pytest.mark.grid
 def test_a_comparison_goes_on_where_it_was_stopped_and_its_cells_do_not_depend_on_that(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "EPOCHS", (2, 2))
     results, arms = tmp_path / "results.jsonl", ["uniform", "head only", "Auto-RGN"]

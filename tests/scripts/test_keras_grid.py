@@ -18,6 +18,7 @@ def grid(script):
     return script("keras_grid")
 
 
+@pytest.mark.grid
 def test_it_trains_a_layer_and_keeps_what_is_done(grid, tmp_path, capsys):
     state = tmp_path / "grid.json"
     asked = ["--only", "GlobalAveragePooling1D", "--variant", "plain", "--state", str(state)]

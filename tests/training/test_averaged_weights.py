@@ -63,6 +63,7 @@ def test_what_is_equal_in_all_stays_bit_for_bit():
     assert model.get_weights()[0] == np.float32(0.1)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["best", "last"])
 def test_a_run_says_what_it_has_averaged(kind, recipe):
     settings = ["train.epochs=4", "train.validation_fraction=0.3", f"train.average={{{kind}: 3}}"]

@@ -96,6 +96,7 @@ RAW = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.grid if kind in ("array", "list") else ()) for kind in RAW]
 )

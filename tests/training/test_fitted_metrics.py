@@ -106,6 +106,7 @@ def refusal_or_metric(name, task):
 OTHER_CROSSENTROPY = {("BinaryCrossentropy", "one-hot and logits"), ("BinaryCrossentropy", "labels and logits")}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_metric_is_right_or_refused_with_advice(task):
     y, outputs, *_ = TASKS[task]
@@ -172,6 +173,7 @@ def test_a_metric_by_name_of_a_function_is_fitted_too():
     np.testing.assert_allclose(metric.result(), np.mean((np.eye(3)[y] - outputs) ** 2), rtol=1e-5)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_fitted_metric_comes_back_from_a_file_with_the_same_value(task):
     y, outputs, *_ = TASKS[task]

@@ -40,6 +40,7 @@ def trained(rows, *, every=None, fast=True, **options):
     return state, history, monitor[0] if every else None
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("fast", "options"),
     [
@@ -122,6 +123,7 @@ class KilledError(Exception):
     """What stands for a process that is killed."""
 
 
+@pytest.mark.grid
 def test_a_training_that_goes_on_has_the_rows_of_one_that_was_not_killed(rows, tmp_path):
     def train(folder, kill=None):
         model, groups = built()

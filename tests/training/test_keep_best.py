@@ -81,6 +81,7 @@ def test_a_run_keeps_its_best_weights_also_when_it_was_killed(recipe, monkeypatc
     assert rows("plain/metrics.csv") == epochs
 
 
+@pytest.mark.grid
 def test_evaluations_leave_no_trace_where_a_run_chooses_the_steps_of_a_call(recipe):
     settings = ["train.epochs=2", "train.validation_fraction=0.2", "train.batch_size=6"]
     plain = finetune.run(recipe, out="plain", overrides=settings)

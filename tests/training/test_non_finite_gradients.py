@@ -86,6 +86,7 @@ def trained_on():
     return train
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("loop", "settings"), LOOPS_AND_SETTINGS, ids=str)
 def test_training_goes_on_with_the_bits_of_one_that_never_saw_the_batch(loop, settings, trained_on):
     options = {name: value for name, value in loop.items() if name != "fast"}

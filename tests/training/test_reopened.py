@@ -55,6 +55,7 @@ def test_a_class_that_only_this_process_knows_is_named(tmp_path):
     assert "It holds `tests_of_reopening>Halved`. Import what defines them before loading" in told
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["keras", "sys", "json"])
 def test_modules_that_lie_in_the_run_folder_are_not_run(tmp_path, name):
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')")

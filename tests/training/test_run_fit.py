@@ -24,6 +24,7 @@ def assert_same(some, others):
     assert some[2] == others[2]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",

@@ -143,6 +143,7 @@ def two_outputs(kind):
     return keras.Model(inputs, outputs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [list, tuple, dict])
 @pytest.mark.parametrize("weights", [False, True])
 def test_several_inputs_outputs_and_weights_of_each_output_are_trained_as_by_train_on_batch(kind, weights):

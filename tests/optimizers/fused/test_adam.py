@@ -187,6 +187,7 @@ def fitted(make, *, steps=1, callbacks=(), policy="float32"):
     return model.get_weights()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_fit_has_the_bits_of_keras_with_several_steps_in_a_call_and_a_scaled_loss(steps, policy):

@@ -71,6 +71,7 @@ SAMPLE = ("sgd_decay", "rmsprop_centered", "amsgrad", "tf1_rmsprop")
 SAMPLE_OF_CONVOLUTIONS = ("amsgrad",)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("rule", "make_net"),
     [
@@ -124,6 +125,7 @@ def test_adam_without_epsilon_has_the_bits_of_keras(shape):
     np.testing.assert_array_equal(train(lambda v: GroupedOptimizer([(Adam(0.0137, epsilon=0.0), v)])), expected)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("make", [Adam, AdamW, keras.optimizers.Adamax, lambda rate: Adam(rate, amsgrad=True)])
 def test_groups_that_start_at_different_steps_have_the_bits_of_groups_that_are_updated_alone(make):
     def train(fused):

@@ -153,6 +153,7 @@ def stacked_cells(library):
     return model
 
 
+@pytest.mark.sample(1)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("how", ["save_weights", "Checkpoint", "root"])
@@ -254,6 +255,7 @@ def test_the_variables_of_a_saved_model_can_be_restored_by_their_prefix(tmp_path
     np.testing.assert_array_equal(model.weights[0].numpy(), source.weights[0].numpy())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:You are saving your model")
 @pytest.mark.parametrize("how", ["save_weights", "saved_model"])
 def test_unnamed_layers_and_their_parts_in_a_checkpoint_of_keras_2_are_found_whatever_was_built_before(how, tmp_path):
@@ -286,6 +288,7 @@ def test_a_layer_of_another_name_is_not_taken_for_its_place_in_a_checkpoint_of_k
         restore(keras.Sequential([keras.Input((3,)), layers.Dense(3, name="block_2")]), path)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("how", ["save_weights", "Checkpoint"])
 def test_attention_in_lists_of_a_subclassed_model_of_keras_2_is_found_by_attributes(how, tmp_path):

@@ -233,6 +233,7 @@ def test_a_layer_may_choose_its_own_words_for_its_weights(tmp_path):
     assert set(by_name(read_weights(tmp_path / "m.weights.h5"))) == {"wordy/kernel", "wordy/bias"}
 
 
+@pytest.mark.sample(4)
 @uses_tf_keras
 @pytest.mark.parametrize("file", ["m.h5", "model.h5", "m.weights.h5", "m.keras"])
 @pytest.mark.parametrize("nested", [False, True])

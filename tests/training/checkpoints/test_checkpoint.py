@@ -121,6 +121,7 @@ def straight(written):
     return everything(fit(written, every_steps=1, keep=99)[0])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "moment", [(0, 1), (0, 7), (2, 5), *(pytest.param(each, marks=pytest.mark.grid) for each in ((1, 1), (3, 7)))]
 )
@@ -188,6 +189,7 @@ def test_a_training_that_is_over_can_be_made_longer(straight, tmp_path):
     assert everything(fit(tmp_path, epochs=4)[0])[0] == straight[0], "a third time, nothing is left to be trained"
 
 
+@pytest.mark.grid
 def test_data_that_are_read_in_order_are_read_up_to_the_place(tmp_path):
     def train(folder, kill=None):
         model = made()
@@ -253,6 +255,7 @@ def straight_phases(written_phases):
     return in_phases(written_phases, keep=99)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "moment", [(0, 4), (2, 2), pytest.param((3, 2), marks=pytest.mark.grid), (5, 6)]
 )  # in the first phase twice
@@ -261,6 +264,7 @@ def test_phases_go_on_bit_for_bit(moment, straight_phases, written_phases, kille
     assert in_phases(tmp_path / "killed") == straight_phases
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("length", ["known", "unknown"])
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_steps_that_a_loss_scale_has_passed_over_are_not_made_again(length, killed_at, tmp_path):

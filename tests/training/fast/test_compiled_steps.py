@@ -132,6 +132,7 @@ SAMPLE = (
 )
 
 
+@pytest.mark.sample(5)
 @pytest.mark.slow
 @pytest.mark.usefixtures("sums_as_written")
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in SAMPLE else pytest.mark.grid) for c in CASES])

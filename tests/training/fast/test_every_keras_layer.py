@@ -67,6 +67,7 @@ def assert_same(ways, model, data, names=("fast",), **options):
     return moved
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("kind", "every"), [(kind, 3) for kind in KINDS] + [pytest.param(kind, 1, marks=pytest.mark.grid) for kind in KINDS]
 )
@@ -96,6 +97,7 @@ def test_every_loss(script, ways):
     assert assert_same(ways, model, data, loss=losses) == 21  # the biases of the bodies
 
 
+@pytest.mark.grid
 def test_every_regularizer_constraint_and_initializer(script, ways):
     model, data = script("keras_members").model_of_weights()
     assert assert_same(ways, model, data) > 20

@@ -246,6 +246,7 @@ def assert_same_as_in_fit(build, **options):
     return len(vars(model)["_finetune_function"].moved)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)

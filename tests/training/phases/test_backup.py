@@ -97,6 +97,7 @@ def test_a_run_may_be_killed_again_and_again(straight, tmp_path):
     assert_identical(train(BackupAndRestore(tmp_path / "backup"))[0], straight)
 
 
+@pytest.mark.grid
 def test_a_run_may_be_killed_within_several_epochs(straight, tmp_path):
     for killed in ((1, 1), (4, 0), (4, 0), (6, 2)):
         with pytest.raises(KilledError):
@@ -106,6 +107,7 @@ def test_a_run_may_be_killed_within_several_epochs(straight, tmp_path):
     assert [(record.number, record.epochs) for record in records] == [(3, 2)]
 
 
+@pytest.mark.grid
 def test_a_second_kill_within_the_first_epoch_after_a_resume_goes_on_with_that_epoch(tmp_path):
     # Of the 3 steps of an epoch the second is saved: a resumed run makes it again on the weights that have it already.
     for _ in range(2):

@@ -237,6 +237,7 @@ def several_inputs(kind):
     return model, groups
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [list, tuple, dict])
 @pytest.mark.parametrize("weights", [False, True])
 def test_several_inputs_outputs_and_weights_of_each_output_train_as_with_fit(rows, kind, weights):
