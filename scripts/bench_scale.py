@@ -14,10 +14,11 @@ machine, so only ratios mean something.
 The model. A worker's step on n rows takes `compute(n)`. Then the W workers sum M bytes in a ring: each sends
 `2 (W - 1) / W * M`, in `2 (W - 1)` messages one after another:
 
-    step(W, n) = compute(n) + 2 (W - 1) / W * M / bandwidth + 2 (W - 1) * latency
+    step(W, n) = compute(n) + 2 (W - 1) / W * M / bandwidth + 4 * 2 (W - 1) * latency
 
-M is 4 bytes for each trained weight: frozen groups send nothing. `compute(n)` is measured in the same processes while
-all of them train without a sum, so that it holds what they take from each other; for predictions it is
+since a step has four sums, one after another: of the rows, of what the loss is a mean of, of the gradients, and of the
+metrics. M is 4 bytes for each trained weight: frozen groups send nothing. `compute(n)` is measured in the same
+processes while all of them train without a sum, so that it holds what they take from each other; for predictions it is
 `fixed + row * n`. With `--link MBIT[:LOSS]` the bandwidth is that of the link, what is sent is counted at its ends, and
 nothing of the model is fitted to a step of several workers.
 """
@@ -37,7 +38,9 @@ from typing import Any
 
 from worker_networks import HOSTS, joined_networks, sent_bytes
 
-WIDTH, LAYERS, ROWS, STEPS = 512, 4, 256, 24
+WIDTH, LAYERS, STEPS = 512, 4, 24
+ROWS, ROWS_OF_LINKS = 2048, 256  # in a batch: of processors of one machine, and over links, which are slow
+SUMS = 4  # in a step
 PREDICTED = (1, 8, 32, 128, 512, 1024)
 FROZEN_SHARES = (0.0, 0.5, 0.9, 0.99)
 MARKS = "<!-- written by scripts/bench_scale.py -->\n", "<!-- until here -->\n"
@@ -72,7 +75,7 @@ class Costs:
     def sums(self, workers: int, megabytes: float) -> float:
         """Returns the seconds in which the workers sum their gradients."""
         sent = 2 * (workers - 1) / workers * megabytes * 1e6
-        return sent / self.bandwidth + 2 * (workers - 1) * self.latency
+        return sent / self.bandwidth + SUMS * 2 * (workers - 1) * self.latency
 
 
 def efficiency(costs: Costs, workers: int, rows: float, megabytes: float, *, weak: bool) -> float:
@@ -141,7 +144,7 @@ def scaling_table(numbers: Sequence[int]) -> str:
     lines = [
         f"`python scripts/bench_scale.py --workers {' '.join(map(str, numbers))}`: {LAYERS} dense layers of {WIDTH}, a",
         f"worker on each of {os.cpu_count()} processors of one machine.\n",
-        "| workers | rows of all | step, of one worker's with 256 rows | model | error |",
+        f"| workers | rows of all | step, of one worker's with {ROWS:,} rows | model | error |",
         "|--:|--:|--:|--:|--:|",
     ]
     one = None
@@ -162,11 +165,12 @@ def links_table(links: Sequence[tuple[float, float]]) -> str:
     """Measures two workers joined by links; returns the table."""
     options = " ".join(f"--link {mbit:g}" + (f":{loss:g}" if loss else "") for mbit, loss in links)
     lines = [
-        f"`python scripts/bench_scale.py {options}`: two workers in two network namespaces, {ROWS} rows in a batch.\n",
+        f"`python scripts/bench_scale.py {options}`: two workers in two network namespaces,",
+        f"{ROWS_OF_LINKS} rows in a batch.\n",
         "| link | frozen | MB sent a step: gradients | counted | ms a step: without sums | measured | model | error |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    cases = [(ROWS, 0), (ROWS, LAYERS // 2), (ROWS, LAYERS - 1)]
+    cases = [(ROWS_OF_LINKS, frozen) for frozen in (0, LAYERS // 2, LAYERS - 1)]
     for mbit, loss in links:
         with tempfile.TemporaryDirectory() as folder, joined_networks(mbit, loss) as inside:
             measured = measure(2, cases, Path(folder), inside)
@@ -283,7 +287,7 @@ def work(cases: Sequence[tuple[int, int]], out: Path) -> None:
                     case[name], case["sent"] = seconds_of(step)
             measured["cases"].append(case)
         if workers:
-            gradients = [tf.ones(((WIDTH + 1) * WIDTH,))] * LAYERS
+            gradients = [tf.ones((WIDTH, WIDTH)), tf.ones((WIDTH,))] * LAYERS
             for name, tensors in (("sum", gradients), ("message", [tf.constant(1.0)])):
                 call = tf.function(lambda tensors=tensors: workers.sums(tensors), autograph=False)
                 measured[name] = seconds_of(call)[0]

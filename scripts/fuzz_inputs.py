@@ -264,7 +264,8 @@ def _value(draw: random.Random, path: tuple[Any, ...]) -> Any:
     key = str(path[-1]) if path else ""
     kind = draw.random()
     if kind < 0.4 and _VALUES.get(key):
-        return yaml.safe_load(draw.choice(_VALUES[key]))
+        text = draw.choice(_VALUES[key])
+        return text if text == "," else yaml.safe_load(text)  # a comma alone is written with quotes
     if kind < 0.8 and key in _LIKELY:
         return draw.choice(_LIKELY[key])
     if kind < 0.5 and key in ("optimizer", "name"):

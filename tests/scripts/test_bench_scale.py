@@ -25,11 +25,15 @@ def test_the_model_of_scaling_is_its_formula_and_its_tables_go_between_the_marks
     rows = [line for line in lines if line[0].isdecimal()]
     weak, strong = rows[:5], rows[5:]  # 1,024 has a comma, and 80 rows are for 32 workers at most
     assert weak[0][1:] == ["1.00"] * 4
-    assert float(weak[1][1]) == pytest.approx(0.1 / (0.1 + 0.175 + 0.014), abs=0.005)
-    assert float(weak[1][2]) == pytest.approx(0.1 / (0.1 + 0.0875 + 0.014), abs=0.005), "half of the weights are frozen"
+    assert float(weak[1][1]) == pytest.approx(0.1 / (0.1 + 0.175 + 4 * 0.014), abs=0.005)
+    assert float(weak[1][2]) == pytest.approx(0.1 / (0.1 + 0.0875 + 4 * 0.014), abs=0.005), (
+        "half of the weights are frozen"
+    )
     fixed, row = 0.005, 0.0095
     assert [line[0] for line in strong] == ["1", "8", "32"]
-    assert float(strong[1][1]) == pytest.approx((fixed + 80 * row) / (8 * (fixed + 10 * row + 0.189)), abs=0.005)
+    assert float(strong[1][1]) == pytest.approx(
+        (fixed + 80 * row) / (8 * (fixed + 10 * row + 0.175 + 4 * 0.014)), abs=0.005
+    )
     for line in rows:
         assert sorted(line[1:]) == line[1:], "what is frozen is not sent"
 

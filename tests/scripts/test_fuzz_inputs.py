@@ -30,6 +30,7 @@ def test_an_input_is_a_function_of_seed_and_number(pristine, tmp_path):
         for name in one.files:
             if not name.endswith("npz"):  # whose members have the time of writing
                 assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    make_case(1101, 157)  # `delimiter: ","`, a value that is no YAML without its quotes
     assert len({make_case(5, number).recipe for number in range(40)} & {make_case(6, n).recipe for n in range(40)}) < 10
 
 
