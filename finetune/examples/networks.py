@@ -108,9 +108,11 @@ def word_average(vocabulary: int, width: int = 32, units: Sequence[int] = (32,),
 
 
 def _block(number: int, width: int) -> list[keras.Layer]:
+    # Keras' momentum of 0.99 keeps 9 % of the initial statistics after 240 steps, which is all that a few hundred
+    # images make: a network that was right in all training rows was right in 18 % of the test rows.
     return [
         layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv_{number}"),
-        layers.BatchNormalization(name=f"norm_{number}"),
+        layers.BatchNormalization(momentum=0.9, name=f"norm_{number}"),
         layers.ReLU(name=f"relu_{number}"),
         layers.MaxPooling2D(2, padding="same", name=f"pool_{number}"),
     ]

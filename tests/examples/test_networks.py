@@ -71,3 +71,12 @@ def test_numbers_that_make_no_network_are_refused():
         DataError, match=r"`window` is a power of 2 of at least 16 samples, such as 256\. Received: `100`"
     ):
         sound_cnn(window=100)
+
+
+def test_the_moving_statistics_of_the_small_networks_settle_within_100_steps():
+    network = cnn([4, 5])
+    images = keras.random.uniform((8, 12, 12, 3), 0, 255, seed=1)
+    for _ in range(100):
+        trained = network(images, training=True)
+    difference = keras.ops.max(keras.ops.abs(network(images) - trained))
+    assert difference < 0.02 * keras.ops.max(trained)
