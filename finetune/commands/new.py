@@ -14,6 +14,7 @@ from finetune.commands.new_tokenizer import make_tokenizer, tokenizer_name
 from finetune.commands.schema import write_schema_beside
 from finetune.data.column_survey import SPLITS, ColumnSurvey
 from finetune.data.survey import DataSurvey, survey
+from finetune.data.table_head import MISSING
 from finetune.errors import FinetuneError, did_you_mean, quote
 from finetune.recipe.text import dump
 from finetune.results.new_files import check_new_file
@@ -276,6 +277,38 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
         ),
         *([f"split: `{chosen.split.name}` says which rows train and which test"] if chosen.split else []),
         *([f"note: not used: {quote(unused)}"] if unused else []),
+        *_said_of_values(found, chosen),
+    ]
+
+
+def _said_of_values(found: DataSurvey, chosen: _Chosen) -> list[str]:
+    """Returns sentences about values that are read otherwise than the user may think."""
+    assert chosen.target
+    texts = [each for each in found.columns if each.name in chosen.exclude and each.example]
+    shown = ", ".join(f"`{each.name}` (such as `{each.example[:40]}`)" for each in texts[:6])
+    target = chosen.target
+    return [
+        *(
+            f"note: `{word}` in `{name}` is taken for a missing number (`data.missing`)"
+            for word, name in found.placeholders.items()
+        ),
+        *(
+            [
+                f"note: {shown}: most rows have a value of their own. Dates are text, and so are numbers with units, "
+                "signs of a currency or separators of thousands, and columns with words among numbers: write plain "
+                "numbers where the network is to see them"
+            ]
+            if texts
+            else []
+        ),
+        *(
+            [
+                f"note: every row needs a target, and `{target.name}` has none in {target.missing:,} of "
+                f"{found.rows:,} rows: remove these rows, or fill them in, before the recipe runs"
+            ]
+            if target.missing
+            else []
+        ),
     ]
 
 
@@ -317,11 +350,14 @@ def _data_lines(
             lines.append(f"  {key}: {{{', '.join(f'{split}: {_quoted(path)}' for split, path in value.items())}}}")
         else:
             lines.append(_line(f"  {key}: {_quoted(placed(Path(value), folder))}", found.said))
+    if found.placeholders:
+        words = [*MISSING, *found.placeholders]
+        lines.append(_line(f"  missing: {_list(words)}", "what stands for a missing value"))
     if chosen.inputs:
         one = chosen.inputs[0] if len(chosen.inputs) == 1 else list(chosen.inputs)
         lines.append(_line(f"  inputs: {_flow(one) if isinstance(one, str) else _list(one)}", "what is looked at"))
     if chosen.exclude:
-        lines.append(_line(f"  exclude: {_list(chosen.exclude)}", "these only tell rows apart"))
+        lines.append(_line(f"  exclude: {_list(chosen.exclude)}", "most rows have a value of their own there"))
     if chosen.target and found.kind != "npz":
         lines.append(_line(f"  target: {_flow(chosen.target.name)}", "what is predicted"))
         if found.kind == "table" and (types := _types(found, chosen)):

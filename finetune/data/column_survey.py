@@ -12,6 +12,10 @@ from finetune.data.table_column import Column
 from finetune.data.table_head import is_unnamed
 
 SPLITS = ("train", "test", "validation")  # those of `examples`, without TensorFlow
+_PLACEHOLDERS = (
+    *("n/a", "na", "n.a.", "#n/a", "nan", "none", "nil", "null", "missing", "unknown", "undefined", "tbd"),
+    *("#null!", "#value!", "#div/0!", "#ref!"),  # of spreadsheets
+)
 _NAMES_OF_IDS = ("id", "index", "idx", "key", "uuid", "name", "rownumber")
 
 
@@ -30,6 +34,8 @@ class ColumnSurvey:
         most: Rows of the value that most rows have.
         words: Words of a text, in the mean.
         repeats: Whether it is text although most of its values occur several times.
+        missing: Rows without a value.
+        example: Its first value.
     """
 
     name: str
@@ -41,6 +47,13 @@ class ColumnSurvey:
     most: int = 0
     words: float = 0.0
     repeats: bool = False
+    missing: int = 0
+    example: str = ""
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether a value among numbers stands for a missing one: a usual word for that, or marks alone, such as `-`."""
+    return text.casefold() in _PLACEHOLDERS or not any(map(str.isalnum, text))
 
 
 def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
@@ -59,7 +72,8 @@ def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
         ascending = is_whole and len(values) == rows > 2 and values[-1] - values[0] == rows - 1
         kind = "id" if (is_whole and column.name.lower() in _NAMES_OF_IDS) or ascending else "number"
         few = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
-        return ColumnSurvey(column.name, kind, len(values), is_whole, rarest=few[0], most=few[1])
+        lacking = rows - len(present)
+        return ColumnSurvey(column.name, kind, len(values), is_whole, rarest=few[0], most=few[1], missing=lacking)
     texts = [text for text in column.values.tolist() if text]
     counts = Counter(texts)
     words = sum(len(text.split()) for text in texts) / max(len(texts), 1)
@@ -77,7 +91,8 @@ def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
         kind = "id"
     has_labels = kind == "category" and any("|" in text for text in texts)
     few = (min(counts.values()), max(counts.values())) if counts else (0, 0)
-    return ColumnSurvey(column.name, kind, len(counts), False, has_labels, *few, words)
+    about = {"missing": rows - len(texts), "example": texts[0] if texts else ""}
+    return ColumnSurvey(column.name, kind, len(counts), False, has_labels, *few, words, **about)
 
 
 def with_repeated_texts(columns: Sequence[ColumnSurvey]) -> tuple[ColumnSurvey, ...]:

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.column_survey import SPLITS, ColumnSurvey, survey_of_column, with_repeated_texts
+from finetune.data.column_survey import SPLITS, ColumnSurvey, is_placeholder, survey_of_column, with_repeated_texts
 from finetune.data.file_endings import IMAGES, SOUNDS
 from finetune.data.several_tables import read_tables
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column
+from finetune.data.table_files import Table
 from finetune.data.table_head import ENDINGS as TABLES
-from finetune.data.table_head import table_paths
+from finetune.data.table_head import MISSING, table_paths
 from finetune.errors import DataError, counted, did_you_mean, quote
 from finetune.startup import start_tensorflow
 
@@ -58,6 +59,8 @@ class DataSurvey:
         largest: The largest value in arrays, where it is known.
         sample_rate: Samples in a second of most sounds.
         has_validation: Whether the files say which rows validate.
+        placeholders: Words that stand for missing numbers in a table, beside those that always do, by the first column
+            of numbers that has them.
     """
 
     kind: str
@@ -71,6 +74,7 @@ class DataSurvey:
     largest: float | None = None
     sample_rate: int = 0
     has_validation: bool = False
+    placeholders: Mapping[str, str] = field(default_factory=dict)
 
 
 def survey(path: Path) -> DataSurvey:
@@ -233,7 +237,11 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     Raises:
         DataError: The table cannot be read.
     """
-    table = read_tables(table_paths([source["table"]]))
+    paths = table_paths([source["table"]])
+    table = read_tables(paths)
+    placeholders = _placeholders(table)
+    if placeholders:
+        table = read_tables(paths, (*MISSING, *placeholders))
     rows = len(table)
     columns = with_repeated_texts([survey_of_column(table.columns[name], rows) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
@@ -241,7 +249,19 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     folder = Path(source["table"]).parent
     shape = _size_of([folder / name for name in images[0].tolist()[:_LOOKED_AT] if name]) if images else ()
     about: dict[str, Any] = {"is_split": "test_table" in source, "has_validation": "validation_table" in source}
+    about["placeholders"] = placeholders
     return DataSurvey("table", dict(source), said, rows, shape=shape, columns=columns, **about)
+
+
+def _placeholders(table: Table) -> dict[str, str]:
+    """Returns what stands for missing numbers in columns that hold nothing else but numbers, and the column."""
+    words: dict[str, str] = {}
+    for name in table.columns:
+        column = table.columns[name]
+        others = dict.fromkeys(column.values[table.strays(column)].tolist())
+        if all(map(is_placeholder, others)):
+            words = {**dict.fromkeys(others, name), **words}
+    return words
 
 
 def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:

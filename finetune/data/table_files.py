@@ -171,24 +171,31 @@ class Table:
         for column in (self.column(name) for name in names if name not in types):
             if column.kind == "number":
                 continue
-            texts = column.texts().tolist()
-            is_stray = np.array([bool(text) and not self._is_number(text) for text in texts])
-            strays, present = np.flatnonzero(is_stray), int((~column.missing).sum())
-            if 0 < len(strays) <= present / 10:
+            texts, strays = column.texts().tolist(), self.strays(column)
+            if len(strays):
+                words = list(dict.fromkeys(column.values[strays].tolist()))
+                present = int((~column.missing).sum())
                 raise DataError(
                     f"`{column.name}` has numbers in {present - len(strays):,} rows, and other text in "
-                    f"{len(strays):,}: {quote(dict.fromkeys(column.values[strays].tolist()), limit=3)}, at "
-                    f"{self.places_of(strays)}. Correct them, leave the cell of a missing number empty, or set "
+                    f"{len(strays):,}: {quote(words, limit=3)}, at {self.places_of(strays)}. Correct them; or, where "
+                    f"such text stands for a missing number, leave its cell empty or add it to `data.missing`; or set "
                     f"`types: {{{column.name}: category}}`."
                 )
             pointed = next((text for text in texts if "." in text), "")
             other = next((text for text in texts if "," in text), "")
-            if pointed and not len(strays) and (other or self.decimal == ","):
+            if pointed and all(map(self._is_number, filter(None, texts))) and (other or self.decimal == ","):
                 raise DataError(
                     f"Numbers of a column are written in a single way. `{column.name}` has `{pointed}`, and "
                     f"{f'`{other}`' if other else '`data.decimal` is `,`'}. Correct them, without separators of "
                     f"thousands, or set `types: {{{column.name}: category}}`."
                 )
+
+    def strays(self, column: Column) -> np.ndarray:
+        """Returns the rows of a column that hold no number, where at least 9 of 10 values are numbers; else none."""
+        if column.kind == "number":
+            return np.array([], int)
+        rows = [row for row, text in enumerate(column.texts().tolist()) if text and not self._is_number(text)]
+        return np.array(rows if len(rows) <= int((~column.missing).sum()) / 10 else [], int)
 
     def _is_number(self, text: str) -> bool:
         return is_finite(text) or (self.decimal != "." and is_comma_number(text))

@@ -132,6 +132,30 @@ def test_a_column_of_train_and_test_is_the_split_and_never_what_is_predicted():
     assert load_recipe("recipe.yaml").data.split.column is None
 
 
+def test_marks_for_missing_numbers_are_written_down_and_what_is_not_looked_at_is_told():
+    rows = [
+        (f"€ {n}.50", "-" if n == 7 else "#N/A" if n == 8 else n / 4, "" if n in (3, 5) else "ab"[n % 2])
+        for n in range(40)
+    ]
+    said = new(write("orders.csv", "paid,weight,kind", rows))
+    assert said[1:6] == [
+        "predicted: `kind`, a class, from all other columns, without `paid`",
+        "note: `-` in `weight` is taken for a missing number (`data.missing`)",
+        "note: `#N/A` in `weight` is taken for a missing number (`data.missing`)",
+        "note: `paid` (such as `€ 0.50`): most rows have a value of their own. Dates are text, and so are numbers with "
+        "units, signs of a currency or separators of thousands, and columns with words among numbers: write plain numbers "
+        "where the network is to see them",
+        "note: every row needs a target, and `kind` has none in 2 of 40 rows: remove these rows, or fill them in, before "
+        "the recipe runs",
+    ]
+    assert load_recipe("recipe.yaml").data.missing[-3:] == ("None", "-", "#N/A")
+    words = [(f"{n}", "large" if n == 7 else n % 10 / 4, "ab"[n % 2]) for n in range(40)]
+    new(
+        write("sizes.csv", "paid,size,kind", words), target="kind", overwrite=True
+    )  # a size stands for no missing number
+    assert load_recipe("recipe.yaml").data.missing is None
+
+
 def test_the_recipe_names_the_data_from_where_it_lies():
     new(houses(), out="deep/recipe.yaml")
     assert load_recipe("deep/recipe.yaml").data.table == "../houses.csv"

@@ -138,8 +138,8 @@ def test_a_few_words_among_numbers_are_named_with_their_lines(tmp_path):
     with pytest.raises(DataError) as error:
         table.check_numbers(["a"], {})
     assert str(error.value) == (
-        "`a` has numbers in 19 rows, and other text in 1: `?`, at `t.csv:21`. Correct them, leave the cell of a missing "
-        "number empty, or set `types: {a: category}`."
+        "`a` has numbers in 19 rows, and other text in 1: `?`, at `t.csv:21`. Correct them; or, where such "
+        "text stands for a missing number, leave its cell empty or add it to `data.missing`; or set `types: {a: category}`."
     )
     table.check_numbers(["a"], {"a": "category"})
     (tmp_path / "inf.csv").write_text("\n".join(["a", *map(str, range(20)), "inf"]))
