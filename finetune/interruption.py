@@ -3,9 +3,12 @@
 Within `stoppable` the first of them raises `Stopped` in the main thread, so that every `finally` tidies up. Training
 defers it to the end of a step: `with deferred()`, and a callback that asks `stopped`. A second signal ends the process
 at once, also while TensorFlow computes: a thread is told of it, since Python runs handlers only between two steps of
-its own.
+its own. Within an import that a library has begun in C, as TensorFlow does, an exception would be printed and lost:
+`Stopped` waits for the end of that import.
 """
 
+import dis
+import importlib
 import os
 import signal
 import sys
@@ -100,10 +103,40 @@ def stopped() -> Stopped | None:
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _state.stop is None:
         _state.stop, _state.since = Stopped(number), time.monotonic()
-        if not _state.deferred:
-            raise _state.stop
+        _raise(_state.stop, frame)
     elif time.monotonic() - _state.since >= _SAME_SIGNAL_SECONDS:
         _end_at_once(number)
+
+
+def _raise(stop: Stopped, frame: FrameType | None) -> None:
+    """Raises, unless that is deferred; where it would be lost, tries again in a hundredth of a second."""
+    if _state.deferred or _state.stop is not stop:
+        return
+    if not (hasattr(signal, "setitimer") and _is_imported_by_c(frame)):
+        raise stop
+    before = signal.getsignal(signal.SIGALRM)
+
+    def again(number: int, later: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, before)
+        _raise(stop, later)
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
+def _is_imported_by_c(frame: FrameType | None) -> bool:
+    """Whether code that runs is part of an import which neither an `import` statement nor `importlib` has begun."""
+    while frame and (caller := frame.f_back):
+        if _imports(frame) and not _imports(caller) and caller.f_code.co_filename != importlib.__file__:
+            begun_by = dis.opname[caller.f_code.co_code[caller.f_lasti]]
+            if begun_by != "IMPORT_NAME":
+                return True
+        frame = caller
+    return False
+
+
+def _imports(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 @contextmanager

@@ -1,4 +1,6 @@
+import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -29,6 +31,30 @@ def test_a_signal_raises_stopped_with_the_exit_code_of_shells(number, code, text
     assert (stop.value.exit_code, str(stop.value)) == (code, text)
     assert isinstance(stop.value, KeyboardInterrupt)
     assert signal.getsignal(number) is handler
+
+
+@pytest.mark.parametrize(("way", "is_whole"), [("statement", False), ("importlib", False), ("C", True)])
+def test_an_import_that_was_begun_in_c_is_finished_first(tmp_path, monkeypatch, way, is_whole):
+    """Unpickling imports a module by a call in C, as `tf.nest` does, where an exception would be printed and lost."""
+    name = f"stopped_in_{way}"
+    text = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.05)\nvalue = 1\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    ways = {
+        "statement": lambda: exec(f"import {name}"),
+        "importlib": lambda: importlib.import_module(name),
+        "C": lambda: pickle.loads(f"c{name}\nvalue\n.".encode()),
+    }
+    handler = signal.getsignal(signal.SIGALRM)
+
+    def work():
+        ways[way]()
+        time.sleep(1)
+
+    with pytest.raises(Stopped), stoppable():
+        work()
+    assert (name in sys.modules) == is_whole
+    assert signal.getsignal(signal.SIGALRM) is handler
 
 
 def test_what_was_kept_is_part_of_the_text():
