@@ -1,7 +1,7 @@
 """Lines of values in text files: CSV and TSV, in UTF-8, and what is said about files that are something else."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,12 @@ def delimited_rows(path: Path, delimiter: str, *, quotes: bool = True) -> Iterat
             characters like others.
 
     Raises:
-        DataError: It is not text in UTF-8, or its quotes do not match.
+        DataError: It is not text in UTF-8, a value ends in a NUL, or its quotes do not match.
     """
     check_text(path)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     with any_length(), open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
+        reader = csv.reader(_checked(file, path, delimiter), delimiter=delimiter, strict=True, quoting=quoting)
         begin = 1
         try:
             for row in reader:
@@ -85,6 +85,19 @@ def check_text(path: Path) -> None:
             f"Tables are text in UTF-8. `{path.name}` is in {encoding}. Convert it: `iconv -f {encoding} -t UTF-8 "
             f"{path.name} > utf8{path.suffix}`."
         )
+
+
+def _checked(lines: Iterable[str], path: Path, delimiter: str) -> Iterator[str]:
+    """Yields lines; refuses a value that ends in a NUL, which an array of texts drops."""
+    ends = ("\0\n", "\0\r", f"\0{delimiter}", '\0"')
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line and (line.endswith("\0") or any(end in line for end in ends)):
+            raise DataError(
+                f"Tables are text, whose values do not end in NUL characters. `{path.name}:{number}` has some after "
+                f"`{line[: line.index(chr(0))][-20:]}`. If the file is damaged, write it again; otherwise remove them: "
+                f"`tr -d '\\0' < {path.name} > clean{path.suffix}`."
+            )
+        yield line
 
 
 def not_utf8(path: Path) -> DataError:

@@ -237,6 +237,11 @@ def read_table(
     """
     path, missing = Path(path), MISSING if missing is None else missing
     if not path.is_file():
+        if path.is_dir():
+            raise DataError(
+                f"A table is a file. `{path}` is a folder. Name a file in it, or all with the same columns by "
+                f"`{path / '*.csv'}`; for folders of images write `data.images`, for sounds `data.audio`."
+            )
         others = sorted(other.name for other in path.parent.glob("*") if ending_of(other) in ENDINGS)
         raise DataError(
             f"The table `{path}` does not exist. `{path.parent}` holds {quote(others) or 'no tables'}."

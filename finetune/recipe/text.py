@@ -121,6 +121,8 @@ def _wording(error: yaml.MarkedYAMLError, text: str) -> str:
     # PyYAML's own words are: found character '\t' that cannot start any token.
     if "'\\t'" in str(error.problem):
         return "not valid YAML: a tab. Indent with spaces."
+    if "escape" in str(error.problem) or "hexadecimal" in str(error.problem):
+        return "not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes."
     if (mark := error.problem_mark) and (
         slices := _SLICE_AT_END.search(text.split("\n")[mark.line][: mark.column + 1])
     ):

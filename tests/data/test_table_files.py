@@ -131,6 +131,22 @@ def test_signs_for_a_missing_value_are_known_with_spaces_around_them_and_in_json
     assert read_table(tmp_path / "a.jsonl").column("a").kind == "number"
 
 
+def test_a_nul_is_refused_with_its_line_and_makes_no_category_of_numbers(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"a,b\n" + b"1,2.5\n" * 200 + b"1,\0\0\n")
+    with pytest.raises(DataError) as error:
+        read_table(tmp_path / "t.csv")
+    assert str(error.value) == (
+        "Tables are text, whose values do not end in NUL characters. `t.csv:202` has some after `1,`. If the file is damaged, write it again; "
+        "otherwise remove them: `tr -d '\\0' < t.csv > clean.csv`."
+    )
+
+
+def test_a_folder_is_no_table(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"A table is a file\. `.*photos` is a folder\. Name a file in it"):
+        read_table(tmp_path / "photos")
+
+
 def test_a_few_words_among_numbers_are_named_with_their_lines(tmp_path):
     rows = [f"{number}.5,{number:05d},x{number}" for number in range(19)]
     (tmp_path / "t.csv").write_text("a,zip,text\n" + "\n".join([*rows, "?,00020,y"]) + "\n")

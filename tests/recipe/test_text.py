@@ -73,6 +73,14 @@ def test_a_key_that_is_used_twice_is_reported_with_both_lines():
     ("text", "said"),
     [
         ("a:\n\t- 1\n", "2:1: not valid YAML: a tab. Indent with spaces."),
+        (
+            'a: "C:\\Users\\me"\n',
+            "1:9: not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes.",
+        ),
+        (
+            'a: "data\\my.csv"\n',
+            "1:10: not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes.",
+        ),
         ("a: [1\nb: 2\n", "2:2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got ':'."),
         ("a: 'x\n", "2:1: not valid YAML: while scanning a quoted scalar, found unexpected end of stream. Check the"),
         ("a: b: c", "1:5: not valid YAML: mapping values are not allowed here. Check the"),
