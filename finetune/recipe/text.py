@@ -123,9 +123,8 @@ def _wording(error: yaml.MarkedYAMLError, text: str) -> str:
         return "not valid YAML: a tab. Indent with spaces."
     if "escape" in str(error.problem) or "hexadecimal" in str(error.problem):
         return "not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes."
-    if (mark := error.problem_mark) and (
-        slices := _SLICE_AT_END.search(text.split("\n")[mark.line][: mark.column + 1])
-    ):
+    # By its index: YAML also counts lines at U+0085, U+2028 and `\r`.
+    if (mark := error.problem_mark) and (slices := _SLICE_AT_END.search(text[: mark.index + 1])):
         return f'not valid YAML: a slice is text. Put it in quotes: `"{slices[1]}"`.'
     explanation = ", ".join(part for part in (error.context, error.problem) if part)
     return f"not valid YAML: {explanation}. Check the indentation, quotes and brackets."

@@ -77,6 +77,7 @@ def test_a_key_that_is_used_twice_is_reported_with_both_lines():
             'a: "C:\\Users\\me"\n',
             "1:9: not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes.",
         ),
+        ("[\x85", "2:1: not valid YAML: while parsing a flow"),  # a line break of YAML alone
         (
             'a: "data\\my.csv"\n',
             "1:10: not valid YAML: in double quotes `\\` begins an escape. Write a path with `/`, or in single quotes.",
