@@ -11,7 +11,7 @@ from finetune.commands.check import check
 from finetune.commands.new_networks import SMALL, Network, choose_network, offers, placed
 from finetune.commands.new_strategy import Setup, strategy_lines
 from finetune.commands.new_tokenizer import make_tokenizer, tokenizer_name
-from finetune.commands.schema import write_schema_beside
+from finetune.commands.schema import SCHEMA_FILE, write_schema_beside
 from finetune.data.column_survey import SPLITS, ColumnSurvey
 from finetune.data.survey import DataSurvey, survey
 from finetune.data.table_head import MISSING
@@ -122,12 +122,13 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         *_data_lines(found, chosen, network, out, tokenizer),
         *strategy_lines(setup),
     ]
-    _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
-    return [*notes, f"written: {out}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
+    beside = _write(out, "\n".join(map(_aligned, lines)) + "\n", network, tokenizer)
+    more = f", and beside it {quote(beside)}" if beside else ""
+    return [*notes, f"written: {out}{more}", *(f"  {command:<48} {meaning}" for command, meaning in commands)]
 
 
-def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, int] | None) -> None:
-    """Writes the recipe, the schema and the tokenizer, unless the recipe is not valid."""
+def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, int] | None) -> list[str]:
+    """Writes the recipe, the schema and the tokenizer, unless the recipe is not valid; returns the names beside it."""
     allowed = [network.allow_code] if network.allow_code else []
     made = out.with_name(tokenizer_name(out))
     if tokenizer:
@@ -142,6 +143,7 @@ def _write(out: Path, text: str, network: Network, tokenizer: tuple[str, int, in
             if tokenizer:
                 made.unlink(missing_ok=True)
             raise type(error)(str(error).replace(str(temporary), str(out))) from error
+    return [*([made.name] if tokenizer else []), *([SCHEMA_FILE] if first else [])]
 
 
 def _commands(out: Path, network: Network) -> list[tuple[str, str]]:

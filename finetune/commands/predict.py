@@ -69,7 +69,7 @@ def predict(
             problems += [prediction] if prediction.problem else []
             advance()
         if not count:
-            raise FinetuneError("There must be a row to predict. The inputs hold none.")
+            raise FinetuneError(f"There must be a row to predict. Received none, from {quote(inputs)}.")
         if len(problems) == count:
             raise DataError(f"None of the {count:,} rows can be read. The first: {problems[0].problem}")
     if console and problems:

@@ -119,6 +119,8 @@ def _problem(key: str, path: Path) -> str:
         there = quote(f"{path.name}-{step}" for step in sorted(steps, reverse=True))
         return f"does not exist: `{path}`. The names of the checkpoints there end in their steps: {there}."
     alike = [*prefixes, *(name for name in _names(folder) if Path(name).suffix == path.suffix)]
+    if "\\" in path.name:  # a path of Windows is a single name elsewhere
+        return f"does not exist: `{path}`. Folders are written with `/`."
     return f"does not exist: `{path}`.{did_you_mean(path.name, alike) or _has(folder, path.suffix)}"
 
 

@@ -62,7 +62,7 @@ def test_a_table_becomes_a_recipe_that_says_what_each_key_does():
         "predicted: `price`, a number, from all other columns, without `id`",
     ]
     assert said[-5:] == [
-        "written: recipe.yaml",
+        "written: recipe.yaml, and beside it `recipe.schema.json`",
         f"  {'finetune data recipe.yaml':<48} what was understood of the data?",
         f"  {'finetune plan recipe.yaml':<48} what will happen to every weight?",
         f"  {'finetune check --deep recipe.yaml':<48} can every row be read, and how long will it take?",

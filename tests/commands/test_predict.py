@@ -65,7 +65,7 @@ def test_inputs_of_which_no_row_can_be_read_leave_no_file(run, tmp_path):
 
 
 def test_inputs_without_a_row_and_other_formats_are_refused(run, tmp_path):
-    with pytest.raises(FinetuneError, match="The inputs hold none"):
+    with pytest.raises(FinetuneError, match=f"Received none, from `{tmp_path}`"):
         predict(run, [tmp_path], streams=(io.StringIO(), io.StringIO()))
     with pytest.raises(FinetuneError, match=r"written as `jsonl`, `csv`. Received: `xml`"):
         predict(run, ["-"], format="xml")

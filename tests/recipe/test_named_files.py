@@ -42,6 +42,7 @@ def test_files_that_are_there_are_not_told(missing):
         ({"model": {"hub": "./nothing"}}, "`model.hub` does not exist: `HERE/nothing`."),
         ({"data": {"npz": "x.npz"}}, "`data.npz` does not exist: `HERE/x.npz`. `HERE` holds `digits.npz`, "),
         ({"data": {"npz": "a/digits.npz"}}, "`data.npz` does not exist: `HERE/a/digits.npz`. The nearest folder that exists is `HERE`. There is `HERE/digits.npz`, if it was moved: `--set data.npz=HERE/digits.npz`."),
+        ({"data": {"npz": r"C:\Users\me\digits.npz"}}, "`data.npz` does not exist: `HERE/C:\\Users\\me\\digits.npz`. Folders are written with `/`."),
         ({"data": {"npz": "a" * 300}}, "`data.npz` "),
     ],
 )  # fmt: skip
