@@ -3,8 +3,8 @@
 Within `stoppable` the first of them raises `Stopped` in the main thread, so that every `finally` tidies up. Training
 defers it to the end of a step: `with deferred()`, and a callback that asks `stopped`. A second signal ends the process
 at once, also while TensorFlow computes: a thread is told of it, since Python runs handlers only between two steps of
-its own. Within an import that a library has begun in C, as TensorFlow does, an exception would be printed and lost:
-`Stopped` waits for the end of that import.
+its own. TensorFlow prints and loses an exception that comes in the middle of some of its functions in C++, or in an
+import that those have begun, or makes another one of it. So `Stopped` waits, for a second at most, for other code.
 """
 
 import dis
@@ -23,6 +23,8 @@ from types import FrameType
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # Wrappers such as `uv run` pass on a Ctrl-C that the terminal has sent to all processes: it arrives twice, at once.
 _SAME_SIGNAL_SECONDS = 0.3
+_LONGEST_WAIT_SECONDS = 1.0
+_TENSORFLOW = f"{os.sep}tensorflow{os.sep}python{os.sep}"
 
 
 class Stopped(KeyboardInterrupt):
@@ -112,7 +114,8 @@ def _raise(stop: Stopped, frame: FrameType | None) -> None:
     """Raises, unless that is deferred; where it would be lost, tries again in a hundredth of a second."""
     if _state.deferred or _state.stop is not stop:
         return
-    if not (hasattr(signal, "setitimer") and _is_imported_by_c(frame)):
+    waits = hasattr(signal, "setitimer") and time.monotonic() < _state.since + _LONGEST_WAIT_SECONDS
+    if not (waits and frame and (_TENSORFLOW in frame.f_code.co_filename or _is_imported_by_c(frame))):
         raise stop
     before = signal.getsignal(signal.SIGALRM)
 

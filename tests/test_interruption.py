@@ -57,6 +57,22 @@ def test_an_import_that_was_begun_in_c_is_finished_first(tmp_path, monkeypatch, 
     assert signal.getsignal(signal.SIGALRM) is handler
 
 
+@pytest.mark.parametrize(("seconds", "is_whole"), [(0.2, True), (3, False)])
+def test_a_function_of_tensorflow_is_finished_first_unless_it_takes_long(tmp_path, seconds, is_whole):
+    """What TensorFlow calls in C++ may lose an exception, so the place of the code counts."""
+    path, done = tmp_path / "tensorflow" / "python" / "nest.py", []
+    text = "import os, time\nos.kill(os.getpid(), 15)\nwhile time.monotonic() < end: pass\ndone.append(1)"
+    code = compile(text, path, "exec")
+
+    def work():
+        exec(code, {"done": done, "end": time.monotonic() + seconds})
+        time.sleep(1)
+
+    with pytest.raises(Stopped), stoppable():
+        work()
+    assert done == [1] * is_whole
+
+
 def test_what_was_kept_is_part_of_the_text():
     stop = Stopped(signal.SIGINT)
     stop.kept = "The weights are in `a`."
