@@ -126,13 +126,18 @@ def as_rows(array: Any) -> Rows:
     That is a copy, since an array may be written later, but for a read-only one of `aligned_array`.
 
     Raises:
-        DataError: The array has no rows.
+        DataError: The array has no rows, or a type that TensorFlow does not have.
     """
     if isinstance(array, Rows):
         return array
     if isinstance(array, tf.Tensor):
         return tensor_rows(array)
     array = array if isinstance(array, np.memmap) else np.asarray(array)
+    if array.dtype.kind in "mMV":
+        raise DataError(
+            f"Rows are numbers, truth values or text. Received an array of type `{array.dtype}`. Convert dates and "
+            "times to numbers first, such as days since a date: `dates.astype('datetime64[D]').astype('float32')`."
+        )
     if not array.ndim or not len(array):
         raise DataError(
             f"Training batches need rows. Received an array of shape {array.shape}. Its first axis must count the rows."

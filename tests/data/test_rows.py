@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from finetune.data.batches import training_batches
-from finetune.data.rows import file_rows
+from finetune.data.rows import as_rows, file_rows
 from finetune.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(11, 3)).astype("float32")
@@ -52,3 +52,9 @@ def test_a_file_larger_than_memory_is_trained_on_and_is_no_constant_of_the_graph
 def test_what_has_no_rows_is_refused():
     with pytest.raises(DataError, match=r"^Training batches need rows. Received an array of shape \(0, 3\)"):
         training_batches(X[:0], Y[:0], batch_size=4)
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "timedelta64[D]", [("a", "f4"), ("b", "i4")]])
+def test_dates_and_records_are_no_rows(dtype):
+    with pytest.raises(DataError, match=r"Rows are numbers, truth values or text. Received an array of type"):
+        as_rows(np.zeros(3, dtype))
