@@ -17,9 +17,9 @@ from finetune.results.run_documents import fault_in_run, read_recipe_of_run
 from finetune.training.checkpoints.checkpoint_file import read_newest
 from finetune.training.checkpoints.content import REMOVE
 
-# Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
 # What the recipe in the folder of an older run says otherwise and means the same (`recipe.loader`): key, was, now.
 _OF_OLDER_RUNS = (("train.kernels", "nothing", "exact"), ("data.split.test", TEST_SHARE, "nothing"))
+# Keys of `train` that decide what is written, or hold for a later change alone, and not what is trained.
 FREE = (
     "format",
     *(

@@ -285,33 +285,24 @@ def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
 
 def _said_of_values(found: DataSurvey, chosen: _Chosen) -> list[str]:
     """Returns sentences about values that are read otherwise than the user may think."""
-    assert chosen.target
-    texts = [each for each in found.columns if each.name in chosen.exclude and each.example]
-    shown = ", ".join(f"`{each.name}` (such as `{each.example[:40]}`)" for each in texts[:6])
-    target = chosen.target
-    return [
-        *(
-            f"note: `{word}` in `{name}` is taken for a missing number (`data.missing`)"
-            for word, name in found.placeholders.items()
-        ),
-        *(
-            [
-                f"note: {shown}: most rows have a value of their own. Dates are text, and so are numbers with units, "
-                "signs of a currency or separators of thousands, and columns with words among numbers: write plain "
-                "numbers where the network is to see them"
-            ]
-            if texts
-            else []
-        ),
-        *(
-            [
-                f"note: every row needs a target, and `{target.name}` has none in {target.missing:,} of "
-                f"{found.rows:,} rows: remove these rows, or fill them in, before the recipe runs"
-            ]
-            if target.missing
-            else []
-        ),
+    notes = [
+        f"note: `{word}` in `{name}` is taken for a missing number (`data.missing`)"
+        for word, name in found.placeholders.items()
     ]
+    texts = [each for each in found.columns if each.name in chosen.exclude and each.example]
+    if texts:
+        shown = ", ".join(f"`{each.name}` (such as `{each.example[:40]}`)" for each in texts[:6])
+        notes.append(
+            f"note: {shown}: most rows have a value of their own. Dates are text, and so are numbers with units, signs "
+            "of a currency or separators of thousands, and columns with words among numbers: write plain numbers where "
+            "the network is to see them"
+        )
+    if (target := chosen.target) and target.missing:
+        notes.append(
+            f"note: every row needs a target, and `{target.name}` has none in {target.missing:,} of {found.rows:,} "
+            "rows: remove these rows, or fill them in, before the recipe runs"
+        )
+    return notes
 
 
 # -- The text ---------------------------------------------------------------------------------------------------------

@@ -150,9 +150,7 @@ def test_marks_for_missing_numbers_are_written_down_and_what_is_not_looked_at_is
     ]
     assert load_recipe("recipe.yaml").data.missing[-3:] == ("None", "-", "#N/A")
     words = [(f"{n}", "large" if n == 7 else n % 10 / 4, "ab"[n % 2]) for n in range(40)]
-    new(
-        write("sizes.csv", "paid,size,kind", words), target="kind", overwrite=True
-    )  # a size stands for no missing number
+    new(write("sizes.csv", "paid,size,kind", words), target="kind", overwrite=True)  # `large` is no missing number
     assert load_recipe("recipe.yaml").data.missing is None
 
 
