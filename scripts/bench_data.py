@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Measures how fast images are read from disk, beside other systems, and how much memory that takes.
 
-Photographs are made first: smooth colours with noise, 320 x 240 pixels, as JPEG, in two class folders; beyond a
-thousand they are further names of the first thousand files. Each system shuffles them, resizes them to 224 x 224 and
-makes batches of 32, in a process of its own; processes take turns. Images per second of processor time stand beside
-those by the clock, which other work on the machine changes. The second and third epoch are measured. Start-up and peak
-memory are measured for more and more images.
+Photographs are made first: smooth colours with noise, 320 x 240 pixels or as `--pixels` says, as JPEG, in two class
+folders; beyond a thousand they are further names of the first thousand files. Each system shuffles them, resizes them
+to 224 x 224 and makes batches of 32, in a process of its own; processes take turns. Images per second of processor time
+stand beside those by the clock, which other work on the machine changes. The second and third epoch are measured.
+Start-up and peak memory are measured for more and more images.
 
 Grain and PyTorch's DataLoader, which decode with Pillow, are measured by the Python of an environment that has them:
 `pip install grain torch pillow numpy`.
 
     python scripts/bench_data.py                                        # 1,000 images
+    python scripts/bench_data.py --pixels 500 375                       # of another size: that of many in ImageNet
     python scripts/bench_data.py --peers /tmp/peers/bin/python          # beside Grain and PyTorch
     python scripts/bench_data.py --rounds 0 --memory 1000 100000 1000000 --read 3000  # start and memory alone
 """
@@ -38,13 +39,13 @@ PEERS = ("Grain", "PyTorch DataLoader")
 DIFFERENT = 1000  # images; others are further names of them
 
 
-def make_images(folder: Path, count: int) -> Path:
+def make_images(folder: Path, count: int, width: int, height: int) -> Path:
     """Writes JPEG files into `folder/<class>`; those that are there already stay."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(0)
-    noise = random.integers(0, 40, (240, 320, 3), dtype=np.uint8)
+    noise = random.integers(0, 40, (height, width, 3), dtype=np.uint8)
     for number in range(count):
         path = folder / "ab"[number % 2] / f"{number:06}.jpg"
         if path.exists():
@@ -53,7 +54,7 @@ def make_images(folder: Path, count: int) -> Path:
         if number >= DIFFERENT:
             os.link(folder / "ab"[number % 2] / f"{number % DIFFERENT:06}.jpg", path)
             continue
-        ramp = np.linspace(0, 150 + number % 60, 320, dtype=np.uint8)[:, np.newaxis]
+        ramp = np.linspace(0, 150 + number % 60, width, dtype=np.uint8)[:, np.newaxis]
         Image.fromarray(np.roll(noise, number, axis=1) + ramp).save(path, quality=85)
     return folder
 
@@ -168,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the tables, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000, help="images (default %(default)s)")
+    parser.add_argument("--pixels", type=int, nargs=2, default=[320, 240], help="width and height (default 320 240)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (default %(default)s)")
     parser.add_argument("--memory", type=int, nargs="*", default=[], help="numbers of images to measure the memory of")
     parser.add_argument("--read", type=int, help="how many of them are read then (default: all)")
@@ -182,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary)
         if options.rounds:
-            folder = make_images(root / str(options.images), options.images)
+            folder = make_images(root / str(options.images), options.images, *options.pixels)
             rounds = [
                 {system: in_a_process(system, folder, options.images, python) for system, python in pythons.items()}
                 for _ in range(options.rounds)
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n| images | processor seconds to know them, at first | then | peak memory, MB |\n|--:|--:|--:|--:|")
             os.environ["XDG_CACHE_HOME"] = temporary  # what is kept of the heads of files
         for count in options.memory:
-            folder = make_images(root / str(count), count)
+            folder = make_images(root / str(count), count, *options.pixels)
             first, second = (in_a_process("finetune", folder, min(options.read or count, count)) for _ in range(2))
             start = [f"{each['start_seconds']:.1f}" for each in (first, second)]
             peak = max(first["peak_mb"], second["peak_mb"])

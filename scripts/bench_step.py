@@ -167,8 +167,9 @@ def table(figures: Sequence[Figure]) -> str:
     rows = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
     for f in figures:
         low, high = f.spread
-        start = f"{f.startup_cpu_seconds or 0:.1f} | {f.import_cpu_seconds or 0:.1f}"
-        step = f"{f.ratio:.2f}x | {low:.2f}-{high:.2f} | {start} | {f.peak_rss_mb or 0:.0f} | {f.operations or ''}"
+        measured = (f.startup_cpu_seconds, ".1f"), (f.import_cpu_seconds, ".1f"), (f.peak_rss_mb, ".0f")
+        start = " | ".join("" if figure is None else format(figure, form) for figure, form in measured)
+        step = f"{f.ratio:.2f}x | {low:.2f}-{high:.2f} | {start} | {f.operations or ''}"
         rows.append(f"| {f.workload} | {f.system} | {f.groups} | {step} |")
     return "\n".join([*rows, "", f"On {machine()}."])
 

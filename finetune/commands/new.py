@@ -289,7 +289,14 @@ def _said_of_values(found: DataSurvey, chosen: _Chosen) -> list[str]:
         f"note: `{word}` in `{name}` is taken for a missing number (`data.missing`)"
         for word, name in found.placeholders.items()
     ]
-    texts = [each for each in found.columns if each.name in chosen.exclude and each.example]
+    without = [each for each in found.columns if each.name in chosen.exclude]
+    notes += [
+        f"note: `{each.name}` is left out, since it has other text than numbers: {each.strays}. Correct that, "
+        "or empty these cells where it stands for a missing number, and call this command again with `--overwrite`"
+        for each in without
+        if each.strays
+    ]
+    texts = [each for each in without if each.example and not each.strays]
     if texts:
         shown = ", ".join(f"`{each.name}` (such as `{each.example[:40]}`)" for each in texts[:6])
         notes.append(

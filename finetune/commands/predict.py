@@ -57,7 +57,8 @@ def predict(
     fine_tuned = load(run, checkpoint=checkpoint, allow_code=allow_code)
     if console and fine_tuned.weights:
         console.print(f"the weights {printable(fine_tuned.weights)}", markup=False, highlight=False)
-    chunks = fine_tuned.read(inputs, size=batch_size, lines=source)
+    without_rows: list[str] = []
+    chunks = fine_tuned.read(inputs, size=batch_size, lines=source, without_rows=without_rows)
     every = fine_tuned.predictions(chunks, top=top, threshold=threshold, skip=on_error == "skip")
     problems: list[Prediction] = []
     count = 0
@@ -72,6 +73,8 @@ def predict(
             raise FinetuneError(f"There must be a row to predict. Received none, from {quote(inputs)}.")
         if len(problems) == count:
             raise DataError(f"None of the {count:,} rows can be read. The first: {problems[0].problem}")
+    if console and without_rows:
+        console.print(f"warning: no rows in {quote(without_rows)}", markup=False, highlight=False)
     if console and problems:
         shown = ", ".join(f"`{each.place}`" for each in problems[:5])
         more = f" and {len(problems) - 5:,} more" if len(problems) > 5 else ""

@@ -56,7 +56,9 @@ def typed_column(column: Any, missing: Sequence[str]) -> ArrowColumn | None:
     if not (types.is_integer(kind) or types.is_float32(kind) or types.is_float64(kind)) or any(map(is_finite, missing)):
         return None
     values = np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
-    if np.isinf(values).any() or np.isnan(values).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite_sum = len(values) and np.isfinite(values.sum())  # one pass, which settles it for most columns
+    if not is_finite_sum and (np.isinf(values).any() or np.isnan(values).all()):
         return None
     return ArrowColumn(True, lambda: (values, ()))
 

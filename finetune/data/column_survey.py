@@ -36,6 +36,7 @@ class ColumnSurvey:
         repeats: Whether it is text although most of its values occur several times.
         missing: Rows without a value.
         example: Its first value.
+        strays: What is no number in a column of almost nothing but numbers, with places; empty where there is none.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ColumnSurvey:
     repeats: bool = False
     missing: int = 0
     example: str = ""
+    strays: str = ""
 
 
 def is_placeholder(text: str) -> bool:

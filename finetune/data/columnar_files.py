@@ -189,7 +189,8 @@ def _open_feather_columns(path: Path) -> ColumnarFile:
     def read(name: str) -> Iterator[Any]:
         place = schema.names.index(name)
         yield _no_rows([schema.field(place)]).column(0)
-        options = pa.ipc.IpcReadOptions(included_fields=[place])
+        # Threads would share out the columns of a batch, and starting them takes longer than unpacking one.
+        options = pa.ipc.IpcReadOptions(included_fields=[place], use_threads=False)
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source, options=options) as file:
             for number in range(file.num_record_batches):
                 yield file.get_batch(number).column(0)

@@ -9,7 +9,7 @@ import statistics
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,7 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     if placeholders:
         table = read_tables(paths, (*MISSING, *placeholders))
     rows = len(table)
-    columns = with_repeated_texts([survey_of_column(table.columns[name], rows) for name in table.columns])
+    columns = with_repeated_texts([_survey_of_column(table, name) for name in table.columns])
     said = f"a table of {rows:,} rows and {counted(len(columns), 'column')}"
     images = [table.columns[column.name].values for column in columns if column.kind == "image"]
     folder = Path(source["table"]).parent
@@ -251,6 +251,16 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
     about: dict[str, Any] = {"is_split": "test_table" in source, "has_validation": "validation_table" in source}
     about["placeholders"] = placeholders
     return DataSurvey("table", dict(source), said, rows, shape=shape, columns=columns, **about)
+
+
+def _survey_of_column(table: Table, name: str) -> ColumnSurvey:
+    column = table.columns[name]
+    of = survey_of_column(column, len(table))
+    strays = table.strays(column) if of.kind == "id" else ()
+    if not len(strays):
+        return of
+    words = quote(dict.fromkeys(column.values[strays].tolist()), limit=3)
+    return replace(of, strays=f"{words} in {counted(len(strays), 'row')}, at {table.places_of(strays)}")
 
 
 def _placeholders(table: Table) -> dict[str, str]:

@@ -328,8 +328,12 @@ def _of_arrow(name: str, column: ArrowColumn) -> Column:
     values, words = column.make()
     if not column.is_number:
         return Column(name, "text", values, missing_words=words)
-    # NaN is unlike itself.
-    return Column(name, "number", values, bool((values == np.rint(values)).all()), words, column.has_commas)
+    return Column(name, "number", values, _are_whole(values), words, column.has_commas)
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    # NaN is unlike itself. The first numbers mostly show fractions, in a hundredth of the time that all take.
+    return all((part == np.rint(part)).all() for part in (values[:LOOKED_AT], values[LOOKED_AT:]))
 
 
 def _read_delimited(path: Path, delimiter: str, missing: Sequence[str], quotes: bool, decimal: str) -> Table:

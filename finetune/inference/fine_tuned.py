@@ -149,7 +149,12 @@ class FineTuned:
         return export(self, format, out, quantize=quantize, data=data, allow_code=allow_code)
 
     def read(
-        self, inputs: Sequence[str | Path], *, size: int | None = None, lines: TextIO | None = None
+        self,
+        inputs: Sequence[str | Path],
+        *,
+        size: int | None = None,
+        lines: TextIO | None = None,
+        without_rows: list[str] | None = None,
     ) -> Iterator[RawRows]:
         """Reads raw rows.
 
@@ -157,9 +162,10 @@ class FineTuned:
             inputs: Files, folders, or `-`.
             size: Rows of a chunk at most, >= 1; by default 32 images, sounds or arrays, or 512 other rows.
             lines: What `-` reads.
+            without_rows: Gets the names of those that hold none, when all has been read.
         """
-        size = size or self._chunk
-        return read_raw_rows(inputs, size=size, form=self.record.text_form, lines=lines)
+        form = self.record.text_form
+        return read_raw_rows(inputs, size=size or self._chunk, form=form, lines=lines, without_rows=without_rows)
 
     def predictions(
         self, chunks: Iterable[RawRows], *, top: int = 3, threshold: float | None = None, skip: bool = False

@@ -59,7 +59,12 @@ class RawRows:
 
 
 def read_raw_rows(
-    inputs: Sequence[str | Path], *, size: int = ROWS, form: TextForm = AS_FOUND, lines: TextIO | None = None
+    inputs: Sequence[str | Path],
+    *,
+    size: int = ROWS,
+    form: TextForm = AS_FOUND,
+    lines: TextIO | None = None,
+    without_rows: list[str] | None = None,
 ) -> Iterator[RawRows]:
     """Reads rows from the places that a command line names, in their order.
 
@@ -69,6 +74,7 @@ def read_raw_rows(
         size: Rows of a chunk at most, >= 1.
         form: How values are written in tables that are text.
         lines: What `-` reads.
+        without_rows: Gets the names of those that hold none, when all has been read.
 
     Raises:
         DataError: There is no such file, or it is of a kind that is not read.
@@ -76,20 +82,25 @@ def read_raw_rows(
     check_exist(inputs)
     inputs = [file for each in inputs for file in (matching_files([each], "files") if is_pattern(each) else [each])]
     _check_kinds(inputs)
+    without_rows = [] if without_rows is None else without_rows
     pending: list[Path] = []  # files that are rows, which share chunks
     for each in inputs:
-        path = Path(each)
+        path, is_empty = Path(each), True
         if str(each) != "-" and (path.is_dir() or path.suffix.lower() in (*IMAGES, *SOUNDS)):
             for file in _files_in(path) if path.is_dir() else (path,):
+                is_empty = False
                 pending.append(file)
                 if len(pending) == size:
                     yield _of_files(pending)
                     pending = []
-            continue
-        if pending:
-            yield _of_files(pending)
-            pending = []
-        yield from _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, form)
+        else:
+            if pending:
+                yield _of_files(pending)
+                pending = []
+            for rows in _of_lines(lines or (), size) if str(each) == "-" else _of_file(path, size, form):
+                is_empty = False
+                yield rows
+        without_rows += [str(each)] if is_empty else []
     if pending:
         yield _of_files(pending)
 

@@ -154,6 +154,18 @@ def test_marks_for_missing_numbers_are_written_down_and_what_is_not_looked_at_is
     assert load_recipe("recipe.yaml").data.missing is None
 
 
+def test_a_column_of_numbers_that_is_left_out_for_a_few_words_is_told_with_these():
+    rows = [(f"{n / 4} mm" if n in (7, 30) else n / 4, n % 7, "ab"[n % 2]) for n in range(40)]
+    said = new(write("sizes.csv", "size,week,kind", rows))
+    assert said[1:3] == [
+        "predicted: `kind`, a class, from all other columns, without `size`",
+        "note: `size` is left out, since it has other text than numbers: `1.75 mm`, `7.5 mm` in 2 rows, at `sizes.csv:9`, "
+        "`sizes.csv:32`. Correct that, or empty these cells where it stands for a missing number, and call this command "
+        "again with `--overwrite`",
+    ]
+    assert not [line for line in said if "value of their own" in line]
+
+
 def test_the_recipe_names_the_data_from_where_it_lies():
     new(houses(), out="deep/recipe.yaml")
     assert load_recipe("deep/recipe.yaml").data.table == "../houses.csv"

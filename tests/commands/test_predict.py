@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
 import finetune
 from finetune.commands.predict import predict
@@ -62,6 +63,14 @@ def test_inputs_of_which_no_row_can_be_read_leave_no_file(run, tmp_path):
     with pytest.raises(DataError, match=r"None of the 2 rows can be read. The first: The network takes"):
         predict(run, [tmp_path / "bad.npy"], out=tmp_path / "a.csv", on_error="skip")
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_inputs_without_rows_beside_others_are_named(run, tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 2)))
+    (tmp_path / "photos").mkdir()
+    told, inputs = io.StringIO(), [tmp_path / "none.npy", run.parent / "rows.npz", tmp_path / "photos"]
+    predict(run, inputs, console=Console(file=told, width=1000), streams=(io.StringIO(), io.StringIO()))
+    assert told.getvalue() == f"warning: no rows in `{tmp_path / 'none.npy'}`, `{tmp_path / 'photos'}`\n"
 
 
 def test_inputs_without_a_row_and_other_formats_are_refused(run, tmp_path):

@@ -146,6 +146,13 @@ def test_a_fine_pattern_becomes_its_mean_and_not_a_coarse_pattern(save):
     np.testing.assert_allclose(pixels(save("a.png", stripes), size=(8, 8))[1:-1, 1:-1], 100, atol=3)
 
 
+def test_an_axis_that_grows_beside_one_that_shrinks_is_smooth(save):
+    stripes = np.zeros((4, 64, 3), "uint8")
+    stripes[:, ::2] = np.array([0, 60, 120, 180]).reshape(4, 1, 1)
+    rows = pixels(save("a.png", stripes), size=(8, 8), resize="stretch")[:, 2, 0]
+    np.testing.assert_allclose(rows, np.array([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]) * 30, atol=2)
+
+
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("resize", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("shape", [(640, 480), (97, 211), (1500, 700)])
