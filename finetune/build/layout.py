@@ -36,7 +36,7 @@ from finetune.models.hub import check_gradients
 from finetune.models.output_names import by_output_name
 from finetune.optimizers.cooldown import cooldown_start
 from finetune.planning.extreme_settings import advice_on_extremes
-from finetune.planning.plan import GroupSettings, Plan, make_plan
+from finetune.planning.plan import GroupSettings, Plan, advice_on_statistics, make_plan
 from finetune.pretrained.restore import RestoreReport
 from finetune.recipe.error_places import located_at
 from finetune.recipe.groups import Strategy
@@ -223,6 +223,7 @@ def _lay_out(
     plan = replace(plan, native=native, advice=advice)
     if shows_phases(recipe):
         plan = with_phases(plan, model, groups, phases, settings, [(part.epochs, part.steps) for part in lengths])
+    plan = replace(plan, advice=(*plan.advice, *advice_on_statistics(plan, tree)))
 
     # In this order: `compile` notes which variables are trainable, and the optimizer of a group belongs to one model.
     freeze(model, groups)

@@ -256,8 +256,7 @@ def survey_of_tables(source: Mapping[str, Path]) -> DataSurvey:
 def _survey_of_column(table: Table, name: str) -> ColumnSurvey:
     column = table.columns[name]
     of = survey_of_column(column, len(table))
-    strays = table.strays(column) if of.kind == "id" else ()
-    if not len(strays):
+    if of.kind != "id" or not len(strays := table.strays(column)):
         return of
     words = quote(dict.fromkeys(column.values[strays].tolist()), limit=3)
     return replace(of, strays=f"{words} in {counted(len(strays), 'row')}, at {table.places_of(strays)}")

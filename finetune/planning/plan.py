@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from finetune.errors import counted, quote
-from finetune.groups.batch_norm import BATCH_NORM_MODES, is_batch_norm
+from finetune.groups.batch_norm import BATCH_NORM_MODES, UPDATES_STATISTICS, is_batch_norm
 from finetune.groups.frozen_by import QUANTIZED
 from finetune.groups.layer_tree import LayerTree, Leaf
 from finetune.groups.selectors import LayerGroup
@@ -173,9 +173,33 @@ def make_plan(
         *_advice_on_rates(rows, peaks, depth),
         *_advice_on_frozen(rows),
         *_advice_on_frozen_by(rows, settings),
-        *_advice_on_statistics(tree, rows, steps),
     )
     return Plan(rows, tuple(group.name for group in groups), steps, advice)
+
+
+def advice_on_statistics(plan: Plan, tree: LayerTree) -> Iterator[str]:
+    """Says which layers will evaluate with moving statistics that the run is too short to fill.
+
+    Args:
+        plan: The plan, with the phases of the run.
+        tree: The layer tree of its model.
+    """
+    shares: dict[str, float] = {}
+    for leaf, row in zip(tree.leaves, plan.weights, strict=True):
+        parts = {part.removeprefix("then ") for part in (row.batch_normalization or "").split(", ")}
+        updates = "statistics updated" in parts or parts & {*UPDATES_STATISTICS}  # always, or in some phases
+        if updates and is_batch_norm(leaf) and leaf.variable is leaf.owner.moving_mean:
+            # Those that a builder loaded are not restored, either, and are not 0.
+            is_initial = row.restored_from is None and not np.any(np.asarray(leaf.variable))
+            share = leaf.owner.momentum**plan.steps if is_initial else 0.0
+            shares |= {leaf.layer: share} if share > _INITIAL_SHARE else {}
+    if shares:
+        yield (
+            "Evaluation and prediction use the moving statistics of BatchNormalization, which at the end of the "
+            f"{counted(plan.steps, 'step')} of the run will still be to {max(shares.values()):.0%} what they begin "
+            f"with, in {counted(len(shares), 'layer')}: {quote(shares, limit=3)}. Lower their `momentum`, such as to "
+            "0.9, train for longer, or estimate them again after training, with `finetune run --recalibrate`."
+        )
 
 
 def _batch_normalization(leaf: Leaf, *, frozen: bool) -> str | None:
@@ -246,21 +270,3 @@ def _advice_on_frozen_by(rows: Sequence[PlannedWeight], settings: Mapping[str, G
             parts = [f"{len(names)} {reason} ({quote(names, limit=3)})" for reason, names in kept.items()]
             opens = " `frozen: false` in the group trains them." if kept.keys() != {QUANTIZED} else ""
             yield f"Weights of group `{name}` that do not train: {', '.join(parts)}.{opens}"
-
-
-def _advice_on_statistics(tree: LayerTree, rows: Sequence[PlannedWeight], steps: int) -> Iterator[str]:
-    """Says which layers will evaluate with moving statistics that training is too short to fill."""
-    shares: dict[str, float] = {}
-    for leaf, row in zip(tree.leaves, rows, strict=True):
-        if row.batch_normalization == BATCH_NORM_MODES["train"] and leaf.variable is leaf.owner.moving_mean:
-            # Those that a builder loaded are not restored, either, and are not 0.
-            is_initial = row.restored_from is None and not np.any(np.asarray(leaf.variable))
-            share = leaf.owner.momentum**steps if is_initial else 0.0
-            shares |= {leaf.layer: share} if share > _INITIAL_SHARE else {}
-    if shares:
-        yield (
-            f"Evaluation and prediction use the moving statistics of BatchNormalization, which at the end of the "
-            f"{counted(steps, 'step')} of the run will still be to {max(shares.values()):.0%} what they begin with, in "
-            f"{counted(len(shares), 'layer')}: {quote(shares, limit=3)}. Lower their `momentum`, such as to 0.9, train "
-            "for longer, or estimate them again after training, with `finetune run --recalibrate`."
-        )

@@ -19,7 +19,7 @@ from finetune.errors import GroupError, TrainingError, counted, did_you_mean, qu
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.rate_spacing import check_rate, rates_by_group
 from finetune.planning.joined_optimizer import join_optimizers
-from finetune.planning.plan import Plan, make_plan
+from finetune.planning.plan import Plan, advice_on_statistics, make_plan
 from finetune.training.callbacks import LearningRateLogger, ProgressLine, progress_bar
 from finetune.training.fit_result import EpochRows, FitResult
 from finetune.training.fitting_loss import fitting_loss
@@ -225,10 +225,11 @@ class FineTuner:
         if searches:
             self._console(settings).print(f"note: {search_sentence(total, None)}", highlight=False, markup=False)
         of_groups = {name: replace(self._settings[name], learning_rate=rate, peak=rate) for name, rate in rates.items()}
-        plan = make_plan(layer_tree(self.model), self.groups, of_groups, steps=total)
+        tree = layer_tree(self.model)
+        plan = make_plan(tree, self.groups, of_groups, steps=total)
         plan = with_phases(plan, self.model, self.groups, phases, of_groups, lengths)
         # A network that is passed here has its weights: where they come from is not known, and nothing is advised.
-        advice = tuple(line for line in plan.advice if "restored" not in line)
+        advice = (*(line for line in plan.advice if "restored" not in line), *advice_on_statistics(plan, tree))
         return replace(plan, advice=advice, phases=plan.phases if len(phases) > 1 else ())
 
     def fit(

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ from keras import layers
 from finetune.groups.layer_tree import layer_tree
 from finetune.groups.selectors import Selector, resolve_groups
 from finetune.optimizers.schedules import exponential_decay, one_cycle
-from finetune.planning.plan import GroupSettings, make_plan
+from finetune.planning.plan import GroupSettings, advice_on_statistics, make_plan
 from finetune.results.tables import as_text, weight_table
 
 
@@ -18,7 +19,7 @@ def trained_with(optimizer, rate, *, peak=None, **more):
     return GroupSettings(child, optimizer, rate, peak or (1e-9 if callable(rate) else rate), **more)
 
 
-def plan_of(model, selectors, settings, steps=400, **more):
+def plan_of(model, selectors, settings, steps=100, **more):
     tree = layer_tree(model)
     return make_plan(tree, resolve_groups(tree, selectors), settings, steps=steps, **more)
 
@@ -105,7 +106,7 @@ def test_a_plan_is_plain_data_that_json_can_hold(tiny):
     plan = two_groups(tiny(), exponential_decay(1e-3, 10, 0.5), 1e-2)
     again = json.loads(json.dumps(plan.to_json(), allow_nan=False))
     assert again["groups"] == ["body", "head"]
-    assert again["steps"] == 400
+    assert again["steps"] == 100
     assert again["weights"][0]["shape"] == [6, 8]
 
 
@@ -165,16 +166,24 @@ def test_a_frozen_group_of_fresh_weights_is_reported(tiny):
 
 def test_moving_statistics_that_a_run_is_too_short_to_fill_are_told(tiny):
     model, of_all, rate = tiny(), [Selector("all", rest=True)], {"all": trained_with("sgd", 1e-3)}
+
+    def advice(**more):
+        return tuple(advice_on_statistics(plan_of(model, of_all, rate, **more), layer_tree(model)))
+
     told = (
         "Evaluation and prediction use the moving statistics of BatchNormalization, which at the end of the 100 steps "
         "of the run will still be to 37% what they begin with, in 1 layer: `bn`. Lower their `momentum`, such as to "
         "0.9, train for longer, or estimate them again after training, with `finetune run --recalibrate`.",
     )
-    assert plan_of(model, of_all, rate, steps=100).advice == told  # 0.99 ** 100 = 0.366
-    assert plan_of(model, of_all, rate, steps=300).advice == ()
-    assert plan_of(model, of_all, rate, steps=100, restored_from={"bn/moving_mean": "a"}).advice == ()
+    assert advice(steps=100) == told  # 0.99 ** 100 = 0.366
+    plan = plan_of(model, of_all, rate)
+    for mode, is_told in {"by phase, freeze, then train": True, "by phase, freeze, then affine": False}.items():
+        rows = tuple(replace(row, batch_normalization=row.batch_normalization and mode) for row in plan.weights)
+        assert tuple(advice_on_statistics(replace(plan, weights=rows), layer_tree(model))) == told * is_told
+    assert advice(steps=300) == ()
+    assert advice(steps=100, restored_from={"bn/moving_mean": "a"}) == ()
     model.get_layer("bn").moving_mean.assign([0.5] * model.get_layer("bn").moving_mean.shape[0])  # as a builder does
-    assert plan_of(model, of_all, rate, steps=100).advice == ()
+    assert advice(steps=100) == ()
 
 
 def test_what_other_code_froze_is_shown_as_such_and_said_how_to_train_it(tiny):
