@@ -70,10 +70,10 @@ def a_limit_on_file_sizes_that_comes_in_the_middle(folder: Path, limit: int) -> 
 # In a mount namespace of its own: a small disk that is filled up in the middle of a run.
 SMALL_DISK = """
 set -e
-mkdir -p disk && mount -t tmpfs -o size=4m tmpfs disk
+mkdir -p disk && mount -t tmpfs -o size=8m tmpfs disk
 "$@" --out disk/out --set train.epochs=300 >said 2>error & run=$!
 for i in $(seq 600); do [ -s disk/out/metrics.csv ] && break; sleep 0.1; done
-head -c 5m /dev/zero >disk/fill 2>/dev/null || true
+head -c 9m /dev/zero >disk/fill 2>/dev/null || true
 wait $run && code=0 || code=$?
 exit $code
 """
@@ -163,6 +163,31 @@ def a_killed_run_leaves_whole_files_and_no_lock_that_holds(folder: Path, again: 
     ended(start(folder, "--overwrite", "--set", "train.epochs=1"), 0)
     assert epochs(folder) == 1
     assert not list((folder / "out").glob(".*"))
+
+
+# By the beginnings of their names: each of these is written under another name first.
+WRITTEN = (
+    *("recipe.yaml", "data.json", "plan.txt", "plan.json", "restore.json", "environment.json", "metrics.csv"),
+    *("checkpoints/step-", "checkpoints/last.weights.h5", "model.keras", "plots/training.png", "report.json"),
+    *("predictions.npz", "result.json", "report.html", "model_card.md", "hashes.json"),
+)
+
+
+@check("signals", WRITTEN)
+def a_run_that_is_killed_while_it_writes_a_file_ends_whole(folder: Path, name: str) -> None:
+    more = ("--resume", "--set", "train.epochs=3")
+    where, _, begin = f"out/{name}".rpartition("/")
+    process = start(folder, *more)
+    while process.poll() is None and not list((folder / where).glob(f".writing-{begin}*")):
+        pass
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"`{name}` was not seen before the run had ended"
+    ended(start(folder, *more), 0)
+    assert not list((folder / "out").rglob(".*")), list((folder / "out").rglob(".*"))
+    audit = [sys.executable, "-m", "finetune", "audit", str(folder / "out")]
+    done = subprocess.run(audit, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 # -- Locks ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from finetune.errors import FinetuneError
 from finetune.plain_shapes import parse
 from finetune.results.run_documents import fault_in_run
-from finetune.results.run_folder import ENDING_FILE, check_holds_run, is_finished, is_run, write_json
+from finetune.results.run_folder import ENDING_FILE, check_holds_run, half_written, is_finished, is_run, write_json
 from finetune.results.run_lock import LOCK_FILE
 
 FILE = "hashes.json"
@@ -116,9 +116,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """Returns the files of a run folder without its lock and the hashes themselves."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path) for path in paths if str(path) not in (FILE, LOCK_FILE, ENDING_FILE))
+    """Returns the files of a run folder without its lock, the hashes themselves, and what is not written yet."""
+    writing = {*half_written(folder)}
+    files = (path for path in folder.rglob("*") if path.is_file() and writing.isdisjoint((path, *path.parents)))
+    names = (str(path.relative_to(folder)) for path in files)
+    return sorted(name for name in names if name not in (FILE, LOCK_FILE, ENDING_FILE))
 
 
 def _time_of(path: Path) -> str:

@@ -104,8 +104,8 @@ def open_run_folder(out: Path | None, *, name: str, overwrite: bool = False, rem
         # Again: a run may have begun and ended meanwhile.
         check_run_folder(out, overwrite=overwrite, is_locked=True)
         try:
-            if removes and is_run(folder):
-                for path in _run_files(folder):
+            if is_run(folder):
+                for path in _run_files(folder) if removes else half_written(folder):
                     _remove(path)
         except OSError as error:
             raise _cannot_be_created(error) from error
@@ -205,7 +205,12 @@ def only_files_of_a_run(folder: Path) -> bool:
 
 def _run_files(folder: Path) -> list[Path]:
     """Returns what an earlier run has written to a folder, and what it was writing when it was killed."""
-    return [path for name in RUN_FILES if os.path.lexists(path := folder / name)] + list(folder.glob(f"{_WRITING}*"))
+    return [path for name in RUN_FILES if os.path.lexists(path := folder / name)] + half_written(folder)
+
+
+def half_written(folder: Path) -> list[Path]:
+    """Returns what is being written in a run folder, or was when a process was killed, in all folders inside."""
+    return list(folder.rglob(f"{_WRITING}*"))
 
 
 def _remove(path: Path) -> None:

@@ -31,6 +31,15 @@ def test_a_run_whose_files_are_as_they_were_holds(run):
     assert result.added == ()
 
 
+def test_what_a_killed_process_was_writing_is_no_file_of_the_run(run):
+    (run / ".writing-former").mkdir()
+    for name in (".writing-hashes.json", "checkpoints/.writing-last.weights.h5", ".writing-former/result.json"):
+        (run / name).write_text("half")
+    assert check_hashes(run).added == ()
+    write_hashes(run, {})
+    assert (check_hashes(run).unchanged, check_hashes(run).holds) == (4, True)
+
+
 @pytest.mark.parametrize("name", ["checkpoints/last.weights.h5", "recipe.yaml", "../photo é.png"])
 def test_a_changed_and_a_missing_file_are_named_and_a_new_one_is_no_fault(run, name):
     path = (run / name).resolve()

@@ -185,6 +185,17 @@ def test_files_that_a_killed_run_was_writing_are_removed_with_the_run(here):
     assert os.listdir("out") == []
 
 
+def test_a_run_that_goes_on_removes_what_a_killed_process_was_writing_and_nothing_else(here):
+    a_run(here / "out")
+    before = os.listdir("out")
+    (here / "out" / "plots").mkdir(exist_ok=True)
+    for name in (".writing-model.keras", "plots/.writing-rates.png", "mine"):
+        (here / "out" / name).write_text("half")
+    with open_run_folder(Path("out"), name="x", overwrite=True, removes=False):
+        assert {*os.listdir("out")} == {*before, "plots", "mine", ".lock"}
+        assert not list(Path("out").rglob(".writing-*"))
+
+
 def test_a_run_whose_folder_is_removed_writes_nothing_in_its_place(here):
     with open_run_folder(Path("out"), name="x"):
         shutil.rmtree("out")
