@@ -39,7 +39,7 @@ PEERS = ("Grain", "PyTorch DataLoader")
 DIFFERENT = 1000  # images; others are further names of them
 
 
-def make_images(folder: Path, count: int, width: int, height: int) -> Path:
+def make_images(folder: Path, count: int, width: int = 320, height: int = 240) -> Path:
     """Writes JPEG files into `folder/<class>`; those that are there already stay."""
     import numpy as np
     from PIL import Image

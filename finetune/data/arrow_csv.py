@@ -57,9 +57,9 @@ def read_plain_csv(
     if not names or not path.stat().st_size:
         return None
     data = np.frombuffer(read_bytes(path), np.uint8) if is_compressed(path) else np.memmap(path, np.uint8, "r")
-    if not data.all():
-        return None  # a NUL, which the other reader names
     about = look_at_bytes(data, delimiter)
+    if not about.is_plain and not data.all():
+        return None  # a NUL, which the other reader names
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
     # A number that stands for a missing value, such as -999, is looked for as text. Between values, a space is not
     # told from those before a number.
