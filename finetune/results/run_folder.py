@@ -205,12 +205,13 @@ def only_files_of_a_run(folder: Path) -> bool:
 
 def _run_files(folder: Path) -> list[Path]:
     """Returns what an earlier run has written to a folder, and what it was writing when it was killed."""
-    return [path for name in RUN_FILES if os.path.lexists(path := folder / name)] + half_written(folder)
+    return [path for name in RUN_FILES if os.path.lexists(path := folder / name)] + list(folder.glob(f"{_WRITING}*"))
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Returns what is being written in a run folder, or was when a process was killed, in all folders inside."""
-    return list(folder.rglob(f"{_WRITING}*"))
+    """Returns what is being written in a run folder and in its own folders, or was when a process was killed."""
+    own = [path for name in RUN_FILES if (path := folder / name).is_dir()]  # not another run that lies inside
+    return [*folder.glob(f"{_WRITING}*"), *(path for each in own for path in each.rglob(f"{_WRITING}*"))]
 
 
 def _remove(path: Path) -> None:

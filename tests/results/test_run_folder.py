@@ -189,11 +189,12 @@ def test_a_run_that_goes_on_removes_what_a_killed_process_was_writing_and_nothin
     a_run(here / "out")
     before = os.listdir("out")
     (here / "out" / "plots").mkdir(exist_ok=True)
-    for name in (".writing-model.keras", "plots/.writing-rates.png", "mine"):
+    (here / "out" / "other").mkdir()  # perhaps a run that is being written
+    for name in (".writing-model.keras", "plots/.writing-rates.png", "mine", "other/.writing-model.keras"):
         (here / "out" / name).write_text("half")
     with open_run_folder(Path("out"), name="x", overwrite=True, removes=False):
-        assert {*os.listdir("out")} == {*before, "plots", "mine", ".lock"}
-        assert not list(Path("out").rglob(".writing-*"))
+        assert {*os.listdir("out")} == {*before, "plots", "mine", "other", ".lock"}
+        assert list(Path("out").rglob(".writing-*")) == [Path("out/other/.writing-model.keras")]
 
 
 def test_a_run_whose_folder_is_removed_writes_nothing_in_its_place(here):
