@@ -241,6 +241,21 @@ def test_a_network_with_a_weight_that_is_no_number_is_refused(recipe, problem, t
     assert "values of a variance are negative, the first at [0]: -1.0" in message
 
 
+def test_the_plan_says_which_moving_statistics_the_run_is_too_short_for(tmp_path, lay_out):
+    x, y = np.ones((8, 28, 28, 1), "float32"), np.arange(8) % 2
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "r.yaml").write_text(
+        "model: {builder: finetune.examples.digits:small_cnn}\ndata: {npz: d.npz}\n"
+        "groups: [{name: all, rest: true, optimizer: sgd, learning_rate: 0.1}]\ntrain: {epochs: 1, batch_size: 4}\n"
+    )
+
+    def told(*overrides):
+        return [line for line in lay_out(tmp_path / "r.yaml", *overrides).plan.advice if "moving statistics" in line]
+
+    assert ["the 2 steps of the run" in line and "`bn1`, `bn2`, `bn3`" in line for line in told()] == [True]
+    assert told("train.epochs=200") == []
+
+
 def test_images_that_would_be_scaled_twice_are_advice(tmp_path):
     network = keras.Sequential(
         [

@@ -60,3 +60,12 @@ def test_no_code_is_missed_at_the_ends_of_parts(pieces, together):
     codes = any(re.match(r"\s*[+-]?0[0-9]", cell) for cell in re.split(r"[,\n]", text))
     assert about.has_codes >= codes  # more may look like one, and is then looked at cell by cell
     assert about.lines == len(text.rstrip("\n").split("\n"))
+
+
+@pytest.mark.parametrize("cell", ["007", '"7"', "\u00e9", "\t"])
+def test_what_is_seen_in_the_first_of_several_parts_is_not_forgotten(cell):
+    text = f"a,b\n1,{cell}\n" + "1,2\n" * plain_bytes._TOGETHER
+    first, about = look(text[:100]), look(text)
+    assert (about.is_plain, about.is_ascii, about.has_codes) == (first.is_plain, first.is_ascii, first.has_codes)
+    assert about.lines == plain_bytes._TOGETHER + 2
+    assert about != look(text.replace(cell, "2"))

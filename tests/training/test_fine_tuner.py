@@ -145,6 +145,7 @@ def test_the_plan_shows_what_fit_does_with_the_same_arguments_and_trains_nothing
     plan = ours.plan(4, slice(1e-5, 1e-3), strategy="lp_ft")
     assert [(phase.train, phase.epochs) for phase in plan.phases] == [(("head",), 2), (GROUPS, 2)]
     assert "1e-05" in str(plan)
+    assert "moving statistics of BatchNormalization" in plan.advice[-1]  # which the stem has, and the head has not
     assert "restored" not in str(plan)
     assert repr(plan) == str(plan)
     assert_same(before, values(ours.model))
