@@ -5,6 +5,7 @@ looks at examples without training on them. All of them take rows by index, from
 (`finetune.data.rows`).
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -226,10 +227,24 @@ def _made_by_row(
 
     # Autotuning would begin with a single thread, and stay there for long. Twice as many as cores: rows are taken in
     # their order, and wait for one that takes longer.
-    rows = indices.map(
-        lambda index: (index, *(row(place, index) for place in alone)), num_parallel_calls=2 * (os.cpu_count() or 1)
+    rows = _map_and_batch(
+        indices,
+        lambda index: (index, *(row(place, index) for place in alone)),
+        batch_size,
+        num_parallel_calls=2 * (os.cpu_count() or 1),
     )
-    return tf.data.Dataset.zip((steps, rows.batch(batch_size))).map(lambda step, of_batch: batch(step, *of_batch))
+    return tf.data.Dataset.zip((steps, rows)).map(lambda step, of_batch: batch(step, *of_batch))
+
+
+def _map_and_batch(data: tf.data.Dataset, function: Any, batch_size: int, num_parallel_calls: int) -> tf.data.Dataset:
+    """Returns `data.map(function).batch(batch_size)` as a single operation.
+
+    Each row is copied into its batch by the thread that made it, which saves a tenth of the time that images take.
+    TensorFlow would have its optimization of graphs make one operation of the two, and warns of the function that it
+    had before; but that optimization makes constants of captured arrays.
+    """
+    fused: Any = inspect.unwrap(tf.data.experimental.map_and_batch)
+    return data.apply(fused(function, batch_size, num_parallel_calls=num_parallel_calls))
 
 
 def batches_in_order(
