@@ -209,13 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def print_speed(rounds: Sequence[dict[str, dict[str, float]]], count: int) -> None:
-    """Prints the median of each system, and its ratios to what Keras reads as it is and with bars, by processor time."""
+    """Prints the median of each system, and its ratios to Keras' readers, without and with bars, by processor time."""
 
     def middle(system: str, figure: str) -> float:
         return statistics.median(each[system][figure] for each in rounds)
 
     references = [middle(system, "images_per_processor_second") for system in (KERAS, KERAS_PAD)]
-    print(f"| {count:,} JPEG files | images/s | a processor second | ratio to Keras | to Keras, pad | peak memory, MB |")
+    print(
+        f"| {count:,} JPEG files | images/s | a processor second | ratio to Keras | to Keras, pad | peak memory, MB |"
+    )
     print("|---|--:|--:|--:|--:|--:|")
     for system in rounds[0]:
         speed, efficiency = middle(system, "images_per_second"), middle(system, "images_per_processor_second")
