@@ -57,15 +57,20 @@ def read_plain_csv(
     if not names or not path.stat().st_size:
         return None
     data = np.frombuffer(read_bytes(path), np.uint8) if is_compressed(path) else np.memmap(path, np.uint8, "r")
-    about = look_at_bytes(data, delimiter)
+    head = look_at_bytes(data[:_HEAD], delimiter)
+    # A number that stands for a missing value, such as -999, is looked for as text. Between values, a space is not
+    # told from those before a number.
+    direct = head.is_plain and not head.has_codes and delimiter != " " and decimal != ","
+    direct = direct and not any(map(is_finite, missing))
+    with ThreadPoolExecutor(1) as pool:  # what begins plainly mostly is plain: both at once take less time
+        reading = pool.submit(_read_numbers, data, delimiter, names, missing, decimal) if direct else None
+        about = look_at_bytes(data, delimiter)
     if not about.is_plain and not data.all():
         return None  # a NUL, which the other reader names
     plain = about.is_plain and (about.is_ascii or not any(each in bytes(data) for each in _ODD_UTF8))
-    # A number that stands for a missing value, such as -999, is looked for as text. Between values, a space is not
-    # told from those before a number.
-    direct = plain and delimiter != " " and not about.has_codes and not any(map(is_finite, missing)) and decimal != ","
-    if direct and (columns := _read_numbers(data, delimiter, names, missing, about.lines - 1, decimal)):
-        return about.lines - 1, columns
+    numbers = reading.result() if reading and plain and not about.has_codes else None
+    if numbers and numbers[0] == about.lines - 1:
+        return numbers
     if not plain and not _is_read_alike(bytes(data), delimiter, quotes):
         return None
     table = _read(pa.py_buffer(data), delimiter, dict.fromkeys(range(len(names)), pa.string()), quotes)
@@ -106,11 +111,12 @@ def _read(buffer: Any, delimiter: str, types: dict[int, Any], quotes: bool = Tru
 
 
 def _read_numbers(
-    data: np.ndarray, delimiter: str, names: Sequence[str], missing: Sequence[str], rows: int, decimal: str
-) -> dict[str, ArrowColumn] | None:
+    data: np.ndarray, delimiter: str, names: Sequence[str], missing: Sequence[str], decimal: str
+) -> tuple[int, dict[str, ArrowColumn]] | None:
     """Reads columns that begin with numbers as numbers at once; `None` where that is not what they are.
 
-    So numbers never become text. The bytes must be plain, and no cell may begin with a `0` before a digit.
+    So numbers never become text. What is returned is right where the bytes are plain, no cell begins with a `0` before
+    a digit, and the number of rows is that of the lines.
     """
     import pyarrow as pa
 
@@ -124,7 +130,7 @@ def _read_numbers(
     if any(not column.is_number and not any(column.make()[0].tolist()) for column in few):
         return None
     table = _read(pa.py_buffer(data), delimiter, kinds)
-    if table is None or table.num_rows != rows:
+    if table is None:
         return None
     columns: dict[str, ArrowColumn] = {}
     for name, column, kind in zip(names, table.columns, few, strict=True):
@@ -137,4 +143,4 @@ def _read_numbers(
         if np.count_nonzero(np.isfinite(values)) != len(values) - column.null_count:
             return None  # words such as `inf`
         columns[name] = ArrowColumn(True, partial(lambda values: (values, ()), values))
-    return columns
+    return table.num_rows, columns
