@@ -1,6 +1,6 @@
 """From the `data` of a recipe to examples and batches, and from `train` to the length of a run and its precision."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -17,14 +17,14 @@ from finetune.build.image_source import image_examples
 from finetune.build.keep import with_kept_rows
 from finetune.build.keras_source import keras_examples
 from finetune.build.named_parts import parts_placed
-from finetune.build.source_keys import loss_names
+from finetune.build.source_keys import class_names_of, loss_names
 from finetune.build.source_splits import npz_examples
 from finetune.build.table_source import table_examples
 from finetune.build.tfds_source import tfds_examples
 from finetune.build.tfrecord_source import tfrecord_examples
 from finetune.data.batches import measurement_batches
 from finetune.data.examples import Examples, make_examples
-from finetune.data.labels import class_weights
+from finetune.data.labels import class_weights, names_alike
 from finetune.data.targets import number_text_targets
 from finetune.errors import DataError, RecipeError
 from finetune.groups.rate_spacing import length_in_steps
@@ -123,8 +123,23 @@ def build_examples(recipe: Recipe, network: keras.Model | None = None) -> Exampl
             examples = _EXAMPLES_OF[name](recipe, value, network)
     with placed(recipe, "train", "loss"):
         examples = number_text_targets(examples, loss_names(recipe))
-    examples = _with_class_weight(recipe, _with_validation_rows(recipe, examples))
+    examples = _with_class_weight(recipe, _with_validation_rows(recipe, _with_warning_of_names(recipe, examples)))
     return with_augmentation(recipe, with_kept_rows(recipe, examples))
+
+
+def _with_warning_of_names(recipe: Recipe, examples: Examples) -> Examples:
+    """Warns of classes whose names are alike, unless the recipe itself names the classes."""
+    targets = examples.source.get("target")
+    outputs = targets.values() if isinstance(targets, Mapping) else ()
+    several = [about["class_names"] for about in outputs if isinstance(about, Mapping) and "class_names" in about]
+    alike = [found for names in (examples.class_names, *several) if (found := names_alike(names))]
+    if not alike or class_names_of(recipe):
+        return examples
+    warning = (
+        "Classes whose names differ by upper case, spaces, hyphens or underscores alone are different classes: "
+        f"{'; '.join(alike)}. If they are one, write them alike"
+    )
+    return replace(examples, source={**examples.source, "warnings": [*examples.source.get("warnings", ()), warning]})
 
 
 def _with_class_weight(recipe: Recipe, examples: Examples) -> Examples:

@@ -30,7 +30,7 @@ from finetune.results.run_folder import is_finished, is_run, only_files_of_a_run
 from finetune.training.checkpoints.checkpoint import Checkpoint
 
 _SHOWN = 5  # differences in a message
-_WHY_CHOSEN = re.compile(r"source\.target\.(.+\.)?reason")
+_SAID = re.compile(r"source\.(target\.(.+\.)?reason|(.+\.)?warnings\.\d+)")  # about the data, which stay the same
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,9 @@ def check_same_data(
     Raises:
         FinetuneError: They are not.
     """
-    # The recipe in the folder names the loss that was chosen, so that nothing is left to say why it was.
-    changes = [change for change in changes_of(before, now) if not _WHY_CHOSEN.fullmatch(change.key)]
+    # The recipe in the folder names the loss that was chosen, so that nothing is left to say why it was; and another
+    # version may warn of other things.
+    changes = [change for change in changes_of(before, now) if not _SAID.fullmatch(change.key)]
     if any(key.startswith("data.") for key in moved):
         changes = [change for change in changes if not all(isabs(str(path)) for path in (change.was, change.now))]
     if changes:

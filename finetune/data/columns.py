@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.aligned_arrays import aligned_array
+from finetune.data.labels import names_alike
 from finetune.data.table_column import Column, cell_number
 from finetune.errors import DataError, quote
 
@@ -149,13 +150,19 @@ def _categories(column: Column, train: np.ndarray) -> dict[str, Any]:
             "identifies rows, remove it."
         )
     about: dict[str, Any] = {"categories": categories}
+    warnings = []
+    if alike := names_alike(categories):
+        warnings.append(
+            f"Categories of `{column.name}` that differ by upper case, spaces, hyphens or underscores alone are "
+            f"different ones: {alike}. If they are one, write them alike"
+        )
     if len(train) >= _MANY_ROWS and len(categories) > len(train) / 2:
-        about["warnings"] = [
+        warnings.append(
             f"`{column.name}` is a category with {len(categories):,} different values in {len(train):,} training "
             "rows. A value that no other row has says nothing of other rows: write numbers or fewer categories in its "
             "place, tokenize it, or leave it out"
-        ]
-    return about
+        )
+    return about | ({"warnings": warnings} if warnings else {})
 
 
 def category_places(texts: Sequence[str], categories: Sequence[str]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Labels: names of classes become numbers, and weights make up for classes of unequal size."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 
 from finetune.data.examples import SPLITS, Examples
 from finetune.data.loss_families import BINARY, NUMBERS, ONE_HOT, SPARSE, UNKNOWN, family_of
-from finetune.errors import DataError, did_you_mean, quote
+from finetune.errors import DataError, did_you_mean, printable, quote
+
+_BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_-]+(?=\w)|_")
 
 
 def number_labels(values: Sequence[str], class_names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -33,6 +36,25 @@ def number_labels(values: Sequence[str], class_names: Sequence[str] = ()) -> tup
             f"{did_you_mean(unknown[0], names)}"
         )
     return np.array([numbers[value] for value in values], np.int64), names
+
+
+def names_alike(names: Iterable[str]) -> str:
+    """Quotes names that differ by upper case, spaces, hyphens and underscores alone; empty where there are none.
+
+    Letters by themselves, such as `a` and `A`, are not alike: classes of handwriting are called so.
+
+    >>> names_alike(["Road bike", "road-bike", "tram", "a", "A", "A-"])
+    '`Road bike` and `road-bike`'
+    """
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_BETWEEN_WORDS.sub(" ", name.casefold()).strip(), []).append(name)
+    pairs = [
+        " and ".join(f"`{printable(name)}`" for name in each[:3])
+        for key, each in alike.items()
+        if len(key) > 1 and len(each) > 1
+    ]
+    return "; ".join(pairs[:3]) + (f"; and {len(pairs) - 3} more" if len(pairs) > 3 else "")
 
 
 def encode_classes(

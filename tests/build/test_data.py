@@ -150,6 +150,39 @@ def test_weights_of_rows_and_of_classes_are_multiplied(recipe):
     assert weights.tolist() == [0, 3, 2, 9, 4, 15, 6, 21, 8, 27]
 
 
+def test_classes_of_almost_the_same_name_are_told_wherever_they_come_from(recipe):
+    for kind in ("cat", "Cat", "dog"):
+        for n in range(5):
+            path = recipe.parent / "photos" / kind / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (n, 0, 0)).save(path)
+    (recipe.parent / "pets.csv").write_text(
+        "x,pet,tags,size\n" + "1,cat,a b|c,s\n2,Cat,A_B,S\n3,dog,c,tall\n4,dog,c,Tall\n" * 4
+    )
+
+    def warnings(data, *overrides, network=None):
+        examples = build_examples(load_recipe(recipe, overrides=[f"data={data}", *overrides]), network)
+        return examples.source.get("warnings", [])
+
+    said = (
+        "Classes whose names differ by upper case, spaces, hyphens or underscores alone are different classes: {}. If they "
+        "are one, write them alike"
+    )
+    assert warnings("{images: photos, size: [4, 4]}") == [said.format("`Cat` and `cat`")]
+    assert warnings("{images: photos, size: [4, 4], class_names: [dog, Cat, cat]}") == []
+    assert warnings("{table: pets.csv, inputs: x, target: pet}") == [said.format("`Cat` and `cat`")]
+    assert warnings(
+        "{table: pets.csv, inputs: x, target: tags}", "train.loss=binary_crossentropy", "train.metrics=[]"
+    ) == [said.format("`A_B` and `a b`")]
+    x = keras.Input((1,))
+    two = keras.Model(x, {name: keras.layers.Dense(3, name=name)(x) for name in ("pet", "size")})
+    losses = "train.loss={pet: sparse_categorical_crossentropy, size: sparse_categorical_crossentropy}"
+    target = "{table: pets.csv, inputs: x, target: {pet: pet, size: size}}"
+    assert warnings(target, losses, "train.metrics=null", network=two) == [
+        said.format("`Cat` and `cat`; `Tall` and `tall`")
+    ]
+
+
 def test_a_fraction_of_rows_that_lie_class_by_class_is_told_with_what_to_write(recipe):
     for part in ("train", "test"):
         for kind in ("a", "b", "c"):

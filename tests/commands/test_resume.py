@@ -195,7 +195,7 @@ def test_a_run_whose_loss_was_chosen_by_its_table_is_trained_for_longer(tmp_path
     assert len((longer.folder / "metrics.csv").read_text().splitlines()) == 3
 
 
-def test_why_the_loss_was_chosen_is_no_change_of_the_data():
+def test_why_the_loss_was_chosen_and_what_is_warned_of_are_no_changes_of_the_data():
     single = {"source": {"target": {"kind": "classes", "reason": "3 classes"}}}
     check_same_data(Path("out"), single, {"source": {"target": {"kind": "classes"}}})
     several = {
@@ -204,6 +204,7 @@ def test_why_the_loss_was_chosen_is_no_change_of_the_data():
     check_same_data(
         Path("out"), several, {"source": {"target": {"animal": {"kind": "classes"}, "reason": {"kind": "numbers"}}}}
     )
+    check_same_data(Path("out"), single, {"source": {**single["source"], "warnings": ["of another version"]}})
     with pytest.raises(FinetuneError, match=r"`source\.target\.kind`: was classes, is numbers"):
         check_same_data(Path("out"), single, {"source": {"target": {"kind": "numbers", "reason": "3 classes"}}})
 

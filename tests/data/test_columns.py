@@ -83,6 +83,14 @@ def test_places_of_categories_are_those_of_the_layer_of_keras():
     np.testing.assert_array_equal(made[3], made[5])  # the number that it stands for
 
 
+def test_categories_of_almost_the_same_name_are_a_warning():
+    _, fitted = vectors_of([Column("town", "text", np.array(["Bad Ems", "bad-ems", "Bonn", ""]))], {}, np.arange(4))
+    assert fitted["town"]["warnings"] == [
+        "Categories of `town` that differ by upper case, spaces, hyphens or underscores alone are different ones: `Bad Ems` "
+        "and `bad-ems`. If they are one, write them alike"
+    ]
+
+
 def test_categories_that_hardly_occur_twice_are_a_warning():
     names = np.array([f"id {number}" for number in range(60)])
     _, fitted = vectors_of([Column("id", "text", names)], {}, np.arange(60))
