@@ -193,7 +193,8 @@ def new(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Look at data, and write a commented recipe for them that runs as it is; on a terminal, ask what is not clear."""
-    from finetune.commands.new import Wishes, new_recipe
+    from finetune.commands.new import new_recipe
+    from finetune.commands.new_choices import Wishes
 
     ask = _ask if sys.stdin.isatty() and sys.stdout.isatty() else None
     for line in new_recipe(out, Wishes(data, task, model, weights, target), ask=ask, overwrite=overwrite):

@@ -1,18 +1,20 @@
 """`finetune new`: looks at data, and writes a commented recipe for them that runs as it is.
 
-How it trains is decided in `finetune.commands.new_strategy`, which networks there are in `new_networks`.
+What the data are for is decided in `finetune.commands.new_choices`, how it trains in `new_strategy`, and which networks
+there are in `new_networks`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.commands.check import check
+from finetune.commands.new_choices import FEW, TASKS, Ask, Choices, Wishes, choose, said_of
 from finetune.commands.new_networks import SMALL, Network, choose_network, offers, placed
 from finetune.commands.new_strategy import Setup, strategy_lines
 from finetune.commands.new_tokenizer import make_tokenizer, tokenizer_name
 from finetune.commands.schema import SCHEMA_FILE, write_schema_beside
-from finetune.data.column_survey import SPLITS, ColumnSurvey
+from finetune.data.column_survey import SPLITS
 from finetune.data.survey import DataSurvey, survey
 from finetune.data.table_head import MISSING
 from finetune.errors import FinetuneError, did_you_mean, quote
@@ -20,44 +22,7 @@ from finetune.recipe.text import dump
 from finetune.results.new_files import check_new_file
 from finetune.results.run_folder import replacing
 
-Ask = Callable[[str, Sequence[str], str], str]  # a question, the answers, and the default; returns the answer
-TASKS = ("classes", "labels", "number")
 _CALLED = {"regression": "number", "classification": "classes", "multilabel": "labels", "multi-label": "labels"}
-_TARGETS = ("target", "label", "labels", "class", "y", "category", "outcome", "answer", "result", "sentiment", "price")
-_FEW = 20  # whole numbers up to which they are classes, as `loss: auto` has it
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user has said, by options or as answers.
-
-    Attributes:
-        data: The data; `None` asks for them.
-        task: One of `TASKS`; `None` goes by the target.
-        model: The network, see `new_networks.offers`; `None` asks for it, or takes the small one.
-        weights: The weights of a network of `keras.applications`.
-        target: The column of the target, of a table or of records; `None` goes by names and values.
-    """
-
-    data: Path | None = None
-    task: str | None = None
-    model: str | None = None
-    weights: str | None = None
-    target: str | None = None
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """What was decided about the data: the kind of the inputs, their keys, the target, the task, and the column that
-    says which rows train and which test.
-    """
-
-    kind: str
-    inputs: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    target: ColumnSurvey | None = None
-    task: str = "classes"
-    split: ColumnSurvey | None = None
 
 
 def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: bool = False) -> list[str]:
@@ -90,7 +55,7 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
         data = Path(ask("Where are the data (a folder, a table, a .npz file)?", (), ""))
     assert data
     found = survey(data.expanduser())
-    chosen = _chosen(found, wishes, ask)
+    chosen = choose(found, wishes, ask)
     columns = found.columns if found.kind == "table" and not found.is_split else ()
     splits = (column for column in columns if column.kind == "split" and column != chosen.target)
     chosen = replace(chosen, split=next(splits, None))
@@ -108,7 +73,7 @@ def new_recipe(out: Path, wishes: Wishes, *, ask: Ask | None = None, overwrite: 
     network = choose_network(
         name, chosen.kind, found, weights=wishes.weights, folder=folder, vocabulary=tokenizer[1] if tokenizer else 0
     )
-    notes = [f"data: {found.said}", *_said_of(found, chosen), *(f"note: {note}" for note in network.notes)]
+    notes = [f"data: {found.said}", *said_of(found, chosen), *(f"note: {note}" for note in network.notes)]
     if wishes.model is None and not ask and len(offers(chosen.kind)) > 1:
         notes += ["note: other networks, with `--model`:", *(f"  {offer}" for offer in offers(chosen.kind)[1:])]
     commands, is_text = _commands(out, network), network.is_language_model
@@ -156,165 +121,6 @@ def _commands(out: Path, network: Network) -> list[tuple[str, str]]:
     ]
 
 
-# -- What the data are for --------------------------------------------------------------------------------------------
-
-
-def _chosen(found: DataSurvey, wishes: Wishes, ask: Ask | None) -> _Chosen:
-    if found.kind in ("images", "audio"):
-        if wishes.target or wishes.task not in (None, "classes"):
-            said = f"`--target {wishes.target}`" if wishes.target else f"`--task {wishes.task}`"
-            raise FinetuneError(
-                f"Folders of classes have classes alone. Received {said}. Name the files in a table with a column of "
-                "the target, and `--data` the table."
-            )
-        return _Chosen(found.kind)
-    if found.kind == "npz":
-        kind = {1: "vector", 3: "images"}.get(len(found.shape), "arrays")
-        if kind == "arrays" and wishes.model in (None, SMALL):
-            raise FinetuneError(
-                f"There is no small network for {found.said}. Name a network that takes them with `--model`: "
-                f"{offers(kind)[-1]}."
-            )
-        target = next(iter(found.columns), None)
-        return _Chosen(kind, target=target, task=_task(target, wishes))
-    target = _target(found, wishes, ask)
-    others = [column for column in found.columns if column.name != target.name]
-    kinds = {kind: [column.name for column in others if column.kind == kind] for kind in ("image", "audio", "text")}
-    task = _task(target, wishes)
-    for kind, name in (("image", "images"), ("audio", "audio")):
-        if kinds[kind]:
-            return _Chosen(name, (kinds[kind][0],), target=target, task=task)
-    if kinds["text"]:
-        return _Chosen("text", tuple(kinds["text"][:2]), target=target, task=task)
-    if found.kind == "tfrecord":
-        numbers = tuple(column.name for column in others if column.kind == "number")
-        if not numbers:
-            raise FinetuneError(
-                f"Records need a feature that is the input: an image, or numbers. These have {_names(found.columns)}. "
-                "Write `inputs` into a recipe by hand: `finetune keys data`."
-            )
-        return _Chosen("vector", numbers, target=target, task=task)
-    left_out = tuple(column.name for column in others if column.kind == "id")
-    if not any(column.kind in ("number", "category") for column in others):
-        raise FinetuneError(
-            f"Beside the target `{target.name}` the table has no column of numbers, categories, texts or files to "
-            f"learn from: {_names(found.columns)}. Name another `--target`, or write `inputs` into a recipe by hand."
-        )
-    return _Chosen("vector", ("rest",), left_out, target, task)
-
-
-def _target(found: DataSurvey, wishes: Wishes, ask: Ask | None) -> ColumnSurvey:
-    by_name = {column.name: column for column in found.columns}
-    if wishes.target is not None:
-        if wishes.target not in by_name:
-            hint = did_you_mean(wishes.target, list(by_name))
-            raise FinetuneError(f"There is no column `{wishes.target}`. The columns are {_names(found.columns)}.{hint}")
-        return by_name[wishes.target]
-    usable = [column for column in found.columns if column.kind in ("number", "category") and column.distinct != 1]
-    if not usable or len(found.columns) < 2:
-        raise FinetuneError(
-            "A recipe needs a target: a column of classes or numbers to predict from the others. The columns are "
-            f"{_names(found.columns)}, and none of them can be that. Add one, or name it with `--target`."
-        )
-    named = [*usable, *(column for column in found.columns if column.repeats)]
-    likely = [column for name in _TARGETS for column in named if column.name.lower() == name]
-    names = [column for column in usable if column.kind == "category"]
-    texts = any(column.kind in ("text", "image", "audio") for column in found.columns)
-    if not likely and (len(usable) == 1 or (len(names) == 1 and (names[0] in (usable[0], usable[-1]) or texts))):
-        likely = usable if len(usable) == 1 else names  # the only one, or the only one of names, at an end of the table
-    if likely:
-        return likely[0]
-    candidates = [column.name for column in usable]
-    if ask:
-        answer = ask("Which column is to be predicted?", candidates, candidates[-1])
-        return by_name[answer]
-    raise FinetuneError(
-        f"It is not clear which column is to be predicted. Candidates are {quote(candidates, limit=12)}. Name it: "
-        f"`--target {candidates[-1]}`."
-    )
-
-
-def _task(target: ColumnSurvey | None, wishes: Wishes) -> str:
-    if target is None:
-        return wishes.task or "classes"
-    natural = "number"
-    if target.kind != "number":
-        natural = "labels" if target.has_labels else "classes"
-    elif target.is_whole and target.distinct <= _FEW:
-        natural = "classes"
-    if wishes.task == "number" and target.kind != "number":
-        raise FinetuneError(
-            f"`--task number` needs a column of numbers, and `{target.name}` holds names. Remove `--task`, or name "
-            "another `--target`."
-        )
-    if wishes.task == "labels" and not target.has_labels:
-        raise FinetuneError(
-            f"`--task labels` needs a column of several names for each row, written as `a|b`. `{target.name}` has "
-            "none. Write `--task classes`."
-        )
-    return wishes.task or natural
-
-
-def _names(columns: Sequence[ColumnSurvey]) -> str:
-    return ", ".join(f"`{column.name}` ({column.kind})" for column in columns[:12]) + (
-        f" and {len(columns) - 12} more" if len(columns) > 12 else ""
-    )
-
-
-def _said_of(found: DataSurvey, chosen: _Chosen) -> list[str]:
-    """Returns sentences about what is predicted from what."""
-    if not chosen.target or found.kind == "npz":
-        return []
-    inputs = "all other columns" if chosen.inputs == ("rest",) else quote(chosen.inputs)
-    without = f", without {quote(chosen.exclude)}" if chosen.exclude else ""
-    used = {*chosen.inputs, chosen.target.name, *([chosen.split.name] if chosen.split else [])}
-    unused = [each.name for each in found.columns if each.name not in used] if chosen.inputs != ("rest",) else []
-    task = {"classes": "a class", "labels": "several labels", "number": "a number"}[chosen.task]
-    return [
-        f"predicted: `{chosen.target.name}`, {task}, from {inputs}{without}",
-        *(
-            f"note: `{each.name}` is taken for text: {each.distinct} different values of {each.words:.0f} words"
-            for each in found.columns
-            if each.repeats and each.name in chosen.inputs
-        ),
-        *([f"split: `{chosen.split.name}` says which rows train and which test"] if chosen.split else []),
-        *([f"note: not used: {quote(unused)}"] if unused else []),
-        *_said_of_values(found, chosen),
-    ]
-
-
-def _said_of_values(found: DataSurvey, chosen: _Chosen) -> list[str]:
-    """Returns sentences about values that are read otherwise than the user may think."""
-    notes = [
-        f"note: `{word}` in `{name}` is taken for a missing number (`data.missing`)"
-        for word, name in found.placeholders.items()
-    ]
-    without = [each for each in found.columns if each.name in chosen.exclude]
-    notes += [
-        f"note: `{each.name}` is left out, since it has other text than numbers: {each.strays}. Correct that, "
-        "or empty these cells where it stands for a missing number, and call this command again with `--overwrite`"
-        for each in without
-        if each.strays
-    ]
-    texts = [each for each in without if each.example and not each.strays]
-    if texts:
-        shown = ", ".join(f"`{each.name}` (such as `{each.example[:40]}`)" for each in texts[:6])
-        notes.append(
-            f"note: {shown}: most rows have a value of their own. Dates are text, and so are numbers with units, signs "
-            "of a currency or separators of thousands, and columns with words among numbers: write plain numbers where "
-            "the network is to see them"
-        )
-    if (target := chosen.target) and target.missing:
-        notes.append(
-            f"note: every row needs a target, and `{target.name}` has none in {target.missing:,} of {found.rows:,} "
-            "rows: remove these rows, or fill them in, before the recipe runs"
-        )
-    return notes
-
-
-# -- The text ---------------------------------------------------------------------------------------------------------
-
-
 def _line(text: str, comment: str) -> str:
     return f"{text}  # {comment}"
 
@@ -329,7 +135,7 @@ def _flow(value: object) -> str:
     return dump([value], compact=True).strip().removeprefix("- ").removeprefix("[").removesuffix("]")
 
 
-def _model_lines(network: Network, chosen: _Chosen) -> list[str]:
+def _model_lines(network: Network, chosen: Choices) -> list[str]:
     standardize = ", standardize: true" if chosen.task == "number" else ""
     meaning = {
         "classes": "new: an output for each class",
@@ -341,7 +147,7 @@ def _model_lines(network: Network, chosen: _Chosen) -> list[str]:
 
 
 def _data_lines(
-    found: DataSurvey, chosen: _Chosen, network: Network, out: Path, tokenizer: tuple[str, int, int] | None
+    found: DataSurvey, chosen: Choices, network: Network, out: Path, tokenizer: tuple[str, int, int] | None
 ) -> list[str]:
     lines, folder = ["", "data:"], out.parent
     for key, value in found.source.items():
@@ -376,7 +182,7 @@ def _data_lines(
     return [*lines, *_split_lines(found, chosen, network)]
 
 
-def _split_lines(found: DataSurvey, chosen: _Chosen, network: Network) -> list[str]:
+def _split_lines(found: DataSurvey, chosen: Choices, network: Network) -> list[str]:
     """Returns how rows are split: as the data say, and where they do not say which rows validate, by a share."""
     share = "validation: 0.15" if network.is_pretrained else "validation: 0.1"  # pretrained: they choose the rates
     if chosen.split:
@@ -397,12 +203,12 @@ def _list(names: Sequence[str]) -> str:
     return f"[{', '.join(_quoted(name) for name in names)}]"
 
 
-def _types(found: DataSurvey, chosen: _Chosen) -> list[str]:
+def _types(found: DataSurvey, chosen: Choices) -> list[str]:
     """Returns the types of files, and that of the target where its values suggest another."""
     assert chosen.target
     files = [f"{_quoted(each.name)}: {each.kind}" for each in found.columns if each.kind in ("image", "audio")]
     types = [each for each in files if chosen.kind in ("images", "audio") and each.split(":")[0] in chosen.inputs]
-    few = chosen.target.is_whole and chosen.target.distinct <= _FEW
+    few = chosen.target.is_whole and chosen.target.distinct <= FEW
     if chosen.target.kind == "number" and few != (chosen.task == "classes"):
         types.append(f"{_quoted(chosen.target.name)}: {'category' if chosen.task == 'classes' else 'number'}")
     return types

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import finetune
-from finetune.commands.new import Wishes, new_recipe
+from finetune.commands.new import new_recipe
+from finetune.commands.new_choices import Wishes
 from finetune.errors import FinetuneError
 from finetune.recipe.loader import load_recipe
 from finetune.training import searched_rates
@@ -171,22 +172,6 @@ def test_the_recipe_names_the_data_from_where_it_lies():
     assert load_recipe("deep/recipe.yaml").data.table == "../houses.csv"
 
 
-def test_an_unclear_target_is_refused_with_the_candidates_or_asked_for():
-    table = write("a.csv", "a,b,c", [(n / 7, n / 3, n % 4) for n in range(30)])
-    assert refusal(table) == (
-        "It is not clear which column is to be predicted. Candidates are `a`, `b`, `c`. Name it: `--target c`."
-    )
-    asked = []
-
-    def ask(question, answers, default):
-        asked.append((question, tuple(answers), default))
-        return answers[0] if answers else default
-
-    new(table, ask=ask)
-    assert asked == [("Which column is to be predicted?", ("a", "b", "c"), "c"), ("Which network?", (), "small")]
-    assert load_recipe("recipe.yaml").data.target == {"": ("a",)}
-
-
 def test_the_data_are_asked_for_on_a_terminal_alone():
     path = houses()
     assert refusal(None) == "A recipe is written for data. Name them: `finetune new --data PATH`."
@@ -194,7 +179,7 @@ def test_the_data_are_asked_for_on_a_terminal_alone():
     assert load_recipe("recipe.yaml").data.table == "houses.csv"
 
 
-def test_a_task_overrides_what_the_values_suggest_where_they_allow_it():
+def test_a_task_that_the_values_do_not_suggest_is_a_type():
     write("a.csv", "u,stars", [(n / 7, n % 5) for n in range(30)])
     new(Path("a.csv"), target="stars")
     assert load_recipe("recipe.yaml").data.types == {}
@@ -204,27 +189,7 @@ def test_a_task_overrides_what_the_values_suggest_where_they_allow_it():
     assert refusal(Path("a.csv"), task="numbers", overwrite=True) == (
         "`--task` is one of `classes`, `labels`, `number`. Received: `numbers`. Did you mean `number`?"
     )
-    assert "has none. Write `--task classes`." in refusal(Path("a.csv"), target="stars", task="labels", overwrite=True)
     assert refusal(Path("a.csv"), task="regression", overwrite=True).endswith("`regression`. Did you mean `number`?")
-    assert "holds names. Remove `--task`" in refusal(reviews(), task="number", overwrite=True)
-
-
-def test_a_column_that_is_missing_and_a_table_without_a_target_are_refused():
-    assert "There is no column `prize`. The columns are `id` (id), `rooms` (number)," in refusal(
-        houses(), target="prize"
-    )
-    table = write("ids.csv", "id,code", [(n, f"x{n}y") for n in range(30)])
-    assert refusal(table).startswith(
-        "A recipe needs a target: a column of classes or numbers to predict from the others."
-    )
-    assert "Folders of classes have classes alone. Received `--target a`." in refusal(photos(), target="a")
-
-
-def test_arrays_that_no_small_network_takes_need_a_network():
-    np.savez("seq.npz", x=np.ones((20, 5, 4)), y=np.arange(20) % 2)
-    assert refusal(Path("seq.npz")).startswith(
-        "There is no small network for arrays of 20 rows of shape (5, 4). Name a network that takes them with `--model`"
-    )
 
 
 def test_nothing_is_overwritten_unasked_and_nothing_is_left_of_a_recipe_that_is_not_valid():
