@@ -186,12 +186,10 @@ def advice_on_statistics(plan: Plan, tree: LayerTree) -> Iterator[str]:
     """
     shares: dict[str, float] = {}
     for leaf, row in zip(tree.leaves, plan.weights, strict=True):
-        parts = {part.removeprefix("then ") for part in (row.batch_normalization or "").split(", ")}
-        updates = "statistics updated" in parts or parts & {*UPDATES_STATISTICS}  # always, or in some phases
-        if updates and is_batch_norm(leaf) and leaf.variable is leaf.owner.moving_mean:
+        if is_batch_norm(leaf) and leaf.variable is leaf.owner.moving_mean and (steps := _updates(plan, row)):
             # Those that a builder loaded are not restored, either, and are not 0.
             is_initial = row.restored_from is None and not np.any(np.asarray(leaf.variable))
-            share = leaf.owner.momentum**plan.steps if is_initial else 0.0
+            share = leaf.owner.momentum**steps if is_initial else 0.0
             shares |= {leaf.layer: share} if share > _INITIAL_SHARE else {}
     if shares:
         yield (
@@ -200,6 +198,13 @@ def advice_on_statistics(plan: Plan, tree: LayerTree) -> Iterator[str]:
             f"with, in {counted(len(shares), 'layer')}: {quote(shares, limit=3)}. Lower their `momentum`, such as to "
             "0.9, train for longer, or estimate them again after training, with `finetune run --recalibrate`."
         )
+
+
+def _updates(plan: Plan, row: PlannedWeight) -> int:
+    """Returns how many steps update moving statistics."""
+    if plan.phases:
+        return sum(phase.steps for phase in plan.phases if phase.batch_norm.get(row.group) in UPDATES_STATISTICS)
+    return plan.steps if "statistics updated" in (row.batch_normalization or "") else 0
 
 
 def _batch_normalization(leaf: Leaf, *, frozen: bool) -> str | None:
