@@ -51,7 +51,7 @@ def epoch_of(changes, epoch, batch_size=3, x=X, **options):
     return np.concatenate([images.numpy() for images, _ in parts])[order]
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "name",
     [

@@ -188,7 +188,7 @@ def orders(request, monkeypatch):
         monkeypatch.setattr("finetune.data.batches._ORDERED_AT_ONCE", 0)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize(
     ("rows", "batch_size"), [(1, 1), (11, 4), pytest.param(12, 4, marks=pytest.mark.grid), (30, 7)]
@@ -217,7 +217,7 @@ def test_every_epoch_has_an_order_of_its_own_also_where_it_is_computed(orders):
     assert first != targets(training_batches(Y, Y, batch_size=11, seed=1), 1)[0]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize(
     ("batch_size", "workers"),

@@ -50,15 +50,10 @@ def test_a_lambda_is_told_with_what_to_do(tmp_path):
     assert "`load_model(path, safe_mode=False)`" in told
 
 
-def test_a_class_that_only_this_process_knows_is_named(tmp_path):
-    told = open_again(saved(tmp_path, Halved()))()
-    assert "It holds `tests_of_reopening>Halved`. Import what defines them before loading" in told
-
-
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["keras", "sys", "json"])
-def test_modules_that_lie_in_the_run_folder_are_not_run(tmp_path, name):
+def test_a_class_that_only_this_process_knows_is_named_and_modules_in_the_run_folder_are_not_run(tmp_path, name):
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')")
     told = open_again(saved(tmp_path, Halved()))()
-    assert "It holds `tests_of_reopening>Halved`" in told
+    assert "It holds `tests_of_reopening>Halved`. Import what defines them before loading" in told
     assert not (tmp_path / "RAN").exists()

@@ -71,7 +71,7 @@ SAMPLE = ("sgd_decay", "rmsprop_centered", "amsgrad", "tf1_rmsprop")
 SAMPLE_OF_CONVOLUTIONS = ("amsgrad",)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("rule", "make_net"),
     [

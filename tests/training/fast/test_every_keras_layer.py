@@ -69,7 +69,7 @@ def assert_same(ways, model, data, names=("fast",), **options):
 
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(
-    ("kind", "every"), [(kind, 3) for kind in KINDS] + [pytest.param(kind, 1, marks=pytest.mark.grid) for kind in KINDS]
+    ("kind", "every"), [(kind, 6) for kind in KINDS] + [pytest.param(kind, 1, marks=pytest.mark.grid) for kind in KINDS]
 )
 def test_every_layer(cases, layer_cases, ways, kind, every):
     alike = {}
