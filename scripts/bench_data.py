@@ -5,6 +5,7 @@ Photographs are made first: smooth colours with noise, 320 x 240 pixels or as `-
 folders; beyond a thousand they are further names of the first thousand files. Each system shuffles them, resizes them
 to 224 x 224 and makes batches of 32, in a process of its own; processes take turns. Images per second of processor time
 stand beside those by the clock, which other work on the machine changes. The second and third epoch are measured.
+`augment` turns each image and flips half of them, by the same layers of Keras.
 Start-up and peak memory are measured for more and more images.
 
 Grain and PyTorch's DataLoader, which decode with Pillow, are measured by the Python of an environment that has them:
@@ -31,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 SIZE, BATCH_SIZE = (224, 224), 32
-KERAS, KERAS_PAD = "image_dataset_from_directory", "image_dataset_from_directory, pad"
+KERAS, KERAS_PAD, KERAS_AUGMENT = (f"image_dataset_from_directory{kind}" for kind in ("", ", pad", ", augment"))
 TENSORFLOW = (
-    *("finetune", "keep: memory", "keep: disk", "finetune, stretch"),
-    *(KERAS_PAD, KERAS, "tf.data", "decode"),
+    *("finetune", "keep: memory", "keep: disk", "finetune, stretch", "finetune, stretch, augment"),
+    *(KERAS_PAD, KERAS, KERAS_AUGMENT, "tf.data", "decode"),
 )
 PEERS = ("Grain", "PyTorch DataLoader")
 DIFFERENT = 1000  # images; others are further names of them
@@ -66,12 +67,16 @@ def tensorflow_batches(system: str, folder: Path) -> Any:
     import numpy as np
     import tensorflow as tf
 
+    from finetune.data.augmentation import Augmentation
     from finetune.data.batches import training_batches
     from finetune.data.images import find_images, image_rows
     from finetune.data.kept_rows import form_of, kept_in_memory, kept_on_disk
 
-    if system in (KERAS, KERAS_PAD):
-        return keras.utils.image_dataset_from_directory(
+    layers = []
+    if "augment" in system:
+        layers = [keras.layers.RandomFlip("horizontal", seed=0), keras.layers.RandomRotation(0.1, seed=0)]
+    if system in (KERAS, KERAS_PAD, KERAS_AUGMENT):
+        data: Any = keras.utils.image_dataset_from_directory(
             folder,
             image_size=SIZE,
             batch_size=BATCH_SIZE,
@@ -79,6 +84,10 @@ def tensorflow_batches(system: str, folder: Path) -> Any:
             verbose=False,
             pad_to_aspect_ratio=system == KERAS_PAD,
         )
+        if layers:
+            augment = keras.Sequential(layers)
+            data = data.map(lambda x, y: (augment(x, training=True), y), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return data
     paths = find_images(folder).paths
     if system in ("decode", "tf.data"):
         names = tf.data.Dataset.from_tensor_slices([str(path) for path in paths]).shuffle(len(paths), seed=0)
@@ -93,7 +102,8 @@ def tensorflow_batches(system: str, folder: Path) -> Any:
         form = form_of(rows)
         assert form
         rows = kept_in_memory(rows, form) if "memory" in system else kept_on_disk(rows, form)
-    return training_batches(rows, np.zeros(len(rows)), batch_size=BATCH_SIZE)
+    augmentation = Augmentation(layers, [], leaf=0, dtype=tf.float32) if layers else None
+    return training_batches(rows, np.zeros(len(rows)), batch_size=BATCH_SIZE, augmentation=augmentation)
 
 
 def peer_batches(system: str, folder: Path) -> Any:
