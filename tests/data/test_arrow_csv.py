@@ -184,6 +184,15 @@ def test_plain_numbers_never_become_text(tmp_path, monkeypatch):
     assert [str(kind) for kind in read[-1].values()] == ["double", "string"]
 
 
+@pytest.mark.parametrize("odd", ["007,8", '"1",2', "1\u2028,2", "+01,2", "\n1,2", "1,2\r"])
+def test_a_table_that_begins_plainly_is_not_read_as_numbers_for_what_comes_later(tmp_path, monkeypatch, odd):
+    """What was read of it beside the look at its bytes is thrown away."""
+    monkeypatch.setattr(arrow_csv, "_HEAD", 64)
+    path = tmp_path / "t.csv"
+    path.write_bytes(("x,y\n" + "1,2\n" * 40 + f"{odd}\n" + "3,4\n").encode())
+    assert same(*both(path))
+
+
 def test_a_column_is_made_when_it_is_asked_for(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,x\n2,y\n")
     table = read_table(tmp_path / "t.csv")
