@@ -71,11 +71,12 @@ def network_files(
     if absent:
         first = paths[absent[0]]
         names = sorted(other.name for other in first.parent.glob("*")) if first.parent.is_dir() else []
+        slashes = ", with `/` between folders and not `\\`" if "\\" in first.name else ""
         where = "" if first.parent.is_dir() else f" The folder `{first.parent}` does not exist."
         raise DataError(
             f"Every row names a file. {len(absent):,} of {len(paths):,} rows of `{column.name}` name none: "
             f"{table.places_of(np.array(absent))}, the first `{first}`.{where or did_you_mean(first.name, names)} "
-            f"Names are relative to `{table.path.parent}`. Correct them, or remove these rows."
+            f"Names are relative to `{table.path.parent}`{slashes}. Correct them, or remove these rows."
         )
     places = RowPlaces(table.places.text, np.arange(len(table)))
     if kind == "audio":

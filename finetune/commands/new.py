@@ -14,7 +14,7 @@ from finetune.commands.new_networks import SMALL, Network, choose_network, offer
 from finetune.commands.new_strategy import Setup, strategy_lines
 from finetune.commands.new_tokenizer import make_tokenizer, tokenizer_name
 from finetune.commands.schema import SCHEMA_FILE, write_schema_beside
-from finetune.data.column_survey import SPLITS
+from finetune.data.split_names import SPLITS
 from finetune.data.survey import DataSurvey, survey
 from finetune.data.table_head import MISSING
 from finetune.errors import FinetuneError, did_you_mean, quote

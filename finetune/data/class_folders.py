@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.examples import SPLITS
 from finetune.data.file_names import FilePaths, joined_texts
+from finetune.data.split_names import SPLITS, note_on_names, split_folders
 from finetune.errors import DataError, did_you_mean, quote
 
 
@@ -22,12 +22,14 @@ class ClassFiles:
         labels: Name of the folder of the class of each, text of shape `(files,)`.
         splits: The split of its folder, if the folders are named after splits; else empty.
         others: How many files with another ending lie beside them, by the ending.
+        note: What the user should know of the names of the splits; may be empty.
     """
 
     paths: FilePaths
     labels: np.ndarray
     splits: np.ndarray
     others: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,18 +39,20 @@ class ClassFiles:
         return replace(self, paths=self.paths.select(rows), labels=self.labels[rows], splits=self.splits[rows])
 
     def warnings(self, endings: Sequence[str]) -> list[str]:
-        """Returns a sentence about the files that are left out for their ending, if there are any.
+        """Returns sentences about the names of splits, and about files that are left out for their ending.
 
         Args:
             endings: Endings of the names of files that are taken.
         """
+        said = [self.note] if self.note else []
         if not self.others:
-            return []
+            return said
         count, shown = sum(self.others.values()), sorted(self.others, key=lambda ending: (-self.others[ending], ending))
         of_each = [f"{self.others[ending]:,} {f'`{ending}`' if ending else 'without an ending'}" for ending in shown]
         return [
+            *said,
             f"{count:,} file{'s' if count > 1 else ''} in the folders of classes {'are' if count > 1 else 'is'} left "
-            f"out: {', '.join(of_each[:5])}. Those that end in {', '.join(endings)} are read"
+            f"out: {', '.join(of_each[:5])}. Those that end in {', '.join(endings)} are read",
         ]
 
 
@@ -56,7 +60,8 @@ def find_files(folder: str | Path, endings: Sequence[str], what: str, example: s
     """Lists the files in folders of classes, sorted, hidden files left out.
 
     Args:
-        folder: Holds a folder for each class; or folders named `train`, `test` and `validation`, of which each does.
+        folder: Holds a folder for each class; or folders named `train`, `test` and `validation` (or as
+            `finetune.data.split_names` has it), of which each does.
         endings: Endings of the names of the files, in lower case.
         what: What messages call the files, in the plural and in lower case.
         example: Name of a class, for messages.
@@ -70,22 +75,22 @@ def find_files(folder: str | Path, endings: Sequence[str], what: str, example: s
         said = f"{what.capitalize()} lie in a folder. `{folder}` is none."
         raise DataError(f"{said}{did_you_mean(folder.name, others)}")
     inside = _subfolders(folder)
-    of_splits = [each for each in inside if each.name in SPLITS]
-    is_split = any(each.name == "train" for each in of_splits)
-    if is_split and len(of_splits) < len(inside):
-        others = [each.name for each in inside if each not in of_splits]
+    of_splits = split_folders([each.name for each in inside])
+    if of_splits and len(of_splits) < len(inside):
+        others = [each.name for each in inside if each.name not in of_splits]
         raise DataError(
-            f"Beside a folder `train` there may only be {quote(SPLITS[1:])}. `{folder}` also holds {quote(others)}."
+            f"Beside a folder `train` there may only be {quote(SPLITS[1:])} (or `val`, `valid`, `dev`). `{folder}` "
+            f"also holds {quote(others)}."
             f"{did_you_mean(others[0], SPLITS)} Move them into `train`, or rename it."
         )
     counts: Counter[tuple[str, str]] = Counter()  # files of each split and class, in their order
     left_out: Counter[str] = Counter()
 
     def names() -> Iterator[str]:
-        for part in of_splits if is_split else [folder]:
+        for part in map(folder.joinpath, of_splits) if of_splits else [folder]:
             for each in _classes_in(part, endings, what, example):
                 found = sorted(_names_in(each, endings, left_out), key=lambda name: name.split(os.sep))
-                counts[part.name if is_split else "", each.name] += len(found)
+                counts[of_splits.get(part.name, ""), each.name] += len(found)
                 yield from (f"{each.relative_to(folder)}{os.sep}{name}" for name in found)
 
     paths = FilePaths(folder, joined_texts(names()))
@@ -96,7 +101,7 @@ def find_files(folder: str | Path, endings: Sequence[str], what: str, example: s
             "Remove the folders, or fill them."
         )
     splits, labels = (np.repeat(np.array(texts), list(counts.values())) for texts in zip(*counts, strict=True))
-    return ClassFiles(paths, labels, splits, dict(left_out))
+    return ClassFiles(paths, labels, splits, dict(left_out), note_on_names(of_splits))
 
 
 def _classes_in(folder: Path, endings: Sequence[str], what: str, example: str) -> list[Path]:

@@ -1,17 +1,18 @@
 """What a column of a table looks like, for `finetune new`: numbers, categories, sentences, files, or ids."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from finetune.data.file_endings import IMAGES, SOUNDS
+from finetune.data.split_names import SPLITS, is_split_name, splits_of_names
 from finetune.data.table_column import Column
 from finetune.data.table_head import is_unnamed
+from finetune.errors import DataError
 
-SPLITS = ("train", "test", "validation")  # those of `examples`, without TensorFlow
 _PLACEHOLDERS = (
     *("n/a", "na", "n.a.", "#n/a", "nan", "none", "nil", "null", "missing", "unknown", "undefined", "tbd"),
     *("#null!", "#value!", "#div/0!", "#ref!"),  # of spreadsheets
@@ -85,7 +86,7 @@ def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
         kind = "image"
     elif endings and all(ending in SOUNDS for ending in endings):
         kind = "audio"
-    elif {*SPLITS[:2]} <= {*counts} <= {*SPLITS}:
+    elif _are_splits(counts):
         kind = "split"
     elif words >= 3 and len(counts) > len(texts) / 2:
         kind = "text"
@@ -95,6 +96,15 @@ def survey_of_column(column: Column, rows: int) -> ColumnSurvey:
     few = (min(counts.values()), max(counts.values())) if counts else (0, 0)
     about = {"missing": rows - len(texts), "example": texts[0] if texts else ""}
     return ColumnSurvey(column.name, kind, len(counts), False, has_labels, *few, words, **about)
+
+
+def _are_splits(values: Collection[str]) -> bool:
+    if len(values) > len(SPLITS) or not all(map(is_split_name, values)):
+        return False
+    try:
+        return {*SPLITS[:2]} <= {*splits_of_names(values).values()}
+    except DataError:  # two names of the same split
+        return False
 
 
 def with_repeated_texts(columns: Sequence[ColumnSurvey]) -> tuple[ColumnSurvey, ...]:

@@ -11,9 +11,9 @@ import tensorflow as tf
 from finetune.data.augmentation import Augmentation
 from finetune.data.batches import batches_in_order
 from finetune.data.rows import Rows, rows_of, select, take
+from finetune.data.split_names import SPLITS
 from finetune.errors import DataError, counted, quote
 
-SPLITS = ("train", "test", "validation")
 _CHECKED_TOGETHER = 2**22  # values
 FEW_ROWS = 5  # a class with fewer is reported
 

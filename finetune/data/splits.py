@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.examples import SPLITS
+from finetune.data.split_names import SPLITS, is_split_name, splits_of_names
 from finetune.errors import DataError, did_you_mean, quote
 
 Indices = dict[str, np.ndarray]
@@ -65,19 +65,22 @@ def split_by_column(values: Sequence[Any], name: str) -> Indices:
     """Reads the split of each row from a column.
 
     Args:
-        values: `train`, `test` or `validation` for each row.
+        values: `train`, `test` or `validation` for each row, or as `finetune.data.split_names` has it.
         name: Name of the column, for messages.
 
     Raises:
         DataError: There are other values, or no row to train or to test on.
     """
     texts = np.array([str(value) for value in values])
-    unknown = sorted({*texts.tolist()} - {*SPLITS})
+    written = sorted({*texts.tolist()})
+    unknown = [text for text in written if not is_split_name(text)]
     if unknown:
         raise DataError(
             f"A column that says the split of each row holds {quote(SPLITS)}. `{name}` also holds {quote(unknown)}."
             f"{did_you_mean(unknown[0], SPLITS)}"
         )
+    split_of = splits_of_names(written)
+    texts = np.array([split_of[text] for text in texts.tolist()])
     indices = {split: np.flatnonzero(texts == split) for split in SPLITS if (texts == split).any()}
     missing = [split for split in SPLITS[:2] if split not in indices]
     if missing:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.column_survey import SPLITS, ColumnSurvey, is_placeholder, survey_of_column, with_repeated_texts
+from finetune.data.column_survey import ColumnSurvey, is_placeholder, survey_of_column, with_repeated_texts
 from finetune.data.file_endings import IMAGES, SOUNDS
 from finetune.data.several_tables import read_tables
+from finetune.data.split_names import is_split_name, split_folders, split_prefix, splits_of_names, with_rows_to_test
 from finetune.data.table_bytes import ending_of
 from finetune.data.table_column import Column
 from finetune.data.table_files import Table
@@ -155,10 +156,12 @@ def _survey_of_folder(folder: Path) -> DataSurvey:
 
 def _survey_of_classes(folder: Path, folders: Sequence[Path], what: str) -> DataSurvey:
     endings = IMAGES if what == "images" else SOUNDS
-    is_split = any(each.name == "train" for each in folders)
-    about: dict[str, Any] = {"has_validation": is_split and any(each.name == "validation" for each in folders)}
+    of_splits = split_folders([each.name for each in folders])
+    is_split = bool(of_splits)
+    about: dict[str, Any] = {"has_validation": "validation" in of_splits.values()}
     if is_split:
-        folders = [each for each in sorted((folder / "train").iterdir()) if each.is_dir() and each.name[0] != "."]
+        train = folder / next(name for name, split in of_splits.items() if split == "train")
+        folders = [each for each in sorted(train.iterdir()) if each.is_dir() and each.name[0] != "."]
     files = {
         each.name: [path for path in _files_below([each]) if path.suffix.lower() in endings][:_MOST_FILES]
         for each in folders
@@ -276,15 +279,21 @@ def _placeholders(table: Table) -> dict[str, str]:
 def _splits_of(tables: Sequence[Path], folder: Path) -> dict[str, Path]:
     if len(tables) == 1:
         return {"table": tables[0]}
-    by_split = {path.stem.lower(): path for path in tables}
-    keys = {"train": "table", "test": "test_table", "validation": "validation_table", "val": "validation_table"}
-    if "train" in by_split and "test" in by_split and set(by_split) <= set(keys):
-        return {keys[name]: path for name, path in by_split.items()}
+    keys = {"train": "table", "test": "test_table", "validation": "validation_table"}
+    by_name = {path.stem: path for path in tables}
+    if all(map(is_split_name, by_name)) and len(by_name) == len(tables):
+        splits = with_rows_to_test(splits_of_names(by_name))
+        if "train" in splits.values():
+            return {keys[split]: by_name[name] for name, split in splits.items()}
     # `train-00000-of-00008.parquet`, as data sets of Hugging Face are stored
-    shards = [re.fullmatch(rf"({'|'.join(keys)})([-_.]).*?(\.[^.]+(?:\.(?:gz|bz2|xz))?)", path.name) for path in tables]
-    patterns = {match[1]: folder / f"{match[1]}{match[2]}*{match[3]}" for match in shards if match}
-    if all(shards) and "train" in patterns and len({*patterns} & {"validation", "val"}) < 2:
-        return {keys[name]: path for name, path in patterns.items()}
+    rest = r"([-_.]).*?(\.[^.]+(?:\.(?:gz|bz2|xz))?)"
+    shards = [
+        (name, re.fullmatch(rest, path.name[len(name) :])) for path in tables if (name := split_prefix(path.name))
+    ]
+    patterns = {name: folder / f"{name}{match[1]}*{match[2]}" for name, match in shards if match}
+    splits = with_rows_to_test(splits_of_names(patterns))
+    if len([match for _, match in shards if match]) == len(tables) and "train" in splits.values():
+        return {keys[split]: patterns[name] for name, split in splits.items()}
     raise DataError(
         f"The folder `{folder}` holds several tables: {quote(_names(tables))}. Name one of them; or all of them, if "
         f"they have the same columns, by `{folder / f'*{_common_ending(tables)}'}`; or call them `train`, `test` and "
@@ -361,9 +370,10 @@ def _survey_of_records(files: Sequence[Path], pattern: str) -> DataSurvey:
     from finetune.data.record_features import Feature, look_at
     from finetune.data.tfrecord_files import read_index
 
-    by_split = {split: [path for path in files if path.name.lower().startswith(split)] for split in SPLITS}
-    is_split = bool(by_split["train"] and by_split["test"])
-    train = by_split["train"] if is_split else files
+    splits = with_rows_to_test(splits_of_names(dict.fromkeys(split_prefix(path.name) for path in files)))
+    by_split = {split: name for name, split in splits.items()}
+    is_split = "train" in by_split and "test" in by_split
+    train = [path for path in files if path.name.startswith(by_split["train"])] if is_split else files
     records = read_index(train)
     looks = look_at([records[number] for number in range(min(len(records), 100))])
     columns = []
@@ -373,7 +383,7 @@ def _survey_of_records(files: Sequence[Path], pattern: str) -> DataSurvey:
             columns.append(ColumnSurvey(name, kind, is_whole=look.stored == "int64" and look.shape == ()))
     source: Any = pattern
     if is_split:
-        source = {split: f"{Path(pattern).parent / split}*" for split, of in by_split.items() if of}
+        source = {split: f"{Path(pattern).parent / name}*" for split, name in by_split.items()}
     said = f"{len(records):,} records in {counted(len(files), 'file')}"
     shapes = {name: look.shape for name, look in looks.items() if isinstance(look, Feature)}
     return DataSurvey(
@@ -384,7 +394,7 @@ def _survey_of_records(files: Sequence[Path], pattern: str) -> DataSurvey:
         is_split,
         columns=tuple(columns),
         shape=max(shapes.values(), key=len, default=()),
-        has_validation=is_split and bool(by_split["validation"]),
+        has_validation=is_split and "validation" in by_split,
     )
 
 

@@ -63,6 +63,8 @@ def test_a_file_that_does_not_exist_has_the_line_and_the_nearest_name(photos_tab
     assert "Did you mean `holiday.png`?" in said
     change(photos_table, 4, "pictures/2.png,2,a")
     assert "The folder `" in problem(photos_table, images_network())
+    change(photos_table, 4, "pictures\\2.png,2,a")
+    assert "`, with `/` between folders and not `\\`. Correct them" in problem(photos_table, images_network())
 
 
 def test_a_file_that_is_no_image_has_the_line(photos_table):

@@ -35,6 +35,16 @@ def test_folders_of_splits_hold_folders_of_classes(made):
     ]
 
 
+def test_folders_of_splits_may_be_called_as_others_do_and_what_becomes_a_test_is_said(made):
+    files = made("train/dog/a.wav", "val/dog/b.wav")
+    assert files.splits.tolist() == ["train", "test"]
+    [said] = files.warnings((".wav",))
+    assert said.startswith("`val` is all there is beside `train`: its rows test. Where")
+    files = made("test/dog/c.wav")
+    assert files.splits.tolist() == ["test", "train", "validation"]
+    assert files.warnings((".wav",)) == []
+
+
 def test_files_are_sorted_by_folders_first(made):
     assert list(made("dog/a/b.wav", "dog/a.wav", "dog/a-1.wav", "dog/B.wav").paths.names) == [
         "dog/B.wav",

@@ -93,6 +93,15 @@ def test_a_column_can_say_the_split():
     assert {name: rows.tolist() for name, rows in splits.items()} == {"train": [0, 2], "test": [1], "validation": [3]}
 
 
+def test_a_column_may_call_splits_as_others_do():
+    splits = split_by_column(["Train", "Test", "Train", "val"], "part")
+    assert {name: rows.tolist() for name, rows in splits.items()} == {"train": [0, 2], "test": [1], "validation": [3]}
+    with pytest.raises(DataError, match="`part` has none of `test`"):
+        split_by_column(["train", "val"], "part")
+    with pytest.raises(DataError, match="`dev`, `val` all stand for `validation`"):
+        split_by_column(["train", "val", "dev"], "part")
+
+
 def test_a_column_with_other_values_is_an_error():
     with pytest.raises(DataError, match=r"`part` also holds `tset`\. Did you mean `test`"):
         split_by_column(["train", "tset"], "part")

@@ -62,7 +62,7 @@ def test_folders_of_splits_have_the_classes_of_the_training_rows(tmp_path):
     found = survey(tmp_path)
     assert (found.is_split, found.rows, found.classes) == (True, 6, {"cat": 3, "dog": 3})
     assert not found.has_validation
-    (tmp_path / "validation").mkdir()
+    (tmp_path / "valid").mkdir()
     assert survey(tmp_path).has_validation
 
 
@@ -111,6 +111,12 @@ def test_json_lines_are_a_table_and_a_folder_of_tables_may_be_its_splits(tmp_pat
         "test_table": "test.csv",
         "validation_table": "val.csv",
     }
+    for name in ("train", "dev"):
+        write_table(tmp_path / "two" / f"{name}.csv", "u,label\n1,0\n2,1\n")
+    assert {key: path.name for key, path in survey(tmp_path / "two").source.items()} == {
+        "table": "train.csv",
+        "test_table": "dev.csv",
+    }
     assert found.is_split
     assert found.has_validation
 
@@ -156,6 +162,8 @@ def test_records_are_known_by_their_features_in_a_file_a_folder_and_a_pattern(tm
     assert kinds(found) == {"label": "number", "values": "number"}
     assert survey(tmp_path / "train-0.tfrecord").source == {"tfrecord": str(tmp_path / "train-0.tfrecord")}
     assert survey(tmp_path / "t*-0.tfrecord").rows == 6
+    (tmp_path / "validation-0.tfrecord").rename(tmp_path / "Val-0.tfrecord")
+    assert survey(tmp_path).source["tfrecord"]["validation"] == str(tmp_path / "Val*")
     assert refusal(tmp_path / "nope-*").startswith(f"No file matches `{tmp_path}/nope-*`.")
 
 
