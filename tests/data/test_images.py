@@ -246,7 +246,7 @@ def test_folders_named_after_splits_say_the_split(save, tmp_path):
     ("names", "said"),
     [
         (["pets/a.png", "pets/b.png"], "holds no folders, and 2 images. Move the images of each class into a folder"),
-        (["pets/train/cat/a.png", "pets/valid/cat/a.png"], "also holds `valid`. Did you mean `validation`"),
+        (["pets/train/cat/a.png", "pets/valdation/cat/a.png"], "also holds `valdation`. Did you mean `validation`"),
         (["pets/cat/a.png", "pets/dog/a.tiff"], "`dog` in `"),
         (["pet/cat/a.png"], "Images lie in a folder. `"),
     ],
