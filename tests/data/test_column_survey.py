@@ -35,7 +35,14 @@ def test_sentences_that_stand_in_many_rows_are_text_and_names_of_categories_are_
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [(("train", "test"), "split"), (("train", "test", "validation"), "split"), (("train", "exam"), "category")],
+    [
+        (("train", "test"), "split"),
+        (("train", "test", "validation"), "split"),
+        (("Train", "Test", "Val"), "split"),
+        (("train", "exam"), "category"),
+        (("train", "val"), "category"),  # which says no rows to test on
+        (("train", "training", "test"), "category"),
+    ],
 )
 def test_a_column_of_train_and_test_says_the_split(tmp_path, values, kind):
     rows = [f"{n},{values[n % len(values)]}" for n in range(30)]
