@@ -107,10 +107,11 @@ def _columns_shown(console: Console) -> Iterator[None]:
 
 def _draw(examples: Examples, path: Path) -> int:
     """Draws the first training images of each class in turn, also as epochs see them; returns how many."""
-    labels = class_numbers(examples.y_train, len(examples.class_names))
-    if labels is None:  # their numbers are shown
-        y = examples.y_train
-        labels = y if isinstance(y, np.ndarray) and y.ndim == 1 else np.zeros(len(examples.train))
+    y, names = examples.y_train, examples.class_names
+    classes = class_numbers(y, len(names))
+    labels = classes if classes is not None else y
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1:  # several targets: no class to take turns by
+        labels = np.zeros(len(examples.train))
     # The first row of each class, then the second, and so on.
     turns = np.zeros(len(labels), int)
     for label in np.unique(labels):
@@ -121,8 +122,9 @@ def _draw(examples: Examples, path: Path) -> int:
     pictures = [np.asarray(array) for _, array in leaves("", x) if len(array.shape) == 4 and array.shape[-1] in (1, 3)]
     if not pictures:
         return 0
-    names = examples.class_names
-    texts = [names[int(labels[row])] if names else str(labels[row]) for row in rows]
+    shown_targets = y if classes is None else classes
+    is_shown = isinstance(shown_targets, np.ndarray)  # not by the names of outputs
+    texts = [_target_text(shown_targets[row], names) if is_shown else "" for row in rows]
     shown = list(pictures[0])
     if examples.augmentation:
         # Below: what the first of them look like in three epochs.
@@ -135,6 +137,17 @@ def _draw(examples: Examples, path: Path) -> int:
             texts += labels
     write_contact_sheet(shown, texts, path, columns=_COLUMNS)
     return len(rows)
+
+
+def _target_text(target: np.ndarray, names: Sequence[str]) -> str:
+    """Returns the class, the labels or the first numbers of a row; nothing of a mask."""
+    if np.ndim(target) > 1:
+        return ""
+    if names and np.ndim(target) == 0:
+        return names[int(target)]
+    if names and len(target) == len(names):
+        return "|".join(name for name, value in zip(names, target, strict=True) if value)
+    return ", ".join(map(str, np.atleast_1d(target)[:4]))
 
 
 def _augmented(examples: Examples, rows: np.ndarray, epoch: int) -> tuple[list[np.ndarray], list[str]]:

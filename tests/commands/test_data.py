@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from finetune.commands.data import show_data
+from finetune.commands.data import _target_text, show_data
 
 
 def shown(recipe, *overrides, sheet=None):
@@ -27,6 +27,15 @@ def test_images_are_shown_with_their_splits_and_classes_and_on_a_sheet(photos):
     # The first row of each class comes before the second of any: blue, green, red.
     middles = [pixels[8 + 56, 8 + 56 + 120 * place].argmax() for place in range(3)]
     assert middles == [2, 1, 0]
+
+
+def test_targets_below_images_are_the_class_all_labels_or_the_numbers():
+    names = ["round", "square"]
+    targets = [np.int64(1), np.array([0.0, 1.0]), np.array([1.0, 1.0]), np.array([0.0, 0.0])]
+    assert [_target_text(target, names) for target in targets] == ["square", "square", "round|square", ""]
+    assert _target_text(np.array([1.5, 2.0], np.float32), []) == "1.5, 2.0"
+    assert _target_text(np.float32(13.2), []) == "13.2"
+    assert _target_text(np.zeros((4, 4)), names) == ""
 
 
 def test_columns_are_shown_with_what_was_fitted_to_them(photos):
